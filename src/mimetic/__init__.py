@@ -1,0 +1,29 @@
+"""Mimetic initialization of self-attention layers (Trockman & Kolter, ICML 2023): the public names."""
+
+from mimetic.adapters import register_adapter
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
+from mimetic.construct import factor, factor_top_k, semi_diagonal
+from mimetic.initialize import INITIALIZERS, LANGUAGE, VISION, MimeticSpec, WrittenLayer, initialize_, mimetic_init_
+from mimetic.measure import fit, measure
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INITIALIZERS",
+    "LANGUAGE",
+    "VISION",
+    "AttentionLayer",
+    "MimeticSpec",
+    "MimeticWarning",
+    "UnsupportedAttention",
+    "WrittenLayer",
+    "attention_layers",
+    "factor",
+    "factor_top_k",
+    "fit",
+    "initialize_",
+    "measure",
+    "mimetic_init_",
+    "register_adapter",
+    "semi_diagonal",
+]

@@ -1,0 +1,42 @@
+"""torch.nn.MultiheadAttention, packed and separate in_proj, and so torchvision's ViT and nn.Transformer."""
+
+from mimetic.adapters import gain, linear_in, split_out, usable
+from mimetic.attention import AttentionLayer
+
+
+def multihead_attention(module, name, ancestors) -> AttentionLayer:
+    """W_Q, W_K, W_V are (out, in) rows of in_proj_weight, or q/k/v_proj_weight where key or value widths differ."""
+    d, heads = module.embed_dim, module.num_heads
+    if module.in_proj_weight is not None:
+        ws = usable(module.in_proj_weight, name, "in_proj_weight").unflatten(0, (3, d)).unbind(0)
+    else:
+        ws = [usable(getattr(module, f"{part}_proj_weight"), name, f"{part}_proj_weight") for part in "qkv"]
+    q, k, v = (split_out(w.mT, heads, name) for w in ws)
+    bs = (None,) * 3
+    if module.in_proj_bias is not None:
+        bs = usable(module.in_proj_bias, name, "in_proj_bias").view(3, heads, -1).unbind(0)
+    proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
+    path, parent = ancestors[0] if ancestors else ("", None)
+    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") else "self"
+    in_gain, known, caveats = _pre_norm(path, parent, name)
+    if module.bias_k is not None:
+        caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
+    return AttentionLayer(name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=caveats)
+
+
+def _pre_norm(path, parent, name):
+    """(gain, known, caveats) of the norm that feeds the layer, for the blocks whose order is known."""
+    if parent is None:  # the bare layer: nothing around it to fold
+        return None, True, ()
+    block = f"{type(parent).__module__}.{type(parent).__qualname__}"
+    if block == "torchvision.models.vision_transformer.EncoderBlock":
+        return gain(parent.ln_1, name), True, ()
+    if block in ("torch.nn.modules.transformer.TransformerEncoderLayer", "torch.nn.modules.transformer.TransformerDecoderLayer"):
+        if not parent.norm_first:
+            return None, True, ()
+        # the decoder's cross-attention reads its queries through norm2 and its keys from the encoder
+        return (gain(parent.norm1, name), True, ()) if path == "self_attn" else (None, False, ())
+    return None, False, ()
+
+
+READERS = {"torch.nn.modules.activation.MultiheadAttention": multihead_attention}

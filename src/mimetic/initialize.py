@@ -1,0 +1,369 @@
+"""Mimetic initialization of a model's attention layers, in place, and whole-model initialisers by name.
+
+    W_Q W_K^T  ~ qk_alpha Z + qk_beta I   per head, a fresh Z each, truncated to rank head_dim
+    W_V W_proj ~ vp_alpha Z + vp_beta I   per layer
+
+Source: Trockman & Kolter 2023 (arXiv 2305.09828), method section; the constants are the majority of public code.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from mimetic import lapack
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, scan
+from mimetic.construct import NOISES, semi_diagonal
+
+BIASES = ("zero", "keep")
+
+# Heads that share their keys (grouped-query attention) share this part of their noise's variance; see _qk_targets.
+SHARED_NOISE = 0.5
+TIE_BREAK = 1e-3
+
+
+@dataclass(frozen=True)
+class MimeticSpec:
+    """The constants of the targets. Signs live in beta. Each is one number, or one number a layer."""
+
+    qk_alpha: float | Sequence[float] = 0.7  # noise of W_Q W_K^T
+    qk_beta: float | Sequence[float] = 0.7  # identity of W_Q W_K^T
+    vp_alpha: float | Sequence[float] = 0.4  # noise of W_V W_proj
+    vp_beta: float | Sequence[float] = -0.4  # identity of W_V W_proj
+    noise: str = "normal"  # "normal" N(0, 1/d) or "uniform" of the same variance
+
+    def __post_init__(self):
+        if self.noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
+        for name in self.constants():
+            value = getattr(self, name)
+            values = (value,) if isinstance(value, (int, float)) else tuple(value)
+            if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
+            if not isinstance(value, (int, float)):
+                object.__setattr__(self, name, tuple(float(v) for v in values))
+        for part in ("qk", "vp"):
+            if not getattr(self, f"{part}_alpha") and not getattr(self, f"{part}_beta"):
+                raise ValueError(f"{part}_alpha and {part}_beta are both 0: such weights never learn; use {part}=False instead")
+
+    @classmethod
+    def constants(cls) -> list[str]:
+        return [f.name for f in fields(cls) if f.name != "noise"]
+
+    def layer(self, i: int, count: int) -> dict[str, float]:
+        """The four constants of layer i of count. Raises ValueError if a sequence has another length than count."""
+        out = {}
+        for name in self.constants():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                if len(value) != count:
+                    raise ValueError(f"{name} has {len(value)} values, the model has {count} layers to write")
+                value = value[i]
+            out[name] = float(value)
+        return out
+
+
+VISION = MimeticSpec()
+# The signs that are reported for GPT-2 (QK negative, V.proj positive; a secondary source) with VISION's sizes. Where
+# VISION is the paper's published claim, this is a starting point: measure and fit your own model before relying on it.
+LANGUAGE = MimeticSpec(qk_beta=-0.7, vp_beta=0.4)
+
+
+@dataclass(frozen=True)
+class WrittenLayer:
+    """What mimetic_init_ wrote into one layer; pandas.DataFrame(list of these) is a table."""
+
+    name: str
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qk_target: tuple[float, float] | None  # (alpha, beta), None where the product was left alone
+    qk_diagonal: float | None  # mean diagonal of W_Q W_K^T over heads, after truncation
+    vp_target: tuple[float, float] | None
+    vp_diagonal: float | None  # mean diagonal of W_V W_proj
+    zeroed_biases: tuple[str, ...]
+    dtype: str
+    tied_to: str | None = None  # an earlier layer with the same parameters, which were written once
+
+
+@torch.no_grad()
+def mimetic_init_(
+    model: nn.Module,
+    spec: MimeticSpec = VISION,
+    *,
+    qk: bool = True,
+    vp: bool = True,
+    biases: str = "zero",
+    cross: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[WrittenLayer]:
+    """Write semi-diagonal products into every self-attention layer of a model, in place.
+
+    Nothing but attention weights (and their biases) is touched. All checks come before the first write. The targets are
+    drawn on the generator's device (CPU without one) and factorised on the CPU in float32 or better, then cast to the
+    parameters' dtype and device: one seed gives the same weights everywhere. Cost: heads * d^3 per layer (see docs).
+
+    Grouped-query attention: the query heads of one key head cannot each have a product of their own. Their targets share
+    half of their noise's variance, W_K takes the directions that serve the group best (the top right singular vectors of
+    its stacked targets), and each W_Q the best fit given those: rank head_dim, the diagonal about a tenth below a head of
+    its own. W_V W_proj is the best approximation of rank num_kv_heads * head_dim, its right factor split evenly among
+    the query heads that share a value head. More head dimensions than d_model: the exact factors, spread by a random
+    rotation so that no direction is dead.
+
+    Args:
+        model: any module with supported attention layers (see the coverage table).
+        spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless cross.
+        qk: write W_Q and W_K.
+        vp: write W_V and W_proj.
+        biases: "zero" zeroes the biases of what is written, "keep" leaves them.
+        cross: also write cross-attention layers (outside the paper's setting); they are left alone otherwise.
+        generator: source of randomness; None takes torch's global one.
+
+    Returns:
+        One WrittenLayer for each layer, in order.
+
+    Raises:
+        UnsupportedAttention: a layer cannot be handled; names it and the reason. Nothing was written.
+        ValueError: bad biases, spec or combination of arguments. Nothing was written.
+
+    Warns:
+        MimeticWarning: RoPE, QK-norm and other things that change the effect; layers that were left alone.
+    """
+    if biases not in BIASES:
+        raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
+    if not (qk or vp):
+        raise ValueError("nothing to write: qk and vp are both False")
+    if not isinstance(spec, MimeticSpec):
+        raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
+    layers, tied = _choose(model, cross)
+    constants = [spec.layer(i, len(layers)) for i in range(len(layers))]
+    for layer in layers:
+        _check_shapes(layer, qk, vp)
+    _warn(layers, qk, vp)
+
+    written = {}
+    jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
+    for (layer, c, part, g), lefts, right in _factor(jobs, generator):
+        diagonals = written.setdefault(layer.name, {"qk": [], "vp": []})[part]
+        diagonals.append(float((lefts * right.mT).sum(-1).mean()))
+        if part == "qk":
+            group = layer.num_heads // layer.num_kv_heads
+            layer.q[:, g * group : (g + 1) * group].copy_(lefts.movedim(0, 1))
+            layer.k[:, g].copy_(right.mT)
+        else:
+            _write_vp(layer, lefts[0], right)
+    zeroed = {layer.name: _zero_biases(layer, qk, vp) if biases == "zero" else () for layer in layers}
+
+    def report(layer, c, tied_to=None):
+        # after _factor each diagonal is that of the float32 factors, before the cast to the layer's dtype
+        means = {part: sum(v) / len(v) if v else None for part, v in written[tied_to or layer.name].items()}
+        return WrittenLayer(
+            layer.name, layer.d_model, layer.num_heads, layer.num_kv_heads, layer.head_dim,
+            (c["qk_alpha"], c["qk_beta"]) if qk else None, means["qk"],
+            (c["vp_alpha"], c["vp_beta"]) if vp else None, means["vp"],
+            zeroed[tied_to or layer.name], str(layer.q.dtype).removeprefix("torch."), tied_to,
+        )  # fmt: skip
+
+    by_name = {layer.name: c for layer, c in zip(layers, constants)}
+    return [report(layer, c) for layer, c in zip(layers, constants)] + [
+        report(layer, by_name[other], other) for layer, other in tied
+    ]
+
+
+def _choose(model: nn.Module, cross: bool) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
+    """The layers to write, and (layer, name of the earlier one) for those whose parameters are an earlier layer's."""
+    found = scan(model)
+    every = found.require(model)
+    chosen = [layer for layer in every if cross or layer.kind == "self"]
+    left = [layer.name for layer in every if layer not in chosen]
+    if not chosen:
+        raise UnsupportedAttention(f"{left[0]}: only cross-attention was found; cross=True writes it all the same")
+    if left:
+        _say(f"{_names(left)}: cross-attention, left alone (cross=True writes it too)")
+    for name, reason in found.passed_over.items():
+        _say(f"{name}: left alone, {reason}")
+    layers, tied, seen = [], [], {}
+    for layer in chosen:
+        keys = [(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()) for t in _weights(layer)]
+        if len(set(keys)) < 4:
+            raise UnsupportedAttention(f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone")
+        owners = {seen.get(key) for key in keys}
+        if owners == {None}:
+            layers.append(layer)
+            seen.update(dict.fromkeys(keys, layer.name))
+        elif len(owners) == 1:
+            tied.append((layer, owners.pop()))
+        else:
+            other = next(o for o in owners if o)
+            raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {other}")
+    return layers, tied
+
+
+def _weights(layer: AttentionLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return layer.q, layer.k, layer.v, layer.proj
+
+
+def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:
+    d = layer.d_model
+    if qk and layer.k.shape[0] != d:
+        raise UnsupportedAttention(
+            f"{layer.name}: queries are made from width {d}, keys from width {layer.k.shape[0]}; W_Q W_K^T has no diagonal"
+        )
+    if vp and (layer.v.shape[0], layer.proj.shape[2]) != (d, d):
+        raise UnsupportedAttention(
+            f"{layer.name}: values are made from width {layer.v.shape[0]} and written to width {layer.proj.shape[2]} "
+            f"in a model of width {d}; W_V W_proj has no diagonal"
+        )
+    if layer.num_heads % layer.num_kv_heads or layer.v.shape[1] != layer.num_kv_heads:
+        raise UnsupportedAttention(
+            f"{layer.name}: {layer.num_heads} query, {layer.num_kv_heads} key and {layer.v.shape[1]} value heads do not group"
+        )
+
+
+def _warn(layers: list[AttentionLayer], qk: bool, vp: bool) -> None:
+    caveats: dict[str, list[str]] = {}
+    for layer in layers:
+        for caveat in layer.caveats:
+            caveats.setdefault(caveat, []).append(layer.name)
+    for caveat, names in caveats.items():
+        _say(f"{_names(names)}: {caveat}")
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers ({names[0]} to {names[-1]})"
+
+
+def _say(text: str) -> None:
+    # stacklevel 4: the caller of mimetic_init_, through no_grad's wrapper
+    warnings.warn(text, MimeticWarning, stacklevel=5)
+
+
+def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, Tensor, int]]:
+    """((layer, constants, part, key head), targets (g, d, d), rank), each drawn when it is asked for."""
+    for layer, c in zip(layers, constants):
+        if qk:
+            group = layer.num_heads // layer.num_kv_heads
+            for g in range(layer.num_kv_heads):
+                stack = _qk_targets(layer.d_model, group, c["qk_alpha"], c["qk_beta"], noise, generator)
+                yield (layer, c, "qk", g), stack, layer.head_dim
+        if vp:
+            target = semi_diagonal(layer.d_model, c["vp_alpha"], c["vp_beta"], generator=generator, noise=noise)
+            yield (layer, c, "vp", 0), target[None], layer.v.shape[1] * layer.v.shape[2]
+
+
+def _qk_targets(d, group, alpha, beta, noise, generator) -> Tensor:
+    """Targets (group, d, d) of the query heads that share one key head, each distributed as alpha Z + beta I.
+
+    With independent noise the shared directions keep only about 70 to 80 % of the diagonal that a head of its own would
+    keep, with the same noise the heads are copies of each other. Half and half keeps 90 to 93 % and the heads apart
+    (measured for groups of 3 to 8).
+    """
+    # a bare multiple of I has no directions of its own: a trace of noise draws them, else all heads would get the same ones
+    alpha = alpha or TIE_BREAK * abs(beta)
+    if group == 1:
+        return semi_diagonal(d, alpha, beta, generator=generator, noise=noise)[None]
+    common = semi_diagonal(d, alpha * SHARED_NOISE**0.5, beta, generator=generator, noise=noise)
+    own = [semi_diagonal(d, alpha * (1 - SHARED_NOISE) ** 0.5, 0.0, generator=generator, noise=noise) for _ in range(group)]
+    return common + torch.stack(own)
+
+
+def _factor(jobs, generator) -> Iterator[tuple[tuple, Tensor, Tensor]]:
+    """(key, lefts (g, d, rank), right (rank, d)) for each job, ranks above d spread by a random rotation."""
+    waiting = deque()
+
+    def feed():
+        for key, stack, rank in jobs:
+            d, spread = stack.shape[-1], None
+            if rank > d:  # drawn here, in the order of the jobs, not when a thread is done
+                device = generator.device if generator is not None else "cpu"
+                spread = torch.linalg.qr(torch.randn(rank, d, generator=generator, device=device).cpu())[0].mT
+            waiting.append((key, spread))
+            yield stack.cpu(), min(rank, d)
+
+    for lefts, right in lapack.factor_all(feed()):
+        key, spread = waiting.popleft()
+        if spread is not None:
+            # its rows are orthonormal: lefts @ spread @ spread.T @ right = lefts @ right, and no head dimension is dead
+            lefts, right = lefts @ spread, spread.mT @ right
+        yield key, lefts, right
+
+
+def _write_vp(layer: AttentionLayer, left: Tensor, right: Tensor) -> None:
+    """left (d, r) into W_V, right (r, d) into W_proj, r = num_kv_heads * head_dim."""
+    _, heads, k = layer.v.shape
+    group = layer.num_heads // heads
+    layer.v.copy_(left.unflatten(1, (heads, k)))
+    layer.proj.copy_(right.unflatten(0, (heads, k)).repeat_interleave(group, dim=0) / group)
+
+
+def _zero_biases(layer: AttentionLayer, qk: bool, vp: bool) -> tuple[str, ...]:
+    names = (("q_bias", "k_bias") if qk else ()) + (("v_bias", "proj_bias") if vp else ())
+    present = tuple(n for n in names if getattr(layer, n) is not None)
+    for n in present:
+        getattr(layer, n).zero_()
+    return present
+
+
+# --- whole models, by name -------------------------------------------------------------------------------------------
+
+
+def init_timm_(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """timm's ViT default: nn.Linear weights trunc-normal with std .02, biases 0; learned position embedding and class token
+    as timm has them (std .02 and 1e-6); everything else (patch embedding, norms) as PyTorch. Source: timm
+    models/vision_transformer.py, init_weights_vit_timm."""
+    init_torch_(model, generator)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_torch_(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """PyTorch's own default of every module (reset_parameters), with a seed drawn from the generator; position embedding
+    and class token, which PyTorch has no default for, as timm has them."""
+    device = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**31, (), generator=generator, device=device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    for name, p in model.named_parameters():
+        if name.endswith("pos_embed") and p.requires_grad:
+            nn.init.trunc_normal_(p, std=0.02, generator=generator)
+        elif name.endswith("cls_token"):
+            nn.init.normal_(p, std=1e-6, generator=generator)
+
+
+INITIALIZERS = ("timm", "torch", "mimetic", "mimetic-qk", "mimetic-vp")
+
+
+@torch.no_grad()
+def initialize_(
+    model: nn.Module, name: str, *, spec: MimeticSpec = VISION, generator: torch.Generator | None = None
+) -> None:
+    """Initialise a whole model in place by name, on its CPU copy's random numbers.
+
+    "timm" and "torch" are defaults; "mimetic" is "timm" with both products written over, "mimetic-qk" and "mimetic-vp"
+    with one of them. The part that the mimetic names do not write is the same as under "timm" with the same generator
+    state, so that two arms with one seed differ in attention weights only.
+
+    Raises:
+        ValueError: unknown name; the message lists the choices.
+    """
+    if name not in INITIALIZERS:
+        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
+    if name == "torch":
+        init_torch_(model, generator)
+        return
+    init_timm_(model, generator)
+    if name != "timm":
+        mimetic_init_(model, spec, qk=name != "mimetic-vp", vp=name != "mimetic-qk", generator=generator)

@@ -1,0 +1,155 @@
+"""From a model to numbers: how diagonal its products are, against chance, and the constants that imitate them."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
+from mimetic.construct import factor_top_k, semi_diagonal
+from mimetic.initialize import MimeticSpec
+
+LAYER_HEAD = -1  # the head column of a row about the whole layer
+
+
+def measure(
+    model: nn.Module | list[AttentionLayer], fold: bool = False, *, heads: bool = True, cross: bool = False
+) -> pd.DataFrame:
+    """One row a product: W_Q W_K^T of every head ("qk"), W_V W_proj of every head and of the layer ("vp", head -1).
+
+    Columns: layer (index), name, head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries;
+    z = diag_mean / offdiag_sd; and what z would be by chance: null_mean and null_sd, the exact mean and standard
+    deviation of z over all ways to pair the product's rows with its columns at random (Hoeffding 1951); for unrelated
+    random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
+
+    Args:
+        model: a module, or a list of AttentionLayer.
+        fold: with the LayerNorm gain and LayerScale in the product; see AttentionLayer.qk.
+        heads: False leaves out the rows of W_V W_proj for single heads.
+        cross: also cross-attention layers whose two sides have one width.
+
+    Raises:
+        UnsupportedAttention: no supported layer, or (fold=True) a layer whose gains are not known.
+    """
+    rows = []
+    for i, layer in enumerate(_layers(model, cross)):
+        for h in range(layer.num_heads):
+            rows.append({"layer": i, "name": layer.name, "head": h, "product": "qk", **statistics(layer.qk(h, fold))})
+        for h in (*(range(layer.num_heads) if heads else ()), None):
+            number = LAYER_HEAD if h is None else h
+            rows.append({"layer": i, "name": layer.name, "head": number, "product": "vp", **statistics(layer.vp(h, fold))})
+    return pd.DataFrame(rows)
+
+
+def statistics(A: Tensor) -> dict[str, float]:
+    """The numbers of one (d, d) product; see measure."""
+    A = A.double()
+    d = A.shape[0]
+    diagonal = A.diagonal()
+    mean, grand = diagonal.mean().item(), A.mean()
+    pairs = d * (d - 1)
+    # about its own mean first: subtracting squares of large numbers would lose a small spread
+    centre = (A.sum() - diagonal.sum()) / max(pairs, 1)
+    off_squares = (A - centre).square().sum() - (diagonal - centre).square().sum()
+    offdiag_sd = (off_squares / (pairs - 1)).clamp_min(0).sqrt().item() if d > 1 else float("nan")
+    centred = A - A.mean(0, keepdim=True) - A.mean(1, keepdim=True) + grand
+    null_sd = (centred.square().sum() / (d - 1)).sqrt().item() / d if d > 1 else float("nan")
+    z, null_mean, null_sd = (np.divide(x, offdiag_sd) if offdiag_sd else np.nan for x in (mean, grand.item(), null_sd))
+    return {
+        "diag_mean": mean,
+        "diag_sd": diagonal.std().item() if d > 1 else float("nan"),
+        "offdiag_sd": offdiag_sd,
+        "z": float(z),
+        "null_mean": float(null_mean),
+        "null_sd": float(null_sd),
+        "sigmas": float((z - null_mean) / null_sd) if null_sd else float("nan"),
+    }
+
+
+def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticSpec:
+    """Measure, then mimic: the spec, one value a layer, whose products have this model's diagonals and spreads.
+
+    V.proj: beta is the mean diagonal, alpha = sqrt(d) * the spread off the diagonal. QK: the spec's target is truncated to
+    rank head_dim afterwards, which shrinks both, so (alpha, beta) are those whose *truncated* product has the layer's mean
+    diagonal and root-mean-square spread over heads (found on random draws with a fixed seed). So
+    `mimetic_init_(fresh, fit(trained))` gives a fresh model the trained one's statistics, at any seed.
+
+    Raises:
+        UnsupportedAttention: no supported self-attention layer, or (fold=True) a layer whose gains are not known.
+
+    Warns:
+        MimeticWarning: a diagonal stronger than any alpha Z + beta I of that rank has; the nearest ratio is taken.
+    """
+    layers = _layers(model, cross=False)
+    table = measure(layers, fold, heads=False)
+    out: dict[str, list[float]] = {name: [] for name in MimeticSpec.constants()}
+    for i, layer in enumerate(layers):
+        d = layer.d_model
+        rows = table[table.layer == i]
+        vp = rows[rows["product"] == "vp"].iloc[0]
+        alpha, beta = _untruncate(vp.diag_mean, vp.offdiag_sd, d, min(d, layer.v.shape[1] * layer.v.shape[2]), layer.name)
+        out["vp_alpha"].append(alpha)
+        out["vp_beta"].append(beta)
+        qk = rows[rows["product"] == "qk"]
+        spread = float(np.sqrt(np.mean(qk.offdiag_sd**2)))
+        alpha, beta = _untruncate(float(qk.diag_mean.mean()), spread, d, min(d, layer.head_dim), layer.name)
+        out["qk_alpha"].append(alpha)
+        out["qk_beta"].append(beta)
+    return MimeticSpec(**{name: tuple(values) for name, values in out.items()})
+
+
+def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tuple[float, float]:
+    """(alpha, beta) whose rank-k truncation in width d has this mean diagonal and off-diagonal sd."""
+    if k == d:
+        return spread * d**0.5, diagonal
+    ratios, means, spreads = _truncation_curve(d, k)
+    wanted = abs(diagonal) / spread
+    if wanted > (means / spreads)[-1]:
+        warnings.warn(
+            f"{name}: a diagonal of {wanted:.2f} times the spread is more than a rank-{k} product in width {d} can have "
+            f"around alpha Z + beta I; beta = {ratios[-1]:g} alpha is taken",
+            MimeticWarning,
+            stacklevel=4,
+        )
+    ratio = float(np.interp(wanted, means / spreads, ratios))
+    # both scale with alpha: the spread fixes it
+    alpha = spread / float(np.interp(ratio, ratios, spreads))
+    return alpha, float(np.copysign(ratio * alpha, diagonal))
+
+
+@lru_cache(maxsize=64)
+def _truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """beta/alpha, and for alpha = 1 the mean diagonal and off-diagonal sd after truncation to rank k of d.
+
+    Drawn in a smaller width with the same k/d where d is large: the diagonal depends on the ratio alone, the spread
+    falls with 1/sqrt(d).
+    """
+    width = min(d, 192)
+    rank = max(1, round(k * width / d))
+    ratios = np.concatenate([np.linspace(0, 2, 9), [2.5, 3, 4, 6, 10]])
+    generator = torch.Generator().manual_seed(0)
+    noise = [semi_diagonal(width, 1.0, 0.0, generator=generator, dtype=torch.float64) for _ in range(4)]
+    means, spreads = [], []
+    for ratio in ratios:
+        products = [left @ right for left, right in (factor_top_k(Z + ratio * torch.eye(width), rank) for Z in noise)]
+        numbers = [statistics(P) for P in products]
+        # at beta = 0 there is no sign to keep: the expected diagonal is 0
+        means.append(np.mean([n["diag_mean"] for n in numbers]) if ratio else 0.0)
+        spreads.append(np.sqrt(np.mean([n["offdiag_sd"] ** 2 for n in numbers])) * (width / d) ** 0.5)
+    return ratios, np.array(means), np.array(spreads)
+
+
+def _layers(model: nn.Module | list[AttentionLayer], cross: bool) -> list[AttentionLayer]:
+    every = model if isinstance(model, list) else attention_layers(model)
+    layers = [layer for layer in every if (cross or layer.kind == "self")]
+    if not layers:
+        raise UnsupportedAttention(f"no self-attention layer among {len(every)} attention layers (cross=True takes them too)")
+    for layer in layers:
+        if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} != {layer.d_model}:
+            raise UnsupportedAttention(f"{layer.name}: its inputs and output have different widths, so there is no diagonal")
+    return layers
