@@ -23,7 +23,9 @@ ROPE = "RoPE rotates queries and keys by position after these weights: the produ
 QK_NORM = "QK-norm rescales every query and key after these weights: the direction of W_Q W_K^T is kept, its size is not"
 INNER_NORM = "a norm sits between the heads and proj: W_V W_proj acts only up to that norm's scale"
 GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts only up to that gate"
-UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are sqrt(head_dim) times those of the paper's attention"
+UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
+VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
+OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
 class NotSelfAttention(UnsupportedAttention):
@@ -50,27 +52,41 @@ def find_reader(cls: type) -> Reader | None:
     """The reader for a class, or for the listed class whose forward it inherits unchanged."""
     from mimetic.adapters import own, timm, torch_nn, transformers
 
-    tables = (own.READERS, torch_nn.READERS, timm.READERS, transformers.READERS)
+    tables = (own.READERS, torch_nn.READERS, timm.READERS, getattr(transformers, "READERS", {}))
     for base in cls.__mro__:
         if base in _CUSTOM:
             return _CUSTOM[base]
         key = f"{base.__module__}.{base.__qualname__}"
         for table in tables:
             if key in table:
-                # a subclass that computes something else may mean something else by the same weights
-                return table[key] if cls.forward is base.forward else None
+                return table[key] if cls.forward is base.forward else _changed(base)
     return None
+
+
+def _changed(base: type) -> Reader:
+    def refuse(module, name, ancestors):
+        raise UnsupportedAttention(
+            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, so the same weights may mean "
+            "something else; register_adapter it if they do not"
+        )
+
+    return refuse
 
 
 _LOOKS = re.compile(r"attention|attn|^mha|mhsa|^xca$", re.IGNORECASE)
 
 
+_PARTS = ({"qkv"}, {"to_qkv"}, {"q_proj", "k_proj"}, {"query", "key"}, {"to_q", "to_k"}, {"to_q", "to_kv"}, {"q", "kv"}, {"q", "k", "v"})
+
+
 def looks_like_attention(module: nn.Module) -> bool:
-    """True for a module that is named like attention and owns weights of its own, directly or in its direct children."""
-    if not _LOOKS.search(type(module).__name__):
+    """True for a module that owns weights, directly or in its direct children, and is named like attention or has children
+    that are (qkv, q_proj beside k_proj, ...)."""
+    children = dict(module.named_children())
+    if not (_LOOKS.search(type(module).__name__) or any(parts <= children.keys() for parts in _PARTS)):
         return False
     own = list(module.parameters(recurse=False))
-    for child in module.children():
+    for child in children.values():
         own += child.parameters(recurse=False)
     return any(p.ndim >= 2 for p in own)
 

@@ -1,1 +1,256 @@
-READERS = {}
+"""Hugging Face transformers: one reader a layout, and tables of the classes whose products were verified.
+
+The layouts:
+    separate     q_proj, k_proj, v_proj, o_proj under their many names (Llama, CLIP, T5, DistilBERT, OPT, ...); k and v may
+                 have fewer heads
+    sibling      query, key, value, and the output matrix in a module beside them (BERT: output.dense)
+    parts        one matrix [q | k | v], each [head, K] (GPT-2's c_attn is a Conv1D and so already (in, out); Phi-3 groups)
+    interleaved  one matrix [head, (q, k, v), K] (GPT-NeoX, BLOOM)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+
+from torch import Tensor, nn
+
+from mimetic.adapters import (
+    GATE,
+    INNER_NORM,
+    OUT_NORM,
+    QK_NORM,
+    ROPE,
+    UNSCALED,
+    VALUE_NORM,
+    bias,
+    gain,
+    linear_in,
+    linear_out,
+    split_out,
+    usable,
+    weight,
+)
+from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, SANDWICH_BLOCKS
+from mimetic.attention import AttentionLayer, UnsupportedAttention
+
+PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("Wq", "Wk", "Wv"),
+    ("project_q", "project_k", "project_v"),
+)
+FUSED = ("qkv", "query_key_value", "c_attn", "qkv_proj", "Wqkv", "att_proj", "in_proj")
+OUTPUTS = (
+    "o_proj", "out_proj", "proj", "projection", "projection_layer", "dense", "c_proj", "o", "out_lin", "Wo", "output",
+    "linear_out", "attention_out", "attn_out", "wo",
+)  # fmt: skip
+SIBLINGS = ("output.dense", "output", "attention_output.dense", "dense", "out_proj")
+HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "dim_per_head")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
+QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)
+CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
+
+
+# --- readers -----------------------------------------------------------------------------------------------------------
+
+
+def separate(module, name, ancestors) -> AttentionLayer:
+    """Three matrices and an output matrix in one module."""
+    names = next(n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n))
+    K = _head_dim(module, name)
+    return _layer(module, name, ancestors, *_three(module, names, K, name), _output(module), K)
+
+
+def sibling(module, name, ancestors) -> AttentionLayer:
+    """Three matrices here, the output matrix in a module beside this one (BERT and its many copies)."""
+    names = next(n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n))
+    K = _head_dim(module, name)
+    return _layer(module, name, ancestors, *_three(module, names, K, name), _sibling_output(ancestors, name), K)
+
+
+def parts(module, name, ancestors) -> AttentionLayer:
+    """One matrix [q | k | v] or, in grouped-query attention, [all q heads | k heads | v heads]."""
+    fused = _fused(module)
+    if getattr(module, "is_cross_attention", False) and hasattr(module, "q_attn"):
+        raise UnsupportedAttention(f"{name}: this cross-attention keeps keys and values in one matrix beside its queries")
+    K = _head_dim(module, name)
+    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
+    proj = _output(module)
+    H = weight(proj, name, "proj").shape[0] // K
+    G, rest = divmod(w.shape[1] // K - H, 2)
+    if w.shape[1] % K or rest or G < 1:
+        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs are not {H} query heads of {K} and as many keys as values")
+    ws = w.split([H * K, G * K, G * K], dim=1)
+    bs = (None,) * 3 if b is None else b.split([H * K, G * K, G * K])
+    q, k, v = (_split(wi, bi, K, name) for wi, bi in zip(ws, bs))
+    return _layer(module, name, ancestors, q, k, v, proj, K)
+
+
+def interleaved(module, name, ancestors) -> AttentionLayer:
+    """One matrix laid out [head, (q, k, v), K]."""
+    fused = _fused(module)
+    if getattr(module, "new_decoder_architecture", False) or getattr(module, "multi_query", False):
+        return _falcon(module, name, ancestors)
+    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
+    K = _head_dim(module, name)
+    if w.shape[1] % (3 * K):
+        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into 3 x heads of {K}")
+    ws = w.unflatten(1, (-1, 3, K))
+    bs = None if b is None else b.view(-1, 3, K)
+    q, k, v = ((ws[:, :, i], None if bs is None else bs[:, i]) for i in range(3))
+    return _layer(module, name, ancestors, q, k, v, _output(module), K)
+
+
+def _falcon(module, name, ancestors) -> AttentionLayer:
+    """Falcon's grouped forms: [group, (its query heads, k, v), K], with one group in the multi-query form."""
+    fused, K = _fused(module), _head_dim(module, name)
+    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
+    H, G = module.num_heads, module.num_kv_heads
+    if G > 1 and G != H:
+        # a group's query heads lie next to its key: their stride over heads is not constant, so no view can show them
+        raise UnsupportedAttention(f"{name}: query heads are stored group by group between keys and values; no view shows them")
+    ws = w.unflatten(1, (G, H // G + 2, K))
+    bs = None if b is None else b.view(G, H // G + 2, K)
+    if G == 1:
+        q = (ws[:, 0, :H], None if bs is None else bs[0, :H])
+    else:
+        q = (ws[:, :, 0], None if bs is None else bs[:, 0])
+    k, v = ((ws[:, :, i], None if bs is None else bs[:, i]) for i in (-2, -1))
+    return _layer(module, name, ancestors, q, k, v, _output(module), K)
+
+
+READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
+
+
+# --- the pieces --------------------------------------------------------------------------------------------------------
+
+
+def _three(module, names, K, name):
+    out = []
+    for attribute in names:
+        lin = getattr(module, attribute)
+        out.append(_split(weight(lin, name, attribute), bias(lin, name, attribute), K, name))
+    return out
+
+
+def _split(w: Tensor, b: Tensor | None, K: int, name: str) -> tuple[Tensor, Tensor | None]:
+    if w.shape[1] % K:
+        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into heads of {K}")
+    return split_out(w, w.shape[1] // K, name), None if b is None else b.view(-1, K)
+
+
+def _fused(module) -> nn.Module:
+    return next(getattr(module, a) for a in FUSED if isinstance(getattr(module, a, None), nn.Module))
+
+
+def _output(module) -> nn.Module:
+    return next(getattr(module, a) for a in OUTPUTS if isinstance(getattr(module, a, None), nn.Module))
+
+
+def _sibling_output(ancestors, name) -> nn.Module:
+    for _, parent in ancestors[:1]:
+        for path in SIBLINGS:
+            found = parent
+            for attribute in path.split("."):
+                found = getattr(found, attribute, None)
+            if isinstance(found, nn.Module) and "weight" in found._parameters:
+                return found
+    raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer")
+
+
+def _head_dim(module, name) -> int:
+    for attribute in HEAD_DIMS:
+        value = getattr(module, attribute, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    for attribute in HEAD_COUNTS:
+        value = getattr(module, attribute, None)
+        if isinstance(value, int) and value > 0:
+            width = getattr(module, "embed_dim", None) or getattr(module, "hidden_size", None) or getattr(module, "dim", None)
+            if isinstance(width, int) and width % value == 0:
+                return width // value
+    raise UnsupportedAttention(f"{name}: {type(module).__name__} does not say its head size")
+
+
+def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
+    H = q[0].shape[1]
+    proj, proj_bias = linear_in(out, H, name)
+    if H % k[0].shape[1] or k[0].shape[1] != v[0].shape[1]:
+        raise UnsupportedAttention(f"{name}: {H} query, {k[0].shape[1]} key and {v[0].shape[1]} value heads do not group")
+    if proj.shape[1] != v[0].shape[2]:
+        raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
+    kind = _kind(module, ancestors)
+    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind)
+    caveats = _caveats(module, K) + ((OUT_NORM,) if sandwich else ())
+    return AttentionLayer(
+        name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
+        in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind, caveats=caveats,
+    )  # fmt: skip
+
+
+def _kind(module, ancestors) -> str:
+    if getattr(module, "is_cross_attention", None) is True:
+        return "cross"
+    paths = [path.split(".")[0] for path, _ in ancestors[:2]]
+    return "cross" if CROSS.search(" ".join([type(module).__name__, *paths])) else "self"
+
+
+def _caveats(module, K: int) -> tuple[str, ...]:
+    found = []
+    flags = CLASSES.get(_short(type(module)), ("", ""))[1]
+    if "rope" in flags and getattr(module, "use_rope", True):
+        found.append(ROPE)
+    norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
+    if any(QK_NORMS.match(n) for n in norms):
+        found.append(QK_NORM)
+    if "value_norm" in flags:
+        found.append(VALUE_NORM)
+    if "inner_norm" in flags:
+        found.append(INNER_NORM)
+    if "gate" in flags:
+        found.append(GATE)
+    scaling = getattr(module, "scaling", None)
+    if "unscaled" in flags or (isinstance(scaling, float) and abs(scaling * K**0.5 - 1) > 1e-2):
+        found.append(UNSCALED)
+    return tuple(found)
+
+
+def _block_gains(ancestors, name, kind) -> tuple[Tensor | None, Tensor | None, bool, bool]:
+    """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
+    if not ancestors:  # the bare layer: nothing around it to fold
+        return None, None, True, False
+    for path, block in ancestors[:3]:
+        short = _short(type(block))
+        if short in SANDWICH_BLOCKS:
+            return None, None, False, True
+        entry = BLOCKS.get(f"{short}:{path.split('.')[0]}")
+        if entry is None:
+            continue
+        if kind == "cross":  # queries are normalised here, keys and values by the encoder's last norm
+            return None, None, False, False
+        order, norm, scale = entry
+        if order == "config":  # OPT, XGLM and their kin decide by a flag
+            order = "pre" if getattr(block, "do_layer_norm_before", True) else "post"
+        if order == "post":
+            return None, None, True, False
+        norm = getattr(block, norm, None)
+        in_gain = None if norm is None else gain(norm, name)
+        if in_gain is not None and _short(type(norm)) in ONE_PLUS_GAIN:
+            in_gain = 1 + in_gain
+        scale = getattr(block, scale, None) if scale else None
+        if isinstance(scale, nn.Module):
+            scale = next(scale.parameters(recurse=False), None)
+        return in_gain, None if scale is None else usable(scale, name, "LayerScale"), True, False
+    return None, None, False, False
+
+
+def _short(cls: type) -> str:
+    """"bert.BertSelfAttention" for transformers.models.bert.modeling_bert.BertSelfAttention."""
+    folder = cls.__module__.removeprefix("transformers.models.")
+    return f"{folder.split('.')[0]}.{cls.__qualname__}" if folder != cls.__module__ else f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,4 @@
+CLASSES = {}
+BLOCKS = {}
+SANDWICH_BLOCKS = set()
+ONE_PLUS_GAIN = set()

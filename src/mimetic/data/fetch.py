@@ -1,0 +1,133 @@
+"""Fetching files: where they are kept, how they are checked, and what is said when they cannot be had.
+
+Everything that this package downloads goes through here, so that three promises hold in one place:
+
+* a file in the cache is complete (it is written under a temporary name and renamed when it is whole),
+* a file in the cache is the one that was meant (SHA-256),
+* what cannot be reached is one line of text (:class:`Unavailable`), never a minute of retries or a stack of exceptions.
+
+``MIMETIC_DATA`` names the cache folder; ``MIMETIC_OFFLINE=1`` forbids the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import secrets
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = [
+    "ChecksumError",
+    "Unavailable",
+    "atomic_path",
+    "cache_dir",
+    "check_sha256",
+    "data_dir",
+    "download",
+    "offline",
+    "require_network",
+    "sha256_of",
+]
+
+TIMEOUT = 20  # seconds without a byte from the server before it counts as unreachable
+
+
+class Unavailable(RuntimeError):
+    """Something cannot be had now (no network, server down, an optional package missing). The message is one line."""
+
+
+class ChecksumError(RuntimeError):
+    """A file is not the one that was meant: its SHA-256 differs from the pinned value."""
+
+
+def data_dir() -> Path:
+    """The ``data`` folder of the repository that the package or the current directory lies in, else ``./data``."""
+    here = Path.cwd()
+    for root in (Path(__file__).resolve().parents[3], here, *here.parents):
+        if (root / "pyproject.toml").is_file() and (root / "src" / "mimetic").is_dir():
+            return root / "data"
+    return here / "data"
+
+
+def cache_dir() -> Path:
+    """The folder for fetched data: ``$MIMETIC_DATA``, or ``cache`` in :func:`data_dir`. It is not created here."""
+    named = os.environ.get("MIMETIC_DATA", "").strip()
+    return Path(named).expanduser().resolve() if named else data_dir() / "cache"
+
+
+def offline() -> bool:
+    """Whether ``MIMETIC_OFFLINE`` forbids the network (any value but empty, 0, false, no)."""
+    return os.environ.get("MIMETIC_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def require_network(what: str) -> None:
+    """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set; call it before anything touches the network."""
+    if offline():
+        raise Unavailable(f"{what}: not in the cache, and MIMETIC_OFFLINE is set")
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: str | Path, expected: str, what: str | None = None) -> None:
+    """Raise :class:`ChecksumError` unless the file at ``path`` has the SHA-256 ``expected`` (shown as ``what``)."""
+    found = sha256_of(path)
+    if found != expected.lower():
+        raise ChecksumError(f"{what or Path(path).name}: SHA-256 is {found}, expected {expected.lower()}")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all::
+
+        with atomic_path("result.json") as temporary:
+            temporary.write_text(...)
+
+    Yields a temporary path in the same folder (created if missing), with the same suffix. When the block ends well, the
+    file is flushed to disk and renamed over ``path``; when it raises, the file is removed and ``path`` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the name is ours alone, so that two processes that fetch the same thing do not write into one file
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def download(url: str, path: str | Path, sha256: str) -> Path:
+    """Fetch ``url`` to ``path`` unless a file with the right checksum is there; returns ``path``.
+
+    Raises:
+        Unavailable: the server cannot be reached, or ``MIMETIC_OFFLINE`` is set.
+        ChecksumError: what came is not what was meant; nothing is left behind.
+    """
+    path = Path(path)
+    if path.is_file() and sha256_of(path) == sha256.lower():
+        return path
+    require_network(path.name)
+    request = urllib.request.Request(url, headers={"User-Agent": "mimetic"})
+    with atomic_path(path) as temporary:
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(temporary, "wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
+                promised = response.headers.get("Content-Length")
+        except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError, timeouts and resets are OSErrors
+            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            raise Unavailable(f"{path.name}: cannot be fetched from {url} ({reason})") from None
+        if promised is not None and temporary.stat().st_size < int(promised):
+            raise Unavailable(f"{path.name}: the connection to {url} broke before the end")
+        check_sha256(temporary, sha256, path.name)
+    return path

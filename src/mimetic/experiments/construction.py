@@ -1,0 +1,155 @@
+"""Small experiments on the construction itself, seconds each: what the book's chapter 3 states, as DataFrames.
+
+Run: they are functions, called by the chapter; every one takes a seed and gives the same numbers each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.construct import factor, factor_top_k, semi_diagonal
+from mimetic.initialize import initialize_
+from mimetic.measure import statistics
+from mimetic.models.vit import ViT, ViTConfig, sincos2d
+
+
+def truncation(
+    d: int = 192, ranks: Sequence[int] = (8, 16, 32, 64, 96, 128, 160, 192), draws: int = 5, seed: int = 0, **constants: float
+) -> pd.DataFrame:
+    """What truncation to rank k does to alpha Z + beta I: rows (k, draw) with the columns of measure.statistics and
+    kept = ||A_k||_F^2 / ||A||_F^2. constants: alpha and beta, default 0.7 each."""
+    alpha, beta = constants.get("alpha", 0.7), constants.get("beta", 0.7)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for draw in range(draws):
+        A = semi_diagonal(d, alpha, beta, generator=generator, dtype=torch.float64)
+        left, right = factor(A)  # the first k columns and rows are the rank-k factors
+        for k in ranks:
+            P = left[:, :k] @ right[:k]
+            kept = (P.norm() / A.norm()).item() ** 2
+            rows.append({"k": k, "k/d": k / d, "draw": draw, "kept": kept, **statistics(P)})
+    return pd.DataFrame(rows)
+
+
+def orientations(d: int = 192, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0) -> pd.DataFrame:
+    """V.proj as the product that the layer computes, its two factors stored rightly and untransposed.
+
+    nn.Linear keeps (out, in), so v.weight must hold left.T and proj.weight right.T. Storing left and right as they are
+    computes right-to-left: R L has the trace and eigenvalues of L R, and another diagonal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for draw in range(draws):
+        left, right = factor(semi_diagonal(d, alpha, beta, generator=generator))
+        for stored, P in (("transposed (right)", left @ right), ("untransposed (wrong)", left.mT @ right.mT)):
+            eigenvalue = torch.linalg.eigvals(P).real.mean().item()
+            rows.append({"stored": stored, "draw": draw, "mean eigenvalue": eigenvalue, **statistics(P)})
+    return pd.DataFrame(rows)
+
+
+def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0) -> pd.DataFrame:
+    """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj: the singular values are sorted, so the first head gets
+    the largest."""
+    generator = torch.Generator().manual_seed(seed)
+    k = d // num_heads
+    rows = []
+    for draw in range(draws):
+        left, right = factor(semi_diagonal(d, alpha, beta, generator=generator))
+        for h in range(num_heads):
+            part = slice(h * k, (h + 1) * k)
+            rows.append({"draw": draw, "head": h, **statistics(left[:, part] @ right[part])})
+    return pd.DataFrame(rows)
+
+
+def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int = 0) -> pd.DataFrame:
+    """Mean over draws of the diagonal's mean and sd and the off-diagonal sd, for the published constants both ways round."""
+    generator = torch.Generator().manual_seed(seed)
+    k = d // num_heads
+    cases = {
+        "QK target 0.7 Z + 0.7 I": (0.7, 0.7, d),
+        f"QK after truncation to rank {k}": (0.7, 0.7, k),
+        f"QK 0.4 / 0.4, rank {k}": (0.4, 0.4, k),
+        "V·proj 0.4 Z − 0.4 I": (0.4, -0.4, d),
+    }
+    rows = []
+    for name, (alpha, beta, rank) in cases.items():
+        for _ in range(draws):
+            left, right = factor_top_k(semi_diagonal(d, alpha, beta, generator=generator), rank)
+            rows.append({"product": name, **statistics(left @ right)})
+    return pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z"]].mean()
+
+
+@torch.no_grad()
+def attention_map(layer: AttentionLayer, x_BND: Tensor) -> Tensor:
+    """softmax(x W_Q (x W_K)^T / sqrt(head_dim)) of every head, (B, H, N, N), for the tokens that enter the layer.
+
+    With the layer's biases, without masks, position rotations or relative biases.
+    """
+    q = torch.einsum("bnd,dhk->bhnk", x_BND, layer.q.float())
+    k = torch.einsum("bnd,dhk->bhnk", x_BND, layer.k.float())
+    if layer.q_bias is not None:
+        q = q + layer.q_bias.float()[:, None]
+    if layer.k_bias is not None:
+        k = k + layer.k_bias.float()[:, None]
+    k = k.repeat_interleave(layer.num_heads // layer.num_kv_heads, dim=1)
+    return (q @ k.mT / layer.head_dim**0.5).softmax(-1)
+
+
+@torch.no_grad()
+def maps_at_init(
+    images: Tensor, inits: Sequence[str] = ("timm", "mimetic"), position: Sequence[str] = ("none", "sincos2d"), *,
+    d_model: int = 192, num_heads: int = 3, patch_size: int = 4, seed: int = 0,
+) -> dict[tuple[str, str], Tensor]:  # fmt: skip
+    """First-layer attention maps of an untrained ViT, (init, position embedding) -> (B, H, N, N).
+
+    Args:
+        images: (B, C, size, size) floats, normalised as for training.
+    """
+    maps = {}
+    for init in inits:
+        for pos_embed in position:
+            config = ViTConfig(
+                img_size=images.shape[-1], patch_size=patch_size, in_chans=images.shape[1], d_model=d_model, depth=1,
+                num_heads=num_heads, global_pool="avg", pos_embed=pos_embed,
+            )  # fmt: skip
+            model = ViT(config).eval()
+            initialize_(model, init, generator=torch.Generator().manual_seed(seed))
+            seen = []
+            model.blocks[0].attn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            model(images)
+            maps[init, pos_embed] = attention_map(attention_layers(model)[0], seen[0])
+    return maps
+
+
+def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFrame:
+    """Attention paid to the token itself, and the mean distance attended in patches, per map; uniform attention for scale.
+
+    Args:
+        side: number of patches along an edge.
+    """
+    y, x = (np.indices((side, side)).reshape(2, -1))
+    distance = torch.tensor(np.hypot(y[:, None] - y, x[:, None] - x), dtype=torch.float32)
+    rows = []
+    uniform = torch.full((1, 1, side**2, side**2), 1 / side**2)
+    for (init, position), A in {**maps, ("uniform", "–"): uniform}.items():
+        rows.append(
+            {
+                "init": init,
+                "position embedding": position,
+                "attention to itself": A.diagonal(dim1=-2, dim2=-1).mean().item(),
+                "mean distance (patches)": (A * distance).sum(-1).mean().item(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def position_similarity(side: int, d_model: int) -> Tensor:
+    """Cosine similarity of the sin-cos position embeddings of all pairs of patches, (side^2, side^2)."""
+    P = torch.nn.functional.normalize(sincos2d(side, side, d_model), dim=1)
+    return P @ P.mT

@@ -1,0 +1,136 @@
+"""Do trained models show the pattern? Tables from the recorded measurements, and the products of an untrained model beside them.
+
+Run: python -m mimetic.pretrained measure   (about 3 minutes with a network; writes data/pretrained/)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.initialize import initialize_
+from mimetic.measure import measure
+from mimetic.models.blocks import Block
+from mimetic.pretrained import diagonal_profile, load_measurements, load_profiles
+
+CHANCE = 2.0  # a product counts as diagonal when z is this many null standard deviations away from chance
+
+
+def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The recorded products as the layer computes them: gains folded in where the model has any, raw otherwise."""
+    measurements = load_measurements() if measurements is None else measurements
+    return measurements[measurements["fold"] | ~measurements["source"].isin(_with_gains(measurements))]
+
+
+def _with_gains(measurements: pd.DataFrame) -> set[str]:
+    return set(measurements.loc[measurements["fold"], "source"])
+
+
+def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
+    """One row a model: how many heads have a W_Q W_K^T above and below chance, how many layers a W_V W_proj, the median z of
+    each, and the verdict in words.
+
+    Verdict: "the paper's signs" if the median QK z is positive and the median V.proj z is negative and more than three
+    quarters of heads and layers are on those sides of chance; "opposite signs" likewise with both signs turned; else what
+    is and is not there.
+    """
+    rows = []
+    for title, part in measurements.groupby("title", sort=False):
+        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
+        sides = {name: (int((p.sigmas > CHANCE).sum()), int((p.sigmas < -CHANCE).sum()), len(p)) for name, p in (("qk", qk), ("vp", vp))}
+        rows.append(
+            {
+                "model": title,
+                "QK heads +": f"{sides['qk'][0]}/{sides['qk'][2]}",
+                "QK heads −": f"{sides['qk'][1]}/{sides['qk'][2]}",
+                "median QK z": qk.z.median(),
+                "V·proj layers −": f"{sides['vp'][1]}/{sides['vp'][2]}",
+                "V·proj layers +": f"{sides['vp'][0]}/{sides['vp'][2]}",
+                "median V·proj z": vp.z.median(),
+                "verdict": _verdict(_sign(*sides["qk"]), _sign(*sides["vp"])),
+            }
+        )
+    return pd.DataFrame(rows).set_index("model").round(2)
+
+
+def _sign(above: int, below: int, count: int) -> str:
+    return "+" if above > 0.75 * count else "−" if below > 0.75 * count else "mixed"
+
+
+def _verdict(qk: str, vp: str) -> str:
+    if (qk, vp) == ("+", "−"):
+        return "the paper's signs"
+    if (qk, vp) == ("−", "+"):
+        return "opposite signs"
+    return f"QK {qk}, V·proj {vp}"
+
+
+def untrained_layers(d_model: int, depth: int, num_heads: int, init: str = "timm", seed: int = 0) -> list[AttentionLayer]:
+    """The attention layers of blocks that were initialised by name and never trained."""
+    model = torch.nn.Sequential(*(Block(d_model, num_heads) for _ in range(depth)))
+    initialize_(model, init, generator=torch.Generator().manual_seed(seed))
+    return attention_layers(model)
+
+
+def layer_profiles(layers: list[AttentionLayer], panel: str, **labels: str) -> pd.DataFrame:
+    """Diagonal profiles of the last of some layers in units of the product's off-diagonal sd: columns panel, label, offset,
+    value; labels maps "qk" (head 0) and "vp" to the label of their line, a product without a label is left out."""
+    layer, numbers = layers[-1], measure(layers, heads=False).query(f"layer == {len(layers) - 1}")
+    rows = []
+    for product, label in labels.items():
+        P = layer.qk(0) if product == "qk" else layer.vp()
+        sd = numbers[numbers["product"] == product].offdiag_sd.iloc[0]
+        profile = diagonal_profile(P)
+        offsets = range(-(len(profile) // 2), len(profile) // 2 + 1)
+        rows += [{"panel": panel, "label": label, "offset": o, "value": v / sd} for o, v in zip(offsets, profile)]
+    return pd.DataFrame(rows)
+
+
+def overview_profiles(source: str = "dinov2-vit-s", layer: int = 1, seed: int = 0) -> pd.DataFrame:
+    """For the figure that opens the book: a trained model's products beside the initializer's, same width and heads.
+
+    Args:
+        source: a recorded source; its gains are folded in.
+        layer: one of the layers with a recorded profile.
+    """
+    numbers = load_measurements([source])
+    stored = load_profiles([source])
+    fold = bool(stored["fold"].any())
+    rows = []
+    for product in ("vp", "qk"):
+        part = stored[(stored["fold"] == fold) & (stored["layer"] == layer) & (stored["product"] == product)]
+        head = part["head"].iloc[0]
+        sd = numbers.query("fold == @fold and layer == @layer and product == @product and head == @head").offdiag_sd.iloc[0]
+        rows.append(pd.DataFrame({"panel": "trained", "label": product, "offset": part["offset"], "value": part["mean"] / sd}))
+    d, heads = 384, 6
+    rows.append(layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk"))
+    rows.append(layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained"))
+    return pd.concat(rows, ignore_index=True)
+
+
+def fold_profiles(source: str) -> pd.DataFrame:
+    """Raw and folded diagonal profiles of V.proj of one source, a panel a recorded layer, each over its off-diagonal sd."""
+    numbers = load_measurements([source])
+    stored = load_profiles([source]).query("product == 'vp'")
+    sds = numbers.query("product == 'vp' and head == -1").set_index(["fold", "layer"]).offdiag_sd
+    value = stored["mean"].to_numpy() / sds.loc[list(zip(stored["fold"], stored["layer"]))].to_numpy()
+    label = np.where(stored["fold"], "gains folded in", "raw weights")
+    panel = [f"layer {layer}" for layer in stored["layer"]]
+    return pd.DataFrame({"panel": panel, "label": label, "offset": stored["offset"], "value": value}).reset_index(drop=True)
+
+
+def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Series:
+    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q M, W_K -> W_K M^-T with a
+    random invertible M: the attention is the same function before and after, the single matrices are not the same."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k = layer.w_q(head).double(), layer.w_k(head).double()
+    M = torch.randn(q.shape[1], q.shape[1], generator=generator, dtype=torch.float64)
+    q2, k2 = q @ M, k @ torch.linalg.inv(M).mT
+
+    def change(a: Tensor, b: Tensor) -> float:
+        return ((a - b).norm() / a.norm()).item()
+
+    return pd.Series({"W_Q": change(q, q2), "W_K": change(k, k2), "W_Q W_K^T": change(q @ k.mT, q2 @ k2.mT)}, name="relative change")

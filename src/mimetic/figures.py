@@ -1,0 +1,249 @@
+"""One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe & Ito's palette: told apart with any colour vision. One meaning each, throughout the book.
+COLORS = {"timm": "#7a7a7a", "torch": "#b0a08a", "mimetic": "#0072b2", "mimetic-qk": "#56b4e9", "mimetic-vp": "#009e73"}
+QK, VP, NULL, RIGHT, WRONG = "#d55e00", "#0072b2", "#d9d9d9", "#0072b2", "#cc79a7"
+LABELS = {"timm": "default (trunc-normal .02)", "torch": "PyTorch default", "mimetic": "mimetic", "mimetic-qk": "QK only",
+          "mimetic-vp": "V·proj only"}  # fmt: skip
+SIGNED = "RdBu_r"
+
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True,
+}
+
+
+def _figure(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
+    return figure, axes
+
+
+def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4) -> Figure:
+    """Signed products as pictures, their first `crop` rows and columns; each has its own scale, the 99.5th percentile of
+    its size, given below it: blue negative, red positive, white 0."""
+    columns = -(-len(products) // rows)
+    figure, axes = _figure(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
+    with mpl.rc_context(STYLE):
+        for ax in axes.flat[len(products) :]:
+            ax.axis("off")
+        for ax, (title, P) in zip(axes.flat, products.items()):
+            P = np.asarray(P, dtype=np.float64)
+            part = P[:crop, :crop]
+            scale = max(np.quantile(np.abs(part), 0.995), 1e-12)
+            ax.imshow(part, cmap=SIGNED, vmin=-scale, vmax=scale)
+            ax.set_title(title, fontsize=8.5)
+            ax.set_xticks([]), ax.set_yticks([])
+            ax.set_xlabel(f"± {scale:.2g}", fontsize=7.5)
+            ax.spines[["top", "right"]].set_visible(True)
+    return figure
+
+
+def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7.4) -> Figure:
+    """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
+    mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
+
+    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel.
+    """
+    titles = list(dict.fromkeys(measurements["title"]))
+    rows = -(-len(titles) // columns)
+    figure, axes = _figure(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns)
+    for ax in axes.flat[len(titles) :]:
+        ax.axis("off")
+    for i, (ax, title) in enumerate(zip(axes.flat, titles)):
+        part = measurements[measurements["title"] == title]
+        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
+        band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
+        ax.fill_between(band.index, band.null_mean - 2 * band.null_sd, band.null_mean + 2 * band.null_sd, color=NULL, label="chance")
+        ax.axhline(0, color="black", lw=0.6)
+        ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
+        means = qk.groupby("layer").z.mean()
+        ax.plot(means.index, means, "-", color=QK, lw=1.3, label="$W_QW_K^T$ (dots: heads)")
+        ax.plot(vp.layer, vp.z, "s-", ms=3.5, lw=1.3, color=VP, label="$W_VW_{proj}$")
+        ax.set_title(title, fontsize=8.5)
+        ax.set_yscale("symlog", linthresh=1)
+        ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if i % columns == 0:
+            ax.set_ylabel("diagonal / off-diagonal sd")
+        if i >= len(titles) - columns:
+            ax.set_xlabel("layer")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
+    return figure
+
+
+def profiles(frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, width: float = 7.4) -> Figure:
+    """Mean entry of a product at each distance from its diagonal: a spike at 0 is the semi-diagonal pattern.
+
+    frame: columns offset, value, `panel`, and label (a line each; one colour a label, in order).
+    """
+    titles = list(dict.fromkeys(frame[panel]))
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure, axes = _figure(width, 0.5 + 1.9 * rows, nrows=rows, ncols=columns)
+    for ax in axes.flat[len(titles) :]:
+        ax.axis("off")
+    labels = list(dict.fromkeys(frame["label"]))
+    colors = dict(zip(labels, [VP, QK, "#7a7a7a", "#009e73", "#cc79a7"]))
+    for ax, title in zip(axes.flat, titles):
+        for label in labels:
+            part = frame[(frame[panel] == title) & (frame["label"] == label)].sort_values("offset")
+            ax.plot(part.offset, part.value, lw=1.2, color=colors[label], label=label)
+        ax.axhline(0, color="black", lw=0.6)
+        ax.set_title(title, fontsize=8.5)
+        ax.set_xlabel("column − row")
+    axes.flat[0].set_ylabel("mean entry")
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -> Figure:
+    """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept."""
+    figure, axes = _figure(7.4, 2.6, ncols=2)
+    left, right = axes[0]
+    left.plot(table["k/d"], table.diag_mean, ".", ms=4, color=QK)
+    means = table.groupby("k/d")[["diag_mean", "kept"]].mean()
+    left.plot(means.index, means.diag_mean, color=QK, lw=1.2, label="after truncation")
+    left.axhline(beta, color="#7a7a7a", ls="--", lw=1, label=f"β = {beta:g} of the target")
+    left.plot([0, 1], [0, beta], color="#7a7a7a", ls=":", lw=1, label="β·k/d: random directions")
+    at = float(np.interp(mark, means.index, means.diag_mean))
+    left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (mark + 0.08, at - 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
+    left.set(xlabel="rank kept, k/d", ylabel="mean diagonal", title="Diagonal of $W_QW_K^T$", xlim=(0, 1), ylim=(0, beta * 1.15))
+    left.legend(loc="lower right")
+    right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
+    right.plot(means.index, means.kept, color=QK, lw=1.2)
+    right.set(xlabel="rank kept, k/d", ylabel="share of squared norm", title="What the best rank-k keeps", xlim=(0, 1), ylim=(0, 1.05))
+    return figure
+
+
+def orientations(table: pd.DataFrame) -> Figure:
+    """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its spread."""
+    figure, axes = _figure(7.4, 2.3, ncols=2)
+    for row, (stored, part) in enumerate(table.groupby("stored", sort=False)):
+        color = (RIGHT, WRONG)[row]
+        jitter = row + np.linspace(-0.2, 0.2, len(part))
+        axes[0, 0].plot(part.diag_mean, jitter, ".", ms=4, color=color)
+        axes[0, 1].plot(part.diag_sd, jitter, ".", ms=4, color=color)
+    names = list(dict.fromkeys(table["stored"]))
+    for ax, title in zip(axes[0], ("Mean of the diagonal: no difference", "Spread of the diagonal: several times as large")):
+        ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [""] * len(names))
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(title)
+    axes[0, 0].set(xlabel="mean diagonal", xlim=(-0.5, -0.3))
+    axes[0, 1].set(xlabel="sd of the diagonal", xlim=(0, None))
+    return figure
+
+
+def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0, image: int = 0) -> Figure:
+    """First-layer attention of an untrained model, rows attend to columns; black is 0, one scale for all panels."""
+    figure, axes = _figure(7.4, 2.45, ncols=len(maps))
+    pictures = {key: np.asarray(A)[image, head] for key, A in maps.items()}
+    top = max(np.quantile(P, 0.999) for P in pictures.values())
+    for ax, ((init, position), P) in zip(axes[0], pictures.items()):
+        shown = ax.imshow(P, cmap="magma", vmin=0, vmax=top)
+        position = {"none": "no position", "sincos2d": "sin-cos position", "learned": "learned position"}[position]
+        ax.set_title(f"{LABELS[init].split(' (')[0]}\n{position}", fontsize=8.5)
+        ax.set_xticks([]), ax.set_yticks([])
+        ax.set_xlabel("attended patch", fontsize=8)
+    axes[0, 0].set_ylabel("attending patch", fontsize=8)
+    figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8, label="attention")
+    return figure
+
+
+def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
+    """One thin line a run, one thick line an arm's mean. curves: columns arm, seed, epoch and the metric."""
+    figure, axes = _figure(7.4, 2.9)
+    _curves(axes[0, 0], curves, metric, ylabel, scale)
+    return figure
+
+
+def _curves(ax, curves, metric, ylabel, scale) -> None:
+    for arm, part in curves.groupby("arm", sort=False):
+        color = COLORS.get(arm, "black")
+        for _, run in part.groupby("seed"):
+            ax.plot(run["epoch"], scale * run[metric], color=color, lw=0.8, alpha=0.45)
+        mean = part.groupby("epoch")[metric].mean()
+        n = part["seed"].nunique()
+        ax.plot(mean.index, scale * mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})")
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="lower right")
+    ax.grid(axis="y", color="#eeeeee")
+
+
+def curves_and_pairs(
+    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", scale: float = 100, arms: Sequence[str] = ("timm", "mimetic")
+) -> Figure:
+    """Left: learning curves; right: last-epoch accuracy of each seed under both arms, a line joins the pair."""
+    figure, axes = _figure(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
+    _curves(axes[0, 0], curves, metric, "test accuracy (%)", scale)
+    _pairs(axes[0, 1], finals, metric, scale, arms)
+    return figure
+
+
+def _pairs(ax, finals, metric, scale, arms) -> None:
+    wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna() * scale
+    for seed, (a, b) in wide.iterrows():
+        ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
+        ax.annotate(f"seed {seed}", (1, b), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
+    for i, arm in enumerate(arms):
+        ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
+    ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
+    ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
+
+
+def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
+    """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
+
+    profile: as in profiles, with panels "trained" and "made"; finals: one row a run.
+    """
+    figure, axes = _figure(7.6, 2.7, ncols=3)
+    colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
+    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained $W_VW_{proj}$"}
+    titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
+    for ax, panel in zip(axes[0], ("trained", "made")):
+        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
+            ax.plot(part.offset, part.value, color=colors[label], lw=1.3, label=names[label])
+        ax.axhline(0, color="black", lw=0.6)
+        ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
+        ax.legend(loc="lower right", fontsize=7.5)
+    _pairs(axes[0, 2], finals, metric, 100, arms)
+    axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
+    return figure
+
+
+def accuracy_bars(table: pd.DataFrame, *, value: str, label: str, xlabel: str) -> Figure:
+    """Horizontal counts, one bar a row of the table, the number written at its end."""
+    figure, axes = _figure(7.4, 0.5 + 0.32 * len(table))
+    ax = axes[0, 0]
+    ax.barh(table[label], table[value], color=VP)
+    for y, count in enumerate(table[value]):
+        ax.annotate(f"{count:g}", (count, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    return figure

@@ -1,0 +1,139 @@
+"""Transformer parts that every model of this package shares: self-attention, MLP, block.
+
+A vision transformer uses the block as it is (pre-LN, full attention), a GPT sets ``causal=True``, BERT4Rec sets
+``norm_first=False``. Module and parameter names are timm's, so that weights can be copied by ``load_state_dict``.
+
+Shape suffixes: B batch, N tokens, D d_model, H num_heads, K head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6  # timm's; PyTorch's own default is 1e-5
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused query, key and value layer.
+
+    ``qkv.weight`` (3 * d_model, d_model) holds the rows of all queries, then keys, then values; within each, head h has
+    the rows ``h * head_dim : (h + 1) * head_dim``. (nn.Linear stores (out, in): W_Q of the formulas is the transpose.)
+
+    Args:
+        d_model: width of the tokens.
+        num_heads: number of heads; must divide d_model.
+        causal: a token attends to itself and earlier tokens only.
+        bias: biases in both linear layers.
+        dropout: probability of dropping an attention weight, in training only.
+
+    Raises:
+        ValueError: num_heads does not divide d_model.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, *, causal: bool = False, bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide d_model={d_model}")
+        self.num_heads = num_heads
+        self.head_dim = d_model // num_heads
+        self.causal = causal
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.proj = nn.Linear(d_model, d_model, bias=bias)
+
+    def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, d_model) to the same shape; ``mask`` broadcasts to (B, H, N, N), True (or 0.0) where attended."""
+        B, N, D = x_BND.shape
+        q_BHNK, k_BHNK, v_BHNK = self.qkv(x_BND).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if mask is not None and self.causal:
+            raise ValueError("a causal layer takes no mask: fold the causal part into the mask and build with causal=False")
+        dropout = self.dropout if self.training else 0.0
+        x_BHNK = F.scaled_dot_product_attention(
+            q_BHNK, k_BHNK, v_BHNK, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
+        )
+        return self.proj(x_BHNK.transpose(1, 2).reshape(B, N, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them; (B, N, d_model) to the same shape."""
+
+    def __init__(self, d_model: int, hidden: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, hidden, bias=bias)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, d_model, bias=bias)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x_BND)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual connection and a LayerNorm.
+
+    Args:
+        d_model: width of the tokens.
+        num_heads: number of heads.
+        mlp_ratio: hidden width of the MLP / d_model.
+        norm_first: pre-LN, ``x + f(norm(x))`` (ViT, GPT-2), or else post-LN, ``norm(x + f(x))`` (BERT).
+        causal: see SelfAttention.
+        bias: biases in all linear layers.
+        dropout: after attention, after the MLP and on the attention weights, in training only.
+        eps: of the LayerNorms.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = True,
+        causal: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        eps: float = LAYER_NORM_EPS,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.norm1 = nn.LayerNorm(d_model, eps=eps)
+        self.attn = SelfAttention(d_model, num_heads, causal=causal, bias=bias, dropout=dropout)
+        self.norm2 = nn.LayerNorm(d_model, eps=eps)
+        self.mlp = Mlp(d_model, round(d_model * mlp_ratio), bias=bias)
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, d_model) to the same shape; ``mask`` as in SelfAttention."""
+        if self.norm_first:
+            x_BND = x_BND + self.drop(self.attn(self.norm1(x_BND), mask))
+            return x_BND + self.drop(self.mlp(self.norm2(x_BND)))
+        x_BND = self.norm1(x_BND + self.drop(self.attn(x_BND, mask)))
+        return self.norm2(x_BND + self.drop(self.mlp(x_BND)))
+
+
+# Where a parameter counts, by the names used throughout the package; the first match decides.
+_KINDS = (
+    ("attention_qkv", (".qkv.",)),
+    ("attention_proj", (".attn.proj.",)),
+    ("mlp", (".mlp.",)),
+    ("norm", ("norm",)),
+    ("head", ("head.",)),
+    ("embedding", ("embed", "token")),
+)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Number of parameters by kind: attention_qkv, attention_proj, mlp, norm, head, embedding, other, and total.
+
+    For models made of this module's parts. Tied parameters count once; a fixed (sin-cos) position embedding is a buffer
+    and does not count.
+    """
+    counts = dict.fromkeys((*(kind for kind, _ in _KINDS), "other"), 0)
+    for name, parameter in model.named_parameters():
+        kind = next((kind for kind, parts in _KINDS if any(part in name for part in parts)), "other")
+        counts[kind] += parameter.numel()
+    return counts | {"total": sum(counts.values())}
+

@@ -1,0 +1,133 @@
+"""The vision transformer, as in timm: patch embedding, pre-LN blocks, class token or average pooling, linear head.
+
+With the same weights its output is that of ``timm.models.VisionTransformer`` (tests/test_models_vit.py).
+
+Shape suffixes: B batch, C channels, Y X pixels, N tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mimetic.models.blocks import LAYER_NORM_EPS, Block
+
+GLOBAL_POOL = ("token", "avg")
+POS_EMBED = ("sincos2d", "learned", "none")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape of a ViT. The defaults are ViT-Tiny/16 (5.7 M parameters)."""
+
+    img_size: int = 224  # height and width of the images, in pixels
+    patch_size: int = 16  # height and width of a patch; must divide img_size
+    in_chans: int = 3  # channels: 3 colour, 1 grey
+    num_classes: int = 1000
+    d_model: int = 192  # width of the tokens
+    depth: int = 12  # number of blocks
+    num_heads: int = 3  # must divide d_model
+    mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
+    # "token": a class token, and LayerNorm before it is read; "avg": no class token, LayerNorm after the average.
+    # Both as in timm, where they are norm and fc_norm.
+    global_pool: str = "token"
+    # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none
+    pos_embed: str = "learned"
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size", "in_chans", "num_classes", "d_model", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be greater than 0, not {self.mlp_ratio!r}")
+        if self.img_size % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} does not divide img_size={self.img_size}")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+        if self.global_pool not in GLOBAL_POOL:
+            raise ValueError(f"global_pool must be one of {', '.join(GLOBAL_POOL)}, not {self.global_pool!r}")
+        if self.pos_embed not in POS_EMBED:
+            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        if self.pos_embed == "sincos2d" and self.d_model % 4:
+            raise ValueError(f"pos_embed='sincos2d' needs a d_model divisible by 4, not {self.d_model}")
+
+
+def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
+    """The fixed 2-D position embedding: (height * width, d_model), float32, tokens in row order.
+
+    Four equal parts: sin(x w), cos(x w), sin(y w), cos(y w) with w_i = temperature ** (-4 i / d_model), as in
+    MoCo v3 (Chen, Xie & He 2021).
+
+    Raises:
+        ValueError: d_model is not divisible by 4.
+    """
+    if d_model % 4:
+        raise ValueError(f"d_model must be divisible by 4, not {d_model}")
+    # float64, so that every machine rounds to the same float32
+    omega = temperature ** (-torch.arange(d_model // 4, dtype=torch.float64) / (d_model // 4))
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, C, Y, X) to one token a patch (B, N, D): a convolution whose stride is its kernel size."""
+
+    def __init__(self, patch_size: int, in_chans: int, d_model: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, d_model, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        return self.proj(x_BCYX).flatten(2).transpose(1, 2)
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al. 2021): images (B, in_chans, img_size, img_size) to logits (B, num_classes).
+
+    The constructor leaves PyTorch's default initialization (position embedding and class token: normal, .02);
+    ``mimetic.initialize.initialize_`` sets another one by name.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.d_model
+        grid = config.img_size // config.patch_size
+        prefix = 1 if config.global_pool == "token" else 0
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
+        if config.pos_embed == "sincos2d":  # a buffer: fixed, but part of the state dict as in timm
+            pos_embed = torch.cat([torch.zeros(prefix, D), sincos2d(grid, grid, D)])
+            self.register_buffer("pos_embed", pos_embed[None])
+        elif config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid**2, D).normal_(std=0.02))
+        else:
+            self.pos_embed = None
+        self.blocks = nn.Sequential(
+            *(Block(D, config.num_heads, mlp_ratio=config.mlp_ratio) for _ in range(config.depth))
+        )
+        pooled = config.global_pool == "avg"
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, eps=LAYER_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if pooled else nn.Identity()
+        self.head = nn.Linear(D, config.num_classes)
+
+    def embed(self, x_BCYX: Tensor) -> Tensor:
+        """Images to the tokens that enter the first block, (B, N, D); the class token, if any, comes first."""
+        x_BND = self.patch_embed(x_BCYX)
+        if self.cls_token is not None:
+            x_BND = torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
+        return x_BND if self.pos_embed is None else x_BND + self.pos_embed
+
+    def features(self, x_BCYX: Tensor) -> Tensor:
+        """Images to the tokens after the last block, (B, N, D)."""
+        return self.norm(self.blocks(self.embed(x_BCYX)))
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        """Images to logits, (B, num_classes)."""
+        x_BND = self.features(x_BCYX)
+        x_BD = x_BND[:, 0] if self.cls_token is not None else x_BND.mean(dim=1)
+        return self.head(self.fc_norm(x_BD))

@@ -1,0 +1,361 @@
+"""Notebooks: checked parameters, and execution that leaves nothing of the machine behind.
+
+In a notebook, the cell after the `parameters` cell checks what papermill may have put in:
+
+    from mimetic.notebooks import choose, choose_int
+    choose("dataset", dataset, ["digits", "cifar10"])
+    choose_int("epochs", epochs, 1, 1000)
+
+From the command line:
+
+    python -m mimetic.notebooks execute             # every notebook in book/, outputs stored in place
+    python -m mimetic.notebooks execute 03 05       # some of them, by number, name or path
+    python -m mimetic.notebooks execute 05 -p dataset digits -p epochs 1 -o out.ipynb
+
+papermill executes. This module adds what it does not do: it refuses a parameter that the notebook does not have
+(papermill only warns), removes its metadata, refuses output that shows a path of this machine, and writes the file
+only when every cell has run. papermill, nbformat and nbclient come with the extra `book`; `choose` needs none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+__all__ = ["NotebookError", "check_parameters", "choose", "choose_int", "choose_ints", "execute", "find_notebooks",
+           "local_paths", "parameter_names", "strip_metadata"]
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
+USUAL_FOLDERS = [r"/home/[\w.-]+", r"/Users/[\w.-]+", r"/root", r"/tmp", r"[A-Z]:\\Users\\[\w.-]+"]  # patterns
+SHOWN_TRACEBACK_LINES = 40
+
+
+class NotebookError(Exception):
+    """A notebook that cannot be executed or stored; the message names the notebook, the cell and the reason."""
+
+
+# Parameters: what a reader may set ------------------------------------------------------------------------------------
+
+
+def choose(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """Return `value` if it is one of `choices`.
+
+    Raises ValueError naming the parameter, the value and the choices. True does not pass for 1.
+    """
+    choices = list(choices)
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return value
+    raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def choose_int(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` if it is a whole number between `low` and `high`, both included; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: choose a whole number from {low} to {high}")
+    return value
+
+
+def choose_ints(name: str, value: Any, low: int, high: int) -> list[int]:
+    """Return a list of different whole numbers between `low` and `high`, both included, from a list, from one number,
+    or from text as `papermill -p` passes it ("0,1,2"); ValueError otherwise."""
+    refusal = ValueError(
+        f'{name}={value!r}: choose different whole numbers from {low} to {high}, as [0, 1], "0,1" or one number'
+    )
+    if isinstance(value, str):
+        try:
+            value = [int(part) for part in value.strip("[]() ").split(",")]
+        except ValueError:
+            raise refusal from None
+    numbers = list(value) if isinstance(value, (list, tuple, range)) else [value]
+    if not numbers or len(set(map(repr, numbers))) != len(numbers):
+        raise refusal
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            raise refusal
+    return numbers
+
+
+def _parameters_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells
+            if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+
+
+def parameter_names(notebook: NotebookNode) -> list[str]:
+    """Names assigned in the one cell tagged `parameters`, in order.
+
+    Raises NotebookError unless there is exactly one such cell. Reads the syntax tree, so every form of assignment
+    counts (papermill's own inspector misses `x: int | None = None`).
+    """
+    cells = _parameters_cells(notebook)
+    if len(cells) != 1:
+        raise NotebookError(f"needs exactly one code cell tagged 'parameters', has {len(cells)}")
+    names: list[str] = []
+    for statement in ast.parse(cells[0].source).body:
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets = [statement.target]
+        else:
+            continue
+        names += [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return names
+
+
+def check_parameters(notebook: NotebookNode, parameters: Iterable[str]) -> None:
+    """Raise NotebookError for a parameter that the notebook does not have, naming those that it has."""
+    known = parameter_names(notebook)
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise NotebookError(f"no parameter {', '.join(map(repr, unknown))}: it has {', '.join(known) or 'none'}")
+
+
+# Outputs: what may be stored ------------------------------------------------------------------------------------------
+
+
+def strip_metadata(notebook: NotebookNode) -> NotebookNode:
+    """Remove, in place, what differs between two executions of the same notebook or belongs to one machine:
+    papermill's and the kernel's records, time stamps, the Python version. Joins text that the kernel happened to send
+    in pieces. Returns the notebook."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = dict(KERNEL)
+    notebook.metadata["language_info"] = dict(LANGUAGE)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "ExecuteTime", "collapsed"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = _join_streams(cell.outputs)
+    return notebook
+
+
+def _join_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        previous = joined[-1] if joined else None
+        if previous and output.output_type == previous.output_type == "stream" and output.name == previous.name:
+            previous.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _texts(node: Any) -> Iterable[str]:
+    """Every string in nested outputs, except base64 data."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if not (str(key).startswith("image/") and key != "image/svg+xml"):
+                yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+
+
+def _machine_folders() -> list[str]:
+    """Folders whose names must not be stored: the checkout, the environment, the home and the temporary folder."""
+    candidates = [Path.cwd(), Path(__file__).parents[2], Path(sys.prefix), Path.home(), Path(tempfile.gettempdir())]
+    if "MIMETIC_DATA" in os.environ:
+        candidates.append(Path(os.environ["MIMETIC_DATA"]).absolute())
+    folders = {str(form) for path in candidates for form in (path, path.resolve())}
+    return sorted((f for f in folders if len(Path(f).parts) > 1), key=len, reverse=True)
+
+
+def local_paths(notebook: NotebookNode, folders: Iterable[str] | None = None) -> list[tuple[int, str]]:
+    """(cell number from 1, path) of every path in outputs or sources that lies in `folders`: by default this
+    checkout, environment, home and temporary folder, and the usual homes of any machine."""
+    given = [re.escape(str(folder)) for folder in (_machine_folders() if folders is None else folders)]
+    usual = [] if folders is not None else USUAL_FOLDERS
+    pattern = re.compile(rf"(?<![\w./~-])(?:{'|'.join(given + usual)})(?![\w-])[^\s'\"<>,;:)]*")
+    found = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        texts = itertools.chain([cell.source], _texts(cell.get("outputs", [])))
+        found += [(number, match.group(0)) for text in texts for match in pattern.finditer(text)]
+    return found
+
+
+def _write(notebook: NotebookNode, path: Path) -> None:
+    """Write atomically: the old file stays whole until the new one is."""
+    import nbformat
+
+    nbformat.validate(notebook)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(nbformat.writes(notebook).rstrip("\n") + "\n")
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# Execution ------------------------------------------------------------------------------------------------------------
+
+
+def find_notebooks(names: Sequence[str] = (), folder: str | Path = "book") -> list[Path]:
+    """Paths of the named notebooks: a number ("03"), a name ("03_construction", with or without .ipynb) or a path.
+    No names: all of `folder`, sorted. Raises NotebookError naming what is there if a name fits none or several."""
+    available = sorted(Path(folder).glob("*.ipynb"))
+    if not names:
+        if not available:
+            raise NotebookError(f"no notebooks in {folder}")
+        return available
+    paths = []
+    for name in names:
+        if name.endswith(".ipynb") and Path(name).is_file():
+            paths.append(Path(name))
+            continue
+        stem = name.removesuffix(".ipynb")
+        fits = [p for p in available if p.stem == stem or p.stem.startswith(f"{stem}_")]
+        if len(fits) != 1:
+            there = ", ".join(p.stem for p in available) or "nothing"
+            raise NotebookError(f"no notebook {name!r} in {folder}, which has {there}")
+        paths += fits
+    return paths
+
+
+def execute(path: str | Path, parameters: dict[str, Any] | None = None, *, output: str | Path | None = None,
+            label: str = "", progress: bool = True, cell_timeout: int | None = None) -> Path:
+    """Execute a notebook from its first cell in a fresh kernel of this environment, in the notebook's folder, and
+    store it with its outputs.
+
+    parameters: values for names in its `parameters` cell; then `output` is required, since the stored notebook shows
+        the published values. Without `output` the notebook is replaced.
+    label: put before the progress bar; cell_timeout: seconds, None for no limit.
+    Returns the path written. Raises NotebookError, with nothing written, for an unknown parameter, a cell that fails
+    (the message names notebook, cell and error) and for outputs that show a path of this machine.
+    """
+    import nbformat
+    import papermill
+
+    path = Path(path)
+    parameters = parameters or {}
+    if parameters and output is None:
+        raise NotebookError(f"{path}: with parameters, name an output: the stored notebook shows the published values")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise NotebookError(f"{path}: no such file") from None
+    except Exception as error:
+        raise NotebookError(f"{path}: not a notebook ({error})") from error
+    if parameters:
+        try:
+            check_parameters(notebook, parameters)
+        except NotebookError as error:
+            raise NotebookError(f"{path}: {error}") from None
+
+    given = copy.deepcopy(notebook)  # papermill adds cells to it
+    given.metadata["kernelspec"] = dict(KERNEL)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one in the home folder
+    os.environ.pop("MPLBACKEND", None)  # would replace the notebook's own figures
+    try:
+        executed = papermill.execute_notebook(
+            given,
+            None,
+            parameters,
+            kernel_name=KERNEL["name"],
+            cwd=str(path.parent),
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's notes about its own connection are no news here
+            execution_timeout=cell_timeout,
+            progress_bar={"desc": label, "leave": True, "dynamic_ncols": True} if progress else False,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(_failure(path, notebook, error)) from None
+    except papermill.exceptions.PapermillException as error:
+        raise NotebookError(f"{path}: {error}") from error
+
+    strip_metadata(executed)
+    if shown := local_paths(executed):
+        lines = "\n".join(f"  cell {number}: {text}" for number, text in dict.fromkeys(shown))
+        raise NotebookError(f"{path}: nothing stored, because it shows paths of this machine:\n{lines}\n"
+                            "Print relative paths, and silence or mend what warns.")
+    target = Path(output) if output is not None else path
+    _write(executed, target)
+    return target
+
+
+def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
+    """Notebook, cell and error in the first line, then the end of the traceback.
+
+    The cell is found by its source in the notebook as it was given: papermill's own index counts cells that it added.
+    """
+    code = [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code"]
+    numbers = [number for number, cell in code if cell.source == error.source]
+    if len(numbers) == 1:
+        where = f"cell {numbers[0]}"
+    else:  # none: the cell with the values from the command line; several: only the count tells them apart
+        where = f"In [{error.exec_count}]" if numbers else "the injected parameters"
+    first = next((line for line in (error.source or "").splitlines() if line.strip()), "")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback or [])).splitlines()
+    if len(text) > SHOWN_TRACEBACK_LINES:
+        text = ["…", *text[-SHOWN_TRACEBACK_LINES:]]
+    return "\n".join([f"{path}, {where} ({first.strip()[:80]}): {error.ename}: {error.evalue}", *text])
+
+
+def _value(text: str) -> Any:
+    """A parameter from the command line: JSON if it reads as such (1, 0.5, true, [0, 1]), otherwise text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(text, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mimetic.notebooks", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  execute\n  execute 03 05\n  execute 05 -p dataset digits -p epochs 1 -o out.ipynb",
+    )
+    command = parser.add_subparsers(required=True).add_parser(
+        "execute", help="execute notebooks and store their outputs")
+    command.add_argument("names", nargs="*", help="numbers, names or paths; none: all")
+    command.add_argument("--folder", default="book", help="where the notebooks are (default: book)")
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="set a parameter; needs one notebook and -o")
+    command.add_argument("-o", "--output", type=Path, help="write here instead of in place; needs one notebook")
+    command.add_argument("--cell-timeout", type=int, metavar="SECONDS", help="limit for one cell (default: none)")
+    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    arguments = parser.parse_args(argv)
+
+    done: list[Path] = []
+    try:
+        paths = find_notebooks(arguments.names, arguments.folder)
+        if (arguments.parameter or arguments.output) and len(paths) != 1:
+            raise NotebookError(f"-p and -o need exactly one notebook, {len(paths)} are named")
+        parameters = {name: _value(value) for name, value in arguments.parameter}
+        width = max(len(path.name) for path in paths)
+        for number, path in enumerate(paths, start=1):
+            label = f"[{number}/{len(paths)}] {path.name:<{width}}"
+            done.append(execute(path, parameters, output=arguments.output, label=label,
+                                progress=not arguments.no_progress, cell_timeout=arguments.cell_timeout))
+    except NotebookError as error:
+        print(f"\nstopped: {error}", file=sys.stderr)
+        if done:
+            print(f"stored before: {', '.join(path.name for path in done)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the notebook that was running is as it was", file=sys.stderr)
+        return 130
+    print(f"stored {len(done)} notebook{'s' * (len(done) != 1)}: {', '.join(path.name for path in done)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""mimetic_init_: what it writes, elementwise; what it leaves; what it refuses; reproducibility."""
+
+import copy
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import mimetic
+from mimetic import LANGUAGE, VISION, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, mimetic_init_, semi_diagonal
+from mimetic.models.blocks import Block
+from mimetic.models.vit import ViT, ViTConfig
+
+CONFIG = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=3, d_model=48, depth=2, num_heads=3)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def vit():
+    torch.manual_seed(1)
+    return ViT(CONFIG)
+
+
+def best_rank_k(A, k):
+    U, S, Vt = np.linalg.svd(A.double().numpy())
+    return torch.from_numpy((U[:, :k] * S[:k]) @ Vt[:k]).float()
+
+
+def check_targets(layers, generator, spec=VISION, atol=2e-6):
+    """Every product, elementwise, against targets drawn here from the same generator in the documented order."""
+    for layer in layers:
+        d = layer.d_model
+        for h in range(layer.num_heads):
+            target = semi_diagonal(d, spec.qk_alpha, spec.qk_beta, generator=generator)
+            torch.testing.assert_close(layer.qk(h), best_rank_k(target, layer.head_dim), atol=atol, rtol=0)
+        target = semi_diagonal(d, spec.vp_alpha, spec.vp_beta, generator=generator)
+        torch.testing.assert_close(layer.vp(), target, atol=atol, rtol=0)
+
+
+def test_products_are_the_targets_elementwise():
+    model = vit()
+    mimetic_init_(model, generator=seeded())
+    check_targets(attention_layers(model), seeded())
+
+
+def test_the_forward_pass_sees_them():
+    """One token gives V.proj: attention over one token is the identity."""
+    model = vit()
+    mimetic_init_(model, generator=seeded())
+    attn = model.blocks[0].attn
+    basis = torch.eye(48)[:, None]  # 48 sequences of one token
+    torch.testing.assert_close(attn(basis)[:, 0], attention_layers(model)[0].vp(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("qk, vp", [(True, False), (False, True)])
+def test_only_what_was_asked_for_is_written(qk, vp):
+    model = vit()
+    for p in model.parameters():  # so that zeroed biases show
+        nn.init.normal_(p)
+    before = copy.deepcopy(model.state_dict())
+    mimetic_init_(model, qk=qk, vp=vp, generator=seeded())
+    d = 48
+    for name, after in model.state_dict().items():
+        same = after == before[name]
+        if name.endswith("attn.qkv.weight") or name.endswith("attn.qkv.bias"):
+            assert same[: 2 * d].all().item() is not qk and same[2 * d :].all().item() is not vp
+            assert same[: 2 * d].any().item() is not qk and same[2 * d :].any().item() is not vp
+        elif ".attn.proj." in name:
+            assert same.all().item() is not vp
+        else:
+            assert same.all(), name
+
+
+def test_biases():
+    model = vit()
+    nn.init.ones_(model.blocks[0].attn.qkv.bias)
+    mimetic_init_(model, biases="keep")
+    assert model.blocks[0].attn.qkv.bias.eq(1).all()
+    written = mimetic_init_(model, biases="zero")
+    assert not model.blocks[0].attn.qkv.bias.any() and not model.blocks[0].attn.proj.bias.any()
+    assert written[0].zeroed_biases == ("q_bias", "k_bias", "v_bias", "proj_bias")
+
+
+def test_returns_what_it_wrote():
+    model = vit()
+    written = mimetic_init_(model, generator=seeded())
+    table = pd.DataFrame(written)
+    assert list(table.name) == ["blocks.0.attn", "blocks.1.attn"]
+    for row, layer in zip(written, attention_layers(model)):
+        qk = torch.stack([layer.qk(h).diagonal().mean() for h in range(3)]).mean().item()
+        assert row.qk_diagonal == pytest.approx(qk, abs=1e-5) and row.qk_target == (0.7, 0.7)
+        assert row.vp_diagonal == pytest.approx(layer.vp().diagonal().mean().item(), abs=1e-5) and row.vp_target == (0.4, -0.4)
+    assert mimetic_init_(vit(), qk=False)[0].qk_target is None
+
+
+def test_generator_makes_it_reproducible_and_nothing_else_is_used():
+    one, two, other = vit(), vit(), vit()
+    state = torch.get_rng_state()
+    mimetic_init_(one, generator=seeded(5))
+    assert torch.equal(state, torch.get_rng_state())
+    mimetic_init_(two, generator=seeded(5))
+    mimetic_init_(other, generator=seeded(6))
+    weights = [m.blocks[1].attn.qkv.weight for m in (one, two, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    torch.manual_seed(9)
+    mimetic_init_(one)
+    torch.manual_seed(9)
+    mimetic_init_(two)
+    assert torch.equal(one.blocks[1].attn.qkv.weight, two.blocks[1].attn.qkv.weight)
+
+
+def test_one_value_a_layer():
+    model = vit()
+    mimetic_init_(model, MimeticSpec(vp_alpha=0.1, vp_beta=(-0.2, 0.6)), generator=seeded())
+    means = [layer.vp().diagonal().mean().item() for layer in attention_layers(model)]
+    assert means == pytest.approx([-0.2, 0.6], abs=0.02)
+    with pytest.raises(ValueError, match="vp_beta has 3 values, the model has 2 layers"):
+        mimetic_init_(model, MimeticSpec(vp_beta=(1, 2, 3)))
+
+
+def test_presets():
+    assert VISION == MimeticSpec(qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4, noise="normal")
+    assert LANGUAGE.qk_beta < 0 < LANGUAGE.vp_beta
+
+
+def test_truncated_diagonal_is_smaller_than_beta():
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(192, 3))
+    row = mimetic_init_(model, generator=seeded())[0]
+    assert row.qk_diagonal == pytest.approx(0.39, abs=0.015)
+    assert row.vp_diagonal == pytest.approx(-0.40, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float64, 2e-6)])
+def test_dtypes(dtype, tolerance):
+    model = vit().to(dtype)
+    mimetic_init_(model, generator=seeded())
+    assert model.blocks[0].attn.qkv.weight.dtype == dtype
+    reference = vit()
+    mimetic_init_(reference, generator=seeded())
+    # factorised in float32, cast once at the end
+    assert torch.equal(model.blocks[0].attn.qkv.weight, reference.blocks[0].attn.qkv.weight.to(dtype))
+    torch.testing.assert_close(
+        attention_layers(model)[0].vp().float(), attention_layers(reference)[0].vp(), atol=tolerance, rtol=0
+    )
+
+
+def test_alpha_zero_does_not_give_all_heads_the_same_directions():
+    model = vit()
+    mimetic_init_(model, MimeticSpec(qk_alpha=0.0), generator=seeded())
+    layer = attention_layers(model)[0]
+    assert layer.qk(0).diagonal().mean().item() == pytest.approx(0.7 / 3, abs=0.01)
+    overlap = torch.trace(layer.qk(0) @ layer.qk(1)) / torch.trace(layer.qk(0) @ layer.qk(0))
+    assert overlap < 0.6  # two random 16-dimensional subspaces of 48 share a third
+
+
+# --- wrappers and sharing ---
+
+
+def test_compiled_and_wrapped_models_have_plain_names():
+    compiled = torch.compile(vit())
+    assert [layer.name for layer in attention_layers(compiled)] == ["blocks.0.attn", "blocks.1.attn"]
+    mimetic_init_(compiled, generator=seeded())
+    check_targets(attention_layers(compiled), seeded())
+
+    wrapped = nn.Module()
+    wrapped.module = vit()  # what DDP and DataParallel do
+    assert attention_layers(wrapped)[0].name == "blocks.0.attn"
+
+
+def test_ddp(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(vit())
+        mimetic_init_(model, generator=seeded())
+        check_targets(attention_layers(model), seeded())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_tied_layers_are_written_once():
+    model = vit()
+    for name in ("qkv", "proj"):  # two modules, the same Parameters
+        for part in ("weight", "bias"):
+            setattr(getattr(model.blocks[1].attn, name), part, getattr(getattr(model.blocks[0].attn, name), part))
+    written = mimetic_init_(model, generator=seeded())
+    assert written[1].tied_to == "blocks.0.attn" and written[1].vp_diagonal == written[0].vp_diagonal
+    check_targets(attention_layers(model)[:1], seeded())
+    assert torch.equal(attention_layers(model)[1].vp(), attention_layers(model)[0].vp())
+
+
+def test_half_shared_layers_are_refused_before_anything_is_written():
+    model = vit()
+    model.blocks[1].attn.proj.weight = model.blocks[0].attn.proj.weight
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.1\.attn: shares some but not all .* blocks\.0\.attn"):
+        mimetic_init_(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+# --- refusals ---
+
+
+def mha_with_other_widths():
+    return nn.MultiheadAttention(32, 4, kdim=16, vdim=16)
+
+
+def parametrised():
+    model = vit()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].attn.qkv)
+    return model
+
+
+def dynamically_quantised():
+    model = vit()
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+    return model
+
+
+def unknown_attention():
+    class FancyAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+    model = vit()
+    model.extra = FancyAttention()
+    return model
+
+
+def changed_forward():
+    class Scaled(nn.MultiheadAttention):
+        def forward(self, q, k, v, **kwargs):
+            return super().forward(2 * q, k, v, **kwargs)
+
+    return nn.Sequential(Scaled(32, 4))
+
+
+def nameless_attention():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_q, self.to_kv = nn.Linear(8, 8), nn.Linear(8, 16)
+
+    model = vit()
+    model.mix = Mixer()
+    return model
+
+
+def on_meta():
+    with torch.device("meta"):
+        return ViT(CONFIG)
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        return ViT(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: nn.Linear(3, 3), "no attention layer found in Linear"),
+        (mha_with_other_widths, "MultiheadAttention: queries are made from width 32, keys from width 16"),
+        (on_meta, r"blocks\.0\.attn: qkv\.weight is a meta tensor"),
+        (in_inference_mode, r"blocks\.0\.attn: qkv\.weight was made under torch.inference_mode"),
+        (parametrised, r"blocks\.0\.attn: qkv is parametrised"),
+        (dynamically_quantised, r"blocks\.0\.attn: qkv "),
+        (unknown_attention, r"extra: .*FancyAttention is not a known attention class"),
+        (changed_forward, r"0: changed_forward.<locals>.Scaled overrides the forward of MultiheadAttention"),
+        (nameless_attention, r"mix: .*Mixer is not a known attention class"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_refusals_name_the_layer_and_the_reason(make, words):
+    with pytest.raises(UnsupportedAttention, match=words):
+        mimetic_init_(make())
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda m: mimetic_init_(m, biases="none"), ValueError, "biases must be one of zero, keep"),
+        (lambda m: mimetic_init_(m, qk=False, vp=False), ValueError, "nothing to write"),
+        (lambda m: mimetic_init_(m, {"qk_alpha": 1}), TypeError, "MimeticSpec"),
+        (lambda m: mimetic_init_("vit"), TypeError, "torch.nn.Module"),
+        (lambda m: MimeticSpec(noise="gauss"), ValueError, "normal, uniform"),
+        (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
+        (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
+        (lambda m: MimeticSpec(vp_alpha=0, vp_beta=0), ValueError, "both 0"),
+        (lambda m: mimetic.initialize_(m, "xavier"), ValueError, "timm, torch, mimetic, mimetic-qk, mimetic-vp"),
+    ],
+)
+def test_bad_arguments(call, error, words):
+    with pytest.raises(error, match=words):
+        call(vit())
+
+
+def test_cross_attention_is_left_alone_with_a_warning_unless_asked_for():
+    model = nn.TransformerDecoderLayer(32, 4)
+    before = model.multihead_attn.in_proj_weight.clone()
+    with pytest.warns(MimeticWarning, match="multihead_attn: cross-attention, left alone"):
+        written = mimetic_init_(model)
+    assert [w.name for w in written] == ["self_attn"] and torch.equal(before, model.multihead_attn.in_proj_weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = mimetic_init_(model, cross=True)
+    assert [w.name for w in written] == ["self_attn", "multihead_attn"]
+
+
+def test_a_registered_class_of_ones_own():
+    class MyAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.to_q, self.to_kv, self.out = 4, nn.Linear(32, 32), nn.Linear(32, 64), nn.Linear(32, 32)
+
+        def forward(self, x):
+            return x
+
+    from mimetic.adapters import _CUSTOM, fused_out, linear_in, linear_out
+
+    def read(module, name, ancestors):
+        (k, kb), (v, vb) = fused_out(module.to_kv, module.heads, name, "to_kv", parts=2)
+        q, qb = linear_out(module.to_q, module.heads, name, "to_q")
+        proj, pb = linear_in(module.out, module.heads, name, "out")
+        return mimetic.AttentionLayer(name, q, k, v, proj, qb, kb, vb, pb)
+
+    model = nn.Sequential(MyAttention())
+    with pytest.raises(UnsupportedAttention, match="MyAttention"):
+        mimetic_init_(model)
+    mimetic.register_adapter(MyAttention, read)
+    try:
+        mimetic_init_(model, generator=seeded())
+        check_targets(attention_layers(model), seeded())
+    finally:
+        del _CUSTOM[MyAttention]
+    with pytest.raises(TypeError, match="nn.Module subclass"):
+        mimetic.register_adapter(int, read)
+
+
+# --- grouped-query attention ---
+
+
+def grouped(d=96, heads=6, kv_heads=2, head_dim=16):
+    attention = pytest.importorskip("timm.layers.attention")
+    return attention.AttentionRope(d, heads, num_kv_heads=kv_heads, qkv_fused=False, attn_head_dim=head_dim)
+
+
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
+def test_grouped_query_attention():
+    d, heads, kv_heads, k = 96, 6, 2, 16
+    model = grouped(d, heads, kv_heads, k)
+    mimetic_init_(model, generator=seeded())
+    layer = attention_layers(model)[0]
+    own = [best_rank_k(semi_diagonal(d, 0.7, 0.7, generator=seeded(i)), k).diagonal().mean().item() for i in range(6)]
+    for h in range(heads):
+        assert torch.linalg.matrix_rank(layer.qk(h).double(), rtol=1e-5) <= k
+        diagonal = layer.qk(h).diagonal().mean().item()
+        assert 0.8 * np.mean(own) < diagonal < 1.05 * np.mean(own)
+    for a in range(heads):  # the heads of a group are relatives, not copies
+        for b in range(a):
+            cosine = torch.nn.functional.cosine_similarity(layer.qk(a).flatten(), layer.qk(b).flatten(), dim=0)
+            assert cosine < 0.95
+    # V.proj: the best approximation of rank 2 * 16, against the target drawn after the heads' targets
+    g = seeded()
+    for _ in range(kv_heads * (1 + heads // kv_heads)):
+        semi_diagonal(d, 1, 1, generator=g)
+    target = semi_diagonal(d, 0.4, -0.4, generator=g)
+    torch.testing.assert_close(layer.vp(), best_rank_k(target, kv_heads * k), atol=2e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
+def test_more_head_dimensions_than_d_model():
+    attention = pytest.importorskip("timm.layers.attention")
+    model = attention.Attention(24, num_heads=2, attn_head_dim=32)
+    mimetic_init_(model, generator=seeded())
+    layer = attention_layers(model)[0]
+    g = seeded()
+    for h in range(2):
+        torch.testing.assert_close(layer.qk(h), semi_diagonal(24, 0.7, 0.7, generator=g), atol=3e-6, rtol=0)
+        torch.randn(32, 24, generator=g)
+        assert layer.w_q(h).norm(dim=0).min() > 0.01  # no dead direction
+    torch.testing.assert_close(layer.vp(), semi_diagonal(24, 0.4, -0.4, generator=g), atol=3e-6, rtol=0)
+
+
+# --- whole-model initialisers ---
+
+
+def test_arms_of_one_seed_differ_in_attention_weights_only():
+    states = {}
+    for name in mimetic.INITIALIZERS:
+        model = vit()
+        mimetic.initialize_(model, name, generator=seeded())
+        states[name] = model.state_dict()
+    for name, written in (("mimetic", "qkv proj"), ("mimetic-qk", "qkv"), ("mimetic-vp", "qkv proj")):
+        for key, value in states[name].items():
+            changed = not torch.equal(value, states["timm"][key])
+            assert changed == (".attn." in key and key.split(".")[-2] in written and key.endswith("weight")), (name, key)
+
+
+def test_default_initialisers():
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=3, d_model=96, depth=1, num_heads=3))
+    mimetic.initialize_(model, "timm", generator=seeded())
+    assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not model.blocks[0].mlp.fc1.bias.any()
+    mimetic.initialize_(model, "torch", generator=seeded())
+    bound = 96**-0.5
+    assert bound * 0.98 < model.blocks[0].mlp.fc1.weight.abs().max().item() <= bound
+    again = copy.deepcopy(model.state_dict())
+    mimetic.initialize_(model, "torch", generator=seeded())
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_same_weights_on_a_gpu():
+    model, reference = vit().cuda(), vit()
+    mimetic_init_(model, generator=seeded())
+    mimetic_init_(reference, generator=seeded())
+    assert torch.equal(model.blocks[0].attn.qkv.weight.cpu(), reference.blocks[0].attn.qkv.weight)

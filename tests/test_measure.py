@@ -1,0 +1,127 @@
+"""measure against plain NumPy, its null distribution against permutations, fit against what was written."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mimetic
+from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, fit, measure, mimetic_init_
+from mimetic.measure import statistics
+from mimetic.models.blocks import Block
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blocks(d=96, heads=3, depth=2, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(*(Block(d, heads) for _ in range(depth)))
+
+
+def test_statistics_against_numpy():
+    A = torch.randn(20, 20, generator=seeded()) + 0.3 * torch.eye(20) + 5
+    a = A.double().numpy()
+    diagonal, off = np.diag(a), a[~np.eye(20, dtype=bool)]
+    numbers = statistics(A)
+    assert numbers["diag_mean"] == pytest.approx(diagonal.mean(), rel=1e-9)
+    assert numbers["diag_sd"] == pytest.approx(diagonal.std(ddof=1), rel=1e-9)
+    assert numbers["offdiag_sd"] == pytest.approx(off.std(ddof=1), rel=1e-9)
+    assert numbers["z"] == pytest.approx(diagonal.mean() / off.std(ddof=1), rel=1e-9)
+
+
+def test_null_distribution_against_permutations():
+    # rows and columns of very different size and offset, as trained products have
+    g = seeded()
+    A = torch.randn(40, 40, generator=g) * torch.linspace(0.1, 3, 40)[:, None] + torch.linspace(0, 2, 40)
+    numbers = statistics(A)
+    permuted = [A[torch.randperm(40, generator=g)].diagonal().mean().item() / numbers["offdiag_sd"] for _ in range(20_000)]
+    assert numbers["null_mean"] == pytest.approx(np.mean(permuted), abs=4 * np.std(permuted) / 20_000**0.5)
+    assert numbers["null_sd"] == pytest.approx(np.std(permuted), rel=0.03)
+
+
+def test_null_of_unrelated_matrices_is_one_over_root_d():
+    model = blocks(d=96, heads=3, depth=8)
+    table = measure(model)
+    assert table.null_sd.mean() == pytest.approx(96**-0.5, rel=0.05)
+    assert table.null_mean.abs().max() < 0.05
+    qk = table[table["product"] == "qk"]
+    assert qk.sigmas.std() == pytest.approx(1.0, abs=0.35) and qk.sigmas.abs().max() < 5
+
+
+def test_measure_has_one_row_a_product():
+    table = measure(blocks(d=48, heads=3, depth=2))
+    assert list(table.columns[:7]) == ["layer", "name", "head", "product", "diag_mean", "diag_sd", "offdiag_sd"]
+    assert len(table) == 2 * (3 + 3 + 1)
+    assert len(measure(blocks(d=48), heads=False)) == 2 * (3 + 1)
+    layer = attention_layers(blocks(d=48, heads=3))[0]
+    row = table.query("layer == 0 and product == 'vp' and head == -1").iloc[0]
+    assert row.diag_mean == pytest.approx(layer.vp().diagonal().mean().item(), rel=1e-5)
+    heads = table.query("layer == 0 and product == 'vp' and head >= 0")
+    assert heads.diag_mean.sum() == pytest.approx(row.diag_mean, rel=1e-4)
+
+
+def test_fold_multiplies_the_gains_in():
+    model = blocks(d=48, heads=3, depth=1)
+    nn.init.uniform_(model[0].norm1.weight, 0.1, 2, generator=seeded())
+    layer, gain = attention_layers(model)[0], model[0].norm1.weight.detach()
+    torch.testing.assert_close(layer.qk(1, fold=True), gain[:, None] * layer.qk(1) * gain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer.vp(fold=True), gain[:, None] * layer.vp(), atol=1e-6, rtol=1e-5)
+    assert measure(model, fold=True).diag_mean.tolist() != measure(model).diag_mean.tolist()
+    # through the block's own norm: the folded product acts on the normalised tokens before the gain
+    x = torch.randn(1, 1, 48, generator=seeded(1))
+    with torch.no_grad():
+        model[0].attn.qkv.bias.zero_(), model[0].attn.proj.bias.zero_()
+        out = model[0].attn(model[0].norm1(x))[0]
+    normalised = (x[0] - x.mean()) / (x.var(unbiased=False) + 1e-6).sqrt()
+    torch.testing.assert_close(normalised @ layer.vp(fold=True), out, atol=1e-6, rtol=1e-4)
+
+
+def test_fold_is_refused_where_the_block_is_not_known():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(16, 2)
+
+    with pytest.raises(UnsupportedAttention, match="inner: which LayerNorm"):
+        measure(Strange(), fold=True)
+    assert len(measure(Strange())) == 5
+
+
+@pytest.mark.parametrize("spec", [mimetic.VISION, mimetic.LANGUAGE, MimeticSpec(0.2, 0.05, 0.3, 0.9)])
+def test_fit_recovers_what_was_written(spec):
+    model = blocks(d=192, heads=3, depth=4)
+    mimetic_init_(model, spec, generator=seeded(3))
+    fitted = fit(model)
+    for name in MimeticSpec.constants():
+        values = getattr(fitted, name)
+        assert len(values) == 4
+        assert np.mean(values) == pytest.approx(getattr(spec, name), rel=0.03, abs=0.01), name
+
+
+def test_measure_then_mimic_gives_the_statistics_layer_by_layer():
+    trained = blocks(d=128, heads=4, depth=3)
+    spec = MimeticSpec(qk_alpha=(0.5, 0.7, 1.5), qk_beta=(1.0, -0.4, 0.2), vp_alpha=(0.2, 0.3, 0.4), vp_beta=(-1.0, 0.0, 0.5))
+    mimetic_init_(trained, spec, generator=seeded(1))
+    fresh = blocks(d=128, heads=4, depth=3, seed=5)
+    mimetic_init_(fresh, fit(trained), generator=seeded(2))
+    a, b = (measure(m, heads=False).groupby(["layer", "product"])[["diag_mean", "offdiag_sd"]].mean() for m in (trained, fresh))
+    np.testing.assert_allclose(a.diag_mean, b.diag_mean, atol=0.03)
+    np.testing.assert_allclose(a.offdiag_sd, b.offdiag_sd, rtol=0.05)
+
+
+def test_fit_says_when_a_diagonal_is_out_of_reach():
+    # W_Q = W_K with orthonormal columns: a projection, the most diagonal product of its rank
+    columns = torch.linalg.qr(torch.randn(64, 64, generator=seeded()))[0][:, None, :32].expand(64, 2, 32)
+    identity = torch.eye(64)
+    layer = AttentionLayer("perfect", columns, columns, v=identity.view(64, 2, 32), proj=-identity.view(2, 32, 64))
+    with pytest.warns(MimeticWarning, match="perfect: a diagonal"):
+        spec = fit([layer])
+    assert spec.qk_beta[0] > 0 and spec.vp_beta[0] == pytest.approx(-1.0) and spec.vp_alpha[0] == 0.0
+
+
+def test_only_cross_attention():
+    layer = nn.TransformerDecoderLayer(32, 4)
+    assert set(measure(layer).name) == {"self_attn"}
+    assert set(measure(layer, cross=True).name) == {"self_attn", "multihead_attn"}
