@@ -134,3 +134,26 @@ def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Ser
         return ((a - b).norm() / a.norm()).item()
 
     return pd.Series({"W_Q": change(q, q2), "W_K": change(k, k2), "W_Q W_K^T": change(q @ k.mT, q2 @ k2.mT)}, name="relative change")
+
+
+def pictures(layers: list[AttentionLayer] | None, layer: int, head: int, seed: int = 0) -> dict[str, Tensor]:
+    """W_Q W_K^T of a head, then W_V W_proj: trained (folded, raw) if layers are given, untrained, and written by
+    mimetic_init_, all of the trained model's width and heads (384 and 6 without one); title -> (d, d) matrix.
+
+    Raises:
+        ValueError: the model has no such layer or head.
+    """
+    columns = {}
+    d, heads = 384, 6
+    if layers is not None:
+        if not 0 <= layer < len(layers):
+            raise ValueError(f"layer must be from 0 to {len(layers) - 1}, got {layer}")
+        trained = layers[layer]
+        if not 0 <= head < trained.num_heads:
+            raise ValueError(f"head must be from 0 to {trained.num_heads - 1}, got {head}")
+        d, heads = trained.d_model, trained.num_heads
+        columns = {"trained, folded": (trained, True), "trained, raw": (trained, False)}
+    for name, init in (("untrained", "timm"), ("mimetic", "mimetic")):
+        columns[name] = (untrained_layers(d, 1, heads, init, seed)[0], False)
+    out = {f"QK · {name}": view.qk(min(head, view.num_heads - 1), fold) for name, (view, fold) in columns.items()}
+    return out | {f"V·proj · {name}": view.vp(fold=fold) for name, (view, fold) in columns.items()}

@@ -1,0 +1,137 @@
+"""The command line: ``python -m mimetic``, or ``mimetic`` once installed.
+
+Every command is a dataclass whose fields are its options; what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.extras import subcommand_type_from_defaults
+
+from mimetic.experiments.vision import EXPERIMENTS, VisionConfig
+
+EXAMPLES = """Mimetic initialization of self-attention layers.
+
+examples:
+  python -m mimetic train digits --init mimetic             a small ViT, in well under a minute
+  python -m mimetic train cifar10-lab --init timm --seed 1  one run of the laboratory experiment
+  python -m mimetic train cifar10-lab --help                every setting of a run
+  python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
+  python -m mimetic bench init                              how fast is the initializer?
+  python -m mimetic coverage timm                           which of timm's models are supported?
+"""
+
+# What an experiment's name is followed by: a subcommand whose options start at the experiment's values.
+Experiment = subcommand_type_from_defaults(
+    EXPERIMENTS, {name: f"{c.dataset}, {c.epochs} epochs, d {c.d_model}, depth {c.depth}" for name, c in EXPERIMENTS.items()}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one run of an experiment, or show its record if it is there already.
+
+    examples:
+      python -m mimetic train cifar10-lab --init mimetic --seed 0
+      python -m mimetic train cifar10-lab --experiment trial --epochs 2 --lr 5e-4
+      python -m mimetic train digits --no-store
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+
+    config: Experiment  # type: ignore[valid-type]
+    force: bool = False  # train again from the start, even if there is a record
+    store: bool = True  # keep a record (data/runs) and a checkpoint (data/cache/checkpoints)
+    checkpoint_seconds: float = 30.0  # how often to save the state
+    time_limit: float | None = None  # seconds after which to save and stop
+    quiet: bool = False  # only the result
+
+    def __call__(self) -> None:
+        from mimetic.experiments.vision import run
+
+        config: VisionConfig = self.config
+        record = run(
+            config, force=self.force, store=self.store, progress=not self.quiet,
+            checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
+        )  # fmt: skip
+        final = record["final"]
+        print(
+            f"{config.name}: test accuracy {final['test_accuracy']:.2%} after {final['epoch']} epochs "
+            f"({record['throughput']['per_second']:.0f} {record['throughput']['unit']}/s, {record['seconds']['total']:.0f} s)"
+        )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Try every attention architecture of a library: supported (products verified), or refused (with the reason).
+
+    example: python -m mimetic coverage timm
+    """
+
+    library: Positional[Literal["timm", "transformers"]]
+
+    def __call__(self) -> None:
+        from mimetic import coverage
+
+        coverage.main(self.library)
+
+
+@dataclass(frozen=True)
+class BenchInit:
+    """Time mimetic_init_ on a ViT-B/16 against the plain way, a full SVD a head, on the same random numbers.
+
+    example: python -m mimetic bench init --plain-layers 1
+    """
+
+    d_model: int = 768  # width of the tokens
+    depth: int = 12  # number of layers
+    num_heads: int = 12
+    seed: int = 0
+    repeats: int = 1  # how often ours is timed; the median counts
+    plain_layers: int = 0  # time the plain way on this many layers and scale up; 0: all
+
+    def __call__(self) -> None:
+        from mimetic.bench import bench_init
+
+        bench_init(**vars(self))
+
+
+@dataclass(frozen=True)
+class DataFetch:
+    """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), checksums verified.
+
+    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download). Any other name is a pretrained
+    model; `python -m mimetic.pretrained list` shows them.
+
+    examples:
+      python -m mimetic data fetch cifar10
+      python -m mimetic data fetch gpt2 minilm-l6
+    """
+
+    names: Positional[tuple[str, ...]]
+
+    def __call__(self) -> None:
+        from mimetic.data.images import DATASETS, fetch_images
+        from mimetic.pretrained.sources import SOURCES
+
+        if not self.names:
+            raise ValueError(f"name what to fetch: {', '.join((*DATASETS, *SOURCES))}")
+        for name in self.names:
+            if name not in DATASETS and name not in SOURCES:
+                raise ValueError(f"{name!r} is not known; choose from {', '.join((*DATASETS, *SOURCES))}")
+        for name in self.names:
+            if name in DATASETS:
+                print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
+            else:
+                from mimetic.pretrained import fetch
+
+                print(f"{name}: {fetch(name)}")
+
+
+Bench = Annotated[BenchInit, subcommand("init")] | Annotated[None, tyro.conf.Suppress]

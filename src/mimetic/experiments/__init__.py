@@ -1,0 +1,1 @@
+"""Named experiments: configs in, run records out."""

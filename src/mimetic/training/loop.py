@@ -1,0 +1,326 @@
+"""The training loop: AdamW, warm-up and cosine, clipping, checkpoints. It knows no modality.
+
+A task gives the batches, the loss and the evaluation; the loop turns them into weights and a curve. Batches are a pure
+function of (epoch, step), so that a run that was killed and resumed sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILE = ("auto", "on", "off")
+_NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; nothing about what."""
+
+    epochs: int
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.05  # on matrices only: not on biases, norms, position embedding, class token
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    warmup: float = 0.1  # share of the run in which lr grows linearly; then a cosine to 0; both step by step
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
+    device: str = "auto"  # "auto": cuda, else mps, else cpu
+    threads: int = 2  # of PyTorch on the CPU; sums are ordered by it, so it belongs to the config
+    precision: str = "auto"  # "auto": bfloat16 autocast on cuda, float32 elsewhere
+    compile: str = "auto"  # torch.compile; "auto": on cuda
+
+    def __post_init__(self) -> None:
+        for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("compile", COMPILE)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name, low in (("epochs", 1), ("threads", 1)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
+                raise ValueError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be greater than 0, not {self.lr!r}")
+        for name in ("weight_decay", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the run, at least 0 and less than 1, not {self.warmup!r}")
+
+
+class Task(Protocol):
+    """What the loop trains. Everything random in it must follow from its seed and (epoch, step)."""
+
+    steps_per_epoch: int
+    unit: str  # what throughput counts: "images", "tokens", ...
+    units_per_step: int
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Batch ``step`` (from 0) of ``epoch`` (from 0), on the device."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and metrics to average over the epoch (scalars; they appear as train_NAME)."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on the whole test set (they appear as test_NAME). Gradients are off, the model is in eval mode."""
+
+
+@dataclass
+class Result:
+    """What training gave."""
+
+    curve: list[dict[str, float]]  # one dict an epoch: epoch (from 1), step, lr, train_loss, train_*, test_*
+    seconds: dict[str, float] = field(default_factory=dict)  # train, evaluate
+    units_per_second: float = 0.0
+    resumed: int = 0  # how often the run went on from a checkpoint
+    started: str | None = None  # what was passed as ``started`` when the run first began
+
+
+class TimeLimit(Exception):
+    """The time limit was reached; everything is saved, the same call goes on from there."""
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one purpose: a function of its arguments only, unrelated to those of other purposes or neighbours."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device behind "auto", "cpu", "cuda", "mps".
+
+    Raises:
+        ValueError: unknown name, or this machine has no such device.
+    """
+    if name not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
+    if not there[name]:
+        raise ValueError(f"device={name!r}: PyTorch finds none on this machine; choices here: auto, "
+                         + ", ".join(key for key, value in there.items() if value))  # fmt: skip
+    return torch.device(name)
+
+
+def resolve_backend(config: TrainConfig) -> dict[str, Any]:
+    """What the "auto"s of a config mean on this machine: type, name, threads, precision, compiled."""
+    device = resolve_device(config.device)
+    gpu = device.type == "cuda"
+    return {
+        "type": device.type,
+        "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
+        "threads": config.threads,
+        "precision": config.precision if config.precision != "auto" else "bfloat16" if gpu else "float32",
+        "compiled": gpu if config.compile == "auto" else config.compile == "on",
+    }
+
+
+def learning_rate(step: int, config: TrainConfig, steps_per_epoch: int) -> float:
+    """The learning rate of step ``step`` (from 0)."""
+    total = config.epochs * steps_per_epoch
+    warmup = round(config.warmup * total)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in two groups: with weight decay (matrices) and without (the rest)."""
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim < 2 or name.rpartition(".")[2] in _NO_DECAY
+            (rest if exempt else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    identity: dict[str, str] | None = None,
+    started: str | None = None,
+    checkpoint_seconds: float = 30.0,
+    time_limit: float | None = None,
+    progress: bool = True,
+    label: str = "",
+) -> Result:
+    """Train ``model`` in place (it is on its device already) and return the curve.
+
+    Args:
+        seed: of PyTorch's global generators during training (dropout); they are restored afterwards.
+        checkpoint: file to resume from if it exists and to save to; None: neither. The caller deletes it.
+        identity: what a checkpoint must have been saved with (see load_checkpoint).
+        started: kept in the checkpoint and handed back, so that a resumed run knows when it began.
+        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after every epoch.
+        time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
+        progress: a bar (in a terminal or a notebook) and a line an epoch.
+        label: what the progress display calls the run.
+
+    Raises:
+        TimeLimit: the limit was reached. With a checkpoint, the same call goes on from there.
+        Diverged: the loss is not finite at the end of an epoch.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
+    """
+    backend, steps = resolve_backend(config), task.steps_per_epoch
+    began = saved = time.monotonic()
+    result = Result(curve=[], seconds={"train": 0.0, "evaluate": 0.0}, started=started)
+    with _settings(config, backend, seed):
+        optimizer = make_optimizer(model, config)
+        step, sums = 0, {}
+        state = load_checkpoint(checkpoint, identity or {}) if checkpoint else None
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            set_rng_state(state["rng"])
+            step, sums = state["step"], {k: v.to(_device(model)) for k, v in state["sums"].items()}
+            result = Result(**state["result"])
+            result.resumed += 1
+
+        def save() -> None:
+            nonlocal saved
+            if checkpoint:
+                save_checkpoint(checkpoint, {
+                    "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "rng": rng_state(), "step": step, "sums": sums, "result": vars(result),
+                })  # fmt: skip
+            saved = time.monotonic()
+
+        forward = torch.compile(model) if backend["compiled"] else model
+        cast = torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16")
+        bar = _Progress(label, step, config.epochs * steps, progress)
+        try:
+            for epoch in range(len(result.curve), config.epochs):
+                model.train()
+                clock = time.perf_counter()
+                while step < (epoch + 1) * steps:
+                    batch = task.batch(epoch, step - epoch * steps)
+                    rate = learning_rate(step, config, steps)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    with cast:
+                        loss, metrics = task.loss(forward, batch)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    if config.grad_clip:
+                        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                    optimizer.step()
+                    step += 1
+                    for name, value in {"loss": loss, **metrics}.items():
+                        # float64: a sum of thousands of values; kept on the device, read once an epoch
+                        sums[name] = sums.get(name, 0) + value.detach().to(_sum_dtype(backend))
+                    bar.advance(sums, step - epoch * steps)
+                    now = time.monotonic()
+                    out_of_time = time_limit is not None and now - began > time_limit
+                    if out_of_time or now - saved > checkpoint_seconds:
+                        result.seconds["train"] += time.perf_counter() - clock
+                        save()
+                        clock = time.perf_counter()
+                        if out_of_time:
+                            raise TimeLimit(f"{label or 'the run'} stopped after {step} of {config.epochs * steps} steps")
+                entry = {f"train_{name}": float(value) / steps for name, value in sums.items()}
+                result.seconds["train"] += time.perf_counter() - clock
+                if not math.isfinite(entry["train_loss"]):
+                    raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
+                clock = time.perf_counter()
+                model.eval()
+                with torch.no_grad(), cast:
+                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(forward).items()}
+                result.seconds["evaluate"] += time.perf_counter() - clock
+                result.curve.append({"epoch": epoch + 1, "step": step, "lr": learning_rate(step - 1, config, steps), **entry})
+                result.units_per_second = step * task.units_per_step / result.seconds["train"]
+                sums = {}
+                save()
+                bar.epoch(result, config.epochs, task.unit)
+        finally:
+            bar.close()
+    return result
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _sum_dtype(backend: dict[str, Any]) -> torch.dtype:
+    return torch.float32 if backend["type"] == "mps" else torch.float64
+
+
+@contextmanager
+def _settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterator[None]:
+    """Threads, global generators and, on a GPU, deterministic kernels, for the time of a run; all restored after."""
+    threads, gpu = torch.get_num_threads(), backend["type"] == "cuda"
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []):
+        torch.manual_seed(derive_seed(seed, "global"))
+        try:
+            torch.set_num_threads(config.threads)
+            if gpu:  # the same run twice gives the same bits; CPU kernels do so anyway
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if gpu:
+                torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+                torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _cpu_name() -> str:
+    """The processor's model name."""
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class _Progress:
+    """A bar with loss, accuracy and time left, and one line an epoch; silent if not wanted."""
+
+    def __init__(self, label: str, step: int, total: int, shown: bool) -> None:
+        # disable=None: no bar where the output is a file, only the lines
+        self.shown, self.label, self.read = shown, label, 0.0
+        self.bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False, disable=None if shown else True,
+                        dynamic_ncols=True)  # fmt: skip
+
+    def advance(self, sums: dict[str, Tensor], steps: int) -> None:
+        self.bar.update()
+        if not self.bar.disable and time.monotonic() - self.read > 0.5:  # reading the sums waits for the device
+            means = {name: float(value) / steps for name, value in sums.items()}
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
+            self.read = time.monotonic()
+
+    def epoch(self, result: Result, epochs: int, unit: str) -> None:
+        if self.shown:
+            last = result.curve[-1]
+            metrics = "  ".join(f"{k} {v:.4f}" for k, v in last.items() if k.startswith(("train_", "test_")))
+            took = sum(result.seconds.values())
+            self.bar.write(f"{self.label}  epoch {last['epoch']}/{epochs}  {metrics}  lr {last['lr']:.1e}  "
+                           f"{result.units_per_second:.0f} {unit}/s  {took:.0f} s")  # fmt: skip
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,214 @@
+"""Run records: one JSON file a run, everything needed to trust and repeat its numbers.
+
+``data/runs/EXPERIMENT/ARM-seedN.json``; ``MIMETIC_RUNS`` names another folder. A record says what was run (complete
+config, seed, hash of the source), where (device, versions), and what came out (a curve with one entry an epoch; the
+final metrics are those of the last epoch, never of the best). It carries a digest of its own content, so that a damaged
+or edited record is refused instead of believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimetic.data.fetch import atomic_path, data_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+NAME = re.compile(r"[a-z0-9][a-z0-9._+=-]*")  # of experiments and arms: they become file names
+
+# key -> type; what every record of this schema has
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "experiment": str,
+    "arm": str,
+    "seed": int,
+    "config": dict,  # every field of the experiment's config dataclass
+    "curve": list,  # one dict an epoch: epoch, step, lr, train_*, test_* (accuracies are fractions, losses in nats)
+    "final": dict,  # the last entry of the curve
+    "parameters": dict,  # number of parameters by kind, and total
+    "throughput": dict,  # unit (images, tokens, ...) and per_second, training only
+    "seconds": dict,  # train, evaluate, total (with loading and initialization); interrupted runs: of the kept work
+    "device": dict,  # type, name, threads, precision, compiled
+    "versions": dict,  # python and packages
+    "source": dict,  # sha256 of all, and of each file that had a part in the numbers
+    "started": str,  # UTC, ISO 8601
+    "finished": str,
+    "resumed": int,  # how often the run went on from a checkpoint
+    "digest": str,  # SHA-256 of all the rest
+}
+
+
+class RecordError(ValueError):
+    """A record is damaged, or does not belong to what was asked for. The message names the file."""
+
+
+def runs_dir() -> Path:
+    """The folder of the records: ``$MIMETIC_RUNS``, or ``data/runs``."""
+    named = os.environ.get("MIMETIC_RUNS", "").strip()
+    return Path(named).expanduser().resolve() if named else data_dir() / "runs"
+
+
+def check_name(kind: str, name: str) -> str:
+    """``name`` if it may be part of a file name; raises ValueError otherwise."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{kind} must be lower-case letters, digits and . _ + = - (it names a file), not {name!r}")
+    return name
+
+
+def record_path(experiment: str, arm: str, seed: int, folder: str | Path | None = None) -> Path:
+    """Where the record of a run is kept."""
+    check_name("experiment", experiment), check_name("arm", arm)
+    return Path(folder or runs_dir()) / experiment / f"{arm}-seed{seed}.json"
+
+
+def write_record(record: dict[str, Any], folder: str | Path | None = None) -> Path:
+    """Validate, add the digest, write atomically; returns the path.
+
+    Raises:
+        RecordError: something is missing, of the wrong type or not finite.
+    """
+    record = {**record, "schema": SCHEMA}
+    record["digest"] = _digest(record)
+    path = record_path(record["experiment"], record["arm"], record["seed"], folder)
+    _validate(record, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """One record, validated.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is damaged; the message names the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{_short(path)} is damaged: not JSON ({error})") from None
+    _validate(record, path)
+    return record
+
+
+def load_runs(
+    experiment: str | None = None, *, folder: str | Path | None = None, curves: bool = False
+) -> pd.DataFrame:
+    """All records, or those of one experiment, as a DataFrame sorted by experiment, arm and seed.
+
+    Args:
+        experiment: name of an experiment; None for all. One without records gives an empty DataFrame.
+        folder: instead of ``data/runs``.
+        curves: one row an epoch (the columns of the curve) instead of one row a run (the last epoch's metrics, config
+            fields as ``config.NAME``, parameters as ``parameters.KIND``, throughput, time, device, source, dates).
+
+    Raises:
+        RecordError: a record is damaged; the message names the file.
+    """
+    import pandas as pd
+
+    folder = Path(folder or runs_dir())
+    pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
+    rows = []
+    for path in sorted(folder.glob(pattern)):
+        record = read_record(path)
+        who = {key: record[key] for key in ("experiment", "arm", "seed")}
+        if curves:
+            rows += [who | entry for entry in record["curve"]]
+        else:
+            rows.append(
+                who
+                | record["final"]
+                | {f"config.{key}": value for key, value in record["config"].items()}
+                | {f"parameters.{key}": value for key, value in record["parameters"].items()}
+                | {f"{record['throughput']['unit']}_per_second": record["throughput"]["per_second"]}
+                | {f"seconds.{key}": value for key, value in record["seconds"].items()}
+                | {f"device.{key}": value for key, value in record["device"].items()}
+                | {"source": record["source"]["sha256"], "torch": record["versions"].get("torch")}
+                | {key: record[key] for key in ("started", "finished", "resumed")}
+                | {"file": f"{path.parent.name}/{path.name}"}
+            )
+    if not rows:
+        return pd.DataFrame(columns=["experiment", "arm", "seed", "epoch"])
+    return pd.DataFrame(rows).sort_values(["experiment", "arm", "seed", "epoch"], ignore_index=True)
+
+
+def source_hash(files: Iterable[str]) -> dict[str, Any]:
+    """SHA-256 of source files, given relative to the package folder: {"sha256": of all, "files": {name: of each}}."""
+    root = Path(__file__).resolve().parents[1]
+    # line ends are normalised: a checkout on Windows is the same source
+    hashes = {
+        name: hashlib.sha256((root / name).read_bytes().replace(b"\r\n", b"\n")).hexdigest() for name in sorted(files)
+    }
+    every = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return {"sha256": hashlib.sha256(every.encode()).hexdigest(), "files": hashes}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("mimetic", "torch", "torchvision", "numpy", "scikit-learn"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _digest(record: dict[str, Any]) -> str:
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _short(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _validate(record: Any, path: Path) -> None:
+    def damaged(why: str) -> RecordError:
+        return RecordError(f"{_short(path)} is damaged: {why}")
+
+    if not isinstance(record, dict):
+        raise damaged("not a JSON object")
+    if record.get("schema") != SCHEMA:
+        raise damaged(f"schema {record.get('schema')!r}, this version reads {SCHEMA}")
+    for key, kind in _FIELDS.items():
+        if key not in record:
+            raise damaged(f"no {key!r}")
+        if not isinstance(record[key], kind) or (kind is int and isinstance(record[key], bool)):
+            raise damaged(f"{key!r} is {type(record[key]).__name__}")
+    if path.name != f"{record['arm']}-seed{record['seed']}.json" or path.parent.name != record["experiment"]:
+        raise damaged(f"it is the record of {record['experiment']}/{record['arm']}-seed{record['seed']}.json")
+    curve = record["curve"]
+    if not curve or not all(isinstance(entry, dict) for entry in curve):
+        raise damaged("the curve is empty or not a list of epochs")
+    if [entry.get("epoch") for entry in curve] != list(range(1, len(curve) + 1)):
+        raise damaged("the curve's epochs are not 1, 2, 3, ...")
+    if any(entry.keys() != curve[0].keys() for entry in curve):
+        raise damaged("the curve's epochs do not hold the same metrics")
+    for entry in curve:
+        for key, value in entry.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise damaged(f"{key} of epoch {entry['epoch']} is {value!r}")
+    if record["final"] != curve[-1]:
+        raise damaged("the final metrics are not those of the last epoch")
+    if record["digest"] != _digest(record):
+        raise damaged("its content does not match its digest")

@@ -1,0 +1,251 @@
+"""The committed notebooks are executed, portable and refuse wrong parameters; so does the tool that executes them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mimetic import notebooks
+from mimetic.notebooks import NotebookError, choose, choose_int, choose_ints
+
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
+COMMITTED = sorted(BOOK.glob("*.ipynb"))
+PORTABLE = (
+    # nbval: stored output is not compared, cell is not run, an error is expected
+    "nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception",
+    # the page: what is shown
+    "hide-cell", "hide-input", "hide-output", "remove-cell", "remove-input", "remove-output", "scroll-output",
+    "full-width", "margin", "output_scroll", "parameters",
+)  # fmt: skip
+
+every_notebook = pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+
+
+def _read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def _code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+# The committed notebooks ----------------------------------------------------------------------------------------------
+
+
+def _chapters(node):
+    if isinstance(node, dict):
+        yield from [node[key] for key in ("root", "file") if key in node]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _chapters(child)
+
+
+def test_table_of_contents_lists_every_page_once_and_none_that_is_missing():
+    listed = list(_chapters(yaml.safe_load((ROOT / "_toc.yml").read_text())))
+    pages = [p.relative_to(ROOT).with_suffix("").as_posix() for p in BOOK.iterdir() if p.suffix in (".md", ".ipynb")]
+    assert sorted(listed) == sorted(pages)
+
+
+@every_notebook
+def test_executed_in_order_to_the_end_without_error(path):
+    cells = _code(_read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    expected = {"raises-exception", "nbval-raises-exception"}
+    assert not [o for c in cells if not expected & set(c.metadata.get("tags", [])) for o in c.outputs
+                if o.output_type == "error"]
+
+
+@every_notebook
+def test_portable(path):
+    notebook = _read(path)
+    assert path.stat().st_size < 1_000_000
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "papermill" not in notebook.metadata
+    assert not [c for c in notebook.cells if {"papermill", "execution", "ExecuteTime"} & set(c.metadata)]
+    assert notebooks.local_paths(notebook) == []
+    nbformat.validate(notebook)
+
+
+@every_notebook
+def test_as_the_tool_stores_it(path):
+    notebook = _read(path)
+    assert nbformat.writes(notebooks.strip_metadata(_read(path))) == nbformat.writes(notebook), "run make notebooks"
+
+
+@every_notebook
+def test_output_shows_no_warnings_and_no_progress_bars(path):
+    for cell in _code(_read(path)):
+        for output in cell.outputs:
+            assert output.get("name") != "stderr", f"cell writes to stderr: {cell.source[:60]!r}"
+            assert "\r" not in str(output.get("text", "")), f"a progress bar is stored: {cell.source[:60]!r}"
+
+
+@every_notebook
+def test_tags_mean_something(path):
+    tags = {tag for cell in _read(path).cells for tag in cell.metadata.get("tags", [])}
+    assert tags <= set(PORTABLE)
+
+
+@every_notebook
+def test_every_parameter_is_checked_at_once_and_the_choices_are_named(path):
+    """The code cell after `parameters` passes with the published values, and refuses a wrong value for any of them."""
+    notebook = _read(path)
+    cells = _code(notebook)
+    (index,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert index == 0
+    parameters, check = cells[0].source, cells[1].source
+    names = notebooks.parameter_names(notebook)
+    assert names
+    published = {}
+    exec(parameters, published)
+    exec(check, published)
+    for name in names:
+        wrong = {}
+        exec(parameters, wrong)
+        wrong[name] = "no such value"
+        with pytest.raises(ValueError, match=rf"{name}.*choose") as refusal:
+            exec(check, wrong)
+        assert "no such value" in str(refusal.value)
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+def test_choose():
+    assert choose("dataset", "digits", ["digits", "cifar10"]) == "digits"
+    with pytest.raises(ValueError, match=r"dataset='mnist': choose one of 'digits', 'cifar10'"):
+        choose("dataset", "mnist", ["digits", "cifar10"])
+    with pytest.raises(ValueError, match="flag"):
+        choose("flag", 1, [True, False])
+
+
+def test_choose_int():
+    assert choose_int("epochs", 1, 1, 10) == 1
+    assert choose_int("epochs", 10, 1, 10) == 10
+    for wrong in (0, 11, 1.0, "1", True, None):
+        with pytest.raises(ValueError, match="epochs=.*from 1 to 10"):
+            choose_int("epochs", wrong, 1, 10)
+
+
+def test_choose_ints():
+    for value in ([0, 1], (0, 1), range(2), "0,1", "[0, 1]"):
+        assert choose_ints("seeds", value, 0, 9) == [0, 1]
+    assert choose_ints("seeds", 3, 0, 9) == choose_ints("seeds", "3", 0, 9) == [3]
+    for wrong in ([], "", "a", [0, 0], [10], [True], 1.5, None, {"seed": 1}):
+        with pytest.raises(ValueError, match="seeds=.*from 0 to 9"):
+            choose_ints("seeds", wrong, 0, 9)
+
+
+def test_parameter_names_reads_every_form_of_assignment():
+    def cell():
+        source = "a = 1\nb: int | None = None  # help\nc, d = 1, 2\ne: int\nprint(a)"
+        return new_code_cell(source, metadata={"tags": ["parameters"]})
+
+    assert notebooks.parameter_names(new_notebook(cells=[cell()])) == ["a", "b", "c", "d"]
+    for cells in ([], [cell(), cell()]):
+        with pytest.raises(NotebookError, match="exactly one code cell"):
+            notebooks.parameter_names(new_notebook(cells=cells))
+
+
+# Execution ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def book(tmp_path):
+    (tmp_path / "book").mkdir()
+
+    def write(name, *sources):
+        cells = [new_markdown_cell("# Title"), new_code_cell("epochs = 3", metadata={"tags": ["parameters"]})]
+        path = tmp_path / "book" / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=cells + [new_code_cell(s) for s in sources]), path)
+        return path
+
+    return write
+
+
+def test_execute_stores_outputs_and_nothing_of_the_machine(book):
+    path = book("01_a", "import os\nprint('one'); print('two', epochs)", "print(os.path.basename(os.getcwd()))")
+    assert notebooks.execute(path, progress=False) == path
+    notebook = _read(path)
+    assert [c.execution_count for c in _code(notebook)] == [1, 2, 3]
+    texts = ["".join(o.text for o in cell.outputs) for cell in _code(notebook)]
+    assert texts == ["", "one\ntwo 3\n", "book\n"]  # it runs in the notebook's folder
+    assert "papermill" not in path.read_text() and "iopub" not in path.read_text()
+    assert "version" not in notebook.metadata.language_info
+    first = path.read_bytes()
+    notebooks.execute(path, progress=False)
+    assert path.read_bytes() == first
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_kernel_is_the_one_of_this_environment(book):
+    path = book("01_a", "import sys, pathlib\npathlib.Path('prefix').write_text(sys.prefix);")
+    notebooks.execute(path, progress=False)
+    assert (path.parent / "prefix").read_text() == sys.prefix
+
+
+def test_parameters_are_checked_and_leave_the_stored_notebook_alone(book, tmp_path):
+    path = book("01_a", "print('epochs', epochs)")
+    before = path.read_bytes()
+    with pytest.raises(NotebookError, match="no parameter 'epoch': it has epochs"):
+        notebooks.execute(path, {"epoch": 1}, output=tmp_path / "out.ipynb")
+    with pytest.raises(NotebookError, match="name an output"):
+        notebooks.execute(path, {"epochs": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+    out = notebooks.execute(path, {"epochs": 1}, output=tmp_path / "out.ipynb", progress=False)
+    assert "epochs 1" in out.read_text()
+    assert path.read_bytes() == before
+
+
+def test_a_path_of_this_machine_is_refused(book):
+    path = book("01_a", "import sys\nprint('installed in', sys.prefix)")
+    before = path.read_bytes()
+    with pytest.raises(NotebookError, match=rf"cell 3: {re.escape(sys.prefix)}"):
+        notebooks.execute(path, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_local_paths_sees_html_and_other_machines_and_no_more():
+    def output(data):
+        return new_notebook(cells=[new_code_cell("x", outputs=[new_output("execute_result", data=data)])])
+
+    home = "/".join(["", "home", "someone", "x.py"])
+    assert notebooks.local_paths(output({"text/html": f"<td>{home}</td>"})) == [(1, home)]
+    for innocent in ("https://example.org/home/x", "book/data/tmp", "a/root/b", "V·proj / tmp_x", "~/home/x"):
+        assert notebooks.local_paths(output({"text/plain": innocent})) == []
+    assert notebooks.local_paths(output({"image/png": f"/tmp/{'A' * 20}"})) == []
+
+
+def test_command_line_stops_at_the_first_failing_cell(book, tmp_path):
+    good = book("01_good", "print('fine')")
+    bad = book("02_bad", "x = 1", "def halve(x):\n    return x / 0\n\nhalve(x)")
+    never = book("03_never", "print('never')")
+    before = bad.read_bytes(), never.read_bytes()
+    result = subprocess.run([sys.executable, "-m", "mimetic.notebooks", "execute", "--no-progress"],
+                            cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "stopped: book/02_bad.ipynb, cell 4 (def halve(x):): ZeroDivisionError: division by zero" in result.stderr
+    assert "return x / 0" in result.stderr and "\x1b" not in result.stderr
+    assert "stored before: 01_good.ipynb" in result.stderr
+    assert "fine" in good.read_text()
+    assert (bad.read_bytes(), never.read_bytes()) == before
+
+
+def test_command_line_names_notebooks_and_parameters(book, tmp_path, capsys, monkeypatch):
+    book("01_a", "print('epochs', epochs)")
+    book("02_b", "print('b')")
+    monkeypatch.chdir(tmp_path)
+    assert notebooks.main(["execute", "3"]) == 1
+    assert "no notebook '3' in book, which has 01_a, 02_b" in capsys.readouterr().err
+    assert notebooks.main(["execute", "-p", "epochs", "2"]) == 1
+    assert "exactly one notebook" in capsys.readouterr().err
+    assert notebooks.main(["execute", "01", "-p", "epochs", "2", "-o", "out.ipynb", "--no-progress"]) == 0
+    assert "epochs 2" in (tmp_path / "out.ipynb").read_text()
+    assert [p.name for p in notebooks.find_notebooks(["02_b", "01"])] == ["02_b.ipynb", "01_a.ipynb"]
