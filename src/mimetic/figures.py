@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -36,32 +37,42 @@ STYLE = {
 }
 
 
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The book's style for everything that a figure function draws."""
+
+    @wraps(draw)
+    def inner(*args, **kwargs):
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
 def _figure(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
-    return figure, axes
+    return plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
 
 
+@styled
 def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4) -> Figure:
     """Signed products as pictures, their first `crop` rows and columns; each has its own scale, the 99.5th percentile of
     its size, given below it: blue negative, red positive, white 0."""
     columns = -(-len(products) // rows)
     figure, axes = _figure(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
-    with mpl.rc_context(STYLE):
-        for ax in axes.flat[len(products) :]:
-            ax.axis("off")
-        for ax, (title, P) in zip(axes.flat, products.items()):
-            P = np.asarray(P, dtype=np.float64)
-            part = P[:crop, :crop]
-            scale = max(np.quantile(np.abs(part), 0.995), 1e-12)
-            ax.imshow(part, cmap=SIGNED, vmin=-scale, vmax=scale)
-            ax.set_title(title, fontsize=8.5)
-            ax.set_xticks([]), ax.set_yticks([])
-            ax.set_xlabel(f"± {scale:.2g}", fontsize=7.5)
-            ax.spines[["top", "right"]].set_visible(True)
+    for ax in axes.flat[len(products) :]:
+        ax.axis("off")
+    for ax, (title, P) in zip(axes.flat, products.items()):
+        P = np.asarray(P, dtype=np.float64)
+        part = P[:crop, :crop]
+        scale = max(np.quantile(np.abs(part), 0.995), 1e-12)
+        ax.imshow(part, cmap=SIGNED, vmin=-scale, vmax=scale)
+        ax.set_title(title, fontsize=8.5)
+        ax.set_xticks([]), ax.set_yticks([])
+        ax.set_xlabel(f"± {scale:.2g}", fontsize=7.5)
+        ax.spines[["top", "right"]].set_visible(True)
     return figure
 
 
+@styled
 def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7.4) -> Figure:
     """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
     mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
@@ -70,7 +81,7 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7
     """
     titles = list(dict.fromkeys(measurements["title"]))
     rows = -(-len(titles) // columns)
-    figure, axes = _figure(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns)
+    figure, axes = _figure(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")
     for i, (ax, title) in enumerate(zip(axes.flat, titles)):
@@ -96,7 +107,10 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7
     return figure
 
 
-def profiles(frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, width: float = 7.4) -> Figure:
+@styled
+def profiles(
+    frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, ylabel: str = "mean entry / off-diagonal sd", width: float = 7.4
+) -> Figure:
     """Mean entry of a product at each distance from its diagonal: a spike at 0 is the semi-diagonal pattern.
 
     frame: columns offset, value, `panel`, and label (a line each; one colour a label, in order).
@@ -116,12 +130,13 @@ def profiles(frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, wid
         ax.axhline(0, color="black", lw=0.6)
         ax.set_title(title, fontsize=8.5)
         ax.set_xlabel("column − row")
-    axes.flat[0].set_ylabel("mean entry")
+    axes.flat[0].set_ylabel(ylabel)
     handles, names = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(labels))
     return figure
 
 
+@styled
 def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -> Figure:
     """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept."""
     figure, axes = _figure(7.4, 2.6, ncols=2)
@@ -132,7 +147,7 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     left.axhline(beta, color="#7a7a7a", ls="--", lw=1, label=f"β = {beta:g} of the target")
     left.plot([0, 1], [0, beta], color="#7a7a7a", ls=":", lw=1, label="β·k/d: random directions")
     at = float(np.interp(mark, means.index, means.diag_mean))
-    left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (mark + 0.08, at - 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
+    left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (0.04, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
     left.set(xlabel="rank kept, k/d", ylabel="mean diagonal", title="Diagonal of $W_QW_K^T$", xlim=(0, 1), ylim=(0, beta * 1.15))
     left.legend(loc="lower right")
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
@@ -141,6 +156,7 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     return figure
 
 
+@styled
 def orientations(table: pd.DataFrame) -> Figure:
     """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its spread."""
     figure, axes = _figure(7.4, 2.3, ncols=2)
@@ -150,7 +166,7 @@ def orientations(table: pd.DataFrame) -> Figure:
         axes[0, 0].plot(part.diag_mean, jitter, ".", ms=4, color=color)
         axes[0, 1].plot(part.diag_sd, jitter, ".", ms=4, color=color)
     names = list(dict.fromkeys(table["stored"]))
-    for ax, title in zip(axes[0], ("Mean of the diagonal: no difference", "Spread of the diagonal: several times as large")):
+    for ax, title in zip(axes[0], ("Mean of the diagonal: the same", "Spread of the diagonal: not the same")):
         ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [""] * len(names))
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_title(title)
@@ -159,6 +175,7 @@ def orientations(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
 def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0, image: int = 0) -> Figure:
     """First-layer attention of an untrained model, rows attend to columns; black is 0, one scale for all panels."""
     figure, axes = _figure(7.4, 2.45, ncols=len(maps))
@@ -175,6 +192,7 @@ def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0,
     return figure
 
 
+@styled
 def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
     """One thin line a run, one thick line an arm's mean. curves: columns arm, seed, epoch and the metric."""
     figure, axes = _figure(7.4, 2.9)
@@ -196,6 +214,7 @@ def _curves(ax, curves, metric, ylabel, scale) -> None:
     ax.grid(axis="y", color="#eeeeee")
 
 
+@styled
 def curves_and_pairs(
     curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", scale: float = 100, arms: Sequence[str] = ("timm", "mimetic")
 ) -> Figure:
@@ -217,6 +236,7 @@ def _pairs(ax, finals, metric, scale, arms) -> None:
     ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
 
 
+@styled
 def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
     """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
 
@@ -237,6 +257,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
     return figure
 
 
+@styled
 def accuracy_bars(table: pd.DataFrame, *, value: str, label: str, xlabel: str) -> Figure:
     """Horizontal counts, one bar a row of the table, the number written at its end."""
     figure, axes = _figure(7.4, 0.5 + 0.32 * len(table))
@@ -246,4 +267,24 @@ def accuracy_bars(table: pd.DataFrame, *, value: str, label: str, xlabel: str) -
         ax.annotate(f"{count:g}", (count, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
     ax.invert_yaxis()
     ax.set_xlabel(xlabel)
+    return figure
+
+
+@styled
+def measured_and_imitated(measured: pd.DataFrame, imitated: pd.DataFrame) -> Figure:
+    """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses), with
+    the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
+    figure, axes = _figure(7.4, 2.6, ncols=2)
+    for ax, product, color, title in zip(axes[0], ("qk", "vp"), (QK, VP), ("$W_QW_K^T$, mean over heads", "$W_VW_{proj}$")):
+        for shift, marker, frame, label in ((-0.12, "o", measured, "measured"), (0.12, "x", imitated, "imitated, another seed")):
+            part = frame[frame["product"] == product].groupby("layer")[["diag_mean", "offdiag_sd"]].mean()
+            ax.errorbar(
+                part.index + shift, part.diag_mean, part.offdiag_sd, fmt=marker, ms=4.5, lw=0.9, color=color,
+                alpha=1 if marker == "o" else 0.7, label=label,
+            )  # fmt: skip
+        ax.axhline(0, color="black", lw=0.6)
+        ax.set(title=title, xlabel="layer")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("mean diagonal ± off-diagonal sd")
+    axes[0, 1].legend(loc="lower right")
     return figure

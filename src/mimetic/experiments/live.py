@@ -1,0 +1,41 @@
+"""Short paired runs for a chapter: nothing is stored, the curves come back as a DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from mimetic.experiments.vision import check, named, run
+
+
+def live_runs(
+    dataset: str = "digits",
+    *,
+    epochs: int = 10,
+    seeds: Sequence[int] = (0, 1),
+    arms: Sequence[str] = ("timm", "mimetic"),
+    device: str = "cpu",
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Train every arm with every seed and return the curves: columns arm, seed, epoch, train_*, test_*.
+
+    digits takes the model of the experiment "digits", anything else that of "cifar10-lab".
+
+    Raises:
+        ValueError: a bad value, before anything is trained; the message names the choices.
+        Unavailable: the data set cannot be had.
+    """
+    base = replace(
+        named("digits" if dataset == "digits" else "cifar10-lab"),
+        experiment="live", dataset=dataset, epochs=epochs, device=device, threads=threads,
+    )  # fmt: skip
+    configs = [replace(base, init=arm, seed=seed) for arm in arms for seed in seeds]
+    for config in configs:
+        check(config)
+    rows = []
+    for config in configs:
+        record = run(config, store=False, progress=False)
+        rows += [{"arm": config.init, "seed": config.seed, **entry} for entry in record["curve"]]
+    return pd.DataFrame(rows)

@@ -1,0 +1,89 @@
+"""Sentences and files that are written from records: when the records change, so do the numbers and the verdict words.
+
+    python -m mimetic.experiments.report      writes README.md's number and book/_static/overview.png
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from mimetic.statistics import paired_differences, smallest_p
+from mimetic.training.records import load_runs
+
+LAB = "cifar10-lab"
+BEGIN, END = "<!-- number: begin (one sentence, written from the run records) -->", "<!-- number: end -->"
+
+
+def accuracy_sentence(finals: pd.DataFrame) -> str:
+    """Both arms' mean last-epoch test accuracy, the mean paired difference with its range, and what that can prove."""
+    pairs = paired_differences(finals)
+    n = len(pairs)
+    low, high = 100 * pairs.difference.min(), 100 * pairs.difference.max()
+    seeds = f"{n} paired seed{'s' if n > 1 else ''}"
+    return (
+        f"{100 * pairs.timm.mean():.1f} % with the default, {100 * pairs.mimetic.mean():.1f} % with mimetic initialization: "
+        f"{100 * pairs.difference.mean():+.1f} points (from {low:+.1f} to {high:+.1f} over {seeds})"
+    )
+
+
+def verdict(finals: pd.DataFrame) -> str:
+    """What the paired differences allow one to say."""
+    pairs = paired_differences(finals)
+    n, wins = len(pairs), int((pairs.difference > 0).sum())
+    if wins == n:
+        says = f"Mimetic initialization is ahead in all {n} pairs"
+    elif wins == 0:
+        says = f"Mimetic initialization is behind in all {n} pairs"
+    else:
+        says = f"Mimetic initialization is ahead in {wins} of {n} pairs"
+    p = smallest_p(n)
+    enough = "enough to reject chance at 5 %" if p < 0.05 and wins in (0, n) else "not enough for a claim"
+    return f"{says}. With {n} pairs the smallest p that an exact one-sided test can give is {p:.3f}: {enough}."
+
+
+def setting(finals: pd.DataFrame) -> str:
+    """Data, model and length of the laboratory runs, from their configs."""
+    row = finals.iloc[0]
+    return (
+        f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
+        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads ({row['parameters.total'] / 1e6:.2f} M parameters)"
+    )
+
+
+def readme_number() -> str:
+    """The README's one number."""
+    finals = load_runs(LAB)
+    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): **{accuracy_sentence(finals)}**. {verdict(finals)}"
+
+
+def with_number(text: str) -> str:
+    """A README with the sentence between its two marks. Raises ValueError if the marks are not there."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the README lacks the marks {BEGIN} and {END}")
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n{readme_number()}\n{END}{rest.partition(END)[2]}"
+
+
+def main(root: Path = Path()) -> None:
+    """Write README.md's number and the overview figure below root."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from mimetic import figures
+    from mimetic.data.fetch import atomic_path
+    from mimetic.experiments.pattern import overview_profiles
+
+    readme = root / "README.md"
+    with atomic_path(readme) as part:
+        Path(part).write_text(with_number(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    figure = figures.overview(overview_profiles(), load_runs(LAB))
+    with atomic_path(root / "book" / "_static" / "overview.png") as part:
+        figure.savefig(part, format="png", metadata={"Software": None})
+    print(f"wrote {readme} and {os.path.join('book', '_static', 'overview.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The small experiments of the chapters: their tables against the construction itself, their sentences against their records."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mimetic import attention_layers, mimetic_init_
+from mimetic.experiments import construction, live, pattern, report
+from mimetic.models.blocks import SelfAttention
+
+
+def test_truncation_keeps_everything_at_full_rank_and_shrinks_the_diagonal_below():
+    table = construction.truncation(48, ranks=(8, 24, 48), draws=3)
+    means = table.groupby("k")[["diag_mean", "kept"]].mean()
+    assert means.loc[48, "kept"] == pytest.approx(1) and means.loc[48, "diag_mean"] == pytest.approx(0.7, abs=0.05)
+    assert means.diag_mean.is_monotonic_increasing and means.kept.is_monotonic_increasing
+    assert 0.7 * 8 / 48 < means.loc[8, "diag_mean"] < 0.7
+
+
+def test_orientations_is_what_nn_linear_computes():
+    """The "wrong" product is that of a layer in which L and R are stored as they are."""
+    table = construction.orientations(48, draws=2, seed=3).set_index(["draw", "stored"])
+    generator = torch.Generator().manual_seed(3)
+    from mimetic import factor, semi_diagonal
+    from mimetic.measure import statistics
+
+    left, right = factor(semi_diagonal(48, 0.4, -0.4, generator=generator))
+    attn = SelfAttention(48, 3)
+    with torch.no_grad():
+        attn.qkv.weight[96:], attn.proj.weight[:] = left, right
+    stored = statistics(attention_layers(attn)[0].vp())
+    assert table.loc[(0, "untransposed (wrong)"), "diag_sd"] == pytest.approx(stored["diag_sd"], rel=1e-4)
+    right_way, wrong_way = (table.xs(s, level="stored") for s in ("transposed (right)", "untransposed (wrong)"))
+    assert np.allclose(right_way["mean eigenvalue"], wrong_way["mean eigenvalue"], atol=1e-4)
+    assert np.allclose(right_way.diag_mean, wrong_way.diag_mean, atol=1e-4)
+
+
+def test_head_shares_add_up_and_the_first_is_the_largest():
+    shares = construction.head_shares(48, 3, draws=4)
+    assert shares.groupby("draw").diag_mean.sum().mean() == pytest.approx(-0.4, abs=0.03)
+    assert shares.groupby("head").diag_mean.mean().is_monotonic_increasing
+
+
+def test_attention_map_is_the_layers_own():
+    torch.manual_seed(0)
+    attn, x = SelfAttention(48, 3), torch.randn(2, 5, 48)
+    maps = construction.attention_map(attention_layers(attn)[0], x)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 5))
+    q, k, v = attn.qkv(x).view(2, 5, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(maps @ v, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_map_statistics_of_known_maps():
+    side = 3
+    table = construction.map_statistics({("mimetic", "none"): torch.eye(9).expand(1, 1, 9, 9)}, side).set_index("init")
+    assert table.loc["mimetic", "attention to itself"] == 1 and table.loc["mimetic", "mean distance (patches)"] == 0
+    assert table.loc["uniform", "attention to itself"] == pytest.approx(1 / 9)
+
+
+def test_position_similarity_falls_with_distance():
+    P = construction.position_similarity(4, 48)
+    assert torch.allclose(P.diagonal(), torch.ones(16)) and P[0, 1] > P[0, 3]
+
+
+def test_gauge_freedom_changes_the_factors_and_not_the_product():
+    changes = pattern.gauge_freedom(attention_layers(SelfAttention(48, 3))[0])
+    assert changes["W_Q"] > 0.5 and changes["W_K"] > 0.5 and changes["W_Q W_K^T"] < 1e-9
+
+
+def products(title, qk, vp):
+    rows = [{"title": title, "layer": 0, "head": h, "product": "qk", "z": z, "sigmas": 20 * z} for h, z in enumerate(qk)]
+    return rows + [{"title": title, "layer": i, "head": -1, "product": "vp", "z": z, "sigmas": 20 * z} for i, z in enumerate(vp)]
+
+
+def test_verdicts():
+    frame = pd.DataFrame(
+        products("paper", [1, 2, 3, 0.5, 1], [-3, -2]) + products("turned", [-1, -1], [2, 2]) + products("neither", [1, -1], [-2, -2])
+    )
+    table = pattern.verdicts(frame)
+    assert table.verdict.to_dict() == {"paper": "the paper's signs", "turned": "opposite signs", "neither": "QK mixed, V·proj −"}
+    assert table.loc["paper", "QK heads +"] == "5/5" and table.loc["neither", "V·proj layers −"] == "2/2"
+
+
+def test_pictures_without_weights_and_with():
+    without = pattern.pictures(None, 0, 0)
+    assert list(without) == ["QK · untrained", "QK · mimetic", "V·proj · untrained", "V·proj · mimetic"]
+    layers = pattern.untrained_layers(48, 2, 3)
+    assert torch.equal(pattern.pictures(layers, 1, 2)["QK · trained, raw"], layers[1].qk(2))
+    with pytest.raises(ValueError, match="layer must be from 0 to 1"):
+        pattern.pictures(layers, 2, 0)
+    with pytest.raises(ValueError, match="head must be from 0 to 2"):
+        pattern.pictures(layers, 0, 3)
+
+
+def test_overview_profiles_show_the_spike_where_it_is():
+    frame = pattern.overview_profiles().set_index(["panel", "label", "offset"]).value
+    assert frame["made", "vp", 0] < -5 and frame["made", "qk", 0] > 3 and abs(frame["made", "untrained", 0]) < 0.5
+    assert frame["trained", "vp", 0] < -2 and abs(frame["trained", "vp", 5]) < 1
+
+
+def finals(pairs):
+    return pd.DataFrame(
+        [{"arm": arm, "seed": s, "test_accuracy": a} for s, pair in enumerate(pairs) for arm, a in zip(("timm", "mimetic"), pair)]
+    )
+
+
+def test_sentences_follow_the_numbers():
+    better = finals([(0.4, 0.45), (0.42, 0.44)])
+    assert report.accuracy_sentence(better).startswith("41.0 % with the default, 44.5 % with mimetic initialization: +3.5 points (from +2.0 to +5.0")
+    assert "ahead in all 2 pairs" in report.verdict(better) and "not enough for a claim" in report.verdict(better)
+    assert "behind in all 2" in report.verdict(finals([(0.5, 0.4), (0.5, 0.4)]))
+    mixed = report.verdict(finals([(0.4, 0.5)] * 5 + [(0.5, 0.4)]))
+    assert "ahead in 5 of 6" in mixed and "not enough" in mixed
+    assert "enough to reject chance at 5 %" in report.verdict(finals([(0.4, 0.5)] * 5))
+
+
+def test_readme_holds_the_number_of_the_records():
+    from pathlib import Path
+
+    readme = Path(__file__).parents[1] / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert text == report.with_number(text), "README.md is out of date: python -m mimetic.experiments.report"
+    with pytest.raises(ValueError, match="lacks the marks"):
+        report.with_number("# nothing")
+
+
+def test_live_runs_refuse_bad_values_before_training():
+    with pytest.raises(ValueError, match="digits"):
+        live.live_runs("mnist")
+    with pytest.raises(ValueError, match="timm, torch"):
+        live.live_runs("digits", arms=("xavier",))
+
+
+def test_live_runs_are_paired():
+    frame = live.live_runs("digits", epochs=1, seeds=[3])
+    assert list(frame.arm) == ["timm", "mimetic"] and set(frame.seed) == {3} and frame.test_accuracy.between(0, 1).all()
