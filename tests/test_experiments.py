@@ -80,7 +80,7 @@ def test_verdicts():
     )
     table = pattern.verdicts(frame)
     assert table.verdict.to_dict() == {"paper": "the paper's signs", "turned": "opposite signs", "neither": "QK mixed, V·proj −"}
-    assert table.loc["paper", "QK heads +"] == "5/5" and table.loc["neither", "V·proj layers −"] == "2/2"
+    assert table.loc["paper", "QK +"] == "5/5" and table.loc["neither", "V·proj −"] == "2/2"
 
 
 def test_pictures_without_weights_and_with():

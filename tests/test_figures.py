@@ -84,8 +84,8 @@ def test_learning_curves_and_pairs():
 def test_overview_and_bars_and_imitation(table):
     profile = pd.DataFrame({"panel": ["trained", "made"], "label": ["vp", "untrained"], "offset": [0, 0], "value": [1, 1]})
     assert len(figures.overview(profile, runs().query("epoch == 3")).axes) == 3
-    (ax,) = figures.accuracy_bars(pd.DataFrame({"result": ["x", "y"], "n": [3, 4]}), value="n", label="result", xlabel="n").axes
-    assert [text.get_text() for text in ax.texts] == ["3", "4"]
+    left, right = figures.counts(pd.DataFrame({"x": [3, 4], "y": [0, 1]}, index=["yes", "no"]), xlabel="n").axes
+    assert [text.get_text() for text in left.texts] == ["3", "4"] and right.get_title(loc="left") == "y"
     assert len(figures.measured_and_imitated(table, table).axes[0].containers) == 2
 
 

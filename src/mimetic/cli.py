@@ -8,15 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
 from tyro.extras import subcommand_type_from_defaults
 
 from mimetic.experiments.vision import EXPERIMENTS, VisionConfig
 
-EXAMPLES = """Mimetic initialization of self-attention layers.
+EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
 
 examples:
   python -m mimetic train digits --init mimetic             a small ViT, in well under a minute
@@ -45,7 +45,8 @@ class Train:
     A run that was stopped goes on where it was when the same command is given again.
     """
 
-    config: Experiment  # type: ignore[valid-type]
+    config: Experiment
+    """which experiment; its settings follow its name"""
     force: bool = False  # train again from the start, even if there is a record
     store: bool = True  # keep a record (data/runs) and a checkpoint (data/cache/checkpoints)
     checkpoint_seconds: float = 30.0  # how often to save the state
@@ -53,9 +54,13 @@ class Train:
     quiet: bool = False  # only the result
 
     def __call__(self) -> None:
-        from mimetic.experiments.vision import run
+        from mimetic.experiments.vision import check, run
 
         config: VisionConfig = self.config
+        try:
+            check(config, store=self.store)
+        except ValueError as error:
+            raise Mistake(error) from None
         record = run(
             config, force=self.force, store=self.store, progress=not self.quiet,
             checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
@@ -121,10 +126,10 @@ class DataFetch:
         from mimetic.pretrained.sources import SOURCES
 
         if not self.names:
-            raise ValueError(f"name what to fetch: {', '.join((*DATASETS, *SOURCES))}")
+            raise Mistake(f"name what to fetch: {', '.join((*DATASETS, *SOURCES))}")
         for name in self.names:
             if name not in DATASETS and name not in SOURCES:
-                raise ValueError(f"{name!r} is not known; choose from {', '.join((*DATASETS, *SOURCES))}")
+                raise Mistake(f"{name!r} is not known; choose from {', '.join((*DATASETS, *SOURCES))}")
         for name in self.names:
             if name in DATASETS:
                 print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
@@ -134,4 +139,35 @@ class DataFetch:
                 print(f"{name}: {fetch(name)}")
 
 
-Bench = Annotated[BenchInit, subcommand("init")] | Annotated[None, tyro.conf.Suppress]
+COMMANDS = {"train": Train, "coverage": Coverage, "bench init": BenchInit, "data fetch": DataFetch}
+
+
+class Mistake(Exception):
+    """The user asked for something that cannot be; the message says what can."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 if what was asked for cannot be had."""
+    args = list(sys.argv[1:] if args is None else args)
+    if " ".join(args[:2]) in COMMANDS:  # "bench init" is one command of two words
+        args[:2] = [" ".join(args[:2])]
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
+    )  # fmt: skip
+    from mimetic.data.fetch import ChecksumError, Unavailable
+    from mimetic.training.checkpoint import CheckpointError
+    from mimetic.training.loop import TimeLimit
+    from mimetic.training.records import RecordError
+
+    try:
+        command()
+    except TimeLimit as stopped:
+        print(f"{stopped}; the same command goes on from there")
+    except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; a stored run goes on from its last checkpoint with the same command", file=sys.stderr)
+        return 130
+    return 0

@@ -258,15 +258,15 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
 
 
 @styled
-def accuracy_bars(table: pd.DataFrame, *, value: str, label: str, xlabel: str) -> Figure:
-    """Horizontal counts, one bar a row of the table, the number written at its end."""
-    figure, axes = _figure(7.4, 0.5 + 0.32 * len(table))
-    ax = axes[0, 0]
-    ax.barh(table[label], table[value], color=VP)
-    for y, count in enumerate(table[value]):
-        ax.annotate(f"{count:g}", (count, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.invert_yaxis()
-    ax.set_xlabel(xlabel)
+def counts(table: pd.DataFrame, *, xlabel: str) -> Figure:
+    """Horizontal bars: a panel a column of the table, a bar a row of its index, the number written at its end."""
+    figure, axes = _figure(7.4, 0.6 + 0.3 * len(table), ncols=len(table.columns), sharey=True)
+    for ax, column in zip(axes[0], table.columns):
+        ax.barh(table.index, table[column], color=VP)
+        for y, count in enumerate(table[column]):
+            ax.annotate(f"{count:g}", (count, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.set(title=column, xlabel=xlabel, xlim=(0, 1.15 * max(table[column].max(), 1)))
+    axes[0, 0].invert_yaxis()
     return figure
 
 

@@ -111,6 +111,8 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
 
 
 _PLAIN_FORWARDS = {nn.Linear.forward, nn.Conv2d.forward}
+# Linear layers with a forward of their own that computes the same
+_PLAIN_CLASSES = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
 def weight(layer: nn.Module, name: str, what: str) -> Tensor:
@@ -119,15 +121,16 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__name__})")
     w = usable(layer.weight, name, f"{what}.weight")
-    if type(layer).forward in _PLAIN_FORWARDS:
+    full_name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if type(layer).forward in _PLAIN_FORWARDS or full_name in _PLAIN_CLASSES:
         if w.ndim == 4:
             if w.shape[2:] != (1, 1) or layer.groups != 1 or layer.stride != (1, 1):
                 raise UnsupportedAttention(f"{name}: {what} is a {tuple(w.shape[2:])} convolution, not a matrix")
             w = w[:, :, 0, 0]
         return w.mT
-    if f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D":
+    if full_name == "transformers.pytorch_utils.Conv1D":
         return w
-    raise UnsupportedAttention(f"{name}: {what} is a {type(layer).__module__}.{type(layer).__qualname__}, not a plain nn.Linear")
+    raise UnsupportedAttention(f"{name}: {what} is a {full_name}, not a plain nn.Linear")
 
 
 def bias(layer: nn.Module, name: str, what: str) -> Tensor | None:

@@ -1,46 +1,134 @@
-"""timm's attention classes: ViT, DeiT, DINOv2, SigLIP, EVA, BEiT, Swin and whatever else shares them."""
+"""timm's attention classes: ViT, DeiT, DINOv2/v3, SigLIP, EVA, BEiT, Swin, SAM, Hiera, MaxViT and whatever else shares them."""
+
+from __future__ import annotations
 
 from torch import nn
 
-from mimetic.adapters import GATE, INNER_NORM, QK_NORM, ROPE, NotSelfAttention, fused_out, gain, linear_in, linear_out, usable
-from mimetic.attention import AttentionLayer
+from mimetic.adapters import (
+    GATE,
+    INNER_NORM,
+    OUT_NORM,
+    QK_NORM,
+    ROPE,
+    UNSCALED,
+    VALUE_NORM,
+    NotSelfAttention,
+    bias,
+    fused_out,
+    gain,
+    linear_in,
+    linear_out,
+    usable,
+    weight,
+)
+from mimetic.attention import AttentionLayer, UnsupportedAttention
 
-# Blocks that compute x + scale(attn(norm1(x))): the gain and the LayerScale that belong to the product. In any other
-# block fold=True is refused. An attribute that holds nn.Identity or None counts as absent.
-PRE_NORM_BLOCKS = {
-    "timm.models.vision_transformer.Block": ("norm1", "ls1"),
-    "timm.models.eva.EvaBlock": ("norm1", "gamma_1"),
-    "timm.models.beit.Block": ("norm1", "gamma_1"),
-    "timm.models.deit.Block": ("norm1", "ls1"),
-    "timm.models.swin_transformer.SwinTransformerBlock": ("norm1", None),
+# Blocks that compute x + scale(attn(norm1(x))): (attribute of the attention, norm, scale). An attribute that holds
+# nn.Identity or None counts as absent. In any other block fold=True is refused. Verified through the block's forward.
+PRE_NORM_BLOCKS: dict[str, tuple[str, str, str | None]] = {
+    "timm.models.vision_transformer.Block": ("attn", "norm1", "ls1"),
+    "timm.models.eva.EvaBlock": ("attn", "norm1", "gamma_1"),
+    "timm.models.beit.Block": ("attn", "norm1", "gamma_1"),
+    "timm.models.swin_transformer.SwinTransformerBlock": ("attn", "norm1", None),
+    "timm.models.vision_transformer_relpos.RelPosBlock": ("attn", "norm1", "ls1"),
+    "timm.models.vision_transformer_sam.Block": ("attn", "norm1", "ls1"),
 }
+# A norm follows proj before the residual is added: its size does not matter then, and fold=True is refused.
+OUT_NORM_BLOCKS = {
+    "timm.models.swin_transformer_v2.SwinTransformerV2Block",
+    "timm.models.swin_transformer_v2_cr.SwinTransformerV2CrBlock",
+    "timm.models.vision_transformer.ResPostBlock",
+    "timm.models.vision_transformer_relpos.ResPostRelPosBlock",
+    "timm.models.eva.EvaBlockPostNorm",
+    "timm.models.gemma4_vit.Gemma4Block",
+}
+
+
+# --- readers -----------------------------------------------------------------------------------------------------------
 
 
 def fused(module, name, ancestors) -> AttentionLayer:
     """timm.layers.Attention and everything with the same qkv [3, head, K] and proj."""
-    heads = module.num_heads
-    (q, qb), (k, kb), (v, vb) = fused_out(module.qkv, heads, name)
+    heads = getattr(module, "num_heads", None) or module.heads
+    parts = fused_out(module.qkv, heads, name)
     if getattr(module, "q_bias", None) is not None:  # BEiT, EVA: q and v biases beside a bias-free qkv; k's is a zero buffer
         qb, vb = (usable(b, name, "bias").view(heads, -1) for b in (module.q_bias, module.v_bias))
-    return _layer(module, name, ancestors, q, k, v, qb, kb, vb)
+        parts = [(parts[0][0], qb), (parts[1][0], None), (parts[2][0], vb)]
+    return _layer(module, name, ancestors, *parts)
 
 
 def fused_or_separate(module, name, ancestors) -> AttentionLayer:
     """AttentionRope and EvaAttention: one qkv, or q_proj, k_proj (perhaps fewer heads) and v_proj."""
-    if module.qkv is not None:
+    if getattr(module, "qkv", None) is not None:
         return fused(module, name, ancestors)
     kv_heads = getattr(module, "num_kv_heads", module.num_heads)
-    q, qb = linear_out(module.q_proj, module.num_heads, name, "q_proj")
-    k, kb = linear_out(module.k_proj, kv_heads, name, "k_proj")
-    v, vb = linear_out(module.v_proj, kv_heads, name, "v_proj")
-    return _layer(module, name, ancestors, q, k, v, qb, kb, vb)
+    q = linear_out(module.q_proj, module.num_heads, name, "q_proj")
+    k = linear_out(module.k_proj, kv_heads, name, "k_proj")
+    v = linear_out(module.v_proj, kv_heads, name, "v_proj")
+    return _layer(module, name, ancestors, q, k, v)
 
 
-def rope(reader):
-    """A reader for a class that rotates its queries and keys."""
+def per_head(module, name, ancestors) -> AttentionLayer:
+    """qkv laid out [head, (q, k, v)], where values may be wider than keys (TinyViT, EfficientFormer, CoAtNet)."""
+    heads = module.num_heads
+    w, b = weight(module.qkv, name, "qkv"), bias(module.qkv, name, "qkv")
+    K = getattr(module, "key_dim", None) or module.dim_head
+    V = getattr(module, "val_dim", K)
+    ws = w.unflatten(1, (heads, 2 * K + V)).split([K, K, V], dim=2)
+    bs = (None,) * 3 if b is None else b.view(heads, 2 * K + V).split([K, K, V], dim=1)
+    return _layer(module, name, ancestors, *zip(ws, bs))
+
+
+def maxxvit(module, name, ancestors) -> AttentionLayer:
+    return (per_head if module.head_first else fused)(module, name, ancestors)
+
+
+def queries_keys_together(module, name, ancestors) -> AttentionLayer:
+    """TNT: one matrix for q and k, one for v."""
+    q, k = fused_out(module.qk, module.num_heads, name, "qk", parts=2)
+    return _layer(module, name, ancestors, q, k, linear_out(module.v, module.num_heads, name, "v"))
+
+
+def keys_values_together(module, name, ancestors) -> AttentionLayer:
+    """PVT v2 and Twins: q beside kv, where keys and values are the tokens themselves."""
+    if getattr(module, "sr", None) is not None or getattr(module, "pool", None) is not None:
+        raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
+    k, v = fused_out(module.kv, module.num_heads, name, "kv", parts=2)
+    return _layer(module, name, ancestors, linear_out(module.q, module.num_heads, name, "q"), k, v)
+
+
+def not_pooled(module, name, ancestors) -> AttentionLayer:
+    """Hiera and SAM 2: queries are max-pooled where the resolution drops."""
+    if getattr(module, "q_stride", 1) > 1 or getattr(module, "q_pool", None) is not None:
+        raise NotSelfAttention("its queries are max-pooled tokens: a query and its key are not the same token")
+    return fused(module, name, ancestors)
+
+
+def gcvit(module, name, ancestors) -> AttentionLayer:
+    if module.use_global:
+        raise NotSelfAttention("its queries come from global tokens, its keys from the window")
+    return fused(module, name, ancestors)
+
+
+def caveat(reader, *always):
+    """A reader for a class whose products carry these caveats."""
 
     def read(module, name, ancestors):
         layer = reader(module, name, ancestors)
+        object.__setattr__(layer, "caveats", (*always, *(c for c in layer.caveats if c not in always)))
+        return layer
+
+    return read
+
+
+def rope(reader):
+    """A reader for a class that rotates its queries and keys where its model hands it a rotation."""
+
+    def read(module, name, ancestors):
+        layer = reader(module, name, ancestors)
+        owners = [a for _, a in ancestors if hasattr(a, "rope")] + ([module] if hasattr(module, "rope") else [])
+        if ancestors and owners and all(a.rope is None for a in owners):
+            return layer
         object.__setattr__(layer, "caveats", (ROPE, *layer.caveats))
         return layer
 
@@ -51,40 +139,120 @@ def pooling(module, name, ancestors):
     raise NotSelfAttention(f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens")
 
 
-def _layer(module, name, ancestors, q, k, v, qb, kb, vb) -> AttentionLayer:
-    proj, pb = linear_in(module.proj, module.num_heads, name)
+def class_attention(module, name, ancestors):
+    raise NotSelfAttention("only the class token asks: attention of one token over all others")
+
+
+def refuse(reason):
+    def read(module, name, ancestors):
+        raise UnsupportedAttention(f"{name}: {reason}")
+
+    return read
+
+
+# --- the rest of the layer -----------------------------------------------------------------------------------------------
+
+
+def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
+    proj, pb = linear_in(module.proj, q[0].shape[1], name)
+    if proj.shape[2] != q[0].shape[0]:
+        raise NotSelfAttention(f"it changes the width from {q[0].shape[0]} to {proj.shape[2]}: its products have no diagonal")
+    if proj.shape[1] != v[0].shape[2]:
+        raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     caveats = []
-    if not isinstance(getattr(module, "q_norm", nn.Identity()), nn.Identity):
+    if any(_is_norm(module, a) for a in ("q_norm", "k_norm")):
         caveats.append(QK_NORM)
-    if not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
-        caveats.append(INNER_NORM)
     if getattr(module, "gate", None) is not None:
         caveats.append(GATE)
-    in_gain, out_gain, known = _block_gains(ancestors, name)
+    pre_norm = None  # TinyViT normalises inside the layer, before qkv; everyone else's inner norm follows the heads
+    if _is_norm(module, "norm"):
+        if hasattr(module, "key_dim"):
+            pre_norm = module.norm
+        else:
+            caveats.append(INNER_NORM)
+    if pre_norm is not None:
+        in_gain, out_gain, known = gain(pre_norm, name), None, True
+    else:
+        in_gain, out_gain, known, post = _block_gains(ancestors, name)
+        caveats += [OUT_NORM] * post
     return AttentionLayer(
-        name, q, k, v, proj, qb, kb, vb, pb, in_gain=in_gain, out_gain=out_gain, gains_known=known, caveats=tuple(caveats)
-    )
+        name, q[0], k[0], v[0], proj, q[1], k[1], v[1], pb,
+        in_gain=in_gain, out_gain=out_gain, gains_known=known, caveats=tuple(caveats),
+    )  # fmt: skip
+
+
+def _is_norm(module, attribute) -> bool:
+    return not isinstance(getattr(module, attribute, None) or nn.Identity(), nn.Identity)
 
 
 def _block_gains(ancestors, name):
+    """(in_gain, out_gain, known, whether a norm follows proj)."""
     if not ancestors:  # the bare layer: nothing around it to fold
-        return None, None, True
-    block = ancestors[0][1]
-    attributes = PRE_NORM_BLOCKS.get(f"{type(block).__module__}.{type(block).__qualname__}")
-    if attributes is None:
-        return None, None, False
-    scale = getattr(block, attributes[1], None) if attributes[1] else None
+        return None, None, True, False
+    path, block = ancestors[0]
+    key = f"{type(block).__module__}.{type(block).__qualname__}"
+    if key in OUT_NORM_BLOCKS:
+        return None, None, False, True
+    attribute, norm, scale = PRE_NORM_BLOCKS.get(key, ("", "", None))
+    if path != attribute:
+        return None, None, False, False
+    scale = getattr(block, scale, None) if scale else None
     if isinstance(scale, nn.Module):  # LayerScale keeps its vector in .gamma
         scale = getattr(scale, "gamma", None)
-    return gain(getattr(block, attributes[0]), name), None if scale is None else usable(scale, name, "LayerScale"), True
+    return gain(getattr(block, norm), name), None if scale is None else usable(scale, name, "LayerScale"), True, False
 
 
 READERS = {
     "timm.layers.attention.Attention": fused,
     "timm.layers.attention.AttentionRope": rope(fused_or_separate),
-    "timm.models.eva.EvaAttention": rope(fused_or_separate),
-    "timm.models.beit.Attention": fused,
-    "timm.models.swin_transformer.WindowAttention": fused,
-    "timm.models.vision_transformer_relpos.RelPosAttention": fused,
+    "timm.layers.attention2d.Attention2d": maxxvit,
     "timm.layers.attention_pool.AttentionPoolLatent": pooling,
+    "timm.layers.attention_pool.AttentionPoolPrr": pooling,
+    "timm.layers.attention_pool2d.AttentionPool2d": pooling,
+    "timm.layers.attention_pool2d.RotAttentionPool2d": pooling,
+    "timm.models.beit.Attention": fused,
+    "timm.models.convit.MHSA": fused,
+    "timm.models.davit.WindowAttention": fused,
+    "timm.models.efficientformer.Attention": per_head,
+    "timm.models.eva.EvaAttention": rope(fused_or_separate),
+    "timm.models.fastvit.Attention": fused,
+    "timm.models.gcvit.WindowAttentionGlobal": gcvit,
+    "timm.models.hiera.MaskUnitAttention": not_pooled,
+    "timm.models.hieradet_sam2.MultiScaleAttention": not_pooled,
+    "timm.models.maxxvit.Attention2d": maxxvit,
+    "timm.models.maxxvit.AttentionCl": maxxvit,
+    "timm.models.metaformer.Attention": fused,
+    "timm.models.nest.Attention": fused,
+    "timm.models.pvt_v2.Attention": keys_values_together,
+    "timm.models.swin_transformer.WindowAttention": fused,
+    "timm.models.swin_transformer_v2.WindowAttention": caveat(fused, QK_NORM),
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": caveat(fused, QK_NORM),
+    "timm.models.tiny_vit.Attention": per_head,
+    "timm.models.tnt.Attention": queries_keys_together,
+    "timm.models.twins.GlobalSubSampleAttn": keys_values_together,
+    "timm.models.twins.LocallyGroupedAttn": fused,
+    "timm.models.vision_transformer_relpos.RelPosAttention": fused,
+    "timm.models.vision_transformer_sam.Attention": rope(fused),
+    "timm.models.visformer.Attention": fused,
+    "timm.models.volo.Attention": fused,
+    # only the class token asks
+    "timm.models.cait.ClassAttn": class_attention,
+    "timm.models.crossvit.CrossAttention": class_attention,
+    "timm.models.volo.ClassAttention": class_attention,
+    # known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj
+    "timm.layers.diff_attention.DiffAttention": refuse("differential attention: each head subtracts two attention maps"),
+    "timm.models.cait.TalkingHeadAttn": refuse("talking heads: the heads' logits and weights are mixed by learned matrices"),
+    "timm.models.coat.FactorAttnConvRelPosEnc": refuse("factorised attention: softmax over keys, then (k^T v), not over q k^T"),
+    "timm.models.davit.ChannelAttention": refuse("channel attention: it mixes channels, not tokens"),
+    "timm.models.davit.ChannelAttentionV2": refuse("channel attention: it mixes channels, not tokens"),
+    "timm.models.edgenext.CrossCovarianceAttn": refuse("cross-covariance attention: it mixes channels, not tokens"),
+    "timm.models.xcit.XCA": refuse("cross-covariance attention: it mixes channels, not tokens"),
+    "timm.models.mobilevit.LinearSelfAttention": refuse("linear attention: one context vector, no q k^T"),
+    "timm.models.levit.Attention": refuse("batch norm follows q, k, v and proj (LinearNorm): the matrices are not the layer's own"),
+    "timm.models.levit.AttentionDownsample": refuse("queries are subsampled and batch norm follows q, k, v and proj"),
+    "timm.models.mvitv2.MultiScaleAttention": refuse("q, k and v are pooled by convolutions after their matrices"),
+    "timm.models.mvitv2.MultiScaleAttentionPoolFirst": refuse("q, k and v are made from pooled tokens"),
+    "timm.models.volo.OutlookAttention": refuse("outlook attention: weights come from one matrix, there is no q k^T"),
+    "timm.models.vision_transformer.ParallelScalingBlock": refuse("one matrix holds q, k, v and the MLP's input together"),
+    "timm.models.vision_transformer.DiffParallelScalingBlock": refuse("differential attention: each head subtracts two maps"),
 }

@@ -1,7 +1,12 @@
 """torch.nn.MultiheadAttention, packed and separate in_proj, and so torchvision's ViT and nn.Transformer."""
 
-from mimetic.adapters import gain, linear_in, split_out, usable
+import re
+
+from mimetic.adapters import NotSelfAttention, gain, linear_in, split_out, usable
 from mimetic.attention import AttentionLayer
+
+POOLING = re.compile(r"pool|probe|(^| )mab|resampler", re.IGNORECASE)
+CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
 
 def multihead_attention(module, name, ancestors) -> AttentionLayer:
@@ -17,7 +22,13 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
         bs = usable(module.in_proj_bias, name, "in_proj_bias").view(3, heads, -1).unbind(0)
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)
-    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") else "self"
+    # the layer itself does not know what it is called with: the names around it do
+    context = " ".join([path, *(type(a).__name__ for _, a in ancestors[:1])])
+    if POOLING.search(context):
+        raise NotSelfAttention(f"{type(parent).__name__} pools with a learned query: its keys and queries are different tokens")
+    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") or CROSS.search(context) else "self"
+    if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
+        kind = "cross"
     in_gain, known, caveats = _pre_norm(path, parent, name)
     if module.bias_k is not None:
         caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
@@ -30,7 +41,7 @@ def _pre_norm(path, parent, name):
         return None, True, ()
     block = f"{type(parent).__module__}.{type(parent).__qualname__}"
     if block == "torchvision.models.vision_transformer.EncoderBlock":
-        return gain(parent.ln_1, name), True, ()
+        return (gain(parent.ln_1, name), True, ()) if path == "self_attention" else (None, False, ())
     if block in ("torch.nn.modules.transformer.TransformerEncoderLayer", "torch.nn.modules.transformer.TransformerDecoderLayer"):
         if not parent.norm_first:
             return None, True, ()

@@ -79,7 +79,7 @@ def parts(module, name, ancestors) -> AttentionLayer:
     fused = _fused(module)
     if getattr(module, "is_cross_attention", False) and hasattr(module, "q_attn"):
         raise UnsupportedAttention(f"{name}: this cross-attention keeps keys and values in one matrix beside its queries")
-    K = _head_dim(module, name)
+    K = _fused_head_dim(module, fused, name)
     w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
     proj = _output(module)
     H = weight(proj, name, "proj").shape[0] // K
@@ -98,7 +98,7 @@ def interleaved(module, name, ancestors) -> AttentionLayer:
     if getattr(module, "new_decoder_architecture", False) or getattr(module, "multi_query", False):
         return _falcon(module, name, ancestors)
     w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
-    K = _head_dim(module, name)
+    K = _fused_head_dim(module, fused, name)
     if w.shape[1] % (3 * K):
         raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into 3 x heads of {K}")
     ws = w.unflatten(1, (-1, 3, K))
@@ -178,6 +178,18 @@ def _head_dim(module, name) -> int:
     raise UnsupportedAttention(f"{name}: {type(module).__name__} does not say its head size")
 
 
+def _fused_head_dim(module, fused, name) -> int:
+    """The head size, from the number of heads where the class keeps only that (q, k and v of equal size)."""
+    try:
+        return _head_dim(module, name)
+    except UnsupportedAttention:
+        heads = next((h for h in (getattr(module, a, None) for a in HEAD_COUNTS) if isinstance(h, int) and h > 0), None)
+        outputs = weight(fused, name, "qkv").shape[1]
+        if heads is None or outputs % (3 * heads):
+            raise
+        return outputs // (3 * heads)
+
+
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     H = q[0].shape[1]
     proj, proj_bias = linear_in(out, H, name)
@@ -187,7 +199,7 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
     in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind)
-    caveats = _caveats(module, K) + ((OUT_NORM,) if sandwich else ())
+    caveats = _caveats(module, K, kind) + ((OUT_NORM,) if sandwich else ())
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind, caveats=caveats,
@@ -201,10 +213,10 @@ def _kind(module, ancestors) -> str:
     return "cross" if CROSS.search(" ".join([type(module).__name__, *paths])) else "self"
 
 
-def _caveats(module, K: int) -> tuple[str, ...]:
+def _caveats(module, K: int, kind: str) -> tuple[str, ...]:
     found = []
     flags = CLASSES.get(_short(type(module)), ("", ""))[1]
-    if "rope" in flags and getattr(module, "use_rope", True):
+    if "rope" in flags and kind == "self" and getattr(module, "use_rope", True):
         found.append(ROPE)
     norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
     if any(QK_NORMS.match(n) for n in norms):
@@ -254,3 +266,11 @@ def _short(cls: type) -> str:
     """"bert.BertSelfAttention" for transformers.models.bert.modeling_bert.BertSelfAttention."""
     folder = cls.__module__.removeprefix("transformers.models.")
     return f"{folder.split('.')[0]}.{cls.__qualname__}" if folder != cls.__module__ else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _full(short: str) -> str:
+    folder, _, cls = short.partition(".")
+    return f"transformers.models.{folder}.modeling_{folder}.{cls}"
+
+
+READERS = {_full(short): READERS_BY_LAYOUT[layout] for short, (layout, *_) in CLASSES.items()}

@@ -26,6 +26,7 @@ SUBSET_SEED = 0
 # scikit-learn's digits have no official split; this one is fixed, stratified, and holds 360 of the 1,797 images out.
 DIGITS_TEST_SIZE = 360
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
@@ -70,7 +71,8 @@ def load_images(name: str, *, train_size: int | None = None, device: str | torch
 
     Raises:
         ValueError: unknown name, or a train_size that cannot be had.
-        Unavailable: the data set is not in the cache and cannot be fetched; the message says what to do.
+        Unavailable: it is not in the cache and cannot be fetched, or the cached file is damaged; the message says
+            what to do.
     """
     check_dataset(name, train_size)
     arrays = _digits() if name == "digits" else _read(name, fetch_images(name))
@@ -101,7 +103,7 @@ def check_dataset(name: str, train_size: int | None = None) -> None:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
     if train_size is None:
         return
-    classes, largest = NUM_CLASSES[name], 1797 - DIGITS_TEST_SIZE if name == "digits" else _COUNTS["train"]
+    classes, largest = NUM_CLASSES[name], TRAIN_SIZES[name]
     if not classes <= train_size <= largest:
         raise ValueError(f"train_size must be from {classes} to {largest} for {name}, not {train_size}")
     if train_size % classes and train_size != largest:
@@ -181,14 +183,14 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole {name} file ({' '.join(str(error).split())}): {advice}") from None
+        raise Unavailable(f"{path} is not a whole {name} file ({' '.join(str(error).split())}): {advice}") from None
     for split, count in _COUNTS.items():
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         right = x.shape == (count, 32, 32, 3) and x.dtype == np.uint8 and y.shape == (count,) and y.dtype == np.int64
         if not right or (np.bincount(y, minlength=NUM_CLASSES[name]) != count // NUM_CLASSES[name]).any():
-            raise ValueError(f"{path} does not hold the {split} images and labels of {name}: {advice}")
+            raise Unavailable(f"{path} does not hold the {split} images and labels of {name}: {advice}")
     if len(arrays["classes"]) != NUM_CLASSES[name]:
-        raise ValueError(f"{path} does not hold the class names of {name}: {advice}")
+        raise Unavailable(f"{path} does not hold the class names of {name}: {advice}")
     return arrays
 
 

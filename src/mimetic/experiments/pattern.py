@@ -31,7 +31,7 @@ def _with_gains(measurements: pd.DataFrame) -> set[str]:
 
 def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
     """One row a model: how many heads have a W_Q W_K^T above and below chance, how many layers a W_V W_proj, the median z of
-    each, and the verdict in words.
+    each ("QK z", "V·proj z"), and the verdict in words.
 
     Verdict: "the paper's signs" if the median QK z is positive and the median V.proj z is negative and more than three
     quarters of heads and layers are on those sides of chance; "opposite signs" likewise with both signs turned; else what
@@ -44,12 +44,12 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "model": title,
-                "QK heads +": f"{sides['qk'][0]}/{sides['qk'][2]}",
-                "QK heads −": f"{sides['qk'][1]}/{sides['qk'][2]}",
-                "median QK z": qk.z.median(),
-                "V·proj layers −": f"{sides['vp'][1]}/{sides['vp'][2]}",
-                "V·proj layers +": f"{sides['vp'][0]}/{sides['vp'][2]}",
-                "median V·proj z": vp.z.median(),
+                "QK +": f"{sides['qk'][0]}/{sides['qk'][2]}",
+                "QK −": f"{sides['qk'][1]}/{sides['qk'][2]}",
+                "QK z": qk.z.median(),
+                "V·proj −": f"{sides['vp'][1]}/{sides['vp'][2]}",
+                "V·proj +": f"{sides['vp'][0]}/{sides['vp'][2]}",
+                "V·proj z": vp.z.median(),
                 "verdict": _verdict(_sign(*sides["qk"]), _sign(*sides["vp"])),
             }
         )

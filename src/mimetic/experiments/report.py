@@ -5,15 +5,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
+from mimetic.data.fetch import data_dir
 from mimetic.statistics import paired_differences, smallest_p
 from mimetic.training.records import load_runs
 
 LAB = "cifar10-lab"
+RESULTS = {
+    "supported": "product verified",
+    "with caveat": "verified, with a warning",
+    "in part": "some layers refused",
+    "refused": "refused, with the reason",
+    "none": "no self-attention",
+    "not built": "could not be built small",
+    "wrong": "silently wrong",
+}
 BEGIN, END = "<!-- number: begin (one sentence, written from the run records) -->", "<!-- number: end -->"
 
 
@@ -51,6 +62,15 @@ def setting(finals: pd.DataFrame) -> str:
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
         f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads ({row['parameters.total'] / 1e6:.2f} M parameters)"
     )
+
+
+def coverage_counts() -> pd.DataFrame:
+    """Number of architectures by result (index) and library with its version (columns), from data/coverage."""
+    columns = {}
+    for path in sorted((data_dir() / "coverage").glob("*.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        columns[f"{table['library']} {table['versions'][table['library']]}"] = table["counts"]
+    return pd.DataFrame(columns).rename(index=RESULTS).loc[list(RESULTS.values())].astype(int)
 
 
 def readme_number() -> str:

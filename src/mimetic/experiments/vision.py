@@ -24,7 +24,16 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mimetic.training.records import check_name, now, read_record, record_path, source_hash, versions, write_record
+from mimetic.training.records import (
+    RecordError,
+    check_name,
+    now,
+    read_record,
+    record_path,
+    source_hash,
+    versions,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +45,7 @@ SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
     "experiments/vision.py", "initialize.py", "lapack.py", "models/blocks.py", "models/vit.py", "training/loop.py",
 )  # fmt: skip
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 # What may differ between two runs of one named experiment.
 _FREE = ("init", "arm", "seed", "device", "threads", "precision", "compile")
 
@@ -95,12 +104,12 @@ EXPERIMENTS: dict[str, VisionConfig] = {
     ),
     "digits": VisionConfig(
         "digits", dataset="digits", d_model=64, depth=4, num_heads=4, patch_size=2, epochs=10, batch_size=32,
-        crop_padding=1, padding_mode="zero", flip=False,
+        crop_padding=1, padding_mode="zero", flip=False, threads=1,
     ),
 }  # fmt: skip
 
 
-def named(experiment: str, **changes: Any) -> VisionConfig:
+def named(experiment: str, /, **changes: Any) -> VisionConfig:
     """The config of a named experiment, with some fields changed: ``named("cifar10-lab", init="mimetic", seed=1)``.
 
     Raises:
@@ -115,9 +124,9 @@ def named(experiment: str, **changes: Any) -> VisionConfig:
     return replace(EXPERIMENTS[experiment], **changes)
 
 
-def check(config: VisionConfig) -> None:
-    """Raise ValueError, naming the choices, unless ``run(config)`` can work; reads no data and spends no compute."""
-    from mimetic.data.images import check_dataset
+def check(config: VisionConfig, *, store: bool = True) -> None:
+    """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
+    from mimetic.data.images import TRAIN_SIZES, check_dataset
     from mimetic.initialize import INITIALIZERS
     from mimetic.training.loop import resolve_device
 
@@ -133,8 +142,13 @@ def check(config: VisionConfig) -> None:
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
     check_dataset(config.dataset, config.train_size)
+    images = config.train_size or TRAIN_SIZES[config.dataset]
+    if config.batch_size > images:
+        raise ValueError(f"batch_size={config.batch_size} is more than the {images} training images")
     _augmentation(config), _train_config(config), _vit_config(config)
     resolve_device(config.device)
+    if store:
+        _check_named(config)
 
 
 def run(
@@ -156,18 +170,18 @@ def run(
         time_limit: seconds after which to save and stop with training.loop.TimeLimit.
 
     Raises:
-        ValueError: a bad config, or a record of this name with another config exists; nothing has been computed.
+        ValueError: a bad config; nothing has been computed.
         Unavailable: the data set cannot be had.
-        RecordError, CheckpointError: a stored file is damaged or does not belong to this run.
+        RecordError: a record of this name exists, but it is damaged or has another config.
+        CheckpointError: the checkpoint is damaged, has another config or source, or is in use.
     """
-    check(config)
+    check(config, store=store)
     identity = {"config": _hash(asdict(config)), "source": source_hash(SOURCE)["sha256"]}
     if not store:
         return _train(config, None, identity, progress, checkpoint_seconds, time_limit)
     from mimetic.data.fetch import cache_dir
-    from mimetic.training.checkpoint import exclusive
+    from mimetic.training.checkpoint import exclusive, remove_checkpoint
 
-    _check_named(config)
     path = record_path(config.experiment, config.arm or config.init, config.seed)
     checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
     if path.is_file() and not force:
@@ -176,10 +190,10 @@ def run(
         if path.is_file() and not force:  # another process has finished it meanwhile
             return _existing(config, path)
         if force:
-            checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(checkpoint)
         record = _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limit)
         record = read_record(write_record(record))
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(checkpoint)
     return record
 
 
@@ -195,8 +209,6 @@ class VisionTask:
         self.augment = _augmentation(config)
         self.units_per_step = config.batch_size
         self.steps_per_epoch = len(data.x_train) // config.batch_size  # the rest of an epoch's images is left out
-        if not self.steps_per_epoch:
-            raise ValueError(f"batch_size={config.batch_size} is more than the {len(data.x_train)} training images")
         self._generator = torch.Generator(data.x_train.device)
         self._order: tuple[int, Tensor] | None = None
 
@@ -231,7 +243,8 @@ class VisionTask:
         import torch.nn.functional as F
 
         data, loss, correct = self.data, 0.0, 0
-        parts = zip(data.x_test.split(EVALUATION_BATCH), data.y_test.split(EVALUATION_BATCH), strict=True)
+        size = EVALUATION_BATCH.get(data.x_test.device.type, 1000)
+        parts = zip(data.x_test.split(size), data.y_test.split(size), strict=True)
         for images, labels in parts:
             logits = model(data.normalise(images)).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -296,7 +309,7 @@ def _existing(config: VisionConfig, path: Path) -> dict[str, Any]:
     stored = {f.name: f.default for f in fields(VisionConfig)} | record["config"]
     differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in asdict(config).items() if stored.get(k) != v]
     if differs:
-        raise ValueError(
+        raise RecordError(
             f"a record {config.name} exists with another config ({'; '.join(differs)}): "
             "choose another experiment or arm, or replace it with force (--force)"
         )

@@ -50,6 +50,13 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     return state
 
 
+def remove_checkpoint(path: str | Path) -> None:
+    """Delete a checkpoint, and what a process that was killed while writing it may have left."""
+    path = Path(path)
+    for left in (path, *path.parent.glob(f".{path.stem}.*.tmp{path.suffix}")):
+        left.unlink(missing_ok=True)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of PyTorch's global generators (dropout draws from them)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 
@@ -174,7 +174,7 @@ def train(
         started: kept in the checkpoint and handed back, so that a resumed run knows when it began.
         checkpoint_seconds: a checkpoint is saved when this much time has passed, and after every epoch.
         time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
-        progress: a bar (in a terminal or a notebook) and a line an epoch.
+        progress: a bar (in a terminal) and a line an epoch.
         label: what the progress display calls the run.
 
     Raises:

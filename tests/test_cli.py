@@ -1,0 +1,93 @@
+"""The command line: help with examples, one-line errors with exit status 2, a run from start to record."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mimetic.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+
+
+TINY = "--experiment tiny --train-size 320 --d-model 16 --depth 1 --num-heads 2 --patch-size 4 --epochs 1".split()
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "train cifar10-lab", "coverage", "bench init", "data fetch"], ids=lambda c: c or "all"
+)
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert done.value.code == 0
+    assert "python -m mimetic" in out
+    if command == "train cifar10-lab":  # every setting, with its own help and this experiment's value
+        assert "--label-smoothing" in out and "average of the patches" in out and "10000" in out
+    else:
+        assert "example" in out
+
+
+def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
+    assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3"]) == 0
+    first = capsys.readouterr().out
+    assert "epoch 1/1" in first and "tiny/mimetic-seed3: test accuracy" in first
+    assert (tmp_path / "runs" / "tiny" / "mimetic-seed3.json").is_file()
+    assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == first.splitlines()[-1] + "\n"  # nothing is trained, the same result is shown
+    assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3", "--lr", "0.002"]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_no_store_leaves_nothing(tmp_path, capsys):
+    assert main(["train", "digits", *TINY, "--no-store", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.pt"))
+
+
+def test_time_limit_is_not_an_error(capsys):
+    assert main(["train", "digits", *TINY, "--time-limit", "0.0001"]) == 0
+    assert "goes on from there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("train digits --init mimetik", "init must be one of timm, torch, mimetic"),
+        ("train digits --epochs 3", "give the run another experiment name"),
+        ("data fetch cifar", "choose from cifar10, cifar100, digits"),
+        ("data fetch", "name what to fetch"),
+        ("data fetch cifar10", "MIMETIC_OFFLINE is set"),
+        ("train cifar10-lab", "or choose digits"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(command, words, capsys):
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("command", ["trian", "train cifar", "train digits --epoch 3", "train digits --epochs many", "bench"])
+def test_misspelt_commands_and_options_are_status_2(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(command.split())
+    assert done.value.code == 2 and capsys.readouterr().err
+
+
+def test_data_fetch_digits(capsys):
+    assert main(["data", "fetch", "digits"]) == 0
+    assert capsys.readouterr().out == "digits: part of scikit-learn\n"
+
+
+def test_bench_init(capsys):
+    assert main("bench init --d-model 32 --depth 1 --num-heads 2".split()) == 0
+    assert "times faster than plain" in capsys.readouterr().out
+
+
+def test_module_runs_as_a_process():
+    done = subprocess.run([sys.executable, "-m", "mimetic", "data", "fetch", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: 'nonsense' is not known") and "Traceback" not in done.stderr

@@ -1,0 +1,381 @@
+"""Training: the schedule, the groups, the pairing of arms, and exact resume after a real SIGKILL."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from mimetic.data.fetch import cache_dir
+from mimetic.data.images import load_images
+from mimetic.experiments import vision
+from mimetic.experiments.vision import VisionTask, build_model, named, run
+from mimetic.models import ViT, ViTConfig
+from mimetic.training import loop
+from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
+from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
+from mimetic.training.records import RecordError, load_runs, read_record, record_path
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+
+
+def tiny(**changes):
+    """A run of a second: a third of the digits, a ViT of 6,000 parameters."""
+    small = dict(
+        experiment="tiny", train_size=480, d_model=16, depth=2, num_heads=2, patch_size=4, epochs=2, batch_size=32,
+        threads=1, device="cpu",
+    )  # fmt: skip
+    return named("digits", **small | changes)
+
+
+# ------------------------------------------------------------------------------------------------ the pieces
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = TrainConfig(epochs=10, lr=2.0, warmup=0.2)
+    rates = [learning_rate(step, config, 5) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert max(rates) == 2.0 and all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[30] == pytest.approx(2 * 0.5 * (1 + math.cos(math.pi * 20 / 40)))
+    assert rates[-1] < 0.01
+    assert learning_rate(0, TrainConfig(epochs=1, lr=2.0, warmup=0.0), 5) == 2.0
+
+
+def test_weight_decay_is_on_matrices_only():
+    model = ViT(ViTConfig(img_size=8, patch_size=4, d_model=16, depth=1, num_heads=2, num_classes=3))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = make_optimizer(model, TrainConfig(epochs=1, weight_decay=0.1)).param_groups
+    decayed, rest = ({names[id(p)] for p in g["params"]} for g in groups)
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert decayed == {n for n in names.values() if n.endswith("weight") and "norm" not in n}
+    assert rest == {n for n in names.values() if n.endswith("bias") or "norm" in n or n in ("cls_token", "pos_embed")}
+
+
+def test_derived_seeds_do_not_collide():
+    seeds = {derive_seed(s, what, e, i) for s in range(3) for what in ("order", "augment") for e in range(9) for i in range(9)}
+    assert len(seeds) == 3 * 2 * 81 and all(0 <= s < 2**63 for s in seeds)
+    assert derive_seed(0, "init") == 1749912909633406932  # golden: stored runs depend on it
+
+
+class Line:
+    """A task whose every number can be worked out by hand: fit y = 2 x with one weight."""
+
+    steps_per_epoch, unit, units_per_step = 4, "points", 2
+
+    def batch(self, epoch, step):
+        x = torch.tensor([[1.0], [2.0]]) + epoch + step
+        return x, 2 * x
+
+    def loss(self, model, batch):
+        x, y = batch
+        loss = (model(x) - y).square().mean()
+        return loss, {"halved": loss / 2}
+
+    def evaluate(self, model):
+        assert not model.training and not torch.is_grad_enabled()
+        return {"weight": model.weight.item()}
+
+
+def line_model(weight=0.0):
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    return model
+
+
+def test_loop_is_adamw_written_out():
+    model, config = line_model(), TrainConfig(epochs=3, lr=0.1, weight_decay=0.2, warmup=0.3, grad_clip=5.0, threads=1)
+    result = train(model, Line(), config, progress=False)
+    w, m, v, losses, weights = 0.0, 0.0, 0.0, [], []
+    for t in range(12):
+        epoch, step = divmod(t, 4)
+        xs = [1.0 + epoch + step, 2.0 + epoch + step]
+        losses.append(sum((w * x - 2 * x) ** 2 for x in xs) / 2)
+        gradient = sum(2 * (w * x - 2 * x) * x for x in xs) / 2
+        gradient *= min(1.0, 5.0 / (abs(gradient) + 1e-6))
+        lr = learning_rate(t, config, 4)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w *= 1 - lr * 0.2
+        w -= lr * (m / (1 - 0.9 ** (t + 1))) / (math.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        weights.append(w)
+    assert model.weight.item() == pytest.approx(w, rel=1e-4)
+    assert [e["test_weight"] for e in result.curve] == pytest.approx(weights[3::4], rel=1e-4)
+    assert [e["train_loss"] for e in result.curve] == pytest.approx([sum(losses[i : i + 4]) / 4 for i in (0, 4, 8)], rel=1e-4)
+    assert [e["train_halved"] * 2 for e in result.curve] == pytest.approx([e["train_loss"] for e in result.curve])
+    assert [e["epoch"] for e in result.curve] == [1, 2, 3] and [e["step"] for e in result.curve] == [4, 8, 12]
+    assert result.units_per_second > 0
+
+
+def test_divergence_is_said():
+    model = line_model(float("inf"))
+    with pytest.raises(Diverged, match="epoch 1"):
+        train(model, Line(), TrainConfig(epochs=1, threads=1), progress=False)
+
+
+def test_global_settings_are_restored():
+    model = line_model()
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    train(model, Line(), TrainConfig(epochs=1, threads=threads + 1), progress=False)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_progress_shows_a_line_an_epoch(capsys):
+    train(line_model(), Line(), TrainConfig(epochs=2, threads=1), label="a run")
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in out] == [["a run", "epoch 1/2"], ["a run", "epoch 2/2"]]
+    assert "train_loss" in out[0] and "points/s" in out[0]
+    train(line_model(), Line(), TrainConfig(epochs=2, threads=1), progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
+    path = tmp_path / "a" / "x.pt"
+    assert load_checkpoint(path, {}) is None
+    save_checkpoint(path, {"identity": {"config": "a", "source": "b"}, "step": 3})
+    assert load_checkpoint(path, {"config": "a", "source": "b"})["step"] == 3
+    with pytest.raises(CheckpointError, match="x.pt was written with another source"):
+        load_checkpoint(path, {"config": "a", "source": "c"})
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match="x.pt is damaged"):
+        load_checkpoint(path, {"config": "a", "source": "b"})
+
+
+def test_checkpoint_loads_no_code(tmp_path):
+    """A pickle that would run something is refused, not run."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"identity": {}, "x": Evil()}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "x.pt", {})
+    assert not (tmp_path / "evil").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the experiment
+
+
+def test_arms_are_paired():
+    """One seed: the same batches for every initializer, other ones for another seed; and only attention differs."""
+    data = load_images("digits", train_size=480)
+    a, b, c = (VisionTask(data, tiny(init=i, seed=s)) for i, s in (("timm", 0), ("mimetic", 0), ("timm", 1)))
+    for epoch, step in [(0, 0), (0, 5), (1, 0), (0, 5)]:  # in any order, and again
+        x, y = a.batch(epoch, step)
+        x2, y2 = b.batch(epoch, step)
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+        assert not torch.equal(x, c.batch(epoch, step)[0])
+    assert not torch.equal(a.batch(0, 0)[0], a.batch(1, 0)[0])
+    labels = torch.cat([a.batch(0, step)[1] for step in range(a.steps_per_epoch)])
+    assert torch.equal(torch.bincount(labels), torch.full((10,), 48))  # an epoch is every image once
+    timm, mimetic = (dict(build_model(tiny(init=i)).named_parameters()) for i in ("timm", "mimetic"))
+    different = {name for name in timm if not torch.equal(timm[name], mimetic[name])}
+    assert different == {f"blocks.{i}.attn.{layer}.weight" for i in range(2) for layer in ("qkv", "proj")}
+
+
+def test_same_config_same_bits_other_seed_other_bits():
+    first, again, other = (run(tiny(seed=s), store=False, progress=False) for s in (0, 0, 1))
+    assert first["curve"] == again["curve"] != other["curve"]
+
+
+def test_run_trains_once_then_reads(monkeypatch):
+    record = run(tiny(), progress=False)
+    assert record["final"] == record["curve"][-1] and record["final"]["epoch"] == 2
+    assert record["config"] == dataclasses.asdict(tiny()) and record["parameters"]["total"] == sum(
+        p.numel() for p in build_model(tiny()).parameters()
+    )
+    assert record["curve"][0]["test_accuracy"] * 360 == pytest.approx(round(record["curve"][0]["test_accuracy"] * 360))
+    assert set(record["source"]["files"]) == set(vision.SOURCE)
+    text = json.dumps(record)
+    assert os.getcwd() not in text and os.uname().nodename not in text
+    assert not list((cache_dir() / "checkpoints").rglob("*.pt"))
+    monkeypatch.setattr(vision, "_train", None)  # training again would fail
+    assert run(tiny(), progress=False) == record
+    with pytest.raises(RecordError, match=r"tiny/timm-seed0 exists with another config \(lr: 0.001 there, 0.002 here\)"):
+        run(tiny(lr=0.002), progress=False)
+    with pytest.raises(TypeError):
+        run(tiny(), force=True, progress=False)
+    assert load_runs("tiny")["test_accuracy"].tolist() == [record["final"]["test_accuracy"]]
+
+
+def test_force_replaces_the_record():
+    before = run(tiny(), progress=False)
+    after = run(tiny(lr=0.002), force=True, progress=False)
+    assert after["curve"] != before["curve"] and run(tiny(lr=0.002), progress=False) == after
+
+
+def test_training_learns():
+    """Not just numbers that go down: a tiny ViT reads digits after a few seconds."""
+    record = run(tiny(train_size=None, epochs=6, d_model=32, lr=3e-3, init="mimetic"), store=False, progress=False)
+    assert record["final"]["test_accuracy"] > 0.6
+    assert record["final"]["train_loss"] < record["curve"][0]["train_loss"]
+
+
+def test_time_limit_saves_and_the_same_call_goes_on():
+    whole = run(tiny(experiment="whole"), progress=False)
+    stops = 0
+    while True:
+        try:
+            record = run(tiny(), progress=False, time_limit=0.25)
+            break
+        except TimeLimit as stopped:
+            stops += 1
+            assert "of 30 steps" in str(stopped)
+    assert stops >= 1 and record["resumed"] == stops and record["curve"] == whole["curve"]
+
+
+def test_two_processes_do_not_train_the_same_run():
+    with (
+        exclusive(cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt"),
+        pytest.raises(CheckpointError, match="another process is training this run"),
+    ):
+        run(tiny(), progress=False)
+
+
+KILLED = """
+from mimetic.experiments import vision
+from mimetic.training import loop
+import torch
+
+train = loop.train
+def train_and_keep(model, *args, **kwargs):
+    result = train(model, *args, **kwargs)
+    torch.save(model.state_dict(), {weights!r})
+    return result
+loop.train = train_and_keep
+print("ready", flush=True)
+vision.run(vision.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
+"""
+
+
+def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypatch):
+    """SIGKILL to a real process, again and again; then weights and curve are those of a run that was left alone."""
+    alone_config = tiny(experiment="alone", epochs=5, init="mimetic")
+    final = {}
+    keep = loop.train
+
+    def train_and_keep(model, *args, **kwargs):
+        final["model"] = model
+        return keep(model, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", train_and_keep)
+    alone = run(alone_config, progress=False)
+
+    weights, checkpoint = tmp_path / "weights.pt", tmp_path / "cache" / "checkpoints" / "killed" / "mimetic-seed0.pt"
+    config = dataclasses.asdict(dataclasses.replace(alone_config, experiment="killed"))
+    script = KILLED.format(config=config, weights=str(weights))
+    rng, kills, left_behind = random.Random(20_000), 0, set()  # random times, but the same ones in every test run
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        if kills < 3:
+            # wait until it has gone on from where the last one died, then kill it somewhere in the next steps
+            before = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+            deadline = time.monotonic() + 60
+            while process.poll() is None and (checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        errors = process.communicate()[1]
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, errors
+            break
+        kills += 1
+        (checkpoint.parent / ".mimetic-seed0.0123abcd.tmp.pt").touch()  # what a kill in the middle of a save leaves
+        if checkpoint.is_file():
+            left_behind.add(torch.load(checkpoint, weights_only=True)["step"])
+    killed = read_record(record_path("killed", "mimetic", 0))
+    assert kills >= 2 and killed["resumed"] >= 1 and max(left_behind) > 0, "the process was too fast to be killed"
+    assert killed["curve"] == alone["curve"] and killed["final"] == alone["final"]
+    ours, theirs = final["model"].state_dict(), torch.load(weights, weights_only=True)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert [p.name for p in checkpoint.parent.iterdir()] == ["mimetic-seed0.lock"]  # nor half-written files
+
+
+def test_resume_restores_dropout_and_everything_else(tmp_path):
+    """The same at the level of the loop, with a model that draws from the global generator, stopped at every step."""
+
+    class Noisy(Line):
+        def loss(self, model, batch):
+            x, y = batch
+            loss = (torch.dropout(model(x), 0.5, model.training) - y).square().mean()
+            return loss, {}
+
+    config = TrainConfig(epochs=3, lr=0.1, threads=1)
+    straight, resumed = line_model(), line_model()
+    want = train(straight, Noisy(), config, seed=3, progress=False)
+    assert train(line_model(), Noisy(), config, seed=4, progress=False).curve != want.curve  # the noise matters
+    for _ in range(100):
+        try:
+            got = train(line_model(), Noisy(), config, seed=3, checkpoint=tmp_path / "x.pt", time_limit=-1, progress=False)
+            break
+        except TimeLimit:
+            continue
+    resumed.load_state_dict(torch.load(tmp_path / "x.pt", weights_only=True)["model"])
+    assert got.curve == want.curve and got.resumed == 12 and torch.equal(resumed.weight, straight.weight)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(init="mimetik"), "init must be one of timm, torch, mimetic"),
+        (dict(dataset="svhn"), "dataset must be one of cifar10, cifar100, digits"),
+        (dict(train_size=7), "train_size must be from 10 to 1437"),
+        (dict(seed=-1), "seed must be a whole number"),
+        (dict(epochs=0), "epochs must be a whole number"),
+        (dict(batch_size=5000), "more than the 480 training images"),
+        (dict(lr=0.0), "lr must be greater than 0"),
+        (dict(warmup=1.5), "warmup is a share of the run"),
+        (dict(label_smoothing=1.0), "label_smoothing must be"),
+        (dict(weight_decay=-1.0), "weight_decay must be at least 0"),
+        (dict(device="tpu"), "device must be one of auto, cpu, cuda, mps"),
+        (dict(precision="float16"), "precision must be one of auto, float32, bfloat16"),
+        (dict(compile="yes"), "compile must be one of auto, on, off"),
+        (dict(threads=0), "threads must be a whole number"),
+        (dict(global_pool="max"), "global_pool must be one of token, avg"),
+        (dict(pos_embed="rope"), "pos_embed must be one of sincos2d, learned, none"),
+        (dict(patch_size=3), "does not divide img_size=8"),
+        (dict(padding_mode="wrap"), "padding_mode must be one of reflect, zero"),
+        (dict(experiment="a/b"), "experiment must be lower-case"),
+        (dict(arm="A B"), "arm must be lower-case"),
+        (dict(experiment="digits"), "digits is defined with other values than train_size=480"),
+    ],
+)
+def test_bad_config_is_refused_before_anything_is_computed(change, words, monkeypatch):
+    monkeypatch.setattr(vision, "_train", None)
+    with pytest.raises(ValueError, match=words):
+        run(tiny(**change), progress=False)
+
+
+def test_missing_device_names_the_ones_there():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ValueError, match="device='cuda': PyTorch finds none on this machine; choices here: auto, cpu"):
+        loop.resolve_device("cuda")
+
+
+def test_named():
+    assert named("cifar10-lab", init="mimetic", seed=2).name == "cifar10-lab/mimetic-seed2"
+    with pytest.raises(ValueError, match="one of cifar10-lab, digits"):
+        named("cifar")
+    with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
+        named("digits", epoch=3)
+    for config in vision.EXPERIMENTS.values():
+        vision.check(config)
+
+
+def test_bfloat16_runs():
+    record = run(tiny(precision="bfloat16", epochs=1), store=False, progress=False)
+    assert record["device"]["precision"] == "bfloat16" and math.isfinite(record["final"]["train_loss"])
