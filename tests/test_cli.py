@@ -71,7 +71,9 @@ def test_mistakes_are_one_line_and_status_2(command, words, capsys):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-@pytest.mark.parametrize("command", ["trian", "train cifar", "train digits --epoch 3", "train digits --epochs many", "bench"])
+@pytest.mark.parametrize(
+    "command", ["trian", "train cifar", "train digits --epoch 3", "train digits --epochs many", "bench"]
+)
 def test_misspelt_commands_and_options_are_status_2(command, capsys):
     with pytest.raises(SystemExit) as done:
         main(command.split())
@@ -89,5 +91,7 @@ def test_bench_init(capsys):
 
 
 def test_module_runs_as_a_process():
-    done = subprocess.run([sys.executable, "-m", "mimetic", "data", "fetch", "nonsense"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: 'nonsense' is not known") and "Traceback" not in done.stderr
+    command = [sys.executable, "-m", "mimetic", "data", "fetch", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: 'nonsense' is not known")
+    assert "Traceback" not in done.stderr

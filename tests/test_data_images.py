@@ -191,7 +191,8 @@ def test_crop_is_a_window_of_the_padded_image(mode):
     out = random_crop_flip(x, 4, mode, True, generator())
     seen = set()
     for before, after in zip(x, out, strict=True):
-        padded = torch.nn.functional.pad(before[None].float(), [4] * 4, mode="reflect" if mode == "reflect" else "constant")
+        pad_mode = {"reflect": "reflect", "zero": "constant"}[mode]
+        padded = torch.nn.functional.pad(before[None].float(), [4] * 4, mode=pad_mode)
         windows = padded[0].unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).to(torch.uint8)  # 9 x 9 windows
         hits = [(int(dy), int(dx), m) for m in (0, 1)
                 for dy, dx in ((windows.flip(-1) if m else windows) == after).flatten(2).all(2).nonzero()]  # fmt: skip

@@ -11,13 +11,14 @@ from mimetic.training.records import RecordError, load_runs, read_record, record
 
 def make_record(experiment="lab", arm="timm", seed=0, accuracy=(0.1, 0.4)):
     curve = [
-        {"epoch": i + 1, "step": 10 * (i + 1), "lr": 1e-3, "train_loss": 2.0 - i, "test_loss": 2.1 - i, "test_accuracy": a}
+        {"epoch": i + 1, "step": 10 * i + 10, "lr": 1e-3, "train_loss": 2 - i, "test_loss": 3 - i, "test_accuracy": a}
         for i, a in enumerate(accuracy)
     ]
     return {
         "experiment": experiment, "arm": arm, "seed": seed, "config": {"epochs": len(curve), "init": arm},
         "curve": curve, "final": curve[-1], "parameters": {"mlp": 5, "total": 7},
-        "throughput": {"unit": "images", "per_second": 500.0}, "seconds": {"train": 1.5, "evaluate": 0.5, "total": 2.25},
+        "throughput": {"unit": "images", "per_second": 500.0},
+        "seconds": {"train": 1.5, "evaluate": 0.5, "total": 2.25},
         "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "float32", "compiled": False},
         "versions": {"python": "3.11.0", "torch": "2.6.0"}, "source": {"sha256": "0" * 64, "files": {}},
         "started": records.now(), "finished": records.now(), "resumed": 0,

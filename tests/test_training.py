@@ -1,6 +1,7 @@
 """Training: the schedule, the groups, the pairing of arms, and exact resume after a real SIGKILL."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -64,7 +65,8 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_derived_seeds_do_not_collide():
-    seeds = {derive_seed(s, what, e, i) for s in range(3) for what in ("order", "augment") for e in range(9) for i in range(9)}
+    purposes = itertools.product(range(3), ("order", "augment"), range(9), range(9))
+    seeds = {derive_seed(*purpose) for purpose in purposes}
     assert len(seeds) == 3 * 2 * 81 and all(0 <= s < 2**63 for s in seeds)
     assert derive_seed(0, "init") == 1749912909633406932  # golden: stored runs depend on it
 
@@ -111,7 +113,8 @@ def test_loop_is_adamw_written_out():
         weights.append(w)
     assert model.weight.item() == pytest.approx(w, rel=1e-4)
     assert [e["test_weight"] for e in result.curve] == pytest.approx(weights[3::4], rel=1e-4)
-    assert [e["train_loss"] for e in result.curve] == pytest.approx([sum(losses[i : i + 4]) / 4 for i in (0, 4, 8)], rel=1e-4)
+    means = [sum(losses[i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert [e["train_loss"] for e in result.curve] == pytest.approx(means, rel=1e-4)
     assert [e["train_halved"] * 2 for e in result.curve] == pytest.approx([e["train_loss"] for e in result.curve])
     assert [e["epoch"] for e in result.curve] == [1, 2, 3] and [e["step"] for e in result.curve] == [4, 8, 12]
     assert result.units_per_second > 0
@@ -202,7 +205,7 @@ def test_run_trains_once_then_reads(monkeypatch):
     assert not list((cache_dir() / "checkpoints").rglob("*.pt"))
     monkeypatch.setattr(vision, "_train", None)  # training again would fail
     assert run(tiny(), progress=False) == record
-    with pytest.raises(RecordError, match=r"tiny/timm-seed0 exists with another config \(lr: 0.001 there, 0.002 here\)"):
+    with pytest.raises(RecordError, match=r"timm-seed0 exists with another config \(lr: 0.001 there, 0.002 here\)"):
         run(tiny(lr=0.002), progress=False)
     with pytest.raises(TypeError):
         run(tiny(), force=True, progress=False)
@@ -243,10 +246,12 @@ def test_two_processes_do_not_train_the_same_run():
         run(tiny(), progress=False)
 
 
-KILLED = """
+# A process that has imported everything (seconds) and forks (milliseconds) one that trains whenever it is told to.
+TRAINER = """
+import os, sys, traceback
+import torch
 from mimetic.experiments import vision
 from mimetic.training import loop
-import torch
 
 train = loop.train
 def train_and_keep(model, *args, **kwargs):
@@ -254,14 +259,26 @@ def train_and_keep(model, *args, **kwargs):
     torch.save(model.state_dict(), {weights!r})
     return result
 loop.train = train_and_keep
-print("ready", flush=True)
-vision.run(vision.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
+torch.optim.AdamW([torch.zeros(1)])  # its first use imports much
+vision.build_model(vision.named("digits"))
+while sys.stdin.readline():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            vision.run(vision.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(pid, flush=True)
+    sys.stdin.readline()  # not waited for until told so: its id cannot become another process's
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
 def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypatch):
     """SIGKILL to a real process, again and again; then weights and curve are those of a run that was left alone."""
-    alone_config = tiny(experiment="alone", epochs=5, init="mimetic")
+    alone_config = tiny(experiment="alone", epochs=3, init="mimetic")
     final = {}
     keep = loop.train
 
@@ -274,30 +291,39 @@ def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypat
 
     weights, checkpoint = tmp_path / "weights.pt", tmp_path / "cache" / "checkpoints" / "killed" / "mimetic-seed0.pt"
     config = dataclasses.asdict(dataclasses.replace(alone_config, experiment="killed"))
-    script = KILLED.format(config=config, weights=str(weights))
+    script = TRAINER.format(config=config, weights=str(weights))
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
     rng, kills, left_behind = random.Random(20_000), 0, set()  # random times, but the same ones in every test run
-    while True:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-        if kills < 3:
-            # wait until it has gone on from where the last one died, then kill it somewhere in the next steps
-            before = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
-            deadline = time.monotonic() + 60
-            while process.poll() is None and (checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0) == before:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.1))
-            process.send_signal(signal.SIGKILL)
-        errors = process.communicate()[1]
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, errors
-            break
-        kills += 1
-        (checkpoint.parent / ".mimetic-seed0.0123abcd.tmp.pt").touch()  # what a kill in the middle of a save leaves
-        if checkpoint.is_file():
-            left_behind.add(torch.load(checkpoint, weights_only=True)["step"])
+
+    def saved():
+        return checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+
+    with trainer:
+        while True:
+            before = saved()
+            trainer.stdin.write("train\n")
+            pid = int(trainer.stdout.readline())
+            if kills < 4:
+                # wait until it has gone on from where the last one died, then kill it somewhere in the next steps
+                deadline = time.monotonic() + 60
+                while saved() == before and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.06))
+                os.kill(pid, signal.SIGKILL)
+            trainer.stdin.write("wait\n")
+            status = int(trainer.stdout.readline())
+            if status != -signal.SIGKILL:
+                break
+            kills += 1
+            (checkpoint.parent / ".mimetic-seed0.0123abcd.tmp.pt").touch()  # what a kill in the middle of a save leaves
+            if checkpoint.is_file():
+                left_behind.add(torch.load(checkpoint, weights_only=True)["step"])
+        trainer.stdin.close()
+    assert status == 0
     killed = read_record(record_path("killed", "mimetic", 0))
-    assert kills >= 2 and killed["resumed"] >= 1 and max(left_behind) > 0, "the process was too fast to be killed"
+    assert kills == 4 and killed["resumed"] >= 2 and len(left_behind) >= 2, "the processes were too fast to be killed"
     assert killed["curve"] == alone["curve"] and killed["final"] == alone["final"]
     ours, theirs = final["model"].state_dict(), torch.load(weights, weights_only=True)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -317,9 +343,10 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
     straight, resumed = line_model(), line_model()
     want = train(straight, Noisy(), config, seed=3, progress=False)
     assert train(line_model(), Noisy(), config, seed=4, progress=False).curve != want.curve  # the noise matters
+    stopping = dict(checkpoint=tmp_path / "x.pt", time_limit=-1, progress=False)
     for _ in range(100):
         try:
-            got = train(line_model(), Noisy(), config, seed=3, checkpoint=tmp_path / "x.pt", time_limit=-1, progress=False)
+            got = train(line_model(), Noisy(), config, seed=3, **stopping)
             break
         except TimeLimit:
             continue

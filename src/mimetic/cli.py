@@ -29,7 +29,8 @@ examples:
 
 # What an experiment's name is followed by: a subcommand whose options start at the experiment's values.
 Experiment = subcommand_type_from_defaults(
-    EXPERIMENTS, {name: f"{c.dataset}, {c.epochs} epochs, d {c.d_model}, depth {c.depth}" for name, c in EXPERIMENTS.items()}
+    EXPERIMENTS,
+    {name: f"{c.dataset}, {c.epochs} epochs, d {c.d_model}, depth {c.depth}" for name, c in EXPERIMENTS.items()},
 )  # fmt: skip
 
 
@@ -65,10 +66,10 @@ class Train:
             config, force=self.force, store=self.store, progress=not self.quiet,
             checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
         )  # fmt: skip
-        final = record["final"]
+        final, speed, seconds = record["final"], record["throughput"], record["seconds"]["total"]
         print(
             f"{config.name}: test accuracy {final['test_accuracy']:.2%} after {final['epoch']} epochs "
-            f"({record['throughput']['per_second']:.0f} {record['throughput']['unit']}/s, {record['seconds']['total']:.0f} s)"
+            f"({speed['per_second']:.0f} {speed['unit']}/s, {seconds:.0f} s)"
         )
 
 
@@ -109,7 +110,7 @@ class BenchInit:
 
 @dataclass(frozen=True)
 class DataFetch:
-    """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), checksums verified.
+    """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
     Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download). Any other name is a pretrained
     model; `python -m mimetic.pretrained list` shows them.

@@ -244,7 +244,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
     """
     figure, axes = _figure(7.6, 2.7, ncols=3)
     colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
-    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained $W_VW_{proj}$"}
+    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
     titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):

@@ -32,6 +32,8 @@ PRE_NORM_BLOCKS: dict[str, tuple[str, str, str | None]] = {
     "timm.models.swin_transformer.SwinTransformerBlock": ("attn", "norm1", None),
     "timm.models.vision_transformer_relpos.RelPosBlock": ("attn", "norm1", "ls1"),
     "timm.models.vision_transformer_sam.Block": ("attn", "norm1", "ls1"),
+    "timm.models.hiera.HieraBlock": ("attn", "norm1", "ls1"),
+    "timm.models.hieradet_sam2.MultiScaleBlock": ("attn", "norm1", "ls1"),
 }
 # A norm follows proj before the residual is added: its size does not matter then, and fold=True is refused.
 OUT_NORM_BLOCKS = {

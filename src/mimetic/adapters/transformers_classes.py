@@ -20,18 +20,22 @@ CLASSES = _table(
     persimmon.PersimmonAttention
     """),
     ("parts", "", """
-    bark.BarkSelfAttention blip.BlipAttention blip_2.Blip2Attention cohere_compass.CohereCompassVisionAttention
+    bark.BarkSelfAttention blip.BlipAttention blip_2.Blip2Attention
     decision_transformer.DecisionTransformerGPT2Attention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
-    dots3_note.Dots3NoteVisionAttention ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention
-    exaone4_5.Exaone4_5_VisionAttention glm4v.Glm4vVisionAttention glm4v_moe.Glm4vMoeVisionAttention
-    glm_image.GlmImageVisionAttention glm_ocr.GlmOcrVisionAttention got_ocr2.GotOcr2VisionAttention
-    gpt2.GPT2Attention gpt_bigcode.GPTBigCodeAttention imagegpt.ImageGPTAttention
-    instructblip.InstructBlipAttention instructblipvideo.InstructBlipVideoAttention mpt.MptAttention
-    qwen2_5_vl.Qwen2_5_VLVisionAttention qwen2_vl.VisionAttention qwen3_vl.Qwen3VLVisionAttention
-    sam.SamVisionSdpaAttention
+    glm_image.GlmImageVisionAttention got_ocr2.GotOcr2VisionAttention gpt2.GPT2Attention
+    gpt_bigcode.GPTBigCodeAttention imagegpt.ImageGPTAttention instructblip.InstructBlipAttention
+    instructblipvideo.InstructBlipVideoAttention mgp_str.MgpstrAttention mpt.MptAttention openai.Attention
+    phi4_multimodal.Phi4MultimodalAttention pp_formulanet.PPFormulaNetVisionAttention sam.SamVisionSdpaAttention
+    sam_hq.SamHQVisionSdpaAttention seggpt.SegGptAttention slanext.SLANeXtVisionAttention
+    unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
     """),
     ("parts", "rope", """
-    modernbert.ModernBertAttention phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention
+    cohere_compass.CohereCompassVisionAttention dots3_note.Dots3NoteVisionAttention
+    ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention exaone4_5.Exaone4_5_VisionAttention glm4v.Glm4vVisionAttention
+    glm4v_moe.Glm4vMoeVisionAttention glm5_next.Glm5NextVisionAttention glm_ocr.GlmOcrVisionAttention
+    modernbert.ModernBertAttention phi3.Phi3Attention qwen2_5_vl.Qwen2_5_VLVisionAttention qwen2_vl.VisionAttention
+    qwen3_5.Qwen3_5VisionAttention qwen3_5_moe.Qwen3_5MoeVisionAttention qwen3_omni_moe.Qwen3OmniMoeVisionAttention
+    qwen3_vl.Qwen3VLVisionAttention qwen3_vl_moe.Qwen3VLMoeVisionAttention qwen4_exp.Qwen4ExpVisionAttention
     """),
     ("separate", "", """
     aimv2.Aimv2Attention albert.AlbertAttention altclip.AltCLIPAttention audio_spectrogram_transformer.ASTAttention
@@ -45,50 +49,46 @@ CLASSES = _table(
     deepseek_ocr2.DeepseekOcr2VisionAttention deformable_detr.DeformableDetrSelfAttention
     deimv2.Deimv2SelfAttention deit.DeiTAttention detr.DetrCrossAttention detr.DetrSelfAttention
     dinov2.Dinov2Attention dinov2_with_registers.Dinov2WithRegistersAttention distilbert.DistilBertSelfAttention
-    dots3_note.Dots3NoteAudioAttention edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention
-    edgetam_video.EdgeTamVideoPerceiverAttention efficientloftr.EfficientLoFTRAttention eomt.EomtAttention
-    flaubert.MultiHeadAttention fun_asr_nano.FunAsrNanoAttention git.GitVisionAttention glm4v.Glm4vTextAttention
-    glm4v_moe.Glm4vMoeTextAttention glm_image.GlmImageTextAttention glm_ocr.GlmOcrTextAttention
-    granite_docling.GraniteDoclingVisionAttention groupvit.GroupViTAttention hubert.HubertAttention
-    idefics.IdeficsAttention idefics.IdeficsVisionAttention idefics2.Idefics2VisionAttention
-    idefics3.Idefics3VisionAttention ijepa.IJepaAttention inkling2.Inkling2VisionAttention
-    internvl.InternVLVisionAttention janus.JanusVisionAttention kimi_k25.Kimi_K25VisionAttention
-    kosmos2.Kosmos2VisionAttention kosmos2_5.Kosmos2_5TextAttention kosmos2_5.Kosmos2_5VisionAttention
-    led.LEDDecoderAttention lfm3_vl.Lfm3VlVisionAttention lightglue.LightGlueAttention longt5.LongT5Attention
+    edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention edgetam_video.EdgeTamVideoPerceiverAttention
+    efficientloftr.EfficientLoFTRAttention eomt.EomtAttention flaubert.MultiHeadAttention
+    fun_asr_nano.FunAsrNanoAttention git.GitVisionAttention granite_docling.GraniteDoclingVisionAttention
+    groupvit.GroupViTAttention gte.GteAttention hubert.HubertAttention idefics.IdeficsAttention
+    idefics.IdeficsVisionAttention idefics2.Idefics2VisionAttention idefics3.Idefics3VisionAttention
+    ijepa.IJepaAttention internvl.InternVLVisionAttention janus.JanusVisionAttention
+    jina_embeddings_v3.JinaEmbeddingsV3Attention kosmos2.Kosmos2VisionAttention kosmos2_5.Kosmos2_5TextAttention
+    kosmos2_5.Kosmos2_5VisionAttention led.LEDDecoderAttention longt5.LongT5Attention lw_detr.LwDetrAttention
     lw_detr.LwDetrViTAttention m2m_100.M2M100Attention marian.MarianAttention mbart.MBartAttention
-    metaclip_2.MetaClip2Attention mimi.MimiAttention mllama.MllamaVisionAttention molmo2.Molmo2VisionAttention
-    moonshine_streaming.MoonshineStreamingEncoderAttention
+    metaclip_2.MetaClip2Attention minicpm_ocr.MiniCPMOcrVisionAttention minicpmv4_6.MiniCPMV4_6VisionAttention
+    minicpmv4_7.MiniCPMV4_7VisionAttention minimax.MiniMaxAttention mllama.MllamaVisionAttention
+    molmo2.Molmo2VisionAttention moonshine_streaming.MoonshineStreamingEncoderAttention
     moss_transcribe_diarize.MossTranscribeDiarizeAudioAttention mpnet.MPNetSelfAttention mt5.MT5Attention
-    musicgen.MusicgenAttention musicgen_melody.MusicgenMelodyAttention mvp.MvpAttention
-    nemotron_asr_streaming.NemotronAsrStreamingEncoderAttention nemotron_h.NemotronHAttention
-    nllb_moe.NllbMoeAttention opt.OPTAttention ovis2.Ovis2VisionAttention owlv2.Owlv2Attention
-    owlvit.OwlViTAttention paddleocr_vl.PaddleOCRAttention parakeet.ParakeetEncoderAttention
-    patchtst.PatchTSTAttention pe_audio.PeAudioEncoderAttention pegasus.PegasusAttention
+    muse_spark.MuseSparkTextAttention musicgen.MusicgenAttention musicgen_melody.MusicgenMelodyAttention
+    mvp.MvpAttention nemotron_asr_streaming.NemotronAsrStreamingEncoderAttention nemotron_h.NemotronHAttention
+    nllb_moe.NllbMoeAttention nomic_bert.NomicBertAttention omdet_turbo.OmDetTurboMultiheadAttention
+    opt.OPTAttention ovis2.Ovis2VisionAttention owlv2.Owlv2Attention owlvit.OwlViTAttention
+    parakeet.ParakeetEncoderAttention patchtst.PatchTSTAttention pegasus.PegasusAttention
     pegasus_x.PegasusXAttention phi4_multimodal.Phi4MultimodalAudioAttention
     phi4_multimodal.Phi4MultimodalVisionAttention pix2struct.Pix2StructTextAttention
-    pix2struct.Pix2StructVisionAttention pixio.PixioAttention pixtral.PixtralAttention plbart.PLBartAttention
-    pocket_tts_audio_tokenizer.PocketTTSAudioTokenizerAttention pop2piano.Pop2PianoAttention
-    pp_formulanet.PPFormulaNetAttention prophetnet.ProphetNetAttention pvt_v2.PvtV2SelfAttention
-    qianfan_ocr.QianfanOCRVisionAttention qwen2_5_omni.Qwen2_5OmniAttention qwen2_5_vl.Qwen2_5_VLAttention
-    qwen2_audio.Qwen2AudioAttention qwen2_vl.Qwen2VLAttention radio.RadioAttention rf_detr.RfDetrAttention
-    rf_detr.RfDetrDinov2Attention seamless_m4t.SeamlessM4TAttention seamless_m4t.SeamlessM4TConformerSelfAttention
-    seamless_m4t_v2.SeamlessM4Tv2Attention seamless_m4t_v2.SeamlessM4Tv2ConformerSelfAttention
-    segformer.SegformerAttention sew.SEWAttention siglip.SiglipAttention siglip2.Siglip2Attention
-    smolvlm.SmolVLMVisionAttention speech_to_text.Speech2TextAttention speecht5.SpeechT5Attention
+    pix2struct.Pix2StructVisionAttention pixio.PixioAttention plbart.PLBartAttention pop2piano.Pop2PianoAttention
+    pp_doclayout_v2.PPDocLayoutV2SelfAttention pp_doclayout_v3.PPDocLayoutV3SelfAttention
+    pp_doclayout_v4.PPDocLayoutV4SelfAttention pp_formulanet.PPFormulaNetAttention prophetnet.ProphetNetAttention
+    pvt_v2.PvtV2SelfAttention qianfan_ocr.QianfanOCRVisionAttention qwen2_5_omni.Qwen2_5OmniAudioAttention
+    qwen2_audio.Qwen2AudioAttention qwen3_asr.Qwen3ASRAudioAttention qwen3_omni_moe.Qwen3OmniMoeAudioAttention
+    radio.RadioAttention rf_detr.RfDetrAttention rf_detr.RfDetrDinov2Attention rt_detr.RTDetrSelfAttention
+    rt_detr_v2.RTDetrV2SelfAttention sam2.Sam2Attention sam2_video.Sam2VideoAttention sam3.Sam3Attention
+    sam3_lite_text.Sam3LiteTextAttention seamless_m4t.SeamlessM4TAttention
+    seamless_m4t.SeamlessM4TConformerSelfAttention seamless_m4t_v2.SeamlessM4Tv2Attention
+    seamless_m4t_v2.SeamlessM4Tv2ConformerSelfAttention segformer.SegformerAttention sew.SEWAttention
+    siglip.SiglipAttention siglip2.Siglip2Attention smolvlm.SmolVLMVisionAttention
+    speech_to_text.Speech2TextAttention speecht5.SpeechT5Attention swin.SwinAttention
     switch_transformers.SwitchTransformersAttention t5.T5Attention t5gemma.T5GemmaCrossAttention
-    table_transformer.TableTransformerAttention timesfm2_5.TimesFm2_5Attention tipsv2.Tipsv2TextAttention
-    tipsv2.Tipsv2VisionAttention trocr.TrOCRAttention udop.UdopAttention umt5.UMT5Attention
+    table_transformer.TableTransformerAttention timesfm.TimesFmAttention tipsv2.Tipsv2TextAttention
+    tipsv2.Tipsv2VisionAttention trocr.TrOCRAttention tvp.TvpAttention udop.UdopAttention umt5.UMT5Attention
     unispeech.UniSpeechAttention unispeech_sat.UniSpeechSatAttention unlimited_ocr.UnlimitedOcrAttention
     vit.ViTAttention vit_mae.ViTMAEAttention vit_msn.ViTMSNAttention vits.VitsAttention voxtral.VoxtralAttention
-    voxtral_realtime.VoxtralRealtimeTextAttention wav2vec2.Wav2Vec2Attention
-    wav2vec2_bert.Wav2Vec2BertSelfAttention wav2vec2_conformer.Wav2Vec2ConformerSelfAttention
-    whisper.WhisperAttention x_clip.XCLIPAttention xglm.XGLMAttention xlm.MultiHeadAttention
-    """),
-    ("separate", "gate", """
-    beam.BeamAttention hrm_text.HrmTextAttention step3p7.Step3p7Attention wavlm.WavLMAttention
-    """),
-    ("separate", "gate inner_norm rope", """
-    muse_spark.MuseSparkTextAttention
+    wav2vec2.Wav2Vec2Attention wav2vec2_bert.Wav2Vec2BertSelfAttention
+    wav2vec2_conformer.Wav2Vec2ConformerSelfAttention wavlm.WavLMAttention whisper.WhisperAttention
+    x_clip.XCLIPAttention x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
     """),
     ("separate", "gate rope", """
     afmoe.AfmoeAttention granite_swa.GraniteSWAAttention granitemoe_swa.GraniteMoeSWAAttention lfm3.Lfm3Attention
@@ -101,34 +101,43 @@ CLASSES = _table(
     bitnet.BitNetAttention
     """),
     ("separate", "rope", """
-    apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention blt.BltSelfAttention
+    apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention beam.BeamAttention blt.BltSelfAttention
     cohere.CohereAttention cohere2.Cohere2Attention cohere2_moe.Cohere2MoeAttention
     cosmos3_edge.Cosmos3EdgeTextAttention csm.CsmAttention cwm.CwmAttention dinov3_vit.DINOv3ViTAttention
-    doge.DogeAttention emu3.Emu3Attention eomt_dinov3.EomtDinov3Attention ernie4_5.Ernie4_5Attention
-    ernie4_5_moe.Ernie4_5_MoeAttention eurobert.EuroBertAttention evolla.EvollaAttention exaone4.Exaone4Attention
-    exaone_moe.ExaoneMoeAttention flex_olmo.FlexOlmoAttention flint.FlintAttention gemma.GemmaAttention
-    gemma2.Gemma2Attention gemma3.Gemma3Attention glm.GlmAttention glm4.Glm4Attention glm4_moe.Glm4MoeAttention
-    glmasr.GlmAsrAttention gpt_oss.GptOssAttention gradium_phonon_tts.GradiumPhononTTSAttention
-    granite.GraniteAttention granite4_vision.Granite4VisionTextAttention
-    granite_docling.GraniteDoclingTextAttention granitemoe.GraniteMoeAttention
-    granitemoeshared.GraniteMoeSharedAttention gte.GteAttention helium.HeliumAttention
-    higgs_audio_v2.HiggsAudioV2Attention hy_v3.HYV3Attention hyperclovax.HyperCLOVAXAttention jais2.Jais2Attention
-    jina_embeddings_v3.JinaEmbeddingsV3Attention kolibri1.Kolibri1Attention lasr.LasrEncoderAttention
-    lfm2.Lfm2Attention llama.LlamaAttention llama4.Llama4TextAttention mellum.MellumAttention
-    minimax.MiniMaxAttention minimax_m2.MiniMaxM2Attention minimax_m3_vl.MiniMaxM3VLAttention
-    ministral3.Ministral3Attention mistral.MistralAttention mixtral.MixtralAttention mlcd.MLCDAttention
-    mllama.MllamaTextSelfAttention modernbert_decoder.ModernBertDecoderAttention molmo2.Molmo2Attention
-    moonshine.MoonshineAttention nanochat.NanoChatAttention nemotron3_5_transcribe.Nemotron3_5TranscribeAttention
-    nemotron3_diarization.Nemotron3DiarizationAttention nomic_bert.NomicBertAttention olmo.OlmoAttention
-    olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention olmoe.OlmoeAttention phi.PhiAttention
-    phimoe.PhimoeAttention pocket_tts.PocketTTSAttention qwen2.Qwen2Attention qwen2_moe.Qwen2MoeAttention
-    qwen3.Qwen3Attention qwen3_moe.Qwen3MoeAttention qwen3_omni_moe.Qwen3OmniMoeTalkerCodePredictorAttention
-    qwen3_omni_moe.Qwen3OmniMoeThinkerTextAttention qwen3_vl.Qwen3VLTextAttention
-    qwen3_vl_moe.Qwen3VLMoeTextAttention sam3.Sam3ViTRoPEAttention seed_oss.SeedOssAttention
-    smollm3.SmolLM3Attention solar_open.SolarOpenAttention stablelm.StableLmAttention
-    starcoder2.Starcoder2Attention t5gemma.T5GemmaSelfAttention t5gemma2.T5Gemma2SelfAttention
-    ultrabert.UltrabertAttention unlimited_ocr.UnlimitedOcrTextAttention vaultgemma.VaultGemmaAttention
+    doge.DogeAttention dots3_note.Dots3NoteAudioAttention emu3.Emu3Attention eomt_dinov3.EomtDinov3Attention
+    ernie4_5.Ernie4_5Attention ernie4_5_moe.Ernie4_5_MoeAttention eurobert.EuroBertAttention evolla.EvollaAttention
+    exaone4.Exaone4Attention exaone_moe.ExaoneMoeAttention flex_olmo.FlexOlmoAttention flint.FlintAttention
+    gemma.GemmaAttention gemma2.Gemma2Attention gemma3.Gemma3Attention glm.GlmAttention glm4.Glm4Attention
+    glm4_moe.Glm4MoeAttention glm4v.Glm4vTextAttention glm4v_moe.Glm4vMoeTextAttention
+    glm_image.GlmImageTextAttention glm_ocr.GlmOcrTextAttention glmasr.GlmAsrAttention gpt_oss.GptOssAttention
+    gptj.GPTJAttention gradium_phonon_tts.GradiumPhononTTSAttention granite.GraniteAttention
+    granite4_vision.Granite4VisionTextAttention granite_docling.GraniteDoclingTextAttention
+    granitemoe.GraniteMoeAttention granitemoeshared.GraniteMoeSharedAttention helium.HeliumAttention
+    higgs_audio_v2.HiggsAudioV2Attention hrm_text.HrmTextAttention hy_v3.HYV3Attention
+    hyperclovax.HyperCLOVAXAttention inkling2.Inkling2VisionAttention jais2.Jais2Attention
+    kimi_k25.Kimi_K25VisionAttention kolibri1.Kolibri1Attention lasr.LasrEncoderAttention lfm2.Lfm2Attention
+    lfm3_vl.Lfm3VlVisionAttention llama.LlamaAttention llama4.Llama4TextAttention mellum.MellumAttention
+    mimi.MimiAttention minimax_m2.MiniMaxM2Attention minimax_m3_vl.MiniMaxM3VLAttention
+    minimax_m3_vl.MiniMaxM3VLVisionAttention ministral3.Ministral3Attention mistral.MistralAttention
+    mixtral.MixtralAttention mlcd.MLCDAttention mllama.MllamaTextSelfAttention
+    modernbert_decoder.ModernBertDecoderAttention molmo2.Molmo2Attention moonshine.MoonshineAttention
+    muse_glimmer.MuseGlimmerVisionAttention muse_spark.MuseSparkVisionAttention nanochat.NanoChatAttention
+    nemotron3_5_transcribe.Nemotron3_5TranscribeAttention nemotron3_diarization.Nemotron3DiarizationAttention
+    olmo.OlmoAttention olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention
+    olmoe.OlmoeAttention openai_privacy_filter.OpenAIPrivacyFilterAttention paddleocr_vl.PaddleOCRAttention
+    paddleocr_vl.PaddleOCRVisionAttention pe_audio.PeAudioEncoderAttention phi.PhiAttention phimoe.PhimoeAttention
+    pixtral.PixtralAttention pocket_tts.PocketTTSAttention
+    pocket_tts_audio_tokenizer.PocketTTSAudioTokenizerAttention qwen2.Qwen2Attention
+    qwen2_5_omni.Qwen2_5OmniAttention qwen2_5_omni.Qwen2_5OmniVisionAttention qwen2_5_vl.Qwen2_5_VLAttention
+    qwen2_moe.Qwen2MoeAttention qwen2_vl.Qwen2VLAttention qwen3.Qwen3Attention qwen3_moe.Qwen3MoeAttention
+    qwen3_omni_moe.Qwen3OmniMoeTalkerCodePredictorAttention qwen3_omni_moe.Qwen3OmniMoeThinkerTextAttention
+    qwen3_vl.Qwen3VLTextAttention qwen3_vl_moe.Qwen3VLMoeTextAttention sam3.Sam3ViTRoPEAttention
+    seed_oss.SeedOssAttention smollm3.SmolLM3Attention solar_open.SolarOpenAttention stablelm.StableLmAttention
+    starcoder2.Starcoder2Attention step3p7.Step3p7Attention t5gemma.T5GemmaSelfAttention
+    t5gemma2.T5Gemma2SelfAttention timesfm2_5.TimesFm2_5Attention ultrabert.UltrabertAttention
+    unlimited_ocr.UnlimitedOcrTextAttention vaultgemma.VaultGemmaAttention video_llama_3.VideoLlama3VisionAttention
     videoprism.VideoPrismAttention voxtral_realtime.VoxtralRealtimeAttention
+    voxtral_realtime.VoxtralRealtimeTextAttention
     """),
     ("separate", "rope unscaled", """
     dia.DiaSelfAttention
@@ -137,7 +146,7 @@ CLASSES = _table(
     embedding_gemma2.EmbeddingGemma2Attention gemma4.Gemma4TextAttention gemma4_unified.Gemma4UnifiedTextAttention
     """),
     ("separate", "unscaled", """
-    dia.DiaCrossAttention gpt_neo.GPTNeoSelfAttention timesfm.TimesFmAttention
+    dia.DiaCrossAttention gpt_neo.GPTNeoSelfAttention
     """),
     ("sibling", "", """
     align.AlignTextSelfAttention altclip.AltRobertaSelfAttention bert.BertCrossAttention bert.BertSelfAttention
@@ -157,7 +166,7 @@ CLASSES = _table(
     vitpose_backbone.VitPoseBackboneSelfAttention xlm_roberta.XLMRobertaSelfAttention
     xlm_roberta_xl.XLMRobertaXLSelfAttention yolos.YolosSelfAttention
     """),
-    ("sibling", "gate qk_norm", """
+    ("sibling", "qk_norm", """
     swinv2.Swinv2SelfAttention
     """),
     ("sibling", "rope", """
@@ -170,11 +179,15 @@ CLASSES = _table(
 
 # (path of the attention in the block, norm before or after the attention, norm, LayerScale, block classes)
 _BLOCKS = (
+    ("self_attn", "config", "self_attn_layer_norm", None, "opt.OPTDecoderLayer"),
     ("attention", "post", None, None, """
+    albert.AlbertLayer data2vec.Data2VecAudioEncoderLayer distilbert.TransformerBlock hubert.HubertEncoderLayer
     instructblip.InstructBlipQFormerAttention instructblipvideo.InstructBlipVideoQFormerAttention
+    sew.SEWEncoderLayer speecht5.SpeechT5EncoderLayer unispeech.UniSpeechEncoderLayer
+    unispeech_sat.UniSpeechSatEncoderLayer wav2vec2.Wav2Vec2EncoderLayer wavlm.WavLMEncoderLayer
     """),
     ("attn", "post", None, None, """
-    groupvit.GroupViTCrossAttentionLayer mpnet.MPNetAttention
+    groupvit.GroupViTCrossAttentionLayer mpnet.MPNetAttention openai.Block
     """),
     ("self", "post", None, None, """
     align.AlignTextAttention altclip.AltRobertaAttention bert.BertAttention bert_generation.BertGenerationAttention
@@ -185,6 +198,15 @@ _BLOCKS = (
     rembert.RemBertAttention roberta.RobertaAttention roc_bert.RoCBertAttention roformer.RoFormerAttention
     sew_d.SEWDAttention splinter.SplinterAttention tapas.TapasAttention visual_bert.VisualBertAttention
     xlm_roberta.XLMRobertaAttention
+    """),
+    ("self_attn", "post", None, None, """
+    bart.BartDecoderLayer bart.BartEncoderLayer blenderbot_small.BlenderbotSmallDecoderLayer
+    blenderbot_small.BlenderbotSmallEncoderLayer conditional_detr.ConditionalDetrEncoderLayer
+    dab_detr.DabDetrEncoderLayer deformable_detr.DeformableDetrDecoderLayer detr.DetrDecoderLayer
+    detr.DetrEncoderLayer gte.GteLayer jina_embeddings_v3.JinaEmbeddingsV3Layer led.LEDDecoderLayer
+    marian.MarianDecoderLayer marian.MarianEncoderLayer mvp.MvpDecoderLayer mvp.MvpEncoderLayer
+    nomic_bert.NomicBertLayer plbart.PLBartDecoderLayer plbart.PLBartEncoderLayer prophetnet.ProphetNetEncoderLayer
+    rf_detr.RfDetrDecoderLayer trocr.TrOCRDecoderLayer
     """),
     ("self", "pre", "LayerNorm", None, """
     roberta_prelayernorm.RobertaPreLayerNormAttention
@@ -202,7 +224,7 @@ _BLOCKS = (
     clvp.ClvpDecoderLayer
     """),
     ("self_attention", "pre", "input_layernorm", None, """
-    falcon.FalconDecoderLayer
+    bloom.BloomBlock falcon.FalconDecoderLayer
     """),
     ("self_attn", "pre", "input_layernorm", None, """
     arcee.ArceeDecoderLayer aria.AriaTextDecoderLayer bitnet.BitNetDecoderLayer blt.BltTransformerLayer
@@ -220,14 +242,15 @@ _BLOCKS = (
     mellum.MellumDecoderLayer minimax_m2.MiniMaxM2DecoderLayer minimax_m3_vl.MiniMaxM3VLDecoderLayer
     ministral3.Ministral3DecoderLayer mistral.MistralDecoderLayer mixtral.MixtralDecoderLayer
     mllama.MllamaSelfAttentionDecoderLayer molmo2.Molmo2DecoderLayer moonshine.MoonshineDecoderLayer
-    moonshine.MoonshineEncoderLayer olmoe.OlmoeDecoderLayer persimmon.PersimmonDecoderLayer phi.PhiDecoderLayer
-    phi3.Phi3DecoderLayer phi4_multimodal.Phi4MultimodalDecoderLayer phimoe.PhimoeDecoderLayer
-    pocket_tts.PocketTTSDecoderLayer qwen2.Qwen2DecoderLayer qwen2_moe.Qwen2MoeDecoderLayer qwen3.Qwen3DecoderLayer
-    qwen3_moe.Qwen3MoeDecoderLayer qwen3_omni_moe.Qwen3OmniMoeTalkerCodePredictorDecoderLayer
-    qwen3_omni_moe.Qwen3OmniMoeThinkerTextDecoderLayer qwen3_vl.Qwen3VLTextDecoderLayer
-    qwen3_vl_moe.Qwen3VLMoeTextDecoderLayer seed_oss.SeedOssDecoderLayer smollm3.SmolLM3DecoderLayer
-    solar_open.SolarOpenDecoderLayer stablelm.StableLmDecoderLayer starcoder2.Starcoder2DecoderLayer
-    ultrabert.UltrabertDecoderLayer unlimited_ocr.UnlimitedOcrTextDecoderLayer vaultgemma.VaultGemmaDecoderLayer
+    moonshine.MoonshineEncoderLayer olmoe.OlmoeDecoderLayer openai_privacy_filter.OpenAIPrivacyFilterEncoderLayer
+    persimmon.PersimmonDecoderLayer phi.PhiDecoderLayer phi3.Phi3DecoderLayer
+    phi4_multimodal.Phi4MultimodalDecoderLayer phimoe.PhimoeDecoderLayer pocket_tts.PocketTTSDecoderLayer
+    qwen2.Qwen2DecoderLayer qwen2_moe.Qwen2MoeDecoderLayer qwen3.Qwen3DecoderLayer qwen3_moe.Qwen3MoeDecoderLayer
+    qwen3_omni_moe.Qwen3OmniMoeTalkerCodePredictorDecoderLayer qwen3_omni_moe.Qwen3OmniMoeThinkerTextDecoderLayer
+    qwen3_vl.Qwen3VLTextDecoderLayer qwen3_vl_moe.Qwen3VLMoeTextDecoderLayer seed_oss.SeedOssDecoderLayer
+    smollm3.SmolLM3DecoderLayer solar_open.SolarOpenDecoderLayer stablelm.StableLmDecoderLayer
+    starcoder2.Starcoder2DecoderLayer ultrabert.UltrabertDecoderLayer unlimited_ocr.UnlimitedOcrTextDecoderLayer
+    vaultgemma.VaultGemmaDecoderLayer
     """),
     ("SelfAttention", "pre", "layer_norm", None, """
     longt5.LongT5LayerSelfAttention mt5.MT5LayerSelfAttention
@@ -241,7 +264,8 @@ _BLOCKS = (
     sam3.Sam3ViTLayer
     """),
     ("attn", "pre", "layer_norm1", None, """
-    deepseek_ocr2.DeepseekOcr2SamVisionLayer
+    deepseek_ocr2.DeepseekOcr2SamVisionLayer got_ocr2.GotOcr2VisionLayer pp_formulanet.PPFormulaNetVisionLayer
+    sam.SamVisionLayer sam_hq.SamHQVisionLayer slanext.SLANeXtVisionLayer
     """),
     ("self_attn", "pre", "layer_norm1", None, """
     altclip.AltCLIPEncoderLayer blip.BlipEncoderLayer blip_2.Blip2EncoderLayer chinese_clip.ChineseCLIPVisionLayer
@@ -273,8 +297,11 @@ _BLOCKS = (
     ("attention", "pre", "layernorm_before", None, """
     audio_spectrogram_transformer.ASTLayer deit.DeiTLayer donut.DonutSwinLayer dpt.DPTViTLayer flava.FlavaLayer
     ijepa.IJepaLayer maskformer.MaskFormerSwinLayer mobilevit.MobileViTTransformerLayer pixio.PixioLayer
-    segformer.SegformerLayer videomae.VideoMAELayer videoprism.VideoPrismLayer vilt.ViltLayer vit.ViTLayer
-    vit_mae.ViTMAELayer vit_msn.ViTMSNLayer vitpose_backbone.VitPoseBackboneLayer yolos.YolosLayer
+    segformer.SegformerLayer swin.SwinLayer videomae.VideoMAELayer videoprism.VideoPrismLayer vilt.ViltLayer
+    vit.ViTLayer vit_mae.ViTMAELayer vit_msn.ViTMSNLayer vitpose_backbone.VitPoseBackboneLayer yolos.YolosLayer
+    """),
+    ("attn", "pre", "layernorm_before", None, """
+    hiera.HieraLayer
     """),
     ("self_attention", "pre", "layernorm_before_attention", None, """
     cpmant.CpmAntSelfAttentionBlock
@@ -284,7 +311,7 @@ _BLOCKS = (
     """),
     ("attn", "pre", "ln_1", None, """
     decision_transformer.DecisionTransformerGPT2Block gpt2.GPT2Block gpt_bigcode.GPTBigCodeBlock
-    gpt_neo.GPTNeoBlock imagegpt.ImageGPTBlock
+    gpt_neo.GPTNeoBlock gptj.GPTJBlock imagegpt.ImageGPTBlock
     """),
     ("mixer", "pre", "norm", None, """
     nemotron_h.NemotronHBlock
@@ -292,6 +319,9 @@ _BLOCKS = (
     ("attention", "pre", "norm1", "layer_scale1", """
     dinov2.Dinov2Layer dinov2_with_registers.Dinov2WithRegistersLayer dinov3_vit.DINOv3ViTLayer eomt.EomtLayer
     eomt_dinov3.EomtDinov3Layer radio.RadioLayer rf_detr.RfDetrDinov2Layer tipsv2.Tipsv2VisionLayer
+    """),
+    ("attention", "pre", "norm1", None, """
+    vitdet.VitDetLayer
     """),
     ("attn", "pre", "norm_1", None, """
     mpt.MptBlock
@@ -314,7 +344,7 @@ _BLOCKS = (
     kosmos2_5.Kosmos2_5TextBlock m2m_100.M2M100DecoderLayer m2m_100.M2M100EncoderLayer mbart.MBartDecoderLayer
     mbart.MBartEncoderLayer moss_transcribe_diarize.MossTranscribeDiarizeAudioLayer musicgen.MusicgenDecoderLayer
     musicgen_melody.MusicgenMelodyDecoderLayer nllb_moe.NllbMoeDecoderLayer nllb_moe.NllbMoeEncoderLayer
-    opt.OPTDecoderLayer pegasus.PegasusDecoderLayer pegasus.PegasusEncoderLayer pegasus_x.PegasusXDecoderLayer
+    pegasus.PegasusDecoderLayer pegasus.PegasusEncoderLayer pegasus_x.PegasusXDecoderLayer
     pp_formulanet.PPFormulaNetDecoderLayer qwen2_audio.Qwen2AudioEncoderLayer seamless_m4t.SeamlessM4TDecoderLayer
     seamless_m4t.SeamlessM4TEncoderLayer seamless_m4t_v2.SeamlessM4Tv2DecoderLayer
     seamless_m4t_v2.SeamlessM4Tv2EncoderLayer speech_to_text.Speech2TextDecoderLayer

@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the device; every image has its own random numbers, all from one generator.
 
 Random crop and flip are one gather. RandAugment (Cubuk et al. 2020) follows ``torchvision.transforms.RandAugment``
-operation by operation, but is written so that images of one batch can take different operations: each of the fourteen is
-either an affine map, a table of 256 values, or a blend with another image.
+operation by operation, but is written so that images of one batch can take different operations: each of the fourteen
+is an affine map, a table of 256 values, or a blend with another image.
 
 Shape suffixes: B batch, C channels, Y X pixels.
 """
@@ -91,7 +91,7 @@ def randaugment_step(x_BCYX: Tensor, magnitude: int, generator: torch.Generator)
 
 
 def apply_ops(x_BCYX: Tensor, op_B: Tensor, sign_B: Tensor, magnitude: int) -> Tensor:
-    """Operation ``RANDAUGMENT_OPS[op]`` on each uint8 image, at ``magnitude`` 0..30 in the direction of ``sign`` (+-1)."""
+    """``RANDAUGMENT_OPS[op]`` on each uint8 image, at ``magnitude`` 0..30 in the direction of ``sign`` (+-1)."""
     is_op = {name: op_B == i for i, name in enumerate(RANDAUGMENT_OPS)}
     x = _affine(x_BCYX, is_op, sign_B, magnitude)
     x = _lookup(x, is_op, sign_B, magnitude)
@@ -131,7 +131,8 @@ def _affine(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude:
     points = torch.stack([xs.repeat(Y), ys.repeat_interleave(X), torch.ones(Y * X, device=x_BCYX.device)])
     source = (theta @ points).transpose(1, 2).view(B, Y, X, 2)
     grid = source / torch.tensor([X / 2, Y / 2], device=x_BCYX.device)
-    return F.grid_sample(x_BCYX.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False).to(torch.uint8)
+    moved = F.grid_sample(x_BCYX.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved.to(torch.uint8)
 
 
 def _lookup(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude: int) -> Tensor:

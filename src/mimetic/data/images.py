@@ -154,7 +154,8 @@ def fetch_images(name: str) -> Path | None:
         raise Unavailable(f"{error}. {remedy}") from None
     except Exception as error:  # torchvision raises what urllib, tarfile and its own checksum raise: say it in one line
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise Unavailable(f"{path.name} is not there and torchvision could not fetch {name} ({reason}). {remedy}") from None
+        tried = f"{path.name} is not there and torchvision could not fetch {name} ({reason})"
+        raise Unavailable(f"{tried}. {remedy}") from None
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)
     return path

@@ -44,15 +44,16 @@ def verdict(finals: pd.DataFrame) -> str:
     """What the paired differences allow one to say."""
     pairs = paired_differences(finals)
     n, wins = len(pairs), int((pairs.difference > 0).sum())
+    every = {1: "the only pair", 2: "both pairs"}.get(n, f"all {n} pairs")
     if wins == n:
-        says = f"Mimetic initialization is ahead in all {n} pairs"
+        says = f"Mimetic initialization is ahead in {every}"
     elif wins == 0:
-        says = f"Mimetic initialization is behind in all {n} pairs"
+        says = f"Mimetic initialization is behind in {every}"
     else:
         says = f"Mimetic initialization is ahead in {wins} of {n} pairs"
     p = smallest_p(n)
     enough = "enough to reject chance at 5 %" if p < 0.05 and wins in (0, n) else "not enough for a claim"
-    return f"{says}. With {n} pairs the smallest p that an exact one-sided test can give is {p:.3f}: {enough}."
+    return f"{says}. With {n} pair{'s' if n > 1 else ''} the smallest p that an exact one-sided test can give is {p:.3f}: {enough}."
 
 
 def setting(finals: pd.DataFrame) -> str:
@@ -60,7 +61,7 @@ def setting(finals: pd.DataFrame) -> str:
     row = finals.iloc[0]
     return (
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
-        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads ({row['parameters.total'] / 1e6:.2f} M parameters)"
+        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters"
     )
 
 

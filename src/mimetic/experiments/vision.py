@@ -4,10 +4,11 @@
     python -m mimetic train cifar10-lab --init mimetic --seed 0
 
 cifar10-lab   10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4 (0.68 M parameters),
-              20 epochs. Time: about 10 minutes a run on two CPU cores.
-              Expected test accuracy: see the records in data/runs/cifar10-lab.
-digits        scikit-learn's digits (8 x 8 pixels), a ViT of d 64, depth 4, patch 2. No download; about 20 seconds on two
-              CPU cores. A demonstration that everything works, not evidence.
+              20 epochs. Time: about 20 minutes a run on one CPU core that does nothing else.
+              Expected test accuracy, seeds 0 and 1: timm 59.9 and 60.0 %, mimetic 64.6 and 63.4 %
+digits        scikit-learn's digits (8 x 8 pixels), a ViT of d 64, depth 4, patch 2 (0.20 M parameters), 10 epochs. No
+              download; about 15 seconds a run on one CPU core. Expected test accuracy, seed 0: timm 58 %, mimetic
+              85 %. A demonstration that everything works, not evidence.
 
 The recipe (AdamW, lr, weight decay, warm-up, crop and flip, label smoothing) is an ordinary one, the same for every
 arm, and provisional: no value was tuned, for any arm. Arms of one seed are paired: they see the same images in the same
@@ -277,11 +278,12 @@ def _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limi
     device = resolve_device(config.device)
     task = VisionTask(load_images(config.dataset, train_size=config.train_size, device=device), config)
     model = build_model(config).to(device)
-    setup = monotonic() - clock
+    setup = {"setup": monotonic() - clock}
     result = train(
         model, task, settings, seed=config.seed, checkpoint=checkpoint, identity=identity, started=now(),
         checkpoint_seconds=checkpoint_seconds, time_limit=time_limit, progress=progress, label=config.name,
     )  # fmt: skip
+    seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return {
         "schema": 1,
         "experiment": config.experiment,
@@ -292,7 +294,7 @@ def _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limi
         "final": result.curve[-1],
         "parameters": parameter_counts(model),
         "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
-        "seconds": {k: round(v, 2) for k, v in (result.seconds | {"total": setup + sum(result.seconds.values())}).items()},
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
         "device": resolve_backend(settings),
         "versions": versions(),
         "source": source,

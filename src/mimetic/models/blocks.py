@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         B, N, D = x_BND.shape
         q_BHNK, k_BHNK, v_BHNK = self.qkv(x_BND).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if mask is not None and self.causal:
-            raise ValueError("a causal layer takes no mask: fold the causal part into the mask and build with causal=False")
+            raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
         dropout = self.dropout if self.training else 0.0
         x_BHNK = F.scaled_dot_product_attention(
             q_BHNK, k_BHNK, v_BHNK, attn_mask=mask, dropout_p=dropout, is_causal=self.causal

@@ -86,7 +86,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer (Dosovitskiy et al. 2021): images (B, in_chans, img_size, img_size) to logits (B, num_classes).
+    """Vision transformer (Dosovitskiy et al. 2021): images (B, C, img_size, img_size) to logits (B, num_classes).
 
     The constructor leaves PyTorch's default initialization (position embedding and class token: normal, .02);
     ``mimetic.initialize.initialize_`` sets another one by name.

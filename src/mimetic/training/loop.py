@@ -237,7 +237,8 @@ def train(
                         save()
                         clock = time.perf_counter()
                         if out_of_time:
-                            raise TimeLimit(f"{label or 'the run'} stopped after {step} of {config.epochs * steps} steps")
+                            total = config.epochs * steps
+                            raise TimeLimit(f"{label or 'the run'} stopped after {step} of {total} steps")
                 entry = {f"train_{name}": float(value) / steps for name, value in sums.items()}
                 result.seconds["train"] += time.perf_counter() - clock
                 if not math.isfinite(entry["train_loss"]):
@@ -247,7 +248,8 @@ def train(
                 with torch.no_grad(), cast:
                     entry |= {f"test_{name}": float(value) for name, value in task.evaluate(forward).items()}
                 result.seconds["evaluate"] += time.perf_counter() - clock
-                result.curve.append({"epoch": epoch + 1, "step": step, "lr": learning_rate(step - 1, config, steps), **entry})
+                rate = learning_rate(step - 1, config, steps)
+                result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
                 result.units_per_second = step * task.units_per_step / result.seconds["train"]
                 sums = {}
                 save()
@@ -304,8 +306,10 @@ class _Progress:
     def __init__(self, label: str, step: int, total: int, shown: bool) -> None:
         # disable=None: no bar where the output is a file, only the lines
         self.shown, self.label, self.read = shown, label, 0.0
-        self.bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False, disable=None if shown else True,
-                        dynamic_ncols=True)  # fmt: skip
+        self.bar = tqdm(
+            total=total, initial=step, desc=label, unit="step", leave=False, dynamic_ncols=True,
+            disable=None if shown else True,
+        )  # fmt: skip
 
     def advance(self, sums: dict[str, Tensor], steps: int) -> None:
         self.bar.update()

@@ -1,0 +1,61 @@
+"""The coverage table as a page of the book."""
+
+from __future__ import annotations
+
+VERDICTS = {  # best first
+    "supported": "supported: every product verified",
+    "with caveat": "supported, with a caveat (RoPE, QK-norm, …)",
+    "in part": "in part: some layers verified, others refused",
+    "refused": "refused, with the reason",
+    "none": "no self-attention",
+    "not built": "could not be built small or run",
+    "wrong": "wrong product",
+}
+
+_PAGE_HEAD = """# Which models are supported
+
+This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every architecture
+that the installed library can build small is built from its config with random weights and run. Random tokens go into each
+attention layer, its softmax is replaced by the identity, and what the layer's own forward then computes is compared with the
+products that `mimetic.attention_layers` shows: $W_QW_K^\\top$ of every head and $W_VW_{proj}$ of every head, to a relative
+error of 10⁻³ or better. Then `mimetic_init_` runs, and what it reports is compared with what the layers hold.
+
+A class of attention layer counts as supported only after this check. Whatever else looks like attention is refused by name:
+no architecture may show a wrong product.
+"""
+
+
+def page(tables: list[dict]) -> str:
+    """The coverage page of the book, from the tables."""
+    lines = [_PAGE_HEAD]
+    lines += ["| | " + " | ".join(f"{t['library']} {t['versions'][t['library']]}" for t in tables) + " |"]
+    lines += ["| :-- |" + " --: |" * len(tables)]
+    for verdict in VERDICTS:
+        lines.append(f"| {VERDICTS[verdict]} | " + " | ".join(str(t["counts"][verdict]) for t in tables) + " |")
+    lines.append("| **all** | " + " | ".join(str(len(t["architectures"])) for t in tables) + " |")
+    for table in tables:
+        what = "Families of model names (sizes, patches and resolutions left out)" if table["library"] == "timm" else "Model types"
+        lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]
+        errors = [r["error"] for r in table["architectures"] if r["error"] is not None]
+        if errors:
+            lines += [f"{what}; largest relative error of a verified product: {max(errors):.0e}.", ""]
+        for verdict in VERDICTS:
+            rows = [r for r in table["architectures"] if r["verdict"] == verdict]
+            if not rows:
+                continue
+            lines += [f"### {table['library']}: {verdict} ({len(rows)})", ""]
+            if verdict in ("none", "supported"):
+                plain = [r["name"] for r in rows if not r["finding"]]
+                if plain:
+                    lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
+                rows = [r for r in rows if r["finding"]]
+            if rows:
+                lines += ["| architecture | finding |", "| :-- | :-- |"]
+                lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str, width: int = 220) -> str:
+    text = text.replace("|", "/").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("$", "\\$")
+    text = text.replace("`", "'").replace("{", "(").replace("}", ")")
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

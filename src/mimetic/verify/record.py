@@ -1,0 +1,374 @@
+"""Running a model with random tokens in its attention layers and the identity in place of softmax, and keeping what is seen.
+
+Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mimetic.adapters import GATE, INNER_NORM, QK_NORM, VALUE_NORM
+from mimetic.attention import AttentionLayer, ancestors, clean_name
+
+
+@dataclass
+class Record:
+    """One layer in one run."""
+
+    x_BND: Tensor | None = None
+    kv_BMD: Tensor | None = None
+    q_BHNK: Tensor | None = None
+    k_BHMK: Tensor | None = None
+    logits_BHNM: Tensor | None = None
+    y_BND: Tensor | None = None
+    residual_BND: Tensor | None = None  # added to the output inside the attention class: its input (ALBERT) or an argument (BLOOM)
+    softmaxes: int = 0
+    projected: bool = False  # proj has run
+    taken_out: set[str] = field(default_factory=set)
+
+
+class Session:
+    """Hooks and replacements around the attention modules of a model."""
+
+    def __init__(self, model: nn.Module, layers: list[AttentionLayer], seed: int):
+        self.model, self.layers, self.seed = model, layers, seed
+        self.modules = dict(model.named_modules())
+        by_clean = {clean_name(name): name for name in self.modules}
+        self.names = [by_clean.get(layer.name, "") for layer in layers]
+        self.attention = [self.modules[name] for name in self.names]
+        self.owners = [self._proj_owner(i) for i in range(len(layers))]
+        # the layer's output is the module's own, or (BERT) that of the sibling that holds proj
+        inside = [owner in set(module.modules()) for owner, module in zip(self.owners, self.attention)]
+        self.outputs = [module if held else owner for module, owner, held in zip(self.attention, self.owners, inside)]
+        self.c_H = [1 + torch.rand(layer.num_heads, generator=generator_for(seed, i)) for i, layer in enumerate(layers)]
+        self.stack: list[int] = []
+        self.records: list[Record] = []
+
+    def _proj_owner(self, i: int) -> nn.Module:
+        """The nearest module that holds proj itself (others may share its storage)."""
+        pointer = self.layers[i].proj.untyped_storage().data_ptr()
+        near = [self.attention[i], *(a for _, a in ancestors(self.modules, self.names[i]))]
+        for module in (m for outer in near for m in outer.modules()):
+            if any(p.untyped_storage().data_ptr() == pointer for p in module.parameters(recurse=False)):
+                return module
+        return self.attention[i]
+
+    @contextlib.contextmanager
+    def hooked(self, inject: Callable[[int, nn.Module, tuple, dict], tuple[tuple, dict] | None]):
+        """Record everything; inject may replace a layer's arguments before it runs."""
+        self.records = [Record() for _ in self.layers]
+        handles = []
+        for i, module in enumerate(self.attention):
+
+            def enter(module, args, kwargs, i=i):
+                self.stack.append(i)
+                return inject(i, module, args, kwargs)
+
+            def leave(module, args, output):
+                self.stack.pop()
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+            for child_name, child in module.named_modules():
+                if child is not module and "norm" in type(child).__name__.lower() and not list(child.children()):
+                    handles.append(child.register_forward_hook(self._take_out(i, child_name)))
+        for i, module in enumerate(self.outputs):
+
+            def read(module, args, output, i=i):
+                rec = self.records[i]
+                if rec.y_BND is None and rec.softmaxes:
+                    rec.y_BND = tokens_of(first_tensor(output), self.attention[i], self.layers[i].proj.shape[2])
+
+            handles.append(module.register_forward_hook(read))
+            if self.owners[i] is not module:
+
+                def projected(module, args, output, i=i):
+                    self.records[i].projected = True
+
+                handles.append(self.owners[i].register_forward_hook(projected))
+        try:
+            with _Identity(self):
+                yield self.records
+        finally:
+            self.stack.clear()
+            for handle in handles:
+                handle.remove()
+
+    def _take_out(self, i: int, name: str):
+        def hook(module, args, output):
+            rec = self.records[i]
+            if rec.projected:
+                pass  # a post-norm inside the attention class (ALBERT)
+            elif rec.softmaxes:
+                rec.taken_out.add(INNER_NORM)
+            elif name.split(".")[-1].startswith("v"):
+                rec.taken_out.add(VALUE_NORM)
+            else:
+                rec.taken_out.add(QK_NORM)
+            return args[0] if isinstance(output, Tensor) else output
+
+        return hook
+
+    def run(self, run: Callable, r: int) -> list[Record]:
+        def inject(i, module, args, kwargs):
+            rec = self.records[i]
+            x = find_tokens(module, args, kwargs, QUERY_NAMES, self.layers[i].d_model)
+            if x is None:
+                return None
+            kv = find_tokens(module, args, kwargs, KEY_NAMES, self.layers[i].v.shape[0])
+            new_x = self._draw(i, r, x, "self" if kv is None or self.layers[i].kind == "self" else "query")
+            new_kv = new_x if kv is None or self.layers[i].kind == "self" else self._draw(i, r, kv, "key")
+            if rec.x_BND is None:
+                width = self.layers[i].d_model, self.layers[i].v.shape[0]
+                rec.residual_BND = tokens_of(_argument(module, args, kwargs, "residual"), module, width[0])
+                rec.x_BND, rec.kv_BMD = tokens_of(new_x, module, width[0]), tokens_of(new_kv, module, width[1])
+            return swap_tokens(module, args, kwargs, x, new_x, kv, new_kv)
+
+        with self.hooked(inject) as records:
+            run(self.model)
+        return records
+
+    def _draw(self, i: int, r: int, like: Tensor, what: str) -> Tensor:
+        """Random tokens for layer i in run r, of the shape of `like`."""
+        even, odd = (0, 1, 0, 1, 2)[r], (0, 0, 1, 1, 2)[r]
+        width = self.layers[i].v.shape[0] if what == "key" else self.layers[i].d_model
+        shape = tokens_of(like, self.attention[i], width).shape
+
+        def draw(which):
+            g = generator_for(self.seed, i, {"self": 0, "query": 1, "key": 2}[what], which)
+            return torch.randn(shape, generator=g).to(like)
+
+        if what == "query":
+            tokens = draw(even)
+        elif what == "key":
+            tokens = draw(odd)
+        else:
+            tokens = draw(even)
+            tokens[:, 1::2] = draw(10 + odd)[:, 1::2]
+        return tokens_like(tokens, like, self.attention[i], width)
+
+
+_SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
+_SIGMOID = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm}
+
+
+class _Identity(TorchFunctionMode):
+    """Attention that looks only at the token itself, times c_h; remembers queries, keys and logits."""
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.session = session
+        self.products: list[tuple[Tensor, Tensor, torch.Size]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not self.session.stack:
+            return func(*args, **kwargs)
+        i = self.session.stack[-1]
+        rec, c_H = self.session.records[i], self.session.c_H[i]
+        if func is F.multi_head_attention_forward:  # written in Python: let it call us for what is inside
+            kept, F.has_torch_function = F.has_torch_function, lambda tensors: False
+            try:
+                with self:
+                    return func(*args, **kwargs)
+            finally:
+                F.has_torch_function = kept
+        if func is F.scaled_dot_product_attention:
+            return self._sdpa(rec, c_H, *args, **kwargs)
+        if func is F.normalize:
+            rec.taken_out.add(QK_NORM)
+            return args[0]
+        if func in _SOFTMAX:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            logits = kwargs.get("input", args[0] if args else None)
+            if dim in (-1, logits.ndim - 1) and logits.ndim >= 3:
+                return self._softmax(rec, c_H, logits)
+        if func in _SIGMOID and self._a_number_a_token(rec, args[0]):
+            rec.taken_out.add(GATE)
+            return torch.ones_like(args[0])
+        out = func(*args, **kwargs)
+        if func in _PRODUCTS and len(args) >= 2:
+            left, right = args[-2:] if func in (torch.baddbmm, Tensor.baddbmm) else args[:2]
+            self.products = [*self.products[-7:], (left, right, out.shape)]
+        return out
+
+    @staticmethod
+    def _a_number_a_token(rec, t) -> bool:
+        """Whether a sigmoid's input is made from the tokens (a gate), not from positions (Swin v2's bias)."""
+        return rec.x_BND is not None and t.shape[0] == rec.x_BND.shape[0] and t.numel() % rec.x_BND.shape[:2].numel() == 0
+
+    def _sdpa(self, rec, c_H, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        H = query.shape[-3]
+        if key.shape[-3] != H:  # what enable_gqa means
+            key, value = (t.repeat_interleave(H // t.shape[-3], -3) for t in (key, value))
+        N, M = query.shape[-2], key.shape[-2]
+        rec.softmaxes += 1
+        if rec.softmaxes == 1:
+            rec.q_BHNK, rec.k_BHMK = query.clone(), key.clone()
+            rec.logits_BHNM = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        return _per_head(value[..., torch.arange(N, device=value.device) % M, :], c_H)
+
+    def _softmax(self, rec, c_H, logits):
+        N, M = logits.shape[-2:]
+        rec.softmaxes += 1
+        if rec.softmaxes == 1:
+            rec.logits_BHNM = logits.clone()
+            for left, right, shape in reversed(self.products):
+                # the logits may have a column more (attention sinks), or another split of batch and heads
+                same_rows = shape[:-1] == logits.shape[:-1] and shape[-1] <= M
+                if same_rows or shape.numel() == logits.numel():
+                    rec.q_BHNK, rec.k_BHMK = left.clone(), right.mT.clone()
+                    break
+        eye = F.one_hot(torch.arange(N, device=logits.device) % M, M).to(logits)
+        return _per_head(eye.expand(logits.shape).clone(), c_H)
+
+
+def _per_head(t: Tensor, c_H: Tensor) -> Tensor:
+    """Multiply head h of (..., H, N, *), (B, H, ..., N, *) or (B * H, N, *) by c_h."""
+    H = len(c_H)
+    c_H = c_H.to(t)
+    if t.ndim > 3 and t.shape[-3] == H:
+        return t * c_H[:, None, None]
+    if t.ndim > 3 and t.shape[1] == H:
+        return t * c_H.view(H, *[1] * (t.ndim - 2))
+    if t.shape[0] % H == 0:
+        return t * c_H.repeat(t.shape[0] // H).view(-1, *[1] * (t.ndim - 1))
+    return t
+
+
+# --- arguments and shapes ----------------------------------------------------------------------------------------------
+
+QUERY_NAMES = ("hidden_states", "query", "x", "input", "inputs", "hidden_state", "queries", "query_states", "src", "input_tensor", "embeddings")
+KEY_NAMES = (
+    "key_value_states", "encoder_hidden_states", "cross_attention_states", "key", "value", "keys", "values", "kv", "memory", "context",
+)  # fmt: skip
+
+
+def generator_for(*seed: int) -> torch.Generator:
+    mixed = 0
+    for s in seed:
+        mixed = (mixed * 1_000_003 + s + 1) % (2**61 - 1)
+    return torch.Generator().manual_seed(mixed)
+
+
+def _is_tokens(t, width: int) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 2 and (t.shape[-1] == width or _channels_first(t, width))
+
+
+def _channels_first(t: Tensor, width: int) -> bool:
+    """(B, D, height, width), as layers made of 1x1 convolutions take it."""
+    return t.ndim == 4 and t.shape[1] == width and t.shape[-1] != width
+
+
+def find_tokens(module: nn.Module, args: tuple, kwargs: dict, names: tuple[str, ...], width: int) -> Tensor | None:
+    """The argument of one of these names, or (queries) the first positional one."""
+    for name in names:
+        if _is_tokens(kwargs.get(name), width):
+            return kwargs[name]
+    if names is QUERY_NAMES:
+        return args[0] if args and _is_tokens(args[0], width) else None
+    # keys by position: nn.MultiheadAttention(query, key, value), or a forward whose second name is one of these
+    if isinstance(module, nn.MultiheadAttention):
+        return args[1] if len(args) > 1 else None
+    parameters = type(module).forward.__code__.co_varnames[1 : type(module).forward.__code__.co_argcount]
+    for name, value in zip(parameters, args):
+        if name in names and _is_tokens(value, width):
+            return value
+    return None
+
+
+def _argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Tensor | None:
+    """The argument of this name, by keyword or by position."""
+    code = type(module).forward.__code__
+    value = kwargs.get(name, dict(zip(code.co_varnames[1 : code.co_argcount], args)).get(name))
+    return value if isinstance(value, Tensor) else None
+
+
+def swap_tokens(module, args, kwargs, x, new_x, kv, new_kv):
+    swap = {id(x): new_x}
+    if kv is not None:
+        swap.setdefault(id(kv), new_kv)
+        if isinstance(module, nn.MultiheadAttention):  # the value argument goes with the key
+            value = kwargs.get("value", args[2] if len(args) > 2 else None)
+            swap.setdefault(id(value), new_kv)
+        for name in ("key", "value", "keys", "values"):
+            if _is_tokens(kwargs.get(name), kv.shape[-1]):
+                swap.setdefault(id(kwargs[name]), new_kv)
+    return tuple(swap.get(id(a), a) for a in args), {k: swap.get(id(a), a) for k, a in kwargs.items()}
+
+
+def _seq_first(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention) and not module.batch_first
+
+
+def tokens_of(t: Tensor | None, module: nn.Module, width: int) -> Tensor | None:
+    """(B, N, D) from (N, D), (B, N, D), (B, height, width, D), (B, D, height, width) or a sequence-first layout."""
+    if t is None:
+        return None
+    if t.ndim == 2:
+        return t[None].clone()
+    if t.ndim == 3 and _seq_first(module):
+        return t.transpose(0, 1).clone()
+    if _channels_first(t, width):
+        return t.flatten(2).mT.clone()
+    return t.reshape(t.shape[0], -1, t.shape[-1]).clone()
+
+
+def tokens_like(tokens: Tensor, like: Tensor, module: nn.Module, width: int) -> Tensor:
+    if like.ndim == 3 and _seq_first(module):
+        return tokens.transpose(0, 1).contiguous()
+    if _channels_first(like, width):
+        return tokens.mT.reshape(like.shape).contiguous()
+    return tokens.reshape(like.shape)
+
+
+def first_tensor(output) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        for item in output:
+            found = first_tensor(item)
+            if found is not None:
+                return found
+    return None
+
+
+def arrange(t: Tensor, H: int, tokens_BN: torch.Size):
+    """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or None: how windows were cut is not known here."""
+    B, N = tokens_BN[:2]
+    if t.ndim == 3 and t.shape[0] % H == 0:
+        t = t.unflatten(0, (-1, H))
+    if t.ndim == 4 and t.shape[1] == H and t.shape[0] * t.shape[2] == B * N:
+        b, n = t.shape[0], t.shape[2]
+        return t, [lambda x: x.reshape(b, n, -1)]
+    if t.ndim != 5:
+        return None
+    if t.shape[1] == H:  # (B, H, windows, n, *)
+        t = t.transpose(1, 2)
+    if t.shape[2] != H or t.shape[0] != B or t.shape[1] * t.shape[3] != N:
+        return None
+    w, n = t.shape[1], t.shape[3]
+    ways = [lambda x: x.reshape(B * w, n, -1), lambda x: x.reshape(B, n, w, -1).transpose(1, 2).reshape(B * w, n, -1)]
+    if math.isqrt(w) ** 2 == w and math.isqrt(n) ** 2 == n:  # square windows of a square image
+        h, s = math.isqrt(w), math.isqrt(n)
+        ways.append(lambda x: x.reshape(B, h, s, h, s, -1).transpose(2, 3).reshape(B * w, n, -1))
+    return t.flatten(0, 1), ways
+
+
+def relative_error(measured: Tensor, expected: Tensor) -> float:
+    if measured.shape != expected.shape:
+        return math.inf
+    top = expected.abs().max().item()
+    error = (measured - expected).abs().max().item()
+    return error / top if top > 0 and math.isfinite(error) else math.inf

@@ -1,0 +1,172 @@
+"""timm: every supported layout in a small model with random weights, checked through its own forward."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mimetic.adapters import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
+from mimetic.attention import UnsupportedAttention, attention_layers, scan
+from mimetic.coverage.build import make_generic
+from mimetic.verify import verify
+
+timm = pytest.importorskip("timm")
+from timm.models.beit import Beit  # noqa: E402
+from timm.models.eva import Eva  # noqa: E402
+from timm.models.hiera import Hiera  # noqa: E402
+from timm.models.metaformer import Attention as MixAttention  # noqa: E402
+from timm.models.metaformer import MetaFormer, SepConv  # noqa: E402
+from timm.models.swin_transformer import SwinTransformer  # noqa: E402
+from timm.models.swin_transformer_v2 import SwinTransformerV2  # noqa: E402
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer  # noqa: E402
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # noqa: E402
+from timm.models.vision_transformer_sam import VisionTransformerSAM  # noqa: E402
+
+D, H = 32, 4
+VIT = dict(img_size=16, patch_size=4, embed_dim=D, depth=2, num_heads=H, num_classes=5)
+SWIN = dict(img_size=32, patch_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=5)
+
+
+def _separate_qkv(**more):
+    return Eva(**VIT, qkv_fused=False, use_rot_pos_emb=True, **more)
+
+
+MODELS = {  # name: (model, layers, caveats, whether the gains are known)
+    "vit": (lambda: VisionTransformer(**VIT), 2, set(), True),
+    "deit distilled": (lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=2, embed_dim=D, num_heads=H), 2, set(), True),
+    "dinov2": (lambda: VisionTransformer(**VIT, init_values=1e-5, reg_tokens=4, no_embed_class=True), 2, set(), True),
+    "siglip": (lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"), 2, set(), True),
+    "qk norm": (lambda: VisionTransformer(**VIT, qk_norm=True), 2, {QK_NORM}, True),
+    "norm and gate": (lambda: VisionTransformer(**VIT, scale_attn_norm=True), 2, {INNER_NORM}, True),
+    "res-post-norm": (lambda: VisionTransformer(**VIT, block_fn=ResPostBlock), 2, {OUT_NORM}, False),
+    "eva": (lambda: Eva(**VIT, use_rot_pos_emb=True, init_values=1e-5), 2, {ROPE}, True),
+    "eva without rope": (lambda: Eva(**VIT, use_rot_pos_emb=False), 2, set(), True),
+    "eva02": (lambda: _separate_qkv(scale_attn_inner=True, swiglu_mlp=True), 2, {ROPE, INNER_NORM}, True),
+    "beit": (lambda: Beit(**VIT, use_rel_pos_bias=True, init_values=0.1), 2, set(), True),
+    "relpos": (lambda: VisionTransformerRelPos(**VIT, rel_pos_type="mlp", init_values=1e-5), 2, set(), True),
+    "sam": (lambda: VisionTransformerSAM(**VIT, use_rel_pos=True, window_size=2, global_attn_indexes=(1,)), 2, set(), True),
+    "swin": (lambda: SwinTransformer(**SWIN), 4, set(), True),
+    "swin v2": (lambda: SwinTransformerV2(**SWIN), 4, {QK_NORM, OUT_NORM}, False),
+    "hiera": (lambda: Hiera(img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), num_classes=5), 2, set(), True),
+    "metaformer": (
+        lambda: MetaFormer(depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), token_mixers=[SepConv, SepConv, MixAttention, MixAttention]),
+        2, set(), None,
+    ),
+}  # fmt: skip
+
+
+def build(name):
+    torch.manual_seed(0)
+    model = MODELS[name][0]().eval()
+    make_generic(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1 and not p.any():
+                p.normal_(std=0.2)
+    return model
+
+
+def run(model):
+    size = {Hiera: 64}.get(type(model)) or getattr(getattr(model, "patch_embed", None), "img_size", (32, 32))[0]
+    return model(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_products_are_those_of_the_forward(name):
+    _, count, caveats, gains = MODELS[name]
+    model = build(name)
+    layers = attention_layers(model)
+    assert len(layers) == count
+    for layer, check in zip(layers, verify(model, run)):
+        assert check.ok, check
+        assert check.qk_error < 1e-4 and check.vp_error < 1e-4
+        assert set(layer.caveats) == caveats
+        if gains is not None:
+            assert layer.gains_known == gains
+            assert not gains or check.fold_error < 1e-4, check
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "beit", "eva", "swin"])
+@torch.no_grad()
+def test_one_token_is_the_product(name):
+    """The module alone, on basis vectors: with one token softmax is 1 and the output is V.proj exactly."""
+    model = build(name)
+    for layer in attention_layers(model):
+        module = model.get_submodule(layer.name)
+        x = torch.cat([torch.eye(layer.d_model), torch.zeros(1, layer.d_model)])[:, None]
+        if getattr(module, "window_area", None) or getattr(module, "relative_position_bias_table", None) is not None:
+            x = x.expand(-1, module.relative_position_index.shape[0], -1)  # a full window of equal tokens averages to the token
+        y = module(x)[:, 0]
+        torch.testing.assert_close(layer.vp(), y[:-1] - y[-1:], rtol=1e-4, atol=1e-5)
+
+
+def test_gate_is_a_caveat():
+    attention = timm.layers.Attention(D, H, gated=True)
+    block = torch.nn.Sequential(attention)
+    assert attention_layers(block)[0].caveats == (GATE,)
+    assert verify(block, lambda m: m(torch.randn(2, 5, D)))[0].ok
+
+
+def test_grouped_query_rope_attention():
+    attention = timm.layers.AttentionRope(D, H, qkv_fused=False, num_kv_heads=2)
+    model = torch.nn.Sequential(attention)
+    layer = attention_layers(model)[0]
+    assert (layer.num_heads, layer.num_kv_heads) == (4, 2)
+    assert verify(model, lambda m: m(torch.randn(2, 5, D)))[0].ok
+    swapped = dataclasses.replace(layer, k=layer.k.flip(1))
+    assert not verify(model, lambda m: m(torch.randn(2, 5, D)), layers=[swapped])[0].ok
+
+
+def test_pooling_and_pooled_queries_are_passed_over():
+    found = scan(build("siglip"))
+    assert list(found.passed_over) == ["attn_pool"] and not found.refused
+    assert "max-pooled" in " ".join(scan(build("hiera")).passed_over.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("xcit_nano_12_p16_224", "mixes channels"),
+        ("cait_xxs24_224", "talking heads"),
+        ("levit_128s", "batch norm"),
+        ("mvitv2_tiny", "pooled"),
+        ("mobilevitv2_050", "linear attention"),
+    ],
+)
+def test_refused_with_a_reason(name, reason):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(UnsupportedAttention, match=reason):
+        attention_layers(model)
+
+
+def test_parallel_scaling_block_is_refused():
+    with pytest.raises(UnsupportedAttention, match="MLP"):
+        attention_layers(VisionTransformer(**VIT, block_fn=ParallelScalingBlock))
+
+
+def test_no_attention():
+    with pytest.raises(UnsupportedAttention, match="no attention layer found in ResNet"):
+        attention_layers(timm.create_model("resnet10t"))
+
+
+def test_meta_model_is_refused():
+    with torch.device("meta"):
+        model = timm.create_model("vit_tiny_patch16_224")
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.0\.attn.*meta tensor"):
+        attention_layers(model)
+
+
+def test_names_are_clean_in_wrapped_models():
+    model = build("vit")
+    wrapped = torch.nn.DataParallel(model)
+    assert [layer.name for layer in attention_layers(wrapped)] == [layer.name for layer in attention_layers(model)]
+
+
+def test_subclass_that_computes_something_else_is_refused():
+    class Doubled(timm.layers.Attention):
+        def forward(self, x, **kwargs):
+            return super().forward(x) * 2
+
+    with pytest.raises(UnsupportedAttention, match="Doubled overrides the forward"):
+        attention_layers(torch.nn.Sequential(Doubled(D, H)))

@@ -1,0 +1,161 @@
+"""torch.nn.MultiheadAttention, alone and inside torch's, torchvision's and other people's blocks."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from mimetic.attention import UnsupportedAttention, attention_layers, scan
+from mimetic.coverage.build import make_generic
+from mimetic.verify import verify
+
+D, H = 32, 4
+
+
+def tokens(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Block(nn.Module):
+    """A user's own pre-norm block."""
+
+    def __init__(self, need_weights=False, **kwargs):
+        super().__init__()
+        self.norm, self.attn, self.need_weights = nn.LayerNorm(D), nn.MultiheadAttention(D, H, **kwargs), need_weights
+
+    def forward(self, x):
+        n = self.norm(x)
+        return x + self.attn(n, n, n, need_weights=self.need_weights)[0]
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_those_of_the_forward(need_weights, batch_first, bias):
+    torch.manual_seed(0)
+    model = Block(need_weights, batch_first=batch_first, bias=bias)
+    make_generic(model)
+    (check,) = verify(model, lambda m: m(tokens(5, 6, D)))
+    assert check.ok and check.qk_error < 1e-4 and check.vp_error < 1e-4 and abs(check.scale - 1) < 1e-3
+
+
+@torch.no_grad()
+def test_one_token_is_the_product():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(D, H)
+    nn.init.normal_(attention.in_proj_bias)
+    (layer,) = attention_layers(attention)
+    x = torch.cat([torch.eye(D), torch.zeros(1, D)])[None]
+    y = attention(x, x, x, need_weights=False)[0][0]
+    torch.testing.assert_close(layer.vp(), y[:-1] - y[-1:], rtol=1e-4, atol=1e-6)
+    q = (attention.in_proj_weight[:D]).view(H, -1, D)  # torch keeps (out, in)
+    k = (attention.in_proj_weight[D : 2 * D]).view(H, -1, D)
+    for h in range(H):
+        torch.testing.assert_close(layer.qk(h), q[h].T @ k[h])
+
+
+def test_other_widths_are_cross_attention():
+    """kdim, vdim: separate in_proj, and keys that are not the queries' tokens."""
+    torch.manual_seed(0)
+
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(D, H, kdim=24, vdim=24, batch_first=True)
+
+        def forward(self, x, kv):
+            return self.attn(x, kv, kv)[0]
+
+    model = Cross()
+    (layer,) = attention_layers(model)
+    assert layer.kind == "cross" and layer.k.shape == (24, H, D // H)
+    (check,) = verify(model, lambda m: m(tokens(2, 5, D), tokens(2, 7, 24)))
+    assert check.ok and check.qk_error < 1e-4
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torch_transformer(norm_first):
+    torch.manual_seed(0)
+    model = nn.Transformer(D, H, 2, 2, 48, batch_first=True, norm_first=norm_first)
+    make_generic(model)
+    layers = attention_layers(model)
+    assert [layer.kind for layer in layers] == ["self"] * 2 + ["self", "cross"] * 2
+    for layer, check in zip(layers, verify(model, lambda m: m(tokens(2, 5, D), tokens(2, 6, D, seed=1)))):
+        assert check.ok, check
+        if layer.kind == "self":
+            assert layer.gains_known and (layer.in_gain is not None) == norm_first
+            assert check.fold_error < 1e-4, check
+
+
+def test_torchvision_vit():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=H, hidden_dim=D, mlp_dim=48, num_classes=5
+    )
+    make_generic(model)
+    checks = verify(model, lambda m: m(tokens(2, 3, 16, 16)))
+    assert len(checks) == 2 and all(c.ok and c.fold_error < 1e-4 for c in checks)
+
+
+def test_torchvision_swin():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=16, depths=[2], num_heads=[2], window_size=[4, 4], num_classes=5
+    )
+    with pytest.raises(UnsupportedAttention, match="ShiftedWindowAttention is not a known attention class"):
+        attention_layers(model)
+
+
+DEFECTS = {
+    "untransposed in_proj": lambda a, m: {
+        part: w.unflatten(1, (H, -1)) for part, w in zip("qkv", m.in_proj_weight.detach().view(3, D, D))
+    },
+    "untransposed out_proj": lambda a, m: {"proj": m.out_proj.weight.detach().unflatten(0, (H, -1))},
+    "q and k swapped": lambda a, m: {"q": a.k, "k": a.q},
+    "in_proj split per head": lambda a, m: {
+        part: m.in_proj_weight.detach().mT.unflatten(1, (H, 3, -1))[:, :, i] for i, part in enumerate("qkv")
+    },
+    "rows of proj by channel": lambda a, m: {"proj": m.out_proj.weight.detach().mT.unflatten(0, (-1, H)).transpose(0, 1)},
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_check_sees_a_wrong_reading(defect):
+    torch.manual_seed(0)
+    model = Block(batch_first=True)
+    (layer,) = attention_layers(model)
+    wrong = dataclasses.replace(layer, **DEFECTS[defect](layer, model.attn))
+    (check,) = verify(model, lambda m: m(tokens(5, 6, D)), layers=[wrong], fold=False)
+    assert check.problem.startswith("wrong"), check
+
+
+def test_pooling_with_a_learned_query_is_passed_over():
+    class AttentionPool(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.attn = nn.Parameter(torch.randn(1, 1, D)), nn.MultiheadAttention(D, H, batch_first=True)
+
+    model = nn.ModuleList([Block(batch_first=True), AttentionPool()])
+    found = scan(model)
+    assert [layer.name for layer in found.layers] == ["0.attn"] and list(found.passed_over) == ["1.attn"]
+
+
+def test_refusals_name_layer_and_reason():
+    with pytest.raises(UnsupportedAttention, match="no attention layer found in Linear"):
+        attention_layers(nn.Linear(3, 3))
+    parametrised = Block()
+    torch.nn.utils.parametrizations.weight_norm(parametrised.attn.out_proj)
+    with pytest.raises(UnsupportedAttention, match="attn.*out_proj.*parametri"):
+        attention_layers(parametrised)
+    with pytest.raises(TypeError, match="Module"):
+        attention_layers([1])
+
+
+def test_quantised_weights_are_refused():
+    model = Block()
+    model.attn.in_proj_weight = nn.Parameter(model.attn.in_proj_weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UnsupportedAttention, match="float8"):
+        attention_layers(model)
