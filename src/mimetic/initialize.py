@@ -142,7 +142,7 @@ def mimetic_init_(
         raise ValueError("nothing to write: qk and vp are both False")
     if not isinstance(spec, MimeticSpec):
         raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
-    layers, tied = _choose(model, cross)
+    layers, tied = _choose(model, qk, vp, cross)
     constants = [spec.layer(i, len(layers)) for i in range(len(layers))]
     for layer in layers:
         _check_shapes(layer, qk, vp)
@@ -177,13 +177,15 @@ def mimetic_init_(
     ]
 
 
-def _choose(model: nn.Module, cross: bool) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
+def _choose(model: nn.Module, qk: bool, vp: bool, cross: bool) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
     """The layers to write, and (layer, name of the earlier one) for those whose parameters are an earlier layer's."""
     found = scan(model)
     every = found.require(model)
     chosen = [layer for layer in every if cross or layer.kind == "self"]
     left = [layer.name for layer in every if layer not in chosen]
     if not chosen:
+        for layer in every:
+            _check_shapes(layer, qk, vp)
         raise UnsupportedAttention(f"{left[0]}: only cross-attention was found; cross=True writes it all the same")
     if left:
         _say(f"{_names(left)}: cross-attention, left alone (cross=True writes it too)")
