@@ -14,8 +14,6 @@ timm = pytest.importorskip("timm")
 from timm.models.beit import Beit  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 from timm.models.hiera import Hiera  # noqa: E402
-from timm.models.metaformer import Attention as MixAttention  # noqa: E402
-from timm.models.metaformer import MetaFormer, SepConv  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer  # noqa: E402
 from timm.models.swin_transformer_v2 import SwinTransformerV2  # noqa: E402
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer  # noqa: E402
@@ -48,10 +46,6 @@ MODELS = {  # name: (model, layers, caveats, whether the gains are known)
     "swin": (lambda: SwinTransformer(**SWIN), 4, set(), True),
     "swin v2": (lambda: SwinTransformerV2(**SWIN), 4, {QK_NORM, OUT_NORM}, False),
     "hiera": (lambda: Hiera(img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), num_classes=5), 2, set(), True),
-    "metaformer": (
-        lambda: MetaFormer(depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), token_mixers=[SepConv, SepConv, MixAttention, MixAttention]),
-        2, set(), None,
-    ),
 }  # fmt: skip
 
 

@@ -174,9 +174,9 @@ def scan(model: nn.Module) -> Scan:
         try:
             found.layers.append(reader(module, shown, ancestors(modules, name)))
         except NotSelfAttention as reason:
-            found.passed_over[shown] = str(reason)
+            found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
-            found.refused[shown] = str(reason)
+            found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
     for name, reason in suspects:
         # a container around a known layer, or a part of one, is not a layer of its own
         if not any(_within(name, other) or _within(other, name) for other in claimed):

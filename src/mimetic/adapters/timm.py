@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from mimetic.adapters import (
@@ -10,8 +12,6 @@ from mimetic.adapters import (
     OUT_NORM,
     QK_NORM,
     ROPE,
-    UNSCALED,
-    VALUE_NORM,
     NotSelfAttention,
     bias,
     fused_out,
@@ -117,10 +117,16 @@ def caveat(reader, *always):
 
     def read(module, name, ancestors):
         layer = reader(module, name, ancestors)
-        object.__setattr__(layer, "caveats", (*always, *(c for c in layer.caveats if c not in always)))
-        return layer
+        return replace(layer, caveats=(*always, *(c for c in layer.caveats if c not in always)))
 
     return read
+
+
+def heads_innermost(module, name, ancestors) -> AttentionLayer:
+    """NesT: qkv as everywhere, but the heads' outputs meet proj laid out [K, head]."""
+    layer = fused(module, name, ancestors)
+    proj = weight(module.proj, name, "proj").unflatten(0, (-1, module.num_heads)).transpose(0, 1)
+    return replace(layer, proj=proj)
 
 
 def rope(reader):
@@ -131,8 +137,7 @@ def rope(reader):
         owners = [a for _, a in ancestors if hasattr(a, "rope")] + ([module] if hasattr(module, "rope") else [])
         if ancestors and owners and all(a.rope is None for a in owners):
             return layer
-        object.__setattr__(layer, "caveats", (ROPE, *layer.caveats))
-        return layer
+        return replace(layer, caveats=(ROPE, *layer.caveats))
 
     return read
 
@@ -224,7 +229,7 @@ READERS = {
     "timm.models.maxxvit.Attention2d": maxxvit,
     "timm.models.maxxvit.AttentionCl": maxxvit,
     "timm.models.metaformer.Attention": fused,
-    "timm.models.nest.Attention": fused,
+    "timm.models.nest.Attention": heads_innermost,
     "timm.models.pvt_v2.Attention": keys_values_together,
     "timm.models.swin_transformer.WindowAttention": fused,
     "timm.models.swin_transformer_v2.WindowAttention": caveat(fused, QK_NORM),

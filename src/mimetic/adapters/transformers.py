@@ -10,10 +10,9 @@ The layouts:
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 
+import torch
 from torch import Tensor, nn
 
 from mimetic.adapters import (
@@ -24,6 +23,7 @@ from mimetic.adapters import (
     ROPE,
     UNSCALED,
     VALUE_NORM,
+    NotSelfAttention,
     bias,
     gain,
     linear_in,
@@ -32,7 +32,7 @@ from mimetic.adapters import (
     usable,
     weight,
 )
-from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, SANDWICH_BLOCKS
+from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLING, SANDWICH_BLOCKS
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 PROJECTIONS = (
@@ -53,6 +53,7 @@ OUTPUTS = (
 SIBLINGS = ("output.dense", "output", "attention_output.dense", "dense", "out_proj")
 HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "dim_per_head")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
+REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
@@ -125,6 +126,10 @@ def _falcon(module, name, ancestors) -> AttentionLayer:
     return _layer(module, name, ancestors, q, k, v, _output(module), K)
 
 
+def pooling(module, name, ancestors):
+    raise NotSelfAttention(f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens")
+
+
 READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
 
 
@@ -191,6 +196,8 @@ def _fused_head_dim(module, fused, name) -> int:
 
 
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
+    if any(getattr(module, a, 1) > 1 for a in REDUCTIONS) or getattr(module, "linear_attention", False):
+        raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
     H = q[0].shape[1]
     proj, proj_bias = linear_in(out, H, name)
     if H % k[0].shape[1] or k[0].shape[1] != v[0].shape[1]:
@@ -198,7 +205,7 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
-    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind)
+    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind, proj)
     caveats = _caveats(module, K, kind) + ((OUT_NORM,) if sandwich else ())
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
@@ -233,7 +240,7 @@ def _caveats(module, K: int, kind: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _block_gains(ancestors, name, kind) -> tuple[Tensor | None, Tensor | None, bool, bool]:
+def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
     """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
     if not ancestors:  # the bare layer: nothing around it to fold
         return None, None, True, False
@@ -258,19 +265,27 @@ def _block_gains(ancestors, name, kind) -> tuple[Tensor | None, Tensor | None, b
         scale = getattr(block, scale, None) if scale else None
         if isinstance(scale, nn.Module):
             scale = next(scale.parameters(recurse=False), None)
-        return in_gain, None if scale is None else usable(scale, name, "LayerScale"), True, False
+        scale = None if scale is None else usable(scale, name, "LayerScale")
+        constant = getattr(block, "residual_multiplier", 1)  # Granite
+        if constant != 1:
+            scale = constant * (torch.ones(proj.shape[2]).to(proj) if scale is None else scale)
+        return in_gain, scale, True, False
     return None, None, False, False
 
 
 def _short(cls: type) -> str:
-    """"bert.BertSelfAttention" for transformers.models.bert.modeling_bert.BertSelfAttention."""
-    folder = cls.__module__.removeprefix("transformers.models.")
-    return f"{folder.split('.')[0]}.{cls.__qualname__}" if folder != cls.__module__ else f"{cls.__module__}.{cls.__qualname__}"
+    """The name that the tables use: "bert.BertSelfAttention" for transformers.models.bert.modeling_bert.BertSelfAttention."""
+    path = cls.__module__.removeprefix("transformers.models.")
+    if path == cls.__module__:
+        return f"{path}.{cls.__qualname__}"
+    folder, _, file = path.partition(".")
+    return f"{folder}.{cls.__qualname__}" if file == f"modeling_{folder}" else f"{path}.{cls.__qualname__}"
 
 
 def _full(short: str) -> str:
-    folder, _, cls = short.partition(".")
-    return f"transformers.models.{folder}.modeling_{folder}.{cls}"
+    path, _, cls = short.rpartition(".")
+    return f"transformers.models.{path if '.' in path else f'{path}.modeling_{path}'}.{cls}"
 
 
 READERS = {_full(short): READERS_BY_LAYOUT[layout] for short, (layout, *_) in CLASSES.items()}
+READERS |= {_full(short): pooling for short in POOLING}

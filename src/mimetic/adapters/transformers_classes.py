@@ -25,16 +25,17 @@ CLASSES = _table(
     glm_image.GlmImageVisionAttention got_ocr2.GotOcr2VisionAttention gpt2.GPT2Attention
     gpt_bigcode.GPTBigCodeAttention imagegpt.ImageGPTAttention instructblip.InstructBlipAttention
     instructblipvideo.InstructBlipVideoAttention mgp_str.MgpstrAttention mpt.MptAttention openai.Attention
-    phi4_multimodal.Phi4MultimodalAttention pp_formulanet.PPFormulaNetVisionAttention sam.SamVisionSdpaAttention
-    sam_hq.SamHQVisionSdpaAttention seggpt.SegGptAttention slanext.SLANeXtVisionAttention
-    unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
+    pp_formulanet.PPFormulaNetVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionSdpaAttention
+    seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention
+    vitdet.VitDetAttention
     """),
     ("parts", "rope", """
     cohere_compass.CohereCompassVisionAttention dots3_note.Dots3NoteVisionAttention
     ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention exaone4_5.Exaone4_5_VisionAttention glm4v.Glm4vVisionAttention
     glm4v_moe.Glm4vMoeVisionAttention glm5_next.Glm5NextVisionAttention glm_ocr.GlmOcrVisionAttention
-    modernbert.ModernBertAttention phi3.Phi3Attention qwen2_5_vl.Qwen2_5_VLVisionAttention qwen2_vl.VisionAttention
-    qwen3_5.Qwen3_5VisionAttention qwen3_5_moe.Qwen3_5MoeVisionAttention qwen3_omni_moe.Qwen3OmniMoeVisionAttention
+    modernbert.ModernBertAttention phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention
+    qwen2_5_vl.Qwen2_5_VLVisionAttention qwen2_vl.VisionAttention qwen3_5.Qwen3_5VisionAttention
+    qwen3_5_moe.Qwen3_5MoeVisionAttention qwen3_omni_moe.Qwen3OmniMoeVisionAttention
     qwen3_vl.Qwen3VLVisionAttention qwen3_vl_moe.Qwen3VLMoeVisionAttention qwen4_exp.Qwen4ExpVisionAttention
     """),
     ("separate", "", """
@@ -45,29 +46,27 @@ CLASSES = _table(
     canary.CanarySelfAttention chinese_clip.ChineseCLIPVisionAttention clip.CLIPAttention clipseg.CLIPSegAttention
     clvp.ClvpSelfAttention cohere_asr.CohereAsrCrossAttention cohere_asr.CohereAsrSelfAttention
     conditional_detr.ConditionalDetrSelfAttention cosmos3_edge.Cosmos3EdgeVisionAttention cpmant.CpmAntAttention
-    ctrl.MultiHeadAttention d_fine.DFineSelfAttention dab_detr.DetrAttention data2vec.Data2VecAudioAttention
-    deepseek_ocr2.DeepseekOcr2VisionAttention deformable_detr.DeformableDetrSelfAttention
+    ctrl.MultiHeadAttention d_fine.DFineSelfAttention dab_detr.DetrAttention
+    data2vec.modeling_data2vec_audio.Data2VecAudioAttention deformable_detr.DeformableDetrSelfAttention
     deimv2.Deimv2SelfAttention deit.DeiTAttention detr.DetrCrossAttention detr.DetrSelfAttention
     dinov2.Dinov2Attention dinov2_with_registers.Dinov2WithRegistersAttention distilbert.DistilBertSelfAttention
     edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention edgetam_video.EdgeTamVideoPerceiverAttention
     efficientloftr.EfficientLoFTRAttention eomt.EomtAttention flaubert.MultiHeadAttention
     fun_asr_nano.FunAsrNanoAttention git.GitVisionAttention granite_docling.GraniteDoclingVisionAttention
-    groupvit.GroupViTAttention gte.GteAttention hubert.HubertAttention idefics.IdeficsAttention
-    idefics.IdeficsVisionAttention idefics2.Idefics2VisionAttention idefics3.Idefics3VisionAttention
-    ijepa.IJepaAttention internvl.InternVLVisionAttention janus.JanusVisionAttention
-    jina_embeddings_v3.JinaEmbeddingsV3Attention kosmos2.Kosmos2VisionAttention kosmos2_5.Kosmos2_5TextAttention
-    kosmos2_5.Kosmos2_5VisionAttention led.LEDDecoderAttention longt5.LongT5Attention lw_detr.LwDetrAttention
-    lw_detr.LwDetrViTAttention m2m_100.M2M100Attention marian.MarianAttention mbart.MBartAttention
-    metaclip_2.MetaClip2Attention minicpm_ocr.MiniCPMOcrVisionAttention minicpmv4_6.MiniCPMV4_6VisionAttention
-    minicpmv4_7.MiniCPMV4_7VisionAttention minimax.MiniMaxAttention mllama.MllamaVisionAttention
+    groupvit.GroupViTAttention hubert.HubertAttention idefics.IdeficsAttention idefics.vision.IdeficsVisionAttention
+    idefics2.Idefics2VisionAttention idefics3.Idefics3VisionAttention ijepa.IJepaAttention
+    internvl.InternVLVisionAttention janus.JanusVisionAttention kosmos2.Kosmos2VisionAttention
+    kosmos2_5.Kosmos2_5TextAttention kosmos2_5.Kosmos2_5VisionAttention led.LEDDecoderAttention
+    longt5.LongT5Attention lw_detr.LwDetrAttention lw_detr.LwDetrViTAttention m2m_100.M2M100Attention
+    marian.MarianAttention mbart.MBartAttention metaclip_2.MetaClip2Attention minicpm_ocr.MiniCPMOcrVisionAttention
+    minicpmv4_6.MiniCPMV4_6VisionAttention minicpmv4_7.MiniCPMV4_7VisionAttention mllama.MllamaVisionAttention
     molmo2.Molmo2VisionAttention moonshine_streaming.MoonshineStreamingEncoderAttention
     moss_transcribe_diarize.MossTranscribeDiarizeAudioAttention mpnet.MPNetSelfAttention mt5.MT5Attention
-    muse_spark.MuseSparkTextAttention musicgen.MusicgenAttention musicgen_melody.MusicgenMelodyAttention
-    mvp.MvpAttention nemotron_asr_streaming.NemotronAsrStreamingEncoderAttention nemotron_h.NemotronHAttention
-    nllb_moe.NllbMoeAttention nomic_bert.NomicBertAttention omdet_turbo.OmDetTurboMultiheadAttention
-    opt.OPTAttention ovis2.Ovis2VisionAttention owlv2.Owlv2Attention owlvit.OwlViTAttention
-    parakeet.ParakeetEncoderAttention patchtst.PatchTSTAttention pegasus.PegasusAttention
-    pegasus_x.PegasusXAttention phi4_multimodal.Phi4MultimodalAudioAttention
+    musicgen.MusicgenAttention musicgen_melody.MusicgenMelodyAttention mvp.MvpAttention
+    nemotron_asr_streaming.NemotronAsrStreamingEncoderAttention nemotron_h.NemotronHAttention
+    nllb_moe.NllbMoeAttention omdet_turbo.OmDetTurboMultiheadAttention opt.OPTAttention ovis2.Ovis2VisionAttention
+    owlv2.Owlv2Attention owlvit.OwlViTAttention parakeet.ParakeetEncoderAttention patchtst.PatchTSTAttention
+    pegasus.PegasusAttention pegasus_x.PegasusXAttention phi4_multimodal.Phi4MultimodalAudioAttention
     phi4_multimodal.Phi4MultimodalVisionAttention pix2struct.Pix2StructTextAttention
     pix2struct.Pix2StructVisionAttention pixio.PixioAttention plbart.PLBartAttention pop2piano.Pop2PianoAttention
     pp_doclayout_v2.PPDocLayoutV2SelfAttention pp_doclayout_v3.PPDocLayoutV3SelfAttention
@@ -90,9 +89,12 @@ CLASSES = _table(
     wav2vec2_conformer.Wav2Vec2ConformerSelfAttention wavlm.WavLMAttention whisper.WhisperAttention
     x_clip.XCLIPAttention x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
     """),
+    ("separate", "gate inner_norm rope", """
+    muse_spark.MuseSparkTextAttention
+    """),
     ("separate", "gate rope", """
-    afmoe.AfmoeAttention granite_swa.GraniteSWAAttention granitemoe_swa.GraniteMoeSWAAttention lfm3.Lfm3Attention
-    muse_glimmer.MuseGlimmerTextAttention
+    afmoe.AfmoeAttention beam.BeamAttention granite_swa.GraniteSWAAttention granitemoe_swa.GraniteMoeSWAAttention
+    hrm_text.HrmTextAttention lfm3.Lfm3Attention muse_glimmer.MuseGlimmerTextAttention
     """),
     ("separate", "inner_norm", """
     kosmos2.KosmosTextAttention
@@ -101,10 +103,11 @@ CLASSES = _table(
     bitnet.BitNetAttention
     """),
     ("separate", "rope", """
-    apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention beam.BeamAttention blt.BltSelfAttention
+    apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention blt.BltSelfAttention
     cohere.CohereAttention cohere2.Cohere2Attention cohere2_moe.Cohere2MoeAttention
-    cosmos3_edge.Cosmos3EdgeTextAttention csm.CsmAttention cwm.CwmAttention dinov3_vit.DINOv3ViTAttention
-    doge.DogeAttention dots3_note.Dots3NoteAudioAttention emu3.Emu3Attention eomt_dinov3.EomtDinov3Attention
+    cosmos3_edge.Cosmos3EdgeTextAttention csm.CsmAttention cwm.CwmAttention
+    deepseek_ocr2.DeepseekOcr2VisionAttention dinov3_vit.DINOv3ViTAttention doge.DogeAttention
+    dots3_note.Dots3NoteAudioAttention emu3.Emu3Attention eomt_dinov3.EomtDinov3Attention
     ernie4_5.Ernie4_5Attention ernie4_5_moe.Ernie4_5_MoeAttention eurobert.EuroBertAttention evolla.EvollaAttention
     exaone4.Exaone4Attention exaone_moe.ExaoneMoeAttention flex_olmo.FlexOlmoAttention flint.FlintAttention
     gemma.GemmaAttention gemma2.Gemma2Attention gemma3.Gemma3Attention glm.GlmAttention glm4.Glm4Attention
@@ -112,19 +115,20 @@ CLASSES = _table(
     glm_image.GlmImageTextAttention glm_ocr.GlmOcrTextAttention glmasr.GlmAsrAttention gpt_oss.GptOssAttention
     gptj.GPTJAttention gradium_phonon_tts.GradiumPhononTTSAttention granite.GraniteAttention
     granite4_vision.Granite4VisionTextAttention granite_docling.GraniteDoclingTextAttention
-    granitemoe.GraniteMoeAttention granitemoeshared.GraniteMoeSharedAttention helium.HeliumAttention
-    higgs_audio_v2.HiggsAudioV2Attention hrm_text.HrmTextAttention hy_v3.HYV3Attention
+    granitemoe.GraniteMoeAttention granitemoeshared.GraniteMoeSharedAttention gte.GteAttention
+    helium.HeliumAttention higgs_audio_v2.HiggsAudioV2Attention hy_v3.HYV3Attention
     hyperclovax.HyperCLOVAXAttention inkling2.Inkling2VisionAttention jais2.Jais2Attention
-    kimi_k25.Kimi_K25VisionAttention kolibri1.Kolibri1Attention lasr.LasrEncoderAttention lfm2.Lfm2Attention
-    lfm3_vl.Lfm3VlVisionAttention llama.LlamaAttention llama4.Llama4TextAttention mellum.MellumAttention
-    mimi.MimiAttention minimax_m2.MiniMaxM2Attention minimax_m3_vl.MiniMaxM3VLAttention
-    minimax_m3_vl.MiniMaxM3VLVisionAttention ministral3.Ministral3Attention mistral.MistralAttention
-    mixtral.MixtralAttention mlcd.MLCDAttention mllama.MllamaTextSelfAttention
-    modernbert_decoder.ModernBertDecoderAttention molmo2.Molmo2Attention moonshine.MoonshineAttention
-    muse_glimmer.MuseGlimmerVisionAttention muse_spark.MuseSparkVisionAttention nanochat.NanoChatAttention
-    nemotron3_5_transcribe.Nemotron3_5TranscribeAttention nemotron3_diarization.Nemotron3DiarizationAttention
-    olmo.OlmoAttention olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention
-    olmoe.OlmoeAttention openai_privacy_filter.OpenAIPrivacyFilterAttention paddleocr_vl.PaddleOCRAttention
+    jina_embeddings_v3.JinaEmbeddingsV3Attention kimi_k25.Kimi_K25VisionAttention kolibri1.Kolibri1Attention
+    lasr.LasrEncoderAttention lfm2.Lfm2Attention lfm3_vl.Lfm3VlVisionAttention llama.LlamaAttention
+    llama4.Llama4TextAttention mellum.MellumAttention mimi.MimiAttention minimax.MiniMaxAttention
+    minimax_m2.MiniMaxM2Attention minimax_m3_vl.MiniMaxM3VLAttention minimax_m3_vl.MiniMaxM3VLVisionAttention
+    ministral3.Ministral3Attention mistral.MistralAttention mixtral.MixtralAttention mlcd.MLCDAttention
+    mllama.MllamaTextSelfAttention modernbert_decoder.ModernBertDecoderAttention molmo2.Molmo2Attention
+    moonshine.MoonshineAttention muse_glimmer.MuseGlimmerVisionAttention muse_spark.MuseSparkVisionAttention
+    nanochat.NanoChatAttention nemotron3_5_transcribe.Nemotron3_5TranscribeAttention
+    nemotron3_diarization.Nemotron3DiarizationAttention nomic_bert.NomicBertAttention olmo.OlmoAttention
+    olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention olmoe.OlmoeAttention
+    openai_privacy_filter.OpenAIPrivacyFilterAttention paddleocr_vl.PaddleOCRAttention
     paddleocr_vl.PaddleOCRVisionAttention pe_audio.PeAudioEncoderAttention phi.PhiAttention phimoe.PhimoeAttention
     pixtral.PixtralAttention pocket_tts.PocketTTSAttention
     pocket_tts_audio_tokenizer.PocketTTSAudioTokenizerAttention qwen2.Qwen2Attention
@@ -151,16 +155,18 @@ CLASSES = _table(
     ("sibling", "", """
     align.AlignTextSelfAttention altclip.AltRobertaSelfAttention bert.BertCrossAttention bert.BertSelfAttention
     bert_generation.BertGenerationSelfAttention big_bird.BigBirdSelfAttention
-    bigbird_pegasus.BigBirdPegasusSelfAttention blip.BlipTextSelfAttention bridgetower.BridgeTowerCrossAttention
-    bridgetower.BridgeTowerSelfAttention camembert.CamembertSelfAttention chinese_clip.ChineseCLIPTextSelfAttention
-    clap.ClapTextSelfAttention data2vec.Data2VecTextSelfAttention data2vec.Data2VecVisionSdpaSelfAttention
-    deberta_v2.DisentangledSelfAttention donut.DonutSwinSelfAttention dpt.DPTSelfAttention
-    electra.ElectraSelfAttention ernie.ErnieSelfAttention flava.FlavaSelfAttention git.GitSelfAttention
-    glpn.GLPNEfficientSelfAttention instructblip.InstructBlipQFormerMultiHeadAttention
-    instructblipvideo.InstructBlipVideoQFormerMultiHeadAttention layoutlm.LayoutLMSelfAttention
-    luke.LukeSelfAttention markuplm.MarkupLMSelfAttention maskformer.MaskFormerSwinSelfAttention
-    megatron_bert.MegatronBertSelfAttention mobilevit.MobileViTSelfAttention pvt.PvtEfficientSelfAttention
-    rembert.RemBertSelfAttention roberta.RobertaSelfAttention roberta_prelayernorm.RobertaPreLayerNormSelfAttention
+    bigbird_pegasus.BigBirdPegasusSelfAttention blip.modeling_blip_text.BlipTextSelfAttention
+    bridgetower.BridgeTowerCrossAttention bridgetower.BridgeTowerSelfAttention camembert.CamembertSelfAttention
+    chinese_clip.ChineseCLIPTextSelfAttention clap.ClapTextSelfAttention
+    data2vec.modeling_data2vec_text.Data2VecTextSelfAttention
+    data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention deberta_v2.DisentangledSelfAttention
+    donut.modeling_donut_swin.DonutSwinSelfAttention dpt.DPTSelfAttention electra.ElectraSelfAttention
+    ernie.ErnieSelfAttention flava.FlavaSelfAttention git.GitSelfAttention glpn.GLPNEfficientSelfAttention
+    instructblip.InstructBlipQFormerMultiHeadAttention instructblipvideo.InstructBlipVideoQFormerMultiHeadAttention
+    layoutlm.LayoutLMSelfAttention luke.LukeSelfAttention markuplm.MarkupLMSelfAttention
+    maskformer.modeling_maskformer_swin.MaskFormerSwinSelfAttention megatron_bert.MegatronBertSelfAttention
+    mobilevit.MobileViTSelfAttention pvt.PvtEfficientSelfAttention rembert.RemBertSelfAttention
+    roberta.RobertaSelfAttention roberta_prelayernorm.RobertaPreLayerNormSelfAttention
     roc_bert.RoCBertSelfAttention splinter.SplinterSelfAttention tapas.TapasSelfAttention
     videomae.VideoMAESelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
     vitpose_backbone.VitPoseBackboneSelfAttention xlm_roberta.XLMRobertaSelfAttention
@@ -181,23 +187,24 @@ CLASSES = _table(
 _BLOCKS = (
     ("self_attn", "config", "self_attn_layer_norm", None, "opt.OPTDecoderLayer"),
     ("attention", "post", None, None, """
-    albert.AlbertLayer data2vec.Data2VecAudioEncoderLayer distilbert.TransformerBlock hubert.HubertEncoderLayer
-    instructblip.InstructBlipQFormerAttention instructblipvideo.InstructBlipVideoQFormerAttention
-    sew.SEWEncoderLayer speecht5.SpeechT5EncoderLayer unispeech.UniSpeechEncoderLayer
-    unispeech_sat.UniSpeechSatEncoderLayer wav2vec2.Wav2Vec2EncoderLayer wavlm.WavLMEncoderLayer
+    albert.AlbertLayer data2vec.modeling_data2vec_audio.Data2VecAudioEncoderLayer distilbert.TransformerBlock
+    hubert.HubertEncoderLayer instructblip.InstructBlipQFormerAttention
+    instructblipvideo.InstructBlipVideoQFormerAttention sew.SEWEncoderLayer speecht5.SpeechT5EncoderLayer
+    unispeech.UniSpeechEncoderLayer unispeech_sat.UniSpeechSatEncoderLayer wav2vec2.Wav2Vec2EncoderLayer
+    wavlm.WavLMEncoderLayer
     """),
     ("attn", "post", None, None, """
     groupvit.GroupViTCrossAttentionLayer mpnet.MPNetAttention openai.Block
     """),
     ("self", "post", None, None, """
     align.AlignTextAttention altclip.AltRobertaAttention bert.BertAttention bert_generation.BertGenerationAttention
-    big_bird.BigBirdAttention blip.BlipTextAttention bridgetower.BridgeTowerAttention camembert.CamembertAttention
-    canine.CanineAttention chinese_clip.ChineseCLIPTextAttention clap.ClapTextAttention
-    data2vec.Data2VecTextAttention deberta_v2.DebertaV2Attention electra.ElectraAttention ernie.ErnieAttention
-    git.GitAttention layoutlm.LayoutLMAttention luke.LukeAttention markuplm.MarkupLMAttention
-    rembert.RemBertAttention roberta.RobertaAttention roc_bert.RoCBertAttention roformer.RoFormerAttention
-    sew_d.SEWDAttention splinter.SplinterAttention tapas.TapasAttention visual_bert.VisualBertAttention
-    xlm_roberta.XLMRobertaAttention
+    big_bird.BigBirdAttention blip.modeling_blip_text.BlipTextAttention bridgetower.BridgeTowerAttention
+    camembert.CamembertAttention canine.CanineAttention chinese_clip.ChineseCLIPTextAttention
+    clap.ClapTextAttention data2vec.modeling_data2vec_text.Data2VecTextAttention deberta_v2.DebertaV2Attention
+    electra.ElectraAttention ernie.ErnieAttention git.GitAttention layoutlm.LayoutLMAttention luke.LukeAttention
+    markuplm.MarkupLMAttention rembert.RemBertAttention roberta.RobertaAttention roc_bert.RoCBertAttention
+    roformer.RoFormerAttention sew_d.SEWDAttention splinter.SplinterAttention tapas.TapasAttention
+    visual_bert.VisualBertAttention xlm_roberta.XLMRobertaAttention
     """),
     ("self_attn", "post", None, None, """
     bart.BartDecoderLayer bart.BartEncoderLayer blenderbot_small.BlenderbotSmallDecoderLayer
@@ -292,13 +299,15 @@ _BLOCKS = (
     lw_detr.LwDetrViTLayer
     """),
     ("attention", "pre", "layernorm_before", "lambda_1", """
-    beit.BeitLayer data2vec.Data2VecVisionLayer internvl.InternVLVisionLayer qianfan_ocr.QianfanOCRVisionLayer
+    beit.BeitLayer data2vec.modeling_data2vec_vision.Data2VecVisionLayer internvl.InternVLVisionLayer
+    qianfan_ocr.QianfanOCRVisionLayer
     """),
     ("attention", "pre", "layernorm_before", None, """
-    audio_spectrogram_transformer.ASTLayer deit.DeiTLayer donut.DonutSwinLayer dpt.DPTViTLayer flava.FlavaLayer
-    ijepa.IJepaLayer maskformer.MaskFormerSwinLayer mobilevit.MobileViTTransformerLayer pixio.PixioLayer
-    segformer.SegformerLayer swin.SwinLayer videomae.VideoMAELayer videoprism.VideoPrismLayer vilt.ViltLayer
-    vit.ViTLayer vit_mae.ViTMAELayer vit_msn.ViTMSNLayer vitpose_backbone.VitPoseBackboneLayer yolos.YolosLayer
+    audio_spectrogram_transformer.ASTLayer deit.DeiTLayer donut.modeling_donut_swin.DonutSwinLayer dpt.DPTViTLayer
+    flava.FlavaLayer ijepa.IJepaLayer maskformer.modeling_maskformer_swin.MaskFormerSwinLayer
+    mobilevit.MobileViTTransformerLayer pixio.PixioLayer segformer.SegformerLayer swin.SwinLayer
+    videomae.VideoMAELayer videoprism.VideoPrismLayer vilt.ViltLayer vit.ViTLayer vit_mae.ViTMAELayer
+    vit_msn.ViTMSNLayer vitpose_backbone.VitPoseBackboneLayer yolos.YolosLayer
     """),
     ("attn", "pre", "layernorm_before", None, """
     hiera.HieraLayer
@@ -375,3 +384,9 @@ SANDWICH_BLOCKS = set("""
 ONE_PLUS_GAIN = set("""
     gemma.GemmaRMSNorm minimax_m3_vl.MiniMaxM3VLRMSNorm vaultgemma.VaultGemmaRMSNorm videoprism.VideoPrismLayerNorm
 """.split())
+
+# Attention pooling: a learned query, so no self-attention
+POOLING = (
+    "aimv2.Aimv2AttentionPoolingHead",
+    "videoprism.VideoPrismMultiheadAttentionPoolingHead",
+)

@@ -4,7 +4,7 @@ weights, run, and compared with its own forward (mimetic.verify). `python -m mim
 Verdicts of an architecture, best first:
     supported      every attention layer: products verified
     with caveat    the same, but something changes the effect of the weights (RoPE, QK-norm, ...)
-    in part        some layers verified, others refused with their reason
+    in part        refused as a whole; some layers verified (pass the part that holds them), others refused with their reason
     refused        attention_layers refuses the model and says why
     none           no self-attention in it
     not built      could not be built small or run here; says nothing about support
@@ -52,7 +52,7 @@ from mimetic.coverage.page import VERDICTS, page
 from mimetic.verify import verify
 
 LIBRARIES = ("timm", "transformers")
-SECONDS = 60  # for one architecture
+SECONDS = 90  # for one architecture
 CAVEAT_NAMES = {
     adapters.ROPE: "RoPE",
     adapters.QK_NORM: "QK-norm",
@@ -132,7 +132,7 @@ def judge(model: nn.Module, runs) -> dict:
     if missing:
         return {**row, "verdict": "not built", "finding": f"{_pattern(missing[0])} could not be run here"}
     row["error"] = float(f"{max(max(c.qk_error, c.vp_error) for c in checks.values()):.1e}")
-    problem = _written(model, found.layers)
+    problem = "" if found.refused else _written(model, found.layers)
     if problem:
         return {**row, "verdict": "wrong" if problem.startswith("wrong") else "refused", "finding": problem}
     caveats = "; ".join(sorted({CAVEAT_NAMES[c] for layer in found.layers for c in layer.caveats}))
@@ -320,7 +320,7 @@ def _root() -> Path:
     return here if (here / "pyproject.toml").exists() else Path.cwd()
 
 
-def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes: int | None = None) -> int:
+def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes: int | None = None) -> None:
     """`python -m mimetic coverage`: survey a library, print the counts, write data/coverage and the page.
 
     Args:
@@ -329,8 +329,9 @@ def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes
         only: names of architectures; all by default.
         processes: worker processes, by default one a core.
 
-    Returns:
-        Exit code: 1 where a product is wrong.
+    Raises:
+        ValueError: unknown library or architecture.
+        SystemExit: with code 1, after the table is written, where a product is wrong.
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
@@ -353,7 +354,8 @@ def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes
     for row in table["architectures"]:
         if row["verdict"] == "wrong":
             print(f"WRONG {row['name']}: {row['finding']}", file=sys.stderr)
-    return 1 if table["counts"]["wrong"] else 0
+    if table["counts"]["wrong"]:
+        raise SystemExit(1)
 
 
 def _write_atomically(path: Path, text: str) -> None:

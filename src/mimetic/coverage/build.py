@@ -81,6 +81,8 @@ def _shrink(d: dict, only: str = "") -> dict:
     if any(isinstance(d.get(k), list) for k in ("num_heads", "num_attention_heads")):  # a width and heads for every stage
         only = only or "layer|expert|depth|vocab"
     depth = next((d[k] for k in ("num_hidden_layers", "num_layers", "n_layer", "n_layers") if isinstance(d.get(k), int)), None)
+    if "vocab_size" in d and d["vocab_size"] is None:
+        d["vocab_size"] = 128
     layers = 2
     kinds = {k: v for k, v in d.items() if depth and isinstance(v, list) and len(v) == depth and v and not isinstance(v[0], dict)}
     for name, values in kinds.items():
@@ -320,7 +322,9 @@ def plan_timm(family: str) -> Plan:
 
     reasons = []
     for name in timm_families()[family][:4]:
-        for kwargs in ({"depth": 2}, {}):
+        patch = re.search(r"patch(\d+)", name)
+        small = [{"depth": 2, "img_size": 4 * int(patch[1])}] if patch and int(patch[1]) >= 8 else []
+        for kwargs in (*small, {"depth": 2}, {}):
             try:
                 with torch.device("meta"):
                     outline = timm.create_model(name, **kwargs)
@@ -336,9 +340,12 @@ def plan_timm(family: str) -> Plan:
 
 
 def timm_runs(model: nn.Module):
-    size = model.default_cfg.get("input_size", (3, 224, 224)) if hasattr(model, "default_cfg") else (3, 224, 224)
+    channels, *size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
+    if getattr(getattr(model, "patch_embed", None), "img_size", None):
+        size = model.patch_embed.img_size
     g = torch.Generator().manual_seed(0)
-    yield model, functools.partial(_call_images, model, torch.randn(2, *size, generator=g))
+    batch = 1 if size[0] > 512 else 2  # attention maps of large images are large
+    yield model, functools.partial(_call_images, model, torch.randn(batch, channels, *size, generator=g))
 
 
 def _call_images(model, images, _model=None):

@@ -56,6 +56,6 @@ def page(tables: list[dict]) -> str:
 
 
 def _cell(text: str, width: int = 220) -> str:
-    text = text.replace("|", "/").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("$", "\\$")
+    text = " ".join(text.split()).replace("|", "/").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("$", "\\$")
     text = text.replace("`", "'").replace("{", "(").replace("}", ")")
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

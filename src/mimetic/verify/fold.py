@@ -24,6 +24,7 @@ def fold_errors(session: Session, run: Callable) -> dict[int, float]:
     has the residual connection. Layers whose block cannot be isolated are absent.
     """
     errors: dict[int, float] = {}
+    session.take_out_pre_norms = False
     known = [i for i, layer in enumerate(session.layers) if layer.gains_known and layer.kind == "self"]
     for depth in range(3):
         blocks = {}

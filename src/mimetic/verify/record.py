@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mimetic.adapters import GATE, INNER_NORM, QK_NORM, VALUE_NORM
+from mimetic.adapters import INNER_NORM, QK_NORM, VALUE_NORM
 from mimetic.attention import AttentionLayer, ancestors, clean_name
 
 
@@ -30,6 +30,8 @@ class Record:
     logits_BHNM: Tensor | None = None
     y_BND: Tensor | None = None
     residual_BND: Tensor | None = None  # added to the output inside the attention class: its input (ALBERT) or an argument (BLOOM)
+    entered: Tensor | None = None  # what the module was called with
+    gates: list[Tensor] = field(default_factory=list)  # inputs of its sigmoids
     softmaxes: int = 0
     projected: bool = False  # proj has run
     taken_out: set[str] = field(default_factory=set)
@@ -50,6 +52,7 @@ class Session:
         self.outputs = [module if held else owner for module, owner, held in zip(self.attention, self.owners, inside)]
         self.c_H = [1 + torch.rand(layer.num_heads, generator=generator_for(seed, i)) for i, layer in enumerate(layers)]
         self.stack: list[int] = []
+        self.take_out_pre_norms = True
         self.records: list[Record] = []
 
     def _proj_owner(self, i: int) -> nn.Module:
@@ -70,7 +73,9 @@ class Session:
 
             def enter(module, args, kwargs, i=i):
                 self.stack.append(i)
-                return inject(i, module, args, kwargs)
+                changed = inject(i, module, args, kwargs)
+                self.records[i].entered = find_tokens(module, *(changed or (args, kwargs)), QUERY_NAMES, self.layers[i].d_model)
+                return changed
 
             def leave(module, args, output):
                 self.stack.pop()
@@ -109,6 +114,9 @@ class Session:
                 pass  # a post-norm inside the attention class (ALBERT)
             elif rec.softmaxes:
                 rec.taken_out.add(INNER_NORM)
+            elif rec.entered is not None and torch.equal(args[0], rec.entered):
+                if not self.take_out_pre_norms:  # a pre-norm inside the attention class (TinyViT)
+                    return output
             elif name.split(".")[-1].startswith("v"):
                 rec.taken_out.add(VALUE_NORM)
             else:
@@ -192,19 +200,14 @@ class _Identity(TorchFunctionMode):
             logits = kwargs.get("input", args[0] if args else None)
             if dim in (-1, logits.ndim - 1) and logits.ndim >= 3:
                 return self._softmax(rec, c_H, logits)
-        if func in _SIGMOID and self._a_number_a_token(rec, args[0]):
-            rec.taken_out.add(GATE)
+        if func in _SIGMOID:  # a gate if it depends on the tokens; Swin v2's position bias goes through one, too
+            rec.gates.append(args[0].clone())
             return torch.ones_like(args[0])
         out = func(*args, **kwargs)
         if func in _PRODUCTS and len(args) >= 2:
             left, right = args[-2:] if func in (torch.baddbmm, Tensor.baddbmm) else args[:2]
             self.products = [*self.products[-7:], (left, right, out.shape)]
         return out
-
-    @staticmethod
-    def _a_number_a_token(rec, t) -> bool:
-        """Whether a sigmoid's input is made from the tokens (a gate), not from positions (Swin v2's bias)."""
-        return rec.x_BND is not None and t.shape[0] == rec.x_BND.shape[0] and t.numel() % rec.x_BND.shape[:2].numel() == 0
 
     def _sdpa(self, rec, c_H, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         H = query.shape[-3]

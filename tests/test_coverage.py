@@ -1,0 +1,142 @@
+"""The coverage table: a handful of architectures through the whole path, and the committed table and page."""
+
+import json
+
+import pytest
+from torch import nn
+
+from mimetic import adapters, coverage
+from mimetic.coverage import build, page
+
+TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "verdict", "finding"),
+    [
+        ("timm", "vision_transformer: test_vit", "supported", ""),
+        ("timm", "resnet: resnet#t", "none", ""),
+        ("timm", "xcit: xcit_#_p#_#", "refused", "mixes channels"),
+        ("transformers", "gpt2", "supported", ""),
+        ("transformers", "llama", "with caveat", "RoPE"),
+        ("transformers", "whisper", "supported", ""),
+        ("transformers", "deepseek_v3", "refused", "DeepseekV3Attention"),
+        ("transformers", "resnet", "none", ""),
+    ],
+)
+def test_one_architecture(library, name, verdict, finding):
+    pytest.importorskip(library)
+    row = coverage.examine(library, name)
+    assert (row["name"], row["verdict"]) == (name, verdict), row
+    assert finding in row["finding"]
+    assert (row["error"] is not None and row["error"] < 1e-4 and row["layers"] > 0) == (verdict in ("supported", "with caveat"))
+
+
+def test_a_wrong_reader_is_found_out(monkeypatch):
+    """A reader that swaps queries and keys makes the verdict "wrong" and the exit code 1."""
+    pytest.importorskip("transformers")
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+    from mimetic.adapters.transformers import parts
+
+    def swapped(module, name, ancestors):
+        layer = parts(module, name, ancestors)
+        q = layer.q.clone()
+        object.__setattr__(layer, "q", layer.k)
+        object.__setattr__(layer, "k", q)
+        return layer
+
+    monkeypatch.setitem(adapters._CUSTOM, GPT2Attention, swapped)
+    row = coverage.examine("transformers", "gpt2")
+    assert row["verdict"] == "wrong" and "W_Q W_K^T" in row["finding"]
+
+
+def test_a_model_that_is_not_built_says_why(monkeypatch):
+    def fail(name):
+        raise build.NotBuilt("no small config: because")
+
+    monkeypatch.setattr(coverage, "plan_timm", fail)
+    row = coverage.examine("timm", "vision_transformer: test_vit")
+    assert (row["verdict"], row["finding"]) == ("not built", "no small config: because")
+
+
+@pytest.mark.slow
+def test_survey_outlives_a_crash_and_a_hang(monkeypatch):
+    """Worker processes: one that dies and one that hangs are rows of the table."""
+    rows = coverage.survey("timm", ["vision_transformer: test_vit", "no such family"], processes=1)["architectures"]
+    assert {r["name"]: r["verdict"] for r in rows} == {"no such family": "not built", "vision_transformer: test_vit": "supported"}
+    worker = coverage._Process("timm")
+    worker.give("vision_transformer: test_vit")
+    worker.process.kill()
+    worker.process.join()
+    assert worker.take()["finding"] == "the process died"
+    worker.give("vision_transformer: test_vit")
+    worker.since -= coverage.SECONDS + 60
+    assert worker.take()["finding"].startswith("hung")
+    worker.stop()
+
+
+def test_make_generic_leaves_nothing_at_one_or_zero():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+    nn.init.zeros_(model[1].weight)
+    build.make_generic(model)
+    assert model[1].weight.abs().min() > 0 and len(model[0].weight.unique()) == 4
+
+
+def test_unknown_library_and_architecture_are_named():
+    with pytest.raises(ValueError, match="library must be one of timm, transformers; got 'keras'"):
+        coverage.main("keras")
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="no architecture nonsense"):
+        coverage.main("timm", only=("nonsense",))
+
+
+def test_exit_code_and_files(monkeypatch, tmp_path, capsys):
+    """A wrong product: the table and the page are written, it is named, and the exit code is 1."""
+    row = {"name": "a", "model": "a", "verdict": "wrong", "finding": "W_Q", "layers": 1, "error": None}
+    counts = dict.fromkeys(page.VERDICTS, 0) | {"wrong": 1}
+    table = {"library": "timm", "versions": {"timm": "1"}, "counts": counts, "architectures": [row]}
+    monkeypatch.setattr(coverage, "survey", lambda *args: table)
+    monkeypatch.setattr(coverage, "_root", lambda: tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        coverage.main("timm")
+    assert stop.value.code == 1 and "WRONG a: W_Q" in capsys.readouterr().err
+    assert json.loads(coverage.table_path("timm").read_text()) == table
+    assert coverage.page_path().read_text() == page.page([table])
+
+
+def test_representatives_keep_every_kind():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16), 5)
+    layers = coverage.scan(model).layers
+    assert [layer.name for layer in coverage.representatives(model, layers)] == ["layers.0.self_attn", "layers.4.self_attn"]
+
+
+# --- the committed table ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
+def test_committed_table_is_sound(path):
+    table = json.loads(path.read_text())
+    rows = table["architectures"]
+    assert table["counts"]["wrong"] == 0
+    assert [r["name"] for r in rows] == sorted({r["name"] for r in rows})
+    assert table["counts"] == {v: sum(r["verdict"] == v for r in rows) for v in page.VERDICTS}
+    assert len(rows) > 300 and table["counts"]["supported"] + table["counts"]["with caveat"] > 80
+    for row in rows:
+        assert row["finding"] or row["verdict"] in ("supported", "none"), row
+        if row["verdict"] in ("supported", "with caveat"):
+            assert row["error"] < 1e-3 and row["layers"] > 0, row
+
+
+def test_committed_page_is_the_tables():
+    tables = [json.loads(path.read_text()) for path in TABLES]
+    assert coverage.page_path().read_text() == page.page(tables), "run `python -m mimetic coverage` again, it writes the page"
+
+
+def test_page_survives_odd_findings():
+    table = {
+        "library": "timm", "versions": {"timm": "1"}, "counts": dict.fromkeys(page.VERDICTS, 0) | {"refused": 1},
+        "architectures": [{"name": "a_b", "model": "a", "verdict": "refused", "finding": "x | y_z* `q`\n$3 {role}", "layers": 0, "error": None}],
+    }  # fmt: skip
+    row = next(line for line in page.page([table]).splitlines() if line.startswith("| `a_b`"))
+    assert row.count("|") == 3 and "\n" not in row
