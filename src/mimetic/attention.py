@@ -155,7 +155,7 @@ class Scan:
 
 def scan(model: nn.Module) -> Scan:
     """Every attention layer of a model, the ones that are refused (with the reason), and the ones passed over."""
-    from mimetic.adapters import NotSelfAttention, find_reader, looks_like_attention
+    from mimetic.adapters import NotSelfAttention, find_reader, looks_like_attention, unknown
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -167,7 +167,7 @@ def scan(model: nn.Module) -> Scan:
         reader = find_reader(type(module))
         if reader is None:
             if looks_like_attention(module):
-                suspects.append((name, f"{type(module).__module__}.{type(module).__qualname__} is not a known attention class"))
+                suspects.append((name, unknown(module)))
             continue
         claimed.append(name)
         shown = clean_name(name) or type(module).__name__

@@ -91,6 +91,26 @@ def looks_like_attention(module: nn.Module) -> bool:
     return any(p.ndim >= 2 for p in own)
 
 
+_HINTS = (  # an attribute that gives the kind of attention away -> what it is
+    ("kv_b_proj|kv_a_proj\\w*", "latent attention: keys and values are made by two matrices with a norm between them"),
+    ("sampling_offsets", "deformable attention: values are read at learned places, there is no q k^T"),
+    ("k_content_proj|ca_kcontent_proj", "contents and positions have matrices of their own"),
+    ("conv1d|A_log|b_proj", "linear or state-space attention: there is no softmax over q k^T"),
+    ("lambda_q1", "differential attention: each head subtracts two attention maps"),
+    ("query_global|key_global", "some tokens use a second set of matrices"),
+)
+
+
+def unknown(module: nn.Module) -> str:
+    """Why a module that looks like attention is refused: it is not in the tables, and what it seems to be."""
+    reason = f"{type(module).__module__}.{type(module).__qualname__} is not a known attention class"
+    names = [*(n for n, _ in module.named_children()), *(n for n, _ in module.named_parameters(recurse=False))]
+    for pattern, hint in _HINTS:
+        if any(re.fullmatch(pattern, n) for n in names):
+            return f"{reason} ({hint})"
+    return reason
+
+
 # --- views -----------------------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,10 @@ def class_attention(module, name, ancestors):
     raise NotSelfAttention("only the class token asks: attention of one token over all others")
 
 
+def not_attention(module, name, ancestors):
+    raise NotSelfAttention("it weighs channels or branches, not tokens")
+
+
 def refuse(reason):
     def read(module, name, ancestors):
         raise UnsupportedAttention(f"{name}: {reason}")
@@ -246,6 +250,9 @@ READERS = {
     "timm.models.cait.ClassAttn": class_attention,
     "timm.models.crossvit.CrossAttention": class_attention,
     "timm.models.volo.ClassAttention": class_attention,
+    # attention by name only
+    "timm.layers.selective_kernel.SelectiveKernelAttn": not_attention,
+    "timm.layers.split_attn.SplitAttn": not_attention,
     # known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj
     "timm.layers.diff_attention.DiffAttention": refuse("differential attention: each head subtracts two attention maps"),
     "timm.models.cait.TalkingHeadAttn": refuse("talking heads: the heads' logits and weights are mixed by learned matrices"),

@@ -81,20 +81,23 @@ CLASSES = _table(
     siglip.SiglipAttention siglip2.Siglip2Attention smolvlm.SmolVLMVisionAttention
     speech_to_text.Speech2TextAttention speecht5.SpeechT5Attention swin.SwinAttention
     switch_transformers.SwitchTransformersAttention t5.T5Attention t5gemma.T5GemmaCrossAttention
-    table_transformer.TableTransformerAttention timesfm.TimesFmAttention tipsv2.Tipsv2TextAttention
-    tipsv2.Tipsv2VisionAttention trocr.TrOCRAttention tvp.TvpAttention udop.UdopAttention umt5.UMT5Attention
-    unispeech.UniSpeechAttention unispeech_sat.UniSpeechSatAttention unlimited_ocr.UnlimitedOcrAttention
-    vit.ViTAttention vit_mae.ViTMAEAttention vit_msn.ViTMSNAttention vits.VitsAttention voxtral.VoxtralAttention
+    table_transformer.TableTransformerAttention tipsv2.Tipsv2TextAttention tipsv2.Tipsv2VisionAttention
+    trocr.TrOCRAttention tvp.TvpAttention udop.UdopAttention umt5.UMT5Attention unispeech.UniSpeechAttention
+    unispeech_sat.UniSpeechSatAttention unlimited_ocr.UnlimitedOcrAttention vit.ViTAttention
+    vit_mae.ViTMAEAttention vit_msn.ViTMSNAttention vits.VitsAttention voxtral.VoxtralAttention
     wav2vec2.Wav2Vec2Attention wav2vec2_bert.Wav2Vec2BertSelfAttention
-    wav2vec2_conformer.Wav2Vec2ConformerSelfAttention wavlm.WavLMAttention whisper.WhisperAttention
-    x_clip.XCLIPAttention x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
+    wav2vec2_conformer.Wav2Vec2ConformerSelfAttention whisper.WhisperAttention x_clip.XCLIPAttention
+    x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
+    """),
+    ("separate", "gate", """
+    wavlm.WavLMAttention
     """),
     ("separate", "gate inner_norm rope", """
     muse_spark.MuseSparkTextAttention
     """),
     ("separate", "gate rope", """
     afmoe.AfmoeAttention beam.BeamAttention granite_swa.GraniteSWAAttention granitemoe_swa.GraniteMoeSWAAttention
-    hrm_text.HrmTextAttention lfm3.Lfm3Attention muse_glimmer.MuseGlimmerTextAttention
+    hrm_text.HrmTextAttention lfm3.Lfm3Attention muse_glimmer.MuseGlimmerTextAttention step3p7.Step3p7Attention
     """),
     ("separate", "inner_norm", """
     kosmos2.KosmosTextAttention
@@ -137,11 +140,10 @@ CLASSES = _table(
     qwen3_omni_moe.Qwen3OmniMoeTalkerCodePredictorAttention qwen3_omni_moe.Qwen3OmniMoeThinkerTextAttention
     qwen3_vl.Qwen3VLTextAttention qwen3_vl_moe.Qwen3VLMoeTextAttention sam3.Sam3ViTRoPEAttention
     seed_oss.SeedOssAttention smollm3.SmolLM3Attention solar_open.SolarOpenAttention stablelm.StableLmAttention
-    starcoder2.Starcoder2Attention step3p7.Step3p7Attention t5gemma.T5GemmaSelfAttention
-    t5gemma2.T5Gemma2SelfAttention timesfm2_5.TimesFm2_5Attention ultrabert.UltrabertAttention
-    unlimited_ocr.UnlimitedOcrTextAttention vaultgemma.VaultGemmaAttention video_llama_3.VideoLlama3VisionAttention
-    videoprism.VideoPrismAttention voxtral_realtime.VoxtralRealtimeAttention
-    voxtral_realtime.VoxtralRealtimeTextAttention
+    starcoder2.Starcoder2Attention t5gemma.T5GemmaSelfAttention t5gemma2.T5Gemma2SelfAttention
+    timesfm2_5.TimesFm2_5Attention ultrabert.UltrabertAttention unlimited_ocr.UnlimitedOcrTextAttention
+    vaultgemma.VaultGemmaAttention video_llama_3.VideoLlama3VisionAttention videoprism.VideoPrismAttention
+    voxtral_realtime.VoxtralRealtimeAttention voxtral_realtime.VoxtralRealtimeTextAttention
     """),
     ("separate", "rope unscaled", """
     dia.DiaSelfAttention
@@ -150,7 +152,7 @@ CLASSES = _table(
     embedding_gemma2.EmbeddingGemma2Attention gemma4.Gemma4TextAttention gemma4_unified.Gemma4UnifiedTextAttention
     """),
     ("separate", "unscaled", """
-    dia.DiaCrossAttention gpt_neo.GPTNeoSelfAttention
+    dia.DiaCrossAttention gpt_neo.GPTNeoSelfAttention timesfm.TimesFmAttention
     """),
     ("sibling", "", """
     align.AlignTextSelfAttention altclip.AltRobertaSelfAttention bert.BertCrossAttention bert.BertSelfAttention
