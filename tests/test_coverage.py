@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from mimetic import adapters, coverage
-from mimetic.coverage import build, page
+from mimetic.coverage import build
 
 TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
 
@@ -14,7 +14,7 @@ TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
 @pytest.mark.parametrize(
     ("library", "name", "verdict", "finding"),
     [
-        ("timm", "vision_transformer: test_vit", "supported", ""),
+        ("timm", "vision_transformer: vit", "supported", ""),
         ("timm", "resnet: resnet#t", "none", ""),
         ("timm", "xcit: xcit_#_p#_#", "refused", "mixes channels"),
         ("transformers", "gpt2", "supported", ""),
@@ -56,21 +56,21 @@ def test_a_model_that_is_not_built_says_why(monkeypatch):
         raise build.NotBuilt("no small config: because")
 
     monkeypatch.setattr(coverage, "plan_timm", fail)
-    row = coverage.examine("timm", "vision_transformer: test_vit")
+    row = coverage.examine("timm", "vision_transformer: vit")
     assert (row["verdict"], row["finding"]) == ("not built", "no small config: because")
 
 
 @pytest.mark.slow
 def test_survey_outlives_a_crash_and_a_hang(monkeypatch):
     """Worker processes: one that dies and one that hangs are rows of the table."""
-    rows = coverage.survey("timm", ["vision_transformer: test_vit", "no such family"], processes=1)["architectures"]
-    assert {r["name"]: r["verdict"] for r in rows} == {"no such family": "not built", "vision_transformer: test_vit": "supported"}
+    rows = coverage.survey("timm", ["vision_transformer: vit", "no such family"], processes=1)["architectures"]
+    assert {r["name"]: r["verdict"] for r in rows} == {"no such family": "not built", "vision_transformer: vit": "supported"}
     worker = coverage._Process("timm")
-    worker.give("vision_transformer: test_vit")
+    worker.give("vision_transformer: vit")
     worker.process.kill()
     worker.process.join()
     assert worker.take()["finding"] == "the process died"
-    worker.give("vision_transformer: test_vit")
+    worker.give("vision_transformer: vit")
     worker.since -= coverage.SECONDS + 60
     assert worker.take()["finding"].startswith("hung")
     worker.stop()
@@ -94,7 +94,7 @@ def test_unknown_library_and_architecture_are_named():
 def test_exit_code_and_files(monkeypatch, tmp_path, capsys):
     """A wrong product: the table and the page are written, it is named, and the exit code is 1."""
     row = {"name": "a", "model": "a", "verdict": "wrong", "finding": "W_Q", "layers": 1, "error": None}
-    counts = dict.fromkeys(page.VERDICTS, 0) | {"wrong": 1}
+    counts = dict.fromkeys(coverage.VERDICTS, 0) | {"wrong": 1}
     table = {"library": "timm", "versions": {"timm": "1"}, "counts": counts, "architectures": [row]}
     monkeypatch.setattr(coverage, "survey", lambda *args: table)
     monkeypatch.setattr(coverage, "_root", lambda: tmp_path)
@@ -102,7 +102,7 @@ def test_exit_code_and_files(monkeypatch, tmp_path, capsys):
         coverage.main("timm")
     assert stop.value.code == 1 and "WRONG a: W_Q" in capsys.readouterr().err
     assert json.loads(coverage.table_path("timm").read_text()) == table
-    assert coverage.page_path().read_text() == page.page([table])
+    assert coverage.page_path().read_text() == coverage.page([table])
 
 
 def test_representatives_keep_every_kind():
@@ -120,7 +120,7 @@ def test_committed_table_is_sound(path):
     rows = table["architectures"]
     assert table["counts"]["wrong"] == 0
     assert [r["name"] for r in rows] == sorted({r["name"] for r in rows})
-    assert table["counts"] == {v: sum(r["verdict"] == v for r in rows) for v in page.VERDICTS}
+    assert table["counts"] == {v: sum(r["verdict"] == v for r in rows) for v in coverage.VERDICTS}
     assert len(rows) > 300 and table["counts"]["supported"] + table["counts"]["with caveat"] > 80
     for row in rows:
         assert row["finding"] or row["verdict"] in ("supported", "none"), row
@@ -130,13 +130,13 @@ def test_committed_table_is_sound(path):
 
 def test_committed_page_is_the_tables():
     tables = [json.loads(path.read_text()) for path in TABLES]
-    assert coverage.page_path().read_text() == page.page(tables), "run `python -m mimetic coverage` again, it writes the page"
+    assert coverage.page_path().read_text() == coverage.page(tables), "run `python -m mimetic coverage` again, it writes the page"
 
 
 def test_page_survives_odd_findings():
     table = {
-        "library": "timm", "versions": {"timm": "1"}, "counts": dict.fromkeys(page.VERDICTS, 0) | {"refused": 1},
+        "library": "timm", "versions": {"timm": "1"}, "counts": dict.fromkeys(coverage.VERDICTS, 0) | {"refused": 1},
         "architectures": [{"name": "a_b", "model": "a", "verdict": "refused", "finding": "x | y_z* `q`\n$3 {role}", "layers": 0, "error": None}],
     }  # fmt: skip
-    row = next(line for line in page.page([table]).splitlines() if line.startswith("| `a_b`"))
+    row = next(line for line in coverage.page([table]).splitlines() if line.startswith("| `a_b`"))
     assert row.count("|") == 3 and "\n" not in row

@@ -226,7 +226,7 @@ def _caveats(module, K: int, kind: str) -> tuple[str, ...]:
     if "rope" in flags and kind == "self" and getattr(module, "use_rope", True):
         found.append(ROPE)
     norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
-    if any(QK_NORMS.match(n) for n in norms):
+    if "qk_norm" in flags or any(QK_NORMS.match(n) for n in norms):
         found.append(QK_NORM)
     if "value_norm" in flags:
         found.append(VALUE_NORM)
@@ -258,7 +258,7 @@ def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | N
             order = "pre" if getattr(block, "do_layer_norm_before", True) else "post"
         if order == "post":
             return None, None, True, False
-        norm = getattr(block, norm, None)
+        norm = getattr(block, norm, None) if norm else None  # OLMo's has no gain
         in_gain = None if norm is None else gain(norm, name)
         if in_gain is not None and _short(type(norm)) in ONE_PLUS_GAIN:
             in_gain = 1 + in_gain

@@ -10,7 +10,7 @@ def _table(*groups: tuple) -> dict:
     return {name: group[:-1] for group in groups for name in group[-1].split()}
 
 
-# class -> (layout, what the module itself does not show: rope, gate, inner_norm, value_norm, unscaled)
+# class -> (layout, what the module itself does not show: rope, qk_norm, gate, inner_norm, value_norm, unscaled)
 CLASSES = _table(
     ("interleaved", "", """
     bloom.BloomAttention
@@ -46,7 +46,7 @@ CLASSES = _table(
     canary.CanarySelfAttention chinese_clip.ChineseCLIPVisionAttention clip.CLIPAttention clipseg.CLIPSegAttention
     clvp.ClvpSelfAttention cohere_asr.CohereAsrCrossAttention cohere_asr.CohereAsrSelfAttention
     conditional_detr.ConditionalDetrSelfAttention cosmos3_edge.Cosmos3EdgeVisionAttention cpmant.CpmAntAttention
-    ctrl.MultiHeadAttention d_fine.DFineSelfAttention dab_detr.DetrAttention
+    ctrl.MultiHeadAttention d_fine.DFineSelfAttention
     data2vec.modeling_data2vec_audio.Data2VecAudioAttention deformable_detr.DeformableDetrSelfAttention
     deimv2.Deimv2SelfAttention deit.DeiTAttention detr.DetrCrossAttention detr.DetrSelfAttention
     dinov2.Dinov2Attention dinov2_with_registers.Dinov2WithRegistersAttention distilbert.DistilBertSelfAttention
@@ -73,7 +73,7 @@ CLASSES = _table(
     pp_doclayout_v4.PPDocLayoutV4SelfAttention pp_formulanet.PPFormulaNetAttention prophetnet.ProphetNetAttention
     pvt_v2.PvtV2SelfAttention qianfan_ocr.QianfanOCRVisionAttention qwen2_5_omni.Qwen2_5OmniAudioAttention
     qwen2_audio.Qwen2AudioAttention qwen3_asr.Qwen3ASRAudioAttention qwen3_omni_moe.Qwen3OmniMoeAudioAttention
-    radio.RadioAttention rf_detr.RfDetrAttention rf_detr.RfDetrDinov2Attention rt_detr.RTDetrSelfAttention
+    radio.RadioAttention rf_detr.RfDetrDinov2Attention rt_detr.RTDetrSelfAttention
     rt_detr_v2.RTDetrV2SelfAttention sam2.Sam2Attention sam2_video.Sam2VideoAttention sam3.Sam3Attention
     sam3_lite_text.Sam3LiteTextAttention seamless_m4t.SeamlessM4TAttention
     seamless_m4t.SeamlessM4TConformerSelfAttention seamless_m4t_v2.SeamlessM4Tv2Attention

@@ -52,6 +52,7 @@ from mimetic.coverage.page import VERDICTS, page
 from mimetic.verify import verify
 
 LIBRARIES = ("timm", "transformers")
+MEMORY = 12 * 2**30  # bytes of address space of one worker
 SECONDS = 90  # for one architecture
 CAVEAT_NAMES = {
     adapters.ROPE: "RoPE",
@@ -209,6 +210,10 @@ def _pattern_prefix(rest: str, head: str) -> str:
 def _worker(library: str, connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    with contextlib.suppress(ImportError, ValueError):  # not on Windows; a model that wants more is "not built"
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

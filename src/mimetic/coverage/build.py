@@ -160,6 +160,7 @@ def _model_classes(config) -> list[type]:
 
 def short_error(e: Exception | None) -> str:
     text = " ".join(f"{type(e).__name__}: {e}".split())
+    text = re.sub(r" from '/[^']*'?", "", text)  # where this machine keeps its packages is nobody's business
     return text[:140]
 
 
