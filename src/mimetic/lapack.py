@@ -12,6 +12,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -37,13 +38,24 @@ def factor_all(jobs: Iterable[tuple[Tensor, int]], threads: int | None = None) -
     """
     threads = threads or torch.get_num_threads()
     pending: deque = deque()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with threadpool_limits(1, user_api="blas"), _torch_on_one_thread(), ThreadPoolExecutor(threads) as pool:
         for stack, k in jobs:
             pending.append(pool.submit(factor_shared, stack, k))
             if len(pending) >= 2 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@contextmanager
+def _torch_on_one_thread() -> Iterator[None]:
+    """torch's helper threads spin for a while after each operation, on the cores that the solver needs (a third of its time)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def factor_shared(stack: Tensor, k: int) -> tuple[Tensor, Tensor]:

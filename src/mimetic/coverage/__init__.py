@@ -52,7 +52,7 @@ from mimetic.coverage.page import VERDICTS, page
 from mimetic.verify import verify
 
 LIBRARIES = ("timm", "transformers")
-MEMORY = 12 * 2**30  # bytes of address space of one worker
+MEMORY = 10 * 2**30  # bytes of address space of one worker
 SECONDS = 90  # for one architecture
 CAVEAT_NAMES = {
     adapters.ROPE: "RoPE",
