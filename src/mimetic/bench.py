@@ -80,11 +80,13 @@ def _plain(layers, generator) -> tuple[float, float]:
 
 
 def _floor(d: int, heads: int, depth: int, seed: int) -> float:
-    """Seconds for depth layers, from one layer: every target drawn, its Gram matrix, and its product with its vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
-    for k in [d // heads] * heads + [d]:
-        A = semi_diagonal(d, 0.7, 0.7, generator=generator)
-        G = A.mT @ A
-        A @ G[:, :k]
-    return depth * (time.perf_counter() - start)
+    """Seconds for depth layers, from the median of five: every target drawn, its Gram matrix, its product with its vectors."""
+    generator, seconds = torch.Generator().manual_seed(seed), []
+    for _ in range(5):
+        start = time.perf_counter()
+        for k in [d // heads] * heads + [d]:
+            A = semi_diagonal(d, 0.7, 0.7, generator=generator)
+            G = A.mT @ A
+            A @ G[:, :k]
+        seconds.append(time.perf_counter() - start)
+    return depth * float(np.median(seconds))
