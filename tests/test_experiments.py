@@ -45,7 +45,7 @@ def test_head_shares_add_up_and_the_first_is_the_largest():
 def test_attention_map_is_the_layers_own():
     torch.manual_seed(0)
     attn, x = SelfAttention(48, 3), torch.randn(2, 5, 48)
-    maps = construction.attention_map(attention_layers(attn)[0], x)
+    maps = attention_map(attention_layers(attn)[0], x)
     assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 5))
     q, k, v = attn.qkv(x).view(2, 5, 3, 3, 16).permute(2, 0, 3, 1, 4)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)

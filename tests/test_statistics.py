@@ -1,7 +1,9 @@
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import permutation_test, ttest_1samp
 
-from mimetic.statistics import paired_differences, smallest_p
+from mimetic.statistics import compare, holm, mean_interval, paired_differences, sign_flip_test, smallest_p, steps_to_reach
 
 RUNS = pd.DataFrame(
     {"arm": ["timm", "mimetic", "timm", "mimetic", "timm"], "seed": [1, 1, 0, 0, 2], "test_accuracy": [0.5, 0.6, 0.4, 0.35, 0.9]}
@@ -24,10 +26,74 @@ def test_bad_frames_are_refused():
 
 def test_smallest_p_is_that_of_the_exact_test():
     """scipy's exact test of five differences of one sign: all 2^5 sign flips."""
-    import numpy as np
-    from scipy.stats import permutation_test
-
     result = permutation_test((np.array([1.0, 2.0, 1.5, 0.5, 3.0]),), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf)
     assert result.pvalue == pytest.approx(smallest_p(5)) == 0.03125
     with pytest.raises(ValueError):
         smallest_p(0)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("n", [2, 3, 6, 9])
+def test_sign_flip_is_scipys_exact_permutation_test(n, alternative):
+    x = np.random.default_rng(n).normal(0.4, 1, n)
+    wanted = permutation_test((x,), np.mean, permutation_type="samples", alternative=alternative, n_resamples=np.inf).pvalue
+    assert sign_flip_test(x, alternative) == pytest.approx(wanted)
+
+
+def test_sign_flip_worked_example():
+    """Three differences 1, 2, 4: sums of the eight patterns are +-7, +-5, +-3, +-1."""
+    assert sign_flip_test([1, 2, 4], "greater") == 1 / 8
+    assert sign_flip_test([1, 2, 4]) == 2 / 8
+    assert sign_flip_test([1, 2, -4], "greater") == 5 / 8  # -1: beaten by 7, 5, 3, 1 and itself
+    assert sign_flip_test([0, 0]) == 1
+    assert sign_flip_test([0.1] * 6) == smallest_p(6, "two-sided") == 1 / 32  # equal sums are equal, whatever the rounding
+
+
+def test_interval_is_students():
+    x = [1.0, 2.0, 4.0, 2.5]
+    wanted = ttest_1samp(x, 0).confidence_interval(0.9)
+    assert mean_interval(x, 0.9) == pytest.approx((wanted.low, wanted.high))
+    assert mean_interval([1.0]) == (-np.inf, np.inf)
+
+
+def test_interval_covers_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(1.0, 2.0, (4000, 4))
+    covered = np.mean([low <= 1 <= high for low, high in map(mean_interval, draws)])
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+def test_holm_worked_example():
+    """Holm 1979: .01 * 4, .02 * 3 = .06, .03 * 2 = .06, .04 stays at .06; in the order given."""
+    assert holm([0.02, 0.04, 0.01, 0.03]).tolist() == pytest.approx([0.06, 0.06, 0.04, 0.06])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+def test_compare_one_row_a_comparison():
+    table = compare(RUNS, {"main": ("timm", "mimetic"), "absent": ("timm", "torch")})
+    assert list(table.index) == ["main"]
+    row = table.loc["main"]
+    assert (row.pairs, row.wins) == (2, 1)
+    assert row.difference == pytest.approx(0.025) and row.reference == pytest.approx(0.45)
+    assert row.low < row.difference < row.high and row.p == row.p_holm == 1.0
+
+
+def test_steps_to_reach():
+    curve = pd.DataFrame({"step": [10, 20, 30], "test_accuracy": [0.2, 0.4, 0.3]})
+    assert steps_to_reach(curve, 0.3) == 15
+    assert steps_to_reach(curve, 0.1) == 10
+    assert np.isnan(steps_to_reach(curve, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sign_flip_test([]), "1 to 20 pairs"),
+        (lambda: sign_flip_test([1.0, float("nan")]), "finite"),
+        (lambda: sign_flip_test([1.0], "above"), "two-sided, greater, less"),
+        (lambda: mean_interval([]), "no differences"),
+        (lambda: mean_interval([1.0], 95), "between 0 and 1"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -17,8 +17,9 @@ from torch import nn
 
 from mimetic.data.fetch import cache_dir
 from mimetic.data.images import load_images
-from mimetic.experiments import vision
-from mimetic.experiments.vision import VisionTask, build_model, named, run
+from mimetic.experiments import configs, vision
+from mimetic.experiments.configs import EXPERIMENTS, named
+from mimetic.experiments.vision import VisionTask, build_model, run
 from mimetic.models import ViT, ViTConfig
 from mimetic.training import loop
 from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
@@ -85,7 +86,7 @@ class Line:
         loss = (model(x) - y).square().mean()
         return loss, {"halved": loss / 2}
 
-    def evaluate(self, model):
+    def evaluate(self, model, last):
         assert not model.training and not torch.is_grad_enabled()
         return {"weight": model.weight.item()}
 
@@ -250,7 +251,7 @@ def test_two_processes_do_not_train_the_same_run():
 TRAINER = """
 import os, sys, traceback
 import torch
-from mimetic.experiments import vision
+from mimetic.experiments import configs, vision
 from mimetic.training import loop
 
 train = loop.train
@@ -260,12 +261,12 @@ def train_and_keep(model, *args, **kwargs):
     return result
 loop.train = train_and_keep
 torch.optim.AdamW([torch.zeros(1)])  # its first use imports much
-vision.build_model(vision.named("digits"))
+vision.build_model(configs.named("digits"))
 while sys.stdin.readline():
     pid = os.fork()
     if pid == 0:
         try:
-            vision.run(vision.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
+            vision.run(configs.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -357,7 +358,7 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(init="mimetik"), "init must be one of timm, torch, mimetic"),
+        (dict(init="mimetik"), "init must be one of timm, torch, xavier, mimetic"),
         (dict(dataset="svhn"), "dataset must be one of cifar10, cifar100, digits"),
         (dict(train_size=7), "train_size must be from 10 to 1437"),
         (dict(seed=-1), "seed must be a whole number"),
@@ -395,11 +396,11 @@ def test_missing_device_names_the_ones_there():
 
 def test_named():
     assert named("cifar10-lab", init="mimetic", seed=2).name == "cifar10-lab/mimetic-seed2"
-    with pytest.raises(ValueError, match="one of cifar10-lab, digits"):
+    with pytest.raises(ValueError, match="one of cifar10-lab, cifar10-lab10, cifar10-recipe, digits"):
         named("cifar")
     with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
         named("digits", epoch=3)
-    for config in vision.EXPERIMENTS.values():
+    for config in EXPERIMENTS.values():
         vision.check(config)
 
 

@@ -3,7 +3,8 @@
 from mimetic.adapters import register_adapter
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
 from mimetic.construct import factor, factor_top_k, semi_diagonal
-from mimetic.initialize import INITIALIZERS, LANGUAGE, VISION, MimeticSpec, WrittenLayer, initialize_, mimetic_init_
+from mimetic.initialize import LANGUAGE, VISION, MimeticSpec, WrittenLayer, mimetic_init_
+from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.measure import fit, measure
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
 from tyro.extras import subcommand_type_from_defaults
 
-from mimetic.experiments.vision import EXPERIMENTS, VisionConfig
+from mimetic.experiments.configs import EXPERIMENTS, VisionConfig, with_arm
 
 EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
 
@@ -22,6 +22,7 @@ examples:
   python -m mimetic train digits --init mimetic             a small ViT, in well under a minute
   python -m mimetic train cifar10-lab --init timm --seed 1  one run of the laboratory experiment
   python -m mimetic train cifar10-lab --help                every setting of a run
+  python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic coverage timm                           which of timm's models are supported?
@@ -59,6 +60,7 @@ class Train:
 
         config: VisionConfig = self.config
         try:
+            config = with_arm(config)
             check(config, store=self.store)
         except ValueError as error:
             raise Mistake(error) from None
@@ -140,7 +142,40 @@ class DataFetch:
                 print(f"{name}: {fetch(name)}")
 
 
-COMMANDS = {"train": Train, "coverage": Coverage, "bench init": BenchInit, "data fetch": DataFetch}
+@dataclass(frozen=True)
+class Queue:
+    """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
+
+    recipe  the search that chose the recipe (18 runs)
+    lab     every question at laboratory scale (267 runs, many hours)
+
+    examples:
+      python -m mimetic queue lab --minutes 9
+      python -m mimetic queue lab --list
+    """
+
+    name: Positional[str]
+    minutes: float | None = None  # stop after this time, everything saved; default: when all is done
+    processes: int = 2  # runs side by side; each uses one thread on a CPU
+    list: bool = False  # only show what is done and what is left
+
+    def __call__(self) -> None:
+        from mimetic.experiments import queue
+
+        try:
+            runs = queue.queue_runs(self.name)
+            if self.list:
+                print(queue.listing(runs))
+                return
+            outcome = queue.work(runs, minutes=self.minutes, processes=self.processes, say=lambda line: print(line, flush=True))
+        except ValueError as error:
+            raise Mistake(error) from None
+        print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
+        if outcome.failed:
+            raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
+
+
+COMMANDS = {"train": Train, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "data fetch": DataFetch}
 
 
 class Mistake(Exception):

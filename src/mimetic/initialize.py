@@ -1,4 +1,4 @@
-"""Mimetic initialization of a model's attention layers, in place, and whole-model initialisers by name.
+"""Mimetic initialization of a model's attention layers, in place.
 
     W_Q W_K^T  ~ qk_alpha Z + qk_beta I   per head, a fresh Z each, truncated to rank head_dim
     W_V W_proj ~ vp_alpha Z + vp_beta I   per layer
@@ -311,61 +311,3 @@ def _zero_biases(layer: AttentionLayer, qk: bool, vp: bool) -> tuple[str, ...]:
     for n in present:
         getattr(layer, n).zero_()
     return present
-
-
-# --- whole models, by name -------------------------------------------------------------------------------------------
-
-
-def init_timm_(model: nn.Module, generator: torch.Generator | None = None) -> None:
-    """timm's ViT default: nn.Linear weights trunc-normal with std .02, biases 0; learned position embedding and class token
-    as timm has them (std .02 and 1e-6); everything else (patch embedding, norms) as PyTorch. Source: timm
-    models/vision_transformer.py, init_weights_vit_timm."""
-    init_torch_(model, generator)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def init_torch_(model: nn.Module, generator: torch.Generator | None = None) -> None:
-    """PyTorch's own default of every module (reset_parameters), with a seed drawn from the generator; position embedding
-    and class token, which PyTorch has no default for, as timm has them."""
-    device = generator.device if generator is not None else "cpu"
-    seed = int(torch.randint(2**31, (), generator=generator, device=device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    for name, p in model.named_parameters():
-        if name.endswith("pos_embed") and p.requires_grad:
-            nn.init.trunc_normal_(p, std=0.02, generator=generator)
-        elif name.endswith("cls_token"):
-            nn.init.normal_(p, std=1e-6, generator=generator)
-
-
-INITIALIZERS = ("timm", "torch", "mimetic", "mimetic-qk", "mimetic-vp")
-
-
-@torch.no_grad()
-def initialize_(
-    model: nn.Module, name: str, *, spec: MimeticSpec = VISION, generator: torch.Generator | None = None
-) -> None:
-    """Initialise a whole model in place by name, on its CPU copy's random numbers.
-
-    "timm" and "torch" are defaults; "mimetic" is "timm" with both products written over, "mimetic-qk" and "mimetic-vp"
-    with one of them. The part that the mimetic names do not write is the same as under "timm" with the same generator
-    state, so that two arms with one seed differ in attention weights only.
-
-    Raises:
-        ValueError: unknown name; the message lists the choices.
-    """
-    if name not in INITIALIZERS:
-        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
-    if name == "torch":
-        init_torch_(model, generator)
-        return
-    init_timm_(model, generator)
-    if name != "timm":
-        mimetic_init_(model, spec, qk=name != "mimetic-vp", vp=name != "mimetic-qk", generator=generator)

@@ -89,18 +89,25 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     table = measure(layers, fold, heads=False)
     out: dict[str, list[float]] = {name: [] for name in MimeticSpec.constants()}
     for i, layer in enumerate(layers):
-        d = layer.d_model
-        rows = table[table.layer == i]
-        vp = rows[rows["product"] == "vp"].iloc[0]
-        alpha, beta = _untruncate(vp.diag_mean, vp.offdiag_sd, d, min(d, layer.v.shape[1] * layer.v.shape[2]), layer.name)
-        out["vp_alpha"].append(alpha)
-        out["vp_beta"].append(beta)
-        qk = rows[rows["product"] == "qk"]
-        spread = float(np.sqrt(np.mean(qk.offdiag_sd**2)))
-        alpha, beta = _untruncate(float(qk.diag_mean.mean()), spread, d, min(d, layer.head_dim), layer.name)
-        out["qk_alpha"].append(alpha)
-        out["qk_beta"].append(beta)
+        width = layer.v.shape[1] * layer.v.shape[2]
+        for name, value in fit_layer(table[table.layer == i], layer.d_model, layer.head_dim, width, layer.name).items():
+            out[name].append(value)
     return MimeticSpec(**{name: tuple(values) for name, values in out.items()})
+
+
+def fit_layer(rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None = None, name: str = "") -> dict[str, float]:
+    """The four constants that imitate one layer, from its rows of a table that measure made; see fit.
+
+    Args:
+        rows: the columns head, product, diag_mean and offdiag_sd: qk of every head, and vp of the layer (head -1).
+        rank: num_kv_heads * head_dim, the rank of W_V W_proj; d_model by default.
+    """
+    vp = rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)].iloc[0]
+    qk = rows[rows["product"] == "qk"]
+    spread = float(np.sqrt(np.mean(qk.offdiag_sd**2)))
+    vp_alpha, vp_beta = _untruncate(vp.diag_mean, vp.offdiag_sd, d_model, min(d_model, rank or d_model), name)
+    qk_alpha, qk_beta = _untruncate(float(qk.diag_mean.mean()), spread, d_model, min(d_model, head_dim), name)
+    return {"qk_alpha": qk_alpha, "qk_beta": qk_beta, "vp_alpha": vp_alpha, "vp_beta": vp_beta}
 
 
 def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tuple[float, float]:
@@ -114,7 +121,7 @@ def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tu
             f"{name}: a diagonal of {wanted:.2f} times the spread is more than a rank-{k} product in width {d} can have "
             f"around alpha Z + beta I; beta = {ratios[-1]:g} alpha is taken",
             MimeticWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     ratio = float(np.interp(wanted, means / spreads, ratios))
     # both scale with alpha: the spread fixes it

@@ -1,10 +1,20 @@
-"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and what the number of pairs can prove is said."""
+"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and what the number of pairs can prove is said.
+
+A pair is two runs with one seed: the same images in the same order, the same initial weights where the arms agree. Their
+difference is tested by flipping its sign: if the arms were alike, each pair's difference would as well have come out
+with the other sign, so the 2^n sign patterns are equally likely (Fisher 1935). The interval is Student's, which takes the
+differences as normal; with three pairs it is wide, and that is the truth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy import stats
+
+MOST_PAIRS = 20  # 2^20 sign patterns; more pairs than that are not exact any more
 
 
 def paired_differences(finals: pd.DataFrame, metric: str = "test_accuracy", arms: Sequence[str] = ("timm", "mimetic")) -> pd.DataFrame:
@@ -27,8 +37,111 @@ def paired_differences(finals: pd.DataFrame, metric: str = "test_accuracy", arms
     return wide.assign(difference=wide[arms[1]] - wide[arms[0]])
 
 
-def smallest_p(pairs: int) -> float:
-    """The smallest one-sided p that an exact sign-flip test can give with this many pairs: all differences of one sign."""
+def smallest_p(pairs: int, alternative: str = "greater") -> float:
+    """The smallest p that an exact sign-flip test can give with this many pairs: all differences of one sign."""
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
-    return 0.5**pairs
+    return min(1.0, 0.5**pairs * (2 if alternative == "two-sided" else 1))
+
+
+def sign_flip_test(differences: Sequence[float], alternative: str = "two-sided") -> float:
+    """p of the exact sign-flip test of the mean difference: the share of all 2^n sign patterns whose mean is at least as
+    extreme as the one that was seen.
+
+    Args:
+        alternative: "two-sided", "greater" (mean above 0) or "less".
+
+    Raises:
+        ValueError: no differences, more than 20, one that is not finite, or an unknown alternative.
+    """
+    x = np.asarray(differences, dtype=float)
+    if alternative not in ("two-sided", "greater", "less"):
+        raise ValueError(f"alternative must be one of two-sided, greater, less; got {alternative!r}")
+    if not 1 <= x.size <= MOST_PAIRS:
+        raise ValueError(f"the exact test is for 1 to {MOST_PAIRS} pairs, got {x.size}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"differences must be finite, got {x.tolist()}")
+    signs = 1 - 2 * ((np.arange(2**x.size)[:, None] >> np.arange(x.size)) & 1)
+    sums = signs @ x
+    seen = {"greater": x.sum(), "less": -x.sum(), "two-sided": abs(x.sum())}[alternative]
+    every = {"greater": sums, "less": -sums, "two-sided": np.abs(sums)}[alternative]
+    # a pattern that is the seen one but for rounding is as extreme as the seen one
+    return float(np.mean(every >= seen - 1e-12 * np.abs(x).sum()))
+
+
+def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean difference; infinite for a single pair.
+
+    Raises:
+        ValueError: no differences, or a confidence that is not between 0 and 1.
+    """
+    x = np.asarray(differences, dtype=float)
+    if not x.size:
+        raise ValueError("no differences")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    if x.size == 1:
+        return -np.inf, np.inf
+    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / x.size**0.5
+    return float(x.mean() - half), float(x.mean() + half)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values corrected for their number (Holm 1979): the chance of any false claim among them stays below the level."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    out = np.empty_like(p)
+    out[order] = np.minimum(stepped, 1.0)
+    return out
+
+
+def compare(
+    finals: pd.DataFrame,
+    pairs: Mapping[str, tuple[str, str]],
+    metric: str = "test_accuracy",
+    *,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """One row a comparison that has runs in both arms, in the order of pairs.
+
+    Args:
+        finals: one row a run (training.records.load_runs of one experiment).
+        pairs: label -> (reference arm, arm). Labels whose arms have no pair yet are left out.
+
+    Returns:
+        index label; reference, arm: mean metric over the pairs; pairs: their number; difference: mean of arm minus
+        reference; low, high: its interval; p: exact, two-sided; p_holm: corrected for the number of rows;
+        wins: in how many pairs the arm is ahead.
+    """
+    rows = {}
+    for label, arms in pairs.items():
+        if not set(arms) <= set(finals["arm"]):
+            continue
+        table = paired_differences(finals, metric, arms)
+        if table.empty:
+            continue
+        d = table["difference"]
+        low, high = mean_interval(d, confidence)
+        rows[label] = {
+            "reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "pairs": len(d), "wins": int((d > 0).sum()),
+            "difference": d.mean(), "low": low, "high": high, "p": sign_flip_test(d),
+        }  # fmt: skip
+    out = pd.DataFrame.from_dict(rows, orient="index")
+    return out.assign(p_holm=holm(out["p"])) if len(out) else out
+
+
+def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accuracy") -> float:
+    """Steps after which a run's curve first reaches a level, linear between epochs; nan if it never does.
+
+    Args:
+        curve: the rows of one run, columns step and the metric, sorted by step.
+    """
+    steps, values = curve["step"].to_numpy(float), curve[metric].to_numpy(float)
+    above = np.flatnonzero(values >= level)
+    if not above.size:
+        return float("nan")
+    i = int(above[0])
+    if i == 0:
+        return float(steps[0])
+    return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1]))

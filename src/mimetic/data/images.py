@@ -27,6 +27,7 @@ SUBSET_SEED = 0
 DIGITS_TEST_SIZE = 360
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TEST_SIZE}
+TEST_SIZES = {"cifar10": 10_000, "cifar100": 10_000, "digits": DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
@@ -60,25 +61,32 @@ class ImageData:
         return (x_NCYX.float() - self.mean) / self.sd
 
 
-def load_images(name: str, *, train_size: int | None = None, device: str | torch.device = "cpu") -> ImageData:
+def load_images(
+    name: str, *, train_size: int | None = None, validation: int = 0, device: str | torch.device = "cpu"
+) -> ImageData:
     """A data set on ``device``; fetched first if it is not in the cache.
 
     Args:
         name: cifar10, cifar100 or digits.
         train_size: number of training images, the same number of each class, always the same images in the same order;
-            None for all. The test set is always whole.
+            None for all.
+        validation: 0: x_test is the whole test set. Else this many other images of the training set, the same number of
+            each class, stand in its place, so that a recipe can be chosen without the test set.
         device: where the tensors live.
 
     Raises:
-        ValueError: unknown name, or a train_size that cannot be had.
+        ValueError: unknown name, or sizes that cannot be had.
         Unavailable: it is not in the cache and cannot be fetched, or the cached file is damaged; the message says
             what to do.
     """
-    check_dataset(name, train_size)
+    check_dataset(name, train_size, validation)
     arrays = _digits() if name == "digits" else _read(name, fetch_images(name))
-    x_train, y_train = arrays["x_train"], arrays["y_train"]
+    x_train, y_train, x_test, y_test = (arrays[key] for key in _KEYS[:4])
     if train_size is not None and train_size != len(y_train):
         chosen = balanced_subset(y_train, train_size)
+        if validation:  # subsets are nested: the larger one without the training images
+            held = np.setdiff1d(balanced_subset(y_train, train_size + validation), chosen)
+            x_test, y_test = x_train[held], y_train[held]
         x_train, y_train = x_train[chosen], y_train[chosen]
     mean, sd = _channel_statistics(x_train)
 
@@ -89,21 +97,27 @@ def load_images(name: str, *, train_size: int | None = None, device: str | torch
         name,
         x_train=pixels(x_train),
         y_train=torch.from_numpy(y_train).to(device),
-        x_test=pixels(arrays["x_test"]),
-        y_test=torch.from_numpy(arrays["y_test"]).to(device),
+        x_test=pixels(x_test),
+        y_test=torch.from_numpy(y_test).to(device),
         classes=tuple(str(c) for c in arrays["classes"]),
         mean=torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1),
         sd=torch.tensor(sd, dtype=torch.float32, device=device).view(-1, 1, 1),
     )
 
 
-def check_dataset(name: str, train_size: int | None = None) -> None:
-    """Raise ValueError unless ``load_images(name, train_size=train_size)`` makes sense; reads no data."""
+def check_dataset(name: str, train_size: int | None = None, validation: int = 0) -> None:
+    """Raise ValueError unless ``load_images`` with these arguments makes sense; reads no data."""
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
+    classes, largest = NUM_CLASSES[name], TRAIN_SIZES[name]
+    left = largest - (train_size or largest)
+    if validation and (validation < 0 or validation % classes or validation > left):
+        raise ValueError(
+            f"validation={validation} must be the same number of each of the {classes} classes, of the {left} images "
+            f"that train_size={train_size} leaves"
+        )
     if train_size is None:
         return
-    classes, largest = NUM_CLASSES[name], TRAIN_SIZES[name]
     if not classes <= train_size <= largest:
         raise ValueError(f"train_size must be from {classes} to {largest} for {name}, not {train_size}")
     if train_size % classes and train_size != largest:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.attention import attention_layers
+from mimetic.attention_maps import attention_map, patch_distances
 from mimetic.construct import factor, factor_top_k, semi_diagonal
-from mimetic.initialize import initialize_
+from mimetic.initializers import initialize_
 from mimetic.measure import statistics
 from mimetic.models.vit import ViT, ViTConfig, sincos2d
 
@@ -86,22 +86,6 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
 
 
 @torch.no_grad()
-def attention_map(layer: AttentionLayer, x_BND: Tensor) -> Tensor:
-    """softmax(x W_Q (x W_K)^T / sqrt(head_dim)) of every head, (B, H, N, N), for the tokens that enter the layer.
-
-    With the layer's biases, without masks, position rotations or relative biases.
-    """
-    q = torch.einsum("bnd,dhk->bhnk", x_BND, layer.q.float())
-    k = torch.einsum("bnd,dhk->bhnk", x_BND, layer.k.float())
-    if layer.q_bias is not None:
-        q = q + layer.q_bias.float()[:, None]
-    if layer.k_bias is not None:
-        k = k + layer.k_bias.float()[:, None]
-    k = k.repeat_interleave(layer.num_heads // layer.num_kv_heads, dim=1)
-    return (q @ k.mT / layer.head_dim**0.5).softmax(-1)
-
-
-@torch.no_grad()
 def maps_at_init(
     images: Tensor, inits: Sequence[str] = ("timm", "mimetic"), position: Sequence[str] = ("none", "sincos2d"), *,
     d_model: int = 192, num_heads: int = 3, patch_size: int = 4, seed: int = 0,
@@ -133,8 +117,7 @@ def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFra
     Args:
         side: number of patches along an edge.
     """
-    y, x = (np.indices((side, side)).reshape(2, -1))
-    distance = torch.tensor(np.hypot(y[:, None] - y, x[:, None] - x), dtype=torch.float32)
+    distance = patch_distances(side)
     rows = []
     uniform = torch.full((1, 1, side**2, side**2), 1 / side**2)
     for (init, position), A in {**maps, ("uniform", "–"): uniform}.items():

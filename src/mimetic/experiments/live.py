@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mimetic.experiments.vision import check, named, run
+from mimetic.experiments.configs import named
+from mimetic.experiments.vision import check, run
 
 
 def live_runs(

@@ -3,28 +3,22 @@
     python -m mimetic train cifar10-lab --init timm --seed 0
     python -m mimetic train cifar10-lab --init mimetic --seed 0
 
-cifar10-lab   10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4 (0.68 M parameters),
-              20 epochs. Time: about 20 minutes a run on one CPU core that does nothing else.
-              Expected test accuracy, seeds 0 and 1: timm 59.9 and 60.0 %, mimetic 64.6 and 63.4 %
-digits        scikit-learn's digits (8 x 8 pixels), a ViT of d 64, depth 4, patch 2 (0.20 M parameters), 10 epochs. No
-              download; about 15 seconds a run on one CPU core. Expected test accuracy, seed 0: timm 58 %, mimetic
-              85 %. A demonstration that everything works, not evidence.
-
-The recipe (AdamW, lr, weight decay, warm-up, crop and flip, label smoothing) is an ordinary one, the same for every
-arm, and provisional: no value was tuned, for any arm. Arms of one seed are paired: they see the same images in the same
-order with the same augmentation; only the initial weights differ. The initial weights are drawn from a generator of
-their own, so two arms with one seed also share every weight that their initializers do not set differently.
+What can be run by name, and how long it takes, is in mimetic.experiments.configs. The initial weights are drawn from a
+generator of their own, so two arms with one seed share every weight that their initializers do not set differently; the
+order of the images and their augmentation follow from the seed alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from mimetic.experiments.configs import VisionConfig, check_named, with_arm
 from mimetic.training.records import (
     RecordError,
     check_name,
@@ -44,91 +38,17 @@ if TYPE_CHECKING:
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
-    "experiments/vision.py", "initialize.py", "lapack.py", "models/blocks.py", "models/vit.py", "training/loop.py",
+    "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/vit.py",
+    "training/loop.py",
 )  # fmt: skip
+ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
-# What may differ between two runs of one named experiment.
-_FREE = ("init", "arm", "seed", "device", "threads", "precision", "compile")
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """A run, completely. Two equal configs give the same record on the same machine."""
-
-    experiment: str  # name of the folder of the records
-    init: str = "timm"  # initializer by name: timm, torch, mimetic, mimetic-qk, mimetic-vp
-    seed: int = 0  # of the initial weights, the data order and the augmentation (separate generators)
-    arm: str = ""  # what the record is called within the experiment; "": the name of the initializer
-
-    # data
-    dataset: str = "cifar10"  # cifar10, cifar100, digits
-    train_size: int | None = None  # training images, class-balanced and always the same; None: all
-    crop_padding: int = 4  # random crop: pixels added on each side; 0: no crop
-    padding_mode: str = "reflect"  # reflect, or zero: black
-    flip: bool = True  # mirror left and right
-    randaugment_ops: int = 0  # RandAugment operations an image; 0: none
-    randaugment_magnitude: int = 9  # 0 to 30
-
-    # model
-    d_model: int = 192  # width of the tokens
-    depth: int = 12  # blocks
-    num_heads: int = 3
-    mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    patch_size: int = 4  # pixels
-    global_pool: str = "avg"  # avg: average of the patches; token: class token
-    pos_embed: str = "sincos2d"  # sincos2d, learned, none
-
-    # training
-    epochs: int = 100
-    batch_size: int = 128
-    lr: float = 1e-3  # peak; AdamW
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the run, linear; then cosine to 0
-    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    label_smoothing: float = 0.1
-
-    # machine
-    device: str = "auto"  # auto, cpu, cuda, mps
-    threads: int = 2  # CPU threads; they change the order of sums, so bit-identical means with equal threads
-    precision: str = "auto"  # auto (bfloat16 on cuda), float32, bfloat16
-    compile: str = "auto"  # auto (on cuda), on, off
-
-    @property
-    def name(self) -> str:
-        """experiment/arm-seedN"""
-        return f"{self.experiment}/{self.arm or self.init}-seed{self.seed}"
-
-
-EXPERIMENTS: dict[str, VisionConfig] = {
-    "cifar10-lab": VisionConfig(
-        "cifar10-lab", dataset="cifar10", train_size=10_000, d_model=96, depth=6, num_heads=3, epochs=20
-    ),
-    "digits": VisionConfig(
-        "digits", dataset="digits", d_model=64, depth=4, num_heads=4, patch_size=2, epochs=10, batch_size=32,
-        crop_padding=1, padding_mode="zero", flip=False, threads=1,
-    ),
-}  # fmt: skip
-
-
-def named(experiment: str, /, **changes: Any) -> VisionConfig:
-    """The config of a named experiment, with some fields changed: ``named("cifar10-lab", init="mimetic", seed=1)``.
-
-    Raises:
-        ValueError: unknown experiment or field; the message names the choices.
-    """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, not {experiment!r}")
-    known = [f.name for f in fields(VisionConfig)]
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"{name!r} is not a field of VisionConfig; the fields are {', '.join(known)}")
-    return replace(EXPERIMENTS[experiment], **changes)
 
 
 def check(config: VisionConfig, *, store: bool = True) -> None:
     """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
-    from mimetic.data.images import TRAIN_SIZES, check_dataset
-    from mimetic.initialize import INITIALIZERS
+    from mimetic.data.images import NUM_CLASSES, TEST_SIZES, TRAIN_SIZES, check_dataset
+    from mimetic.initializers import INITIALIZERS
     from mimetic.training.loop import resolve_device
 
     check_name("experiment", config.experiment)
@@ -142,14 +62,20 @@ def check(config: VisionConfig, *, store: bool = True) -> None:
             raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
-    check_dataset(config.dataset, config.train_size)
+    check_dataset(config.dataset, config.train_size, config.validation)
     images = config.train_size or TRAIN_SIZES[config.dataset]
-    if config.batch_size > images:
-        raise ValueError(f"batch_size={config.batch_size} is more than the {images} training images")
+    for name, count in (("the training images", images), ("epoch_images", config.epoch_images)):
+        if count is not None and config.batch_size > count:
+            raise ValueError(f"batch_size={config.batch_size} is more than {name}, {count}")
+    tests, classes = config.validation or TEST_SIZES[config.dataset], NUM_CLASSES[config.dataset]
+    part = config.curve_images
+    if part is not None and (not classes <= part <= tests or part % classes):
+        raise ValueError(f"curve_images must be the same number of each of {classes} classes, at most {tests}, not {part}")
+    _spec(config)
     _augmentation(config), _train_config(config), _vit_config(config)
     resolve_device(config.device)
     if store:
-        _check_named(config)
+        check_named(config)
 
 
 def run(
@@ -160,6 +86,7 @@ def run(
     progress: bool = True,
     checkpoint_seconds: float = 30.0,
     time_limit: float | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """The record of ``config``: read if it exists, else trained (from its checkpoint, if there is one) and written.
 
@@ -169,6 +96,7 @@ def run(
         progress: a progress bar and a line an epoch.
         checkpoint_seconds: how often the state is saved, besides after every epoch.
         time_limit: seconds after which to save and stop with training.loop.TimeLimit.
+        on_epoch: called with the entry of the curve after every epoch.
 
     Raises:
         ValueError: a bad config; nothing has been computed.
@@ -176,10 +104,14 @@ def run(
         RecordError: a record of this name exists, but it is damaged or has another config.
         CheckpointError: the checkpoint is damaged, has another config or source, or is in use.
     """
+    config = with_arm(config)
     check(config, store=store)
     identity = {"config": _hash(asdict(config)), "source": source_hash(SOURCE)["sha256"]}
+    options = {
+        "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
+    }  # fmt: skip
     if not store:
-        return _train(config, None, identity, progress, checkpoint_seconds, time_limit)
+        return _train(config, None, identity, options)
     from mimetic.data.fetch import cache_dir
     from mimetic.training.checkpoint import exclusive, remove_checkpoint
 
@@ -192,7 +124,7 @@ def run(
             return _existing(config, path)
         if force:
             remove_checkpoint(checkpoint)
-        record = _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limit)
+        record = _train(config, checkpoint, identity, options)
         record = read_record(write_record(record))
         remove_checkpoint(checkpoint)
     return record
@@ -209,7 +141,8 @@ class VisionTask:
         self.data, self.config = data, config
         self.augment = _augmentation(config)
         self.units_per_step = config.batch_size
-        self.steps_per_epoch = len(data.x_train) // config.batch_size  # the rest of an epoch's images is left out
+        self.steps_per_pass = len(data.x_train) // config.batch_size  # the rest of a pass's images is left out
+        self.steps_per_epoch = (config.epoch_images or len(data.x_train)) // config.batch_size
         self._generator = torch.Generator(data.x_train.device)
         self._order: tuple[int, Tensor] | None = None
 
@@ -220,12 +153,14 @@ class VisionTask:
         from mimetic.training.loop import derive_seed
 
         data, size = self.data, self.config.batch_size
-        if self._order is None or self._order[0] != epoch:
+        # an epoch is a pass over the images unless epoch_images says otherwise
+        turn, place = divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass)
+        if self._order is None or self._order[0] != turn:
             # drawn on the CPU: the same order on every device
-            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", turn))
             order = torch.randperm(len(data.x_train), generator=generator)
-            self._order = epoch, order.to(data.x_train.device)
-        index = self._order[1][step * size : (step + 1) * size]
+            self._order = turn, order.to(data.x_train.device)
+        index = self._order[1][place * size : (place + 1) * size]
         self._generator.manual_seed(derive_seed(self.config.seed, "augment", epoch, step))
         return data.normalise(self.augment(data.x_train[index], self._generator)), data.y_train[index]
 
@@ -238,26 +173,31 @@ class VisionTask:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Cross entropy (without smoothing) and accuracy on the whole test set."""
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Cross entropy (without smoothing) and accuracy on the whole test set; before the last epoch on curve_images of it."""
         import torch
         import torch.nn.functional as F
 
-        data, loss, correct = self.data, 0.0, 0
-        size = EVALUATION_BATCH.get(data.x_test.device.type, 1000)
-        parts = zip(data.x_test.split(size), data.y_test.split(size), strict=True)
-        for images, labels in parts:
+        from mimetic.data.images import balanced_subset
+
+        data, loss, correct, part = self.data, 0.0, 0, self.config.curve_images
+        x, y = data.x_test, data.y_test
+        if part and not last:
+            chosen = torch.from_numpy(balanced_subset(y.cpu().numpy(), part)).to(y.device)
+            x, y = x[chosen], y[chosen]
+        size = EVALUATION_BATCH.get(x.device.type, 1000)
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
             logits = model(data.normalise(images)).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += torch.sum(logits.argmax(1) == labels)
-        return {"loss": float(loss) / len(data.y_test), "accuracy": int(correct) / len(data.y_test)}
+        return {"loss": float(loss) / len(y), "accuracy": int(correct) / len(y)}
 
 
 def build_model(config: VisionConfig) -> nn.Module:
     """The model with its initial weights, on the CPU: a function of the config only."""
     import torch
 
-    from mimetic.initialize import initialize_
+    from mimetic.initializers import initialize_
     from mimetic.models.vit import ViT
     from mimetic.training.loop import derive_seed
 
@@ -265,23 +205,28 @@ def build_model(config: VisionConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # PyTorch's constructors draw from the global generator
         torch.manual_seed(seed)
         model = ViT(_vit_config(config))
-    initialize_(model, config.init, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    initialize_(model, config.init, spec=_spec(config), qk_rank=config.qk_rank, generator=generator)
     return model
 
 
-def _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limit) -> dict[str, Any]:
+def _train(config, checkpoint, identity, options) -> dict[str, Any]:
+    from mimetic.attention_maps import anatomy
     from mimetic.data.images import load_images
     from mimetic.models.blocks import parameter_counts
     from mimetic.training.loop import resolve_backend, resolve_device, train
 
     clock, source, settings = monotonic(), source_hash(SOURCE), _train_config(config)
     device = resolve_device(config.device)
-    task = VisionTask(load_images(config.dataset, train_size=config.train_size, device=device), config)
+    data = load_images(config.dataset, train_size=config.train_size, validation=config.validation, device=device)
+    task = VisionTask(data, config)
     model = build_model(config).to(device)
+    looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
+    before = anatomy(model, looked_at)
     setup = {"setup": monotonic() - clock}
     result = train(
         model, task, settings, seed=config.seed, checkpoint=checkpoint, identity=identity, started=now(),
-        checkpoint_seconds=checkpoint_seconds, time_limit=time_limit, progress=progress, label=config.name,
+        label=config.name, **options,
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return {
@@ -292,6 +237,7 @@ def _train(config, checkpoint, identity, progress, checkpoint_seconds, time_limi
         "config": asdict(config),
         "curve": result.curve,
         "final": result.curve[-1],
+        "anatomy": {"before": before, "after": anatomy(model, looked_at)},
         "parameters": parameter_counts(model),
         "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
@@ -309,7 +255,8 @@ def _existing(config: VisionConfig, path: Path) -> dict[str, Any]:
     record = read_record(path)
     # a field that is newer than the record had its default's effect then
     stored = {f.name: f.default for f in fields(VisionConfig)} | record["config"]
-    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in asdict(config).items() if stored.get(k) != v]
+    wanted = json.loads(json.dumps(asdict(config)))  # tuples are lists in a record
+    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if stored.get(k) != v]
     if differs:
         raise RecordError(
             f"a record {config.name} exists with another config ({'; '.join(differs)}): "
@@ -318,25 +265,16 @@ def _existing(config: VisionConfig, path: Path) -> dict[str, Any]:
     return record
 
 
-def _check_named(config: VisionConfig) -> None:
-    """A record in the folder of a named experiment must be a run of that experiment."""
-    base = EXPERIMENTS.get(config.experiment)
-    if base is None:
-        return
-    differs = [
-        f"{f.name}={getattr(config, f.name)!r} (there {getattr(base, f.name)!r})"
-        for f in fields(config)
-        if f.name not in _FREE and getattr(config, f.name) != getattr(base, f.name)
-    ]
-    if differs:
-        raise ValueError(
-            f"{config.experiment} is defined with other values than {', '.join(differs)}: give the run "
-            "another experiment name (--experiment), or do not store it (store=False, --no-store)"
-        )
-
-
 def _hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _spec(config: VisionConfig):
+    from mimetic.initialize import MimeticSpec
+
+    spec = MimeticSpec(**{name: getattr(config, name) for name in MimeticSpec.constants()})
+    spec.layer(0, config.depth)  # raises if there is not one value a layer
+    return spec
 
 
 def _augmentation(config: VisionConfig):

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +72,9 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and metrics to average over the epoch (scalars; they appear as train_NAME)."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics on the whole test set (they appear as test_NAME). Gradients are off, the model is in eval mode."""
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Metrics on the test set (they appear as test_NAME): all of it when this is the last epoch; before, part of it
+        will do for a curve. Gradients are off, the model is in eval mode."""
 
 
 @dataclass
@@ -163,6 +164,7 @@ def train(
     checkpoint_seconds: float = 30.0,
     time_limit: float | None = None,
     progress: bool = True,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
     label: str = "",
 ) -> Result:
     """Train ``model`` in place (it is on its device already) and return the curve.
@@ -175,6 +177,7 @@ def train(
         checkpoint_seconds: a checkpoint is saved when this much time has passed, and after every epoch.
         time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
         progress: a bar (in a terminal) and a line an epoch.
+        on_epoch: called with the entry of the curve after every epoch, when it has been saved.
         label: what the progress display calls the run.
 
     Raises:
@@ -246,7 +249,7 @@ def train(
                 clock = time.perf_counter()
                 model.eval()
                 with torch.no_grad(), cast:
-                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(forward).items()}
+                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(forward, epoch + 1 == config.epochs).items()}
                 result.seconds["evaluate"] += time.perf_counter() - clock
                 rate = learning_rate(step - 1, config, steps)
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
@@ -254,6 +257,8 @@ def train(
                 sums = {}
                 save()
                 bar.epoch(result, config.epochs, task.unit)
+                if on_epoch is not None:
+                    on_epoch(result.curve[-1])
         finally:
             bar.close()
     return result

@@ -1,0 +1,85 @@
+"""The vision programme: which arms and seeds answer which question, and in which order the queue takes them.
+
+    python -m mimetic queue recipe         the search that chose the recipe, on a split of the training set
+    python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will)
+
+The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.ARMS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mimetic.experiments.configs import ARMS, VisionConfig, named
+
+PAIR = ("timm", "mimetic")
+CENTRAL_SEEDS = tuple(range(6))
+FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question: the arms that answer it, first the one that the others are compared with."""
+
+    name: str
+    question: str
+    experiment: str
+    arms: tuple[str, ...]
+
+    def runs(self, seeds: tuple[int, ...]) -> Iterator[VisionConfig]:
+        """Seed by seed, so that a queue that is stopped leaves whole pairs."""
+        for seed in seeds:
+            for arm in self.arms:
+                yield named(self.experiment, arm=arm, seed=seed)
+
+
+def _pairs(*prefixes: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}-{init}" if prefix else init for prefix in prefixes for init in PAIR)
+
+
+CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab", PAIR)
+QUESTIONS = (  # in the order of the queue
+    Study("which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10", ("timm", "mimetic-qk", "mimetic-vp", "mimetic")),
+    Study(
+        "structure", "Is it structure or scale?", "cifar10-lab10",
+        ("timm", "timm-rescaled", "random-directions", "untransposed", "swapped", "mimetic"),
+    ),
+    Study("signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic")),
+    Study("size", "Does the gain grow with the model?", "cifar10-lab10", _pairs("d64", "", "d128", "d192", "depth3", "depth12")),
+    Study("data", "Does it grow when data are scarce?", "cifar10-lab10", _pairs("n2000", "n5000", "", "n50000")),
+    Study(
+        "position", "What do position embedding and pooling do?", "cifar10-lab10",
+        _pairs("", "learned-avg", "none-avg", "sincos2d-token", "learned-token", "none-token"),
+    ),
+    Study("default", "Which default?", "cifar10-lab10", ("timm", "torch", "xavier", "mimetic")),
+    Study("fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10", ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic")),
+    Study(
+        "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
+        ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")))),
+    ),
+)  # fmt: skip
+PRECISION = Study(
+    "precision", "Does bfloat16 change the answer?", "cifar10-lab10", ("timm", "mimetic", "float32-timm", "float32-mimetic")
+)
+STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION)}
+
+RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
+
+
+def lab_runs() -> list[VisionConfig]:
+    """The central claim, every question with three seeds, then with two more; each run once."""
+    runs = [*CENTRAL.runs(CENTRAL_SEEDS)]
+    for seeds in (FIRST_SEEDS, MORE_SEEDS):
+        for study in QUESTIONS:
+            runs += study.runs(seeds)
+    runs += PRECISION.runs(FIRST_SEEDS)
+    return list({config.name: config for config in runs}.values())
+
+
+def recipe_runs() -> list[VisionConfig]:
+    """The search: every setting with seed 0, then with seed 1."""
+    return [*RECIPE.runs((0, 1))]
+
+
+QUEUES = {"lab": lab_runs, "recipe": recipe_runs}

@@ -1,0 +1,251 @@
+"""A list of runs, worked off by several processes: what is finished is skipped, what is half done goes on.
+
+    python -m mimetic queue lab                    until all is done
+    python -m mimetic queue lab --minutes 9        for nine minutes, then save and stop
+    python -m mimetic queue lab --list             what is done and what is left
+
+The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run that
+another process holds is passed over. So the queue and its workers can be killed at any moment, on any machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+from mimetic.experiments.configs import VisionConfig
+from mimetic.training.records import RecordError, read_record, record_path
+
+LEAST_SECONDS = 15.0  # with less time than this no run is begun or resumed
+BUSY = "another process is training this run"
+
+
+@dataclass
+class Outcome:
+    """What a call of work did."""
+
+    finished: list[str] = field(default_factory=list)  # names of runs whose records it wrote
+    left: int = 0  # runs without a record
+    failed: dict[str, str] = field(default_factory=dict)  # name -> one line
+
+
+def queue_runs(name: str) -> list[VisionConfig]:
+    """The runs of a queue, in order.
+
+    Raises:
+        ValueError: unknown name; the message lists the choices.
+    """
+    from mimetic.experiments.programme import QUEUES
+
+    if name not in QUEUES:
+        raise ValueError(f"queue must be one of {', '.join(QUEUES)}, not {name!r}")
+    return QUEUES[name]()
+
+
+def is_done(config: VisionConfig) -> bool:
+    """Whether there is a readable record of the run. A damaged one raises RecordError with its name."""
+    path = record_path(config.experiment, config.arm or config.init, config.seed)
+    return path.is_file() and bool(read_record(path))
+
+
+def cost(config: VisionConfig) -> float:
+    """Work of a run in arbitrary units: images seen, forward and backward, times multiply-adds an image."""
+    from mimetic.data.images import IMAGE_SHAPES, TEST_SIZES, TRAIN_SIZES
+
+    d, tokens = config.d_model, (IMAGE_SHAPES[config.dataset][1] // config.patch_size) ** 2
+    image = config.depth * tokens * d * ((4 + 2 * config.mlp_ratio) * d + 2 * tokens)
+    trained = config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]
+    tests = config.validation or TEST_SIZES[config.dataset]
+    evaluated = (config.epochs - 1) * (config.curve_images or tests) + tests
+    return image * (3 * trained * config.epochs + evaluated)
+
+
+def work(
+    runs: Sequence[VisionConfig], *, minutes: float | None = None, processes: int = 2, say=print, checkpoint_seconds: float = 30.0
+) -> Outcome:
+    """Work the runs off, in order, side by side in worker processes.
+
+    A run that fails is named, and the others go on. SIGINT and SIGTERM stop the queue; what the runs lose then is what
+    they did since their last checkpoint, at most checkpoint_seconds.
+
+    Args:
+        minutes: stop after this time, all runs saved; None: no limit.
+        processes: how many runs at a time; each uses the threads of its config.
+        say: called with one line after every epoch and at the end of every run.
+
+    Raises:
+        ValueError: a bad config, or a bad limit; nothing has been computed.
+        RecordError: a record of the queue is damaged.
+    """
+    from mimetic.experiments.vision import check
+
+    if processes < 1 or (minutes is not None and not minutes > 0):
+        raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
+    for config in runs:
+        check(config)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    waiting = [config for config in runs if not is_done(config)]
+    outcome, progress = Outcome(), _Progress(runs, waiting)
+    say(progress.line("start"))
+    workers: list[_Worker] = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        while True:
+            enough = deadline is None or deadline - time.monotonic() > LEAST_SECONDS
+            idle = [w for w in workers if w.config is None]
+            while enough and waiting and (idle or len(workers) < processes):
+                if not idle:
+                    workers.append(_Worker())
+                    idle.append(workers[-1])
+                idle.pop().give(waiting.pop(0), deadline, checkpoint_seconds)
+            busy = [w for w in workers if w.config is not None]
+            if not busy:
+                break
+            ready = wait([w.connection for w in busy], timeout=1.0)
+            for worker in busy:
+                if worker.connection in ready:
+                    _receive(worker, workers, outcome, progress, say)
+    finally:
+        for worker in workers:
+            worker.stop()
+        signal.signal(signal.SIGTERM, previous)
+    outcome.left = sum(not is_done(config) for config in runs)
+    return outcome
+
+
+def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress: _Progress, say) -> None:
+    """Take one message of a worker: an epoch, or the end of its run."""
+    name = worker.config.name
+    try:
+        kind, content = worker.connection.recv()
+    except EOFError:
+        worker.stop()
+        workers.remove(worker)  # the next run gets a new process
+        kind, content = "failed", f"its process ended with exit code {worker.process.exitcode}"
+    if kind == "epoch":
+        epochs = worker.config.epochs
+        progress.share[name] = content["epoch"] / epochs
+        metrics = f"loss {content['train_loss']:.3f}  test accuracy {content['test_accuracy']:.2%}"
+        say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  {metrics}"))
+        return
+    worker.config = None
+    if kind == "done":
+        outcome.finished.append(name)
+        progress.share[name] = 1.0
+        say(progress.line(f"{name}  done, test accuracy {content:.2%}"))
+    elif kind == "busy":
+        say(f"{name}  passed over: {BUSY}")
+    elif kind == "failed":
+        outcome.failed[name] = content
+        say(f"{name}  FAILED: {content}")
+
+
+# --- a worker process ------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A process that trains one run after another."""
+
+    def __init__(self) -> None:
+        # glibc gives tensors of some MB back to the system and asks for them again, page by page, all the time: keeping
+        # them makes training a fifth faster. It reads these at the start of a process.
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.config: VisionConfig | None = None
+
+    def give(self, config: VisionConfig, deadline: float | None, checkpoint_seconds: float) -> None:
+        self.config = config
+        self.connection.send((config, deadline, checkpoint_seconds))
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(connection: Connection) -> None:
+    """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
+    from mimetic.attention import MimeticWarning
+    from mimetic.experiments.vision import run
+    from mimetic.training.checkpoint import CheckpointError
+    from mimetic.training.loop import TimeLimit
+
+    warnings.simplefilter("ignore", MimeticWarning)
+    while True:
+        try:
+            config, deadline, checkpoint_seconds = connection.recv()
+        except EOFError:
+            return
+        try:
+            record = run(
+                config, progress=False, checkpoint_seconds=checkpoint_seconds,
+                time_limit=None if deadline is None else max(0.0, deadline - time.monotonic()),
+                on_epoch=lambda entry: connection.send(("epoch", entry)),
+            )  # fmt: skip
+            message = "done", record["final"]["test_accuracy"]
+        except TimeLimit:
+            message = "stopped", ""
+        except BrokenPipeError:
+            return
+        except CheckpointError as error:
+            message = ("busy", "") if BUSY in str(error) else ("failed", str(error))
+        except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
+            message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        try:
+            connection.send(message)
+        except BrokenPipeError:
+            return
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """How much of the queue's work is done, and how long the rest will take at the speed so far."""
+
+    def __init__(self, runs: Sequence[VisionConfig], waiting: Sequence[VisionConfig]) -> None:
+        self.costs = {config.name: cost(config) for config in runs}
+        names = {config.name for config in waiting}
+        self.share = {config.name: float(config.name not in names) for config in runs}  # done of each run
+        self.first: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    def line(self, event: str) -> str:
+        done = sum(self.costs[name] * share for name, share in self.share.items())
+        # what was done before this call is not this call's speed: count a run from the first epoch that was seen
+        if not self.first:
+            self.first = dict(self.share)
+        now = sum(self.costs[name] * (self.share[name] - self.first[name]) for name in self.costs)
+        runs = sum(share == 1.0 for share in self.share.values())
+        total, text = sum(self.costs.values()), ""
+        if now > 0:
+            seconds = (total - done) / now * (time.monotonic() - self.began)
+            text = f", about {seconds / 3600:.1f} h left" if seconds > 5400 else f", about {seconds / 60:.0f} min left"
+        return f"[{runs} of {len(self.share)} runs, {done / max(total, 1e-9):.1%} of the work{text}]  {event}"
+
+
+def listing(runs: Sequence[VisionConfig]) -> str:
+    """A table as text: every run of the queue, done or how far."""
+    from mimetic.data.fetch import cache_dir
+
+    lines = []
+    for config in runs:
+        checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+        try:
+            state = "done" if is_done(config) else "half done" if checkpoint.is_file() else "waiting"
+        except RecordError as error:
+            state = f"DAMAGED: {error}"
+        lines.append(f"{config.name:48s} {state}")
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""Whole models initialised in place, by name, as timm does it: defaults, mimetic initialization, and its controls.
+
+A control shares one property with mimetic initialization and lacks another, so that an experiment can say which of them
+matters. The names:
+
+    timm                       every nn.Linear trunc-normal with std .02: the default that the paper compares with
+    torch                      PyTorch's own defaults
+    xavier                     Xavier uniform for every matrix, queries, keys and values each on their own
+    mimetic                    "timm" with both products of every attention layer written over
+    mimetic-qk, mimetic-vp     one of the two products
+    mimetic-random-directions  control: each factor of "mimetic" keeps its singular values and gets random directions
+    mimetic-untransposed       control: V and proj stored without transposing, as most public code does it
+    timm-rescaled              control: "timm" with every attention matrix scaled to its Frobenius norm under "mimetic"
+
+With one generator state all of them share every weight that they do not set differently.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.initialize import VISION, MimeticSpec, mimetic_init_
+
+Generator = torch.Generator | None
+
+
+# --- defaults --------------------------------------------------------------------------------------------------------
+
+
+def init_timm_(model: nn.Module, generator: Generator = None) -> None:
+    """timm's ViT default: nn.Linear weights trunc-normal with std .02, biases 0; learned position embedding and class token
+    as timm has them (std .02 and 1e-6); everything else (patch embedding, norms) as PyTorch. Source: timm
+    models/vision_transformer.py, init_weights_vit_timm."""
+    init_torch_(model, generator)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_torch_(model: nn.Module, generator: Generator = None) -> None:
+    """PyTorch's own default of every module (reset_parameters), with a seed drawn from the generator; position embedding
+    and class token, which PyTorch has no default for, as timm has them."""
+    device = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**31, (), generator=generator, device=device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    for name, p in model.named_parameters():
+        if name.endswith("pos_embed") and p.requires_grad:
+            nn.init.trunc_normal_(p, std=0.02, generator=generator)
+        elif name.endswith("cls_token"):
+            nn.init.normal_(p, std=1e-6, generator=generator)
+
+
+def init_xavier_(model: nn.Module, generator: Generator = None) -> None:
+    """Xavier (Glorot) uniform for every nn.Linear, biases 0; a fused qkv weight as three matrices, since its fan-out as one
+    is not that of a query. The rest as init_torch_. The choice of the original ViT and of Flax's attention."""
+    init_torch_(model, generator)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            for part in module.weight.chunk(3) if name.rpartition(".")[2] == "qkv" else (module.weight,):
+                nn.init.xavier_uniform_(part, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# --- mimetic initialization and its controls -------------------------------------------------------------------------
+
+
+def random_directions_(model: nn.Module, generator: Generator = None) -> None:
+    """Replace the singular vectors of every attention product by random ones; the singular values and how they are split
+    between the factors stay. For models that mimetic_init_ has just written: there the columns of a factor are orthogonal,
+    so their norms are the square roots of the singular values."""
+    for layer in _unshared(model):
+        for h in range(layer.num_heads):
+            for factor in (layer.q, layer.k):
+                factor[:, h] = _orthonormal(layer.d_model, layer.head_dim, generator) * factor[:, h].norm(dim=0)
+        rank = layer.num_heads * layer.head_dim
+        v = layer.v.flatten(1)
+        layer.v.copy_((_orthonormal(layer.d_model, rank, generator) * v.norm(dim=0)).view_as(layer.v))
+        proj = layer.proj.flatten(0, 1)
+        layer.proj.copy_((_orthonormal(layer.d_model, rank, generator) * proj.norm(dim=1)).mT.view_as(layer.proj))
+
+
+def untransposed_(model: nn.Module, generator: Generator = None) -> None:
+    """Store V's and proj's factors the way most public code does: v.weight = L, proj.weight = R for the target L @ R.
+    nn.Linear multiplies by the transpose, so the product becomes (R L)^T: the target's eigenvalues, hence its trace, on
+    a diagonal that is far from constant."""
+    for layer in _unshared(model):
+        v, proj = layer.v.flatten(1).mT.clone(), layer.proj.flatten(0, 1).mT.clone()
+        layer.v.copy_(v.view_as(layer.v))
+        layer.proj.copy_(proj.view_as(layer.proj))
+
+
+def rescale_like_(model: nn.Module, other: nn.Module) -> None:
+    """Scale every head's W_Q and W_K and every layer's W_V and W_proj to the Frobenius norm that they have in other."""
+    for ours, theirs in zip(_unshared(model), _unshared(other), strict=True):
+        for name in ("q", "k"):
+            matrix, wanted = getattr(ours, name), getattr(theirs, name)
+            matrix.mul_(wanted.norm(dim=(0, 2), keepdim=True) / matrix.norm(dim=(0, 2), keepdim=True))
+        for name in ("v", "proj"):
+            matrix = getattr(ours, name)
+            matrix.mul_(getattr(theirs, name).norm() / matrix.norm())
+
+
+def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> None:
+    """Cut every head's W_Q W_K^T to a smaller rank than head_dim, after mimetic_init_. What is left is spread over the
+    head's dimensions by a random rotation: a dimension that is zero in W_Q and in W_K would never learn.
+
+    Raises:
+        ValueError: rank is not between 1 and head_dim.
+    """
+    for layer in _unshared(model):
+        if not 1 <= rank <= layer.head_dim:
+            raise ValueError(f"qk_rank must be between 1 and the head size {layer.head_dim}, not {rank!r}")
+        for h in range(layer.num_heads):
+            spread = _orthonormal(layer.head_dim, rank, generator).mT
+            for factor in (layer.q, layer.k):
+                factor[:, h] = factor[:, h, :rank] @ spread
+
+
+def _unshared(model: nn.Module) -> list[AttentionLayer]:
+    """The attention layers of one of our own models: every head has keys and values of its own."""
+    layers = attention_layers(model)
+    for layer in layers:
+        if layer.num_kv_heads != layer.num_heads:
+            raise ValueError(f"{layer.name}: the controls are for layers without grouped queries")
+    return layers
+
+
+def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
+    """(d, k) with orthonormal columns, k <= d, uniformly distributed."""
+    device = generator.device if generator is not None else "cpu"
+    q, r = torch.linalg.qr(torch.randn(d, k, generator=generator, device=device).cpu())
+    return q * r.diagonal().sign()  # without the signs QR prefers some directions (Mezzadri 2007)
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+DEFAULTS: dict[str, Callable] = {"timm": init_timm_, "torch": init_torch_, "xavier": init_xavier_}
+CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_, "mimetic-untransposed": untransposed_}
+INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
+
+
+@torch.no_grad()
+def initialize_(
+    model: nn.Module,
+    name: str,
+    *,
+    spec: MimeticSpec = VISION,
+    qk_rank: int | None = None,
+    generator: Generator = None,
+) -> None:
+    """Initialise a whole model in place by name (see the head of this module), on its CPU copy's random numbers.
+
+    Args:
+        model: any model whose attention mimetic_init_ can write; the controls are for our own models.
+        name: one of INITIALIZERS.
+        spec: constants of the mimetic names and of timm-rescaled; ignored by the defaults.
+        qk_rank: rank of W_Q W_K^T, None for head_dim; mimetic names only.
+        generator: source of randomness; None takes torch's global one.
+
+    Raises:
+        ValueError: unknown name (the message lists the choices), or a qk_rank that the name does not take.
+    """
+    if name not in INITIALIZERS:
+        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
+    if qk_rank is not None and name not in ("mimetic", "mimetic-qk"):
+        raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
+    if name in DEFAULTS:
+        DEFAULTS[name](model, generator)
+        return
+    init_timm_(model, generator)
+    target = copy.deepcopy(model) if name == "timm-rescaled" else model
+    mimetic_init_(target, spec, qk=name != "mimetic-vp", vp=name != "mimetic-qk", generator=generator)
+    if name == "timm-rescaled":
+        rescale_like_(model, target)
+    elif name in CONTROLS:
+        CONTROLS[name](model, generator)
+    elif qk_rank is not None:
+        truncate_qk_(model, qk_rank, generator)

@@ -1,0 +1,202 @@
+"""The queue with real processes: side by side, stopped, killed; and what it is told to run."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mimetic.data.fetch import cache_dir
+from mimetic.experiments import programme, queue
+from mimetic.experiments.configs import ARMS, EXPERIMENTS, FITTED, named, with_arm
+from mimetic.experiments.pattern import fitted_constants
+from mimetic.experiments.vision import build_model, check, run
+from mimetic.training.checkpoint import exclusive
+from mimetic.training.records import read_record, record_path
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+
+
+def toy(count=3, **changes):
+    small = dict(
+        experiment="toy", train_size=480, d_model=16, depth=2, num_heads=2, patch_size=4, epochs=2, batch_size=32,
+        threads=1, device="cpu",
+    )  # fmt: skip
+    return [named("digits", **small | {"seed": seed} | changes) for seed in range(count)]
+
+
+def record_of(config):
+    return read_record(record_path(config.experiment, config.arm or config.init, config.seed))
+
+
+def test_works_off_side_by_side_and_gives_what_run_gives():
+    runs, lines = toy(3), []
+    outcome = queue.work(runs, processes=2, say=lines.append)
+    assert sorted(outcome.finished) == [c.name for c in runs] and outcome.left == 0 and not outcome.failed
+    alone = run(dataclasses.replace(runs[1], experiment="alone"), progress=False)
+    assert record_of(runs[1])["curve"] == alone["curve"]
+    assert any("toy/timm-seed0  epoch 1/2" in line for line in lines)
+    assert lines[-1].startswith("[3 of 3 runs, 100.0% of the work")
+    # what is done is skipped
+    lines.clear()
+    assert queue.work(runs, say=lines.append).finished == [] and len(lines) == 1
+    assert "done" in queue.listing(runs) and "waiting" not in queue.listing(runs)
+
+
+# A queue in a process of its own, which leads a group, so that it and its workers can be killed at once or apart.
+QUEUE = """
+import json, sys
+from mimetic.experiments import queue
+from mimetic.experiments.configs import VisionConfig
+if __name__ == "__main__":
+    configs = [VisionConfig(**c) for c in json.loads(sys.argv[1])]
+    outcome = queue.work(configs, minutes=json.loads(sys.argv[2]), processes=2, checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))
+    print(json.dumps(vars(outcome)), flush=True)
+"""
+
+
+def start(tmp_path, runs, minutes=None):
+    script = tmp_path / "work.py"
+    script.write_text(QUEUE)
+    configs = json.dumps([dataclasses.asdict(c) for c in runs])
+    return subprocess.Popen(
+        [sys.executable, str(script), configs, json.dumps(minutes)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("who", ["all", "the queue alone"])
+def test_killed_at_work_loses_nothing(tmp_path, who):
+    runs = toy(2, epochs=12)
+    alone = run(dataclasses.replace(runs[0], experiment="alone"), progress=False)
+    checkpoint = cache_dir() / "checkpoints" / "toy" / "timm-seed0.pt"
+    process = start(tmp_path, runs)
+    wait_for(checkpoint.is_file)
+    if who == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not record_path("toy", "timm", 0).is_file(), "the queue was too fast to be killed"
+    if who != "all":  # its workers notice at their next epoch and leave the runs to others
+        wait_for(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1)
+    assert "half done" in queue.listing(runs)
+    assert queue.work(runs, say=lambda line: None).left == 0
+    record = record_of(runs[0])
+    assert record["resumed"] == 1 and record["curve"] == alone["curve"]
+
+
+def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    runs = toy(2, epochs=2000)  # minutes of work
+    began = time.monotonic()
+    process = start(tmp_path, runs, minutes=(queue.LEAST_SECONDS + 5) / 60)
+    output, _ = process.communicate(timeout=120)
+    outcome = json.loads(output.splitlines()[-1])
+    assert process.returncode == 0 and outcome["left"] == 2 and not outcome["failed"]
+    assert time.monotonic() - began < queue.LEAST_SECONDS + 5 + 25  # and the start of three processes
+    assert queue.listing(runs).count("half done") == 2
+    # with less time than it takes to begin, nothing is begun
+    assert queue.work(runs, minutes=0.01, say=lambda line: None).left == 2
+
+
+def test_stops_on_sigterm_and_takes_its_workers_along(tmp_path):
+    runs = toy(2, epochs=2000)
+    process = start(tmp_path, runs)
+    wait_for((cache_dir() / "checkpoints" / "toy" / "timm-seed1.pt").is_file)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    process.stdout.close()
+    assert subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1
+
+
+def test_a_failing_run_is_named_and_the_others_go_on():
+    good, bad = toy(2)
+    bad = dataclasses.replace(bad, lr=1e30, grad_clip=0.0)
+    outcome = queue.work([bad, good], processes=1, say=lambda line: None)
+    assert outcome.finished == [good.name] and outcome.left == 1
+    assert list(outcome.failed) == [bad.name] and "Diverged" in outcome.failed[bad.name]
+
+
+def test_a_run_that_is_held_elsewhere_is_passed_over():
+    first, second = toy(2)
+    with exclusive(cache_dir() / "checkpoints" / f"{first.name}.pt"):
+        outcome = queue.work([first, second], processes=1, say=lambda line: None)
+    assert outcome.finished == [second.name] and outcome.left == 1 and not outcome.failed
+
+
+def test_bad_input_before_anything_runs():
+    with pytest.raises(ValueError, match="one of lab, recipe"):
+        queue.queue_runs("nope")
+    with pytest.raises(ValueError, match="processes must be at least 1"):
+        queue.work(toy(1), processes=0)
+    with pytest.raises(ValueError, match="pos_embed must be one of"):
+        queue.work(toy(1, pos_embed="rotary"), say=pytest.fail)
+
+
+# ------------------------------------------------------------------------------------------------ the programme
+
+
+def test_every_run_of_the_programme_can_be_built():
+    runs = programme.lab_runs() + programme.recipe_runs()
+    assert len({c.name for c in runs}) == len(runs)
+    for config in runs:
+        check(config)
+    for arm in ARMS["cifar10-lab10"]:
+        if not arm.startswith(("d128", "d192", "depth12")):  # as the others, only larger
+            build_model(named("cifar10-lab10", arm=arm))
+
+
+def test_an_arm_changes_what_it_says_and_nothing_else():
+    base = EXPERIMENTS["cifar10-lab10"]
+    config = named("cifar10-lab10", arm="vp-plus", seed=2)
+    assert config == dataclasses.replace(base, arm="vp-plus", seed=2, init="mimetic", vp_beta=0.4)
+    assert named("cifar10-lab10", arm="mimetic-qk") == dataclasses.replace(base, init="mimetic-qk")
+    with pytest.raises(ValueError, match="no arm 'nope'; choose from timm"):
+        named("cifar10-lab10", arm="nope")
+    with pytest.raises(ValueError, match=r"defined with other values than vp_beta=0.1"):
+        check(dataclasses.replace(config, vp_beta=0.1))
+    assert with_arm(dataclasses.replace(base, experiment="mine", arm="nope")).arm == "nope"  # not an experiment of ours
+
+
+def test_all_questions_make_equal_numbers_of_steps():
+    runs = [c for c in programme.lab_runs() if c.experiment == "cifar10-lab10"]
+    assert {(c.epoch_images, c.epochs, c.batch_size) for c in runs} == {(10_000, 10, 128)}
+
+
+def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
+    runs = programme.lab_runs()
+    assert [c.name for c in runs[:12]] == [f"cifar10-lab/{arm}-seed{s}" for s in range(6) for arm in ("timm", "mimetic")]
+    for study in programme.QUESTIONS:
+        for seed in (0, 1, 2, 3, 4):
+            assert all(c in runs for c in study.runs((seed,)))
+    assert max(i for i, c in enumerate(runs) if c.seed <= 2 and c.experiment != "cifar10-lab") < min(
+        i for i, c in enumerate(runs) if c.seed > 2 and c.experiment != "cifar10-lab"
+    )
+
+
+def test_fitted_constants_are_those_of_the_committed_measurement():
+    assert FITTED["dinov2"] == fitted_constants("dinov2-vit-s", 6)
+    assert FITTED["dinov2-raw"] == fitted_constants("dinov2-vit-s", 6, fold=False)
+    with pytest.raises(ValueError, match="nothing is recorded of 'nope'"):
+        fitted_constants("nope", 6)
+
+
+def test_cost_is_proportional_to_the_work():
+    short, long = toy(1, epochs=2)[0], toy(1, epochs=4)[0]
+    assert queue.cost(long) == pytest.approx(2 * queue.cost(short))
+    assert queue.cost(named("cifar10-lab10", arm="depth12-timm")) == pytest.approx(2 * queue.cost(named("cifar10-lab10")))
