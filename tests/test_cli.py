@@ -18,7 +18,7 @@ TINY = "--experiment tiny --train-size 320 --d-model 16 --depth 1 --num-heads 2 
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "train cifar10-lab", "coverage", "bench init", "data fetch"], ids=lambda c: c or "all"
+    "command", ["", "train", "train cifar10-lab30", "coverage", "bench init", "data fetch"], ids=lambda c: c or "all"
 )
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as done:
@@ -26,7 +26,7 @@ def test_help_shows_examples(command, capsys):
     out = capsys.readouterr().out
     assert done.value.code == 0
     assert "python -m mimetic" in out
-    if command == "train cifar10-lab":  # every setting, with its own help and this experiment's value
+    if command == "train cifar10-lab30":  # every setting, with its own help and this experiment's value
         assert "--label-smoothing" in out and "average of the patches" in out and "10000" in out
     else:
         assert "example" in out
@@ -62,7 +62,7 @@ def test_time_limit_is_not_an_error(capsys):
         ("data fetch cifar", "choose from cifar10, cifar100, digits"),
         ("data fetch", "name what to fetch"),
         ("data fetch cifar10", "MIMETIC_OFFLINE is set"),
-        ("train cifar10-lab", "or choose digits"),
+        ("train cifar10-lab30", "or choose digits"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(command, words, capsys):

@@ -264,3 +264,20 @@ def test_grey_images_and_magnitude_zero():
 def test_bad_augmentation(change, words):
     with pytest.raises(ValueError, match=words):
         Augmentation(**change)
+
+
+def test_validation_images_are_other_training_images():
+    whole = load_images("digits")
+    data = load_images("digits", train_size=400, validation=200)
+    again = load_images("digits", train_size=400)
+    assert torch.equal(data.x_train, again.x_train) and len(data.x_test) == 200
+    assert data.y_test.bincount().tolist() == [20] * 10
+
+    def images(x):
+        return {bytes(i.numpy().tobytes()) for i in x}
+
+    assert not images(data.x_test) & images(data.x_train)
+    assert images(data.x_test) <= images(whole.x_train) and not images(data.x_test) & images(whole.x_test)
+    for sizes in ((None, 10), (400, 15), (1400, 200)):
+        with pytest.raises(ValueError, match="validation="):
+            load_images("digits", train_size=sizes[0], validation=sizes[1])

@@ -423,3 +423,74 @@ def test_the_same_weights_on_a_gpu():
     mimetic_init_(model, generator=seeded())
     mimetic_init_(reference, generator=seeded())
     assert torch.equal(model.blocks[0].attn.qkv.weight.cpu(), reference.blocks[0].attn.qkv.weight)
+
+
+# --- controls: each keeps one property of "mimetic" and breaks another ---
+
+
+def initialised(name, **options):
+    model = vit()
+    mimetic.initialize_(model, name, generator=seeded(), **options)
+    return attention_layers(model)
+
+
+def test_random_directions_keep_the_singular_values_and_lose_the_diagonal():
+    for ours, control in zip(initialised("mimetic"), initialised("mimetic-random-directions")):
+        for A, B in [(ours.qk(h), control.qk(h)) for h in range(ours.num_heads)] + [(ours.vp(), control.vp())]:
+            torch.testing.assert_close(torch.linalg.svdvals(A), torch.linalg.svdvals(B), atol=1e-5, rtol=1e-4)
+        assert ours.vp().diagonal().mean() < -0.3 < -0.1 < control.vp().diagonal().mean() < 0.1
+        for name in ("q", "k", "v", "proj"):  # the scale is split as evenly as before
+            torch.testing.assert_close(getattr(ours, name).norm(), getattr(control, name).norm())
+
+
+def test_untransposed_keeps_trace_and_eigenvalues_and_loses_the_constant_diagonal():
+    for ours, control in zip(initialised("mimetic"), initialised("mimetic-untransposed")):
+        torch.testing.assert_close(ours.vp().trace(), control.vp().trace(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.linalg.eigvals(ours.vp()).abs().sort().values, torch.linalg.eigvals(control.vp()).abs().sort().values,
+            atol=2e-4, rtol=0,
+        )  # fmt: skip
+        assert control.vp().diagonal().std() > 3 * ours.vp().diagonal().std()
+        torch.testing.assert_close(ours.qk(0), control.qk(0))
+        # what public code stores: v.weight = L, proj.weight = R of the target L @ R
+        target = ours.v.flatten(1) @ ours.proj.flatten(0, 1)
+        stored = control.v.flatten(1).T @ control.proj.flatten(0, 1).T
+        torch.testing.assert_close(stored, target, atol=1e-5, rtol=1e-4)
+
+
+def test_rescaled_default_has_the_norms_of_mimetic_and_the_directions_of_the_default():
+    for default, ours, control in zip(initialised("timm"), initialised("mimetic"), initialised("timm-rescaled")):
+        for h in range(ours.num_heads):
+            torch.testing.assert_close(ours.w_q(h).norm(), control.w_q(h).norm())
+            torch.testing.assert_close(
+                control.w_k(h) / control.w_k(h).norm(), default.w_k(h) / default.w_k(h).norm(), atol=1e-6, rtol=1e-4
+            )
+        torch.testing.assert_close(ours.proj.norm(), control.proj.norm())
+        torch.testing.assert_close(control.v / control.v.norm(), default.v / default.v.norm(), atol=1e-6, rtol=1e-4)
+
+
+def test_qk_rank_cuts_the_product_and_leaves_no_dead_dimension():
+    for ours, control in zip(initialised("mimetic"), initialised("mimetic", qk_rank=2)):
+        U, S, Vt = torch.linalg.svd(ours.qk(0))
+        torch.testing.assert_close(control.qk(0), (U[:, :2] * S[:2]) @ Vt[:2], atol=1e-5, rtol=1e-4)
+        assert control.w_q(0).norm(dim=0).min() > 1e-3
+        torch.testing.assert_close(ours.vp(), control.vp())
+    with pytest.raises(ValueError, match="between 1 and the head size"):
+        initialised("mimetic", qk_rank=1000)
+    with pytest.raises(ValueError, match="timm takes none"):
+        initialised("timm", qk_rank=2)
+
+
+def test_xavier_treats_queries_keys_and_values_as_three_matrices():
+    for layer in initialised("xavier"):
+        d = layer.d_model
+        bound = (6 / (d + d)) ** 0.5
+        for matrix in (layer.q, layer.k, layer.v, layer.proj):
+            assert 0.9 * bound < matrix.abs().max() <= bound
+
+
+def test_controls_refuse_what_they_cannot_do():
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2))
+    mimetic.initialize_(model, "mimetic-untransposed", generator=seeded())
+    with pytest.raises(ValueError, match="init must be one of timm, torch, xavier, mimetic"):
+        mimetic.initialize_(model, "nope")

@@ -378,7 +378,7 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
         (dict(padding_mode="wrap"), "padding_mode must be one of reflect, zero"),
         (dict(experiment="a/b"), "experiment must be lower-case"),
         (dict(arm="A B"), "arm must be lower-case"),
-        (dict(experiment="digits"), "digits is defined with other values than train_size=480"),
+        (dict(experiment="digits"), "digits/timm-seed0 is defined with other values than train_size=480"),
     ],
 )
 def test_bad_config_is_refused_before_anything_is_computed(change, words, monkeypatch):
@@ -395,8 +395,8 @@ def test_missing_device_names_the_ones_there():
 
 
 def test_named():
-    assert named("cifar10-lab", init="mimetic", seed=2).name == "cifar10-lab/mimetic-seed2"
-    with pytest.raises(ValueError, match="one of cifar10-lab, cifar10-lab10, cifar10-recipe, digits"):
+    assert named("cifar10-lab30", init="mimetic", seed=2).name == "cifar10-lab30/mimetic-seed2"
+    with pytest.raises(ValueError, match="one of cifar10-lab30, cifar10-lab10, cifar10-recipe, digits"):
         named("cifar")
     with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
         named("digits", epoch=3)
@@ -407,3 +407,47 @@ def test_named():
 def test_bfloat16_runs():
     record = run(tiny(precision="bfloat16", epochs=1), store=False, progress=False)
     assert record["device"]["precision"] == "bfloat16" and math.isfinite(record["final"]["train_loss"])
+
+
+# ------------------------------------------------------------------------------------------------ what questions need
+
+
+def test_epochs_of_a_fixed_number_of_images():
+    """With epoch_images the same steps are cut into epochs differently: a pass over the data may span them."""
+    data = load_images("digits", train_size=480)
+    plain, cut = (VisionTask(data, tiny(epoch_images=n)) for n in (None, 320))
+    assert (plain.steps_per_epoch, cut.steps_per_epoch) == (15, 10)
+    for step in range(30):
+        for x, y in zip(plain.batch(*divmod(step, 15)), cut.batch(*divmod(step, 10))):
+            assert y.shape == x.shape
+        # the order of the images is that of the pass; the augmentation is drawn for the epoch's step
+        assert torch.equal(plain.batch(*divmod(step, 15))[1], cut.batch(*divmod(step, 10))[1])
+    assert len(run(tiny(epoch_images=320, epochs=3), store=False, progress=False)["curve"]) == 3
+
+
+def test_curve_on_a_part_and_the_end_on_all_of_the_test_set():
+    part = run(tiny(curve_images=100), store=False, progress=False)
+    whole = run(tiny(), store=False, progress=False)
+    assert part["final"] == whole["final"]  # evaluation does not touch training
+    assert part["curve"][0]["test_loss"] != whole["curve"][0]["test_loss"]
+    assert (100 * part["curve"][0]["test_accuracy"]) == pytest.approx(round(100 * part["curve"][0]["test_accuracy"]))
+
+
+def test_record_holds_products_and_maps_before_and_after():
+    record = run(tiny(init="mimetic"), store=False, progress=False)
+    before, after = (record["anatomy"][when] for when in ("before", "after"))
+    assert before["products"]["rows"] != after["products"]["rows"]
+    assert [len(before[k]["rows"]) for k in ("products", "maps")] == [2 * 2 * 3, 2 * 2]
+
+
+def test_explicit_bfloat16_attention_is_the_fused_one():
+    """On a CPU bfloat16 takes another path; in float64 arithmetic the two would be the same."""
+    from mimetic.models.blocks import SelfAttention
+
+    torch.manual_seed(0)
+    attention, x = SelfAttention(32, 2), torch.randn(2, 9, 32)
+    half = attention.to(torch.bfloat16)
+    explicit = half(x.bfloat16()).float()
+    torch.testing.assert_close(explicit, half.float()(x), atol=2e-2, rtol=2e-2)
+    causal = SelfAttention(32, 2, causal=True).to(torch.bfloat16)  # takes the fused path
+    assert causal(x.bfloat16()).shape == (2, 9, 32)

@@ -20,8 +20,8 @@ EXAMPLES = """Mimetic initialization of self-attention layers: train, measure sp
 
 examples:
   python -m mimetic train digits --init mimetic             a small ViT, in well under a minute
-  python -m mimetic train cifar10-lab --init timm --seed 1  one run of the laboratory experiment
-  python -m mimetic train cifar10-lab --help                every setting of a run
+  python -m mimetic train cifar10-lab30 --init timm --seed 1  one run of the laboratory experiment
+  python -m mimetic train cifar10-lab30 --help                every setting of a run
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
   python -m mimetic bench init                              how fast is the initializer?
@@ -40,8 +40,8 @@ class Train:
     """Train one run of an experiment, or show its record if it is there already.
 
     examples:
-      python -m mimetic train cifar10-lab --init mimetic --seed 0
-      python -m mimetic train cifar10-lab --experiment trial --epochs 2 --lr 5e-4
+      python -m mimetic train cifar10-lab30 --init mimetic --seed 0
+      python -m mimetic train cifar10-lab30 --experiment trial --epochs 2 --lr 5e-4
       python -m mimetic train digits --no-store
 
     A run that was stopped goes on where it was when the same command is given again.

@@ -1,6 +1,6 @@
 """Vision experiments by name, and their arms: every setting of every run, nothing that computes.
 
-cifar10-lab    the central comparison: 10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4
+cifar10-lab30    the central comparison: 10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4
                (0.68 M parameters), 30 epochs
 cifar10-lab10  the same with 10 epochs, for the questions about the central comparison; its arms are in ARMS. An epoch is
                10,000 images however many there are, so that arms with other data make equal numbers of steps
@@ -84,11 +84,11 @@ class VisionConfig:
 
 
 LAB = VisionConfig(
-    "cifar10-lab", dataset="cifar10", train_size=10_000, d_model=96, depth=6, num_heads=3, epochs=30, curve_images=5_000,
+    "cifar10-lab30", dataset="cifar10", train_size=10_000, d_model=96, depth=6, num_heads=3, epochs=30, curve_images=5_000,
     threads=1, precision="bfloat16",
 )  # fmt: skip
 EXPERIMENTS: dict[str, VisionConfig] = {
-    "cifar10-lab": LAB,
+    "cifar10-lab30": LAB,
     "cifar10-lab10": replace(LAB, experiment="cifar10-lab10", epochs=10, epoch_images=10_000, curve_images=2_000),
     "cifar10-recipe": replace(LAB, experiment="cifar10-recipe", epochs=10, validation=5_000, curve_images=1_000),
     "digits": VisionConfig(
@@ -165,7 +165,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 
 def named(experiment: str, /, **changes: Any) -> VisionConfig:
     """The config of a named experiment or of one of its arms, with some fields changed:
-    ``named("cifar10-lab", init="mimetic", seed=1)``, ``named("cifar10-lab10", arm="swapped")``.
+    ``named("cifar10-lab30", init="mimetic", seed=1)``, ``named("cifar10-lab10", arm="swapped")``.
 
     Raises:
         ValueError: unknown experiment, arm or field; the message names the choices.

@@ -22,14 +22,14 @@ def live_runs(
 ) -> pd.DataFrame:
     """Train every arm with every seed and return the curves: columns arm, seed, epoch, train_*, test_*.
 
-    digits takes the model of the experiment "digits", anything else that of "cifar10-lab".
+    digits takes the model of the experiment "digits", anything else that of "cifar10-lab30".
 
     Raises:
         ValueError: a bad value, before anything is trained; the message names the choices.
         Unavailable: the data set cannot be had.
     """
     base = replace(
-        named("digits" if dataset == "digits" else "cifar10-lab"),
+        named("digits" if dataset == "digits" else "cifar10-lab30"),
         experiment="live", dataset=dataset, epochs=epochs, device=device, threads=threads,
     )  # fmt: skip
     configs = [replace(base, init=arm, seed=seed) for arm in arms for seed in seeds]

@@ -38,7 +38,7 @@ def _pairs(*prefixes: str) -> tuple[str, ...]:
     return tuple(f"{prefix}-{init}" if prefix else init for prefix in prefixes for init in PAIR)
 
 
-CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab", PAIR)
+CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab30", PAIR)
 QUESTIONS = (  # in the order of the queue
     Study("which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10", ("timm", "mimetic-qk", "mimetic-vp", "mimetic")),
     Study(

@@ -1,7 +1,7 @@
 """Image classification from scratch: a ViT, an initialization, a data set. One call, ``run(config)``, one record.
 
-    python -m mimetic train cifar10-lab --init timm --seed 0
-    python -m mimetic train cifar10-lab --init mimetic --seed 0
+    python -m mimetic train cifar10-lab30 --init timm --seed 0
+    python -m mimetic train cifar10-lab30 --init mimetic --seed 0
 
 What can be run by name, and how long it takes, is in mimetic.experiments.configs. The initial weights are drawn from a
 generator of their own, so two arms with one seed share every weight that their initializers do not set differently; the
@@ -64,9 +64,10 @@ def check(config: VisionConfig, *, store: bool = True) -> None:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
     check_dataset(config.dataset, config.train_size, config.validation)
     images = config.train_size or TRAIN_SIZES[config.dataset]
-    for name, count in (("the training images", images), ("epoch_images", config.epoch_images)):
-        if count is not None and config.batch_size > count:
-            raise ValueError(f"batch_size={config.batch_size} is more than {name}, {count}")
+    if config.batch_size > images:
+        raise ValueError(f"batch_size={config.batch_size} is more than the {images} training images")
+    if config.epoch_images is not None and config.epoch_images < config.batch_size:
+        raise ValueError(f"epoch_images={config.epoch_images} is less than batch_size={config.batch_size}")
     tests, classes = config.validation or TEST_SIZES[config.dataset], NUM_CLASSES[config.dataset]
     part = config.curve_images
     if part is not None and (not classes <= part <= tests or part % classes):
