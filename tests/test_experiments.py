@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mimetic import attention_layers, mimetic_init_
+from mimetic.attention_maps import attention_map
 from mimetic.experiments import construction, live, pattern, report
 from mimetic.models.blocks import SelfAttention
 
@@ -130,7 +131,7 @@ def test_live_runs_refuse_bad_values_before_training():
     with pytest.raises(ValueError, match="digits"):
         live.live_runs("mnist")
     with pytest.raises(ValueError, match="timm, torch"):
-        live.live_runs("digits", arms=("xavier",))
+        live.live_runs("digits", arms=("kaiming",))
 
 
 def test_live_runs_are_paired():
