@@ -52,8 +52,8 @@ from mimetic.coverage.page import VERDICTS, page
 from mimetic.verify import verify
 
 LIBRARIES = ("timm", "transformers")
-MEMORY = 10 * 2**30  # bytes of address space of one worker
-SECONDS = 90  # for one architecture
+MEMORY = 12 * 2**30  # bytes of address space of one worker
+SECONDS = 180  # for one architecture
 CAVEAT_NAMES = {
     adapters.ROPE: "RoPE",
     adapters.QK_NORM: "QK-norm",
