@@ -146,8 +146,8 @@ class DataFetch:
 class Queue:
     """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
 
-    recipe  the search that chose the recipe (18 runs)
-    lab     every question at laboratory scale (267 runs, many hours)
+    recipe  the search that chose the recipe (10 runs)
+    lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
 
     examples:
       python -m mimetic queue lab --minutes 9

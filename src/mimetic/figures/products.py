@@ -1,55 +1,16 @@
-"""One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
+"""Figures of weights, products and attention maps, and of counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe & Ito's palette: told apart with any colour vision. One meaning each, throughout the book.
-COLORS = {"timm": "#7a7a7a", "torch": "#b0a08a", "mimetic": "#0072b2", "mimetic-qk": "#56b4e9", "mimetic-vp": "#009e73"}
-QK, VP, NULL, RIGHT, WRONG = "#d55e00", "#0072b2", "#d9d9d9", "#0072b2", "#cc79a7"
-LABELS = {"timm": "default (trunc-normal .02)", "torch": "PyTorch default", "mimetic": "mimetic", "mimetic-qk": "QK only",
-          "mimetic-vp": "V·proj only"}  # fmt: skip
-SIGNED = "RdBu_r"
-
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 110,
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "image.interpolation": "nearest",
-    "figure.constrained_layout.use": True,
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """The book's style for everything that a figure function draws."""
-
-    @wraps(draw)
-    def inner(*args, **kwargs):
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return inner
-
-
-def _figure(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
-    return plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
+from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, panels, styled
 
 
 @styled
@@ -57,7 +18,7 @@ def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 6
     """Signed products as pictures, their first `crop` rows and columns; each has its own scale, the 99.5th percentile of
     its size, given below it: blue negative, red positive, white 0."""
     columns = -(-len(products) // rows)
-    figure, axes = _figure(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
+    figure, axes = panels(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
     for ax in axes.flat[len(products) :]:
         ax.axis("off")
     for ax, (title, P) in zip(axes.flat, products.items()):
@@ -81,7 +42,7 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7
     """
     titles = list(dict.fromkeys(measurements["title"]))
     rows = -(-len(titles) // columns)
-    figure, axes = _figure(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
+    figure, axes = panels(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")
     for i, (ax, title) in enumerate(zip(axes.flat, titles)):
@@ -118,7 +79,7 @@ def profiles(
     titles = list(dict.fromkeys(frame[panel]))
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure, axes = _figure(width, 0.5 + 1.9 * rows, nrows=rows, ncols=columns)
+    figure, axes = panels(width, 0.5 + 1.9 * rows, nrows=rows, ncols=columns)
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")
     labels = list(dict.fromkeys(frame["label"]))
@@ -139,7 +100,7 @@ def profiles(
 @styled
 def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -> Figure:
     """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept."""
-    figure, axes = _figure(7.4, 2.6, ncols=2)
+    figure, axes = panels(7.4, 2.6, ncols=2)
     left, right = axes[0]
     left.plot(table["k/d"], table.diag_mean, ".", ms=4, color=QK)
     means = table.groupby("k/d")[["diag_mean", "kept"]].mean()
@@ -159,7 +120,7 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
 @styled
 def orientations(table: pd.DataFrame) -> Figure:
     """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its spread."""
-    figure, axes = _figure(7.4, 2.3, ncols=2)
+    figure, axes = panels(7.4, 2.3, ncols=2)
     for row, (stored, part) in enumerate(table.groupby("stored", sort=False)):
         color = (RIGHT, WRONG)[row]
         jitter = row + np.linspace(-0.2, 0.2, len(part))
@@ -178,7 +139,7 @@ def orientations(table: pd.DataFrame) -> Figure:
 @styled
 def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0, image: int = 0) -> Figure:
     """First-layer attention of an untrained model, rows attend to columns; black is 0, one scale for all panels."""
-    figure, axes = _figure(7.4, 2.45, ncols=len(maps))
+    figure, axes = panels(7.4, 2.45, ncols=len(maps))
     pictures = {key: np.asarray(A)[image, head] for key, A in maps.items()}
     top = max(np.quantile(P, 0.999) for P in pictures.values())
     for ax, ((init, position), P) in zip(axes[0], pictures.items()):
@@ -193,74 +154,9 @@ def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0,
 
 
 @styled
-def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
-    """One thin line a run, one thick line an arm's mean. curves: columns arm, seed, epoch and the metric."""
-    figure, axes = _figure(7.4, 2.9)
-    _curves(axes[0, 0], curves, metric, ylabel, scale)
-    return figure
-
-
-def _curves(ax, curves, metric, ylabel, scale) -> None:
-    for arm, part in curves.groupby("arm", sort=False):
-        color = COLORS.get(arm, "black")
-        for _, run in part.groupby("seed"):
-            ax.plot(run["epoch"], scale * run[metric], color=color, lw=0.8, alpha=0.45)
-        mean = part.groupby("epoch")[metric].mean()
-        n = part["seed"].nunique()
-        ax.plot(mean.index, scale * mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})")
-    ax.set(xlabel="epoch", ylabel=ylabel)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="lower right")
-    ax.grid(axis="y", color="#eeeeee")
-
-
-@styled
-def curves_and_pairs(
-    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", scale: float = 100, arms: Sequence[str] = ("timm", "mimetic")
-) -> Figure:
-    """Left: learning curves; right: last-epoch accuracy of each seed under both arms, a line joins the pair."""
-    figure, axes = _figure(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
-    _curves(axes[0, 0], curves, metric, "test accuracy (%)", scale)
-    _pairs(axes[0, 1], finals, metric, scale, arms)
-    return figure
-
-
-def _pairs(ax, finals, metric, scale, arms) -> None:
-    wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna() * scale
-    for seed, (a, b) in wide.iterrows():
-        ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
-        ax.annotate(f"seed {seed}", (1, b), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
-    for i, arm in enumerate(arms):
-        ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
-    ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
-    ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
-
-
-@styled
-def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
-    """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
-
-    profile: as in profiles, with panels "trained" and "made"; finals: one row a run.
-    """
-    figure, axes = _figure(7.6, 2.7, ncols=3)
-    colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
-    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
-    titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
-    for ax, panel in zip(axes[0], ("trained", "made")):
-        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
-            ax.plot(part.offset, part.value, color=colors[label], lw=1.3, label=names[label])
-        ax.axhline(0, color="black", lw=0.6)
-        ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
-        ax.legend(loc="lower right", fontsize=7.5)
-    _pairs(axes[0, 2], finals, metric, 100, arms)
-    axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
-    return figure
-
-
-@styled
 def counts(table: pd.DataFrame, *, xlabel: str) -> Figure:
     """Horizontal bars: a panel a column of the table, a bar a row of its index, the number written at its end."""
-    figure, axes = _figure(7.4, 0.6 + 0.3 * len(table), ncols=len(table.columns), sharey=True)
+    figure, axes = panels(7.4, 0.6 + 0.3 * len(table), ncols=len(table.columns), sharey=True)
     for ax, column in zip(axes[0], table.columns):
         ax.barh(table.index, table[column], color=VP)
         for y, count in enumerate(table[column]):
@@ -274,7 +170,7 @@ def counts(table: pd.DataFrame, *, xlabel: str) -> Figure:
 def measured_and_imitated(measured: pd.DataFrame, imitated: pd.DataFrame) -> Figure:
     """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses), with
     the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
-    figure, axes = _figure(7.4, 2.6, ncols=2)
+    figure, axes = panels(7.4, 2.6, ncols=2)
     for ax, product, color, title in zip(axes[0], ("qk", "vp"), (QK, VP), ("$W_QW_K^T$, mean over heads", "$W_VW_{proj}$")):
         for shift, marker, frame, label in ((-0.12, "o", measured, "measured"), (0.12, "x", imitated, "imitated, another seed")):
             part = frame[frame["product"] == product].groupby("layer")[["diag_mean", "offdiag_sd"]].mean()

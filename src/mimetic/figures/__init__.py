@@ -1,0 +1,30 @@
+"""One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
+
+from mimetic.figures.products import (
+    attention_maps,
+    counts,
+    matrices,
+    measured_and_imitated,
+    orientations,
+    profiles,
+    truncation,
+    z_by_layer,
+)
+from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, overview
+
+__all__ = [
+    "attention_maps",
+    "before_and_after",
+    "comparisons",
+    "counts",
+    "curves_and_pairs",
+    "gains",
+    "learning_curves",
+    "matrices",
+    "measured_and_imitated",
+    "orientations",
+    "overview",
+    "profiles",
+    "truncation",
+    "z_by_layer",
+]

@@ -1,0 +1,167 @@
+"""Figures of training runs: curves, pairs, comparisons of many arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
+
+
+@styled
+def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
+    """One thin line a run, one thick line an arm's mean. curves: columns arm, seed, epoch and the metric."""
+    figure, axes = panels(7.4, 2.9)
+    _curves(axes[0, 0], curves, metric, ylabel, scale)
+    return figure
+
+
+def _curves(ax, curves, metric, ylabel, scale) -> None:
+    for arm, part in curves.groupby("arm", sort=False):
+        color = COLORS.get(arm, "black")
+        for _, run in part.groupby("seed"):
+            ax.plot(run["epoch"], scale * run[metric], color=color, lw=0.8, alpha=0.45)
+        mean = part.groupby("epoch")[metric].mean()
+        n = part["seed"].nunique()
+        ax.plot(mean.index, scale * mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})")
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="lower right")
+    ax.grid(axis="y", color="#eeeeee")
+
+
+@styled
+def curves_and_pairs(
+    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", scale: float = 100, arms: Sequence[str] = ("timm", "mimetic")
+) -> Figure:
+    """Left: learning curves; right: last-epoch accuracy of each seed under both arms, a line joins the pair."""
+    figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
+    _curves(axes[0, 0], curves, metric, "test accuracy (%)", scale)
+    _pairs(axes[0, 1], finals, metric, scale, arms)
+    return figure
+
+
+def _pairs(ax, finals, metric, scale, arms) -> None:
+    wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna() * scale
+    for seed, (a, b) in wide.iterrows():
+        ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
+        ax.annotate(f"seed {seed}", (1, b), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
+    for i, arm in enumerate(arms):
+        ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
+    ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
+    ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
+
+
+@styled
+def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
+    """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
+
+    profile: as in profiles, with panels "trained" and "made"; finals: one row a run.
+    """
+    figure, axes = panels(7.6, 2.7, ncols=3)
+    colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
+    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
+    titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
+    for ax, panel in zip(axes[0], ("trained", "made")):
+        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
+            ax.plot(part.offset, part.value, color=colors[label], lw=1.3, label=names[label])
+        ax.axhline(0, color="black", lw=0.6)
+        ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
+        ax.legend(loc="lower right", fontsize=7.5)
+    _pairs(axes[0, 2], finals, metric, 100, arms)
+    axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
+    return figure
+
+
+@styled
+def comparisons(table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "difference in last-epoch test accuracy (points)") -> Figure:
+    """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups.
+
+    Args:
+        table: index label; columns group, difference, low, high (fractions), as answers.study_table gives them.
+        points: columns label, difference: one row a pair.
+    """
+    figure, axes = panels(7.4, 0.9 + 0.27 * (len(table) + table["group"].nunique()))
+    ax, y, ticks = axes[0, 0], 0.0, []
+    for group, rows in table.groupby("group", sort=False):
+        y += 1
+        ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left")
+        for label, row in rows.iterrows():
+            y += 1
+            dots = 100 * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
+            ax.plot(dots, np.full(len(dots), y + 0.16), ".", ms=4, color="#999999")
+            if np.isfinite(row["low"]):
+                ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=VP, lw=1.4)
+            ax.plot(100 * row["difference"], y, "o", ms=4.5, color=VP)
+            ticks.append((y, label))
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
+    # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
+    reach = 100 * np.abs(points["difference"]).max() * 1.6 + 0.5
+    ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(-reach, reach))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="#eeeeee")
+    return figure
+
+
+@styled
+def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, xlabels: dict[str, str], log: Sequence[str] = ()) -> Figure:
+    """The gain of mimetic over the default against a number, a panel a table: mean and interval, and every pair.
+
+    Args:
+        tables: title -> rows with columns x, difference, low, high.
+        points: title -> rows with columns x, difference.
+        log: titles whose x axis is logarithmic.
+    """
+    figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
+    for ax, (title, table) in zip(axes[0], tables.items()):
+        table = table.sort_values("x")
+        low, high = ((table["difference"] - table["low"]).clip(upper=1), (table["high"] - table["difference"]).clip(upper=1))
+        ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999")
+        ax.errorbar(table["x"], 100 * table["difference"], 100 * np.array([low, high]), fmt="o-", ms=4.5, lw=1.3, color=VP)
+        ax.axhline(0, color="black", lw=0.8)
+        if title in log:
+            ax.set_xscale("log")
+        ax.set_xticks(table["x"], [f"{x:,g}" for x in table["x"]])
+        ax.minorticks_off()
+        ax.set(title=title, xlabel=xlabels[title])
+        ax.grid(axis="y", color="#eeeeee")
+    reach = 100 * max(p["difference"].abs().max() for p in points.values())
+    axes[0, 0].set(ylabel="mimetic − default (points)", ylim=(-0.6 * reach - 0.5, 1.8 * reach + 0.5))
+    return figure
+
+
+@styled
+def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_distance: float) -> Figure:
+    """What training does to the diagonals and to the distance attended, by layer: rows QK, V·proj, distance; a column an arm.
+
+    Args:
+        products: columns arm, seed, when, layer, head, product, z (mean diagonal / off-diagonal sd).
+        maps: columns arm, seed, when, layer, head, distance (patches).
+        uniform_distance: of a head that attends everywhere alike.
+    """
+    arms = list(dict.fromkeys(products["arm"]))
+    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True, sharey="row")
+    rows = (("$W_QW_K^T$: diagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
+            ("$W_VW_{proj}$: diagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
+            ("mean distance attended (patches)", maps, "distance", "#009e73"))  # fmt: skip
+    for i, (title, frame, column, color) in enumerate(rows):
+        for ax, arm in zip(axes[i], arms):
+            for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
+                part = frame[(frame["arm"] == arm) & (frame["when"] == when)]
+                ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)
+                mean = part.groupby("layer")[column].mean()
+                ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+            ax.axhline(uniform_distance if column == "distance" else 0, color="black", lw=0.7)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if i == 0:
+                ax.set_title(LABELS.get(arm, arm))
+            if i == len(rows) - 1:
+                ax.set_xlabel("layer")
+        axes[i, 0].set_ylabel(title, fontsize=8)
+    axes[0, -1].legend(loc="upper right")
+    return figure

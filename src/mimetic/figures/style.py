@@ -1,0 +1,69 @@
+"""The book's colours, labels and style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe & Ito's palette: told apart with any colour vision. One meaning each, throughout the book.
+COLORS = {
+    "timm": "#7a7a7a", "torch": "#b0a08a", "xavier": "#8c6d46", "mimetic": "#0072b2", "mimetic-qk": "#56b4e9",
+    "mimetic-vp": "#009e73",
+}  # fmt: skip
+QK, VP, NULL, RIGHT, WRONG = "#d55e00", "#0072b2", "#d9d9d9", "#0072b2", "#cc79a7"
+LABELS = {  # of arms
+    "timm": "default (trunc-normal .02)",
+    "torch": "PyTorch default",
+    "xavier": "Xavier",
+    "mimetic": "mimetic",
+    "mimetic-qk": "QK only",
+    "mimetic-vp": "V·proj only",
+    "qk-minus": "QK sign flipped",
+    "vp-plus": "V·proj sign flipped",
+    "both-flipped": "both signs flipped",
+    "timm-rescaled": "default at mimetic's norms",
+    "random-directions": "mimetic's singular values, random directions",
+    "untransposed": "V·proj untransposed, as in public code",
+    "swapped": "0.4 for QK, 0.7 for V·proj",
+    "fit-dinov2": "constants fitted to DINOv2, gains folded in",
+    "fit-dinov2-raw": "constants fitted to DINOv2, raw",
+}
+SIGNED = "RdBu_r"
+
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The book's style for everything that a figure function draws."""
+
+    @wraps(draw)
+    def inner(*args, **kwargs):
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def panels(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
+    """plt.subplots with the size in inches and always a matrix of axes."""
+    return plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
