@@ -57,7 +57,7 @@ def test_time_limit_is_not_an_error(capsys):
 @pytest.mark.parametrize(
     "command, words",
     [
-        ("train digits --init mimetik", "init must be one of timm, torch, mimetic"),
+        ("train digits --init mimetik", "init must be one of timm, torch, xavier"),
         ("train digits --epochs 3", "give the run another experiment name"),
         ("data fetch cifar", "choose from cifar10, cifar100, digits"),
         ("data fetch", "name what to fetch"),

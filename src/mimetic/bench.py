@@ -1,4 +1,4 @@
-"""How long the initializer takes, against the plain way and against the matrix products that no method can avoid."""
+"""How long the initializer takes, against the plain way and against the matrix products that it is built on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bench_init(
 
     The plain way is public code's: for each head and each layer one full NumPy double-precision SVD of the target. Both
     are timed from the drawing of Z to weights in the model, in this process, one after the other; the products of every
-    head and layer are then compared. The floor is the time of the products that any method has to form: A^T A and A V.
+    head and layer are then compared. The floor is the time of drawing Z and of the two products the method is built on: A^T A and A V.
 
     Args:
         d_model, depth, num_heads: size of the model.

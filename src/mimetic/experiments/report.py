@@ -12,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.statistics import paired_differences, smallest_p
+from mimetic.experiments.pattern import effective, overview_profiles
+from mimetic.statistics import paired_differences, sign_flip_test
 from mimetic.training.records import load_runs
 
-LAB = "cifar10-lab"
+LAB = "cifar10-lab30"
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
@@ -33,10 +34,10 @@ def accuracy_sentence(finals: pd.DataFrame) -> str:
     pairs = paired_differences(finals)
     n = len(pairs)
     low, high = 100 * pairs.difference.min(), 100 * pairs.difference.max()
-    seeds = f"{n} paired seed{'s' if n > 1 else ''}"
+    span = f"differences of {n} paired seeds: {low:+.1f} to {high:+.1f}" if n > 1 else "one pair"
     return (
         f"{100 * pairs.timm.mean():.1f} % with the default, {100 * pairs.mimetic.mean():.1f} % with mimetic initialization: "
-        f"{100 * pairs.difference.mean():+.1f} points (from {low:+.1f} to {high:+.1f} over {seeds})"
+        f"{100 * pairs.difference.mean():+.1f} points ({span})"
     )
 
 
@@ -51,9 +52,12 @@ def verdict(finals: pd.DataFrame) -> str:
         says = f"Mimetic initialization is behind in {every}"
     else:
         says = f"Mimetic initialization is ahead in {wins} of {n} pairs"
-    p = smallest_p(n)
-    enough = "enough to reject chance at 5 %" if p < 0.05 and wins in (0, n) else "not enough for a claim"
-    return f"{says}. With {n} pair{'s' if n > 1 else ''} the smallest p that an exact one-sided test can give is {p:.3f}: {enough}."
+    p = sign_flip_test(pairs.difference)
+    enough = "chance alone is unlikely" if p < 0.05 else "not enough for a claim"
+    return (
+        f"{says}. If the initialization made no difference, a mean difference at least this large would come up by chance with "
+        f"probability {p:.2g} (exact sign-flip test, two-sided): {enough}."
+    )
 
 
 def setting(finals: pd.DataFrame) -> str:
@@ -62,6 +66,16 @@ def setting(finals: pd.DataFrame) -> str:
     return (
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
         f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters"
+    )
+
+
+def shown_layer(source: str, layer: int) -> str:
+    """How the layer of the overview figure compares with the model's other layers."""
+    table = effective().query("source == @source and product == 'vp' and head == -1").set_index("layer")
+    z = table["z"]
+    return (
+        f"Shown is layer {layer} of {len(z)}: the diagonal of its $W_VW_{{proj}}$ is {z[layer]:.1f} off-diagonal spreads; "
+        f"the median layer's is {z.median():.1f}."
     )
 
 
@@ -95,7 +109,6 @@ def main(root: Path = Path()) -> None:
     matplotlib.use("agg")
     from mimetic import figures
     from mimetic.data.fetch import atomic_path
-    from mimetic.experiments.pattern import overview_profiles
 
     readme = root / "README.md"
     with atomic_path(readme) as part:
