@@ -14,11 +14,23 @@ import pandas as pd
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.programme import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES, Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import compare, paired_differences, sign_flip_test, smallest_p, steps_to_reach
+from mimetic.statistics import compare, holm, paired_differences, sign_flip_test, smallest_p, steps_to_reach
 from mimetic.training.records import load_runs, read_record, runs_dir
 
 ALL_SEEDS = (*FIRST_SEEDS, *MORE_SEEDS)
 COMMAND = "python -m mimetic queue lab"
+
+
+def draw(figure, data, *args, **kwargs) -> None:
+    """Show figure(data, ...), or say that its runs are not in yet."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown, display
+
+    if len(data):
+        figure(data, *args, **kwargs)
+        plt.show()
+    else:
+        display(Markdown(f"*No figure yet: its runs are not in. `{COMMAND}` makes them, and this page follows.*"))
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
@@ -119,7 +131,7 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
     study = STUDIES[study_name]
     table = study_table(study, finals)
     lines = [f"* {name}: {finding(row)}" for name, row in table.iterrows()]
-    missing = progress(study, finals)
+    missing = progress(study, finals, FIRST_SEEDS if study.name == "precision" else ALL_SEEDS)
     if not lines:
         return f"**We found** nothing yet. {missing}"
     return "**We found** (mean difference, 95 % interval):\n\n" + "\n".join(lines) + (f"\n\n{missing}" if missing else "")
@@ -148,10 +160,24 @@ def central(finals: pd.DataFrame) -> str:
     )
 
 
+def by_arm(curves: pd.DataFrame) -> pd.DataFrame:
+    """Curves with the default first, then mimetic, as the figures show them."""
+    return pd.concat([curves[curves["arm"] == arm] for arm in PAIR])
+
+
+def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
+    """One row a seed, in percent."""
+    if not set(PAIR) <= set(finals["arm"]):
+        return pd.DataFrame(columns=[*PAIR, "difference"])
+    return (100 * paired_differences(finals)).round(2)
+
+
 def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """One row a seed: the default's final accuracy, and after which share of the run the mimetic arm first reaches it on its
     own curve (linear between epochs; nan: never)."""
     rows = []
+    if not set(PAIR) <= set(finals["arm"]):
+        return pd.DataFrame(columns=["default at the end", "steps", "share of the run"])
     for seed, pair in paired_differences(finals).iterrows():
         curve = curves[(curves["arm"] == PAIR[1]) & (curves["seed"] == seed)].sort_values("step")
         steps = steps_to_reach(curve, pair[PAIR[0]])
@@ -178,6 +204,45 @@ def recipe_table(finals: pd.DataFrame) -> pd.DataFrame:
     groups = finals.groupby("arm")["test_accuracy"]
     table = pd.DataFrame({"validation accuracy (%)": 100 * groups.mean(), "seeds": groups.size()})
     return table.sort_values("validation accuracy (%)", ascending=False).round(1)
+
+
+def recipe_sentence(finals: pd.DataFrame) -> str:
+    """Whether any setting beat the base by more than a point."""
+    if finals.empty:
+        return "The search has no records yet: `python -m mimetic queue recipe`."
+    base = finals[finals["arm"] == "base"]["test_accuracy"]
+    others = finals[finals["arm"] != "base"].groupby("arm")["test_accuracy"].mean()
+    best = others.idxmax()
+    seeds = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
+    gain = others[best] - base.mean()
+    kept = "so the base was kept" if gain <= 0.01 else "so by the rule it replaces the base's value"
+    return (
+        f"The best setting, `{best}`, is {points(gain)} points from the base ({100 * base.mean():.1f} %{seeds}), {kept}. "
+        "One seed a setting tells large differences only; that is all it was for."
+    )
+
+
+def why(finals: pd.DataFrame) -> str:
+    """Chapter 7's answer: the gain, the part that each half and each control has of it."""
+    need = {"timm", "mimetic"}
+    if not need <= set(finals["arm"]):
+        return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
+    arms = ("mimetic-qk", "mimetic-vp", "timm-rescaled", "random-directions", "untransposed", "both-flipped")
+    table = compare(finals, {"mimetic": PAIR} | {arm: ("timm", arm) for arm in arms})
+    whole = table.loc["mimetic"]
+    text = f"**Answer.** After 10 epochs mimetic initialization is {points(whole.difference)} points from the default ({whole.pairs:.0f} pairs). "
+    parts = [f"{LABELS[arm]} {points(table.loc[arm].difference)}" for arm in arms if arm in table.index]
+    return text + ("For comparison, also against the default: " + "; ".join(parts) + "." if parts else "The controls are not in yet.")
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of compare for the page: accuracies and differences in percent, p corrected over all its rows."""
+    if table.empty:
+        return table
+    out = table.assign(p_holm=holm(table["p"]))
+    for column in ("reference", "arm", "difference", "low", "high"):
+        out[column] = (100 * out[column]).round(1)
+    return out[["group", "reference", "arm", "difference", "low", "high", "pairs", "wins", "p", "p_holm"]].round({"p": 3, "p_holm": 3})
 
 
 # --- size and data ---------------------------------------------------------------------------------------------------
@@ -268,7 +333,7 @@ def kept(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
     """Means over layers, heads and seeds, before and after training: the two diagonals in units of the off-diagonal spread,
     the share of heads (layers) whose diagonal is on the paper's side of chance, the distance attended."""
     rows = {}
-    for arm in dict.fromkeys(products["arm"]):
+    for arm in dict.fromkeys(products["arm"] if len(products) else ()):
         for when in ("before", "after"):
             part, looks = (f[(f["arm"] == arm) & (f["when"] == when)] for f in (products, maps))
             qk, vp = part[part["product"] == "qk"], part[part["product"] == "vp"]
@@ -282,6 +347,8 @@ def kept(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
 
 def kept_sentence(products: pd.DataFrame) -> str:
     """Whether the default's products move towards mimetic initialization, and whether mimetic's stay."""
+    if products.empty or not set(PAIR) <= set(products["arm"]):
+        return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
     z = products.groupby(["arm", "when", "product"])["z"].mean()
     parts = []
     for product, name, sign in (("qk", "$W_QW_K^T$", 1), ("vp", "$W_VW_{proj}$", -1)):
@@ -301,7 +368,7 @@ def kept_sentence(products: pd.DataFrame) -> str:
 
 def published() -> pd.DataFrame:
     """Published numbers on vision with their sources, from data/published/vision.csv."""
-    return pd.read_csv(data_dir() / "published" / "vision.csv").fillna("")
+    return pd.read_csv(data_dir() / "published" / "vision.csv", dtype=str).fillna("")
 
 
 def paper_scale() -> str:

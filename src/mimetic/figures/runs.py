@@ -101,8 +101,9 @@ def comparisons(table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "dif
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
-    reach = 100 * np.abs(points["difference"]).max() * 1.6 + 0.5
-    ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(-reach, reach))
+    low, high = 100 * min(points["difference"].min(), 0), 100 * max(points["difference"].max(), 0)
+    room = 0.4 * (high - low) + 0.3
+    ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="#eeeeee")
     return figure
@@ -126,7 +127,7 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")
-        ax.set_xticks(table["x"], [f"{x:,g}" for x in table["x"]])
+        ax.set_xticks(table["x"], [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in table["x"]])
         ax.minorticks_off()
         ax.set(title=title, xlabel=xlabels[title])
         ax.grid(axis="y", color="#eeeeee")

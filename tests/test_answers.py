@@ -1,0 +1,152 @@
+"""Chapters' tables and sentences follow the records, also when few or none are there."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mimetic import figures
+from mimetic.experiments import answers
+from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
+from mimetic.experiments.programme import CENTRAL, QUESTIONS, STUDIES, lab_runs
+from mimetic.training.records import load_runs
+
+COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
+
+
+def invented(gain=0.03, seeds=(0, 1, 2), experiment="cifar10-lab10", noise=0.004):
+    """Finals for every run of the programme: the default at 50 %, every other arm ahead by gain."""
+    rng, rows = np.random.default_rng(0), []
+    for config in lab_runs():
+        if config.experiment == experiment and config.seed in seeds:
+            arm = config.arm or config.init
+            accuracy = 0.5 + (0 if arm.endswith("timm") else gain) + noise * rng.standard_normal()
+            fields = {"config.d_model": config.d_model, "config.depth": config.depth, "config.train_size": config.train_size}
+            rows.append({"arm": arm, "seed": config.seed, "epoch": 10, "test_accuracy": accuracy, **fields, **COUNTS})
+    return pd.DataFrame(rows)
+
+
+EMPTY = load_runs("nothing-of-this-name")
+
+
+def test_every_arm_is_compared_and_has_a_name():
+    compared = {arm for study in QUESTIONS for arms in answers.comparisons_of(study).values() for arm in arms}
+    assert compared | {"float32-timm", "float32-mimetic"} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
+    for study in STUDIES.values():
+        names = answers.comparisons_of(study)
+        assert len(set(names.values())) == len(names)
+    assert answers.label("vp-beta-0.2") == "V·proj |β| 0.2" and answers.label("qk-rank-8") == "QK rank 8"
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.03, "gains: +"), (-0.03, "loses: −"), (0.0, "no difference that these pairs can show")])
+def test_verdict_words_follow_the_interval(gain, word):
+    finals = invented(gain, seeds=(0, 1, 2, 3, 4), noise=0.002)
+    if not gain:  # pairs that differ by chance, symmetric about 0
+        finals["test_accuracy"] = 0.5 + 0.01 * (finals["arm"] != "timm") * (finals["seed"] - 2)
+    text = answers.found("which-half", finals)
+    assert text.count(word) == 3 and "runs are in" not in text
+
+
+def test_what_is_missing_is_said():
+    finals = invented()
+    assert "*12 of 20 runs are in" in answers.found("which-half", finals)
+    assert "nothing yet. *0 of 20 runs are in" in answers.found("which-half", EMPTY)
+    one = answers.found("signs", finals[finals["seed"] == 0])
+    assert "points in the only pair so far" in one
+    # nine of the twelve central runs
+    part = invented(experiment="cifar10-lab30", seeds=(0, 1, 2, 3))
+    assert "*8 of 12 runs are in" in answers.planned(part) and answers.planned(invented(experiment="cifar10-lab30", seeds=range(6))) == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "seeds", "words"),
+    [
+        (0.03, range(6), "the claim holds (exact sign-flip test, p = 0.031)"),
+        (-0.03, range(6), "the opposite of the claim holds"),
+        (0.0, range(6), "which chance can explain"),
+        (0.03, range(3), "3 pairs cannot carry a claim (the smallest possible p is 0.250)"),
+        (0.03, range(1), "1 pair cannot carry a claim"),
+    ],
+)
+def test_central_answer(gain, seeds, words):
+    assert words in answers.central(invented(gain, seeds, "cifar10-lab30"))
+
+
+def test_nothing_yet_everywhere():
+    assert "No pair of runs is in yet" in answers.central(EMPTY)
+    assert "not in yet" in answers.why(EMPTY) and answers.steps_sentence(EMPTY, EMPTY) == ""
+    tables, points, labels = answers.gain_panels(EMPTY)
+    assert tables == points == labels == {} and "not enough runs" in answers.trend(tables, "width")
+    assert answers.pair_table(EMPTY).empty and answers.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
+    table, points = answers.ablation(["which-half", "signs"], EMPTY)
+    assert table.empty and points.empty and answers.numbers(table).empty
+    products, maps = answers.load_anatomy("nothing-of-this-name")
+    assert "not in yet" in answers.kept_sentence(products) and answers.kept(products, maps).empty
+    assert answers.by_arm(EMPTY).empty and "no record yet" in answers.paper_scale()
+
+
+def test_steps_saved_worked_example():
+    finals = pd.DataFrame({"arm": ["timm", "mimetic"] * 2, "seed": [0, 0, 1, 1], "test_accuracy": [0.5, 0.6, 0.7, 0.6]})
+    steps = [10, 20, 30, 40]
+    rising = [0.2, 0.4, 0.6, 0.6]
+    curves = pd.concat([pd.DataFrame({"arm": "mimetic", "seed": s, "step": steps, "test_accuracy": rising}) for s in (0, 1)])
+    table = answers.steps_saved(finals, curves)
+    assert table.loc[0, "share of the run"] == pytest.approx(25 / 40) and np.isnan(table.loc[1, "steps"])
+    assert answers.steps_sentence(finals, curves).endswith("after 62% of the run on average (from 62% to 62%), in 1 of 2 pairs.")
+
+
+def test_recipe_rule():
+    finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.52, 0.515, 0.4]})
+    assert "`a`, is +0.5 points" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
+    better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
+    assert "it replaces the base's value" in answers.recipe_sentence(better)
+    assert answers.recipe_table(finals).index[0] == "a"
+
+
+def test_the_frozen_recipe_is_what_the_committed_search_says():
+    finals = load_runs("cifar10-recipe", folder=None)
+    assert not finals.empty and "the base was kept" in answers.recipe_sentence(finals)
+    base, lab = EXPERIMENTS["cifar10-recipe"], EXPERIMENTS["cifar10-lab30"]
+    for field in ("lr", "weight_decay", "warmup", "randaugment_ops", "crop_padding", "flip", "batch_size", "label_smoothing", "grad_clip"):
+        assert getattr(base, field) == getattr(lab, field)
+
+
+def test_trend_needs_intervals_that_are_apart():
+    def table(first, last):
+        return {"width": pd.DataFrame([{"x": 64, "difference": sum(first) / 2, "low": first[0], "high": first[1]},
+                                       {"x": 192, "difference": sum(last) / 2, "low": last[0], "high": last[1]}])}  # fmt: skip
+
+    assert "grows with width: +1.5 points at 64, +3.5 at 192" in answers.trend(table((0.01, 0.02), (0.03, 0.04)), "width")
+    assert "shrinks" in answers.trend(table((0.03, 0.04), (0.01, 0.02)), "width")
+    assert "cannot say" in answers.trend(table((0.01, 0.03), (0.02, 0.04)), "width")
+
+
+def test_figures_of_the_whole_programme():
+    finals = invented()
+    table, points = answers.ablation([s.name for s in QUESTIONS if s.name not in ("size", "data")], finals)
+    (ax,) = figures.comparisons(table, points).axes
+    assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
+    tables, dots, xlabels = answers.gain_panels(finals)
+    assert list(tables) == ["width", "depth", "data"]
+    assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [2000, 5000, 10000, 50000]
+    assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
+    assert set(answers.numbers(table)) >= {"p", "p_holm"} and answers.attention_share(finals)["attention (%)"].eq(33.3).all()
+
+
+def test_anatomy_of_recorded_runs():
+    products, maps = answers.load_anatomy("cifar10-recipe", arms=("base",))
+    assert set(products["when"]) == {"before", "after"} and products["fold"].all()
+    config = named("cifar10-lab30")
+    seeds = products["seed"].nunique()
+    assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1) and len(maps) == 2 * seeds * config.depth * config.num_heads
+    table = answers.kept(products, maps)
+    assert list(table.index) == [("base", "before"), ("base", "after")]
+    both = [frame.assign(arm=arm) for arm in ("timm", "mimetic") for frame in (products,)]
+    text = answers.kept_sentence(pd.concat(both))
+    assert text.count("under the default") == 2
+    assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
+
+
+def test_published_numbers_have_a_source():
+    table = answers.published()
+    assert table["source"].str.len().gt(5).all() and len(table) > 5
+    assert CENTRAL.experiment == "cifar10-lab30"
