@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from mimetic.data.fetch import cache_dir
 from mimetic.experiments import programme, queue
@@ -16,7 +17,8 @@ from mimetic.experiments.configs import ARMS, EXPERIMENTS, FITTED, named, with_a
 from mimetic.experiments.pattern import fitted_constants
 from mimetic.experiments.vision import build_model, check, run
 from mimetic.training.checkpoint import exclusive
-from mimetic.training.records import read_record, record_path
+from mimetic.training.loop import TimeLimit
+from mimetic.training.records import RecordError, read_record, record_path
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +139,25 @@ def test_a_run_that_is_held_elsewhere_is_passed_over():
     with exclusive(cache_dir() / "checkpoints" / f"{first.name}.pt"):
         outcome = queue.work([first, second], processes=1, say=lambda line: None)
     assert outcome.finished == [second.name] and outcome.left == 1 and not outcome.failed
+
+
+def test_a_half_done_run_of_other_source_starts_again(monkeypatch):
+    (config,) = toy(1, epochs=3)
+    checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+    with pytest.raises(TimeLimit):
+        run(config, progress=False, time_limit=0)
+    state = torch.load(checkpoint, weights_only=True)
+    state["identity"]["source"] = "of yesterday"
+    torch.save(state, checkpoint)
+    assert queue.work([config], say=lambda line: None).finished == [config.name]
+    assert record_of(config)["resumed"] == 0
+
+
+def test_a_record_of_another_config_is_not_taken_for_this_run():
+    (config,) = toy(1)
+    run(config, progress=False)
+    with pytest.raises(RecordError, match="another config .*epochs: 2 there, 3 here"):
+        queue.work([dataclasses.replace(config, epochs=3)], say=lambda line: None)
 
 
 def test_bad_input_before_anything_runs():

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from mimetic.experiments.configs import VisionConfig
-from mimetic.training.records import RecordError, read_record, record_path
+from mimetic.training.records import RecordError
 
 LEAST_SECONDS = 15.0  # with less time than this no run is begun or resumed
 BUSY = "another process is training this run"
+FOREIGN = "was written with another"  # config or source: such a checkpoint can no longer be gone on with
 
 
 @dataclass
@@ -50,9 +51,10 @@ def queue_runs(name: str) -> list[VisionConfig]:
 
 
 def is_done(config: VisionConfig) -> bool:
-    """Whether there is a readable record of the run. A damaged one raises RecordError with its name."""
-    path = record_path(config.experiment, config.arm or config.init, config.seed)
-    return path.is_file() and bool(read_record(path))
+    """Whether there is a record of the run. A damaged one, or one of another config, raises RecordError with its name."""
+    from mimetic.experiments.vision import existing
+
+    return existing(config) is not None
 
 
 def cost(config: VisionConfig) -> float:
@@ -188,12 +190,21 @@ def _serve(connection: Connection) -> None:
             config, deadline, checkpoint_seconds = connection.recv()
         except EOFError:
             return
-        try:
-            record = run(
-                config, progress=False, checkpoint_seconds=checkpoint_seconds,
-                time_limit=None if deadline is None else max(0.0, deadline - time.monotonic()),
+
+        def train(force: bool = False):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            return run(
+                config, force=force, progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
                 on_epoch=lambda entry: connection.send(("epoch", entry)),
             )  # fmt: skip
+
+        try:
+            try:
+                record = train()
+            except CheckpointError as error:
+                if FOREIGN not in str(error):
+                    raise
+                record = train(force=True)  # the code has changed since: this run starts again
             message = "done", record["final"]["test_accuracy"]
         except TimeLimit:
             message = "stopped", ""

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -116,13 +115,12 @@ def run(
     from mimetic.data.fetch import cache_dir
     from mimetic.training.checkpoint import exclusive, remove_checkpoint
 
-    path = record_path(config.experiment, config.arm or config.init, config.seed)
     checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
-    if path.is_file() and not force:
-        return _existing(config, path)
+    if not force and (record := existing(config)):
+        return record
     with exclusive(checkpoint):
-        if path.is_file() and not force:  # another process has finished it meanwhile
-            return _existing(config, path)
+        if not force and (record := existing(config)):  # another process has finished it meanwhile
+            return record
         if force:
             remove_checkpoint(checkpoint)
         record = _train(config, checkpoint, identity, options)
@@ -251,8 +249,15 @@ def _train(config, checkpoint, identity, options) -> dict[str, Any]:
     }
 
 
-def _existing(config: VisionConfig, path: Path) -> dict[str, Any]:
-    """The stored record, if it is one of this config."""
+def existing(config: VisionConfig) -> dict[str, Any] | None:
+    """The stored record of the run, None if there is none.
+
+    Raises:
+        RecordError: it is damaged, or a run of another config has this name.
+    """
+    path = record_path(config.experiment, config.arm or config.init, config.seed)
+    if not path.is_file():
+        return None
     record = read_record(path)
     # a field that is newer than the record had its default's effect then
     stored = {f.name: f.default for f in fields(VisionConfig)} | record["config"]
