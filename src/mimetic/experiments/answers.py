@@ -188,7 +188,7 @@ def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     """steps_saved in words."""
     if not set(PAIR) <= set(finals["arm"]):
-        return ""
+        return "No pair of runs is in yet."
     share = steps_saved(finals, curves)["share of the run"]
     reached = share.dropna()
     if reached.empty:
@@ -367,8 +367,15 @@ def kept_sentence(products: pd.DataFrame) -> str:
 
 
 def published() -> pd.DataFrame:
-    """Published numbers on vision with their sources, from data/published/vision.csv."""
+    """Published numbers on vision with their sources, from data/published/vision.csv; all text, "" where nothing is said."""
     return pd.read_csv(data_dir() / "published" / "vision.csv", dtype=str).fillna("")
+
+
+def published_table() -> str:
+    """published() as a Markdown table, whose long cells wrap on the page."""
+    table = published()
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def paper_scale() -> str:
