@@ -161,7 +161,7 @@ def test_a_record_of_another_config_is_not_taken_for_this_run():
 
 
 def test_bad_input_before_anything_runs():
-    with pytest.raises(ValueError, match="one of lab, recipe"):
+    with pytest.raises(ValueError, match="one of lab, paper, recipe"):
         queue.queue_runs("nope")
     with pytest.raises(ValueError, match="processes must be at least 1"):
         queue.work(toy(1), processes=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, attention_layers
-from mimetic.measure import measure
+from mimetic.measure import product_rows
 
 PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "offdiag_sd", "null_mean", "null_sd", "sigmas")
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")
@@ -53,8 +53,8 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
         images: (B, C, Y, X) float32, normalised as for training, on the model's device.
     """
     layers = attention_layers(model)
-    tables = [measure(layers, fold, heads=False).assign(fold=fold) for fold in (False, True)]
-    products = [[_short(row[c]) for c in PRODUCT_COLUMNS] for table in tables for _, row in table.iterrows()]
+    rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
+    products = [[_short(row[c]) for c in PRODUCT_COLUMNS] for row in rows]
 
     seen: list[Tensor] = []
     hooks = [block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in model.blocks]

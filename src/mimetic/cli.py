@@ -148,6 +148,7 @@ class Queue:
 
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
+    paper   the comparison at the paper's scale, for a GPU
 
     examples:
       python -m mimetic queue lab --minutes 9
@@ -156,22 +157,17 @@ class Queue:
 
     name: Positional[str]
     minutes: float | None = None  # stop after this time, everything saved; default: when all is done
-    processes: int = 2  # runs side by side; each uses one thread on a CPU
+    processes: int | None = None  # runs side by side; default: one on a GPU, else two
     list: bool = False  # only show what is done and what is left
 
     def __call__(self) -> None:
-        from mimetic.experiments import queue
+        from mimetic.experiments.queue import run_queue
 
         try:
-            runs = queue.queue_runs(self.name)
-            if self.list:
-                print(queue.listing(runs))
-                return
-            outcome = queue.work(runs, minutes=self.minutes, processes=self.processes, say=lambda line: print(line, flush=True))
+            outcome = run_queue(self.name, self.minutes, self.processes, self.list)
         except ValueError as error:
             raise Mistake(error) from None
-        print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
-        if outcome.failed:
+        if outcome and outcome.failed:
             raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
 
 

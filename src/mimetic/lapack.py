@@ -3,7 +3,7 @@
 Truncating d = 768 to 64 directions needs 64 eigenvectors of A^T A, not an SVD with all 768. torch offers no partial
 eigensolver, and SciPy's holds Python's global lock while it runs, so the heads of a model would queue for one core. SciPy
 publishes the same LAPACK routine as a C function (scipy.linalg.cython_lapack, meant for such callers); ctypes releases
-the lock around it.
+the lock around it. Where SciPy or threadpoolctl is missing (a bare GPU machine), NumPy's full solver does it, slower.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import numpy as np
-import scipy.linalg
 import torch
-from scipy.linalg import blas, cython_lapack
-from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+try:
+    import scipy.linalg
+    from scipy.linalg import blas, cython_lapack
+    from threadpoolctl import threadpool_limits
+except ImportError:
+    scipy = None
 
 # A float32 solve mixes a wanted vector with an unwanted one by about 1e-7 over the relative gap of their eigenvalues.
 # Solving for a quarter more than is wanted, and separating those in float64, moves the mixing out to where the gap is wide.
@@ -38,7 +42,8 @@ def factor_all(jobs: Iterable[tuple[Tensor, int]], threads: int | None = None) -
     """
     threads = threads or torch.get_num_threads()
     pending: deque = deque()
-    with threadpool_limits(1, user_api="blas"), _torch_on_one_thread(), ThreadPoolExecutor(threads) as pool:
+    one_thread = threadpool_limits(1, user_api="blas") if scipy else nullcontext()
+    with one_thread, _torch_on_one_thread(), ThreadPoolExecutor(threads) as pool:
         for stack, k in jobs:
             pending.append(pool.submit(factor_shared, stack, k))
             if len(pending) >= 2 * threads:
@@ -67,7 +72,11 @@ def factor_shared(stack: Tensor, k: int) -> tuple[Tensor, Tensor]:
     d = stack.shape[-1]
     m = k + max(8, int(GUARD * k))
     A = stack.numpy()
-    if k == d:
+    if not scipy:
+        rows = A.reshape(-1, d).astype(np.float64)
+        V = np.linalg.eigh(rows.T @ rows)[1][:, -k:]
+        AV = A.astype(np.float64) @ V
+    elif k == d:
         # any orthogonal V gives A V V^T = A, so float32 vectors are as good as float32 factors can be
         V = scipy.linalg.eigh(_gram(A), lower=False, check_finite=False, overwrite_a=True, driver="evd")[1]
         AV = A @ V

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
 from mimetic.construct import factor_top_k, semi_diagonal
 from mimetic.initialize import MimeticSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LAYER_HEAD = -1  # the head column of a row about the whole layer
 
@@ -36,14 +39,21 @@ def measure(
     Raises:
         UnsupportedAttention: no supported layer, or (fold=True) a layer whose gains are not known.
     """
+    import pandas as pd
+
+    return pd.DataFrame(product_rows(_layers(model, cross), fold, heads))
+
+
+def product_rows(layers: list[AttentionLayer], fold: bool = False, heads: bool = True) -> list[dict[str, Any]]:
+    """What measure puts into its DataFrame, as dicts; for machines without pandas."""
     rows = []
-    for i, layer in enumerate(_layers(model, cross)):
+    for i, layer in enumerate(layers):
         for h in range(layer.num_heads):
             rows.append({"layer": i, "name": layer.name, "head": h, "product": "qk", **statistics(layer.qk(h, fold))})
         for h in (*(range(layer.num_heads) if heads else ()), None):
             number = LAYER_HEAD if h is None else h
             rows.append({"layer": i, "name": layer.name, "head": number, "product": "vp", **statistics(layer.vp(h, fold))})
-    return pd.DataFrame(rows)
+    return rows
 
 
 def statistics(A: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
     python -m mimetic queue recipe         the search that chose the recipe, on a split of the training set
     python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will)
+    python -m mimetic queue paper          the comparison at the paper's scale, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.ARMS.
 """
@@ -9,12 +10,13 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mimetic.experiments.configs import ARMS, VisionConfig, named
 
 PAIR = ("timm", "mimetic")
 CENTRAL_SEEDS = tuple(range(6))
+PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
 
 
@@ -83,4 +85,14 @@ def recipe_runs() -> list[VisionConfig]:
     return [*RECIPE.runs((0,)), named(RECIPE.experiment, arm="base", seed=1)]
 
 
-QUEUES = {"lab": lab_runs, "recipe": recipe_runs}
+def paper_runs() -> list[VisionConfig]:
+    """For a GPU, in order of priority: five pairs on CIFAR-10, on CIFAR-100, with ViT-Small; then questions 1 to 3."""
+    runs = []
+    for experiment in ("cifar10-paper", "cifar100-paper", "cifar10-small"):
+        runs += Study("paper", CENTRAL.question, experiment, PAIR).runs(PAPER_SEEDS)
+    for name in ("which-half", "structure", "signs"):
+        runs += replace(STUDIES[name], experiment="cifar10-paper").runs(FIRST_SEEDS)
+    return list({config.name: config for config in runs}.values())
+
+
+QUEUES = {"lab": lab_runs, "paper": paper_runs, "recipe": recipe_runs}

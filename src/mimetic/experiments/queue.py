@@ -3,6 +3,7 @@
     python -m mimetic queue lab                    until all is done
     python -m mimetic queue lab --minutes 9        for nine minutes, then save and stop
     python -m mimetic queue lab --list             what is done and what is left
+    python -m mimetic.experiments.queue paper      the same on a machine that has torch, torchvision and NumPy only
 
 The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run that
 another process holds is passed over. So the queue and its workers can be killed at any moment, on any machine.
@@ -10,6 +11,7 @@ another process holds is passed over. So the queue and its workers can be killed
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import signal
@@ -260,3 +262,45 @@ def listing(runs: Sequence[VisionConfig]) -> str:
             state = f"DAMAGED: {error}"
         lines.append(f"{config.name:48s} {state}")
     return "\n".join(lines)
+
+
+def run_queue(name: str, minutes: float | None, processes: int | None, show: bool) -> Outcome | None:
+    """What `queue NAME` does on the command line: list the runs, or work them off and say what is left.
+
+    Raises:
+        ValueError: unknown queue, or bad limits.
+    """
+    runs = queue_runs(name)
+    if show:
+        print(listing(runs))
+        return None
+    outcome = work(runs, minutes=minutes, processes=processes or side_by_side(runs), say=lambda line: print(line, flush=True))
+    print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
+    return outcome
+
+
+def side_by_side(runs: Sequence[VisionConfig]) -> int:
+    """How many runs at a time: one on a GPU, which one run can fill; else two, on two cores."""
+    from mimetic.training.loop import resolve_device
+
+    return 1 if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of this module, with the standard library only."""
+    parser = argparse.ArgumentParser(prog="python -m mimetic.experiments.queue", description="Work off a named list of runs.")
+    parser.add_argument("name")
+    parser.add_argument("--minutes", type=float, help="stop after this time, everything saved")
+    parser.add_argument("--processes", type=int, help="runs side by side (default: one on a GPU, else two)")
+    parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
+    options = parser.parse_args(arguments)
+    try:
+        outcome = run_queue(options.name, options.minutes, options.processes, options.list)
+    except (ValueError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if outcome and outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,22 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+try:
+    from tqdm import tqdm
+except ImportError:
+
+    class tqdm:  # noqa: N801  on a bare GPU machine: the lines without the bar
+        disable = True
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def update(self) -> None: ...
+
+        def close(self) -> None: ...
+
+        def write(self, line: str) -> None:
+            print(line, flush=True)
 
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 

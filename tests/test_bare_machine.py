@@ -1,0 +1,115 @@
+"""The queue on a machine that has torch, torchvision, timm and NumPy only, as lent GPU machines do."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimetic.experiments.configs import named
+from mimetic.training.records import read_record
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+MISSING = (
+    "IPython", "jupyter_book", "matplotlib", "nbformat", "pandas", "papermill", "safetensors", "scipy", "sklearn", "threadpoolctl",
+    "tokenizers", "tqdm", "transformers", "tyro",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """An environment without those packages, and a CIFAR-10 of eight images, many times over."""
+    folder = tmp_path_factory.mktemp("machine")
+    # loaded by every Python that starts here, the queue's workers too
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({MISSING!r}))\n")
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    arrays = {"classes": np.array([f"class {i}" for i in range(10)])}
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        arrays[f"y_{split}"] = np.arange(count, dtype=np.int64) % 10
+        arrays[f"x_{split}"] = images[arrays[f"y_{split}"]]
+    (folder / "cache").mkdir()
+    np.savez_compressed(folder / "cache" / "cifar10.npz", **arrays)
+    names = {"PYTHONPATH": f"{folder}{os.pathsep}{SRC}", "MIMETIC_DATA": str(folder / "cache"), "MIMETIC_RUNS": str(folder / "runs")}
+    return folder, os.environ | names
+
+
+def python(machine, *arguments, **options):
+    folder, environment = machine
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def test_they_are_missing(machine):
+    assert "ModuleNotFoundError" in python(machine, "-c", "import pandas").stderr
+
+
+def test_command_line_without_tyro(machine):
+    shown = python(machine, "-m", "mimetic", "queue", "paper", "--list")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0].split() == ["cifar10-paper/timm-seed0", "waiting"]
+    wrong = python(machine, "-m", "mimetic", "queue", "papers")
+    assert wrong.returncode == 2 and "queue must be one of lab, paper, recipe" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+WORK = """
+import json, sys
+from mimetic.experiments import queue
+from mimetic.experiments.configs import VisionConfig
+if __name__ == "__main__":
+    configs = [VisionConfig(**c) for c in json.loads(sys.argv[1])]
+    outcome = queue.work(configs, processes=1, checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))
+    sys.exit(bool(outcome.failed))
+"""
+
+
+def test_killed_half_way_and_gone_on_with(machine):
+    folder, environment = machine
+    base = named("cifar10-paper", experiment="toy", train_size=400, batch_size=40, d_model=16, depth=1, num_heads=2, patch_size=8,
+                 epochs=6, curve_images=100, device="cpu", threads=1)  # fmt: skip
+    configs = [dataclasses.replace(base, init=init) for init in ("timm", "mimetic")]
+    (folder / "work.py").write_text(WORK)
+    command = [str(folder / "work.py"), json.dumps([dataclasses.asdict(c) for c in configs])]
+    process = subprocess.Popen(
+        [sys.executable, *command], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    checkpoint = folder / "cache" / "checkpoints" / "toy" / "mimetic-seed0.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read().decode()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (folder / "runs" / "toy" / "mimetic-seed0.json").is_file(), "the queue was too fast to be killed"
+    again = python(machine, *command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    records = [read_record(folder / "runs" / "toy" / f"{c.init}-seed0.json") for c in configs]
+    assert [r["resumed"] for r in records] == [0, 1]
+    assert all(len(r["curve"]) == 6 and r["anatomy"]["after"]["maps"]["rows"] for r in records)
+    assert set(records[0]["versions"]) >= {"python", "torch", "numpy"}
+
+
+def test_factors_without_scipy_are_the_same_products(machine):
+    """The other solver gives other vectors; the products, which are what is meant, agree."""
+    script = """
+import torch
+from mimetic import lapack
+from mimetic.construct import semi_diagonal
+assert not lapack.scipy
+for d, k in ((48, 12), (96, 16), (48, 48)):
+    A = semi_diagonal(d, 0.7, 0.7, generator=torch.Generator().manual_seed(d))
+    (lefts, right), = lapack.factor_all([(A[None], k)])
+    U, S, Vt = torch.linalg.svd(A.double())
+    best = (U[:, :k] * S[:k]) @ Vt[:k]
+    assert ((lefts[0] @ right).double() - best).norm() < 1e-5 * best.norm(), (d, k)
+print("ok")
+"""
+    result = python(machine, "-c", script)
+    assert result.stdout.strip() == "ok", result.stderr
