@@ -139,7 +139,7 @@ def test_anatomy_of_recorded_runs():
     seeds = products["seed"].nunique()
     assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1) and len(maps) == 2 * seeds * config.depth * config.num_heads
     table = answers.kept(products, maps)
-    assert list(table.index) == [("base", "before"), ("base", "after")]
+    assert list(table.columns) == [("base", "before"), ("base", "after")]
     both = [frame.assign(arm=arm) for arm in ("timm", "mimetic") for frame in (products,)]
     text = answers.kept_sentence(pd.concat(both))
     assert text.count("under the default") == 2

@@ -337,12 +337,12 @@ def kept(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
         for when in ("before", "after"):
             part, looks = (f[(f["arm"] == arm) & (f["when"] == when)] for f in (products, maps))
             qk, vp = part[part["product"] == "qk"], part[part["product"] == "vp"]
-            rows[LABELS.get(arm, arm), when] = {
+            rows[LABELS.get(arm, arm).split(" (")[0], when] = {
                 "QK diagonal / spread": qk["z"].mean(), "QK heads above chance (%)": 100 * (qk["sigmas"] > 2).mean(),
                 "V·proj diagonal / spread": vp["z"].mean(), "V·proj layers below chance (%)": 100 * (vp["sigmas"] < -2).mean(),
                 "distance attended (patches)": looks["distance"].mean(), "attention to itself (%)": 100 * looks["itself"].mean(),
             }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+    return pd.DataFrame(rows).round(2)  # a column for each arm before and after: the names of the rows are long
 
 
 def kept_sentence(products: pd.DataFrame) -> str:

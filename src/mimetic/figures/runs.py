@@ -164,5 +164,5 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
             if i == len(rows) - 1:
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(title, fontsize=8)
-    axes[0, -1].legend(loc="upper right")
+    axes[0, 0].legend(loc="upper left")
     return figure
