@@ -25,6 +25,7 @@ examples:
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
   python -m mimetic bench init                              how fast is the initializer?
+  python -m mimetic bench train                             how fast is training?
   python -m mimetic coverage timm                           which of timm's models are supported?
 """
 
@@ -111,6 +112,27 @@ class BenchInit:
 
 
 @dataclass(frozen=True)
+class BenchTrain:
+    """Time training steps of an experiment, against timm's model and DataLoader with the same batch and augmentations.
+
+    example: python -m mimetic bench train --steps 10
+    """
+
+    experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
+    steps: int = 20  # timed steps of each
+    workers: int = 2  # worker processes of timm's DataLoader, besides a measurement with none
+    device: str = "auto"  # auto, cpu, cuda, mps
+
+    def __call__(self) -> None:
+        from mimetic.bench_train import bench_train
+
+        try:
+            bench_train(**vars(self))
+        except ValueError as error:
+            raise Mistake(error) from None
+
+
+@dataclass(frozen=True)
 class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
@@ -171,7 +193,7 @@ class Queue:
             raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
 
 
-COMMANDS = {"train": Train, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "data fetch": DataFetch}
+COMMANDS = {"train": Train, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
 
 
 class Mistake(Exception):
