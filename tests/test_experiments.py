@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mimetic import attention_layers, mimetic_init_
+from mimetic import attention_layers
 from mimetic.attention_maps import attention_map
 from mimetic.experiments import construction, live, pattern, report
 from mimetic.models.blocks import SelfAttention

@@ -17,7 +17,7 @@ from torch import nn
 
 from mimetic.data.fetch import cache_dir
 from mimetic.data.images import load_images
-from mimetic.experiments import configs, vision
+from mimetic.experiments import vision
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.vision import VisionTask, build_model, run
 from mimetic.models import ViT, ViTConfig

@@ -42,8 +42,6 @@ def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
     arms = study.arms
     if study.name in ("size", "data", "position", "precision"):
         prefixes = dict.fromkeys("" if arm in PAIR else arm.removesuffix("-timm").removesuffix("-mimetic") for arm in arms)
-        if study.name == "precision":
-            prefixes = dict.fromkeys(("", "float32"))
         return {_setting(study, p): (f"{p}-timm", f"{p}-mimetic") if p else PAIR for p in prefixes}
     if study.name == "default":
         return {f"mimetic against {LABELS[arm]}": (arm, "mimetic") for arm in arms if arm != "mimetic"}

@@ -13,10 +13,11 @@ import pandas as pd
 
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.pattern import effective, overview_profiles
+from mimetic.experiments.programme import CENTRAL
 from mimetic.statistics import paired_differences, sign_flip_test
 from mimetic.training.records import load_runs
 
-LAB = "cifar10-lab30"
+LAB = CENTRAL.experiment
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
