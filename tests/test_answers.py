@@ -7,7 +7,7 @@ import pytest
 from mimetic import figures
 from mimetic.experiments import answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.programme import CENTRAL, QUESTIONS, STUDIES, lab_runs
+from mimetic.experiments.programmes.vision import CENTRAL, QUESTIONS, STUDIES, lab_runs
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}

@@ -61,7 +61,7 @@ def test_command_line_without_tyro(machine):
 WORK = """
 import json, sys
 from mimetic.experiments import queue
-from mimetic.experiments.configs import VisionConfig
+from mimetic.experiments.configs.vision import VisionConfig
 if __name__ == "__main__":
     configs = [VisionConfig(**c) for c in json.loads(sys.argv[1])]
     outcome = queue.work(configs, processes=1, checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))

@@ -1,8 +1,11 @@
+import dataclasses
+
+import pytest
+
 from mimetic.bench import bench_init
 from mimetic.bench_train import bench_train, count_flops
 from mimetic.experiments.configs import named
 
-import pytest
 
 
 def test_bench_compares_the_same_products(capsys):
@@ -31,7 +34,7 @@ def test_flops_are_those_of_the_formula():
 def test_bench_train_times_both_on_the_same_batch(capsys, monkeypatch):
     from mimetic.experiments import configs
 
-    small = configs.replace(named("cifar10-lab30"), experiment="small", d_model=16, depth=1, num_heads=1, patch_size=8, batch_size=32)
+    small = dataclasses.replace(named("cifar10-lab30"), experiment="small", d_model=16, depth=1, num_heads=1, patch_size=8, batch_size=32)
     monkeypatch.setitem(configs.EXPERIMENTS, "small", small)
     result = bench_train("small", steps=2, workers=0, device="cpu")
     assert set(result["timm"]) == {"float32, 0 workers", "bfloat16, 0 workers"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mimetic.experiments.configs import named
-from mimetic.experiments.vision import run
+from mimetic.experiments.runs import run
 
 GOLDEN = Path(__file__).parent / "golden" / "digits.json"
 ARMS = {

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from mimetic.data.fetch import cache_dir
-from mimetic.experiments import programme, queue
-from mimetic.experiments.configs import ARMS, EXPERIMENTS, FITTED, named, with_arm
+from mimetic.experiments import queue
+from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
+from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.pattern import fitted_constants
-from mimetic.experiments.vision import build_model, check, run
+from mimetic.experiments.programmes import vision as programme
+from mimetic.experiments.runs import check, run
+from mimetic.experiments.vision import build_model, cost
 from mimetic.training.checkpoint import exclusive
 from mimetic.training.loop import TimeLimit
 from mimetic.training.records import RecordError, read_record, record_path
@@ -57,7 +60,7 @@ def test_works_off_side_by_side_and_gives_what_run_gives():
 QUEUE = """
 import json, sys
 from mimetic.experiments import queue
-from mimetic.experiments.configs import VisionConfig
+from mimetic.experiments.configs.vision import VisionConfig
 if __name__ == "__main__":
     configs = [VisionConfig(**c) for c in json.loads(sys.argv[1])]
     outcome = queue.work(configs, minutes=json.loads(sys.argv[2]), processes=2, checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))
@@ -218,5 +221,5 @@ def test_fitted_constants_are_those_of_the_committed_measurement():
 
 def test_cost_is_proportional_to_the_work():
     short, long = toy(1, epochs=2)[0], toy(1, epochs=4)[0]
-    assert queue.cost(long) == pytest.approx(2 * queue.cost(short))
-    assert queue.cost(named("cifar10-lab10", arm="depth12-timm")) == pytest.approx(2 * queue.cost(named("cifar10-lab10")))
+    assert cost(long) == pytest.approx(2 * cost(short))
+    assert cost(named("cifar10-lab10", arm="depth12-timm")) == pytest.approx(2 * cost(named("cifar10-lab10")))

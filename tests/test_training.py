@@ -17,9 +17,10 @@ from torch import nn
 
 from mimetic.data.fetch import cache_dir
 from mimetic.data.images import load_images
-from mimetic.experiments import vision
+from mimetic.experiments import runs, vision
 from mimetic.experiments.configs import EXPERIMENTS, named
-from mimetic.experiments.vision import VisionTask, build_model, run
+from mimetic.experiments.runs import check, run
+from mimetic.experiments.vision import VisionTask, build_model
 from mimetic.models import ViT, ViTConfig
 from mimetic.training import loop
 from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
@@ -204,7 +205,7 @@ def test_run_trains_once_then_reads(monkeypatch):
     text = json.dumps(record)
     assert os.getcwd() not in text and os.uname().nodename not in text
     assert not list((cache_dir() / "checkpoints").rglob("*.pt"))
-    monkeypatch.setattr(vision, "_train", None)  # training again would fail
+    monkeypatch.setattr(runs, "_train", None)  # training again would fail
     assert run(tiny(), progress=False) == record
     with pytest.raises(RecordError, match=r"timm-seed0 exists with another config \(lr: 0.001 there, 0.002 here\)"):
         run(tiny(lr=0.002), progress=False)
@@ -251,7 +252,7 @@ def test_two_processes_do_not_train_the_same_run():
 TRAINER = """
 import os, sys, traceback
 import torch
-from mimetic.experiments import configs, vision
+from mimetic.experiments import configs, runs, vision
 from mimetic.training import loop
 
 train = loop.train
@@ -266,7 +267,7 @@ while sys.stdin.readline():
     pid = os.fork()
     if pid == 0:
         try:
-            vision.run(configs.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
+            runs.run(configs.vision.VisionConfig(**{config!r}), progress=False, checkpoint_seconds=0.0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -378,11 +379,11 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
         (dict(padding_mode="wrap"), "padding_mode must be one of reflect, zero"),
         (dict(experiment="a/b"), "experiment must be lower-case"),
         (dict(arm="A B"), "arm must be lower-case"),
-        (dict(experiment="digits"), "digits/timm-seed0 is defined with other values than train_size=480"),
+        (dict(experiment="digits"), "digits/timm-seed0 is defined with other values than .*train_size=480"),
     ],
 )
 def test_bad_config_is_refused_before_anything_is_computed(change, words, monkeypatch):
-    monkeypatch.setattr(vision, "_train", None)
+    monkeypatch.setattr(runs, "_train", None)
     with pytest.raises(ValueError, match=words):
         run(tiny(**change), progress=False)
 
@@ -401,7 +402,7 @@ def test_named():
     with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
         named("digits", epoch=3)
     for config in EXPERIMENTS.values():
-        vision.check(config)
+        check(config)
 
 
 def test_bfloat16_runs():

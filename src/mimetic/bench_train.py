@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.experiments.configs import VisionConfig, named
+from mimetic.experiments.configs import named
+from mimetic.experiments.configs.vision import VisionConfig
 
 # Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by a part of the card's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
@@ -114,7 +115,8 @@ def _wait(device: torch.device) -> None:
 
 def _our_step(config: VisionConfig, images: Tensor, labels: Tensor, device: torch.device, bfloat16: bool) -> Callable[[], Tensor]:
     from mimetic.data.images import ImageData
-    from mimetic.experiments.vision import VisionTask, _train_config, build_model
+    from mimetic.experiments.runs import train_config
+    from mimetic.experiments.vision import VisionTask, build_model
     from mimetic.training.loop import make_optimizer
 
     x, y = images.to(device), labels.to(device)
@@ -122,7 +124,7 @@ def _our_step(config: VisionConfig, images: Tensor, labels: Tensor, device: torc
     task = VisionTask(ImageData(config.dataset, x, y, x, y, tuple("0123456789"), mean, sd), config)
     model = build_model(config).to(device).train()
     forward = torch.compile(model) if device.type == "cuda" else model
-    optimizer = make_optimizer(model, _train_config(config))
+    optimizer = make_optimizer(model, train_config(config))
     done = 0
 
     def step() -> Tensor:
@@ -138,7 +140,7 @@ def _our_step(config: VisionConfig, images: Tensor, labels: Tensor, device: torc
 def _timm_step(config: VisionConfig, batches: Iterator, device: torch.device, bfloat16: bool) -> Callable[[], Tensor]:
     from timm.models.vision_transformer import VisionTransformer
 
-    from mimetic.experiments.vision import _train_config
+    from mimetic.experiments.runs import train_config
     from mimetic.training.loop import make_optimizer
 
     model = VisionTransformer(
@@ -146,7 +148,7 @@ def _timm_step(config: VisionConfig, batches: Iterator, device: torch.device, bf
         mlp_ratio=config.mlp_ratio, num_classes=10, class_token=False, global_pool="avg",
     ).to(device)  # fmt: skip
     forward = torch.compile(model) if device.type == "cuda" else model
-    optimizer = make_optimizer(model, _train_config(config))
+    optimizer = make_optimizer(model, train_config(config))
 
     def step() -> Tensor:
         x, y = next(batches)

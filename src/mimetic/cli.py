@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
 from tyro.extras import subcommand_type_from_defaults
 
-from mimetic.experiments.configs import EXPERIMENTS, VisionConfig, with_arm
+from mimetic.experiments.configs import EXPERIMENTS, with_arm
 
 EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
 
@@ -57,9 +57,9 @@ class Train:
     quiet: bool = False  # only the result
 
     def __call__(self) -> None:
-        from mimetic.experiments.vision import check, run
+        from mimetic.experiments.runs import check, family, run
 
-        config: VisionConfig = self.config
+        config = self.config
         try:
             config = with_arm(config)
             check(config, store=self.store)
@@ -71,7 +71,7 @@ class Train:
         )  # fmt: skip
         final, speed, seconds = record["final"], record["throughput"], record["seconds"]["total"]
         print(
-            f"{config.name}: test accuracy {final['test_accuracy']:.2%} after {final['epoch']} epochs "
+            f"{config.name}: {family(config).METRIC.show(final)} after {final['epoch']} epochs "
             f"({speed['per_second']:.0f} {speed['unit']}/s, {seconds:.0f} s)"
         )
 

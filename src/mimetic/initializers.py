@@ -156,6 +156,7 @@ def initialize_(
     model: nn.Module,
     name: str,
     *,
+    default: str = "timm",
     spec: MimeticSpec = VISION,
     qk_rank: int | None = None,
     generator: Generator = None,
@@ -165,6 +166,7 @@ def initialize_(
     Args:
         model: any model whose attention mimetic_init_ can write; the controls are for our own models.
         name: one of INITIALIZERS.
+        default: the default initialization that the mimetic names write over, "timm" or another of DEFAULTS.
         spec: constants of the mimetic names and of timm-rescaled; ignored by the defaults.
         qk_rank: rank of W_Q W_K^T, None for head_dim; mimetic names only.
         generator: source of randomness; None takes torch's global one.
@@ -179,7 +181,7 @@ def initialize_(
     if name in DEFAULTS:
         DEFAULTS[name](model, generator)
         return
-    init_timm_(model, generator)
+    DEFAULTS[default](model, generator)
     target = copy.deepcopy(model) if name == "timm-rescaled" else model
     mimetic_init_(target, spec, qk=name != "mimetic-vp", vp=name != "mimetic-qk", generator=generator)
     if name == "timm-rescaled":

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.programme import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES, Study
+from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
 from mimetic.figures.style import LABELS
 from mimetic.statistics import compare, holm, paired_differences, sign_flip_test, smallest_p, steps_to_reach
 from mimetic.training.records import load_runs, read_record, runs_dir
@@ -40,6 +42,8 @@ def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
     """label -> (reference arm, arm) of a study: every arm against its first one; mimetic against the default where the
     study is made of such pairs or of defaults."""
     arms = study.arms
+    if study.comparisons is not None:
+        return dict(study.comparisons)
     if study.name in ("size", "data", "position", "precision"):
         prefixes = dict.fromkeys("" if arm in PAIR else arm.removesuffix("-timm").removesuffix("-mimetic") for arm in arms)
         return {_setting(study, p): (f"{p}-timm", f"{p}-mimetic") if p else PAIR for p in prefixes}
@@ -71,18 +75,18 @@ def _setting(study: Study, prefix: str) -> str:
     return f"{words[pos]}, {words[pool]}"
 
 
-def study_table(study: Study, finals: pd.DataFrame) -> pd.DataFrame:
+def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """statistics.compare of a study's comparisons, with the study's question as column group."""
-    table = compare(finals, comparisons_of(study))
+    table = compare(finals, comparisons_of(study), metric.column)
     return table.assign(group=study.question) if len(table) else table
 
 
-def study_points(study: Study, finals: pd.DataFrame) -> pd.DataFrame:
+def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """One row a pair: label, group, seed, difference."""
     rows = []
     for name, arms in comparisons_of(study).items():
         if set(arms) <= set(finals["arm"]):
-            pairs = paired_differences(finals, arms=arms)
+            pairs = paired_differences(finals, metric.column, arms)
             rows += [{"label": name, "group": study.question, "seed": s, "difference": d} for s, d in pairs["difference"].items()]
     return pd.DataFrame(rows, columns=["label", "group", "seed", "difference"])
 
@@ -109,18 +113,17 @@ def progress(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...] = ALL_SE
 
 def points(value: float) -> str:
     """A difference of accuracies in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return ACCURACY.signed(value)
 
 
-def finding(row: pd.Series) -> str:
+def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
     """One comparison in words: its verdict follows from its interval."""
+    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
-        return f"{points(row['difference'])} points in the only pair so far"
-    interval = f"{points(row['difference'])} points ({points(row['low'])} to {points(row['high'])}, {row['pairs']:.0f} pairs)"
-    if row["low"] > 0:
-        return f"gains: {interval}"
-    if row["high"] < 0:
-        return f"loses: {interval}"
+        return f"{value} in the only pair so far"
+    interval = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
+    if row["low"] > 0 or row["high"] < 0:
+        return f"{'gains' if metric.better(row['low']) else 'loses'}: {interval}"
     return f"no difference that these pairs can show: {interval}"
 
 

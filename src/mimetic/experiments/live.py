@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from mimetic.experiments.configs import named
-from mimetic.experiments.vision import check, run
+from mimetic.experiments.runs import check, run
 
 
 def live_runs(

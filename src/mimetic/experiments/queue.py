@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
-from mimetic.experiments.configs import VisionConfig
+from mimetic.experiments.configs import RunConfig
+from mimetic.experiments.runs import existing, family
 from mimetic.training.records import RecordError
 
 LEAST_SECONDS = 15.0  # with less time than this no run is begun or resumed
@@ -39,40 +40,26 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)  # name -> one line
 
 
-def queue_runs(name: str) -> list[VisionConfig]:
+def queue_runs(name: str) -> list[RunConfig]:
     """The runs of a queue, in order.
 
     Raises:
         ValueError: unknown name; the message lists the choices.
     """
-    from mimetic.experiments.programme import QUEUES
+    from mimetic.experiments.programmes import QUEUES
 
     if name not in QUEUES:
         raise ValueError(f"queue must be one of {', '.join(QUEUES)}, not {name!r}")
     return QUEUES[name]()
 
 
-def is_done(config: VisionConfig) -> bool:
+def is_done(config: RunConfig) -> bool:
     """Whether there is a record of the run. A damaged one, or one of another config, raises RecordError with its name."""
-    from mimetic.experiments.vision import existing
-
     return existing(config) is not None
 
 
-def cost(config: VisionConfig) -> float:
-    """Work of a run in arbitrary units: images seen, forward and backward, times multiply-adds an image."""
-    from mimetic.data.images import IMAGE_SHAPES, TEST_SIZES, TRAIN_SIZES
-
-    d, tokens = config.d_model, (IMAGE_SHAPES[config.dataset][1] // config.patch_size) ** 2
-    image = config.depth * tokens * d * ((4 + 2 * config.mlp_ratio) * d + 2 * tokens)
-    trained = config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]
-    tests = config.validation or TEST_SIZES[config.dataset]
-    evaluated = (config.epochs - 1) * (config.curve_images or tests) + tests
-    return image * (3 * trained * config.epochs + evaluated)
-
-
 def work(
-    runs: Sequence[VisionConfig], *, minutes: float | None = None, processes: int = 2, say=print, checkpoint_seconds: float = 30.0
+    runs: Sequence[RunConfig], *, minutes: float | None = None, processes: int = 2, say=print, checkpoint_seconds: float = 30.0
 ) -> Outcome:
     """Work the runs off, in order, side by side in worker processes.
 
@@ -88,7 +75,7 @@ def work(
         ValueError: a bad config, or a bad limit; nothing has been computed.
         RecordError: a record of the queue is damaged.
     """
-    from mimetic.experiments.vision import check
+    from mimetic.experiments.runs import check
 
     if processes < 1 or (minutes is not None and not minutes > 0):
         raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
@@ -136,14 +123,14 @@ def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress
     if kind == "epoch":
         epochs = worker.config.epochs
         progress.share[name] = content["epoch"] / epochs
-        metrics = f"loss {content['train_loss']:.3f}  test accuracy {content['test_accuracy']:.2%}"
-        say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  {metrics}"))
+        shown = family(worker.config).METRIC.show(content)
+        say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  loss {content['train_loss']:.3f}  {shown}"))
         return
-    worker.config = None
+    config, worker.config = worker.config, None
     if kind == "done":
         outcome.finished.append(name)
         progress.share[name] = 1.0
-        say(progress.line(f"{name}  done, test accuracy {content:.2%}"))
+        say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
     elif kind == "busy":
         say(f"{name}  passed over: {BUSY}")
     elif kind == "failed":
@@ -167,9 +154,9 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        self.config: VisionConfig | None = None
+        self.config: RunConfig | None = None
 
-    def give(self, config: VisionConfig, deadline: float | None, checkpoint_seconds: float) -> None:
+    def give(self, config: RunConfig, deadline: float | None, checkpoint_seconds: float) -> None:
         self.config = config
         self.connection.send((config, deadline, checkpoint_seconds))
 
@@ -182,7 +169,7 @@ def _serve(connection: Connection) -> None:
     """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
     from mimetic.attention import MimeticWarning
-    from mimetic.experiments.vision import run
+    from mimetic.experiments.runs import run
     from mimetic.training.checkpoint import CheckpointError
     from mimetic.training.loop import TimeLimit
 
@@ -207,7 +194,7 @@ def _serve(connection: Connection) -> None:
                 if FOREIGN not in str(error):
                     raise
                 record = train(force=True)  # the code has changed since: this run starts again
-            message = "done", record["final"]["test_accuracy"]
+            message = "done", record["final"]
         except TimeLimit:
             message = "stopped", ""
         except BrokenPipeError:
@@ -228,8 +215,8 @@ def _serve(connection: Connection) -> None:
 class _Progress:
     """How much of the queue's work is done, and how long the rest will take at the speed so far."""
 
-    def __init__(self, runs: Sequence[VisionConfig], waiting: Sequence[VisionConfig]) -> None:
-        self.costs = {config.name: cost(config) for config in runs}
+    def __init__(self, runs: Sequence[RunConfig], waiting: Sequence[RunConfig]) -> None:
+        self.costs = {config.name: family(config).cost(config) for config in runs}
         names = {config.name for config in waiting}
         self.share = {config.name: float(config.name not in names) for config in runs}  # done of each run
         self.first: dict[str, float] = {}
@@ -249,7 +236,7 @@ class _Progress:
         return f"[{runs} of {len(self.share)} runs, {done / max(total, 1e-9):.1%} of the work{text}]  {event}"
 
 
-def listing(runs: Sequence[VisionConfig]) -> str:
+def listing(runs: Sequence[RunConfig]) -> str:
     """A table as text: every run of the queue, done or how far."""
     from mimetic.data.fetch import cache_dir
 
@@ -279,7 +266,7 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     return outcome
 
 
-def side_by_side(runs: Sequence[VisionConfig]) -> int:
+def side_by_side(runs: Sequence[RunConfig]) -> int:
     """How many runs at a time: one on a GPU, which one run can fill; else two, on two cores."""
     from mimetic.training.loop import resolve_device
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.pattern import effective, overview_profiles
-from mimetic.experiments.programme import CENTRAL
+from mimetic.experiments.programmes.vision import CENTRAL
 from mimetic.statistics import paired_differences, sign_flip_test
 from mimetic.training.records import load_runs
 

@@ -36,16 +36,17 @@ def _curves(ax, curves, metric, ylabel, scale) -> None:
 
 @styled
 def curves_and_pairs(
-    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", scale: float = 100, arms: Sequence[str] = ("timm", "mimetic")
-) -> Figure:
-    """Left: learning curves; right: last-epoch accuracy of each seed under both arms, a line joins the pair."""
+    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)",
+    scale: float = 100, arms: Sequence[str] = ("timm", "mimetic"),
+) -> Figure:  # fmt: skip
+    """Left: learning curves; right: the last-epoch metric of each seed under both arms, a line joins the pair."""
     figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
-    _curves(axes[0, 0], curves, metric, "test accuracy (%)", scale)
-    _pairs(axes[0, 1], finals, metric, scale, arms)
+    _curves(axes[0, 0], curves, metric, ylabel, scale)
+    _pairs(axes[0, 1], finals, metric, scale, arms, ylabel)
     return figure
 
 
-def _pairs(ax, finals, metric, scale, arms) -> None:
+def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
     wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna() * scale
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
@@ -53,7 +54,7 @@ def _pairs(ax, finals, metric, scale, arms) -> None:
     for i, arm in enumerate(arms):
         ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
     ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
-    ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
+    ax.set(xlim=(-0.35, 1.55), ylabel=f"last-epoch {ylabel}")
 
 
 @styled
@@ -78,11 +79,13 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
 
 
 @styled
-def comparisons(table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "difference in last-epoch test accuracy (points)") -> Figure:
+def comparisons(
+    table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "difference in last-epoch test accuracy (points)", scale: float = 100
+) -> Figure:
     """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups.
 
     Args:
-        table: index label; columns group, difference, low, high (fractions), as answers.study_table gives them.
+        table: index label; columns group, difference, low, high, as answers.study_table gives them; they are shown times scale.
         points: columns label, difference: one row a pair.
     """
     figure, axes = panels(7.4, 0.9 + 0.27 * (len(table) + table["group"].nunique()))
@@ -92,17 +95,17 @@ def comparisons(table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "dif
         ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left")
         for label, row in rows.iterrows():
             y += 1
-            dots = 100 * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
+            dots = scale * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
             ax.plot(dots, np.full(len(dots), y + 0.16), ".", ms=4, color="#999999")
             if np.isfinite(row["low"]):
-                ax.plot([100 * row["low"], 100 * row["high"]], [y, y], color=VP, lw=1.4)
-            ax.plot(100 * row["difference"], y, "o", ms=4.5, color=VP)
+                ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
+            ax.plot(scale * row["difference"], y, "o", ms=4.5, color=VP)
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
-    low, high = 100 * min(points["difference"].min(), 0), 100 * max(points["difference"].max(), 0)
-    room = 0.4 * (high - low) + 0.3
+    low, high = scale * min(points["difference"].min(), 0), scale * max(points["difference"].max(), 0)
+    room = 0.4 * (high - low) + 0.003 * scale
     ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="#eeeeee")

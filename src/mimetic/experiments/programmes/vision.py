@@ -4,36 +4,20 @@
     python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will)
     python -m mimetic queue paper          the comparison at the paper's scale, for a GPU
 
-The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.ARMS.
+The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.vision.ARMS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mimetic.experiments.configs import ARMS, VisionConfig, named
+from mimetic.experiments.configs import ARMS, RunConfig, named
+from mimetic.experiments.programmes.study import Study, once
 
 PAIR = ("timm", "mimetic")
 CENTRAL_SEEDS = tuple(range(6))
 PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
-
-
-@dataclass(frozen=True)
-class Study:
-    """One question: the arms that answer it, first the one that the others are compared with."""
-
-    name: str
-    question: str
-    experiment: str
-    arms: tuple[str, ...]
-
-    def runs(self, seeds: tuple[int, ...]) -> Iterator[VisionConfig]:
-        """Seed by seed, so that a queue that is stopped leaves whole pairs."""
-        for seed in seeds:
-            for arm in self.arms:
-                yield named(self.experiment, arm=arm, seed=seed)
 
 
 def _pairs(*prefixes: str) -> tuple[str, ...]:
@@ -69,30 +53,30 @@ STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION)}
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
 
 
-def lab_runs() -> list[VisionConfig]:
+def lab_runs() -> list[RunConfig]:
     """The central claim, every question with three seeds, then with two more; each run once."""
     runs = [*CENTRAL.runs(CENTRAL_SEEDS)]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in QUESTIONS:
             runs += study.runs(seeds)
     runs += PRECISION.runs(FIRST_SEEDS)
-    return list({config.name: config for config in runs}.values())
+    return once(runs)
 
 
-def recipe_runs() -> list[VisionConfig]:
+def recipe_runs() -> list[RunConfig]:
     """The search: every setting once, and the base with a second seed to see what a seed is worth. The rule, fixed before:
     a setting replaces the base's if it is better by more than a point, which is about what a seed is worth."""
     return [*RECIPE.runs((0,)), named(RECIPE.experiment, arm="base", seed=1)]
 
 
-def paper_runs() -> list[VisionConfig]:
+def paper_runs() -> list[RunConfig]:
     """For a GPU, in order of priority: five pairs on CIFAR-10, on CIFAR-100, with ViT-Small; then questions 1 to 3."""
     runs = []
     for experiment in ("cifar10-paper", "cifar100-paper", "cifar10-small"):
         runs += Study("paper", CENTRAL.question, experiment, PAIR).runs(PAPER_SEEDS)
     for name in ("which-half", "structure", "signs"):
         runs += replace(STUDIES[name], experiment="cifar10-paper").runs(FIRST_SEEDS)
-    return list({config.name: config for config in runs}.values())
+    return once(runs)
 
 
 QUEUES = {"lab": lab_runs, "paper": paper_runs, "recipe": recipe_runs}

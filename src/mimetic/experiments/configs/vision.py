@@ -21,28 +21,17 @@ augmentation, and share every initial weight that their initializers do not set 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-# What may differ between two runs of one named experiment.
-FREE = ("arm", "seed", "device", "threads", "compile")
+from mimetic.experiments.configs.base import RunConfig
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """A run, completely. Two equal configs give the same record on the same machine."""
+class VisionConfig(RunConfig):
+    """A ViT that is trained to classify images."""
 
-    experiment: str  # name of the folder of the records
-    init: str = "timm"  # initializer by name, one of mimetic.INITIALIZERS
-    seed: int = 0  # of the initial weights, the data order and the augmentation (separate generators)
-    arm: str = ""  # what the record is called within the experiment; "": the name of the initializer
-
-    # the mimetic initializers' constants, one number or one a layer; the defaults are mimetic.VISION
-    qk_alpha: float | tuple[float, ...] = 0.7  # noise of W_Q W_K^T
-    qk_beta: float | tuple[float, ...] = 0.7  # identity of W_Q W_K^T
-    vp_alpha: float | tuple[float, ...] = 0.4  # noise of W_V W_proj
-    vp_beta: float | tuple[float, ...] = -0.4  # identity of W_V W_proj
-    qk_rank: int | None = None  # rank of W_Q W_K^T; None: the head size
+    family: ClassVar[str] = "mimetic.experiments.vision"
 
     # data
     dataset: str = "cifar10"  # cifar10, cifar100, digits
@@ -55,6 +44,7 @@ class VisionConfig:
     flip: bool = True  # mirror left and right
     randaugment_ops: int = 0  # RandAugment operations an image; 0: none
     randaugment_magnitude: int = 9  # 0 to 30
+    label_smoothing: float = 0.1
 
     # model
     d_model: int = 192  # width of the tokens
@@ -64,26 +54,6 @@ class VisionConfig:
     patch_size: int = 4  # pixels
     global_pool: str = "avg"  # avg: average of the patches; token: class token
     pos_embed: str = "sincos2d"  # sincos2d, learned, none
-
-    # training
-    epochs: int = 100
-    batch_size: int = 128
-    lr: float = 1e-3  # peak; AdamW
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the run, linear; then cosine to 0
-    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
-    label_smoothing: float = 0.1
-
-    # machine
-    device: str = "auto"  # auto, cpu, cuda, mps
-    threads: int = 2  # CPU threads; they change the order of sums, so bit-identical means with equal threads
-    precision: str = "auto"  # auto (bfloat16 on cuda), float32, bfloat16
-    compile: str = "auto"  # auto (on cuda), on, off
-
-    @property
-    def name(self) -> str:
-        """experiment/arm-seedN"""
-        return f"{self.experiment}/{self.arm or self.init}-seed{self.seed}"
 
 
 LAB = VisionConfig(
@@ -180,55 +150,3 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
-
-def named(experiment: str, /, **changes: Any) -> VisionConfig:
-    """The config of a named experiment or of one of its arms, with some fields changed:
-    ``named("cifar10-lab30", init="mimetic", seed=1)``, ``named("cifar10-lab10", arm="swapped")``.
-
-    Raises:
-        ValueError: unknown experiment, arm or field; the message names the choices.
-    """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, not {experiment!r}")
-    known = [f.name for f in fields(VisionConfig)]
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"{name!r} is not a field of VisionConfig; the fields are {', '.join(known)}")
-    return with_arm(replace(EXPERIMENTS[experiment], **changes))
-
-
-def with_arm(config: VisionConfig) -> VisionConfig:
-    """The config with what its arm changes, where it is an arm of a named experiment; else as it is.
-
-    Raises:
-        ValueError: the experiment has no such arm.
-    """
-    from mimetic.initializers import INITIALIZERS
-
-    if config.experiment not in EXPERIMENTS or not config.arm:
-        return config
-    arms = ARMS.get(config.experiment, {})
-    if config.arm in arms:
-        return replace(config, **arms[config.arm])
-    if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
-        return replace(config, init=config.arm, arm="")
-    raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
-
-
-def check_named(config: VisionConfig) -> None:
-    """A record in the folder of a named experiment must be a run of that experiment."""
-    base = EXPERIMENTS.get(config.experiment)
-    if base is None:
-        return
-    base = with_arm(replace(base, arm=config.arm))
-    free = FREE if config.arm else (*FREE, "init")
-    differs = [
-        f"{f.name}={getattr(config, f.name)!r} (there {getattr(base, f.name)!r})"
-        for f in fields(config)
-        if f.name not in free and getattr(config, f.name) != getattr(base, f.name)
-    ]
-    if differs:
-        raise ValueError(
-            f"{config.name} is defined with other values than {', '.join(differs)}: give the run "
-            "another experiment name (--experiment), or do not store it (store=False, --no-store)"
-        )

@@ -1,0 +1,72 @@
+"""Every named experiment and its arms, whatever is trained: configs by name, nothing that computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mimetic.experiments.configs import vision
+from mimetic.experiments.configs.base import FREE, RunConfig
+
+_FAMILIES = (vision,)
+EXPERIMENTS: dict[str, RunConfig] = {name: config for family in _FAMILIES for name, config in family.EXPERIMENTS.items()}
+ARMS: dict[str, dict[str, dict[str, Any]]] = {name: arms for family in _FAMILIES for name, arms in family.ARMS.items()}
+
+
+def named(experiment: str, /, **changes: Any) -> RunConfig:
+    """The config of a named experiment or of one of its arms, with some fields changed:
+    ``named("cifar10-lab30", init="mimetic", seed=1)``, ``named("cifar10-lab10", arm="swapped")``.
+
+    Raises:
+        ValueError: unknown experiment, arm or field; the message names the choices.
+    """
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, not {experiment!r}")
+    base = EXPERIMENTS[experiment]
+    for name in changes:
+        if name not in base.known():
+            raise ValueError(f"{name!r} is not a field of {type(base).__name__}; the fields are {', '.join(base.known())}")
+    return with_arm(replace(base, **changes))
+
+
+def with_arm(config: RunConfig) -> RunConfig:
+    """The config with what its arm changes, where it is an arm of a named experiment; else as it is.
+
+    Raises:
+        ValueError: the experiment has no such arm.
+    """
+    from mimetic.initializers import INITIALIZERS
+
+    if config.experiment not in EXPERIMENTS or not config.arm:
+        return config
+    arms = ARMS.get(config.experiment, {})
+    if config.arm in arms:
+        return replace(config, **arms[config.arm])
+    if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
+        return replace(config, init=config.arm, arm="")
+    raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
+
+
+def check_named(config: RunConfig) -> None:
+    """A record in the folder of a named experiment must be a run of that experiment.
+
+    Raises:
+        ValueError: it is defined with other values; the message names them.
+    """
+    base = EXPERIMENTS.get(config.experiment)
+    if base is None:
+        return
+    if type(base) is not type(config):
+        raise ValueError(f"{config.experiment} is made of {type(base).__name__}, not of {type(config).__name__}")
+    base = with_arm(replace(base, arm=config.arm))
+    free = FREE if config.arm else (*FREE, "init")
+    differs = [
+        f"{name}={getattr(config, name)!r} (there {getattr(base, name)!r})"
+        for name in config.known()
+        if name not in free and getattr(config, name) != getattr(base, name)
+    ]
+    if differs:
+        raise ValueError(
+            f"{config.name} is defined with other values than {', '.join(differs)}: give the run "
+            "another experiment name (--experiment), or do not store it (store=False, --no-store)"
+        )

@@ -1,0 +1,57 @@
+"""What the config of every run has, whatever is trained; and configs by name.
+
+A named experiment is a config (EXPERIMENTS of a family's module); an arm is what a run of it changes (its ARMS); everything
+else the arms of an experiment have in common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+# What may differ between two runs of one named experiment.
+FREE = ("arm", "seed", "device", "threads", "compile")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, completely. Two equal configs give the same record on the same machine."""
+
+    family: ClassVar[str]  # the module of mimetic.experiments that knows how to train it
+    default_init: ClassVar[str] = "timm"  # the default initialization, which the mimetic ones write over
+
+    experiment: str  # name of the folder of the records
+    init: str = "timm"  # initializer by name, one of mimetic.INITIALIZERS
+    seed: int = 0  # of the initial weights, the data order and the augmentation (separate generators)
+    arm: str = ""  # what the record is called within the experiment; "": the name of the initializer
+
+    # the mimetic initializers' constants, one number or one a layer; the defaults are mimetic.VISION
+    qk_alpha: float | tuple[float, ...] = 0.7  # noise of W_Q W_K^T
+    qk_beta: float | tuple[float, ...] = 0.7  # identity of W_Q W_K^T
+    vp_alpha: float | tuple[float, ...] = 0.4  # noise of W_V W_proj
+    vp_beta: float | tuple[float, ...] = -0.4  # identity of W_V W_proj
+    qk_rank: int | None = None  # rank of W_Q W_K^T; None: the head size
+
+    # training
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3  # peak; AdamW
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the run, linear; then cosine to 0
+    grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
+
+    # machine
+    device: str = "auto"  # auto, cpu, cuda, mps
+    threads: int = 2  # CPU threads; they change the order of sums, so bit-identical means with equal threads
+    precision: str = "auto"  # auto (bfloat16 on cuda), float32, bfloat16
+    compile: str = "auto"  # torch.compile: auto (on cuda), on, off
+
+    @property
+    def name(self) -> str:
+        """experiment/arm-seedN"""
+        return f"{self.experiment}/{self.arm or self.init}-seed{self.seed}"
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """Names of the fields."""
+        return [f.name for f in fields(cls)]

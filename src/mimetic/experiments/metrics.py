@@ -1,0 +1,34 @@
+"""What a run is judged by: the column of its curve, how it is shown, and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A last-epoch metric of the curve."""
+
+    column: str  # of the curve and of load_runs
+    name: str  # as on an axis
+    unit: str = ""  # of the shown value, as on an axis
+    difference: str = ""  # what a difference of shown values is counted in
+    scale: float = 1.0  # shown value = scale * stored value
+    digits: int = 3  # of the shown value
+    lower_is_better: bool = False
+
+    def show(self, entry: Mapping[str, float]) -> str:
+        """Name and value of an entry of a curve: "test accuracy 61.25 %"."""
+        return f"{self.name} {self.scale * entry[self.column]:.{self.digits + 1}f}{f' {self.unit}' if self.unit else ''}"
+
+    def signed(self, difference: float) -> str:
+        """A difference of two stored values as shown, with its sign."""
+        return f"{self.scale * difference:+.{self.digits}f}".replace("-", "−")
+
+    def better(self, difference: float) -> bool:
+        """Whether an arm that differs by this from its reference is ahead."""
+        return difference < 0 if self.lower_is_better else difference > 0
+
+
+ACCURACY = Metric("test_accuracy", "test accuracy", "%", "points", scale=100, digits=1)

@@ -1,0 +1,228 @@
+"""One call, ``run(config)``, one record: whatever is trained, it is stored, found again and gone on with in one way.
+
+What is particular to images, text or item sequences is in the config's family, a module with
+
+    METRIC, SOURCE             what its runs are judged by; the files that have a part in their numbers
+    check(config)              raises ValueError, naming the choices; reads no data
+    prepare(config, device)    the task, the model and what the record says of its weights (Prepared)
+    cost(config)               work of a run, proportional to its time
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
+from time import monotonic
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mimetic.experiments.configs import check_named, with_arm
+from mimetic.experiments.configs.base import RunConfig
+from mimetic.training.records import (
+    RecordError,
+    check_name,
+    now,
+    read_record,
+    record_path,
+    source_hash,
+    versions,
+    write_record,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mimetic.initialize import MimeticSpec
+    from mimetic.training.loop import Task, TrainConfig
+
+Model = TypeVar("Model", bound="nn.Module")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a family makes of a config before training."""
+
+    task: Task
+    model: nn.Module  # with its initial weights, on the device
+    anatomy: Callable[[nn.Module], dict[str, Any]]  # what the record says of the weights, asked before and after training
+
+
+def family(config: RunConfig) -> ModuleType:
+    """The module that knows how to train the config."""
+    return importlib.import_module(config.family)
+
+
+def check(config: RunConfig, *, store: bool = True) -> None:
+    """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
+    from mimetic.initializers import INITIALIZERS
+    from mimetic.training.loop import resolve_device
+
+    check_name("experiment", config.experiment)
+    if config.arm:
+        check_name("arm", config.arm)
+    if config.init not in INITIALIZERS:
+        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}, not {config.init!r}")
+    for name, low in (("seed", 0), ("batch_size", 1)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+    family(config).check(config)
+    mimetic_spec(config), train_config(config)
+    resolve_device(config.device)
+    if store:
+        check_named(config)
+
+
+def run(
+    config: RunConfig,
+    *,
+    force: bool = False,
+    store: bool = True,
+    progress: bool = True,
+    checkpoint_seconds: float = 30.0,
+    time_limit: float | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """The record of ``config``: read if it exists, else trained (from its checkpoint, if there is one) and written.
+
+    Args:
+        force: train again from the start, and replace the record.
+        store: False for a run that is only looked at: no record and no checkpoint is read or written.
+        progress: a progress bar and a line an epoch.
+        checkpoint_seconds: how often the state is saved, besides after every epoch.
+        time_limit: seconds after which to save and stop with training.loop.TimeLimit.
+        on_epoch: called with the entry of the curve after every epoch.
+
+    Raises:
+        ValueError: a bad config; nothing has been computed.
+        Unavailable: the data set cannot be had.
+        RecordError: a record of this name exists, but it is damaged or has another config.
+        CheckpointError: the checkpoint is damaged, has another config or source, or is in use.
+    """
+    config = with_arm(config)
+    check(config, store=store)
+    options = {
+        "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
+    }  # fmt: skip
+    if not store:
+        return _train(config, None, options)
+    from mimetic.data.fetch import cache_dir
+    from mimetic.training.checkpoint import exclusive, remove_checkpoint
+
+    checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+    if not force and (record := existing(config)):
+        return record
+    with exclusive(checkpoint):
+        if not force and (record := existing(config)):  # another process has finished it meanwhile
+            return record
+        if force:
+            remove_checkpoint(checkpoint)
+        record = _train(config, checkpoint, options)
+        record = read_record(write_record(record))
+        remove_checkpoint(checkpoint)
+    return record
+
+
+def _train(config: RunConfig, checkpoint, options) -> dict[str, Any]:
+    from mimetic.models.blocks import parameter_counts
+    from mimetic.training.loop import resolve_backend, resolve_device, train
+
+    clock, source, settings = monotonic(), source_hash(family(config).SOURCE), train_config(config)
+    prepared = family(config).prepare(config, resolve_device(config.device))
+    task, model = prepared.task, prepared.model
+    before = prepared.anatomy(model)
+    setup = {"setup": monotonic() - clock}
+    result = train(
+        model, task, settings, seed=config.seed, checkpoint=checkpoint, started=now(), label=config.name,
+        identity={"config": _hash(asdict(config)), "source": source["sha256"]}, **options,
+    )  # fmt: skip
+    seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
+    return {
+        "schema": 1,
+        "experiment": config.experiment,
+        "arm": config.arm or config.init,
+        "seed": config.seed,
+        "config": asdict(config),
+        "curve": result.curve,
+        "final": result.curve[-1],
+        "anatomy": {"before": before, "after": prepared.anatomy(model)},
+        "parameters": parameter_counts(model),
+        "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
+        "device": resolve_backend(settings),
+        "versions": versions(),
+        "source": source,
+        "started": result.started,
+        "finished": now(),
+        "resumed": result.resumed,
+    }
+
+
+def existing(config: RunConfig) -> dict[str, Any] | None:
+    """The stored record of the run, None if there is none.
+
+    Raises:
+        RecordError: it is damaged, or a run of another config has this name.
+    """
+    path = record_path(config.experiment, config.arm or config.init, config.seed)
+    if not path.is_file():
+        return None
+    record = read_record(path)
+    # a field that is newer than the record had its default's effect then
+    stored = {f.name: f.default for f in fields(config) if f.default is not MISSING} | record["config"]
+    wanted = json.loads(json.dumps(asdict(config)))  # tuples are lists in a record
+    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if stored.get(k) != v]
+    if differs:
+        raise RecordError(
+            f"a record {config.name} exists with another config ({'; '.join(differs)}): "
+            "choose another experiment or arm, or replace it with force (--force)"
+        )
+    return record
+
+
+# --- for the families ------------------------------------------------------------------------------------------------
+
+
+def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
+    """The model that ``build`` makes, initialised as the config says, on the CPU: a function of the config only.
+
+    The weights are drawn from generators of their own, so two arms with one seed share every weight that their
+    initializers do not set differently.
+    """
+    import torch
+
+    from mimetic.initializers import initialize_
+    from mimetic.training.loop import derive_seed
+
+    seed = derive_seed(config.seed, "init")
+    with torch.random.fork_rng(devices=[]):  # PyTorch's constructors draw from the global generator
+        torch.manual_seed(seed)
+        model = build()
+    generator = torch.Generator().manual_seed(seed)
+    initialize_(
+        model, config.init, default=config.default_init, spec=mimetic_spec(config), qk_rank=config.qk_rank, generator=generator
+    )
+    return model
+
+
+def mimetic_spec(config: RunConfig) -> MimeticSpec:
+    """The config's constants; ValueError if there is not one value a layer."""
+    from mimetic.initialize import MimeticSpec
+
+    spec = MimeticSpec(**{name: getattr(config, name) for name in MimeticSpec.constants()})
+    spec.layer(0, config.depth)
+    return spec
+
+
+def train_config(config: RunConfig) -> TrainConfig:
+    """The part of the config that the training loop reads."""
+    from mimetic.training.loop import TrainConfig
+
+    return TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)})
+
+
+def _hash(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
