@@ -58,6 +58,7 @@ class Train:
 
     def __call__(self) -> None:
         from mimetic.experiments.runs import check, family, run
+        from mimetic.training.parallel import is_first
 
         config = self.config
         try:
@@ -69,6 +70,8 @@ class Train:
             config, force=self.force, store=self.store, progress=not self.quiet,
             checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
         )  # fmt: skip
+        if not is_first():
+            return
         final, speed, seconds = record["final"], record["throughput"], record["seconds"]["total"]
         print(
             f"{config.name}: {family(config).METRIC.show(final)} after {final['epoch']} epochs "

@@ -76,7 +76,10 @@ def work(
         RecordError: a record of the queue is damaged.
     """
     from mimetic.experiments.runs import check
+    from mimetic.training.parallel import launched
 
+    if launched():
+        raise ValueError("a queue starts its own processes: run it plainly, and single runs (train) under torchrun")
     if processes < 1 or (minutes is not None and not minutes > 0):
         raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
     for config in runs:

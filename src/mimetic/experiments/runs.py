@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, fields
 from time import monotonic
 from types import ModuleType
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from mimetic.initialize import MimeticSpec
     from mimetic.training.loop import Task, TrainConfig
+    from mimetic.training.parallel import Group
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -101,32 +103,47 @@ def run(
         Unavailable: the data set cannot be had.
         RecordError: a record of this name exists, but it is damaged or has another config.
         CheckpointError: the checkpoint is damaged, has another config or source, or is in use.
+
+    Launched by torchrun or accelerate, the processes train the run together (see training.parallel); all return the record.
     """
     config = with_arm(config)
     check(config, store=store)
     options = {
         "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
     }  # fmt: skip
-    if not store:
-        return _train(config, None, options)
     from mimetic.data.fetch import cache_dir
     from mimetic.training.checkpoint import exclusive, remove_checkpoint
+    from mimetic.training.parallel import connect
 
-    checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
-    if not force and (record := existing(config)):
-        return record
-    with exclusive(checkpoint):
-        if not force and (record := existing(config)):  # another process has finished it meanwhile
+    group = connect()
+    with ExitStack() as held:
+        if config.batch_size % group.size:
+            raise ValueError(f"batch_size={config.batch_size} cannot be shared equally by {group.size} processes")
+        if not store:
+            return _train(config, None, options, group)
+        checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+        if not force and (record := group.agree(lambda: existing(config))):
             return record
-        if force:
+
+        def begin() -> dict[str, Any] | None:
+            held.enter_context(exclusive(checkpoint))
+            if force:
+                remove_checkpoint(checkpoint)
+            return None if force else existing(config)  # another process may have finished it meanwhile
+
+        if record := group.agree(begin):
+            return record
+        record = _train(config, checkpoint, options, group)
+
+        def end() -> dict[str, Any]:
+            stored = read_record(write_record(record))
             remove_checkpoint(checkpoint)
-        record = _train(config, checkpoint, options)
-        record = read_record(write_record(record))
-        remove_checkpoint(checkpoint)
-    return record
+            return stored
+
+        return group.agree(end)
 
 
-def _train(config: RunConfig, checkpoint, options) -> dict[str, Any]:
+def _train(config: RunConfig, checkpoint, options, group: Group) -> dict[str, Any]:
     from mimetic.models.blocks import parameter_counts
     from mimetic.training.loop import resolve_backend, resolve_device, train
 
@@ -137,7 +154,7 @@ def _train(config: RunConfig, checkpoint, options) -> dict[str, Any]:
     setup = {"setup": monotonic() - clock}
     result = train(
         model, task, settings, seed=config.seed, checkpoint=checkpoint, started=now(), label=config.name,
-        identity={"config": _hash(asdict(config)), "source": source["sha256"]}, **options,
+        identity={"config": _hash(asdict(config)), "source": source["sha256"]}, group=group, **options,
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return {
@@ -152,7 +169,7 @@ def _train(config: RunConfig, checkpoint, options) -> dict[str, Any]:
         "parameters": parameter_counts(model),
         "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "device": resolve_backend(settings),
+        "device": resolve_backend(settings) | {"processes": group.size},
         "versions": versions(),
         "source": source,
         "started": result.started,

@@ -29,7 +29,7 @@ METRIC = ACCURACY
 SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
     "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/vit.py",
-    "training/loop.py",
+    "training/loop.py", "training/parallel.py",
 )  # fmt: skip
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
@@ -80,6 +80,7 @@ class VisionTask:
     """Image classification for the training loop: batches, label-smoothed cross entropy, accuracy on the test set."""
 
     unit = "images"
+    mean_over_rows = True
 
     def __init__(self, data: ImageData, config: VisionConfig) -> None:
         import torch

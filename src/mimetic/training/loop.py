@@ -36,10 +36,12 @@ except ImportError:
             print(line, flush=True)
 
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from mimetic.training.parallel import ALONE, Group
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
+LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
 
@@ -80,6 +82,7 @@ class Task(Protocol):
     steps_per_epoch: int
     unit: str  # what throughput counts: "images", "tokens", ...
     units_per_step: int
+    mean_over_rows: bool  # whether the loss is a plain mean over the batch's rows; else several processes cannot share it
 
     def batch(self, epoch: int, step: int) -> Any:
         """Batch ``step`` (from 0) of ``epoch`` (from 0), on the device."""
@@ -181,6 +184,7 @@ def train(
     progress: bool = True,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     label: str = "",
+    group: Group = ALONE,
 ) -> Result:
     """Train ``model`` in place (it is on its device already) and return the curve.
 
@@ -194,19 +198,23 @@ def train(
         progress: a bar (in a terminal) and a line an epoch.
         on_epoch: called with the entry of the curve after every epoch, when it has been saved.
         label: what the progress display calls the run.
+        group: the processes that train it together (see training.parallel); each takes its rows of every batch.
 
     Raises:
         TimeLimit: the limit was reached. With a checkpoint, the same call goes on from there.
         Diverged: the loss is not finite at the end of an epoch.
         CheckpointError: the checkpoint is damaged or belongs to another run.
+        ValueError: several processes, and a task whose loss or batch they cannot share.
     """
+    if group.size > 1 and not getattr(task, "mean_over_rows", False):
+        raise ValueError(f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch")
     backend, steps = resolve_backend(config), task.steps_per_epoch
     began = saved = time.monotonic()
     result = Result(curve=[], seconds={"train": 0.0, "evaluate": 0.0}, started=started)
     with _settings(config, backend, seed):
         optimizer = make_optimizer(model, config)
         step, sums = 0, {}
-        state = load_checkpoint(checkpoint, identity or {}) if checkpoint else None
+        state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
         if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -214,28 +222,33 @@ def train(
             step, sums = state["step"], {k: v.to(_device(model)) for k, v in state["sums"].items()}
             result = Result(**state["result"])
             result.resumed += 1
+        if group.size > 1:  # what is random in the model differs by process; and by step, when a run is gone on with
+            torch.manual_seed(derive_seed(seed, "global", group.rank, step))
 
         def save() -> None:
             nonlocal saved
-            if checkpoint:
+            if checkpoint and group.first:
                 save_checkpoint(checkpoint, {
                     "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                     "rng": rng_state(), "step": step, "sums": sums, "result": vars(result),
                 })  # fmt: skip
             saved = time.monotonic()
 
-        forward = torch.compile(model) if backend["compiled"] else model
+        forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
+        if backend["compiled"]:
+            forward = torch.compile(forward)
+            evaluated = forward if group.size == 1 else torch.compile(model)
         cast = torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16")
-        bar = _Progress(label, step, config.epochs * steps, progress)
+        bar = _Progress(label, step, config.epochs * steps, progress and group.first)
         try:
             for epoch in range(len(result.curve), config.epochs):
                 model.train()
                 clock = time.perf_counter()
                 while step < (epoch + 1) * steps:
-                    batch = task.batch(epoch, step - epoch * steps)
+                    batch = group.rows(task.batch(epoch, step - epoch * steps))
                     rate = learning_rate(step, config, steps)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
+                    for part in optimizer.param_groups:
+                        part["lr"] = rate
                     with cast:
                         loss, metrics = task.loss(forward, batch)
                     optimizer.zero_grad(set_to_none=True)
@@ -250,6 +263,8 @@ def train(
                     bar.advance(sums, step - epoch * steps)
                     now = time.monotonic()
                     out_of_time = time_limit is not None and now - began > time_limit
+                    if time_limit is not None and group.size > 1:  # clocks differ, and all must stop at the same step
+                        out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
                     if out_of_time or now - saved > checkpoint_seconds:
                         result.seconds["train"] += time.perf_counter() - clock
                         save()
@@ -257,14 +272,14 @@ def train(
                         if out_of_time:
                             total = config.epochs * steps
                             raise TimeLimit(f"{label or 'the run'} stopped after {step} of {total} steps")
-                entry = {f"train_{name}": float(value) / steps for name, value in sums.items()}
+                entry = {f"train_{name}": float(value) / steps for name, value in group.mean(sums).items()}
                 result.seconds["train"] += time.perf_counter() - clock
                 if not math.isfinite(entry["train_loss"]):
                     raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
                 clock = time.perf_counter()
                 model.eval()
                 with torch.no_grad(), cast:
-                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(forward, epoch + 1 == config.epochs).items()}
+                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()}
                 result.seconds["evaluate"] += time.perf_counter() - clock
                 rate = learning_rate(step - 1, config, steps)
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
