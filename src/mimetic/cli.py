@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -23,6 +24,7 @@ examples:
   python -m mimetic train cifar10-lab30 --init timm --seed 1  one run of the laboratory experiment
   python -m mimetic train cifar10-lab30 --help                every setting of a run
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
+  python -m mimetic sweep paper --partition gpu             hand a programme to a Slurm cluster
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic bench train                             how fast is training?
@@ -196,7 +198,46 @@ class Queue:
             raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
 
 
-COMMANDS = {"train": Train, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
+@dataclass(frozen=True)
+class Sweep:
+    """Submit a queue to a cluster, one Slurm job a run (submitit); finished runs are not submitted, stopped ones go on.
+
+    examples:
+      python -m mimetic sweep paper --partition gpu --minutes 60 --at-once 8
+      python -m mimetic sweep lab --executor local --at-once 2
+    """
+
+    name: Positional[str]
+    executor: Literal["slurm", "local"] = "slurm"  # local: processes on this machine
+    minutes: int = 60  # time limit of a job; a run may take several
+    gpus: int | None = None  # on each node; default: one with Slurm, none on this machine
+    nodes: int = 1
+    cpus: int = 8  # for each process
+    partition: str | None = None  # Slurm's
+    account: str | None = None  # Slurm's
+    at_once: int = 8  # how many jobs may run at a time
+    folder: Path = Path("_build/sweep")  # of the jobs' logs; the machines must share it
+    wait: bool = False  # until all jobs have ended
+
+    def __call__(self) -> None:
+        from mimetic.experiments.cluster import Resources, report, submit
+        from mimetic.experiments.queue import queue_runs
+
+        gpus = self.gpus if self.gpus is not None else int(self.executor == "slurm")
+        resources = Resources(self.minutes, gpus, self.nodes, self.cpus, self.partition, self.account)
+        try:
+            jobs = submit(
+                queue_runs(self.name), self.folder, executor=self.executor, resources=resources, at_once=self.at_once
+            )
+        except ValueError as error:
+            raise Mistake(error) from None
+        print(f"{len(jobs)} jobs submitted, logs in {self.folder}; `python -m mimetic queue {self.name} --list` shows what is done")
+        failed = report(jobs) if self.wait or self.executor == "local" else {}
+        if failed:
+            raise Mistake("; ".join(f"job {name}: {why}" for name, why in failed.items()))
+
+
+COMMANDS = {"train": Train, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
 
 
 class Mistake(Exception):

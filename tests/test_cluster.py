@@ -1,0 +1,85 @@
+"""Queues handed to a cluster: submitit's local executor with real processes, and what Slurm would be told."""
+
+import dataclasses
+import os
+
+import pytest
+
+from mimetic.data.fetch import Unavailable
+from mimetic.experiments import cluster
+from mimetic.experiments.cluster import Resources, parameters, report, submit
+from mimetic.experiments.configs import named
+from mimetic.experiments.runs import existing, run
+
+submitit = pytest.importorskip("submitit")
+LOCAL = {"executor": "local", "resources": Resources(minutes=5, gpus=0, cpus=1)}
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def toy(seed=0, **changes):
+    small = dict(experiment="toy", train_size=480, d_model=16, depth=2, num_heads=2, patch_size=4, epochs=2, device="cpu", threads=1)
+    return named("digits", **small | {"seed": seed} | changes)
+
+
+def test_submits_what_is_not_done_and_gives_what_run_gives(tmp_path):
+    done, new = toy(0), toy(1)
+    run(done, progress=False)
+    bad = toy(2, lr=1e30, grad_clip=0.0)
+    jobs = submit([done, new, bad], tmp_path / "logs", at_once=2, **LOCAL)
+    failed = report(jobs)
+    assert [job.exception() is None for job in jobs] == [True, False]
+    assert jobs[0].result() == "toy/timm-seed1" and "Diverged" in failed[jobs[1].job_id]
+    alone = run(dataclasses.replace(new, experiment="alone"), progress=False)
+    assert existing(new)["curve"] == alone["curve"]
+    assert submit([done, new], tmp_path / "logs", **LOCAL) == []
+
+
+def test_a_job_of_two_processes_trains_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "parameters", lambda *args: parameters(*args) | {"tasks_per_node": 2})
+    (job,) = submit([toy()], tmp_path / "logs", **LOCAL)
+    assert report([job]) == {}
+    record = existing(toy())
+    assert record["device"]["processes"] == 2
+    alone = run(toy(experiment="alone"), progress=False)
+    assert [e["test_loss"] for e in record["curve"]] == pytest.approx([e["test_loss"] for e in alone["curve"]], rel=1e-5)
+
+
+def test_a_stopped_job_is_queued_again_as_it_was():
+    again = cluster.Job().checkpoint(toy())
+    assert isinstance(again.function, cluster.Job) and again.args == (toy(),)
+
+
+def test_what_slurm_is_told(tmp_path, monkeypatch):
+    """A Slurm of two commands that keeps the script it is given."""
+    (tmp_path / "bin").mkdir()
+    for name, line in {"srun": "exit 0", "sbatch": f'cp "$1" "{tmp_path}/given.sh"; echo "Submitted batch job 7"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    resources = Resources(minutes=30, gpus=4, nodes=2, cpus=6, partition="gpu")
+    jobs = submit([toy(0), toy(1), toy(2)], tmp_path / "logs", resources=resources, at_once=2)
+    assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2"]
+    script = (tmp_path / "given.sh").read_text()
+    wanted = ("array=0-2%2", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=6", "time=30", "partition=gpu", "signal=USR2@120")
+    for option in wanted:
+        assert f"#SBATCH --{option}\n" in script, script
+    assert "account" not in script and "mimetic" in script
+
+
+def test_bad_input_before_anything_is_submitted(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="executor must be one of slurm, local, not 'pbs'"):
+        submit([toy()], tmp_path, executor="pbs")
+    with pytest.raises(ValueError, match="minutes must be at least 1, not 0"):
+        submit([toy()], tmp_path, resources=Resources(minutes=0))
+    with pytest.raises(ValueError, match="pos_embed must be one of"):
+        submit([toy(pos_embed="rotary")], tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Unavailable, match="there is no Slurm here .* choose --executor local"):
+        submit([toy()], tmp_path)
+    assert not any(tmp_path.glob("*.pkl"))
