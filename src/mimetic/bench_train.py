@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.vision import VisionConfig
-
-# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by a part of the card's name.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
+from mimetic.flops import peak as card_peak
+from mimetic.flops import total
 
 
 def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int = 2, device: str = "auto") -> dict[str, Any]:
@@ -43,6 +42,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
         Unavailable: timm is not installed.
     """
     from mimetic.data.fetch import Unavailable
+    from mimetic.experiments.vision import vit_config
     from mimetic.training.loop import resolve_device
 
     try:
@@ -69,8 +69,8 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
                     timms[name] = _time(step, config.batch_size, steps, where)
     finally:
         torch.set_num_threads(threads)
-    flops = count_flops(config)
-    peak = next((p for part, p in PEAKS.items() if gpu and part in torch.cuda.get_device_name(where)), float("nan"))
+    flops = total(vit_config(config))
+    peak = card_peak(torch.cuda.get_device_name(where)) if gpu else float("nan")
     best = max(timms, key=timms.get)
     print(f"{experiment}: batch {config.batch_size}, d {config.d_model}, depth {config.depth}, patch {config.patch_size}, on {where}")
     print(f"ours        {ours:8.0f} images/s, {'bfloat16' if bfloat16 else 'float32'}")
@@ -80,20 +80,6 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
     print(f"arithmetic  {flops / 1e9:8.2f} GFLOP an image, forward and backward: {ours * flops / 1e12:.2f} TFLOP/s"
           + (f", {ours * flops / peak:.0%} of the peak" if peak == peak else ""))  # fmt: skip
     return {"ours": ours, "timm": timms, "ratio": ours / timms[best], "flops": flops, "peak": ours * flops / peak}
-
-
-def count_flops(config: VisionConfig) -> float:
-    """Floating-point operations of one image, forward and backward, counted by PyTorch (matrix products and attention)."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from mimetic.experiments.vision import build_model
-
-    model, batch = build_model(config), 2
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(batch, 3, 32, 32)).sum().backward()
-    return counter.get_total_flops() / batch
 
 
 def _time(step: Callable[[], Tensor], batch: int, steps: int, device: torch.device) -> float:

@@ -23,7 +23,7 @@ ALL_SEEDS = (*FIRST_SEEDS, *MORE_SEEDS)
 COMMAND = "python -m mimetic queue lab"
 
 
-def draw(figure, data, *args, **kwargs) -> None:
+def draw(figure, data, *args, command: str = COMMAND, **kwargs) -> None:
     """Show figure(data, ...), or say that its runs are not in yet."""
     import matplotlib.pyplot as plt
     from IPython.display import Markdown, display
@@ -32,7 +32,7 @@ def draw(figure, data, *args, **kwargs) -> None:
         figure(data, *args, **kwargs)
         plt.show()
     else:
-        display(Markdown(f"*No figure yet: its runs are not in. `{COMMAND}` makes them, and this page follows.*"))
+        display(Markdown(f"*No figure yet: its runs are not in. `{command}` makes them, and this page follows.*"))
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------

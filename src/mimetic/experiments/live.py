@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -40,3 +42,28 @@ def live_runs(
         record = run(config, store=False, progress=False)
         rows += [{"arm": config.init, "seed": config.seed, **entry} for entry in record["curve"]]
     return pd.DataFrame(rows)
+
+
+def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The records of one run of the digits on the CPU, made twice: without a break, and stopped after some epochs and gone on with
+    from its checkpoint. Both are made in a folder that is removed again.
+
+    Args:
+        changes: fields of the config.
+    """
+    import os
+    from unittest.mock import patch
+
+    config = replace(named("digits"), experiment="interrupted", init="mimetic", epochs=epochs, device="cpu", **changes)
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["epoch"] == stop_after:
+            raise InterruptedError
+
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, MIMETIC_DATA=folder, MIMETIC_RUNS=folder):
+        whole = run(config, store=False, progress=False)
+        try:
+            run(config, progress=False, on_epoch=stop)
+        except InterruptedError:
+            pass
+        return whole, run(config, progress=False)

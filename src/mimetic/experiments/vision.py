@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mimetic.data.images import ImageData
-    from mimetic.models.vit import ViT
+    from mimetic.models.vit import ViT, ViTConfig
 
 METRIC = ACCURACY
 # The files that have a part in the numbers of a run; their hash goes into the record.
@@ -51,7 +51,7 @@ def check(config: VisionConfig) -> None:
     part = config.curve_images
     if part is not None and (not classes <= part <= tests or part % classes):
         raise ValueError(f"curve_images must be the same number of each of {classes} classes, at most {tests}, not {part}")
-    _augmentation(config), _vit_config(config)
+    _augmentation(config), vit_config(config)
 
 
 def prepare(config: VisionConfig, device: torch.device) -> Prepared:
@@ -144,7 +144,7 @@ def build_model(config: VisionConfig) -> ViT:
     """The model with its initial weights, on the CPU: a function of the config only."""
     from mimetic.models.vit import ViT
 
-    return initialized(lambda: ViT(_vit_config(config)), config)
+    return initialized(lambda: ViT(vit_config(config)), config)
 
 
 def _augmentation(config: VisionConfig):
@@ -154,7 +154,8 @@ def _augmentation(config: VisionConfig):
     return Augmentation(**{name: getattr(config, name) for name in names})
 
 
-def _vit_config(config: VisionConfig):
+def vit_config(config: VisionConfig) -> ViTConfig:
+    """The shape of the config's model."""
     from mimetic.data.images import IMAGE_SHAPES, NUM_CLASSES
     from mimetic.models.vit import ViTConfig
 

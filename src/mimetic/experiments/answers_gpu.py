@@ -1,0 +1,169 @@
+"""What the chapter on GPU training and the page on ImageNet's cost say: budgets that are counted, numbers of records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mimetic import flops
+from mimetic.experiments.answers import central, published
+from mimetic.experiments.configs import named
+from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes.vision import PAIR, PAPER_SEEDS
+from mimetic.experiments.runs import existing
+from mimetic.experiments.vision import vit_config
+from mimetic.models.vit import ViTConfig
+from mimetic.training.records import load_runs
+
+PAPER = ("cifar10-paper", "cifar100-paper", "cifar10-small")
+COMMAND = "python -m mimetic queue paper --minutes 9"
+TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small"}
+SHARES = (0.1, 0.2, 0.4)  # of a card's peak: from poor to very good for models this small
+CARD = "H100"
+# The paper's ImageNet models at 224 pixels and patch 16: width, heads.
+IMAGENET_MODELS = {"ViT-Tiny": (192, 3), "ViT-Base": (768, 12)}
+IMAGENET_IMAGES, IMAGENET_EPOCHS = 1_281_167, 300
+
+
+def answer() -> str:
+    """The chapter's answer: what the records say of each of the three comparisons, or that there are none."""
+    said = []
+    for experiment in PAPER:
+        finals = load_runs(experiment)
+        if len(finals):
+            devices = ", ".join(sorted(set(finals["device.name"])))
+            said.append(f"* {TITLES[experiment]} ({devices}): {central(finals).removeprefix('**Answer.** ')}")
+    if not said:
+        return (
+            "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU. "
+            f"Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page follows."
+        )
+    return "**Answer.**\n\n" + "\n".join(said)
+
+
+def state() -> pd.DataFrame:
+    """One row an experiment of the queue `paper`: runs wanted and there."""
+    runs = QUEUES["paper"]()
+    rows = [(config.experiment, existing(config) is not None) for config in runs]
+    table = pd.DataFrame(rows, columns=["experiment", "there"]).groupby("experiment", sort=False)["there"].agg(["size", "sum"])
+    return table.rename(columns={"size": "runs", "sum": "recorded"})
+
+
+def recipe(experiment: str = "cifar10-paper") -> pd.DataFrame:
+    """The recipe, setting by setting, and where each comes from."""
+    c = named(experiment)
+    rows = {
+        "model": (f"ViT-Tiny: width {c.d_model}, {c.depth} layers of {c.num_heads} heads", "reported by others for the paper"),
+        "epochs": (c.epochs, "reported by others for the paper"),
+        "position, pooling": (f"{c.pos_embed}, {c.global_pool}", "public code that builds on the paper"),
+        "patch": (f"{c.patch_size} pixels, {(32 // c.patch_size) ** 2} tokens", "our choice"),
+        "batch": (c.batch_size, "our choice"),
+        "optimiser": (f"AdamW, peak {c.lr:g}, weight decay {c.weight_decay:g}", "our choice"),
+        "schedule": (f"{c.warmup:.0%} warm-up, cosine to 0", "our choice"),
+        "augmentation": (f"crop, flip, RandAugment({c.randaugment_ops}, {c.randaugment_magnitude})", "our choice"),
+        "clipping, smoothing": (f"{c.grad_clip:g}, {c.label_smoothing:g}", "our choice"),
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "where from"])
+
+
+def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
+    """One row an experiment: GFLOP an image, PFLOP a run, and minutes a run at shares of an H100's bfloat16 peak."""
+    rows = {}
+    for name in experiments:
+        config = named(name)
+        image = flops.total(vit_config(config))
+        run = image * 50_000 * config.epochs
+        times = {f"min at {share:.0%}": round(run / (share * flops.peak(CARD)) / 60, 1) for share in SHARES}
+        rows[TITLES[name]] = {"GFLOP an image": round(image / 1e9, 2), "PFLOP a run": round(run / 1e15, 1)} | times
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cifar10-small")) -> pd.DataFrame:
+    """Share of the FLOPs by part, in percent; a column an experiment."""
+    columns = {}
+    for name in experiments:
+        parts = flops.flops(vit_config(named(name)))
+        columns[name] = {part: 100 * value / sum(parts.values()) for part, value in parts.items()}
+    return pd.DataFrame(columns).round(1)
+
+
+def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.DataFrame:
+    """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent; nan where the peak is
+    not known), minutes a run."""
+    rows = []
+    for name in experiments:
+        finals = load_runs(name)
+        if finals.empty:
+            continue
+        image = flops.total(vit_config(named(name)))
+        for device, part in finals.groupby("device.name"):
+            speed = part["images_per_second"].median()
+            rows.append({
+                "experiment": name, "device": device, "runs": len(part), "images/s": round(speed), "TFLOP/s": round(speed * image / 1e12, 3),
+                "share of peak (%)": round(100 * speed * image / flops.peak(device), 1), "minutes a run": round(part["seconds.total"].median() / 60, 1),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def published_cifar() -> pd.DataFrame:
+    """Published CIFAR numbers of ViT-Tiny-like models with their sources."""
+    table = published()
+    return table[table.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)].reset_index(drop=True)
+
+
+def priority() -> str:
+    """The order of the queue `paper`, in words."""
+    runs = QUEUES["paper"]()
+    pairs = len(PAPER_SEEDS)
+    rest = len(runs) - pairs * len(PAIR) * len(PAPER)
+    return f"{len(runs)} runs: {pairs} pairs of each of {', '.join(TITLES[name] for name in PAPER)}, then {rest} runs for questions 1 to 3 of chapter 7."
+
+
+# --- ImageNet --------------------------------------------------------------------------------------------------------
+
+
+def imagenet_config(name: str) -> ViTConfig:
+    """The paper's ImageNet models by name: 224 pixels, patch 16."""
+    d_model, num_heads = IMAGENET_MODELS[name]
+    return ViTConfig(d_model=d_model, num_heads=num_heads)
+
+
+def imagenet_cost(gpus: Sequence[int] = (8, 32), shares: Sequence[float] = (0.2, 0.4)) -> pd.DataFrame:
+    """One row a model and share of the peak: parameters, GFLOP an image, EFLOP a run, H100 hours of a run of 300 epochs; for each number of
+    GPUs the hours and the images that must be decoded every second."""
+    rows = {}
+    for name in IMAGENET_MODELS:
+        config = imagenet_config(name)
+        image = flops.total(config)
+        run = image * IMAGENET_IMAGES * IMAGENET_EPOCHS
+        for share in shares:
+            speed = share * flops.peak(CARD) / image
+            row = {
+                "parameters (M)": round(flops.parameters(config) / 1e6, 1), "GFLOP an image": round(image / 1e9, 1), "EFLOP a run": round(run / 1e18, 2),
+                "GPU hours": round(run / (share * flops.peak(CARD)) / 3600, 1),
+            }  # fmt: skip
+            for count in gpus:
+                row[f"hours, {count} GPUs"] = round(row["GPU hours"] / count, 2)
+                row[f"images/s, {count} GPUs"] = int(round(speed * count, -2))
+            rows[name, f"{share:.0%}"] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["model", "share of peak"])
+    return table
+
+
+def imagenet_sentence() -> str:
+    """What the whole claim costs: both models, both arms, at the better share; and how that share compares with what was measured."""
+    table = imagenet_cost()
+    best = table.xs(f"{0.4:.0%}", level="share of peak")
+    pair = 2 * best["GPU hours"]
+    measured = throughput(PAPER)
+    known = measured["share of peak (%)"].dropna() if len(measured) else measured
+    basis = (
+        f"On CIFAR our runs reach {known.min():.0f} to {known.max():.0f} % of the peak of their card." if len(known)
+        else "No share of the peak has been measured on a GPU yet, so the table gives two."
+    )
+    return (
+        f"One pair of runs of 300 epochs at 40 % of an H100's bfloat16 peak is {pair['ViT-Tiny']:.0f} GPU hours with ViT-Tiny and {pair['ViT-Base']:.0f} with ViT-Base; "
+        f"five pairs are {5 * pair['ViT-Tiny']:.0f} and {5 * pair['ViT-Base']:.0f}. {basis}"
+    )

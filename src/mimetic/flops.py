@@ -1,0 +1,56 @@
+"""Floating-point operations of a ViT, counted by PyTorch, and what they cost on a card. No weights and no data are needed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from mimetic.models.vit import ViT, ViTConfig
+
+# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by a part of the card's name.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
+
+# Where a product counts, by the end of its module's name.
+_PARTS = {"qkv": "queries, keys, values", "attn.proj": "projection", "attn": "attention itself", "mlp": "MLP", "patch_embed": "patches", "head": "head"}
+
+
+@lru_cache
+def flops(config: ViTConfig) -> dict[str, float]:
+    """FLOPs of one image, forward and backward, by part; a multiply-add counts as two, as on the cards' data sheets.
+
+    Matrix products and convolutions only: norms, GELU and softmax are left out, as is usual. The gradient of the pixels, which
+    no one needs, is not counted.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model, images = ViT(config), torch.empty(2, config.in_chans, config.img_size, config.img_size)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(images).sum().backward()
+    counted = {name.removeprefix("ViT."): sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
+    parts = dict.fromkeys(_PARTS.values(), 0.0)
+    for name, part in _PARTS.items():
+        parts[part] += sum(n for module, n in counted.items() if module == name or module.endswith(f".{name}"))
+    parts["attention itself"] -= parts["queries, keys, values"] + parts["projection"]
+    return parts
+
+
+def total(config: ViTConfig) -> float:
+    """FLOPs of one image, forward and backward."""
+    return sum(flops(config).values())
+
+
+def peak(name: str) -> float:
+    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known."""
+    return next((value for part, value in PEAKS.items() if part in name), float("nan"))
+
+
+def parameters(config: ViTConfig) -> int:
+    """Number of parameters."""
+    with torch.device("meta"):
+        model: nn.Module = ViT(config)
+    return sum(p.numel() for p in model.parameters())

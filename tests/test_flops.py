@@ -1,0 +1,78 @@
+"""The FLOP budget against the formula, and what the GPU chapter says with and without GPU records."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from mimetic.experiments import answers_gpu
+from mimetic.experiments.configs import named
+from mimetic.experiments.vision import vit_config
+from mimetic.flops import flops, parameters, peak, total
+from mimetic.models.vit import ViT, ViTConfig
+
+
+@pytest.mark.parametrize("name", ["cifar10-lab30", "cifar10-paper"])
+def test_flops_are_those_of_the_formula(name):
+    """Forward: patches, 12 d^2 multiply-adds a token and block, attention 2 N d a token and block, head; backward twice that
+    (all but the gradient of the pixels)."""
+    config = vit_config(named(name))
+    d, n, patch = config.d_model, (32 // config.patch_size) ** 2, 3 * config.patch_size**2
+    parts = flops(config)
+    blocks = 6 * config.depth * n * d
+    wanted = {"queries, keys, values": 3 * d, "projection": d, "attention itself": 2 * n, "MLP": 8 * d}
+    for part, each in wanted.items():
+        assert parts[part] == pytest.approx(blocks * each, rel=1e-9), part
+    assert parts["patches"] == 4 * n * patch * d and parts["head"] == 6 * 10 * d
+    assert total(config) == sum(parts.values())
+
+
+def test_parameters_without_weights_and_known_peaks():
+    config = ViTConfig(img_size=32, patch_size=4, d_model=32, depth=2, num_heads=2, num_classes=10)
+    assert parameters(config) == sum(p.numel() for p in ViT(config).parameters())
+    assert peak("NVIDIA H100 80GB HBM3") == 989e12 and peak("a card of tomorrow") != peak("a card of tomorrow")
+
+
+def test_budget_of_the_paper_runs():
+    table = answers_gpu.budget()
+    config = named("cifar10-paper")
+    seconds = total(vit_config(config)) * 50_000 * 100 / (0.2 * 989e12)
+    assert table.loc["CIFAR-10, ViT-Tiny", "min at 20%"] == round(seconds / 60, 1)
+    assert (table["min at 10%"] > table["min at 40%"]).all()
+    assert answers_gpu.anatomy().sum().to_numpy() == pytest.approx(100, abs=0.3)
+    known = answers_gpu.recipe()["where from"].value_counts()
+    assert known["our choice"] > known["reported by others for the paper"]
+
+
+def test_the_chapter_says_that_there_is_nothing_until_there_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    assert "no GPU result is in" in answers_gpu.answer()
+    assert answers_gpu.state()["recorded"].sum() == 0 and answers_gpu.state()["runs"].sum() == 57
+    assert answers_gpu.throughput().empty
+    assert "No share of the peak has been measured" in answers_gpu.imagenet_sentence()
+
+
+def test_the_chapter_follows_records(monkeypatch):
+    rows = [
+        {"experiment": "cifar10-paper", "arm": arm, "seed": seed, "epoch": 100, "test_accuracy": 0.92 + gain + seed / 1000, "device.name": "NVIDIA H100 80GB HBM3",
+         "images_per_second": 20_000.0, "seconds.total": 300.0}
+        for arm, gain in (("timm", 0.0), ("mimetic", 0.01)) for seed in range(5)
+    ]  # fmt: skip
+    finals = pd.DataFrame(rows)
+    monkeypatch.setattr(answers_gpu, "load_runs", lambda name: finals if name == "cifar10-paper" else finals.iloc[:0])
+    said = answers_gpu.answer()
+    assert "+1.0 points over 5 paired seeds" in said and "NVIDIA H100" in said and "no GPU" not in said
+    (row,) = answers_gpu.throughput().to_dict("records")
+    image = total(vit_config(named("cifar10-paper")))
+    assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
+    assert "reach 20 to 20 % of the peak" in answers_gpu.imagenet_sentence()
+
+
+def test_imagenet_costs_what_its_flops_cost():
+    table = answers_gpu.imagenet_cost()
+    image = total(dataclasses.replace(ViTConfig(), d_model=768, num_heads=12))
+    row = table.loc["ViT-Base", "40%"]
+    hours = image * 1_281_167 * 300 / (0.4 * 989e12) / 3600
+    assert row["GPU hours"] == pytest.approx(hours, abs=0.05) and row["hours, 8 GPUs"] == pytest.approx(hours / 8, abs=0.01)
+    assert 86 < row["parameters (M)"] < 87 and 5.6 < table.loc["ViT-Tiny", "40%"]["parameters (M)"] < 5.8
+    assert table.loc["ViT-Tiny", "40%"]["images/s, 8 GPUs"] == pytest.approx(8 * 0.4 * 989e12 / total(ViTConfig()), rel=1e-3)
