@@ -170,6 +170,16 @@ def test_fetch_goes_through_torchvision_with_its_checksum(tmp_path, monkeypatch,
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [path.name] == ["cifar10.npz"]
     first = pickle.loads(blobs["data_batch_1"])["data"][0].reshape(3, 32, 32)
     assert (data.x_train[0].numpy() == first).all() and data.classes[0] == "c0"
+    # an archive that is given is unpacked without a network, a wrong one refused
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "given"))
+    (tmp_path / "given").mkdir()
+    given = tmp_path / "given" / cifar.filename
+    given.write_bytes(archive.read_bytes()[:-1])
+    with pytest.raises(Unavailable, match="is not the archive of cifar10's host"):
+        fetch_images("cifar10")
+    given.write_bytes(archive.read_bytes())
+    assert torch.equal(load_images("cifar10").x_train, data.x_train) and given.is_file()
 
 
 def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):

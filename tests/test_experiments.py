@@ -1,5 +1,8 @@
 """The small experiments of the chapters: their tables against the construction itself, their sentences against their records."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +12,9 @@ from mimetic import attention_layers
 from mimetic.attention_maps import attention_map
 from mimetic.experiments import construction, live, pattern, report
 from mimetic.models.blocks import SelfAttention
+from mimetic.training.records import load_runs
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_truncation_keeps_everything_at_full_rank_and_shrinks_the_diagonal_below():
@@ -138,3 +144,20 @@ def test_live_runs_refuse_bad_values_before_training():
 def test_live_runs_are_paired():
     frame = live.live_runs("digits", epochs=1, seeds=[3])
     assert list(frame.arm) == ["timm", "mimetic"] and set(frame.seed) == {3} and frame.test_accuracy.between(0, 1).all()
+
+
+def test_expected_numbers_of_the_experiments_are_those_of_their_records():
+    """configs/vision.py states what the laboratory run gives; seeds 0 to 2 are committed."""
+    from mimetic.experiments.configs import vision
+
+    said = re.search(r"([\d.]+) and ([\d.]+) % \(seeds 0 to (\d)\)", vision.__doc__)
+    finals = load_runs("cifar10-lab30", folder=ROOT / "data" / "runs")
+    means = finals[finals["seed"] <= int(said[3])].groupby("arm")["test_accuracy"].mean()
+    assert [f"{100 * means[arm]:.1f}" for arm in ("timm", "mimetic")] == [said[1], said[2]]
+
+
+def test_a_stopped_run_is_gone_on_with_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    whole, resumed = live.interrupted(epochs=3, stop_after=1, train_size=480, d_model=16, depth=1, num_heads=2)
+    assert (whole["resumed"], resumed["resumed"]) == (0, 1) and whole["curve"] == resumed["curve"]
+    assert not list(tmp_path.iterdir())  # what it makes, it makes elsewhere, and removes

@@ -452,3 +452,25 @@ def test_explicit_bfloat16_attention_is_the_fused_one():
     torch.testing.assert_close(explicit, half.float()(x), atol=2e-2, rtol=2e-2)
     causal = SelfAttention(32, 2, causal=True).to(torch.bfloat16)  # takes the fused path
     assert causal(x.bfloat16()).shape == (2, 9, 32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nothing_waits_for_the_gpu_inside_an_epoch():
+    """Between the first and the last step of an epoch any synchronisation is an error."""
+    config = tiny(device="cuda", compile="off", randaugment_ops=2, epochs=2)
+    prepared = vision.prepare(config, torch.device("cuda"))
+    task, batch = prepared.task, prepared.task.batch
+    checked = []
+
+    def watched(epoch, step):
+        inside = 0 < step < task.steps_per_epoch - 1
+        torch.cuda.set_sync_debug_mode("error" if inside else "default")
+        checked.append(inside)
+        return batch(epoch, step)
+
+    task.batch = watched
+    try:
+        train(prepared.model, task, runs.train_config(config), progress=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum(checked) > 10

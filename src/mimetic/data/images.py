@@ -30,6 +30,7 @@ TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TE
 TEST_SIZES = {"cifar10": 10_000, "cifar100": 10_000, "digits": DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
 
+_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}  # as their host names them
 _KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
 _COUNTS = {"train": 50_000, "test": 10_000}  # both CIFARs
 
@@ -150,6 +151,9 @@ def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:
 def fetch_images(name: str) -> Path | None:
     """Make sure that a data set is in the cache; returns its file (None for the digits, which need none).
 
+    An archive of the original host in the cache folder (cifar-10-python.tar.gz, cifar-100-python.tar.gz) is unpacked; without one it
+    is downloaded. Its checksum is verified either way.
+
     Raises:
         ValueError: unknown name.
         Unavailable: it cannot be fetched; the message says what was tried and what to do.
@@ -160,10 +164,12 @@ def fetch_images(name: str) -> Path | None:
     path = cache_dir() / f"{name}.npz"
     if path.is_file():
         return path
-    remedy = f"Put {path.name} into {path.parent} (MIMETIC_DATA names another folder), or choose digits: no download"
+    archive = cache_dir() / _ARCHIVES[name]
+    remedy = f"Put {archive.name} into {path.parent} (MIMETIC_DATA names another folder), or choose digits: no download"
     try:
-        require_network(path.name)
-        arrays = _from_torchvision(name)
+        if not archive.is_file():
+            require_network(path.name)
+        arrays = _from_torchvision(name, archive if archive.is_file() else None)
     except Unavailable as error:
         raise Unavailable(f"{error}. {remedy}") from None
     except Exception as error:  # torchvision raises what urllib, tarfile and its own checksum raise: say it in one line
@@ -175,14 +181,18 @@ def fetch_images(name: str) -> Path | None:
     return path
 
 
-def _from_torchvision(name: str) -> dict[str, np.ndarray]:
-    """Download, verify (torchvision's MD5) and unpack; the download itself is not kept."""
+def _from_torchvision(name: str, archive: Path | None = None) -> dict[str, np.ndarray]:
+    """Download (or take the archive that is there), verify (torchvision's MD5) and unpack; what is downloaded is not kept."""
     import torchvision
 
     logging.getLogger("torchvision").setLevel(logging.WARNING)
     cls = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=f".{name}-") as folder:
+        if archive is not None:
+            if not torchvision.datasets.utils.check_integrity(str(archive), cls.tgz_md5):
+                raise Unavailable(f"{archive} is not the archive of {name}'s host (its MD5 differs): delete it")
+            (Path(folder) / archive.name).symlink_to(archive.resolve())
         parts = {split: cls(folder, train=split == "train", download=True) for split in ("train", "test")}
         arrays = {"classes": np.array(parts["train"].classes)}
         for split, part in parts.items():

@@ -54,9 +54,9 @@ def recipe(experiment: str = "cifar10-paper") -> pd.DataFrame:
     """The recipe, setting by setting, and where each comes from."""
     c = named(experiment)
     rows = {
-        "model": (f"ViT-Tiny: width {c.d_model}, {c.depth} layers of {c.num_heads} heads", "reported by others for the paper"),
-        "epochs": (c.epochs, "reported by others for the paper"),
-        "position, pooling": (f"{c.pos_embed}, {c.global_pool}", "public code that builds on the paper"),
+        "model": (f"width {c.d_model}, {c.depth} layers of {c.num_heads} heads", "papers that compare with it"),
+        "epochs": (c.epochs, "our choice"),
+        "position, pooling": (f"{c.pos_embed}, {c.global_pool}", "papers that compare with it"),
         "patch": (f"{c.patch_size} pixels, {(32 // c.patch_size) ** 2} tokens", "our choice"),
         "batch": (c.batch_size, "our choice"),
         "optimiser": (f"AdamW, peak {c.lr:g}, weight decay {c.weight_decay:g}", "our choice"),
