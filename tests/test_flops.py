@@ -5,6 +5,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
+from mimetic import figures
 from mimetic.experiments import answers_gpu
 from mimetic.experiments.configs import named
 from mimetic.experiments.vision import vit_config
@@ -66,6 +67,17 @@ def test_the_chapter_follows_records(monkeypatch):
     image = total(vit_config(named("cifar10-paper")))
     assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
     assert "reach 20 to 20 % of the peak" in answers_gpu.imagenet_sentence()
+
+
+def test_minutes_of_the_figure_are_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    lines, points = answers_gpu.minutes()
+    row = lines[(lines["label"] == "ViT-Tiny, 100 epochs") & (lines["share"] == 0.2)].iloc[0]
+    assert row["minutes"] == pytest.approx(answers_gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20%"], abs=0.05) and points.empty
+    one = lines.iloc[[0]]
+    for given in (points, one):
+        figure = figures.minutes_by_share(lines, given, target=answers_gpu.TARGET_MINUTES)
+        assert sum(line.get_marker() == "o" and len(line.get_xdata()) for line in figure.axes[0].lines) == len(given)
 
 
 def test_imagenet_costs_what_its_flops_cost():

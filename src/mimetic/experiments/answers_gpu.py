@@ -19,6 +19,7 @@ from mimetic.training.records import load_runs
 PAPER = ("cifar10-paper", "cifar100-paper", "cifar10-small")
 COMMAND = "python -m mimetic queue paper --minutes 9"
 TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small"}
+TARGET_MINUTES = 4.0  # for ViT-Tiny on an H100
 SHARES = (0.1, 0.2, 0.4)  # of a card's peak: from poor to very good for models this small
 CARD = "H100"
 # The paper's ImageNet models at 224 pixels and patch 16: width, heads.
@@ -77,6 +78,19 @@ def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
         times = {f"min at {share:.0%}": round(run / (share * flops.peak(CARD)) / 60, 1) for share in SHARES}
         rows[TITLES[name]] = {"GFLOP an image": round(image / 1e9, 2), "PFLOP a run": round(run / 1e15, 1)} | times
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def minutes(shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4)) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Lines and points for figures.minutes_by_share: counted for an H100, and of records."""
+    names = {"cifar10-paper": "ViT-Tiny, 100 epochs", "cifar10-small": "ViT-Small, 100 epochs"}
+    runs = {name: flops.total(vit_config(named(name))) * 50_000 * named(name).epochs for name in names}
+    lines = [{"label": names[n], "share": s, "minutes": run / (s * flops.peak(CARD)) / 60} for n, run in runs.items() for s in shares]
+    there = throughput(tuple(names))
+    points = [
+        {"label": names[row["experiment"]], "share": row["share of peak (%)"] / 100, "minutes": row["minutes a run"]}
+        for _, row in there.dropna().iterrows()
+    ]
+    return pd.DataFrame(lines), pd.DataFrame(points, columns=["label", "share", "minutes"])
 
 
 def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cifar10-small")) -> pd.DataFrame:

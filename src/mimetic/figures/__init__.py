@@ -10,7 +10,7 @@ from mimetic.figures.products import (
     truncation,
     z_by_layer,
 )
-from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, overview
+from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, minutes_by_share, overview
 
 __all__ = [
     "attention_maps",
@@ -22,6 +22,7 @@ __all__ = [
     "learning_curves",
     "matrices",
     "measured_and_imitated",
+    "minutes_by_share",
     "orientations",
     "overview",
     "profiles",

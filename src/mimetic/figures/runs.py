@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
 
@@ -168,4 +168,30 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(title, fontsize=8)
     axes[0, 0].legend(loc="upper left")
+    return figure
+
+
+@styled
+def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float) -> Figure:
+    """How long a run takes against the share of the card's peak that it reaches: a line a model, a dot what was measured.
+
+    Args:
+        lines: columns label, share (0 to 1), minutes.
+        points: the same columns, of records; may be empty.
+        target: minutes, a dashed line.
+    """
+    figure, axes = panels(7.4, 2.8)
+    ax = axes[0, 0]
+    for (label, part), color in zip(lines.groupby("label", sort=False), (VP, QK, "#009e73")):
+        ax.plot(100 * part["share"], part["minutes"], color=color, lw=1.6, label=label)
+        dots = points[points["label"] == label] if len(points) else points
+        ax.plot(100 * dots["share"], dots["minutes"], "o", ms=6, color=color)
+    ax.axhline(target, color="black", lw=0.8, ls="--")
+    ax.text(100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8)
+    ax.set(xscale="log", yscale="log", xlabel="share of the card's bfloat16 peak (%)", ylabel="minutes a run")
+    for axis, ticks in ((ax.xaxis, (5, 10, 20, 40)), (ax.yaxis, (2, 5, 10, 20, 50))):
+        axis.set_ticks(ticks, [str(t) for t in ticks])
+        axis.set_minor_locator(NullLocator())
+    ax.legend(loc="upper right")
+    ax.grid(color="#eeeeee")
     return figure
