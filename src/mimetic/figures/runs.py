@@ -14,7 +14,7 @@ from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
 
 @styled
 def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
-    """One thin line a run, one thick line an arm's mean. curves: columns arm, seed, epoch and the metric."""
+    """One thin line a run, one thick line an arm's mean, a band from the lowest run to the highest. curves: columns arm, seed, epoch and the metric."""
     figure, axes = panels(7.4, 2.9)
     _curves(axes[0, 0], curves, metric, ylabel, scale)
     return figure
@@ -25,7 +25,9 @@ def _curves(ax, curves, metric, ylabel, scale) -> None:
         color = COLORS.get(arm, "black")
         for _, run in part.groupby("seed"):
             ax.plot(run["epoch"], scale * run[metric], color=color, lw=0.8, alpha=0.45)
-        mean = part.groupby("epoch")[metric].mean()
+        by_epoch = part.groupby("epoch")[metric]
+        mean = by_epoch.mean()
+        ax.fill_between(mean.index, scale * by_epoch.min(), scale * by_epoch.max(), color=color, alpha=0.12, lw=0)
         n = part["seed"].nunique()
         ax.plot(mean.index, scale * mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})")
     ax.set(xlabel="epoch", ylabel=ylabel)
