@@ -125,7 +125,7 @@ def test_one_value_a_layer():
 
 def test_presets():
     assert VISION == MimeticSpec(qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4, noise="normal")
-    assert LANGUAGE.qk_beta < 0 < LANGUAGE.vp_beta
+    assert LANGUAGE == MimeticSpec(qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=0.4)
 
 
 def test_truncated_diagonal_is_smaller_than_beta():

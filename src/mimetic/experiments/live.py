@@ -40,3 +40,32 @@ def live_runs(
         record = run(config, store=False, progress=False)
         rows += [{"arm": config.init, "seed": config.seed, **entry} for entry in record["curve"]]
     return pd.DataFrame(rows)
+
+
+def live_text_runs(
+    dataset: str = "pydoc",
+    *,
+    epochs: int = 5,
+    seeds: Sequence[int] = (0,),
+    arms: Sequence[str] = ("gpt2", "language"),
+    device: str = "cpu",
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Train a small GPT for every arm and seed and return the curves: columns arm, seed, epoch, step, train_*, test_*.
+
+    pydoc takes the model of the experiment "pydoc", another corpus that of "tinyshakespeare".
+
+    Raises:
+        ValueError: a bad value, before anything is trained; the message names the choices.
+        Unavailable: the corpus cannot be had.
+    """
+    experiment = dataset if dataset in ("pydoc", "wikitext2") else "tinyshakespeare"
+    changes = {"dataset": dataset, "epochs": epochs, "device": device, "threads": threads}
+    configs = [(arm, replace(named(experiment, arm=arm, seed=seed), experiment="live", **changes)) for arm in arms for seed in seeds]
+    for _, config in configs:
+        check(config, store=False)
+    rows = []
+    for arm, config in configs:
+        record = run(config, store=False, progress=False)
+        rows += [{"arm": arm, "seed": config.seed, **entry} for entry in record["curve"]]
+    return pd.DataFrame(rows)

@@ -1,0 +1,122 @@
+"""The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
+
+A point is a model and a training in which both arms have runs: the family's default, and `mimetic` with the family's own constants
+(the defaults of its config class), all other settings equal. Which families there are, which is their default, their metric and
+its direction comes from their configs and modules, so that a new family appears here when its records do.
+
+Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction, divided by the
+default's value, pair by pair. 0.02 is an accuracy 2 % above the default's, or bits per byte 2 % below it. That makes a common axis,
+not a common unit: one per cent of an accuracy and one per cent of a cross entropy are not the same achievement.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.base import FREE
+from mimetic.experiments.runs import family
+from mimetic.statistics import correlation, mean_interval
+from mimetic.training.records import read_record, runs_dir
+
+CONSTANTS = ("qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank")
+COLUMNS = ["family", "experiment", "point", "share", "gain", "low", "high", "pairs", "parameters"]
+
+
+def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
+    """One row a point: family, experiment, point (what its arms are called), share (of attention's weights and biases in all
+    parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters.
+
+    Args:
+        folder: instead of ``data/runs``.
+
+    Raises:
+        RecordError: a record is damaged; the message names the file.
+    """
+    groups: dict[tuple[str, str], dict[str, dict[int, dict]]] = {}
+    for path in sorted(Path(folder or runs_dir()).glob("*/*.json")):
+        if path.parent.name not in EXPERIMENTS:
+            continue
+        record = read_record(path)
+        config = _whole_config(record)
+        if role := _role(record["experiment"], config):
+            rest = {k: v for k, v in config.items() if k not in (*FREE, *CONSTANTS, "init")}
+            key = record["experiment"], json.dumps(rest, sort_keys=True)
+            groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record
+    rows = [_point(experiment, roles) for (experiment, _), roles in groups.items() if len(roles) == 2]
+    rows = [row for row in rows if row]
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["family", "experiment", "share"], ignore_index=True)
+
+
+def _whole_config(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's config; a field that is newer than the record has its default."""
+    base = EXPERIMENTS[record["experiment"]]
+    return {f.name: f.default for f in fields(base) if f.default is not MISSING} | record["config"]
+
+
+def _role(experiment: str, config: dict[str, Any]) -> str | None:
+    """ "default", "mimetic", or None for every other arm."""
+    kind = type(EXPERIMENTS[experiment])
+    if config["init"] == kind.default_init:
+        return "default"
+    own = {f.name: f.default for f in fields(kind) if f.name in CONSTANTS}
+    return "mimetic" if config["init"] == "mimetic" and all(config[name] == value for name, value in own.items()) else None
+
+
+def _point(experiment: str, roles: dict[str, dict[int, dict]]) -> dict[str, Any] | None:
+    metric = family(EXPERIMENTS[experiment]).METRIC
+    seeds = sorted(set(roles["default"]) & set(roles["mimetic"]))
+    if not seeds:
+        return None
+    values = {role: np.array([runs[s]["final"][metric.column] for s in seeds]) for role, runs in roles.items()}
+    gains = (values["mimetic"] - values["default"]) / values["default"] * (-1 if metric.lower_is_better else 1)
+    low, high = mean_interval(gains)
+    first = roles["mimetic"][seeds[0]]
+    counts = first["parameters"]
+    return {
+        "family": EXPERIMENTS[experiment].family.rpartition(".")[2],
+        "experiment": experiment,
+        "point": first["arm"].rpartition("-")[0] or experiment,
+        "share": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"],
+        "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"],
+    }  # fmt: skip
+
+
+def relation(points: pd.DataFrame, what: str) -> str:
+    """Whether the gain follows the share over these points, in words, with the correlation and its interval."""
+    n = len(points)
+    if n < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
+        return f"Over {what}: {n} point{'s' * (n != 1)} so far, too few for a correlation with an interval (it needs four)."
+    r, low, high = correlation(points["share"], points["gain"])
+    says = (
+        "the gain grows with attention's share, as the guess has it" if low > 0
+        else "the gain falls as attention's share grows, against the guess" if high < 0
+        else "these points cannot say whether the gain follows the share"
+    )  # fmt: skip
+    interval = f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
+    ahead = int((points["gain"] > 0).sum())
+    return f"Over {what}: {says} ({interval}; mimetic initialization is ahead at {ahead} of {n} points)."
+
+
+def verdict(points: pd.DataFrame) -> str:
+    """The sweep's answer, and that of all points of all families together."""
+    sweep = points[points["experiment"] == "share"]
+    families = points["family"].nunique()
+    text = relation(sweep, "the sweep, where attention is held fixed")
+    if families > 1:
+        text += " " + relation(points, f"all points of {families} families ({', '.join(sorted(points['family'].unique()))})")
+    return text
+
+
+def points_table(points: pd.DataFrame) -> pd.DataFrame:
+    """gain_points for the page, in percent."""
+    out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
+    for column in ("attention (%)", "gain (%)", "from", "to"):
+        out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
+    return out.set_index(["family", "experiment", "point"])
