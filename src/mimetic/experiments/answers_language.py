@@ -143,7 +143,7 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
 # --- the products ----------------------------------------------------------------------------------------------------
 
 
-def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-wide", "tinyshakespeare", "wikitext2"), arm: str = "gpt2") -> pd.DataFrame:
+def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "wikitext2"), arm: str = "gpt2") -> pd.DataFrame:
     """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them, and title."""
     frames = []
     for experiment in experiments:

@@ -157,8 +157,8 @@ def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
 
 
 def fitted_constants(depth: int | None = None) -> dict[str, tuple[float, ...]]:
-    """Constants that imitate our own trained GPT of width 192: measure.fit_layer on the products after training, gains folded in,
-    which its record keeps. ``python -m mimetic train tinyshakespeare-wide`` makes the record.
+    """Constants that imitate our own trained GPT of width 96: measure.fit_layer on the products after training, gains folded in,
+    which its record keeps. ``python -m mimetic train tinyshakespeare-narrow`` makes the record.
 
     Args:
         depth: of the model that is to imitate it (interpolated over the relative depth, first layer to first, last to last);
@@ -173,7 +173,7 @@ def fitted_constants(depth: int | None = None) -> dict[str, tuple[float, ...]]:
     from mimetic.measure import fit_layer
     from mimetic.training.records import read_record, record_path
 
-    config = named("tinyshakespeare-wide")
+    config = named("tinyshakespeare-narrow")
     table = read_record(record_path(config.experiment, config.init, 0))["anatomy"]["after"]["products"]
     rows = pd.DataFrame(table["rows"], columns=table["columns"])
     layers = rows[rows["fold"]].groupby("layer")

@@ -69,3 +69,24 @@ def live_text_runs(
         record = run(config, store=False, progress=False)
         rows += [{"arm": arm, "seed": config.seed, **entry} for entry in record["curve"]]
     return pd.DataFrame(rows)
+
+
+def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
+    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per byte and the gain.
+
+    Raises:
+        ValueError: a bad value, before anything is trained.
+        Unavailable: the tokenizers library is not installed.
+    """
+    rows = {}
+    for vocab_size in vocabularies:
+        out = {}
+        for arm in ("gpt2", "language"):
+            config = named(
+                "pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=vocab_size, epochs=1, steps_per_epoch=steps, device=device, threads=threads
+            )
+            record = run(replace(config, experiment="live"), store=False, progress=False)
+            out[arm], counts = record["final"]["test_bits_per_byte"], record["parameters"]
+        share = (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]
+        rows[vocab_size] = {"attention (%)": 100 * share, **out, "relative gain (%)": 100 * (out["gpt2"] - out["language"]) / out["gpt2"]}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocabulary").round(2)

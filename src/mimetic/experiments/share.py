@@ -104,11 +104,11 @@ def relation(points: pd.DataFrame, what: str) -> str:
     return f"Over {what}: {says} ({interval}; mimetic initialization is ahead at {ahead} of {n} points)."
 
 
-def verdict(points: pd.DataFrame) -> str:
-    """The sweep's answer, and that of all points of all families together."""
-    sweep = points[points["experiment"] == "share"]
+def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
+    """The answer of a sweep, and that of all points of all families together."""
+    part = points[points["experiment"] == sweep]
     families = points["family"].nunique()
-    text = relation(sweep, "the sweep, where attention is held fixed")
+    text = relation(part, "the sweep, where attention is held fixed")
     if families > 1:
         text += " " + relation(points, f"all points of {families} families ({', '.join(sorted(points['family'].unique()))})")
     return text
@@ -120,3 +120,55 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     for column in ("attention (%)", "gain (%)", "from", "to"):
         out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
     return out.set_index(["family", "experiment", "point"])
+
+
+# --- sizes, before anything is trained -------------------------------------------------------------------------------
+
+
+def sweep_table(experiment: str = "share") -> pd.DataFrame:
+    """The points of the sweep: what each changes, parameters by kind, and attention's share, smallest first."""
+    from mimetic.experiments.configs import named
+    from mimetic.experiments.configs.language import SHARES
+
+    rows = {}
+    for point, changes in SHARES.items():
+        config = named(experiment, arm=f"{point}-gpt2")
+        what = ", ".join(f"{name} {value:g}" for name, value in changes.items()) or "the base"
+        rows[point] = {"changes": what} | _sizes(config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
+
+
+def known_models() -> pd.DataFrame:
+    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers (timm's)."""
+    import torch
+
+    from mimetic.models.vit import ViT, ViTConfig
+
+    rows = {}
+    for name, d, depth, heads in (("GPT-2 small", 768, 12, 12), ("GPT-2 medium", 1024, 24, 16), ("GPT-2 large", 1280, 36, 20), ("GPT-2 XL", 1600, 48, 25)):
+        rows[name] = _sizes(50_257, 1024, d, depth, heads, 4.0)
+    for name, d, heads in (("ViT-Ti/16", 192, 3), ("ViT-S/16", 384, 6), ("ViT-B/16", 768, 12)):
+        with torch.device("meta"):
+            rows[name] = _counted(ViT(ViTConfig(d_model=d, depth=12, num_heads=heads)))
+    rows["our GPT, by character"] = _sizes(65, 128, 128, 4, 4, 4.0)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
+
+
+def _sizes(vocab_size: int, context: int, d_model: int, depth: int, num_heads: int, mlp_ratio: float) -> dict[str, Any]:
+    import torch
+
+    from mimetic.models.gpt import GPT, GPTConfig
+
+    with torch.device("meta"):  # counted, not made
+        return _counted(GPT(GPTConfig(vocab_size, context, d_model, depth, num_heads, mlp_ratio)))
+
+
+def _counted(model) -> dict[str, Any]:
+    from mimetic.models.blocks import parameter_counts
+
+    counts = parameter_counts(model)
+    attention = counts["attention_qkv"] + counts["attention_proj"]
+    return {
+        "parameters": counts["total"], "attention": attention, "MLP": counts["mlp"], "embedding and head": counts["embedding"] + counts["head"],
+        "attention (%)": round(100 * attention / counts["total"], 1),
+    }  # fmt: skip

@@ -1,0 +1,115 @@
+"""Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from intervals."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mimetic import figures
+from mimetic.experiments import share
+from mimetic.experiments.configs import named
+from mimetic.experiments.programmes.language import SHARE
+from mimetic.statistics import correlation
+from mimetic.training.records import RecordError, write_record
+
+
+def put(folder, config, column, value, share_of_attention=0.25):
+    """A record as run would write it, with an invented result."""
+    from dataclasses import asdict
+
+    entry = {"epoch": 1, "step": 1, "lr": 0.0, "train_loss": 1.0, column: value}
+    counts = {"attention_qkv": round(750 * share_of_attention), "attention_proj": round(250 * share_of_attention), "total": 1000}
+    record = {
+        "schema": 1, "experiment": config.experiment, "arm": config.arm or config.init, "seed": config.seed,
+        "config": json.loads(json.dumps(asdict(config))), "curve": [entry], "final": entry, "parameters": counts,
+        "throughput": {"unit": "tokens", "per_second": 1.0}, "seconds": {"total": 1.0}, "device": {"type": "cpu"}, "versions": {},
+        "source": {"sha256": ""}, "started": "", "finished": "", "resumed": 0,
+    }  # fmt: skip
+    write_record(record, folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share; arms and experiments that must not count."""
+    for seed, (a, b) in enumerate(((0.50, 0.55), (0.60, 0.66))):
+        put(tmp_path, named("cifar10-lab30", init="timm", seed=seed), "test_accuracy", a)
+        put(tmp_path, named("cifar10-lab30", init="mimetic", seed=seed), "test_accuracy", b)
+    put(tmp_path, named("cifar10-lab30", init="mimetic-qk", seed=0), "test_accuracy", 0.9)
+    for i, (default, mimetic) in enumerate(SHARE.comparisons.values()):
+        of_attention = 0.1 + 0.04 * i
+        put(tmp_path, named("share", arm=default, seed=0), "test_bits_per_byte", 2.0, of_attention)
+        put(tmp_path, named("share", arm=mimetic, seed=0), "test_bits_per_byte", 2.0 * (1 - of_attention / 5), of_attention)
+    for arm, value in (("gpt2", 2.0), ("language", 1.9), ("vision", 1.0)):
+        put(tmp_path, named("tinyshakespeare", arm=arm, seed=0), "test_bits_per_byte", value)
+    put(tmp_path, named("wikitext2", arm="gpt2", seed=0), "test_bits_per_byte", 2.0)  # no partner
+    put(tmp_path, named("wikitext2", arm="language", seed=1), "test_bits_per_byte", 2.0)
+    return tmp_path
+
+
+def test_points(folder):
+    points = share.gain_points(folder).set_index(["experiment", "point"])
+    assert set(points.index.get_level_values(0)) == {"cifar10-lab30", "share", "tinyshakespeare"}
+    vision = points.loc[("cifar10-lab30", "cifar10-lab30")]
+    assert vision["gain"] == pytest.approx(0.1) and vision["pairs"] == 2 and vision["share"] == pytest.approx(0.25)
+    assert points.loc[("tinyshakespeare", "tinyshakespeare"), "gain"] == pytest.approx(0.05)  # lower is better; vision signs do not count
+    sweep = points.loc["share"]
+    assert list(sweep.index) == list(SHARE.comparisons) and len(sweep) == 10
+    assert np.allclose(sweep["gain"], sweep["share"] / 5, rtol=0.02)
+
+
+def test_verdicts_follow_the_interval(folder):
+    points = share.gain_points(folder)
+    assert "the gain grows with attention's share, as the guess has it (r = +1.00" in share.verdict(points)
+    assert "all points of 2 families (language, vision)" in share.verdict(points)
+    turned = points.assign(gain=-points["gain"])
+    assert "against the guess" in share.verdict(turned) and "ahead at 0 of 10" in share.verdict(turned)
+    rng = np.random.default_rng(0)
+    assert "cannot say" in share.relation(points.assign(gain=rng.standard_normal(len(points))), "x")
+    assert "too few for a correlation" in share.relation(points.iloc[:3], "x")
+
+
+def test_nothing_yet(tmp_path):
+    points = share.gain_points(tmp_path)
+    assert points.empty and "0 points so far" in share.verdict(points) and share.points_table(points).empty
+
+
+def test_figure_and_table(folder):
+    points = share.gain_points(folder)
+    left, right = figures.share_and_gain(points).axes
+    assert {t.get_text() for t in left.texts} == set(SHARE.comparisons)
+    assert [t.get_text() for t in right.get_legend().get_texts()] == ["language", "vision"]
+    assert share.points_table(points).loc[("vision", "cifar10-lab30", "cifar10-lab30"), "gain (%)"] == 10
+
+
+def test_a_damaged_record_is_named(folder):
+    path = next((folder / "share").glob("*.json"))
+    path.write_text(path.read_text().replace("2.0", "3.0"))
+    with pytest.raises(RecordError, match=path.name):
+        share.gain_points(folder)
+
+
+def test_the_committed_vision_runs_are_points():
+    points = share.gain_points().set_index("experiment")
+    assert 0.3 < points.loc["cifar10-lab30", "share"] < 0.35 and points.loc["cifar10-lab30", "pairs"] >= 3
+
+
+def test_correlation_against_known_values():
+    # r = 0.5 and n = 28: Fisher's z is 0.5493 +- 1.96 / 5
+    x = np.repeat([0.0, 1.0], 14)
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal(28)
+    noise -= np.polyval(np.polyfit(x, noise, 1), x)
+    y = (x - x.mean()) / np.linalg.norm(x - x.mean()) * 0.5 + noise / np.linalg.norm(noise) * 0.75**0.5
+    r, low, high = correlation(x, y)
+    assert (r, low, high) == pytest.approx((0.5, np.tanh(0.549306 - 0.391993), np.tanh(0.549306 + 0.391993)), abs=1e-5)
+    assert correlation(x, -y)[0] == pytest.approx(-0.5)
+    assert correlation([1, 2, 3, 4], [2, 4, 6, 8])[0] == pytest.approx(1)
+    for bad in (([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, np.nan], [1, 2, 3, 4])):
+        with pytest.raises(ValueError):
+            correlation(*bad)
+
+
+def test_points_are_sorted_by_share_within_an_experiment(folder):
+    shares = share.gain_points(folder).query("experiment == 'share'")["share"]
+    assert shares.is_monotonic_increasing and isinstance(shares, pd.Series)
