@@ -58,7 +58,7 @@ class LanguageConfig(RunConfig):
 
 
 LAB = LanguageConfig(
-    "tinyshakespeare", epochs=12, batch_size=16, lr=1e-3, weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
+    "tinyshakespeare", epochs=12, batch_size=16, lr=8e-3, weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
 )  # fmt: skip
 WIKITEXT2 = replace(LAB, experiment="wikitext2", dataset="wikitext2", tokenizer="bpe", vocab_size=2_000, epochs=7)
 GPU = replace(
@@ -71,7 +71,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "share": replace(WIKITEXT2, experiment="share", vocab_size=1_000, epochs=7, steps_per_epoch=50),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=50),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
-    "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True),
+    "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
     "share-gpu": replace(GPU, experiment="share-gpu"),
     "pydoc": LanguageConfig(
