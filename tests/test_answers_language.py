@@ -75,7 +75,7 @@ def test_five_pairs_need_no_caveat_and_leave_nothing_to_do():
 def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
     text = answers.found(SHARE)
-    assert text.count("−0.020 bits per byte in the only pair so far") == 10 and "20 of 60 runs" in text
+    assert text.count("−0.020 bits per byte in the only pair so far") == 16 and "24 of 72 runs" in text
 
 
 def test_recipe_rule():

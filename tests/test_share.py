@@ -9,9 +9,12 @@ import pytest
 from mimetic import figures
 from mimetic.experiments import share
 from mimetic.experiments.configs import named
-from mimetic.experiments.programmes.language import SHARE
+from mimetic.experiments.configs.language import SHARES
 from mimetic.statistics import correlation
 from mimetic.training.records import RecordError, write_record
+
+
+PLUS_MINUS, PLUS_PLUS = share.PUBLISHED, "QK +, V·proj +"
 
 
 def put(folder, config, column, value, share_of_attention=0.25):
@@ -36,34 +39,37 @@ def folder(tmp_path):
         put(tmp_path, named("cifar10-lab30", init="timm", seed=seed), "test_accuracy", a)
         put(tmp_path, named("cifar10-lab30", init="mimetic", seed=seed), "test_accuracy", b)
     put(tmp_path, named("cifar10-lab30", init="mimetic-qk", seed=0), "test_accuracy", 0.9)
-    for i, (default, mimetic) in enumerate(SHARE.comparisons.values()):
+    for i, point in enumerate(SHARES):
         of_attention = 0.1 + 0.04 * i
-        put(tmp_path, named("share", arm=default, seed=0), "test_bits_per_byte", 2.0, of_attention)
-        put(tmp_path, named("share", arm=mimetic, seed=0), "test_bits_per_byte", 2.0 * (1 - of_attention / 5), of_attention)
-    for arm, value in (("gpt2", 2.0), ("language", 1.9), ("vision", 1.0)):
+        for arm, effect in (("gpt2", 0.0), ("vision", of_attention / 5), ("language", -of_attention / 5)):
+            put(tmp_path, named("share", arm=f"{point}-{arm}", seed=0), "test_bits_per_byte", 2.0 * (1 - effect), of_attention)
+    for arm, value in (("gpt2", 2.0), ("language", 1.9), ("vision", 2.1)):
         put(tmp_path, named("tinyshakespeare", arm=arm, seed=0), "test_bits_per_byte", value)
+    put(tmp_path, named("tinyshakespeare", arm="fit", seed=0), "test_bits_per_byte", 0.5)
     put(tmp_path, named("wikitext2", arm="gpt2", seed=0), "test_bits_per_byte", 2.0)  # no partner
     put(tmp_path, named("wikitext2", arm="language", seed=1), "test_bits_per_byte", 2.0)
     return tmp_path
 
 
 def test_points(folder):
-    points = share.gain_points(folder).set_index(["experiment", "point"])
+    points = share.gain_points(folder).set_index(["experiment", "signs", "point"]).sort_index(level=[0, 1], sort_remaining=False)
     assert set(points.index.get_level_values(0)) == {"cifar10-lab30", "share", "tinyshakespeare"}
-    vision = points.loc[("cifar10-lab30", "cifar10-lab30")]
+    vision = points.loc[("cifar10-lab30", PLUS_MINUS, "cifar10-lab30")]
     assert vision["gain"] == pytest.approx(0.1) and vision["pairs"] == 2 and vision["share"] == pytest.approx(0.25)
-    assert points.loc[("tinyshakespeare", "tinyshakespeare"), "gain"] == pytest.approx(0.05)  # lower is better; vision signs do not count
-    sweep = points.loc["share"]
-    assert list(sweep.index) == list(SHARE.comparisons) and len(sweep) == 10
-    assert np.allclose(sweep["gain"], sweep["share"] / 5, rtol=0.02)
+    # lower is better; fitted constants are not mimetic initialization as published
+    assert points.loc["tinyshakespeare"]["gain"].to_dict() == pytest.approx({(PLUS_PLUS, "tinyshakespeare"): 0.05, (PLUS_MINUS, "tinyshakespeare"): -0.05})
+    for signs, sign in ((PLUS_MINUS, 1), (PLUS_PLUS, -1)):
+        sweep = points.loc[("share", signs)]
+        assert list(sweep.index) == list(SHARES) and len(sweep) == 8
+        assert np.allclose(sweep["gain"], sign * sweep["share"] / 5, rtol=0.02)
 
 
 def test_verdicts_follow_the_interval(folder):
     points = share.gain_points(folder)
-    assert "the gain grows with attention's share, as the guess has it (r = +1.00" in share.verdict(points)
-    assert "all points of 2 families (language, vision)" in share.verdict(points)
-    turned = points.assign(gain=-points["gain"])
-    assert "against the guess" in share.verdict(turned) and "ahead at 0 of 10" in share.verdict(turned)
+    text = share.verdict(points)
+    assert f"with {PLUS_MINUS}: the gain grows with attention's share, as the guess has it (r = +1.00" in text
+    assert f"with {PLUS_PLUS}: the gain falls as attention's share grows, against the guess" in text and "ahead at 0 of 8" in text
+    assert "all points of 2 families with the published signs (language, vision)" in text and "n = 10" in text
     rng = np.random.default_rng(0)
     assert "cannot say" in share.relation(points.assign(gain=rng.standard_normal(len(points))), "x")
     assert "too few for a correlation" in share.relation(points.iloc[:3], "x")
@@ -77,14 +83,15 @@ def test_nothing_yet(tmp_path):
 def test_figure_and_table(folder):
     points = share.gain_points(folder)
     left, right = figures.share_and_gain(points).axes
-    assert {t.get_text() for t in left.texts} == set(SHARE.comparisons)
+    assert {t.get_text() for t in left.texts} == set(SHARES)
+    assert [t.get_text() for t in left.get_legend().get_texts()] == [PLUS_PLUS, PLUS_MINUS]
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["language", "vision"]
-    assert share.points_table(points).loc[("vision", "cifar10-lab30", "cifar10-lab30"), "gain (%)"] == 10
+    assert share.points_table(points).loc[("vision", "cifar10-lab30", PLUS_MINUS, "cifar10-lab30"), "gain (%)"] == 10
 
 
 def test_a_damaged_record_is_named(folder):
     path = next((folder / "share").glob("*.json"))
-    path.write_text(path.read_text().replace("2.0", "3.0"))
+    path.write_text(path.read_text().replace('"test_bits_per_byte": ', '"test_bits_per_byte": 1'))
     with pytest.raises(RecordError, match=path.name):
         share.gain_points(folder)
 
@@ -111,5 +118,5 @@ def test_correlation_against_known_values():
 
 
 def test_points_are_sorted_by_share_within_an_experiment(folder):
-    shares = share.gain_points(folder).query("experiment == 'share'")["share"]
+    shares = share.gain_points(folder).query("experiment == 'share' and signs == @PLUS_PLUS")["share"]
     assert shares.is_monotonic_increasing and isinstance(shares, pd.Series)

@@ -1,7 +1,8 @@
 """The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
 
-A point is a model and a training in which both arms have runs: the family's default, and `mimetic` with the family's own constants
-(the defaults of its config class), all other settings equal. Which families there are, which is their default, their metric and
+A point is a model and a training in which the family's default and mimetic initialization both have runs, all other settings
+equal. Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the
+families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
 its direction comes from their configs and modules, so that a new family appears here when its records do.
 
 Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction, divided by the
@@ -25,13 +26,14 @@ from mimetic.experiments.runs import family
 from mimetic.statistics import correlation, mean_interval
 from mimetic.training.records import read_record, runs_dir
 
-CONSTANTS = ("qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank")
-COLUMNS = ["family", "experiment", "point", "share", "gain", "low", "high", "pairs", "parameters"]
+SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
+PUBLISHED = "QK +, V·proj −"  # the paper's signs
+COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters"]
 
 
 def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
-    """One row a point: family, experiment, point (what its arms are called), share (of attention's weights and biases in all
-    parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters.
+    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and biases in
+    all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters.
 
     Args:
         folder: instead of ``data/runs``.
@@ -46,12 +48,15 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
         record = read_record(path)
         config = _whole_config(record)
         if role := _role(record["experiment"], config):
-            rest = {k: v for k, v in config.items() if k not in (*FREE, *CONSTANTS, "init")}
+            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init")}
             key = record["experiment"], json.dumps(rest, sort_keys=True)
             groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record
-    rows = [_point(experiment, roles) for (experiment, _), roles in groups.items() if len(roles) == 2]
-    rows = [row for row in rows if row]
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["family", "experiment", "share"], ignore_index=True)
+    rows = []
+    for (experiment, _), roles in groups.items():
+        default = roles.pop("default", {})
+        rows += [row for signs, runs in roles.items() if (row := _point(experiment, default, runs, signs))]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(["family", "experiment", "signs", "share"], ignore_index=True)
 
 
 def _whole_config(record: dict[str, Any]) -> dict[str, Any]:
@@ -61,28 +66,31 @@ def _whole_config(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _role(experiment: str, config: dict[str, Any]) -> str | None:
-    """ "default", "mimetic", or None for every other arm."""
-    kind = type(EXPERIMENTS[experiment])
-    if config["init"] == kind.default_init:
+    """ "default", the signs of mimetic initialization in words, or None for every other arm."""
+    if config["init"] == type(EXPERIMENTS[experiment]).default_init:
         return "default"
-    own = {f.name: f.default for f in fields(kind) if f.name in CONSTANTS}
-    return "mimetic" if config["init"] == "mimetic" and all(config[name] == value for name, value in own.items()) else None
+    plain = all(isinstance(config[name], (int, float)) and abs(config[name]) == size for name, size in SIZES.items())
+    if config["init"] != "mimetic" or not plain or config["qk_rank"] is not None:
+        return None
+    qk, vp = ("+" if config[name] > 0 else "−" for name in ("qk_beta", "vp_beta"))
+    return f"QK {qk}, V·proj {vp}"
 
 
-def _point(experiment: str, roles: dict[str, dict[int, dict]]) -> dict[str, Any] | None:
+def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], signs: str) -> dict[str, Any] | None:
     metric = family(EXPERIMENTS[experiment]).METRIC
-    seeds = sorted(set(roles["default"]) & set(roles["mimetic"]))
+    seeds = sorted(set(default) & set(mimetic))
     if not seeds:
         return None
-    values = {role: np.array([runs[s]["final"][metric.column] for s in seeds]) for role, runs in roles.items()}
-    gains = (values["mimetic"] - values["default"]) / values["default"] * (-1 if metric.lower_is_better else 1)
+    reference, value = (np.array([runs[s]["final"][metric.column] for s in seeds]) for runs in (default, mimetic))
+    gains = (value - reference) / reference * (-1 if metric.lower_is_better else 1)
     low, high = mean_interval(gains)
-    first = roles["mimetic"][seeds[0]]
+    first = mimetic[seeds[0]]
     counts = first["parameters"]
     return {
         "family": EXPERIMENTS[experiment].family.rpartition(".")[2],
         "experiment": experiment,
-        "point": first["arm"].rpartition("-")[0] or experiment,
+        "point": default[seeds[0]]["arm"].rpartition("-")[0] or experiment,
+        "signs": signs,
         "share": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"],
         "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"],
     }  # fmt: skip
@@ -105,13 +113,16 @@ def relation(points: pd.DataFrame, what: str) -> str:
 
 
 def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
-    """The answer of a sweep, and that of all points of all families together."""
+    """The answer of a sweep, for each set of signs, and that of all families together, with the published signs."""
     part = points[points["experiment"] == sweep]
-    families = points["family"].nunique()
-    text = relation(part, "the sweep, where attention is held fixed")
-    if families > 1:
-        text += " " + relation(points, f"all points of {families} families ({', '.join(sorted(points['family'].unique()))})")
-    return text
+    lines = [relation(part[part["signs"] == signs], f"the sweep, where attention is held fixed, with {signs}") for signs in dict.fromkeys(part["signs"])]
+    if not lines:
+        lines = [relation(part, "the sweep, where attention is held fixed")]
+    published = points[points["signs"] == PUBLISHED]
+    families = sorted(published["family"].unique())
+    if len(families) > 1:
+        lines.append(relation(published, f"all points of {len(families)} families with the published signs ({', '.join(families)})"))
+    return " ".join(lines)
 
 
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +130,7 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
     for column in ("attention (%)", "gain (%)", "from", "to"):
         out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
-    return out.set_index(["family", "experiment", "point"])
+    return out.set_index(["family", "experiment", "signs", "point"])
 
 
 # --- sizes, before anything is trained -------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -71,30 +70,35 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
 
 
 @styled
-def share_and_gain(points: pd.DataFrame, *, sweep: str = "share") -> Figure:
+def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
-    its points named; right: every point of every family.
+    a colour a set of signs, its points named; right: every family with one set of signs.
 
     points: as experiments.share.gain_points gives them.
     """
-    figure, axes = panels(7.4, 3.1, ncols=2)
-    for ax, part, title in zip(axes[0], (points[points["experiment"] == sweep], points), ("the sweep: attention fixed", "every family")):
-        for name, rows in part.groupby("family"):
-            color = FAMILIES.get(name, "black")
+    figure, axes = panels(7.4, 3.3, ncols=2)
+    left = points[points["experiment"] == sweep]
+    right = points[points["signs"] == signs]
+    colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
+    for ax, part, column, palette, title in (
+        (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
+    ):  # fmt: skip
+        for name, rows in part.groupby(column):
             reach = 100 * rows["gain"].abs().max() * 3 + 0.5
             bars = [(100 * (rows["gain"] - rows["low"])).clip(upper=reach), (100 * (rows["high"] - rows["gain"])).clip(upper=reach)]
-            ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=color, label=name)
-        if ax is axes[0, 0]:
-            for _, row in part.iterrows():
-                ax.annotate(row["point"], (100 * row["share"], 100 * row["gain"]), (3, 3), textcoords="offset points", fontsize=7)
+            ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
-            size = 100 * np.abs(part["gain"]).max()
-            ax.set_ylim(-2.2 * size - 0.1, 2.2 * size + 0.1)
+            size = 100 * part["gain"].abs().max() + 0.1
+            ax.set_ylim(-2 * size, 2 * size)
+            ax.legend(loc="best")
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
-        ax.set(title=title, xlabel="attention's share of all parameters (%)")
+            ax.set_yticks([])
+        ax.set(title=title, xlabel="attention's share of all parameters (%)", xlim=(0, 70))
         ax.grid(color="#eeeeee")
+    for point, rows in left.groupby("point"):
+        ax, x, y = axes[0, 0], 100 * rows["share"].iloc[0], 100 * rows["gain"].max()
+        ax.annotate(point, (x, y), (2, 4), textcoords="offset points", fontsize=6.5, rotation=35)
     axes[0, 0].set_ylabel("relative gain of mimetic (%)")
-    axes[0, 1].legend(loc="best")
     return figure

@@ -22,8 +22,9 @@ LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", (
 
 
 def _sweep(experiment: str) -> Study:
-    pairs = {point: (f"{point}-gpt2", f"{point}-language") for point in SHARES}
-    arms = tuple(arm for pair in pairs.values() for arm in pair)
+    signs = ("language", "vision")
+    pairs = {f"{point}, {sign} signs": (f"{point}-gpt2", f"{point}-{sign}") for sign in signs for point in SHARES}
+    arms = tuple(f"{point}-{arm}" for point in SHARES for arm in ("gpt2", *signs))
     return Study("share", "Does the gain follow attention's share of the parameters?", experiment, arms, pairs)
 
 
