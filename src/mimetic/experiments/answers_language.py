@@ -169,6 +169,20 @@ def measured_signs(products: pd.DataFrame) -> pd.DataFrame:
     return pattern.verdicts(products)
 
 
+def signs_sentence(products: pd.DataFrame) -> str:
+    """Which sign each model's products have more often, beyond chance, in words."""
+    parts = []
+    for title, part in products.groupby("title", sort=False):
+        words = []
+        for product, name, unit in (("qk", "$W_QW_K^T$", "heads"), ("vp", "$W_VW_{proj}$", "layers")):
+            sigmas = part[(part["product"] == product) & ((part["head"] == -1) | (product == "qk"))]["sigmas"]
+            above, below = int((sigmas > pattern.CHANCE).sum()), int((sigmas < -pattern.CHANCE).sum())
+            lean = "leans to $+I$" if above > below else "leans to $-I$" if below > above else "has no lean"
+            words.append(f"{name} {lean} ({above} {unit} above chance, {below} below, of {len(sigmas)})")
+        parts.append(f"* {title}: {'; '.join(words)}")
+    return "\n".join(parts)
+
+
 def load_products(experiment: str, arms: tuple[str, ...]) -> pd.DataFrame:
     """The products (gains folded in) before and after training of every recorded run of the arms: arm, seed, when, and the columns
     of attention_maps.PRODUCT_COLUMNS, z = diag_mean / offdiag_sd."""
