@@ -10,7 +10,7 @@ import pytest
 from mimetic import figures
 from mimetic.experiments import answers_language as answers
 from mimetic.experiments.configs import named
-from mimetic.experiments.programmes.language import CENTRAL, LONG, SHARE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SHARE, STUDIES, WIKITEXT2
 from mimetic.figures.style import LABELS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
 
@@ -37,7 +37,7 @@ def put(study, effect, seeds=(0, 1, 2), arms=None, noise=0.002):
 def test_every_arm_has_a_label():
     for study in (CENTRAL, WIKITEXT2, LONG):
         assert set(study.arms) <= set(LABELS)
-    assert {"central", "wikitext2", "share", "long"} == set(STUDIES)
+    assert {"central", "rate", "wikitext2", "share", "long"} == set(STUDIES)
 
 
 def test_nothing_yet():
@@ -48,7 +48,7 @@ def test_nothing_yet():
     products = answers.load_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
     assert "no pair" in answers.head_start(load_runs("x", curves=True), "language") and answers.overfitting(load_runs("x", curves=True)) == ""
-    assert answers.planned().count("runs are in") == 4
+    assert answers.planned().count("runs are in") == 5
     # the pretrained ones are there without any run
     assert set(answers.causal_products()["title"]) >= {"SmolLM2-135M-Instruct", "Whisper tiny.en decoder"}
 
@@ -76,6 +76,27 @@ def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
     text = answers.found(SHARE)
     assert text.count("−0.020 bits per byte in the only pair so far") == 16 and "24 of 72 runs" in text
+
+
+def test_arms_at_several_rates():
+    assert answers.by_rate().empty
+    put(CENTRAL, 0.9, seeds=(0,))
+    put(RATE, 0.1, seeds=(0,))
+    table = answers.by_rate()
+    assert sorted(table.columns) == [0.002, 0.008] and set(table.index) == {LABELS[a] for a in ("gpt2", "language", "vision")}
+    assert table.loc[LABELS["vision"]].tolist() == [2.1, 2.9] and table.loc[LABELS["gpt2"]].tolist() == [2.0, 2.0]
+    assert "+0.100 bits per byte in the only pair so far" in answers.found(RATE) and "*tiny Shakespeare, at a quarter" in answers.found(RATE)
+
+
+def test_the_table_of_pairs_of_characters(monkeypatch):
+    from mimetic.data import text
+
+    monkeypatch.setitem(text.CORPORA, "pairs", text.Corpus({}, lambda _: ("ab" * 20_000, "ababab")))
+    assert answers.pair_model_bits("pairs") < 0.001
+    rng = np.random.default_rng(0)
+    fair = "".join(rng.choice(list("abcd"), 40_000))
+    monkeypatch.setitem(text.CORPORA, "pairs", text.Corpus({}, lambda _: (fair[:30_000], fair[30_000:])))
+    assert answers.pair_model_bits("pairs") == pytest.approx(2, abs=0.01)
 
 
 def test_recipe_rule():

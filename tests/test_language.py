@@ -11,7 +11,7 @@ from mimetic.data.text import encode_characters, on_device
 from mimetic.experiments import language, live
 from mimetic.experiments.answers_language import recipe_winner
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.configs.language import FITTED, SHARES, LanguageConfig
+from mimetic.experiments.configs.language import FITTED, GENTLE, SHARES, LanguageConfig
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import SHARE, STUDIES
 from mimetic.experiments.runs import check, existing, run
@@ -155,7 +155,9 @@ def test_the_frozen_recipe_is_what_the_committed_search_says():
     winner = named("tinyshakespeare-recipe", arm=recipe_winner(load_runs("tinyshakespeare-recipe")))
     for name in LANGUAGE_EXPERIMENTS:
         if name not in ("pydoc", "tinyshakespeare-recipe") and not name.endswith("-gpu"):
-            assert EXPERIMENTS[name].lr == winner.lr and EXPERIMENTS[name].weight_decay == winner.weight_decay
+            searched = name in ("tinyshakespeare", "tinyshakespeare-narrow")
+            assert EXPERIMENTS[name].lr == (winner.lr if searched else GENTLE) and EXPERIMENTS[name].weight_decay == winner.weight_decay
+    assert winner.lr == 4 * GENTLE
 
 
 def test_the_sweep_holds_attention_fixed_and_changes_its_share():

@@ -177,7 +177,7 @@ class Queue:
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
-    language, language-recipe, language-gpu    the same three for text (language: 147 runs, about 5 hours of one core)
+    language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 5 hours of one core)
 
     examples:
       python -m mimetic queue lab --minutes 9

@@ -13,7 +13,7 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import finding, study_points, study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import BETTER, CENTRAL, SEEDS, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import BETTER, CENTRAL, RATE, SEEDS, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
 from mimetic.statistics import holm, smallest_p
@@ -47,7 +47,7 @@ def progress(study: Study, finals: pd.DataFrame) -> str:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def comparisons(studies: tuple[Study, ...] = (CENTRAL, RATE, WIKITEXT2)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
     tables, points = [], []
     for study in studies:
@@ -110,6 +110,16 @@ def run_table(experiment: str) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     table = finals[columns].sort_values(["seed", "test_bits_per_byte"], ignore_index=True)
     return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 0})
+
+
+def by_rate(experiments: tuple[str, ...] = (CENTRAL.experiment, RATE.experiment)) -> pd.DataFrame:
+    """Mean last-epoch bits per byte of each arm (rows) at each learning rate (columns), of the arms that were run at several."""
+    finals = pd.concat([f for name in experiments if len(f := load_runs(name))] or [pd.DataFrame(columns=["arm"])])
+    if finals.empty:
+        return pd.DataFrame()
+    finals["arm"] = finals["arm"].str.rpartition("-")[2]
+    table = finals.pivot_table(index="arm", columns="config.lr", values="test_bits_per_byte").dropna()
+    return table.rename(index=LABELS).rename_axis(columns="learning rate").round(3)
 
 
 # --- the recipe ------------------------------------------------------------------------------------------------------
@@ -278,3 +288,24 @@ def planned() -> str:
     """Which studies lack runs; "" when all are in."""
     lines = [progress(study, load_runs(study.experiment)) for study in STUDIES.values()]
     return "\n\n".join(line for line in lines if line)
+
+
+# --- a yardstick -----------------------------------------------------------------------------------------------------
+
+
+def pair_model_bits(dataset: str = "pydoc") -> float:
+    """Bits per byte of the evaluated text under a table of how often each character follows each other one in the training text
+    (add-one smoothing): what can be predicted from the last character alone, without any attention.
+
+    Raises what data.text.load_text raises.
+    """
+    import torch
+
+    from mimetic.data.text import load_text
+
+    data = load_text(dataset)
+    V = data.vocab_size
+    train, test = data.train.long(), data.test.long()
+    counts = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V).double() + 1
+    bits = -(counts / counts.sum(1, keepdim=True)).log2()[test[:-1], test[1:]]
+    return float(bits.sum() / data.token_bytes[test[1:]].sum())

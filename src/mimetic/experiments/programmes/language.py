@@ -10,13 +10,17 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.configs.language import SHARES, TRIED
+from mimetic.experiments.configs.language import GENTLE, SHARES, TRIED
 from mimetic.experiments.programmes.study import Study, once
 
 CENTRAL_SEEDS = tuple(range(5))
 FIRST_SEEDS = (0, 1, 2)  # three pairs for every question first
 
 CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", ("gpt2", *TRIED))
+RATE = Study(
+    "rate", "tiny Shakespeare, at a quarter of the learning rate", "tinyshakespeare-rate", tuple(ARMS["tinyshakespeare-rate"]),
+    {f"{sign} signs": (f"lr-{GENTLE:g}-gpt2", f"lr-{GENTLE:g}-{sign}") for sign in ("language", "vision")},
+)  # fmt: skip
 WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", ("gpt2", *TRIED))
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", ("gpt2", "language", "vision"))
 
@@ -29,8 +33,8 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, WIKITEXT2, SHARE, LONG)}
-SEEDS = {"central": CENTRAL_SEEDS, "wikitext2": FIRST_SEEDS, "share": FIRST_SEEDS, "long": FIRST_SEEDS}  # in the whole programme
+STUDIES = {study.name: study for study in (CENTRAL, RATE, WIKITEXT2, SHARE, LONG)}
+SEEDS = {"central": CENTRAL_SEEDS, "rate": FIRST_SEEDS, "wikitext2": FIRST_SEEDS, "share": FIRST_SEEDS, "long": FIRST_SEEDS}  # in the whole programme
 
 RECIPE = Study("recipe", "Which recipe? (default arm, held-out training text)", "tinyshakespeare-recipe", tuple(ARMS["tinyshakespeare-recipe"]))
 BETTER = 0.01  # bits per byte by which a setting must be better than the base to replace it: about what a seed is worth
