@@ -59,7 +59,7 @@ def test_nothing_yet():
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
     text = answers.answer()
-    assert words in text and "3 pairs can at best give p = 0.25" in text and "that is" in text
+    assert words in text and "3 pairs can at best give p = 0.25" in text and "of the default's 2.000" in text
     assert answers.found(CENTRAL).count(words) == 6 and "*tiny Shakespeare, by character: 21 of 35 runs are in" in answers.found(CENTRAL)
     table, points = answers.comparisons()
     assert len(points) == 18 and answers.numbers(table)["ahead"].tolist() == [3 if effect < 0 else 0 if effect > 0 else answers.numbers(table)["ahead"].iloc[0]] * 6
@@ -97,6 +97,14 @@ def test_the_table_of_pairs_of_characters(monkeypatch):
     fair = "".join(rng.choice(list("abcd"), 40_000))
     monkeypatch.setitem(text.CORPORA, "pairs", text.Corpus({}, lambda _: (fair[:30_000], fair[30_000:])))
     assert answers.pair_model_bits("pairs") == pytest.approx(2, abs=0.01)
+
+
+def test_tokens_look_at_themselves_before_training_from_the_pattern():
+    table = answers.attention_before_training(windows=2)
+    itself, equal = table["first layer", "to itself"], table["first layer", "to equal tokens"]
+    # without any preference: the mean of 1/n over 128 tokens
+    assert itself[LABELS["gpt2"]] == pytest.approx(100 * np.mean(1 / np.arange(1, 129)), abs=0.5)
+    assert itself[LABELS["language"]] > 50 and (equal > itself).all() and (equal <= 100).all()
 
 
 def test_recipe_rule():

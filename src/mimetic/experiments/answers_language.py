@@ -71,7 +71,7 @@ def answer(study: Study = CENTRAL) -> str:
         if LABELS[arm] in table.index:
             row = table.loc[LABELS[arm]]
             relative = f"{100 * row['difference'] / row['reference']:+.1f} %".replace("-", "−")
-            lines.append(f"with the {LABELS[arm]} a GPT {finding(row, METRIC)}; that is {relative} of the default's {row['reference']:.3f}")
+            lines.append(f"{LABELS[arm]} {finding(row, METRIC)}, which is {relative} of the default's {row['reference']:.3f}")
     steps = config.epochs * config.steps_per_epoch
     pairs = int(table["pairs"].max())
     strength = ""
@@ -79,7 +79,7 @@ def answer(study: Study = CENTRAL) -> str:
         strength = f" {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
-    return f"On {study.question}, after {steps:,} steps, " + "; ".join(lines) + f". Fewer bits per byte are better.{strength}"
+    return f"On {study.question}, after {steps:,} steps, against the default: " + "; ".join(lines) + f". Fewer bits per byte are better.{strength}"
 
 
 def found(study: Study) -> str:
@@ -309,3 +309,37 @@ def pair_model_bits(dataset: str = "pydoc") -> float:
     counts = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V).double() + 1
     bits = -(counts / counts.sum(1, keepdim=True)).log2()[test[:-1], test[1:]]
     return float(bits.sum() / data.token_bytes[test[1:]].sum())
+
+
+def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk"), windows: int = 8) -> pd.DataFrame:
+    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in percent, in the
+    first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows of the evaluated text.
+
+    Raises what data.text.load_text raises.
+    """
+    import torch
+
+    from mimetic.attention import attention_layers
+    from mimetic.data.text import load_text
+    from mimetic.experiments.language import build_model
+
+    data, rows = load_text(dataset), {}
+    for arm in arms:
+        config = named("tinyshakespeare", arm=arm)
+        N = config.context
+        ids_BN = data.test[: windows * N].view(windows, N).long()
+        model, seen = build_model(config, data.vocab_size).eval(), []
+        for block in model.blocks:
+            block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with torch.no_grad():
+            model(ids_BN)
+        row, equal_BNN = {}, ids_BN[:, :, None] == ids_BN[:, None]
+        layers = attention_layers(model)
+        for name, i in (("first layer", 0), ("last layer", len(layers) - 1)):
+            q, k = (torch.einsum("bnd,dhk->bhnk", seen[i], w) for w in (layers[i].q, layers[i].k))
+            scores = (q @ k.mT / layers[i].head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+            attention_BNN = scores.softmax(-1).mean(1)
+            row[name, "to itself"] = 100 * attention_BNN.diagonal(dim1=1, dim2=2).mean().item()
+            row[name, "to equal tokens"] = 100 * (attention_BNN * equal_BNN).sum(-1).mean().item()
+        rows[LABELS[arm]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)

@@ -20,7 +20,7 @@ def curves_and_gaps(
 
     curves: columns arm, seed, `per` and the metric; the arms in the order in which they appear.
     """
-    figure, axes = panels(7.4, 2.9, ncols=2)
+    figure, axes = panels(7.4, 3.1, ncols=2)
     left, right = axes[0]
     wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
     for arm in dict.fromkeys(curves["arm"]):
@@ -36,7 +36,8 @@ def curves_and_gaps(
     right.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
     left.set(xlabel=per, ylabel=ylabel)
     right.set(xlabel=per, ylabel=f"{ylabel}, minus the default's")
-    left.legend(loc="upper right")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     for ax in (left, right):
         ax.grid(axis="y", color="#eeeeee")
     return figure
@@ -65,7 +66,8 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
             else:
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(f"{name}: diagonal / spread", fontsize=8)
-    axes[0, -1].legend(loc="best")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
