@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
             # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal: four)
             scores_BHNN = q_BHNK @ k_BHNK.mT * self.head_dim**-0.5
             if self.causal:
-                scores_BHNN = scores_BHNN + torch.full((N, N), -torch.inf, dtype=scores_BHNN.dtype).triu(1)
+                scores_BHNN = scores_BHNN + scores_BHNN.new_full((N, N), -torch.inf).triu(1)
             x_BHNK = scores_BHNN.softmax(dim=-1).to(v_BHNK.dtype) @ v_BHNK
         else:
             x_BHNK = F.scaled_dot_product_attention(
