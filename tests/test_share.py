@@ -75,6 +75,17 @@ def test_verdicts_follow_the_interval(folder):
     assert "too few for a correlation" in share.relation(points.iloc[:3], "x")
 
 
+def test_families_at_the_same_share(folder):
+    points = share.gain_points(folder)
+    text = share.at_equal_share(points)
+    # 25 % in vision and tiny Shakespeare, and the sweep's fifth point at 26 %
+    assert "vision (cifar10-lab30) +10.0 % at a share of 25.0 %, 2 pairs" in text and "language (tinyshakespeare) −5.0 %" in text
+    assert text.count("language (share ") == 1 and "not evidence yet" in text
+    assert "not all of opposite sign" in text
+    assert "something else than the share decides" in share.at_equal_share(points[points["experiment"] != "share"])
+    assert "No two families" in share.at_equal_share(points[points["family"] == "vision"])
+
+
 def test_nothing_yet(tmp_path):
     points = share.gain_points(tmp_path)
     assert points.empty and "0 points so far" in share.verdict(points) and share.points_table(points).empty

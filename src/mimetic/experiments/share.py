@@ -125,6 +125,30 @@ def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
     return " ".join(lines)
 
 
+def at_equal_share(points: pd.DataFrame, within: float = 0.02) -> str:
+    """The other way round: what families gain at the same share, with the published signs, in words."""
+    published = points[points["signs"] == PUBLISHED]
+    families = dict(list(published.groupby("family")))
+    near = [
+        (a, b) for name, rows in families.items() for other, others in families.items() if name < other
+        for _, a in rows.iterrows() for _, b in others.iterrows() if abs(a["share"] - b["share"]) < within
+    ]  # fmt: skip
+    if not near:
+        return f"No two families have a point within {100 * within:g} percentage points of each other's share yet."
+    seen = {(row["family"], row["experiment"], row["point"]): row for pair in near for row in pair}
+
+    def words(row: pd.Series) -> str:
+        name = row["experiment"] if row["point"] == row["experiment"] else f"{row['experiment']} {row['point']}"
+        gain = f"{100 * row['gain']:+.1f} %".replace("-", "−")
+        return f"{row['family']} ({name}) {gain} at a share of {100 * row['share']:.1f} %, {row['pairs']} pair{'s' * (row['pairs'] != 1)}"
+
+    apart = all(a["gain"] > 0 > b["gain"] or b["gain"] > 0 > a["gain"] for a, b in near)
+    verdict = "Equal shares, gains of opposite sign: between these families something else than the share decides." if apart else "The gains are not all of opposite sign."
+    if min(row["pairs"] for row in seen.values()) < 3:
+        verdict += " Points with fewer than three pairs are not evidence yet."
+    return f"The other way round, families at nearly the same share: {'; '.join(words(row) for row in seen.values())}. {verdict}"
+
+
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
     """gain_points for the page, in percent."""
     out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
