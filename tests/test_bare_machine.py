@@ -113,3 +113,24 @@ print("ok")
 """
     result = python(machine, "-c", script)
     assert result.stdout.strip() == "ok", result.stderr
+
+
+def test_text_by_character_needs_nothing_and_byte_pairs_say_what_they_need(machine):
+    script = """
+import sys
+from mimetic.data.fetch import Unavailable
+from mimetic.experiments.configs import named
+from mimetic.experiments.runs import run
+toy = dict(experiment="toy-text", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=1, steps_per_epoch=2, curve_tokens=50, device="cpu")
+record = run(named("pydoc", init="mimetic", **toy), progress=False)
+print("bits", record["final"]["test_bits_per_byte"] > 0)
+try:
+    run(named("pydoc", tokenizer="bpe", vocab_size=300, **toy), store=False)
+except Unavailable as error:
+    print(error)
+"""
+    result = python(machine, "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "bits True", "a BPE vocabulary needs the tokenizers library: pip install tokenizers (or tokenizer='char')",
+    ]  # fmt: skip

@@ -95,3 +95,24 @@ def test_module_runs_as_a_process():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: 'nonsense' is not known")
     assert "Traceback" not in done.stderr
+
+
+def test_fetching_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    assert main(["data", "fetch", "pydoc"]) == 0
+    assert capsys.readouterr().out == "pydoc: part of Python\n"
+    assert main(["data", "fetch", "tinyshakespeare", "wikitext2"]) == 2
+    assert "input.txt: not in the cache, and MIMETIC_OFFLINE is set" in capsys.readouterr().err
+
+
+def test_text_experiments_train_and_refuse(capsys):
+    tiny = "--experiment tiny --d-model 16 --depth 1 --num-heads 2 --context 8 --batch-size 4 --epochs 1 --steps-per-epoch 2 --curve-tokens 50".split()
+    assert main(["train", "pydoc", *tiny, "--init", "mimetic", "--no-store", "--quiet"]) == 0
+    assert "tiny/mimetic-seed0: validation bits per byte" in capsys.readouterr().out
+    for arguments, words in (
+        (["train", "tinyshakespeare", "--arm", "sideways"], "tinyshakespeare has no arm 'sideways'"),
+        (["train", "wikitext2", "--experiment", "trial", "--vocab-size", "99"], "vocab_size must be from 256"),
+        (["train", "tinyshakespeare", "--experiment", "trial", "--context", "200000"], "context=200000 is longer than the text"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err

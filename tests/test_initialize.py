@@ -125,7 +125,7 @@ def test_one_value_a_layer():
 
 def test_presets():
     assert VISION == MimeticSpec(qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4, noise="normal")
-    assert LANGUAGE.qk_beta < 0 < LANGUAGE.vp_beta
+    assert LANGUAGE == MimeticSpec(qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=0.4)
 
 
 def test_truncated_diagonal_is_smaller_than_beta():
@@ -293,7 +293,7 @@ def test_refusals_name_the_layer_and_the_reason(make, words):
         (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(vp_alpha=0, vp_beta=0), ValueError, "both 0"),
-        (lambda m: mimetic.initialize_(m, "kaiming"), ValueError, "timm, torch, xavier, mimetic, mimetic-qk, mimetic-vp"),
+        (lambda m: mimetic.initialize_(m, "kaiming"), ValueError, "timm, torch, xavier, .*mimetic, mimetic-qk, mimetic-vp"),
     ],
 )
 def test_bad_arguments(call, error, words):
@@ -492,5 +492,5 @@ def test_xavier_treats_queries_keys_and_values_as_three_matrices():
 def test_controls_refuse_what_they_cannot_do():
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2))
     mimetic.initialize_(model, "mimetic-untransposed", generator=seeded())
-    with pytest.raises(ValueError, match="init must be one of timm, torch, xavier, mimetic"):
+    with pytest.raises(ValueError, match="init must be one of timm, torch, xavier, .*mimetic"):
         mimetic.initialize_(model, "nope")

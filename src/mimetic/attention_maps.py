@@ -41,10 +41,19 @@ def patch_distances(side: int) -> Tensor:
 
 
 @torch.no_grad()
+def product_table(model: nn.Module) -> dict[str, Any]:
+    """A model's products in numbers as a table {"columns", "rows"} that JSON can hold: one row a product, see measure; every
+    product raw and with the LayerNorm gain (fold), which training moves away from 1."""
+    layers = attention_layers(model)
+    rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
+    return {"columns": list(PRODUCT_COLUMNS), "rows": [[_short(row[c]) for c in PRODUCT_COLUMNS] for row in rows]}
+
+
+@torch.no_grad()
 def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
     """A ViT's products and attention maps in numbers, as two tables {"columns", "rows"} that JSON can hold.
 
-    products: one row a product, see measure (fold: with the LayerNorm gain, which training moves away from 1).
+    products: see product_table.
     maps: one row a head, means over images and query patches: the distance attended in patches, the attention to the
         token itself, the entropy in nats. A class token asks and is asked, but is left out of distance and itself.
 
@@ -53,9 +62,6 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
         images: (B, C, Y, X) float32, normalised as for training, on the model's device.
     """
     layers = attention_layers(model)
-    rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
-    products = [[_short(row[c]) for c in PRODUCT_COLUMNS] for row in rows]
-
     seen: list[Tensor] = []
     hooks = [block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in model.blocks]
     training = model.training
@@ -77,7 +83,7 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
         for h in range(layer.num_heads):
             maps.append([i, h, _short(float(distance[h])), _short(float(itself[h])), _short(float(entropy[h]))])
     return {
-        "products": {"columns": list(PRODUCT_COLUMNS), "rows": products},
+        "products": product_table(model),
         "maps": {"columns": list(MAP_COLUMNS), "rows": maps},
     }
 

@@ -23,6 +23,7 @@ examples:
   python -m mimetic train digits --init mimetic             a small ViT, in well under a minute
   python -m mimetic train cifar10-lab30 --init timm --seed 1  one run of the laboratory experiment
   python -m mimetic train cifar10-lab30 --help                every setting of a run
+  python -m mimetic train tinyshakespeare --arm language    one run of the GPT attempt
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic sweep paper --partition gpu             hand a programme to a Slurm cluster
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
@@ -141,11 +142,12 @@ class BenchTrain:
 class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
-    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download). Any other name is a pretrained
-    model; `python -m mimetic.pretrained list` shows them.
+    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download), tinyshakespeare, wikitext2, pydoc (part of
+    Python: nothing to download). Any other name is a pretrained model; `python -m mimetic.pretrained list` shows them.
 
     examples:
       python -m mimetic data fetch cifar10
+      python -m mimetic data fetch tinyshakespeare wikitext2
       python -m mimetic data fetch gpt2 minilm-l6
     """
 
@@ -153,16 +155,20 @@ class DataFetch:
 
     def __call__(self) -> None:
         from mimetic.data.images import DATASETS, fetch_images
+        from mimetic.data.text import CORPORA, fetch_text
         from mimetic.pretrained.sources import SOURCES
 
+        known = (*DATASETS, *CORPORA, *SOURCES)
         if not self.names:
-            raise Mistake(f"name what to fetch: {', '.join((*DATASETS, *SOURCES))}")
+            raise Mistake(f"name what to fetch: {', '.join(known)}")
         for name in self.names:
-            if name not in DATASETS and name not in SOURCES:
-                raise Mistake(f"{name!r} is not known; choose from {', '.join((*DATASETS, *SOURCES))}")
+            if name not in known:
+                raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
         for name in self.names:
             if name in DATASETS:
                 print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
+            elif name in CORPORA:
+                print(f"{name}: {', '.join(map(str, fetch_text(name))) or 'part of Python'}")
             else:
                 from mimetic.pretrained import fetch
 
@@ -176,6 +182,7 @@ class Queue:
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
+    language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 5 hours of one core)
 
     examples:
       python -m mimetic queue lab --minutes 9

@@ -70,9 +70,12 @@ class MimeticSpec:
 
 
 VISION = MimeticSpec()
-# The signs that are reported for GPT-2 (QK negative, V.proj positive; a secondary source) with VISION's sizes. Where
-# VISION is the paper's published claim, this is a starting point: measure and fit your own model before relying on it.
-LANGUAGE = MimeticSpec(qk_beta=-0.7, vp_beta=0.4)
+LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
+"""VISION's sizes with the signs of the one pretrained text model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):
+W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so in the upper half. It is not a law of language
+models: the decoder of Whisper (data/pretrained/whisper-tiny-decoder.json) and small GPTs that we trained (data/runs, chapter 10) have
+W_Q W_K^T positive but W_V W_proj negative in most layers, and for GPT-2 a secondary source reports W_Q W_K^T negative and W_V W_proj
+positive. Where VISION is the paper's published claim, this is a starting point: measure and fit your own model."""
 
 
 @dataclass(frozen=True)

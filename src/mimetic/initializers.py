@@ -6,6 +6,7 @@ matters. The names:
     timm                       every nn.Linear trunc-normal with std .02: the default that the paper compares with
     torch                      PyTorch's own defaults
     xavier                     Xavier uniform for every matrix, queries, keys and values each on their own
+    gpt2                       GPT-2's: normal with std .02, less in front of the residual stream; the default of text models
     mimetic                    "timm" with both products of every attention layer written over
     mimetic-qk, mimetic-vp     one of the two products
     mimetic-random-directions  control: each factor of "mimetic" keeps its singular values and gets random directions
@@ -71,6 +72,23 @@ def init_xavier_(model: nn.Module, generator: Generator = None) -> None:
                 nn.init.xavier_uniform_(part, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
+    """GPT-2's default: nn.Linear and nn.Embedding weights and a learned position embedding normal with std .02, biases 0, and
+    std .02 / sqrt(2 * depth) for the two layers of a block that write to the residual stream (attention's projection, the
+    MLP's second layer). Source: Radford et al. 2019, section 2.3; transformers models/gpt2/modeling_gpt2.py."""
+    init_torch_(model, generator)
+    depth = sum(name.endswith("attn.proj") for name, _ in model.named_modules())
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            residual = name.endswith(("attn.proj", "mlp.fc2"))
+            nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02, generator=generator)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+    for name, p in model.named_parameters():
+        if name.endswith("pos_embed") and p.requires_grad:
+            nn.init.normal_(p, std=0.02, generator=generator)
 
 
 # --- mimetic initialization and its controls -------------------------------------------------------------------------
@@ -146,7 +164,7 @@ def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
 
 # --- by name ---------------------------------------------------------------------------------------------------------
 
-DEFAULTS: dict[str, Callable] = {"timm": init_timm_, "torch": init_torch_, "xavier": init_xavier_}
+DEFAULTS: dict[str, Callable] = {"timm": init_timm_, "torch": init_torch_, "xavier": init_xavier_, "gpt2": init_gpt2_}
 CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_, "mimetic-untransposed": untransposed_}
 INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
 

@@ -145,3 +145,19 @@ def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accura
     if i == 0:
         return float(steps[0])
     return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1]))
+
+
+def correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Pearson's r and its interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent points.
+
+    Raises:
+        ValueError: fewer than four points, lengths that differ, a constant x or y, or a value that is not finite.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or x.size < 4:
+        raise ValueError(f"a correlation with an interval needs at least four points, x and y alike; got {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("x and y must be finite and not constant")
+    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1 + 1e-12, 1 - 1e-12))
+    half = stats.norm.ppf((1 + confidence) / 2) / (x.size - 3) ** 0.5
+    return r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))

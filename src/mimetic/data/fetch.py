@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,15 +107,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def download(url: str, path: str | Path, sha256: str) -> Path:
+def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], str] = sha256_of) -> Path:
     """Fetch ``url`` to ``path`` unless a file with the right checksum is there; returns ``path``.
+
+    ``digest`` gives the checksum that must be ``sha256``: of the file's bytes, unless copies may differ in what does not matter.
 
     Raises:
         Unavailable: the server cannot be reached, or ``MIMETIC_OFFLINE`` is set.
         ChecksumError: what came is not what was meant; nothing is left behind.
     """
     path = Path(path)
-    if path.is_file() and sha256_of(path) == sha256.lower():
+    if path.is_file() and digest(path) == sha256.lower():
         return path
     require_network(path.name)
     request = urllib.request.Request(url, headers={"User-Agent": "mimetic"})
@@ -129,5 +131,6 @@ def download(url: str, path: str | Path, sha256: str) -> Path:
             raise Unavailable(f"{path.name}: cannot be fetched from {url} ({reason})") from None
         if promised is not None and temporary.stat().st_size < int(promised):
             raise Unavailable(f"{path.name}: the connection to {url} broke before the end")
-        check_sha256(temporary, sha256, path.name)
+        if (found := digest(temporary)) != sha256.lower():
+            raise ChecksumError(f"{path.name}: SHA-256 is {found}, expected {sha256.lower()}")
     return path

@@ -67,3 +67,53 @@ def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tupl
         except InterruptedError:
             pass
         return whole, run(config, progress=False)
+
+
+def live_text_runs(
+    dataset: str = "pydoc",
+    *,
+    epochs: int = 5,
+    seeds: Sequence[int] = (0,),
+    arms: Sequence[str] = ("gpt2", "language"),
+    device: str = "cpu",
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Train a small GPT for every arm and seed and return the curves: columns arm, seed, epoch, step, train_*, test_*.
+
+    pydoc takes the model of the experiment "pydoc", another corpus that of "tinyshakespeare".
+
+    Raises:
+        ValueError: a bad value, before anything is trained; the message names the choices.
+        Unavailable: the corpus cannot be had.
+    """
+    experiment = dataset if dataset in ("pydoc", "wikitext2") else "tinyshakespeare"
+    changes = {"dataset": dataset, "epochs": epochs, "device": device, "threads": threads}
+    configs = [(arm, replace(named(experiment, arm=arm, seed=seed), experiment="live", **changes)) for arm in arms for seed in seeds]
+    for _, config in configs:
+        check(config, store=False)
+    rows = []
+    for arm, config in configs:
+        record = run(config, store=False, progress=False)
+        rows += [{"arm": arm, "seed": config.seed, **entry} for entry in record["curve"]]
+    return pd.DataFrame(rows)
+
+
+def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
+    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per byte and the gain.
+
+    Raises:
+        ValueError: a bad value, before anything is trained.
+        Unavailable: the tokenizers library is not installed.
+    """
+    rows = {}
+    for vocab_size in vocabularies:
+        out = {}
+        for arm in ("gpt2", "language"):
+            config = named(
+                "pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=vocab_size, epochs=1, steps_per_epoch=steps, device=device, threads=threads
+            )
+            record = run(replace(config, experiment="live"), store=False, progress=False)
+            out[arm], counts = record["final"]["test_bits_per_byte"], record["parameters"]
+        share = (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]
+        rows[vocab_size] = {"attention (%)": 100 * share, **out, "relative gain (%)": 100 * (out["gpt2"] - out["language"]) / out["gpt2"]}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocabulary").round(2)

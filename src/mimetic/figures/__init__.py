@@ -1,5 +1,6 @@
 """One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
 
+from mimetic.figures.language import curves_and_gaps, products_before_and_after, share_and_gain
 from mimetic.figures.products import (
     attention_maps,
     counts,
@@ -17,6 +18,7 @@ __all__ = [
     "before_and_after",
     "comparisons",
     "counts",
+    "curves_and_gaps",
     "curves_and_pairs",
     "gains",
     "learning_curves",
@@ -25,7 +27,9 @@ __all__ = [
     "minutes_by_share",
     "orientations",
     "overview",
+    "products_before_and_after",
     "profiles",
+    "share_and_gain",
     "truncation",
     "z_by_layer",
 ]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 COLORS = {
     "timm": "#7a7a7a", "torch": "#b0a08a", "xavier": "#8c6d46", "mimetic": "#0072b2", "mimetic-qk": "#56b4e9",
     "mimetic-vp": "#009e73",
+    "gpt2": "#7a7a7a", "vision": "#0072b2", "language": "#e69f00",
 }  # fmt: skip
 QK, VP, NULL, RIGHT, WRONG = "#d55e00", "#0072b2", "#d9d9d9", "#0072b2", "#cc79a7"
 LABELS = {  # of arms
@@ -32,6 +33,13 @@ LABELS = {  # of arms
     "swapped": "0.4 for QK, 0.7 for V·proj",
     "fit-dinov2": "constants fitted to DINOv2, gains folded in",
     "fit-dinov2-raw": "constants fitted to DINOv2, raw",
+    "gpt2": "default (GPT-2's)",
+    "language": "language signs",
+    "vision": "vision signs",
+    "qk": "QK only",
+    "vp": "V·proj only",
+    "fit": "constants fitted to our own trained GPT",
+    "speedrun": "V·proj −0.05 I, as in a speed-run",
 }
 SIGNED = "RdBu_r"
 

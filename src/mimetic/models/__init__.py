@@ -1,6 +1,7 @@
 """Models of the experiments. They know nothing of data or training."""
 
 from mimetic.models.blocks import Block, Mlp, SelfAttention, parameter_counts
+from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
 
-__all__ = ["Block", "Mlp", "SelfAttention", "ViT", "ViTConfig", "parameter_counts"]
+__all__ = ["Block", "GPT", "GPTConfig", "Mlp", "SelfAttention", "ViT", "ViTConfig", "parameter_counts"]

@@ -52,10 +52,13 @@ class SelfAttention(nn.Module):
         if mask is not None and self.causal:
             raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
         dropout = self.dropout if self.training else 0.0
-        plain = mask is None and not self.causal and not dropout
+        plain = mask is None and not dropout
         if plain and q_BHNK.dtype == torch.bfloat16 and not q_BHNK.is_cuda:
-            # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward
-            x_BHNK = (q_BHNK @ k_BHNK.mT * self.head_dim**-0.5).softmax(dim=-1).to(v_BHNK.dtype) @ v_BHNK
+            # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal: four)
+            scores_BHNN = q_BHNK @ k_BHNK.mT * self.head_dim**-0.5
+            if self.causal:
+                scores_BHNN = scores_BHNN + scores_BHNN.new_full((N, N), -torch.inf).triu(1)
+            x_BHNK = scores_BHNN.softmax(dim=-1).to(v_BHNK.dtype) @ v_BHNK
         else:
             x_BHNK = F.scaled_dot_product_attention(
                 q_BHNK, k_BHNK, v_BHNK, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
@@ -64,12 +67,12 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them; (B, N, d_model) to the same shape."""
+    """Two linear layers with a GELU between them, exact or its "tanh" approximation; (B, N, d_model) to the same shape."""
 
-    def __init__(self, d_model: int, hidden: int, *, bias: bool = True) -> None:
+    def __init__(self, d_model: int, hidden: int, *, bias: bool = True, gelu: str = "none") -> None:
         super().__init__()
         self.fc1 = nn.Linear(d_model, hidden, bias=bias)
-        self.act = nn.GELU()
+        self.act = nn.GELU(approximate=gelu)
         self.fc2 = nn.Linear(hidden, d_model, bias=bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ class Block(nn.Module):
         bias: biases in all linear layers.
         dropout: after attention, after the MLP and on the attention weights, in training only.
         eps: of the LayerNorms.
+        gelu: "none", exact, or "tanh", GPT-2's approximation.
     """
 
     def __init__(
@@ -101,13 +105,14 @@ class Block(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         eps: float = LAYER_NORM_EPS,
+        gelu: str = "none",
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.norm1 = nn.LayerNorm(d_model, eps=eps)
         self.attn = SelfAttention(d_model, num_heads, causal=causal, bias=bias, dropout=dropout)
         self.norm2 = nn.LayerNorm(d_model, eps=eps)
-        self.mlp = Mlp(d_model, round(d_model * mlp_ratio), bias=bias)
+        self.mlp = Mlp(d_model, round(d_model * mlp_ratio), bias=bias, gelu=gelu)
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -56,11 +56,18 @@ def layers_from_state(state: dict[str, Tensor], src: Source) -> list[AttentionLa
     layers = []
     for prefix, name, (D, H) in zip(wheel.blocks, wheel.names, src.layer_dims(), strict=True):
         K = D // H
-        each = D * 3 // len(wheel.qkv)  # outputs of one of the listed layers: 3 D where q, k and v are fused
-        weights = [get(f"{prefix}{part}.weight", (each, D)) for part in wheel.qkv]
-        biases = [get(f"{prefix}{part}.bias", (each,)) for part in wheel.qkv]
-        q, k, v = torch.cat(weights).mT.unflatten(1, (3, H, K)).unbind(1)  # (out, in) -> (in, 3, H, K)
-        q_bias, k_bias, v_bias = torch.cat(biases).view(3, H, K).unbind()
+        heads = (H, wheel.kv_heads or H, wheel.kv_heads or H)
+        # outputs of each of the listed layers: of all three where q, k and v are fused
+        outputs = [K * sum(heads)] if len(wheel.qkv) == 1 else [K * n for n in heads]
+
+        def split(tensors: list[Tensor]) -> list[Tensor]:  # (out, ...) of all three -> (heads, K, ...) of each
+            return [part.unflatten(0, (-1, K)) for part in torch.cat(tensors).split([K * n for n in heads])]
+
+        weights = split([get(f"{prefix}{part}.weight", (out, D)) for part, out in zip(wheel.qkv, outputs, strict=True)])
+        q, k, v = (w.movedim(2, 0) for w in weights)  # (heads, K, in) -> (in, heads, K)
+        q_bias, k_bias, v_bias = (
+            split([get(f"{prefix}{part}.bias", (out,)) for part, out in zip(wheel.qkv, outputs)]) if wheel.bias else (None,) * 3
+        )
         layers.append(
             AttentionLayer(
                 name=name,
@@ -71,9 +78,10 @@ def layers_from_state(state: dict[str, Tensor], src: Source) -> list[AttentionLa
                 q_bias=q_bias,
                 k_bias=k_bias,
                 v_bias=v_bias,
-                proj_bias=get(f"{prefix}{wheel.proj}.bias", (D,)),
+                proj_bias=get(f"{prefix}{wheel.proj}.bias", (D,)) if wheel.bias else None,
                 in_gain=get(prefix + wheel.in_gain, (D,)) if wheel.in_gain else None,
                 out_gain=get(prefix + wheel.out_gain, (D,)) if wheel.out_gain else None,
+                caveats=wheel.caveats,
             )
         )
     return layers

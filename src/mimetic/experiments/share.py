@@ -1,0 +1,209 @@
+"""The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
+
+A point is a model and a training in which the family's default and mimetic initialization both have runs, all other settings
+equal. Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the
+families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
+its direction comes from their configs and modules, so that a new family appears here when its records do.
+
+Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction, divided by the
+default's value, pair by pair. 0.02 is an accuracy 2 % above the default's, or bits per byte 2 % below it. That makes a common axis,
+not a common unit: one per cent of an accuracy and one per cent of a cross entropy are not the same achievement.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.base import FREE
+from mimetic.experiments.runs import family
+from mimetic.statistics import correlation, mean_interval
+from mimetic.training.records import read_record, runs_dir
+
+SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
+PUBLISHED = "QK +, V·proj −"  # the paper's signs
+COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters"]
+
+
+def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
+    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and biases in
+    all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters.
+
+    Args:
+        folder: instead of ``data/runs``.
+
+    Raises:
+        RecordError: a record is damaged; the message names the file.
+    """
+    groups: dict[tuple[str, str], dict[str, dict[int, dict]]] = {}
+    for path in sorted(Path(folder or runs_dir()).glob("*/*.json")):
+        if path.parent.name not in EXPERIMENTS:
+            continue
+        record = read_record(path)
+        config = _whole_config(record)
+        if role := _role(record["experiment"], config):
+            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init")}
+            key = record["experiment"], json.dumps(rest, sort_keys=True)
+            groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record
+    rows = []
+    for (experiment, _), roles in groups.items():
+        default = roles.pop("default", {})
+        rows += [row for signs, runs in roles.items() if (row := _point(experiment, default, runs, signs))]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(["family", "experiment", "signs", "share"], ignore_index=True)
+
+
+def _whole_config(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's config; a field that is newer than the record has its default."""
+    base = EXPERIMENTS[record["experiment"]]
+    return {f.name: f.default for f in fields(base) if f.default is not MISSING} | record["config"]
+
+
+def _role(experiment: str, config: dict[str, Any]) -> str | None:
+    """ "default", the signs of mimetic initialization in words, or None for every other arm."""
+    if config["init"] == type(EXPERIMENTS[experiment]).default_init:
+        return "default"
+    plain = all(isinstance(config[name], (int, float)) and abs(config[name]) == size for name, size in SIZES.items())
+    if config["init"] != "mimetic" or not plain or config["qk_rank"] is not None:
+        return None
+    qk, vp = ("+" if config[name] > 0 else "−" for name in ("qk_beta", "vp_beta"))
+    return f"QK {qk}, V·proj {vp}"
+
+
+def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], signs: str) -> dict[str, Any] | None:
+    metric = family(EXPERIMENTS[experiment]).METRIC
+    seeds = sorted(set(default) & set(mimetic))
+    if not seeds:
+        return None
+    reference, value = (np.array([runs[s]["final"][metric.column] for s in seeds]) for runs in (default, mimetic))
+    gains = (value - reference) / reference * (-1 if metric.lower_is_better else 1)
+    low, high = mean_interval(gains)
+    first = mimetic[seeds[0]]
+    counts = first["parameters"]
+    return {
+        "family": EXPERIMENTS[experiment].family.rpartition(".")[2],
+        "experiment": experiment,
+        "point": default[seeds[0]]["arm"].rpartition("-")[0] or experiment,
+        "signs": signs,
+        "share": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"],
+        "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"],
+    }  # fmt: skip
+
+
+def relation(points: pd.DataFrame, what: str) -> str:
+    """Whether the gain follows the share over these points, in words, with the correlation and its interval."""
+    n = len(points)
+    if n < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
+        return f"Over {what}: {n} point{'s' * (n != 1)} so far, too few for a correlation with an interval (it needs four)."
+    r, low, high = correlation(points["share"], points["gain"])
+    says = (
+        "the gain grows with attention's share, as the guess has it" if low > 0
+        else "the gain falls as attention's share grows, against the guess" if high < 0
+        else "these points cannot say whether the gain follows the share"
+    )  # fmt: skip
+    interval = f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
+    ahead = int((points["gain"] > 0).sum())
+    return f"Over {what}: {says} ({interval}; mimetic initialization is ahead at {ahead} of {n} points)."
+
+
+def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
+    """The answer of a sweep, for each set of signs, and that of all families together, with the published signs."""
+    part = points[points["experiment"] == sweep]
+    lines = [relation(part[part["signs"] == signs], f"the sweep, where attention is held fixed, with {signs}") for signs in dict.fromkeys(part["signs"])]
+    if not lines:
+        lines = [relation(part, "the sweep, where attention is held fixed")]
+    published = points[points["signs"] == PUBLISHED]
+    families = sorted(published["family"].unique())
+    if len(families) > 1:
+        lines.append(relation(published, f"all points of {len(families)} families with the published signs ({', '.join(families)})"))
+    return " ".join(lines)
+
+
+def at_equal_share(points: pd.DataFrame, within: float = 0.02) -> str:
+    """The other way round: what families gain at the same share, with the published signs, in words."""
+    published = points[points["signs"] == PUBLISHED]
+    families = dict(list(published.groupby("family")))
+    near = [
+        (a, b) for name, rows in families.items() for other, others in families.items() if name < other
+        for _, a in rows.iterrows() for _, b in others.iterrows() if abs(a["share"] - b["share"]) < within
+    ]  # fmt: skip
+    if not near:
+        return f"No two families have a point within {100 * within:g} percentage points of each other's share yet."
+    seen = {(row["family"], row["experiment"], row["point"]): row for pair in near for row in pair}
+
+    def words(row: pd.Series) -> str:
+        name = row["experiment"] if row["point"] == row["experiment"] else f"{row['experiment']} {row['point']}"
+        gain = f"{100 * row['gain']:+.1f} %".replace("-", "−")
+        return f"{row['family']} ({name}) {gain} at a share of {100 * row['share']:.1f} %, {row['pairs']} pair{'s' * (row['pairs'] != 1)}"
+
+    apart = all(a["gain"] > 0 > b["gain"] or b["gain"] > 0 > a["gain"] for a, b in near)
+    verdict = "Equal shares, gains of opposite sign: between these families something else than the share decides." if apart else "The gains are not all of opposite sign."
+    if min(row["pairs"] for row in seen.values()) < 3:
+        verdict += " Points with fewer than three pairs are not evidence yet."
+    return f"The other way round, families at nearly the same share: {'; '.join(words(row) for row in seen.values())}. {verdict}"
+
+
+def points_table(points: pd.DataFrame) -> pd.DataFrame:
+    """gain_points for the page, in percent."""
+    out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
+    for column in ("attention (%)", "gain (%)", "from", "to"):
+        out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
+    return out.set_index(["family", "experiment", "signs", "point"])
+
+
+# --- sizes, before anything is trained -------------------------------------------------------------------------------
+
+
+def sweep_table(experiment: str = "share") -> pd.DataFrame:
+    """The points of the sweep: what each changes, parameters by kind, and attention's share, smallest first."""
+    from mimetic.experiments.configs import named
+    from mimetic.experiments.configs.language import SHARES
+
+    rows = {}
+    for point, changes in SHARES.items():
+        config = named(experiment, arm=f"{point}-gpt2")
+        what = ", ".join(f"{name} {value:g}" for name, value in changes.items()) or "the base"
+        rows[point] = {"changes": what} | _sizes(config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
+
+
+def known_models() -> pd.DataFrame:
+    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers (timm's)."""
+    import torch
+
+    from mimetic.models.vit import ViT, ViTConfig
+
+    rows = {}
+    for name, d, depth, heads in (("GPT-2 small", 768, 12, 12), ("GPT-2 medium", 1024, 24, 16), ("GPT-2 large", 1280, 36, 20), ("GPT-2 XL", 1600, 48, 25)):
+        rows[name] = _sizes(50_257, 1024, d, depth, heads, 4.0)
+    for name, d, heads in (("ViT-Ti/16", 192, 3), ("ViT-S/16", 384, 6), ("ViT-B/16", 768, 12)):
+        with torch.device("meta"):
+            rows[name] = _counted(ViT(ViTConfig(d_model=d, depth=12, num_heads=heads)))
+    rows["our GPT, by character"] = _sizes(65, 128, 128, 4, 4, 4.0)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
+
+
+def _sizes(vocab_size: int, context: int, d_model: int, depth: int, num_heads: int, mlp_ratio: float) -> dict[str, Any]:
+    import torch
+
+    from mimetic.models.gpt import GPT, GPTConfig
+
+    with torch.device("meta"):  # counted, not made
+        return _counted(GPT(GPTConfig(vocab_size, context, d_model, depth, num_heads, mlp_ratio)))
+
+
+def _counted(model) -> dict[str, Any]:
+    from mimetic.models.blocks import parameter_counts
+
+    counts = parameter_counts(model)
+    attention = counts["attention_qkv"] + counts["attention_proj"]
+    return {
+        "parameters": counts["total"], "attention": attention, "MLP": counts["mlp"], "embedding and head": counts["embedding"] + counts["head"],
+        "attention (%)": round(100 * attention / counts["total"], 1),
+    }  # fmt: skip

@@ -1,0 +1,106 @@
+"""Figures of the language chapters: curves and their paired gaps, products before and after, gain against attention's share."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
+
+FAMILIES = {"vision": "#0072b2", "language": "#e69f00", "recommenders": "#009e73"}  # any other family is drawn in black
+
+
+@styled
+def curves_and_gaps(
+    curves: pd.DataFrame, *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte", per: str = "step"
+) -> Figure:
+    """Left: a thin line a run, a thick line an arm's mean. Right: each arm minus the reference arm of the same seed, so 0 is the
+    default; below it is better where the metric is a loss.
+
+    curves: columns arm, seed, `per` and the metric; the arms in the order in which they appear.
+    """
+    figure, axes = panels(7.4, 3.1, ncols=2)
+    left, right = axes[0]
+    wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
+    for arm in dict.fromkeys(curves["arm"]):
+        color = COLORS.get(arm, "black")
+        for values, ax in ((wide[arm], left), (wide[arm] - wide[reference], right)):
+            if ax is right and arm == reference:
+                continue
+            values = values.dropna()
+            for _, run in values.groupby("seed"):
+                ax.plot(run.index.get_level_values(per), run, color=color, lw=0.8, alpha=0.45)
+            mean, n = values.groupby(per).mean(), values.index.get_level_values("seed").nunique()
+            ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
+    right.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
+    left.set(xlabel=per, ylabel=ylabel)
+    right.set(xlabel=per, ylabel=f"{ylabel}, minus the default's")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    for ax in (left, right):
+        ax.grid(axis="y", color="#eeeeee")
+    return figure
+
+
+@styled
+def products_before_and_after(products: pd.DataFrame) -> Figure:
+    """What training does to the diagonals, by layer: rows QK and V·proj, a column an arm; hollow before, filled after.
+
+    products: columns arm, seed, when, layer, product, z (mean diagonal / off-diagonal sd).
+    """
+    arms = list(dict.fromkeys(products["arm"]))
+    figure, axes = panels(7.4, 4.4, nrows=2, ncols=len(arms), sharex=True, sharey="row")
+    rows = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
+    for i, (product, name, color) in enumerate(rows):
+        for ax, arm in zip(axes[i], arms):
+            for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
+                part = products[(products["arm"] == arm) & (products["when"] == when) & (products["product"] == product)]
+                ax.plot(part["layer"] + shift, part["z"], ".", ms=3, color=color, alpha=0.35)
+                mean = part.groupby("layer")["z"].mean()
+                ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+            ax.axhline(0, color="black", lw=0.7)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if i == 0:
+                ax.set_title(LABELS.get(arm, arm))
+            else:
+                ax.set_xlabel("layer")
+        axes[i, 0].set_ylabel(f"{name}: diagonal / spread", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
+    """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
+    a colour a set of signs, its points named; right: every family with one set of signs.
+
+    points: as experiments.share.gain_points gives them.
+    """
+    figure, axes = panels(7.4, 3.3, ncols=2)
+    left = points[points["experiment"] == sweep]
+    right = points[points["signs"] == signs]
+    colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
+    for ax, part, column, palette, title in (
+        (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
+    ):  # fmt: skip
+        for name, rows in part.groupby(column):
+            reach = 100 * rows["gain"].abs().max() * 3 + 0.5
+            bars = [(100 * (rows["gain"] - rows["low"])).clip(upper=reach), (100 * (rows["high"] - rows["gain"])).clip(upper=reach)]
+            ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
+        ax.axhline(0, color="black", lw=0.8)
+        if len(part):
+            size = 100 * part["gain"].abs().max() + 0.1
+            ax.set_ylim(-2 * size, 2 * size)
+            ax.legend(loc="best")
+        else:
+            ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
+            ax.set_yticks([])
+        ax.set(title=title, xlabel="attention's share of all parameters (%)", xlim=(0, 70))
+        ax.grid(color="#eeeeee")
+    for point, rows in left.groupby("point"):
+        ax, x, y = axes[0, 0], 100 * rows["share"].iloc[0], 100 * rows["gain"].max()
+        ax.annotate(point, (x, y), (2, 4), textcoords="offset points", fontsize=6.5, rotation=35)
+    axes[0, 0].set_ylabel("relative gain of mimetic (%)")
+    return figure

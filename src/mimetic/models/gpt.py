@@ -1,0 +1,103 @@
+"""GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding.
+
+With the same weights its logits are those of ``transformers.GPT2LMHeadModel`` (tests/test_models_gpt.py).
+
+Shape suffixes: B batch, N tokens, D d_model, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimetic.models.blocks import Block
+
+GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of a GPT. The defaults are GPT-2 small (124 M parameters)."""
+
+    vocab_size: int = 50_257
+    context: int = 1024  # most tokens that it can attend to
+    d_model: int = 768  # width of the tokens
+    depth: int = 12  # number of blocks
+    num_heads: int = 12  # must divide d_model
+    mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "d_model", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be greater than 0, not {self.mlp_ratio!r}")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+
+
+class GPT(nn.Module):
+    """Causal language model (Radford et al. 2019): token ids (B, N), N <= context, to logits (B, N, V) of the next tokens.
+
+    The head is the token embedding, as in GPT-2: one parameter, counted once. There is no dropout. The constructor leaves
+    PyTorch's default initialization; ``mimetic.initialize_`` sets another one by name ("gpt2" is GPT-2's own).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.d_model
+        self.token_embed = nn.Embedding(config.vocab_size, D)
+        self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
+        self.blocks = nn.Sequential(
+            *(
+                Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(D, eps=GPT2_EPS)
+
+    def features(self, ids_BN: Tensor) -> Tensor:
+        """Token ids to the tokens that the head reads, (B, N, D).
+
+        Raises:
+            ValueError: more tokens than the context.
+        """
+        N = ids_BN.shape[1]
+        if N > self.config.context:
+            raise ValueError(f"{N} tokens are more than the context of {self.config.context}")
+        return self.norm(self.blocks(self.token_embed(ids_BN) + self.pos_embed[:N]))
+
+    def forward(self, ids_BN: Tensor) -> Tensor:
+        """Token ids (B, N) to logits (B, N, V)."""
+        return F.linear(self.features(ids_BN), self.token_embed.weight)
+
+
+@torch.no_grad()
+def generate(model: GPT, ids: list[int], length: int, *, seed: int = 0, temperature: float = 1.0) -> list[int]:
+    """``length`` tokens that follow ``ids``, drawn one by one from the model's distribution; a function of its arguments.
+
+    The model sees at most its context of the last tokens. It is left in the mode that it was in.
+
+    Raises:
+        ValueError: no tokens to begin with, or a temperature that is not positive.
+    """
+    if not ids:
+        raise ValueError("no tokens to begin with")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, not {temperature!r}")
+    training, device = model.training, model.pos_embed.device
+    generator, out = torch.Generator().manual_seed(seed), list(ids)
+    try:
+        model.eval()
+        for _ in range(length):
+            logits = model(torch.tensor([out[-model.config.context :]], device=device))[0, -1]
+            p = (logits.double().cpu() / temperature).softmax(0)  # drawn on the CPU: the same numbers on every device
+            out.append(int(torch.multinomial(p, 1, generator=generator)))
+    finally:
+        model.train(training)
+    return out[len(ids) :]

@@ -1,0 +1,223 @@
+"""Text experiments: batches and evaluation worked out by hand, a run from start to record, constants, plain errors before training."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import mimetic
+from mimetic.data.text import encode_characters, on_device
+from mimetic.experiments import language, live
+from mimetic.experiments.answers_language import recipe_winner
+from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
+from mimetic.experiments.configs.language import FITTED, GENTLE, SHARES, LanguageConfig
+from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes.language import SHARE, STUDIES
+from mimetic.experiments.runs import check, existing, run
+from mimetic.models.blocks import parameter_counts
+from mimetic.training.records import load_runs, read_record, runs_dir
+
+LANGUAGE_EXPERIMENTS = [name for name, config in EXPERIMENTS.items() if isinstance(config, LanguageConfig)]
+TRAIN, TEST = "abc de é" * 40, "abé dc" * 10 + "c"
+DATA = on_device("toy", *encode_characters(TRAIN, TEST), "cpu")
+TOY = dict(experiment="toy", dataset="pydoc", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=2, steps_per_epoch=3, curve_tokens=50,
+           device="cpu")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+
+
+def task(**changes):
+    return language.LanguageTask(DATA, named("pydoc", **{"context": 7, "batch_size": 5, **changes}))
+
+
+def test_batches_are_a_function_of_seed_epoch_and_step():
+    one, two = task(), task()
+    one.batch(0, 0), one.batch(3, 1)
+    for a, b in zip(one.batch(1, 2), two.batch(1, 2), strict=True):
+        assert torch.equal(a, b) and a.shape == (5, 7) and a.dtype == torch.int64
+    others = [task(seed=1).batch(1, 2)[0], one.batch(1, 3)[0], one.batch(2, 2)[0]]
+    assert all(not torch.equal(one.batch(1, 2)[0], other) for other in others)
+
+
+def test_targets_are_the_tokens_that_follow_in_the_text():
+    inputs, following = task(batch_size=40).batch(0, 0)
+    assert torch.equal(inputs[:, 1:], following[:, :-1])
+    windows = {DATA.decode([*row.tolist(), last]) for row, last in zip(inputs, following[:, -1].tolist())}
+    assert all(window in TRAIN for window in windows) and len(windows) == 8  # every place of the period occurs
+
+
+class Uniform(torch.nn.Module):
+    """Knows nothing."""
+
+    def forward(self, ids):
+        return torch.zeros(*ids.shape, DATA.vocab_size)
+
+
+class Oracle(torch.nn.Module):
+    """Right about a token that follows in TEST if it stands at an even place of its window, and ignorant else."""
+
+    def forward(self, ids):
+        logits = torch.zeros(*ids.shape, DATA.vocab_size)
+        text = DATA.decode(DATA.test.tolist())
+        for b, row in enumerate(ids.tolist()):
+            start = text.index(DATA.decode(row))
+            for n in range(0, len(row), 2):
+                logits[b, n, DATA.test[start + n + 1]] = 100.0
+        return logits
+
+
+@pytest.mark.parametrize("context", [7, 8, 60, 61])  # with and without a rest; one window
+def test_evaluation_is_over_every_token_but_the_first(context):
+    out = task(context=context).evaluate(Uniform(), last=True)
+    n, size = len(TEST) - 1, len(TEST.encode()) - 1
+    assert out["loss"] == pytest.approx(math.log(DATA.vocab_size), rel=1e-6)
+    assert out["bits_per_byte"] == pytest.approx(n * math.log2(DATA.vocab_size) / size, rel=1e-6)
+    assert out["perplexity"] == pytest.approx(DATA.vocab_size, rel=1e-5)
+
+
+def test_evaluation_windows_do_not_overlap():
+    n = len(TEST) - 1
+    right = sum(1 for i in range(n) if (i % 6) % 2 == 0)  # windows of 6 start at every sixth token, which is the text's period
+    out = task(context=6).evaluate(Oracle(), last=True)
+    assert out["loss"] == pytest.approx((n - right) / n * math.log(DATA.vocab_size), rel=1e-5)
+
+
+def test_before_the_last_epoch_a_part_from_everywhere_is_evaluated():
+    seen = []
+
+    class Spy(Uniform):
+        def forward(self, ids):
+            seen.append(ids)
+            return super().forward(ids)
+
+    task(context=6, curve_tokens=18).evaluate(Spy(), last=False)
+    assert torch.cat(seen).shape == (4, 6)  # every third of the ten windows
+    seen.clear()
+    task(context=6, curve_tokens=None).evaluate(Spy(), last=False)
+    assert sum(ids.numel() for ids in seen) == len(TEST) - 1
+
+
+def test_a_run_from_start_to_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    config = named("pydoc", **TOY, init="mimetic")
+    record = run(config, progress=False)
+    assert existing(config) == record and record["throughput"]["unit"] == "tokens"
+    assert set(record["final"]) >= {"test_bits_per_byte", "test_perplexity", "test_loss", "train_loss"}
+    assert record["final"]["test_perplexity"] == pytest.approx(math.exp(record["final"]["test_loss"]))
+    for when in ("before", "after"):
+        anatomy = record["anatomy"][when]
+        assert len(anatomy["products"]["rows"]) == 2 * (2 + 1) and len(anatomy["sample"]["text"]) > 100
+        assert anatomy["sample"]["prompt"] == record["anatomy"]["before"]["sample"]["prompt"]
+    again = run(config, store=False, progress=False)
+    assert again["curve"] == record["curve"] and again["anatomy"] == record["anatomy"]
+
+
+def test_arms_of_one_seed_differ_in_attention_only():
+    models = [language.build_model(named("pydoc", arm=arm), 90).state_dict() for arm in ("gpt2", "language", "vision")]
+    for name in models[0]:
+        same = [torch.equal(models[0][name], other[name]) for other in models[1:]]
+        assert same == [not name.endswith(("qkv.weight", "attn.proj.weight"))] * 2, name
+
+
+def test_every_run_of_the_queues_passes_its_checks():
+    runs = [config for queue in ("language", "language-gpu", "language-recipe") for config in QUEUES[queue]()]
+    assert len({config.name for config in runs}) == len(runs) > 200
+    for config in runs:
+        check(dataclasses.replace(config, device="cpu"))
+        assert language.cost(config) > 0
+    first = QUEUES["language"]()
+    assert [c.seed for c in first if c.experiment == "tinyshakespeare"][:7] == [0] * 7
+    assert [c.seed for c in first].index(3) > max(i for i, c in enumerate(first) if c.experiment != "tinyshakespeare")
+
+
+def test_constants_are_those_of_the_library():
+    def constants(config):
+        return mimetic.MimeticSpec(config.qk_alpha, config.qk_beta, config.vp_alpha, config.vp_beta)
+
+    assert constants(named("tinyshakespeare", arm="language")) == mimetic.LANGUAGE
+    assert constants(named("tinyshakespeare", arm="vision")) == mimetic.VISION
+    assert constants(LanguageConfig("x")) == mimetic.LANGUAGE
+    speedrun = language.build_model(named("tinyshakespeare", arm="speedrun"), 65)
+    for layer in mimetic.attention_layers(speedrun):
+        torch.testing.assert_close(layer.vp(), -0.05 * torch.eye(128), atol=1e-5, rtol=0)
+
+
+def test_fitted_constants_are_those_of_the_committed_record():
+    for name, values in language.fitted_constants().items():
+        assert FITTED[name] == pytest.approx(values, rel=2e-2), name  # the truncation's curve is drawn with torch's random numbers
+
+
+def test_the_frozen_recipe_is_what_the_committed_search_says():
+    winner = named("tinyshakespeare-recipe", arm=recipe_winner(load_runs("tinyshakespeare-recipe")))
+    for name in LANGUAGE_EXPERIMENTS:
+        if name not in ("pydoc", "tinyshakespeare-recipe") and not name.endswith("-gpu"):
+            searched = name in ("tinyshakespeare", "tinyshakespeare-narrow")
+            assert EXPERIMENTS[name].lr == (winner.lr if searched else GENTLE) and EXPERIMENTS[name].weight_decay == winner.weight_decay
+    assert winner.lr == 4 * GENTLE
+
+
+def test_the_sweep_holds_attention_fixed_and_changes_its_share():
+    shares = {}
+    for point in SHARES:
+        config = named("share", arm=f"{point}-gpt2")
+        counts = parameter_counts(language.build_model(config, config.vocab_size))
+        attention = counts["attention_qkv"] + counts["attention_proj"]
+        assert attention == config.depth * (4 * 128**2 + 4 * 128)
+        shares[point] = attention / counts["total"]
+    assert len(shares) >= 8 and min(shares.values()) < 0.1 and max(shares.values()) > 0.55
+    assert set(ARMS["share"]) == set(SHARE.arms) and SHARE is STUDIES["share"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(dataset="shakespeare"), "dataset must be one of tinyshakespeare, wikitext2, pydoc"),
+        (dict(tokenizer="words"), "tokenizer must be one of char, bpe"),
+        (dict(tokenizer="bpe"), "vocab_size must be from 256"),
+        (dict(vocab_size=300), "use 0, or tokenizer='bpe'"),
+        (dict(num_heads=3), "num_heads=3 does not divide d_model=128"),
+        (dict(context=0), "context must be a whole number of at least 1"),
+        (dict(context=111_540), "context=111540 is longer than the text"),
+        (dict(context=100_400, validation=True), "context=100400 is longer than the text"),
+        (dict(validation=1), "validation must be one of True, False"),
+        (dict(steps_per_epoch=0), "steps_per_epoch must be a whole number of at least 1"),
+        (dict(curve_tokens=0), "curve_tokens must be a whole number of at least 1"),
+        (dict(init="gpt3"), "init must be one of timm, torch, xavier, gpt2, mimetic"),
+        (dict(vp_beta=(1.0, 2.0)), "vp_beta has 2 values, the model has 4 layers"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_data_is_read(changes, words):
+    with pytest.raises(ValueError, match=words):
+        check(dataclasses.replace(EXPERIMENTS["tinyshakespeare"], experiment="trial", **changes))
+
+
+def test_a_context_longer_than_a_text_of_unknown_length_is_refused_before_training(monkeypatch):
+    from mimetic.training import loop
+
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("it was trained"))
+    config = named("pydoc", **{**TOY, "context": 200_000})
+    with pytest.raises(ValueError, match="context=200000 is longer than the text: pydoc has"):
+        run(config, store=False, progress=False)
+
+
+def test_unknown_experiments_and_arms():
+    with pytest.raises(ValueError, match="experiment must be one of .*tinyshakespeare"):
+        named("shakespeare")
+    with pytest.raises(ValueError, match="tinyshakespeare has no arm 'sideways'; choose from .*gpt2.*language, vision"):
+        named("tinyshakespeare", arm="sideways")
+
+
+def test_live_runs():
+    with pytest.raises(ValueError, match="dataset must be one of"):
+        live.live_text_runs("moby-dick")
+    with pytest.raises(ValueError, match="epochs"):
+        live.live_text_runs(epochs=0)
+
+
+def test_the_recipe_never_saw_the_evaluation_text():
+    paths = sorted((runs_dir() / "tinyshakespeare-recipe").glob("*.json"))
+    assert len(paths) >= 4 and all(read_record(path)["config"]["validation"] is True for path in paths)

@@ -1,0 +1,134 @@
+"""Our GPT computes what transformers' GPT-2 computes, looks at no later token, and starts as GPT-2 starts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mimetic
+from mimetic.models.blocks import SelfAttention, parameter_counts
+from mimetic.models.gpt import GPT, GPTConfig, generate
+
+SMALL = GPTConfig(vocab_size=61, context=24, d_model=48, depth=3, num_heads=4)
+
+
+def initialised(init="gpt2", config=SMALL, seed=0, **options):
+    model = GPT(config)
+    mimetic.initialize_(model, init, default="gpt2", generator=torch.Generator().manual_seed(seed), **options)
+    return model
+
+
+def test_logits_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=61, n_positions=24, n_embd=48, n_layer=3, n_head=4)
+    ).eval()
+    for p in theirs.parameters():  # also biases and gains away from where they start
+        p.data += 0.1 * torch.randn_like(p)
+    ours, state = GPT(SMALL).eval(), theirs.state_dict()
+    names = {"ln_1": "norm1", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "ln_2": "norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    copied = {"token_embed.weight": state["transformer.wte.weight"], "pos_embed": state["transformer.wpe.weight"]}
+    copied |= {f"norm.{p}": state[f"transformer.ln_f.{p}"] for p in ("weight", "bias")}
+    for i in range(3):
+        for their, our in names.items():
+            for p in ("weight", "bias"):
+                value = state[f"transformer.h.{i}.{their}.{p}"]
+                # GPT-2's Conv1D keeps (in, out)
+                copied[f"blocks.{i}.{our}.{p}"] = value.T if value.ndim == 2 else value
+    ours.load_state_dict(copied)
+    ids = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = (ours(ids) - theirs(ids).logits).abs().max()
+        exact = GPT(SMALL).eval()
+        exact.load_state_dict(copied)
+        for block in exact.blocks:
+            block.mlp.act = torch.nn.GELU()
+        assert (exact(ids) - theirs(ids).logits).abs().max() > 2e-4  # the check would notice the other GELU
+    assert difference < 1e-4
+
+
+def test_no_token_sees_a_later_one():
+    model = initialised().eval()
+    ids = torch.randint(61, (1, 20), generator=torch.Generator().manual_seed(0))
+    changed = ids.clone()
+    changed[0, 12:] = (changed[0, 12:] + 1) % 61
+    a, b = model(ids), model(changed)
+    assert torch.equal(a[:, :12], b[:, :12]) and not torch.allclose(a[:, 12], b[:, 12])
+
+
+def test_the_explicit_causal_path_of_bfloat16_is_the_same_attention():
+    torch.manual_seed(0)
+    attention = SelfAttention(32, 4, causal=True)
+    x = torch.randn(2, 17, 32, requires_grad=True)
+    outputs, gradients = [], []
+    for precision in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = attention(x)
+        outputs.append(y.float())
+        gradients.append(torch.autograd.grad(y.float().square().sum(), x)[0])
+    for ours, exact in (outputs, gradients):
+        assert torch.isfinite(ours).all() and (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_the_head_is_the_embedding_and_counts_once():
+    model = initialised()
+    counts = parameter_counts(model)
+    assert counts["head"] == counts["other"] == 0 and counts["total"] == sum(p.numel() for p in model.parameters())
+    assert counts["embedding"] == (61 + 24) * 48
+    assert counts["attention_qkv"] + counts["attention_proj"] == 3 * (4 * 48 * 48 + 4 * 48)
+    gpt2 = GPTConfig()
+    with torch.device("meta"):
+        assert sum(p.numel() for p in GPT(gpt2).parameters()) == 124_439_808  # GPT-2 small, as published
+
+
+def test_gpt2_initialization():
+    model = initialised(config=GPTConfig(vocab_size=500, context=64, d_model=192, depth=4, num_heads=3))
+    for name, p in model.named_parameters():
+        if p.ndim < 2:
+            assert torch.equal(p, torch.full_like(p, float("norm" in name and name.endswith("weight")))), name
+        else:
+            residual = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+            assert p.std().item() == pytest.approx(0.02 / 8**0.5 if residual else 0.02, rel=0.05), name
+            assert abs(p.mean().item()) < 0.001
+
+
+def test_arms_share_what_they_do_not_set():
+    default, ours = initialised().state_dict(), initialised("mimetic", spec=mimetic.LANGUAGE).state_dict()
+    differs = {name for name in default if not torch.equal(default[name], ours[name])}
+    assert differs == {f"blocks.{i}.attn.{part}.weight" for i in range(3) for part in ("qkv", "proj")}
+
+
+@pytest.mark.parametrize("spec", [mimetic.VISION, mimetic.LANGUAGE])
+def test_mimetic_writes_the_products(spec):
+    model = initialised("mimetic", GPTConfig(vocab_size=10, context=8, d_model=128, depth=2, num_heads=4), spec=spec)
+    for layer in mimetic.attention_layers(model):
+        assert layer.in_gain is not None
+        assert layer.vp().diagonal().mean().item() == pytest.approx(spec.vp_beta, abs=0.02)
+        assert layer.qk(0).diagonal().mean().item() > 0.2
+
+
+def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
+    model = initialised().train()
+    a, b, c = (generate(model, [1, 2], 40, seed=s) for s in (0, 0, 1))  # longer than the context
+    assert a == b != c and len(a) == 40 and model.training and all(0 <= i < 61 for i in a)
+    with torch.no_grad():
+        model.token_embed.weight[:] = 0
+        model.token_embed.weight[7] = F.normalize(torch.ones(48), dim=0) * 100
+        model.norm.weight[:], model.norm.bias[:] = 0, 1
+    assert generate(model, [1], 5) == [7] * 5  # a model that is sure of itself
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
+        (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
+        (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be greater than 0"),
+        (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),
+        (lambda: generate(GPT(SMALL), [], 3), "no tokens to begin with"),
+        (lambda: generate(GPT(SMALL), [1], 3, temperature=0), "temperature must be greater than 0"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
