@@ -131,7 +131,9 @@ def test_every_run_of_the_queues_passes_its_checks():
         assert language.cost(config) > 0
     first = QUEUES["language"]()
     assert [c.seed for c in first if c.experiment == "tinyshakespeare"][:7] == [0] * 7
-    assert [c.seed for c in first].index(3) > max(i for i, c in enumerate(first) if c.experiment != "tinyshakespeare")
+    assert [c.seed for c in first].index(3) == sum(c.seed < 3 for c in first)  # three seeds of everything before a fourth of anything
+    for experiment in ("tinyshakespeare", "wikitext2"):
+        assert {c.seed for c in first if c.experiment == experiment} == {0, 1, 2, 3, 4}
 
 
 def test_constants_are_those_of_the_library():
