@@ -107,6 +107,24 @@ def test_tokens_look_at_themselves_before_training_from_the_pattern():
     assert itself[LABELS["language"]] > 50 and (equal > itself).all() and (equal <= 100).all()
 
 
+@pytest.mark.parametrize(
+    ("qk", "vp", "words"),
+    [
+        (0.9, 0.0, "QK only is held back too (+0.900); V·proj only is not held back (+0.000); so queries and keys are what does it (1 pair)."),
+        (0.9, 0.9, "so queries and keys are not the whole of it"),
+        (0.0, 0.0, "so it takes both products"),
+        (None, 0.9, "so queries and keys are not the whole of it"),
+        (None, None, "The runs that test it are not in yet."),
+    ],
+)
+def test_conjecture(qk, vp, words):
+    put(CENTRAL, 1.0, seeds=(0,), arms=("gpt2", "language"))
+    for arm, effect in (("qk", qk), ("vp", vp)):
+        if effect is not None:
+            put(CENTRAL, effect, seeds=(0,), arms=(arm,), noise=0)
+    assert words in answers.conjecture()
+
+
 def test_recipe_rule():
     finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "test_bits_per_byte": [2.50, 2.52, 2.505, 2.6]})
     assert answers.recipe_winner(finals) == "base" and "`a`, is −0.005 from the base (2.510, its 2 seeds 0.020 apart), so the base was kept" in answers.recipe_sentence(finals)

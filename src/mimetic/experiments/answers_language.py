@@ -290,6 +290,28 @@ def planned() -> str:
     return "\n\n".join(line for line in lines if line)
 
 
+def conjecture(study: Study = CENTRAL) -> str:
+    """Whether the arms that write one product only say that W_Q W_K^T is what holds a model back, in words. An arm counts as held
+    back if it is at least half as far behind the default as both products together (vision signs or language signs) are."""
+    table = study_table(study, load_runs(study.experiment), METRIC)
+    behind = table["difference"].rename({LABELS[arm]: arm for arm in ("language", "vision", "qk", "vp")}) if len(table) else pd.Series(dtype=float)
+    whole = behind.get("language")
+    if whole is None or not {"qk", "vp"} & set(behind.index):
+        return "The runs that test it are not in yet."
+    if whole <= 0:
+        return "In these runs the language signs are not behind the default, so there is nothing to explain."
+    parts = [f"{LABELS[arm]} is {'held back too' if behind[arm] > whole / 2 else 'not held back'} ({METRIC.signed(behind[arm])})" for arm in ("qk", "vp") if arm in behind]
+    held = {arm: behind[arm] > whole / 2 for arm in ("qk", "vp") if arm in behind}
+    if held.get("vp"):
+        says = "so queries and keys are not the whole of it"
+    elif held.get("qk"):
+        says = "so queries and keys are what does it" if "vp" in held else "as it should be if queries and keys are what does it"
+    else:
+        says = "so it takes both products" if len(held) == 2 else "as it should be if queries and keys are what does it" if "vp" in held else "so queries and keys alone are not what does it"
+    pairs = int(table["pairs"].min())
+    return f"{'; '.join(parts)}; {says} ({pairs} pair{'s' * (pairs != 1)})."
+
+
 # --- a yardstick -----------------------------------------------------------------------------------------------------
 
 
