@@ -24,6 +24,7 @@ examples:
   python -m mimetic train cifar10-lab30 --help                every setting of a run
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
+  python -m mimetic audit whisper-tiny-encoder              three questions to a trained model
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic bench train                             how fast is training?
   python -m mimetic coverage timm                           which of timm's models are supported?
@@ -136,32 +137,79 @@ class BenchTrain:
 class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
-    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download). Any other name is a pretrained
-    model; `python -m mimetic.pretrained list` shows them.
+    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download); ml100k, ml1m, beauty (sequences), clusters
+    (synthetic: nothing to download). Any other name is a pretrained model; `python -m mimetic.pretrained list` shows them.
 
     examples:
       python -m mimetic data fetch cifar10
+      python -m mimetic data fetch ml100k beauty
       python -m mimetic data fetch gpt2 minilm-l6
     """
 
     names: Positional[tuple[str, ...]]
 
     def __call__(self) -> None:
+        from mimetic.data import sequences
         from mimetic.data.images import DATASETS, fetch_images
         from mimetic.pretrained.sources import SOURCES
 
+        known = (*DATASETS, *sequences.DATASETS, *SOURCES)
         if not self.names:
-            raise Mistake(f"name what to fetch: {', '.join((*DATASETS, *SOURCES))}")
+            raise Mistake(f"name what to fetch: {', '.join(known)}")
         for name in self.names:
-            if name not in DATASETS and name not in SOURCES:
-                raise Mistake(f"{name!r} is not known; choose from {', '.join((*DATASETS, *SOURCES))}")
+            if name not in known:
+                raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
         for name in self.names:
             if name in DATASETS:
                 print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
+            elif name in sequences.DATASETS:
+                print(f"{name}: {sequences.fetch_sequences(name) or 'made when it is asked for'}")
             else:
                 from mimetic.pretrained import fetch
 
                 print(f"{name}: {fetch(name)}")
+
+
+@dataclass(frozen=True)
+class AuditModel:
+    """Three questions to a trained model: has it layers worth imitating, can matrix operations imitate them, are they a
+    meaningful share of its parameters?
+
+    A pretrained model (`python -m mimetic.pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a state
+    dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
+
+    examples:
+      python -m mimetic audit minilm-l6
+      python -m mimetic audit ml100k/bert-seed0
+      python -m mimetic audit sasrec.pt --num-heads 2 --qkv blocks.{}.attn.qkv.weight --proj blocks.{}.attn.proj.weight
+    """
+
+    model: Positional[str]
+    raw: bool = False  # the weights as they are, without the gains of the norms
+    num_heads: int | None = None  # the rest is for state dicts: how many heads a layer has
+    qkv: str | None = None  # one fused matrix ...
+    q: str | None = None  # ... or three
+    k: str | None = None
+    v: str | None = None
+    proj: str | None = None  # the output matrix
+    in_gain: str | None = None  # gain of the LayerNorm in front, if there is one
+    table: str | None = None  # the item embedding
+    transposed: bool = False  # matrices are stored (in, out)
+
+    def __call__(self) -> None:
+        from mimetic.attention import UnsupportedAttention
+        from mimetic.audit import StateNames, audit
+
+        try:
+            names = None
+            if self.num_heads is not None or self.proj is not None:
+                if self.num_heads is None or self.proj is None:
+                    raise ValueError("a state dict needs both --num-heads and --proj, and --qkv or --q, --k and --v")
+                given = {k: v for k, v in vars(self).items() if k not in ("model", "raw")}
+                names = StateNames(**given)
+            print(audit(self.model, fold=False if self.raw else None, names=names))
+        except (ValueError, UnsupportedAttention) as error:
+            raise Mistake(error) from None
 
 
 @dataclass(frozen=True)
@@ -171,6 +219,7 @@ class Queue:
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
+    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec
 
     examples:
       python -m mimetic queue lab --minutes 9
@@ -193,7 +242,7 @@ class Queue:
             raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
 
 
-COMMANDS = {"train": Train, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
+COMMANDS = {"train": Train, "audit": AuditModel, "queue": Queue, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
 
 
 class Mistake(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.programmes import vision
+from mimetic.experiments.programmes import recommenders, vision
 
-_FAMILIES = (vision,)
+_FAMILIES = (vision, recommenders)
 QUEUES: dict[str, Callable[[], list[RunConfig]]] = {name: runs for family in _FAMILIES for name, runs in family.QUEUES.items()}
