@@ -311,7 +311,7 @@ def _download_wheel(folder: Path, first: Unavailable) -> Path:
 
 # --- a data set with known structure ---------------------------------------------------------------------------------
 
-SYNTHETIC_CLUSTERS, SYNTHETIC_EACH, SYNTHETIC_USERS = 10, 20, 600
+SYNTHETIC_CLUSTERS, SYNTHETIC_EACH, SYNTHETIC_USERS = 8, 8, 600
 SYNTHETIC_ITEMS = SYNTHETIC_CLUSTERS * SYNTHETIC_EACH
 FORWARD = 0.8  # probability that the next item is of the next cluster
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.study import Study, once
 
 RECIPES = tuple(
     Study("recipe", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
@@ -12,7 +12,8 @@ RECIPES = tuple(
 
 
 def recipe_runs() -> list[RunConfig]:
-    return [run for study in RECIPES for run in (*study.runs((0,)), named(study.experiment, arm="base", seed=1))]
+    first = [named("beauty-recipe", arm=arm) for arm in ("base", "mask-0.6")]
+    return once([*first, *RECIPES[0].runs((0,)), *RECIPES[1].runs((0,))])
 
 
 QUEUES = {"recommenders-recipe": recipe_runs}
