@@ -176,17 +176,17 @@ def test_movielens_comes_and_is_whole(data_folder, monkeypatch):
 
 def test_clusters_have_the_structure_that_they_promise():
     data = load_sequences("clusters")
-    assert data.num_items == 200 and all(len(np.unique(s)) == len(s) for s in data.sequences)
+    assert data.num_items == 64 and all(len(np.unique(s)) == len(s) for s in data.sequences)
     steps = np.concatenate([np.diff((s - 1) // sequences.SYNTHETIC_EACH) % sequences.SYNTHETIC_CLUSTERS for s in data.sequences])
-    # the next cluster on purpose, or by chance
+    # the next cluster on purpose, or by chance; a little less, since a cluster may be used up
     expected = sequences.FORWARD + (1 - sequences.FORWARD) / sequences.SYNTHETIC_CLUSTERS
-    assert (steps == 1).mean() == pytest.approx(expected, abs=0.01)
-    popular = np.bincount(np.concatenate(data.sequences), minlength=201)[1:].reshape(10, 20).sum(0)
-    assert popular[0] > popular[5] > popular[19]
+    assert expected - 0.03 < (steps == 1).mean() < expected + 0.01
+    popular = np.bincount(np.concatenate(data.sequences), minlength=65)[1:].reshape(8, 8).sum(0)
+    assert popular[0] > popular[3] > popular[7]
 
 
 def test_the_oracle_is_a_distribution_over_the_items_that_are_left():
-    history = np.array([1, 25, 44])
+    history = np.array([1, 12, 20])
     chance = oracle(history)
     assert chance.sum() == pytest.approx(1) and not chance[history - 1].any()
     assert chance.argmax() == 3 * sequences.SYNTHETIC_EACH  # the most popular item of the next cluster

@@ -82,4 +82,39 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
     # with the learning rate of the first; 0.6 is the published share of masks for this data set
     "beauty-recipe": {"base": {}, "mask-0.6": {"mask_prob": 0.6}, "epochs-40": {"epochs": 40}},
 }  # fmt: skip
-ARMS: dict[str, dict[str, dict[str, Any]]] = RECIPE
+# Constants that imitate a trained BERT4Rec, default arm, seed 0, layer by layer:
+# python -m mimetic.experiments.fitted. A test compares them with the committed records.
+FITTED: dict[str, dict[str, tuple[float, ...]]] = {}
+
+OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of the paper's signs turned
+CAUSAL = {"causal": True}  # masked items still, seen from the left only
+SASREC = {"causal": True, "objective": "next"}
+
+
+def _variants(prefix: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    """The three arms that ask which sign, in a changed model."""
+    arms = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}
+    return {f"{prefix}-{name}": {**arm, **changes} for name, arm in arms.items()}
+
+
+# Arms of an experiment besides the plain initializers (bert, mimetic, mimetic-qk, mimetic-vp, ...).
+ARMS: dict[str, dict[str, dict[str, Any]]] = {
+    "ml100k": {
+        "opposite": OPPOSITE,
+        # measured on Beauty, imitated here: no weights and no items in common
+        **{"fit-beauty": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "beauty"},
+        **_variants("pre-ln", norm_first=True),
+        **_variants("sasrec", **SASREC),
+        # the model between the two: masked items, causal attention; and both with pre-LN
+        "causal-bert": {"init": "bert", **CAUSAL},
+        "pre-ln-causal-bert": {"init": "bert", "norm_first": True, **CAUSAL},
+        "pre-ln-sasrec-bert": {"init": "bert", "norm_first": True, **SASREC},
+    },
+    "beauty": {
+        "opposite": OPPOSITE,
+        **{"fit-ml100k": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "ml100k"},
+    },
+    "ml1m": {"opposite": OPPOSITE},
+    "beauty-full": {"opposite": OPPOSITE},
+    **RECIPE,
+}  # fmt: skip

@@ -1,19 +1,76 @@
-"""The recommender programme."""
+"""The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
+
+    python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
+    python -m mimetic queue recommenders          the questions (about 120 runs, under five hours of one quiet CPU core)
+    python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
+
+The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
+"""
 
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.programmes.study import Study, once
 
+DEFAULT, VISION, OPPOSITE = "bert", "mimetic", "opposite"
+SEEDS = {"ml100k": tuple(range(10)), "beauty": tuple(range(5))}
+FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
+
+
+def _central(data: str, other: str) -> Study:
+    fit = (f"fit-{other}",) if f"fit-{other}" in ARMS[data] else ()
+    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, VISION, OPPOSITE, *fit, "mimetic-qk", "mimetic-vp"))
+
+
+CENTRAL = {"ml100k": _central("ml100k", "beauty"), "beauty": _central("beauty", "ml100k")}
+NORM = Study(
+    "norm", "Post-LN against pre-LN", "ml100k",
+    (DEFAULT, "pre-ln-bert", VISION, "pre-ln-mimetic", OPPOSITE, "pre-ln-opposite"),
+    {
+        "pre-LN instead of post-LN (default)": (DEFAULT, "pre-ln-bert"),
+        "vision signs, pre-LN": ("pre-ln-bert", "pre-ln-mimetic"), "opposite signs, pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
+    },
+)  # fmt: skip
+SIBLING = Study(
+    "sasrec", "The causal sibling, SASRec", "ml100k", ("sasrec-bert", "sasrec-mimetic", "sasrec-opposite"),
+    {"vision signs, SASRec": ("sasrec-bert", "sasrec-mimetic"), "opposite signs, SASRec": ("sasrec-bert", "sasrec-opposite")},
+)  # fmt: skip
+# Default arms only: what signs does training find? name in the table -> arm
+MODELS = {
+    "BERT4Rec, post-LN": "bert", "BERT4Rec, pre-LN": "pre-ln-bert",
+    "masked items, causal, post-LN": "causal-bert", "masked items, causal, pre-LN": "pre-ln-causal-bert",
+    "SASRec, post-LN": "sasrec-bert", "SASRec, pre-LN": "pre-ln-sasrec-bert",
+}  # fmt: skip
+SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS.values()), {})
+STUDIES = {study.name: study for study in (*CENTRAL.values(), NORM, SIBLING, SIGNS)}
+
 RECIPES = tuple(
-    Study("recipe", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
+    Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
     for data in ("ml100k", "beauty")
 )  # fmt: skip
 
 
+def recommender_runs() -> list[RunConfig]:
+    """Three seeds of every question, then two more, then the rest of the central comparison; each run once."""
+    runs = []
+    for seeds in (FIRST_SEEDS, MORE_SEEDS):
+        for study in STUDIES.values():
+            runs += study.runs(seeds)
+    for data, study in CENTRAL.items():
+        runs += study.runs(SEEDS[data])
+    return once(runs)
+
+
 def recipe_runs() -> list[RunConfig]:
-    first = [named("beauty-recipe", arm=arm) for arm in ("base", "mask-0.6")]
-    return once([*first, *RECIPES[0].runs((0,)), *RECIPES[1].runs((0,))])
+    """The search. The rule: 0.005 of NDCG@10 is about what a seed is worth; a setting that is better by more replaces the
+    base's, and of learning rates that are level the smaller one is taken, since the largest does not learn at all."""
+    return once([config for study in RECIPES for config in study.runs((0,))])
 
 
-QUEUES = {"recommenders-recipe": recipe_runs}
+def gpu_runs() -> list[RunConfig]:
+    """For a GPU: MovieLens-1M, then all of Amazon Beauty; both signs against the default, five pairs."""
+    arms = (DEFAULT, VISION, OPPOSITE)
+    return [config for data in ("ml1m", "beauty-full") for config in Study("gpu", "Does it help?", data, arms).runs(tuple(range(5)))]
+
+
+QUEUES = {"recommenders": recommender_runs, "recommenders-gpu": gpu_runs, "recommenders-recipe": recipe_runs}
