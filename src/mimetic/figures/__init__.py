@@ -10,14 +10,18 @@ from mimetic.figures.products import (
     truncation,
     z_by_layer,
 )
+from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
 from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, overview
 
 __all__ = [
     "attention_maps",
     "before_and_after",
+    "catalogue",
     "comparisons",
     "counts",
     "curves_and_pairs",
+    "diagonals",
+    "explained",
     "gains",
     "learning_curves",
     "matrices",
@@ -25,6 +29,7 @@ __all__ = [
     "orientations",
     "overview",
     "profiles",
+    "ranking_curves",
     "truncation",
     "z_by_layer",
 ]

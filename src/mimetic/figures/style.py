@@ -32,6 +32,11 @@ LABELS = {  # of arms
     "swapped": "0.4 for QK, 0.7 for V·proj",
     "fit-dinov2": "constants fitted to DINOv2, gains folded in",
     "fit-dinov2-raw": "constants fitted to DINOv2, raw",
+    # recommenders
+    "bert": "default (BERT's trunc-normal .02)",
+    "opposite": "opposite signs",
+    "fit-beauty": "fitted to a BERT4Rec trained on Beauty",
+    "fit-ml100k": "fitted to a BERT4Rec trained on MovieLens",
 }
 SIGNED = "RdBu_r"
 
