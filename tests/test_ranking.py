@@ -1,5 +1,6 @@
 """Ranks and metrics against ranx, scikit-learn and worked examples; the baselines against a plain loop."""
 
+import json
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from mimetic.data.sequences import SequenceData, load_sequences, oracle
-from mimetic.experiments.baselines import item_knn, popularity, rank_metrics
+from mimetic.experiments.baselines import baselines, baselines_path, item_knn, popularity, rank_metrics
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
 
@@ -93,3 +94,15 @@ def test_nothing_beats_the_oracle_on_average():
     best = rank_metrics(np.array([oracle(data.history(u, False)) for u in range(data.num_users)]), data)
     others = [rank_metrics(scores(data), data) for scores in (popularity, item_knn)]
     assert all(best["ndcg10"] > 1.5 * other["ndcg10"] for other in others)
+
+
+def test_the_committed_baselines_are_those_of_this_code_and_complete():
+    rows = json.loads(baselines_path().read_text())
+    assert {(r["dataset"], r["items"], r["users"]) for r in rows} == {("ml100k", 1682, 943), ("beauty", 1000, 4500), ("clusters", 64, 600)}
+    assert [r for r in rows if r["dataset"] == "clusters"] == baselines("clusters")
+
+
+@pytest.mark.network
+def test_the_committed_baselines_of_movielens():
+    rows = json.loads(baselines_path().read_text())
+    assert [r for r in rows if r["dataset"] == "ml100k"] == baselines("ml100k")
