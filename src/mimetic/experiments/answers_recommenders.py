@@ -376,7 +376,9 @@ def recipe_sentence() -> str:
             parts.append(f"on {TITLES[data]} twice as many epochs change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
     config = EXPERIMENTS["ml100k"]
     text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked, {config.epochs} epochs of {config.passes} passes."
-    return text + (" " + "; ".join(parts).capitalize().replace("movielens", "MovieLens").replace("ndcg", "NDCG").replace("amazon beauty", "Amazon Beauty") + "." if parts else " The longer runs are not in yet.")
+    for part in parts:
+        text += f" O{part[1:]}."
+    return text if len(parts) == len(TITLES) else f"{text} Of {len(TITLES) - len(parts)} of the {len(TITLES)} data sets the longer run is not in yet."
 
 
 def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
