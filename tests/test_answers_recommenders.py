@@ -49,7 +49,7 @@ def test_what_is_missing_is_said_until_nothing_is():
 
 def test_monday_follows_from_the_intervals():
     both = finals(bert=BASE, mimetic=BETTER, opposite=MIXED)
-    assert rec.monday({"ml100k": both}).startswith("It gains with mimetic on MovieLens-100K")
+    assert rec.monday({"ml100k": both}).startswith("It gains with vision signs on MovieLens-100K")
     worse = finals(bert=BETTER, mimetic=BASE)
     assert "keep the default" in rec.monday({"ml100k": worse}) and "It loses" in rec.monday({"ml100k": worse})
     assert "only a paired run" in rec.monday({"ml100k": both, "beauty": worse})
@@ -59,9 +59,9 @@ def test_monday_follows_from_the_intervals():
 
 def test_findings_have_their_sign_and_unit():
     text = rec.found("central-ml100k", finals(bert=BASE, mimetic=BETTER), tuple(range(6)))
-    assert "* mimetic: gains: +0.0105 NDCG@10" in text and "runs are in" in text
+    assert "* vision signs: gains: +0.0105 NDCG@10" in text and "runs are in" in text
     table, points = rec.comparison(["central-ml100k", "norm"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED))
-    assert list(table.index) == ["mimetic", "pre-LN instead of post-LN (default)"] and len(points) == 12
+    assert list(table.index) == ["vision signs", "pre-LN instead of post-LN (default)"] and len(points) == 12
     assert rec.numbers(table)["difference"].tolist() == [0.0105, 0.0]
 
 
@@ -84,9 +84,9 @@ def test_steps_to_the_defaults_end():
     slow, fast = list(np.linspace(0.01, 0.1, 10)), list(np.linspace(0.02, 0.2, 10))
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
     table = rec.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
-    assert table.loc["mimetic", "share of the run"] == pytest.approx(0.5) and list(table.index) == ["mimetic"]
+    assert table.loc["vision signs", "share of the run"] == pytest.approx(0.5) and list(table.index) == ["vision signs"]
     never = rec.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
-    assert np.isnan(never.loc["mimetic", "share of the run"]) and never.loc["mimetic", "pairs that reach it"] == 0
+    assert np.isnan(never.loc["vision signs", "share of the run"]) and never.loc["vision signs", "pairs that reach it"] == 0
 
 
 def test_signs_are_called_by_three_quarters():

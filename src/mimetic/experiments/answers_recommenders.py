@@ -33,6 +33,7 @@ SECONDARY = (
     "and Toys) found the opposite signs on both products: QK from −1.28 to −0.04, V·proj from +0.63 to +5.1 off-diagonal spreads. "
     "We cannot repeat it."
 )
+ARM_LABELS = LABELS | {VISION: "vision signs", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
 
 
@@ -314,7 +315,7 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             part = table[table["arm"] == arm]
             if len(part):
                 rows.append({
-                    "data": TITLES[data], "recommender": f"BERT4Rec, {LABELS.get(arm, arm)}", "seeds": len(part),
+                    "data": TITLES[data], "recommender": f"BERT4Rec, {ARM_LABELS.get(arm, arm)}", "seeds": len(part),
                     **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")}, "sd": part["test_ndcg10"].std(),
                 })  # fmt: skip
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "recall10": "Recall@10", "mrr": "MRR", "sd": "sd of NDCG@10"})
@@ -335,6 +336,12 @@ def oracle_level() -> float:
 
     data = load_sequences("clusters")
     return rank_metrics(np.array([oracle(data.history(u, False)) for u in range(data.num_users)]), data)["ndcg10"]
+
+
+def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves of the central comparison's arms, in its order, arms in words (for figures.ranking_curves)."""
+    parts = [curves[curves["arm"] == arm].assign(arm=ARM_LABELS.get(arm, arm)) for arm in CENTRAL[data].arms]
+    return pd.concat(parts, ignore_index=True)
 
 
 def converged(curves: pd.DataFrame, data: str) -> str:
@@ -394,7 +401,7 @@ def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...
             shares.append(steps_to_reach(curve, pair[DEFAULT], METRIC.column) / curve["step"].max())
         if shares:
             reached = np.isfinite(shares)
-            rows[LABELS.get(arm, arm)] = {
+            rows[ARM_LABELS.get(arm, arm)] = {
                 "share of the run": np.mean(np.array(shares)[reached]) if reached.any() else np.nan,
                 "pairs that reach it": int(reached.sum()), "pairs": len(shares),
             }  # fmt: skip
@@ -407,7 +414,7 @@ def kept_sentence(experiment: str = "ml100k") -> str:
     for arm in (VISION, OPPOSITE):
         part = load_products({arm: arm}, experiment)
         if part.empty:
-            parts.append(f"{LABELS[arm]}: no run yet")
+            parts.append(f"{ARM_LABELS[arm]}: no run yet")
             continue
         z = part.groupby(["when", "product"])["z"].mean()
         words = []
@@ -415,7 +422,7 @@ def kept_sentence(experiment: str = "ml100k") -> str:
             start, end = z["before", product], z["after", product]
             word = "turned" if start * end < 0 else f"{end / start:.0%} kept"
             words.append(f"{name} from {start:+.2f} to {end:+.2f} ({word})".replace("-", "−"))
-        parts.append(f"{LABELS[arm]}: {', '.join(words)}")
+        parts.append(f"{ARM_LABELS[arm]}: {', '.join(words)}")
     return "Mean diagonal in off-diagonal spreads, before and after training. " + "; ".join(parts) + "."
 
 
@@ -443,8 +450,8 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
                 gains[data, arm] = row.iloc[0]
     if not gains:
         return "Too few pairs are in for advice about the initialization itself; what follows holds whatever they will say."
-    good = [f"{LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["low"] > 0]
-    bad = [f"{LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["high"] < 0]
+    good = [f"{ARM_LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["low"] > 0]
+    bad = [f"{ARM_LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["high"] < 0]
     if good and not bad:
         return f"It gains with {', '.join(good)}: worth a paired run on your data."
     if bad and not good:

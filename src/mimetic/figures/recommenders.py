@@ -58,7 +58,7 @@ def explained(table: pd.DataFrame) -> Figure:
         for column, marker, label in marks:
             ax.plot(100 * part[column].clip(lower=1e-5), range(len(names)), marker, ms=6, mew=1.4, color=color, label=label)
         ax.axvline(5, color="black", lw=0.7, ls=":")
-        ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="share of the product's energy along the identity (%)", ylim=(len(names) - 0.4, -0.6))
+        ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="energy along the identity (%)", ylim=(len(names) - 0.4, -0.6))
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", color="#eeeeee")
     axes[0, 1].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.1))
@@ -78,9 +78,10 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     ax = axes[0, 0]
     for column, style in zip(shares.columns, ("-", "--", ":", "-.")):
         ax.plot(shares.index, 100 * shares[column], style, color=VP, lw=1.6, label=column)
-    for label, (items, share) in marks.items():
+    for i, (label, (items, share)) in enumerate(marks.items()):
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
-        ax.annotate(label, (items, 100 * share), (5, 4), textcoords="offset points", fontsize=7.5)
+        above = i % 2  # neighbours do not write over each other
+        ax.annotate(label, (items, 100 * share), (4, 6) if above else (-4, -11), textcoords="offset points", fontsize=7.5, ha="left" if above else "right")
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
         ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")
@@ -105,10 +106,16 @@ def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric:
         mean = part.groupby("epoch")[metric].mean()
         seeds = part["seed"].nunique()
         ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})")
-    for label, value in levels.items():
+    ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, 1.12 * max([curves[metric].max(), *levels.values()])))
+    names: list[list] = []  # levels that are too close to be told apart share a label
+    for label, value in sorted(levels.items(), key=lambda level: level[1]):
         ax.axhline(value, color="black", lw=0.8, ls=":")
+        if names and value - names[-1][1] < 0.06 * ax.get_ylim()[1]:
+            names[-1] = [f"{names[-1][0]}, {label}", value]
+        else:
+            names.append([label, value])
+    for label, value in names:
         ax.annotate(label, (curves["epoch"].max(), value), (0, 2), textcoords="offset points", fontsize=7.5, ha="right")
-    ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower right", fontsize=7.5)
     ax.grid(axis="y", color="#eeeeee")

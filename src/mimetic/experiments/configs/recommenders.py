@@ -85,8 +85,18 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
 # Constants that imitate a trained BERT4Rec, default arm, seed 0, layer by layer:
 # python -m mimetic.experiments.fitted. A test compares them with the committed records.
 FITTED: dict[str, dict[str, tuple[float, ...]]] = {
-    "ml100k": {'qk_alpha': (0.0981, 0.261), 'qk_beta': (-0.0032, 0.0388), 'vp_alpha': (0.209, 0.709), 'vp_beta': (0.00202, -0.02)},
-    "beauty": {'qk_alpha': (0.257, 0.293), 'qk_beta': (-0.00172, 0.0184), 'vp_alpha': (0.353, 0.447), 'vp_beta': (-0.0042, 0.00936)},
+    "ml100k": {
+        "qk_alpha": (0.0981, 0.261),
+        "qk_beta": (-0.0032, 0.0388),
+        "vp_alpha": (0.209, 0.709),
+        "vp_beta": (0.00202, -0.02),
+    },
+    "beauty": {
+        "qk_alpha": (0.257, 0.293),
+        "qk_beta": (-0.00172, 0.0184),
+        "vp_alpha": (0.353, 0.447),
+        "vp_beta": (-0.0042, 0.00936),
+    },
 }
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of the paper's signs turned
@@ -106,6 +116,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "opposite": OPPOSITE,
         # measured on Beauty, imitated here: no weights and no items in common
         **{"fit-beauty": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "beauty"},
+        # controls: the singular values without the diagonal; BERT's weights at the norms of the paper's
+        "random-directions": {"init": "mimetic-random-directions"},
         **_variants("pre-ln", norm_first=True),
         **_variants("sasrec", **SASREC),
         # twice the training: does the answer stay?

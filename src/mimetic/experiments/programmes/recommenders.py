@@ -1,7 +1,7 @@
 """The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
-    python -m mimetic queue recommenders          the questions (about 120 runs, under five hours of one quiet CPU core)
+    python -m mimetic queue recommenders          the questions (148 runs, about 4.5 hours of one quiet CPU core)
     python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
@@ -18,11 +18,21 @@ FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 
 
 def _central(data: str, other: str) -> Study:
-    arms = (DEFAULT, VISION, OPPOSITE, f"fit-{other}", "mimetic-qk", "mimetic-vp")
-    return Study(f"central-{data}", "Does it help?", data, arms)
+    arms = {
+        "vision signs": VISION, "opposite signs": OPPOSITE, f"fitted to a BERT4Rec of {other}": f"fit-{other}",
+        "QK only, vision's sign": "mimetic-qk", "V·proj only, vision's sign": "mimetic-vp",
+    }  # fmt: skip
+    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), {label: (DEFAULT, arm) for label, arm in arms.items()})
 
 
 CENTRAL = {"ml100k": _central("ml100k", "beauty"), "beauty": _central("beauty", "ml100k")}
+STRUCTURE = Study(
+    "structure", "Is it structure or scale?", "ml100k", (DEFAULT, "timm-rescaled", "random-directions", VISION),
+    {
+        "default at the norms of vision signs": (DEFAULT, "timm-rescaled"), "its singular values, random directions": (DEFAULT, "random-directions"),
+        "vision signs against the default at their norms": ("timm-rescaled", VISION),
+    },
+)  # fmt: skip
 NORM = Study(
     "norm", "Post-LN against pre-LN", "ml100k",
     (DEFAULT, "pre-ln-bert", VISION, "pre-ln-mimetic", OPPOSITE, "pre-ln-opposite"),
@@ -49,7 +59,7 @@ MODELS = {
     "SASRec, post-LN": "sasrec-bert", "SASRec, pre-LN": "pre-ln-sasrec-bert",
 }  # fmt: skip
 SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS.values()), {})
-STUDIES = {study.name: study for study in (*CENTRAL.values(), NORM, SIBLING, SIGNS, LONG)}
+STUDIES = {study.name: study for study in (*CENTRAL.values(), STRUCTURE, NORM, SIBLING, SIGNS, LONG)}
 
 RECIPES = tuple(
     Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
