@@ -1,7 +1,5 @@
 """The recommender family: batches, what the loss may see, evaluation, configs, and that it learns."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch

@@ -333,7 +333,9 @@ def layers_from_state(state: Mapping[str, Tensor], names: StateNames) -> list[At
         d = weights[0].shape[0]
         for key, w in zip(keys, weights):
             if w.shape[0] != d or w.shape[1] % names.num_heads or w.shape[1] != weights[0].shape[1]:
-                raise UnsupportedAttention(f"{key}: shape (in, out) = {tuple(w.shape)} does not fit {names.num_heads} heads of width {d} like {keys[0]}")
+                raise UnsupportedAttention(
+                    f"{key}: shape (in, out) = {tuple(w.shape)} does not fit {names.num_heads} heads of width {d} like {keys[0]}"
+                )
         if proj.shape != (weights[2].shape[1], d):
             raise UnsupportedAttention(f"{proj_key}: shape (in, out) = {tuple(proj.shape)}, expected {(weights[2].shape[1], d)}")
         q, k, v = (w.unflatten(1, (names.num_heads, -1)) for w in weights)
@@ -491,7 +493,11 @@ def _answers(found: Audit) -> tuple[str, str, str, str]:
         first = "No: neither product has a sign in more than three quarters of its heads or layers."
     else:
         has = " and ".join(f"{_TABLES[p]} {signs[p]}" for p in clear)
-        first = f"Yes: {has}" + (f", {named}." if named else f"; {_TABLES[({'qk', 'vp'} - set(clear)).pop()]} has no clear sign." if len(clear) == 1 else ".")
+        if named:
+            has += f", {named}"
+        elif len(clear) == 1:
+            has += f"; {_TABLES['vp' if clear == ['qk'] else 'qk']} has no clear sign"
+        first = f"Yes: {has}."
     first = f"{first} {'; '.join(parts)}."
 
     shares = {p: found.layers[found.layers["product"] == p] for p in ("qk", "vp")}
@@ -515,12 +521,14 @@ def _answers(found: Audit) -> tuple[str, str, str, str]:
         share, meaningful = counts.share(), counts.share() >= MEANINGFUL
         third = f"{'Yes' if meaningful else 'No'}: {counts.attention:,} of {counts.total:,} parameters are attention, {share:.1%}."
         if catalogue := found.shares():
-            third += " With " + ", ".join(f"{n:,} items {catalogue[n]:.2g}" if catalogue[n] < 0.001 else f"{n:,} items {catalogue[n]:.1%}" for n in (10**3, 10**5, 10**7)) + "."
+            parts = [f"{n:,} items {catalogue[n]:{'.2g' if catalogue[n] < 0.001 else '.1%'}}" for n in (10**3, 10**5, 10**7)]
+            third += f" With {', '.join(parts)}."
 
     if not clear:
         last = "There is no sign to imitate; keep the default, or test both signs against it."
     else:
-        wish = {"qk": f"beta {'above' if signs['qk'] == '+' else 'below'} 0 for QK", "vp": f"beta {'above' if signs['vp'] == '+' else 'below'} 0 for V.proj"}
+        names = {"qk": "QK", "vp": "V.proj"}
+        wish = {p: f"beta {'above' if signs[p] == '+' else 'below'} 0 for {names[p]}" for p in names}
         last = f"An imitation would take {' and '.join(wish[p] for p in clear)}: mimetic.fit gives the constants."
         if (signs["qk"], signs["vp"]) == ("−", "+"):
             last += " The default constants of mimetic_init_, vision's, would push both products the wrong way."

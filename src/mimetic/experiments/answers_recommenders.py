@@ -435,7 +435,8 @@ def sign_question() -> str:
     for product in ("QK", "V·proj"):
         signs = table[f"{product} sign"]
         groups = {s: ", ".join(signs.index[signs == s]) for s in dict.fromkeys(signs)}
-        parts.append(f"**{product}**: " + "; ".join(f"{'no clear sign' if s == 'none' else 'both signs, no common one' if s == 'mixed' else s} in {names}" for s, names in groups.items()))
+        words = {"none": "no clear sign", "mixed": "both signs, no common one", "+": "+", "−": "−"}
+        parts.append(f"**{product}**: " + "; ".join(f"{words[s]} in {names}" for s, names in groups.items()))
     gap = missing(SIGNS, load_runs("ml100k"), (0, 1, 2))
     return ". ".join(parts) + "." + (f"\n\n{gap}" if gap else "")
 

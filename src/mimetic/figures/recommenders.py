@@ -52,7 +52,10 @@ def explained(table: pd.DataFrame) -> Figure:
     before; on a logarithmic axis, a row a model. table: columns model, product, explained, imitated, target (shares)."""
     names = list(dict.fromkeys(table["model"]))
     figure, axes = panels(7.4, 0.9 + 0.32 * len(names), ncols=2, sharey=True, sharex=True)
-    marks = (("explained", "o", "trained model"), ("imitated", "x", "imitation, truncated to the layer's rank"), ("target", "|", "its target, before"))
+    marks = (
+        ("explained", "o", "trained model"), ("imitated", "x", "imitation, truncated to the layer's rank"),
+        ("target", "|", "its target, before"),
+    )  # fmt: skip
     for ax, (product, title, color) in zip(axes[0], _PRODUCTS):
         part = table[table["product"] == product].set_index("model").loc[names]
         for column, marker, label in marks:
@@ -81,7 +84,8 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     for i, (label, (items, share)) in enumerate(marks.items()):
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
         above = i % 2  # neighbours do not write over each other
-        ax.annotate(label, (items, 100 * share), (4, 6) if above else (-4, -11), textcoords="offset points", fontsize=7.5, ha="left" if above else "right")
+        place, side = ((4, 6), "left") if above else ((-4, -11), "right")
+        ax.annotate(label, (items, 100 * share), place, textcoords="offset points", fontsize=7.5, ha=side)
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
         ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")

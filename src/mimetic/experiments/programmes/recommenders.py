@@ -9,7 +9,7 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 
 from __future__ import annotations
 
-from mimetic.experiments.configs import ARMS, RunConfig, named
+from mimetic.experiments.configs import ARMS, RunConfig
 from mimetic.experiments.programmes.study import Study, once
 
 DEFAULT, VISION, OPPOSITE = "bert", "mimetic", "opposite"
