@@ -81,11 +81,9 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     ax = axes[0, 0]
     for column, style in zip(shares.columns, ("-", "--", ":", "-.")):
         ax.plot(shares.index, 100 * shares[column], style, color=VP, lw=1.6, label=column)
-    for i, (label, (items, share)) in enumerate(marks.items()):
+    for label, (items, share) in marks.items():
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
-        above = i % 2  # neighbours do not write over each other
-        place, side = ((4, 6), "left") if above else ((-4, -11), "right")
-        ax.annotate(label, (items, 100 * share), place, textcoords="offset points", fontsize=7.5, ha=side)
+        ax.annotate(label, (items, 100 * share), (-4, -9), textcoords="offset points", fontsize=7.5, ha="right")
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
         ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")

@@ -19,7 +19,7 @@ FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 
 def _central(data: str, other: str) -> Study:
     arms = {
-        "vision signs": VISION, "opposite signs": OPPOSITE, f"fitted to a BERT4Rec of {other}": f"fit-{other}",
+        "vision signs": VISION, "opposite signs": OPPOSITE, f"fitted to a BERT4Rec of { {'ml100k': 'MovieLens', 'beauty': 'Beauty'}[other]}": f"fit-{other}",
         "QK only, vision's sign": "mimetic-qk", "V·proj only, vision's sign": "mimetic-vp",
     }  # fmt: skip
     return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), {label: (DEFAULT, arm) for label, arm in arms.items()})
