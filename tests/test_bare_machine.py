@@ -96,6 +96,19 @@ def test_killed_half_way_and_gone_on_with(machine):
     assert set(records[0]["versions"]) >= {"python", "torch", "numpy"}
 
 
+def test_a_recommender_trains_and_is_recorded(machine):
+    folder, _ = machine
+    script = """
+from mimetic.experiments.configs import named
+from mimetic.experiments.runs import run
+run(named("clusters", experiment="toy-sequences", init="mimetic", epochs=1, precision="float32"), progress=False)
+"""
+    result = python(machine, "-c", script)
+    assert result.returncode == 0, result.stderr
+    record = read_record(folder / "runs" / "toy-sequences" / "mimetic-seed0.json")
+    assert record["final"]["test_ndcg10"] > 0 and record["anatomy"]["after"]["products"]["rows"]
+
+
 def test_factors_without_scipy_are_the_same_products(machine):
     """The other solver gives other vectors; the products, which are what is meant, agree."""
     script = """

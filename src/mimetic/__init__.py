@@ -2,6 +2,7 @@
 
 from mimetic.adapters import register_adapter
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
+from mimetic.audit import Audit, StateNames, audit
 from mimetic.construct import factor, factor_top_k, semi_diagonal
 from mimetic.initialize import LANGUAGE, VISION, MimeticSpec, WrittenLayer, mimetic_init_
 from mimetic.initializers import INITIALIZERS, initialize_
@@ -14,11 +15,14 @@ __all__ = [
     "LANGUAGE",
     "VISION",
     "AttentionLayer",
+    "Audit",
     "MimeticSpec",
     "MimeticWarning",
+    "StateNames",
     "UnsupportedAttention",
     "WrittenLayer",
     "attention_layers",
+    "audit",
     "factor",
     "factor_top_k",
     "fit",

@@ -27,6 +27,7 @@ examples:
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic sweep paper --partition gpu             hand a programme to a Slurm cluster
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
+  python -m mimetic audit whisper-tiny-encoder              three questions to a trained model
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic bench train                             how fast is training?
   python -m mimetic coverage timm                           which of timm's models are supported?
@@ -142,23 +143,25 @@ class BenchTrain:
 class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
-    Data sets: cifar10, cifar100, digits (part of scikit-learn: nothing to download), tinyshakespeare, wikitext2, pydoc (part of
-    Python: nothing to download). Any other name is a pretrained model; `python -m mimetic.pretrained list` shows them.
+    Data sets: cifar10, cifar100; tinyshakespeare, wikitext2; ml100k, ml1m, beauty. Nothing to download: digits (part of scikit-learn),
+    pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m mimetic.pretrained list` shows
+    them.
 
     examples:
       python -m mimetic data fetch cifar10
-      python -m mimetic data fetch tinyshakespeare wikitext2
+      python -m mimetic data fetch tinyshakespeare wikitext2 ml100k beauty
       python -m mimetic data fetch gpt2 minilm-l6
     """
 
     names: Positional[tuple[str, ...]]
 
     def __call__(self) -> None:
+        from mimetic.data import sequences
         from mimetic.data.images import DATASETS, fetch_images
         from mimetic.data.text import CORPORA, fetch_text
         from mimetic.pretrained.sources import SOURCES
 
-        known = (*DATASETS, *CORPORA, *SOURCES)
+        known = (*DATASETS, *CORPORA, *sequences.DATASETS, *SOURCES)
         if not self.names:
             raise Mistake(f"name what to fetch: {', '.join(known)}")
         for name in self.names:
@@ -169,10 +172,54 @@ class DataFetch:
                 print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
             elif name in CORPORA:
                 print(f"{name}: {', '.join(map(str, fetch_text(name))) or 'part of Python'}")
+            elif name in sequences.DATASETS:
+                print(f"{name}: {sequences.fetch_sequences(name) or 'made when it is asked for'}")
             else:
                 from mimetic.pretrained import fetch
 
                 print(f"{name}: {fetch(name)}")
+
+
+@dataclass(frozen=True)
+class AuditModel:
+    """Three questions to a trained model: has it layers worth imitating, can matrix operations imitate them, are they a
+    meaningful share of its parameters?
+
+    A pretrained model (`python -m mimetic.pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a state
+    dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
+
+    examples:
+      python -m mimetic audit minilm-l6
+      python -m mimetic audit ml100k/bert-seed0
+      python -m mimetic audit sasrec.pt --num-heads 2 --qkv blocks.{}.attn.qkv.weight --proj blocks.{}.attn.proj.weight
+    """
+
+    model: Positional[str]
+    raw: bool = False  # the weights as they are, without the gains of the norms
+    num_heads: int | None = None  # the rest is for state dicts: how many heads a layer has
+    qkv: str | None = None  # one fused matrix ...
+    q: str | None = None  # ... or three
+    k: str | None = None
+    v: str | None = None
+    proj: str | None = None  # the output matrix
+    in_gain: str | None = None  # gain of the LayerNorm in front, if there is one
+    table: str | None = None  # the item embedding
+    transposed: bool = False  # matrices are stored (in, out)
+
+    def __call__(self) -> None:
+        from mimetic.attention import UnsupportedAttention
+        from mimetic.audit import StateNames, audit
+
+        try:
+            names = None
+            if self.num_heads is not None or self.proj is not None:
+                if self.num_heads is None or self.proj is None:
+                    raise ValueError("a state dict needs both --num-heads and --proj, and --qkv or --q, --k and --v")
+                given = {k: v for k, v in vars(self).items() if k not in ("model", "raw")}
+                names = StateNames(**given)
+            print(audit(self.model, fold=False if self.raw else None, names=names))
+        except (ValueError, UnsupportedAttention) as error:
+            raise Mistake(error) from None
 
 
 @dataclass(frozen=True)
@@ -183,6 +230,7 @@ class Queue:
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
     language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 5 hours of one core)
+    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec
 
     examples:
       python -m mimetic queue lab --minutes 9
@@ -244,7 +292,9 @@ class Sweep:
             raise Mistake("; ".join(f"job {name}: {why}" for name, why in failed.items()))
 
 
-COMMANDS = {"train": Train, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch}
+COMMANDS = {
+    "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch,
+}  # fmt: skip
 
 
 class Mistake(Exception):

@@ -7,6 +7,7 @@ matters. The names:
     torch                      PyTorch's own defaults
     xavier                     Xavier uniform for every matrix, queries, keys and values each on their own
     gpt2                       GPT-2's: normal with std .02, less in front of the residual stream; the default of text models
+    bert                       BERT's: matrices and embeddings trunc-normal with std .02, cut at two of them
     mimetic                    "timm" with both products of every attention layer written over
     mimetic-qk, mimetic-vp     one of the two products
     mimetic-random-directions  control: each factor of "mimetic" keeps its singular values and gets random directions
@@ -91,6 +92,26 @@ def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
             nn.init.normal_(p, std=0.02, generator=generator)
 
 
+def init_bert_(model: nn.Module, generator: Generator = None) -> None:
+    """BERT's and BERT4Rec's own: the weight of every nn.Linear and nn.Embedding and the learned position embedding from a normal
+    of std .02 cut at two standard deviations (TensorFlow's truncated_normal), biases 0, norms 1 and 0. Unlike "timm" it sets
+    embeddings, whose PyTorch default, std 1, would make the scores of a tied output fifty times larger, and it cuts at .04
+    where timm's cut, at 2, never happens. Source: create_initializer in google-research/bert and FeiSun/BERT4Rec, modeling.py."""
+    init_torch_(model, generator)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            _bert_normal_(module.weight, generator)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+    for name, p in model.named_parameters():
+        if name.endswith("pos_embed"):
+            _bert_normal_(p, generator)
+
+
+def _bert_normal_(p: Tensor, generator: Generator) -> None:
+    nn.init.trunc_normal_(p, std=0.02, a=-0.04, b=0.04, generator=generator)
+
+
 # --- mimetic initialization and its controls -------------------------------------------------------------------------
 
 
@@ -164,7 +185,9 @@ def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
 
 # --- by name ---------------------------------------------------------------------------------------------------------
 
-DEFAULTS: dict[str, Callable] = {"timm": init_timm_, "torch": init_torch_, "xavier": init_xavier_, "gpt2": init_gpt2_}
+DEFAULTS: dict[str, Callable] = {
+    "timm": init_timm_, "torch": init_torch_, "xavier": init_xavier_, "gpt2": init_gpt2_, "bert": init_bert_,
+}  # fmt: skip
 CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_, "mimetic-untransposed": untransposed_}
 INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
 

@@ -63,6 +63,19 @@ def choose(name: str, value: Any, choices: Iterable[Any]) -> Any:
     raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
+def choose_several(name: str, value: Any, choices: Iterable[str]) -> list[str]:
+    """A parameter that is one or more of some names: a list, or a string with commas (as papermill's -p gives it).
+
+    Raises:
+        ValueError: it is not; the message names the choices.
+    """
+    choices = list(choices)
+    several = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(several, (list, tuple)) or not several or any(v not in choices for v in several) or len(set(several)) < len(several):
+        raise ValueError(f"{name}={value!r}: choose one or more of {', '.join(map(repr, choices))}")
+    return list(several)
+
+
 def choose_int(name: str, value: Any, low: int, high: int) -> int:
     """Return `value` if it is a whole number between `low` and `high`, both included; ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -11,7 +11,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mimetic import notebooks
-from mimetic.notebooks import NotebookError, choose, choose_int, choose_ints
+from mimetic.notebooks import NotebookError, choose, choose_int, choose_ints, choose_several
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
@@ -141,6 +141,14 @@ def test_choose_ints():
     for wrong in ([], "", "a", [0, 0], [10], [True], 1.5, None, {"seed": 1}):
         with pytest.raises(ValueError, match="seeds=.*from 0 to 9"):
             choose_ints("seeds", wrong, 0, 9)
+
+
+def test_choose_several():
+    for value in (["a", "b"], ("a", "b"), "a,b", "a, b"):
+        assert choose_several("arms", value, ["a", "b", "c"]) == ["a", "b"]
+    for wrong in ([], "", "d", ["a", "a"], ["a", 1], None, 3):
+        with pytest.raises(ValueError, match="arms=.*choose one or more of 'a', 'b', 'c'"):
+            choose_several("arms", wrong, ["a", "b", "c"])
 
 
 def test_parameter_names_reads_every_form_of_assignment():

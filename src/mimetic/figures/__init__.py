@@ -11,15 +11,19 @@ from mimetic.figures.products import (
     truncation,
     z_by_layer,
 )
+from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
 from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, minutes_by_share, overview
 
 __all__ = [
     "attention_maps",
     "before_and_after",
+    "catalogue",
     "comparisons",
     "counts",
     "curves_and_gaps",
     "curves_and_pairs",
+    "diagonals",
+    "explained",
     "gains",
     "learning_curves",
     "matrices",
@@ -29,6 +33,7 @@ __all__ = [
     "overview",
     "products_before_and_after",
     "profiles",
+    "ranking_curves",
     "share_and_gain",
     "truncation",
     "z_by_layer",

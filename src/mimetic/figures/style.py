@@ -40,6 +40,11 @@ LABELS = {  # of arms
     "vp": "V·proj only",
     "fit": "constants fitted to our own trained GPT",
     "speedrun": "V·proj −0.05 I, as in a speed-run",
+    # recommenders
+    "bert": "default (BERT's trunc-normal .02)",
+    "opposite": "opposite signs",
+    "fit-beauty": "fitted to a BERT4Rec trained on Beauty",
+    "fit-ml100k": "fitted to a BERT4Rec trained on MovieLens",
 }
 SIGNED = "RdBu_r"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mimetic.experiments.configs import language, vision
+from mimetic.experiments.configs import language, recommenders, vision
 from mimetic.experiments.configs.base import FREE, RunConfig
 
-_FAMILIES = (vision, language)
+_FAMILIES = (vision, language, recommenders)
 EXPERIMENTS: dict[str, RunConfig] = {name: config for family in _FAMILIES for name, config in family.EXPERIMENTS.items()}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {name: arms for family in _FAMILIES for name, arms in family.ARMS.items()}
 

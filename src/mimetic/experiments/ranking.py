@@ -1,0 +1,53 @@
+"""Ranking over the whole catalogue: the rank of the right item among all items that the user has not had, and what follows.
+
+No sampled metrics: ranking against a sample of negatives can order recommenders differently (Krichene & Rendle 2020). The
+items of a user's history are left out of the ranking, for every recommender here alike, as in the reproduction of BERT4Rec
+that the reference numbers come from (Petrov & Macdonald 2022, public code asash/bert4rec_repro, filter_seen).
+
+Shape suffixes: B users, I items, L items of the longest history.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CUTOFF = 10
+
+
+def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Tensor:
+    """The rank (from 1) of each user's target among the items that are not in the history, (B,) float64, on the device.
+
+    An item with the target's own score counts as half in front of it: the mean rank over all orders of the tied items.
+
+    Args:
+        scores_BI: any finite scores, higher is better; column i is item i + 1.
+        target_B: int64, from 1. A target that is in the history is ranked all the same.
+        history_BL: int64, padded with 0.
+    """
+    wanted_B1 = scores_BI.gather(1, target_B[:, None] - 1)
+    had_BI = torch.zeros(len(scores_BI), scores_BI.shape[1] + 1, dtype=torch.bool, device=scores_BI.device)
+    had_BI.scatter_(1, history_BL, True)
+    had_BI.scatter_(1, target_B[:, None], True)  # it does not compete with itself
+    others_BI = ~had_BI[:, 1:]
+    above = ((scores_BI > wanted_B1) & others_BI).sum(1)
+    level = ((scores_BI == wanted_B1) & others_BI).sum(1)
+    return 1 + above.double() + level.double() / 2
+
+
+def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
+    """Means over users of Recall@k, NDCG@k (one relevant item: 1 / log2(1 + rank)) and MRR (1 / rank, no cutoff)."""
+    found = ranks_B <= k
+    gain = torch.where(found, 1 / torch.log2(1 + ranks_B), 0.0)
+    return {f"ndcg{k}": float(gain.mean()), f"recall{k}": float(found.double().mean()), "mrr": float((1 / ranks_B).mean())}
+
+
+def pad_left(sequences, length: int | None = None) -> Tensor:
+    """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in front; length None: that of the longest."""
+    length = length or max(len(s) for s in sequences)
+    out = torch.zeros(len(sequences), length, dtype=torch.int64)
+    for row, s in zip(out, sequences):
+        s = s[-length:]
+        if len(s):
+            row[-len(s) :] = torch.tensor(s)
+    return out

@@ -1,0 +1,206 @@
+"""Recommenders from scratch: BERT4Rec or SASRec, an initialization, a data set.
+
+    python -m mimetic data fetch ml100k
+    python -m mimetic train ml100k --init bert --seed 0
+    python -m mimetic train ml100k --init mimetic --seed 0
+
+What can be run by name, and how long it takes, is in mimetic.experiments.configs.recommenders. Order of the users, windows and
+masked positions follow from the seed alone, so two arms with one seed see the same batches.
+
+The curve: test_ndcg10, test_recall10, test_mrr are the metrics on the users' last items (in the experiments that choose the
+recipe, validation=True, on the items before them); test_validation_ndcg10 is NDCG@10 on the items before the last in any case.
+("test_" is the training loop's word for "evaluated".) Nothing is chosen by the test items: the last epoch counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mimetic.experiments.configs.recommenders import RecommenderConfig
+from mimetic.experiments.metrics import Metric
+from mimetic.experiments.runs import Prepared, initialized
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from mimetic.data.sequences import SequenceData
+    from mimetic.models.bert4rec import BERT4Rec
+
+METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
+# The files that have a part in the numbers of a run; their hash goes into the record.
+SOURCE = (
+    "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
+    "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "models/bert4rec.py",
+    "models/blocks.py", "training/loop.py",
+)  # fmt: skip
+OBJECTIVES = ("mask", "next")
+PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
+EVALUATION_BATCH = 256  # users
+
+
+def check(config: RecommenderConfig) -> None:
+    """Raise ValueError, naming the choices, unless the config's data, objective and model make sense; reads no data."""
+    from mimetic.data.sequences import check_sequences
+
+    check_sequences(config.dataset, config.items)
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}")
+    if config.objective == "next" and not config.causal:
+        raise ValueError("objective='next' needs causal=True: where attention sees both sides, the next item is its own answer")
+    for name, low, high in (("mask_prob", 0, 1), ("last_only", 0, 1)):
+        value = getattr(config, name)
+        if not low <= value <= high or (name == "mask_prob" and not value):
+            raise ValueError(f"{name} is a probability, not {value!r}")
+    for name in ("passes", "max_len"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    _model_config(config)
+
+
+def prepare(config: RecommenderConfig, device: torch.device) -> Prepared:
+    """Data on the device, the model with its initial weights, and what the record says of its weights."""
+    from mimetic.data.sequences import load_sequences
+
+    data = load_sequences(config.dataset, items=config.items)
+    if config.batch_size > data.num_users:
+        raise ValueError(f"batch_size={config.batch_size} is more than the {data.num_users} users of {config.dataset}")
+    return Prepared(RecommenderTask(data, config, device), build_model(config).to(device), anatomy)
+
+
+def cost(config: RecommenderConfig) -> float:
+    """Work of a run: positions seen, forward and backward, times multiply-adds a position, with its share of scores."""
+    from mimetic.data.sequences import num_items, num_users
+
+    d, n, items = config.d_model, config.max_len, num_items(config.dataset, config.items)
+    users = num_users(config.dataset, config.items)
+    block = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * n)
+    targets = 1.0 if config.objective == "next" else config.mask_prob
+    train = users * n * (block + targets * 0.6 * d * items)  # about 0.6 of the positions are no padding
+    evaluate = 2 * users * (n * block + d * items)
+    return config.epochs * (3 * config.passes * train + evaluate)
+
+
+def anatomy(model: nn.Module) -> dict[str, Any]:
+    """The model's products in numbers, {"products": {"columns", "rows"}}: one row a product, see mimetic.measure; fold: with
+    the gain of the LayerNorm in front, which only pre-LN blocks have."""
+    from mimetic.attention import attention_layers
+    from mimetic.measure import product_rows
+
+    layers = attention_layers(model)
+    rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
+    short = [[float(f"{v:.5g}") if isinstance(v, float) else v for v in (row[c] for c in PRODUCT_COLUMNS)] for row in rows]
+    return {"products": {"columns": list(PRODUCT_COLUMNS), "rows": short}}
+
+
+class RecommenderTask:
+    """Masked-item or next-item training for the loop: batches of windows, full cross entropy, ranking over the catalogue."""
+
+    unit = "sequences"
+
+    def __init__(self, data: SequenceData, config: RecommenderConfig, device: torch.device | str = "cpu") -> None:
+        import numpy as np
+        import torch
+
+        from mimetic.experiments.ranking import pad_left
+
+        self.data, self.config, self.device = data, config, torch.device(device)
+        users = range(data.num_users)
+        self.units_per_step = config.batch_size
+        self.steps_per_pass = data.num_users // config.batch_size  # the rest of a pass's users is left out
+        self.steps_per_epoch = config.passes * self.steps_per_pass
+        train = [data.train(u) for u in users]
+        self._length = torch.tensor([len(s) for s in train])
+        self._begin = self._length.cumsum(0) - self._length
+        self._flat = torch.from_numpy(np.concatenate(train))
+        self._generator = torch.Generator()
+        self._order: tuple[int, Tensor] | None = None
+        self._splits = {}
+        for validation in (True, False):
+            histories = [data.history(u, validation) for u in users]
+            inputs = pad_left(histories, config.max_len - (config.objective == "mask"))
+            if config.objective == "mask":  # the item to be found is a mask at the end
+                inputs = torch.nn.functional.pad(inputs, (0, 1), value=data.num_items + 1)
+            target = torch.tensor([data.target(u, validation) for u in users])
+            self._splits[validation] = tuple(t.to(self.device) for t in (inputs, pad_left(histories), target))
+
+    def windows(self, users: Tensor, size: int) -> Tensor:
+        """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in front. Of
+        a sequence that is not longer than the window it is all of it."""
+        import torch
+
+        length = self._length[users]
+        spare = (length - size).clamp_min(0)
+        end = length - (torch.rand(len(users), generator=self._generator) * (spare + 1)).long()
+        place = end[:, None] - size + torch.arange(size)
+        items = self._flat[(self._begin[users, None] + place).clamp_min(0)]
+        return torch.where(place >= 0, items, 0)
+
+    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Input items (B, N), where the loss looks (B, N), and the items that are right there (T,) from 0: a function of
+        seed, epoch and step only, the same on every device."""
+        import torch
+
+        from mimetic.training.loop import derive_seed
+
+        config, size = self.config, self.config.batch_size
+        turn, place = divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass)
+        if self._order is None or self._order[0] != turn:
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", turn))
+            self._order = turn, torch.randperm(self.data.num_users, generator=generator)
+        users = self._order[1][place * size : (place + 1) * size]
+        self._generator.manual_seed(derive_seed(config.seed, "window", epoch, step))
+        if config.objective == "next":
+            items = self.windows(users, config.max_len + 1)
+            inputs, answers = items[:, :-1], items[:, 1:]
+            at = inputs > 0
+        else:
+            answers = self.windows(users, config.max_len)
+            at = torch.rand(answers.shape, generator=self._generator) < config.mask_prob
+            only = torch.rand(len(users), 1, generator=self._generator) < config.last_only
+            at &= (answers > 0) & ~only
+            at[:, -1] |= only[:, 0] | ~at.any(1)  # at least one; the last position always holds an item
+            inputs = answers.masked_fill(at, self.data.num_items + 1)
+        return tuple(t.to(self.device) for t in (inputs.contiguous(), at, answers[at] - 1))
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy over the whole catalogue, mean over the positions that are asked for."""
+        import torch.nn.functional as F
+
+        inputs, at, answers = batch
+        return F.cross_entropy(model(inputs, at).float(), answers), {}
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Recall@10, NDCG@10 and MRR over the whole catalogue without the user's history, of every user."""
+        test = self.metrics(model, self.config.validation)
+        validation = test if self.config.validation else self.metrics(model, True)
+        return test | {"validation_ndcg10": validation["ndcg10"]}
+
+    def metrics(self, model: nn.Module, validation: bool) -> dict[str, float]:
+        """The metrics on one of the two splits."""
+        import torch
+
+        from mimetic.experiments.ranking import ranking_metrics, target_ranks
+
+        ranks = []
+        for inputs, history, target in zip(*(t.split(EVALUATION_BATCH) for t in self._splits[validation]), strict=True):
+            last_BD = model.features(inputs)[:, -1]
+            with torch.autocast(last_BD.device.type, enabled=False):  # scores in bfloat16 would tie by the dozen
+                ranks.append(target_ranks(model.scores(last_BD.float()), target, history))
+        return ranking_metrics(torch.cat(ranks))
+
+
+def build_model(config: RecommenderConfig) -> BERT4Rec:
+    """The model with its initial weights, on the CPU: a function of the config only."""
+    from mimetic.models.bert4rec import BERT4Rec
+
+    return initialized(lambda: BERT4Rec(_model_config(config)), config)
+
+
+def _model_config(config: RecommenderConfig):
+    from mimetic.data.sequences import num_items
+    from mimetic.models.bert4rec import BERT4RecConfig
+
+    names = ("max_len", "d_model", "depth", "num_heads", "mlp_ratio", "norm_first", "causal", "dropout")
+    return BERT4RecConfig(num_items(config.dataset, config.items), **{name: getattr(config, name) for name in names})

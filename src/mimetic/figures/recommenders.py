@@ -1,0 +1,127 @@
+"""Figures of the recommender chapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mimetic.figures.style import LABELS, NULL, QK, VP, panels, styled
+
+_PRODUCTS = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
+
+
+@styled
+def diagonals(products: pd.DataFrame) -> Figure:
+    """Diagonals before (hollow) and after training (filled) by layer: rows QK and V·proj, a column a panel. Small dots are heads
+    or layers of single runs, the grey band is chance.
+
+    products: columns panel, when, layer, product, z, null_mean, null_sd.
+    """
+    names = list(dict.fromkeys(products["panel"]))
+    figure, axes = panels(7.4, 4.0, nrows=2, ncols=len(names), sharex=True, sharey="row")
+    for row, (product, title, color) in enumerate(_PRODUCTS):
+        for ax, name in zip(axes[row], names):
+            part = products[(products["panel"] == name) & (products["product"] == product)]
+            band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
+            low, high = band["null_mean"] - 2 * band["null_sd"], band["null_mean"] + 2 * band["null_sd"]
+            for layer in band.index:
+                ax.fill_between([layer - 0.35, layer + 0.35], low[layer], high[layer], color=NULL, lw=0, label="chance" if not layer else None)
+            for when, shift, face in (("before", -0.15, "white"), ("after", 0.15, color)):
+                some = part[part["when"] == when]
+                ax.plot(some["layer"] + shift, some["z"], ".", ms=3, color=color, alpha=0.35)
+                mean = some.groupby("layer")["z"].mean()
+                ax.plot(mean.index + shift, mean, "o", ms=5.5, mfc=face, mec=color, label=f"{when} training")
+            ax.axhline(0, color="black", lw=0.6)
+            ax.set(xlim=(-0.6, part["layer"].max() + 0.6))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if row == 0:
+                ax.set_title(name, fontsize=8.5)
+            else:
+                ax.set_xlabel("layer")
+        axes[row, 0].set_ylabel(f"{title}\ndiagonal / off-diagonal sd", fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+@styled
+def explained(table: pd.DataFrame) -> Figure:
+    """How much of a product lies along the identity: in the trained model, in its imitation after truncation, in the target
+    before; on a logarithmic axis, a row a model. table: columns model, product, explained, imitated, target (shares)."""
+    names = list(dict.fromkeys(table["model"]))
+    figure, axes = panels(7.4, 0.9 + 0.32 * len(names), ncols=2, sharey=True, sharex=True)
+    marks = (
+        ("explained", "o", "trained model"), ("imitated", "x", "imitation, truncated to the layer's rank"),
+        ("target", "|", "its target, before"),
+    )  # fmt: skip
+    for ax, (product, title, color) in zip(axes[0], _PRODUCTS):
+        part = table[table["product"] == product].set_index("model").loc[names]
+        for column, marker, label in marks:
+            ax.plot(100 * part[column].clip(lower=1e-5), range(len(names)), marker, ms=6, mew=1.4, color=color, label=label)
+        ax.axvline(5, color="black", lw=0.7, ls=":")
+        ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="energy along the identity (%)", ylim=(len(names) - 0.4, -0.6))
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(axis="x", color="#eeeeee")
+    axes[0, 1].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.1))
+    return figure
+
+
+@styled
+def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], levels: Mapping[str, float]) -> Figure:
+    """Attention's share of the parameters against the number of items.
+
+    Args:
+        shares: index number of items, a column a model shape, values from 0 to 1.
+        marks: what is marked on the curves: label -> (items, share).
+        levels: horizontal lines: label -> share, of models whose size does not depend on a catalogue.
+    """
+    figure, axes = panels(7.4, 3.1)
+    ax = axes[0, 0]
+    for column, style in zip(shares.columns, ("-", "--", ":", "-.")):
+        ax.plot(shares.index, 100 * shares[column], style, color=VP, lw=1.6, label=column)
+    for label, (items, share) in marks.items():
+        ax.plot(items, 100 * share, "o", ms=5, color=QK)
+        ax.annotate(label, (items, 100 * share), (-4, -9), textcoords="offset points", fontsize=7.5, ha="right")
+    for label, share in levels.items():
+        ax.axhline(100 * share, color="#999999", lw=0.9)
+        ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")
+    ax.set(xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="attention's share of the parameters (%)")
+    ax.set_ylim(top=130)
+    ax.legend(loc="lower left")
+    ax.grid(color="#eeeeee")
+    return figure
+
+
+@styled
+def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric: str = "test_ndcg10", ylabel: str = "test NDCG@10") -> Figure:
+    """Learning curves, a thin line a run, a thick one an arm's mean, with horizontal lines for what does not learn.
+
+    curves: columns arm, seed, epoch and the metric."""
+    figure, axes = panels(7.4, 2.9)
+    ax = axes[0, 0]
+    palette = ("#7a7a7a", "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#e69f00")
+    for color, (arm, part) in zip(palette, curves.groupby("arm", sort=False)):
+        for _, run in part.groupby("seed"):
+            ax.plot(run["epoch"], run[metric], color=color, lw=0.8, alpha=0.45)
+        mean = part.groupby("epoch")[metric].mean()
+        seeds = part["seed"].nunique()
+        ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})")
+    ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, 1.12 * max([curves[metric].max(), *levels.values()])))
+    names: list[list] = []  # levels that are too close to be told apart share a label
+    for label, value in sorted(levels.items(), key=lambda level: level[1]):
+        ax.axhline(value, color="black", lw=0.8, ls=":")
+        if names and value - names[-1][1] < 0.06 * ax.get_ylim()[1]:
+            names[-1] = [f"{names[-1][0]}, {label}", value]
+        else:
+            names.append([label, value])
+    for label, value in names:
+        ax.annotate(label, (curves["epoch"].max(), value), (0, 2), textcoords="offset points", fontsize=7.5, ha="right")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="lower right", fontsize=7.5)
+    ax.grid(axis="y", color="#eeeeee")
+    return figure
+
+
+__all__ = ["catalogue", "diagonals", "explained", "ranking_curves"]

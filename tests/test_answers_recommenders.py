@@ -1,0 +1,200 @@
+"""What the recommender chapter says, against toy records: verdict words follow from numbers, and what is missing is said."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mimetic.experiments import answers_recommenders as rec
+from mimetic.experiments.configs import EXPERIMENTS, named
+from mimetic.experiments.configs.recommenders import FITTED
+from mimetic.experiments.fitted import fitted_constants, product_table
+from mimetic.experiments.live_recommenders import live_runs
+from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, SEEDS, STUDIES
+from mimetic.experiments.runs import check, run
+from mimetic.measure import fit_layer
+from mimetic.training.records import load_runs, read_record, record_path
+
+
+def finals(**arms):
+    """One row a run: arm -> NDCG@10 by seed."""
+    rows = [{"arm": arm.replace("_", "-"), "seed": s, "test_ndcg10": v} for arm, values in arms.items() for s, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "test_ndcg10"])
+
+
+BASE = [0.100, 0.102, 0.098, 0.101, 0.099, 0.100]
+BETTER = [v + 0.01 + 0.0002 * i for i, v in enumerate(BASE)]
+MIXED = [v + (0.01 if i % 2 else -0.01) for i, v in enumerate(BASE)]
+
+
+def test_verdict_words_follow_from_the_pairs():
+    text = rec.central("ml100k", finals(bert=BASE, mimetic=BETTER, opposite=MIXED))
+    vision, opposite = text.split("; the opposite signs: ")
+    assert "+0.0105 on 0.1000 over 6 paired seeds" in vision and "more than chance explains" in vision and "p = 0.031" in vision
+    assert "which chance can explain" in opposite and "ahead in 3" in opposite
+    assert "cannot carry a claim (smallest possible p 0.250)" in rec.central("ml100k", finals(bert=BASE[:3], mimetic=BETTER[:3]))
+    assert "proves nothing" in rec.central("ml100k", finals(bert=BASE[:1], mimetic=BETTER[:1]))
+    assert rec.central("beauty", finals()).count("no pair yet") == 2
+
+
+def test_what_is_missing_is_said_until_nothing_is():
+    arms = CENTRAL["beauty"].arms
+    table = finals(**{arm.replace("-", "_"): BASE[:5] for arm in arms})
+    assert rec.missing(CENTRAL["beauty"], table, SEEDS["beauty"]) == ""
+    assert f"{5 * len(arms) - 1} of {5 * len(arms)} runs" in rec.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"])
+    assert "runs are in" not in rec.verdict({"beauty": table}) and "0 of" in rec.verdict({"beauty": finals()})
+
+
+def test_monday_follows_from_the_intervals():
+    both = finals(bert=BASE, mimetic=BETTER, opposite=MIXED)
+    assert rec.monday({"ml100k": both}).startswith("It gains with vision signs on MovieLens-100K")
+    worse = finals(bert=BETTER, mimetic=BASE)
+    assert "keep the default" in rec.monday({"ml100k": worse}) and "It loses" in rec.monday({"ml100k": worse})
+    assert "only a paired run" in rec.monday({"ml100k": both, "beauty": worse})
+    assert rec.monday({"ml100k": finals(bert=BASE, mimetic=MIXED)}).startswith("No interval excludes 0")
+    assert "Too few pairs" in rec.monday({"ml100k": finals(bert=BASE[:3], mimetic=BETTER[:3])})
+
+
+def test_findings_have_their_sign_and_unit():
+    text = rec.found("central-ml100k", finals(bert=BASE, mimetic=BETTER), tuple(range(6)))
+    assert "* vision signs: gains: +0.0105 NDCG@10" in text and "runs are in" in text
+    table, points = rec.comparison(["central-ml100k", "norm"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED))
+    assert list(table.index) == ["vision signs", "pre-LN instead of post-LN (default)"] and len(points) == 12
+    assert rec.numbers(table)["difference"].tolist() == [0.0105, 0.0]
+
+
+def curve(values, arm="bert", seed=0):
+    return pd.DataFrame({
+        "arm": arm, "seed": seed, "epoch": range(1, len(values) + 1), "step": range(10, 10 * len(values) + 1, 10), "test_ndcg10": values,
+        "test_validation_ndcg10": values,
+    })  # fmt: skip
+
+
+def test_convergence_is_read_off_the_curve():
+    flat, rising = [0.05, 0.09, *[0.1] * 8], list(np.linspace(0, 0.1, 10))
+    assert "has converged: 0.1000" in rec.converged(curve(flat), "ml100k")
+    assert "is still rising" in rec.converged(curve(rising), "ml100k")
+    assert "is falling" in rec.converged(curve(rising[::-1]), "ml100k")
+    assert "is in yet" in rec.converged(curve([]), "ml100k")
+
+
+def test_steps_to_the_defaults_end():
+    slow, fast = list(np.linspace(0.01, 0.1, 10)), list(np.linspace(0.02, 0.2, 10))
+    curves = pd.concat([curve(slow), curve(fast, "mimetic")])
+    table = rec.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
+    assert table.loc["vision signs", "share of the run"] == pytest.approx(0.5) and list(table.index) == ["vision signs"]
+    never = rec.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
+    assert np.isnan(never.loc["vision signs", "share of the run"]) and never.loc["vision signs", "pairs that reach it"] == 0
+
+
+def test_signs_are_called_by_three_quarters():
+    assert rec.sign_of(pd.Series([3, 4, 5, 6, 1])) == "+" and rec.sign_of(pd.Series([-3, -4, -5, -6, 1])) == "−"
+    assert rec.sign_of(pd.Series([3, -4, 5, -6])) == "mixed" and rec.sign_of(pd.Series([0.1, 1, -1, 3])) == "none"
+
+
+# --- on records ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch, data_folder):
+    """ml100k on the synthetic data, a few steps: three arms, seed 0."""
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    small = dict(dataset="clusters", max_len=6, d_model=32, batch_size=300, epochs=2, passes=1, precision="float32")
+    monkeypatch.setitem(EXPERIMENTS, "ml100k", dataclasses.replace(EXPERIMENTS["ml100k"], **small))
+    for arm in ("bert", "mimetic", "pre-ln-bert"):
+        run(named("ml100k", arm=arm), progress=False)
+
+
+def test_products_and_sentences_from_records(records):
+    products = rec.load_products({"a": "bert", "b": "mimetic"})
+    assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
+    before = products.query("panel == 'b' and when == 'before'")
+    assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
+    assert "no common sign" in rec.first_answer() and "no run of the default is in yet" in rec.first_answer()
+    table = rec.sign_table()
+    assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
+    assert "no clear sign in BERT4Rec, post-LN" in rec.sign_question()
+    assert "opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
+
+
+def test_explained_share_of_a_run_and_of_what_was_measured(records):
+    table = rec.explained_table().set_index(["model", "product"])
+    assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
+    assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
+    assert "the layers hardly" in rec.second_answer(table.reset_index())
+    assert "Not known yet" in rec.second_answer(table.reset_index().iloc[:8])
+
+
+def test_scores_have_baselines_and_runs(records):
+    table = rec.score_table({"ml100k": load_runs("ml100k")})
+    names = [name for _, name in table.index]
+    assert names[:2] == ["popularity", "item-kNN"] and any(name.startswith("BERT4Rec, default") for name in names)
+
+
+def test_fitted_constants_of_a_record(records):
+    constants = fitted_constants("ml100k")
+    table = product_table(read_record(record_path("ml100k", "bert", 0)))
+    expected = [fit_layer(part, 32, 16)["vp_beta"] for _, part in table.groupby("layer")]
+    assert constants["vp_beta"] == pytest.approx(expected, rel=0.01) and {len(v) for v in constants.values()} == {2}
+
+
+def test_committed_constants_are_those_of_the_committed_records():
+    assert set(FITTED) == {"ml100k", "beauty"}
+    for source, constants in FITTED.items():
+        assert fitted_constants(source) == constants
+
+
+# --- the third question, the programme, the live run -----------------------------------------------------------------
+
+
+def test_shares_fall_with_the_catalogue_and_are_those_of_a_built_model():
+    from mimetic.audit import count_parameters
+    from mimetic.models import BERT4Rec, BERT4RecConfig
+
+    table = rec.share_table()
+    assert (table.diff().dropna() < 0).all().all() and table.index.max() == 10**7
+    built = count_parameters(BERT4Rec(BERT4RecConfig(1_682)))
+    assert rec.share_marks()["ML-100K"][1] == pytest.approx(built.share(), rel=1e-9)
+    assert rec.share_levels()["ViT-Tiny"] == pytest.approx(0.311, abs=0.001)
+    assert "ML-100K (1,682 items)" in rec.third_answer()
+
+
+def test_queues_hold_whole_pairs_in_order_and_valid_runs():
+    runs = QUEUES["recommenders"]()
+    names = [config.name for config in runs]
+    assert len(set(names)) == len(names)
+    for study in STUDIES.values():
+        seeds = [config.seed for config in runs if config.experiment == study.experiment and (config.arm or config.init) in study.arms]
+        assert set(seeds) >= {0, 1, 2}
+    first = [config for config in runs if config.seed > 2]
+    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs)  # three seeds of everything before the rest
+    for data, study in CENTRAL.items():
+        for arm in study.arms:
+            assert {c.seed for c in runs if c.experiment == data and (c.arm or c.init) == arm} == set(SEEDS[data])
+    for config in (*runs, *QUEUES["recommenders-gpu"](), *QUEUES["recommenders-recipe"]()):
+        check(dataclasses.replace(config, device="cpu"))
+    assert set(MODELS.values()) <= {config.arm or config.init for config in runs}
+
+
+def test_arms_change_what_they_say_and_nothing_else():
+    base = named("ml100k")
+    for arm, expected in {
+        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "long-bert": {"epochs"}, "sasrec-bert": {"causal", "objective"},
+        "opposite": {"init", "qk_beta", "vp_beta"}, "fit-beauty": {"init", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta"},
+    }.items():  # fmt: skip
+        config = named("ml100k", arm=arm)
+        differs = {name for name in config.known() if getattr(config, name) != getattr(base, name)}
+        assert differs - {"arm"} == expected, arm
+
+
+def test_live_runs():
+    table = live_runs("clusters", signs=["default", "opposite"], epochs=1, d_model=16)
+    assert table["arm"].tolist() == ["default", "opposite"] and table["test_ndcg10"].between(0, 1).all()
+    with pytest.raises(ValueError, match="default, vision, opposite, QK only"):
+        live_runs(signs=["both"])
+
+
+def test_the_oracle_is_ahead_of_the_baselines():
+    assert rec.oracle_level() > 2 * max(rec.baseline_levels("clusters").values())
