@@ -131,7 +131,7 @@ def test_an_untied_output_counts_twice_an_item():
 def test_signs_and_what_follows():
     vision, opposite, none = audit(recommender()), None, audit(recommender("bert"))
     model = recommender("bert")
-    mimetic.mimetic_init_(model, mimetic.LANGUAGE, generator=torch.Generator().manual_seed(0))
+    mimetic.mimetic_init_(model, mimetic.MimeticSpec(qk_beta=-0.7, vp_beta=0.4), generator=torch.Generator().manual_seed(0))
     opposite = audit(model)
     assert vision.signs() == {"qk": "+", "vp": "−"} and opposite.signs() == {"qk": "−", "vp": "+"}
     assert none.signs() == {"qk": "none", "vp": "none"}

@@ -229,7 +229,7 @@ class Queue:
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
-    language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 5 hours of one core)
+    language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 10 hours of one core)
     recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec
 
     examples:
