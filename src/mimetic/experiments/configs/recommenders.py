@@ -77,10 +77,10 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
     "ml100k-recipe": {
         "base": {}, "lr-0.001": {"lr": 1e-3}, "lr-0.006": {"lr": 6e-3},
         # the second step, from the lower of the two learning rates that learn
-        **{f"lr-0.001-epochs-{epochs}": {"lr": 1e-3, "epochs": epochs} for epochs in (40, 80)},
+        **{f"lr-0.001-epochs-{epochs}": {"lr": 1e-3, "epochs": epochs} for epochs in (40, 80, 160)},
     },
     # with the learning rate of the first; 0.6 is the published share of masks for this data set
-    "beauty-recipe": {"base": {}, "mask-0.6": {"mask_prob": 0.6}, "epochs-40": {"epochs": 40}},
+    "beauty-recipe": {"base": {}, "mask-0.6": {"mask_prob": 0.6}, **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)}},
 }  # fmt: skip
 # Constants that imitate a trained BERT4Rec, default arm, seed 0, layer by layer:
 # python -m mimetic.experiments.fitted. A test compares them with the committed records.
