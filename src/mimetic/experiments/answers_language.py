@@ -37,11 +37,16 @@ def draw(figure, data, *args, **kwargs) -> None:
 
 def progress(study: Study, finals: pd.DataFrame) -> str:
     """How many of a study's runs are in; "" when all are."""
-    wanted = {(config.arm or config.init, config.seed) for config in study.runs(SEEDS[study.name])}
-    there = wanted & set(zip(finals["arm"], finals["seed"]))
+    there, wanted = _counts(study, finals)
     if there == wanted:
         return ""
-    return f"*{study.question}: {len(there)} of {len(wanted)} runs are in; `{COMMAND}` adds the others, and this page follows.*"
+    return f"*{study.question}: {there} of {wanted} runs are in; `{COMMAND}` adds the others, and this page follows.*"
+
+
+def _counts(study: Study, finals: pd.DataFrame) -> tuple[int, int]:
+    """How many of a study's runs are in, and how many there are to be."""
+    wanted = {(config.arm or config.init, config.seed) for config in study.runs(SEEDS[study.name])}
+    return len(wanted & set(zip(finals["arm"], finals["seed"]))), len(wanted)
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -286,8 +291,9 @@ def samples(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = ("gpt2
 
 def planned() -> str:
     """Which studies lack runs; "" when all are in."""
-    lines = [progress(study, load_runs(study.experiment)) for study in STUDIES.values()]
-    return "\n\n".join(line for line in lines if line)
+    counts = {study.question.rstrip("?"): _counts(study, load_runs(study.experiment)) for study in STUDIES.values()}
+    missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
+    return f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*" if missing else ""
 
 
 def conjecture(study: Study = CENTRAL) -> str:

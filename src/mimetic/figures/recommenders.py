@@ -81,9 +81,10 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     ax = axes[0, 0]
     for column, style in zip(shares.columns, ("-", "--", ":", "-.")):
         ax.plot(shares.index, 100 * shares[column], style, color=VP, lw=1.6, label=column)
-    for label, (items, share) in marks.items():
+    for i, (label, (items, share)) in enumerate(marks.items()):  # neighbours are labelled on different sides of the line
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
-        ax.annotate(label, (items, 100 * share), (-4, -9), textcoords="offset points", fontsize=7.5, ha="right")
+        place, side = ((-4, -9), "right") if i % 2 == 0 else ((4, 4), "left")
+        ax.annotate(label, (items, 100 * share), place, textcoords="offset points", fontsize=7.5, ha=side)
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
         ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")
