@@ -181,7 +181,7 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
 def test_arms_change_what_they_say_and_nothing_else():
     base = named("ml100k")
     for arm, expected in {
-        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "long-bert": {"epochs"}, "sasrec-bert": {"causal", "objective"},
+        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "sasrec-bert": {"causal", "objective"},
         "opposite": {"init", "qk_beta", "vp_beta"}, "fit-beauty": {"init", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta"},
     }.items():  # fmt: skip
         config = named("ml100k", arm=arm)
