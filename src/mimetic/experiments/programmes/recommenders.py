@@ -1,7 +1,7 @@
 """The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
-    python -m mimetic queue recommenders          the questions (about 140 runs, 7 hours of one quiet CPU core)
+    python -m mimetic queue recommenders          the questions (about 140 runs, 8 hours of one quiet CPU core)
     python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
@@ -76,7 +76,7 @@ def recommender_runs() -> list[RunConfig]:
 def recipe_runs() -> list[RunConfig]:
     """The search. The rule: 0.005 of NDCG@10 is about what a seed is worth; a setting that is better by more replaces the
     base's, and of learning rates that are level the smaller one is taken, since the largest does not learn at all. Epochs are doubled
-    from 20 until that is worth less. (On Beauty 40 are better than 20, and 80 are not better than 40: its config, of which only the default arm has been run, is to follow.)
+    from 20 until that is worth less.
     """
     return once([config for study in RECIPES for config in study.runs((0,))])
 
