@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments import answers
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.programmes.vision import CENTRAL, QUESTIONS, STUDIES, lab_runs
 from mimetic.training.records import load_runs
@@ -29,12 +30,12 @@ EMPTY = load_runs("nothing-of-this-name")
 
 
 def test_every_arm_is_compared_and_has_a_name():
-    compared = {arm for study in QUESTIONS for arms in answers.comparisons_of(study).values() for arm in arms}
+    compared = {arm for study in QUESTIONS for arms in common.comparisons_of(study).values() for arm in arms}
     assert compared | {"float32-timm", "float32-mimetic"} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
     for study in STUDIES.values():
-        names = answers.comparisons_of(study)
+        names = common.comparisons_of(study)
         assert len(set(names.values())) == len(names)
-    assert answers.label("vp-beta-0.2") == "V·proj |β| 0.2" and answers.label("qk-rank-8") == "QK rank 8"
+    assert common.label("vp-beta-0.2") == "V·proj |β| 0.2" and common.label("qk-rank-8") == "QK rank 8"
 
 
 @pytest.mark.parametrize(("gain", "word"), [(0.03, "gains: +"), (-0.03, "loses: −"), (0.0, "no difference that these pairs can show")])
@@ -44,6 +45,9 @@ def test_verdict_words_follow_the_interval(gain, word):
         finals["test_accuracy"] = 0.5 + 0.01 * (finals["arm"] != "timm") * (finals["seed"] - 2)
     text = answers.found("which-half", finals)
     assert text.count(word) == 3 and "runs are in" not in text
+    if gain:  # four pairs of the same runs carry no claim
+        few = answers.found("which-half", finals[finals["seed"] < 4])
+        assert word not in few and few.count("so far: ") == few.count("4 pairs, too few for a claim") == 3
 
 
 def test_what_is_missing_is_said():

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments import answers_language as answers
+from mimetic.experiments.answers import language as answers
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SHARE, STUDIES, WIKITEXT2
+from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
 
@@ -45,7 +46,7 @@ def test_nothing_yet():
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
     assert "no pair of runs is in yet" in answers.answer() and "nothing yet. *tiny Shakespeare, by character: 0 of 35 runs" in answers.found(CENTRAL)
     assert "No samples yet" in answers.samples() and "no records yet" in answers.recipe_sentence(load_runs("tinyshakespeare-recipe"))
-    products = answers.load_products("tinyshakespeare", ("gpt2", "language"))
+    products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
     assert "no pair" in answers.head_start(load_runs("x", curves=True), "language") and answers.overfitting(load_runs("x", curves=True)) == ""
     assert answers.planned().count(" of ") >= 5 and answers.planned().startswith("*Not all runs are in")
@@ -54,7 +55,7 @@ def test_nothing_yet():
 
 
 @pytest.mark.parametrize(
-    ("effect", "words"), [(-0.05, "gains: −0.050 bits per byte"), (0.05, "loses: +0.050 bits per byte"), (0.0, "no difference that these pairs can show")]
+    ("effect", "words"), [(-0.05, "ahead so far: −0.050 bits per byte"), (0.05, "behind so far: +0.050 bits per byte"), (0.0, "no difference that these pairs can show")]
 )
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
@@ -172,7 +173,7 @@ def test_samples_products_and_runs():
     put(CENTRAL, -0.05, seeds=(0,))
     html = answers.samples()
     assert html.count("<pre") == 2 and "1.950 bits per byte" in html and "&lt;" not in LABELS["gpt2"] and "default (GPT-2&#x27;s)" in html
-    products = answers.load_products("tinyshakespeare", ("gpt2", "language"))
+    products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     config = named("tinyshakespeare")
     assert len(products) == 2 * 2 * config.depth * (config.num_heads + 1) and products["fold"].all()
     assert answers.kept(products).shape == (6, 4)

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mimetic.experiments import answers_recommenders as rec
+from mimetic.experiments import live
+from mimetic.experiments.answers import common, questions
+from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED
-from mimetic.experiments.fitted import fitted_constants, product_table
-from mimetic.experiments.live_recommenders import live_runs
+from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, SEEDS, STUDIES
+from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.experiments.runs import check, run
 from mimetic.measure import fit_layer
 from mimetic.training.records import load_runs, read_record, record_path
@@ -42,8 +44,8 @@ def test_verdict_words_follow_from_the_pairs():
 def test_what_is_missing_is_said_until_nothing_is():
     arms = CENTRAL["beauty"].arms
     table = finals(**{arm.replace("-", "_"): BASE[:5] for arm in arms})
-    assert rec.missing(CENTRAL["beauty"], table, SEEDS["beauty"]) == ""
-    assert f"{5 * len(arms) - 1} of {5 * len(arms)} runs" in rec.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"])
+    assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
+    assert f"{5 * len(arms) - 1} of {5 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
     assert "runs are in" not in rec.verdict({"beauty": table}) and "0 of" in rec.verdict({"beauty": finals()})
 
 
@@ -90,8 +92,8 @@ def test_steps_to_the_defaults_end():
 
 
 def test_signs_are_called_by_three_quarters():
-    assert rec.sign_of(pd.Series([3, 4, 5, 6, 1])) == "+" and rec.sign_of(pd.Series([-3, -4, -5, -6, 1])) == "−"
-    assert rec.sign_of(pd.Series([3, -4, 5, -6])) == "mixed" and rec.sign_of(pd.Series([0.1, 1, -1, 3])) == "none"
+    assert questions.sign_of(pd.Series([3, 4, 5, 6, 1])) == "+" and questions.sign_of(pd.Series([-3, -4, -5, -6, 1])) == "−"
+    assert questions.sign_of(pd.Series([3, -4, 5, -6])) == "mixed" and questions.sign_of(pd.Series([0.1, 1, -1, 3])) == "none"
 
 
 # --- on records ------------------------------------------------------------------------------------------------------
@@ -108,23 +110,23 @@ def records(tmp_path, monkeypatch, data_folder):
 
 
 def test_products_and_sentences_from_records(records):
-    products = rec.load_products({"a": "bert", "b": "mimetic"})
+    products = recorded_products("ml100k", ["bert", "mimetic"])
     assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
-    before = products.query("panel == 'b' and when == 'before'")
+    before = products.query("arm == 'mimetic' and when == 'before'")
     assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
-    assert "no common sign" in rec.first_answer() and "no run of the default is in yet" in rec.first_answer()
-    table = rec.sign_table()
+    assert "no common sign" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
+    table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert "no clear sign in BERT4Rec, post-LN" in rec.sign_question()
+    assert "no clear sign in BERT4Rec, post-LN" in questions.sign_question()
     assert "opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
 def test_explained_share_of_a_run_and_of_what_was_measured(records):
-    table = rec.explained_table().set_index(["model", "product"])
+    table = questions.explained_table().set_index(["model", "product"])
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
-    assert "the layers hardly" in rec.second_answer(table.reset_index())
-    assert "Not known yet" in rec.second_answer(table.reset_index().iloc[:8])
+    assert "the layers hardly" in questions.second_answer(table.reset_index())
+    assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])
 
 
 def test_scores_have_baselines_and_runs(records):
@@ -134,7 +136,7 @@ def test_scores_have_baselines_and_runs(records):
 
 
 def test_fitted_constants_of_a_record(records):
-    constants = fitted_constants("ml100k")
+    constants = from_record("ml100k", "bert")
     table = product_table(read_record(record_path("ml100k", "bert", 0)))
     expected = [fit_layer(part, 32, 16)["vp_beta"] for _, part in table.groupby("layer")]
     assert constants["vp_beta"] == pytest.approx(expected, rel=0.01) and {len(v) for v in constants.values()} == {2}
@@ -143,7 +145,7 @@ def test_fitted_constants_of_a_record(records):
 def test_committed_constants_are_those_of_the_committed_records():
     assert set(FITTED) == {"ml100k", "beauty"}
     for source, constants in FITTED.items():
-        assert fitted_constants(source) == constants
+        assert from_record(source, "bert") == constants
 
 
 # --- the third question, the programme, the live run -----------------------------------------------------------------
@@ -153,12 +155,12 @@ def test_shares_fall_with_the_catalogue_and_are_those_of_a_built_model():
     from mimetic.audit import count_parameters
     from mimetic.models import BERT4Rec, BERT4RecConfig
 
-    table = rec.share_table()
+    table = questions.share_table()
     assert (table.diff().dropna() < 0).all().all() and table.index.max() == 10**7
     built = count_parameters(BERT4Rec(BERT4RecConfig(1_682)))
-    assert rec.share_marks()["ML-100K"][1] == pytest.approx(built.share(), rel=1e-9)
-    assert rec.share_levels()["ViT-Tiny"] == pytest.approx(0.311, abs=0.001)
-    assert "ML-100K (1,682 items)" in rec.third_answer()
+    assert questions.share_marks()["ML-100K"][1] == pytest.approx(built.share(), rel=1e-9)
+    assert questions.share_levels()["ViT-Tiny"] == pytest.approx(0.311, abs=0.001)
+    assert "ML-100K (1,682 items)" in questions.third_answer()
 
 
 def test_queues_hold_whole_pairs_in_order_and_valid_runs():
@@ -189,11 +191,11 @@ def test_arms_change_what_they_say_and_nothing_else():
         assert differs - {"arm"} == expected, arm
 
 
-def test_live_runs():
-    table = live_runs("clusters", signs=["default", "opposite"], epochs=1, d_model=16)
+def test_live_sequences():
+    table = live.live_sequences("clusters", signs=["default", "opposite"], epochs=1, d_model=16)
     assert table["arm"].tolist() == ["default", "opposite"] and table["test_ndcg10"].between(0, 1).all()
     with pytest.raises(ValueError, match="default, vision, opposite, QK only"):
-        live_runs(signs=["both"])
+        live.live_sequences(signs=["both"])
 
 
 def test_the_oracle_is_ahead_of_the_baselines():

@@ -136,13 +136,13 @@ def test_readme_holds_the_number_of_the_records():
 
 def test_live_runs_refuse_bad_values_before_training():
     with pytest.raises(ValueError, match="digits"):
-        live.live_runs("mnist")
+        live.live_images("mnist")
     with pytest.raises(ValueError, match="timm, torch"):
-        live.live_runs("digits", arms=("kaiming",))
+        live.live_images("digits", arms=("kaiming",))
 
 
 def test_live_runs_are_paired():
-    frame = live.live_runs("digits", epochs=1, seeds=[3])
+    frame = live.live_images("digits", epochs=1, seeds=[3])
     assert list(frame.arm) == ["timm", "mimetic"] and set(frame.seed) == {3} and frame.test_accuracy.between(0, 1).all()
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments import answers_gpu
+from mimetic.experiments.answers import gpu
 from mimetic.experiments.configs import named
 from mimetic.experiments.vision import vit_config
 from mimetic.flops import flops, parameters, peak, total
@@ -35,22 +35,22 @@ def test_parameters_without_weights_and_known_peaks():
 
 
 def test_budget_of_the_paper_runs():
-    table = answers_gpu.budget()
+    table = gpu.budget()
     config = named("cifar10-paper")
     seconds = total(vit_config(config)) * 50_000 * 100 / (0.2 * 989e12)
     assert table.loc["CIFAR-10, ViT-Tiny", "min at 20%"] == round(seconds / 60, 1)
     assert (table["min at 10%"] > table["min at 40%"]).all()
-    assert answers_gpu.anatomy().sum().to_numpy() == pytest.approx(100, abs=0.3)
-    known = answers_gpu.recipe()["where from"].value_counts()
+    assert gpu.anatomy().sum().to_numpy() == pytest.approx(100, abs=0.3)
+    known = gpu.recipe()["where from"].value_counts()
     assert known["our choice"] > known["papers that compare with it"] > 0
 
 
 def test_the_chapter_says_that_there_is_nothing_until_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
-    assert "no GPU result is in" in answers_gpu.answer()
-    assert answers_gpu.state()["recorded"].sum() == 0 and answers_gpu.state()["runs"].sum() == 57
-    assert answers_gpu.throughput().empty
-    assert "No share of the peak has been measured" in answers_gpu.imagenet_sentence()
+    assert "no GPU result is in" in gpu.answer()
+    assert gpu.state()["recorded"].sum() == 0 and gpu.state()["runs"].sum() == 57
+    assert gpu.throughput().empty
+    assert "No share of the peak has been measured" in gpu.imagenet_sentence()
 
 
 def test_the_chapter_follows_records(monkeypatch):
@@ -60,28 +60,28 @@ def test_the_chapter_follows_records(monkeypatch):
         for arm, gain in (("timm", 0.0), ("mimetic", 0.01)) for seed in range(5)
     ]  # fmt: skip
     finals = pd.DataFrame(rows)
-    monkeypatch.setattr(answers_gpu, "load_runs", lambda name: finals if name == "cifar10-paper" else finals.iloc[:0])
-    said = answers_gpu.answer()
+    monkeypatch.setattr(gpu, "load_runs", lambda name: finals if name == "cifar10-paper" else finals.iloc[:0])
+    said = gpu.answer()
     assert "+1.0 points over 5 paired seeds" in said and "NVIDIA H100" in said and "no GPU" not in said
-    (row,) = answers_gpu.throughput().to_dict("records")
+    (row,) = gpu.throughput().to_dict("records")
     image = total(vit_config(named("cifar10-paper")))
     assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
-    assert "reach 20 to 20 % of the peak" in answers_gpu.imagenet_sentence()
+    assert "reach 20 to 20 % of the peak" in gpu.imagenet_sentence()
 
 
 def test_minutes_of_the_figure_are_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
-    lines, points = answers_gpu.minutes()
+    lines, points = gpu.minutes()
     row = lines[(lines["label"] == "ViT-Tiny, 100 epochs") & (lines["share"] == 0.2)].iloc[0]
-    assert row["minutes"] == pytest.approx(answers_gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20%"], abs=0.05) and points.empty
+    assert row["minutes"] == pytest.approx(gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20%"], abs=0.05) and points.empty
     one = lines.iloc[[0]]
     for given in (points, one):
-        figure = figures.minutes_by_share(lines, given, target=answers_gpu.TARGET_MINUTES)
+        figure = figures.minutes_by_share(lines, given, target=gpu.TARGET_MINUTES)
         assert sum(line.get_marker() == "o" and len(line.get_xdata()) for line in figure.axes[0].lines) == len(given)
 
 
 def test_imagenet_costs_what_its_flops_cost():
-    table = answers_gpu.imagenet_cost()
+    table = gpu.imagenet_cost()
     image = total(dataclasses.replace(ViTConfig(), d_model=768, num_heads=12))
     row = table.loc["ViT-Base", "40%"]
     hours = image * 1_281_167 * 300 / (0.4 * 989e12) / 3600

@@ -9,9 +9,10 @@ import torch
 import mimetic
 from mimetic.data.text import encode_characters, on_device
 from mimetic.experiments import language, live
-from mimetic.experiments.answers_language import recipe_winner
+from mimetic.experiments.answers.language import recipe_winner
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.language import FITTED, GENTLE, SHARES, LanguageConfig
+from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import SHARE, STUDIES
 from mimetic.experiments.runs import check, existing, run
@@ -149,7 +150,7 @@ def test_constants_are_those_of_the_library():
 
 
 def test_fitted_constants_are_those_of_the_committed_record():
-    for name, values in language.fitted_constants().items():
+    for name, values in from_record("tinyshakespeare-narrow", "gpt2", fold=True).items():
         assert FITTED[name] == pytest.approx(values, rel=2e-2), name  # the truncation's curve is drawn with torch's random numbers
 
 
@@ -215,9 +216,9 @@ def test_unknown_experiments_and_arms():
 
 def test_live_runs():
     with pytest.raises(ValueError, match="dataset must be one of"):
-        live.live_text_runs("moby-dick")
+        live.live_text("moby-dick")
     with pytest.raises(ValueError, match="epochs"):
-        live.live_text_runs(epochs=0)
+        live.live_text(epochs=0)
 
 
 def test_the_recipe_never_saw_the_evaluation_text():

@@ -15,7 +15,7 @@ from mimetic.data.fetch import cache_dir
 from mimetic.experiments import queue
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
-from mimetic.experiments.pattern import fitted_constants
+from mimetic.experiments.fitted import from_pretrained
 from mimetic.experiments.programmes import vision as programme
 from mimetic.experiments.runs import check, run
 from mimetic.experiments.vision import build_model, cost
@@ -213,10 +213,10 @@ def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
 
 
 def test_fitted_constants_are_those_of_the_committed_measurement():
-    assert FITTED["dinov2"] == fitted_constants("dinov2-vit-s", 6)
-    assert FITTED["dinov2-raw"] == fitted_constants("dinov2-vit-s", 6, fold=False)
+    assert FITTED["dinov2"] == from_pretrained("dinov2-vit-s", 6)
+    assert FITTED["dinov2-raw"] == from_pretrained("dinov2-vit-s", 6, fold=False)
     with pytest.raises(ValueError, match="nothing is recorded of 'nope'"):
-        fitted_constants("nope", 6)
+        from_pretrained("nope", 6)
 
 
 def test_cost_is_proportional_to_the_work():

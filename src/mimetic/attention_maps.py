@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mimetic.attention import AttentionLayer, attention_layers
 from mimetic.measure import product_rows
 
-PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "offdiag_sd", "null_mean", "null_sd", "sigmas")
+PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")
 
 

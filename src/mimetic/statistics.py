@@ -37,6 +37,9 @@ def paired_differences(finals: pd.DataFrame, metric: str = "test_accuracy", arms
     return wide.assign(difference=wide[arms[1]] - wide[arms[0]])
 
 
+ENOUGH = 5  # pairs from which a verdict is drawn; below, the numbers are shown without one
+
+
 def smallest_p(pairs: int, alternative: str = "greater") -> float:
     """The smallest p that an exact sign-flip test can give with this many pairs: all differences of one sign."""
     if pairs < 1:

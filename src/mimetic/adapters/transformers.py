@@ -27,7 +27,6 @@ from mimetic.adapters import (
     bias,
     gain,
     linear_in,
-    linear_out,
     split_out,
     usable,
     weight,

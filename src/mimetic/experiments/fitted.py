@@ -1,44 +1,73 @@
-"""Measure on one data set, mimic on the other: the constants that imitate a recorded BERT4Rec.
+"""Measure, then mimic: the constants that imitate a trained model, from what is recorded of its products.
 
-    python -m mimetic.experiments.fitted       prints them as they stand in configs/recommenders.py
+    python -m mimetic.experiments.fitted       prints all of them as they stand in mimetic.experiments.configs
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import pandas as pd
 
 from mimetic.experiments.configs import named
+from mimetic.experiments.pattern import effective
+from mimetic.experiments.recorded import product_table
 from mimetic.measure import fit_layer
+from mimetic.pretrained import SOURCES, load_measurements
 from mimetic.training.records import read_record, record_path
 
-SOURCES = ("ml100k", "beauty")
+Constants = dict[str, tuple[float, ...]]  # {qk_alpha, qk_beta, vp_alpha, vp_beta: one value a layer}, three digits
 
 
-def product_table(record: dict[str, Any], when: str = "after", fold: bool = False) -> pd.DataFrame:
-    """The products in a record's anatomy, one row a head (qk) or layer (vp), with z = diag_mean / offdiag_sd."""
-    part = record["anatomy"][when]["products"]
-    table = pd.DataFrame(part["rows"], columns=part["columns"])
-    return table[table["fold"] == fold].assign(z=lambda t: t["diag_mean"] / t["offdiag_sd"]).reset_index(drop=True)
+def imitating(products: pd.DataFrame, d_model: int, num_heads: int, depth: int | None = None) -> Constants:
+    """The constants that imitate these products, layer by layer (measure.fit_layer).
+
+    Args:
+        products: as measure gives them, of one model, folded or raw.
+        depth: layers of the model that is to imitate it; the constants are interpolated linearly over the relative depth, first
+            layer to first, last to last. None: as deep as the trained one.
+    """
+    fits = [fit_layer(layer, d_model, d_model // num_heads, name=f"layer {i}") for i, layer in products.groupby("layer")]
+    places = np.linspace(0, len(fits) - 1, depth or len(fits))
+    return {name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits])) for name in fits[0]}
 
 
-def fitted_constants(experiment: str, arm: str = "bert", seed: int = 0) -> dict[str, tuple[float, ...]]:
-    """{qk_alpha, qk_beta, vp_alpha, vp_beta: one value a layer} that imitate a recorded run (measure.fit_layer), three digits.
+def from_record(experiment: str, arm: str, seed: int = 0, *, fold: bool = False) -> Constants:
+    """The constants that imitate a recorded run after its training.
 
     Raises:
         FileNotFoundError: the run is not recorded.
     """
-    record = read_record(record_path(experiment, arm, seed))
     config = named(experiment, arm=arm)
-    table = product_table(record)
-    fits = [fit_layer(part, config.d_model, config.d_model // config.num_heads) for _, part in table.groupby("layer")]
-    return {name: tuple(float(f"{f[name]:.3g}") for f in fits) for name in fits[0]}
+    return imitating(product_table(read_record(record_path(experiment, arm, seed)), fold=fold), config.d_model, config.num_heads)
+
+
+def from_pretrained(source: str, depth: int, *, fold: bool = True) -> Constants:
+    """The constants that imitate a pretrained model, from its recorded measurement, for a model of another depth; fold: with the
+    gains folded in where it has any.
+
+    Raises:
+        ValueError: nothing is recorded of this source, or it has layers of different sizes.
+    """
+    measured = load_measurements()
+    rows = (effective(measured) if fold else measured[~measured["fold"]])[lambda t: t["source"] == source]
+    if rows.empty:
+        raise ValueError(f"nothing is recorded of {source!r}; choose from {', '.join(measured['source'].unique())}")
+    sizes = set(SOURCES[source].layer_dims())
+    if len(sizes) > 1:
+        raise ValueError(f"{source} has layers of different sizes (d_model, num_heads): {sorted(sizes)}")
+    return imitating(rows, *sizes.pop(), depth)
 
 
 def main() -> None:
-    for source in SOURCES:
-        print(f'    "{source}": {fitted_constants(source)},')
+    found = {
+        "vision": {"dinov2": from_pretrained("dinov2-vit-s", 6), "dinov2-raw": from_pretrained("dinov2-vit-s", 6, fold=False)},
+        "language": {"FITTED": from_record("tinyshakespeare-narrow", "gpt2", fold=True)},
+        "recommenders": {source: from_record(source, "bert") for source in ("ml100k", "beauty")},
+    }
+    for family, models in found.items():
+        print(f"configs/{family}.py")
+        for name, constants in models.items():
+            print(f'    "{name}": {constants},')
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import Prepared, initialized
@@ -155,34 +154,6 @@ def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
     ids = generate(model, prompt, SAMPLE_TOKENS, seed=SAMPLE_SEED)
     sample = {"prompt": data.decode(prompt), "text": data.decode(ids), "seed": SAMPLE_SEED}
     return {"products": product_table(model), "sample": sample}
-
-
-def fitted_constants(depth: int | None = None) -> dict[str, tuple[float, ...]]:
-    """Constants that imitate our own trained GPT of width 96: measure.fit_layer on the products after training, gains folded in,
-    which its record keeps. ``python -m mimetic train tinyshakespeare-narrow`` makes the record.
-
-    Args:
-        depth: of the model that is to imitate it (interpolated over the relative depth, first layer to first, last to last);
-            None: as deep as the trained one.
-
-    Raises:
-        FileNotFoundError: the record is not there.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from mimetic.measure import fit_layer
-    from mimetic.training.records import read_record, record_path
-
-    config = named("tinyshakespeare-narrow")
-    table = read_record(record_path(config.experiment, config.init, 0))["anatomy"]["after"]["products"]
-    rows = pd.DataFrame(table["rows"], columns=table["columns"])
-    layers = rows[rows["fold"]].groupby("layer")
-    fits = [fit_layer(layer, config.d_model, config.d_model // config.num_heads, name=f"layer {i}") for i, layer in layers]
-    places = np.linspace(0, len(fits) - 1, depth or len(fits))
-    return {
-        name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits])) for name in fits[0]
-    }
 
 
 def _check_context(config: LanguageConfig, tokens: float) -> None:

@@ -1,19 +1,42 @@
-"""Short paired runs for a chapter: nothing is stored, the curves come back as a DataFrame."""
+"""Short paired runs for a chapter: nothing is stored, the curves come back as a DataFrame.
+
+All of them raise ValueError for a bad value, with the choices named, and Unavailable if the data cannot be had, before anything
+is trained.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from mimetic.experiments.configs import named
+from mimetic.experiments.configs import RunConfig, named
+from mimetic.experiments.configs.recommenders import OPPOSITE
 from mimetic.experiments.runs import check, run
 
+SIGNS: dict[str, dict[str, Any]] = {  # of a recommender
+    "default": {"init": "bert"}, "vision": {"init": "mimetic"}, "opposite": OPPOSITE,
+    "QK only": {"init": "mimetic-qk"}, "V·proj only": {"init": "mimetic-vp"},
+}  # fmt: skip
 
-def live_runs(
+
+def _trained(runs: Iterable[tuple[str, RunConfig]]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, record) of every (name, config), in order; all are checked before the first is trained."""
+    runs = [(name, replace(config, experiment="live", arm="")) for name, config in runs]
+    for _, config in runs:
+        check(config, store=False)
+    return [(name, run(config, store=False, progress=False)) for name, config in runs]
+
+
+def _curves(runs: Iterable[tuple[str, RunConfig]]) -> pd.DataFrame:
+    rows = [{"arm": arm, "seed": record["seed"], **entry} for arm, record in _trained(runs) for entry in record["curve"]]
+    return pd.DataFrame(rows)
+
+
+def live_images(
     dataset: str = "digits",
     *,
     epochs: int = 10,
@@ -22,26 +45,61 @@ def live_runs(
     device: str = "cpu",
     threads: int = 1,
 ) -> pd.DataFrame:
-    """Train every arm with every seed and return the curves: columns arm, seed, epoch, train_*, test_*.
+    """Train a small ViT with every arm and seed and return the curves: columns arm, seed, epoch, train_*, test_*.
 
     digits takes the model of the experiment "digits", anything else that of "cifar10-lab30".
-
-    Raises:
-        ValueError: a bad value, before anything is trained; the message names the choices.
-        Unavailable: the data set cannot be had.
     """
-    base = replace(
-        named("digits" if dataset == "digits" else "cifar10-lab30"),
-        experiment="live", dataset=dataset, epochs=epochs, device=device, threads=threads,
-    )  # fmt: skip
-    configs = [replace(base, init=arm, seed=seed) for arm in arms for seed in seeds]
-    for config in configs:
-        check(config)
-    rows = []
-    for config in configs:
-        record = run(config, store=False, progress=False)
-        rows += [{"arm": config.init, "seed": config.seed, **entry} for entry in record["curve"]]
-    return pd.DataFrame(rows)
+    changes = {"dataset": dataset, "epochs": epochs, "device": device, "threads": threads}
+    base = replace(named("digits" if dataset == "digits" else "cifar10-lab30"), **changes)
+    return _curves((arm, replace(base, init=arm, seed=seed)) for arm in arms for seed in seeds)
+
+
+def live_text(
+    dataset: str = "pydoc",
+    *,
+    epochs: int = 5,
+    seeds: Sequence[int] = (0,),
+    arms: Sequence[str] = ("gpt2", "language"),
+    device: str = "cpu",
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Train a small GPT with every arm and seed and return the curves: columns arm, seed, epoch, step, train_*, test_*.
+
+    pydoc takes the model of the experiment "pydoc", another corpus that of "tinyshakespeare".
+    """
+    experiment = dataset if dataset in ("pydoc", "wikitext2") else "tinyshakespeare"
+    changes = {"dataset": dataset, "epochs": epochs, "device": device, "threads": threads}
+    return _curves((arm, replace(named(experiment, arm=arm, seed=seed), **changes)) for arm in arms for seed in seeds)
+
+
+def live_sequences(
+    data: str = "clusters", *, signs: Sequence[str] = ("default", "vision", "opposite"), seeds: Sequence[int] = (0,), **changes: Any
+) -> pd.DataFrame:
+    """Train a recommender with every sign pattern and seed and return the curves: columns arm (the pattern), seed, epoch, train_*, test_*.
+
+    Args:
+        data: an experiment: clusters (synthetic, the causal model, seconds a run), ml100k, beauty.
+        signs: of SIGNS.
+        changes: of the experiment's config: d_model, depth, epochs, ...
+    """
+    for name in signs:
+        if name not in SIGNS:
+            raise ValueError(f"signs must be of {', '.join(SIGNS)}, not {name!r}")
+    return _curves((name, replace(named(data, seed=seed, **changes), **SIGNS[name])) for name in signs for seed in seeds)
+
+
+def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
+    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per byte and the gain."""
+    arms, changes = ("gpt2", "language"), {"epochs": 1, "steps_per_epoch": steps, "device": device, "threads": threads}
+    sizes = [(arm, size) for size in vocabularies for arm in arms]
+    configs = [(arm, named("pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=size, **changes)) for arm, size in sizes]
+    rows: dict[int, dict[str, float]] = {}
+    for (arm, size), (_, record) in zip(sizes, _trained(configs)):
+        counts = record["parameters"]
+        share = (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]
+        rows.setdefault(size, {"attention (%)": 100 * share})[arm] = record["final"]["test_bits_per_byte"]
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocabulary")
+    return table.assign(**{"relative gain (%)": 100 * (table["gpt2"] - table["language"]) / table["gpt2"]}).round(2)
 
 
 def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,53 +125,3 @@ def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tupl
         except InterruptedError:
             pass
         return whole, run(config, progress=False)
-
-
-def live_text_runs(
-    dataset: str = "pydoc",
-    *,
-    epochs: int = 5,
-    seeds: Sequence[int] = (0,),
-    arms: Sequence[str] = ("gpt2", "language"),
-    device: str = "cpu",
-    threads: int = 1,
-) -> pd.DataFrame:
-    """Train a small GPT for every arm and seed and return the curves: columns arm, seed, epoch, step, train_*, test_*.
-
-    pydoc takes the model of the experiment "pydoc", another corpus that of "tinyshakespeare".
-
-    Raises:
-        ValueError: a bad value, before anything is trained; the message names the choices.
-        Unavailable: the corpus cannot be had.
-    """
-    experiment = dataset if dataset in ("pydoc", "wikitext2") else "tinyshakespeare"
-    changes = {"dataset": dataset, "epochs": epochs, "device": device, "threads": threads}
-    configs = [(arm, replace(named(experiment, arm=arm, seed=seed), experiment="live", **changes)) for arm in arms for seed in seeds]
-    for _, config in configs:
-        check(config, store=False)
-    rows = []
-    for arm, config in configs:
-        record = run(config, store=False, progress=False)
-        rows += [{"arm": arm, "seed": config.seed, **entry} for entry in record["curve"]]
-    return pd.DataFrame(rows)
-
-
-def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
-    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per byte and the gain.
-
-    Raises:
-        ValueError: a bad value, before anything is trained.
-        Unavailable: the tokenizers library is not installed.
-    """
-    rows = {}
-    for vocab_size in vocabularies:
-        out = {}
-        for arm in ("gpt2", "language"):
-            config = named(
-                "pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=vocab_size, epochs=1, steps_per_epoch=steps, device=device, threads=threads
-            )
-            record = run(replace(config, experiment="live"), store=False, progress=False)
-            out[arm], counts = record["final"]["test_bits_per_byte"], record["parameters"]
-        share = (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]
-        rows[vocab_size] = {"attention (%)": 100 * share, **out, "relative gain (%)": 100 * (out["gpt2"] - out["language"]) / out["gpt2"]}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocabulary").round(2)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mimetic.attention import AttentionLayer, attention_layers
 from mimetic.initializers import initialize_
-from mimetic.measure import fit_layer, measure
+from mimetic.measure import measure
 from mimetic.models.blocks import Block
-from mimetic.pretrained import SOURCES, diagonal_profile, load_measurements, load_profiles
+from mimetic.pretrained import diagonal_profile, load_measurements, load_profiles
 
 CHANCE = 2.0  # a product counts as diagonal when z is this many null standard deviations away from chance
 
@@ -157,31 +157,3 @@ def pictures(layers: list[AttentionLayer] | None, layer: int, head: int, seed: i
         columns[name] = (untrained_layers(d, 1, heads, init, seed)[0], False)
     out = {f"QK · {name}": view.qk(min(head, view.num_heads - 1), fold) for name, (view, fold) in columns.items()}
     return out | {f"V·proj · {name}": view.vp(fold=fold) for name, (view, fold) in columns.items()}
-
-
-def fitted_constants(source: str, depth: int, fold: bool = True) -> dict[str, tuple[float, ...]]:
-    """Constants that imitate a pretrained model, from its recorded measurement, for a model of another depth.
-
-    Fitted layer by layer to the products (measure.fit_layer), with the gains folded in where there are any or, fold=False,
-    as they are stored, then interpolated linearly over the relative depth (first layer to first, last to last).
-
-    Returns:
-        {qk_alpha, qk_beta, vp_alpha, vp_beta: one value a layer}, rounded to three digits.
-
-    Raises:
-        ValueError: nothing is recorded of this source, or it has layers of different sizes.
-    """
-    measured = load_measurements()
-    rows = (effective(measured) if fold else measured[~measured["fold"]])[lambda t: t["source"] == source]
-    if rows.empty:
-        raise ValueError(f"nothing is recorded of {source!r}; choose from {', '.join(measured['source'].unique())}")
-    sizes = set(SOURCES[source].layer_dims())
-    if len(sizes) > 1:
-        raise ValueError(f"{source} has layers of different sizes (d_model, num_heads): {sorted(sizes)}")
-    d_model, num_heads = sizes.pop()
-    fits = [fit_layer(layer, d_model, d_model // num_heads) for _, layer in rows.groupby("layer")]
-    places = np.linspace(0, len(fits) - 1, depth)
-    return {
-        name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits]))
-        for name in fits[0]
-    }

@@ -35,7 +35,6 @@ SOURCE = (
     "models/blocks.py", "training/loop.py",
 )  # fmt: skip
 OBJECTIVES = ("mask", "next")
-PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
 EVALUATION_BATCH = 256  # users
 
 
@@ -83,15 +82,10 @@ def cost(config: RecommenderConfig) -> float:
 
 
 def anatomy(model: nn.Module) -> dict[str, Any]:
-    """The model's products in numbers, {"products": {"columns", "rows"}}: one row a product, see mimetic.measure; fold: with
-    the gain of the LayerNorm in front, which only pre-LN blocks have."""
-    from mimetic.attention import attention_layers
-    from mimetic.measure import product_rows
+    """What the record keeps of the weights: the products; fold has the gain of the LayerNorm in front, which only pre-LN blocks have."""
+    from mimetic.attention_maps import product_table
 
-    layers = attention_layers(model)
-    rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
-    short = [[float(f"{v:.5g}") if isinstance(v, float) else v for v in (row[c] for c in PRODUCT_COLUMNS)] for row in rows]
-    return {"products": {"columns": list(PRODUCT_COLUMNS), "rows": short}}
+    return {"products": product_table(model)}
 
 
 class RecommenderTask:

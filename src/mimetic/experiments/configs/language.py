@@ -90,7 +90,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     ),
 }  # fmt: skip
 
-# Constants that imitate our own trained GPT of another width, mimetic.experiments.language.fitted_constants(): the products of
+# Constants that imitate our own trained GPT of another width, python -m mimetic.experiments.fitted: the products of
 # tinyshakespeare-narrow after training, LayerNorm gains folded in. A test compares them with the committed record.
 FITTED: dict[str, tuple[float, ...]] = {
     "qk_alpha": (0.476, 0.303, 0.433, 0.564),

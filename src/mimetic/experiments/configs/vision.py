@@ -87,8 +87,8 @@ EXPERIMENTS: dict[str, VisionConfig] = {
     ),
 }  # fmt: skip
 
-# Constants that imitate a pretrained ViT in six layers: mimetic.experiments.pattern.fitted_constants("dinov2-vit-s", 6),
-# with the LayerNorm gain and LayerScale folded in, and without. A test compares them with the committed measurement.
+# Constants that imitate a pretrained ViT in six layers: python -m mimetic.experiments.fitted, with the LayerNorm
+# gain and LayerScale folded in, and without. A test compares them with the committed measurement.
 FITTED = {
     "dinov2": {
         "qk_alpha": (0.686, 0.74, 0.483, 0.398, 0.395, 0.519),

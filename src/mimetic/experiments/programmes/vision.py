@@ -20,8 +20,10 @@ PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
 
 
-def _pairs(*prefixes: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}-{init}" if prefix else init for prefix in prefixes for init in PAIR)
+def _paired(name: str, question: str, **settings: str) -> Study:
+    """Mimetic initialization against the default in several settings: prefix of the arms' names ("base": none) -> the setting in words."""
+    pairs = {words: PAIR if prefix == "base" else tuple(f"{prefix.replace('_', '-')}-{init}" for init in PAIR) for prefix, words in settings.items()}
+    return Study(name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs)
 
 
 CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab30", PAIR)
@@ -32,22 +34,30 @@ QUESTIONS = (  # in the order of the queue
         ("timm", "timm-rescaled", "random-directions", "untransposed", "swapped", "mimetic"),
     ),
     Study("signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic")),
-    Study("size", "Does the gain grow with the model?", "cifar10-lab10", _pairs("d64", "", "d128", "d192", "depth3", "depth12")),
-    Study("data", "Does it grow when data are scarce?", "cifar10-lab10", _pairs("n2000", "n5000", "", "n50000")),
-    Study(
-        "position", "What do position embedding and pooling do?", "cifar10-lab10",
-        _pairs("", "learned-avg", "none-avg", "sincos2d-token", "learned-token", "none-token"),
+    _paired(
+        "size", "Does the gain grow with the model?",
+        d64="d 64", base="d 96, depth 6", d128="d 128", d192="d 192", depth3="depth 3", depth12="depth 12",
     ),
-    Study("default", "Which default?", "cifar10-lab10", ("timm", "torch", "xavier", "mimetic")),
+    _paired("data", "Does it grow when data are scarce?", n2000="2,000 images", n5000="5,000 images", base="10,000 images", n50000="50,000 images"),
+    _paired(
+        "position", "What do position embedding and pooling do?",
+        base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
+        sincos2d_token="sin-cos, class token", learned_token="learned, class token", none_token="no position, class token",
+    ),
+    Study(
+        "default", "Which default?", "cifar10-lab10", ("timm", "torch", "xavier", "mimetic"),
+        {
+            "mimetic against default (trunc-normal .02)": PAIR, "mimetic against PyTorch default": ("torch", "mimetic"),
+            "mimetic against Xavier": ("xavier", "mimetic"),
+        },
+    ),
     Study("fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10", ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic")),
     Study(
         "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
         ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")))),
     ),
 )  # fmt: skip
-PRECISION = Study(
-    "precision", "Does bfloat16 change the answer?", "cifar10-lab10", ("timm", "mimetic", "float32-timm", "float32-mimetic")
-)
+PRECISION = _paired("precision", "Does bfloat16 change the answer?", base="bfloat16", float32="float32")
 STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))

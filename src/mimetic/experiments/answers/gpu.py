@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mimetic import flops
-from mimetic.experiments.answers import central, published
+from mimetic.experiments.answers.vision import central, published
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.vision import PAIR, PAPER_SEEDS

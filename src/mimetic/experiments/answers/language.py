@@ -1,52 +1,32 @@
-"""From run records to what the language chapters say: tables, and sentences whose numbers and verdict words are computed.
-
-Every function copes with records that are not there yet: it says how many runs are in, and compares the arms that have pairs.
-"""
+"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples, a yardstick."""
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 
 import pandas as pd
 
 from mimetic.experiments import pattern
-from mimetic.experiments.answers import finding, study_points, study_table
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import BETTER, CENTRAL, RATE, SEEDS, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.recorded import product_table
 from mimetic.figures.style import LABELS
-from mimetic.statistics import holm, smallest_p
-from mimetic.training.records import load_runs, read_record, record_path, runs_dir
+from mimetic.statistics import ENOUGH, smallest_p
+from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
 XLABEL = "difference in last-epoch bits per byte (left of 0 is better)"
-
-
-def draw(figure, data, *args, **kwargs) -> None:
-    """Show figure(data, ...), or say that its runs are not in yet."""
-    import matplotlib.pyplot as plt
-    from IPython.display import Markdown, display
-
-    if len(data):
-        figure(data, *args, **kwargs)
-        plt.show()
-    else:
-        display(Markdown(f"*No figure yet: its runs are not in. `{COMMAND}` makes them, and this page follows.*"))
+draw = partial(common.draw, command=COMMAND)
 
 
 def progress(study: Study, finals: pd.DataFrame) -> str:
     """How many of a study's runs are in; "" when all are."""
-    there, wanted = _counts(study, finals)
-    if there == wanted:
-        return ""
-    return f"*{study.question}: {there} of {wanted} runs are in; `{COMMAND}` adds the others, and this page follows.*"
-
-
-def _counts(study: Study, finals: pd.DataFrame) -> tuple[int, int]:
-    """How many of a study's runs are in, and how many there are to be."""
-    wanted = {(config.arm or config.init, config.seed) for config in study.runs(SEEDS[study.name])}
-    return len(wanted & set(zip(finals["arm"], finals["seed"]))), len(wanted)
+    return common.missing(study, finals, SEEDS[study.name], COMMAND, f"{study.question}: ")
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -54,16 +34,7 @@ def _counts(study: Study, finals: pd.DataFrame) -> tuple[int, int]:
 
 def comparisons(studies: tuple[Study, ...] = (CENTRAL, RATE, WIKITEXT2)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
-    tables, points = [], []
-    for study in studies:
-        finals = load_runs(study.experiment)
-        if len(table := study_table(study, finals, METRIC)):
-            tables.append(table)
-            points.append(study_points(study, finals, METRIC))
-    if not tables:
-        empty = pd.DataFrame(columns=["group", "difference", "low", "high"])
-        return empty, pd.DataFrame(columns=["label", "group", "seed", "difference"])
-    return pd.concat(tables), pd.concat(points, ignore_index=True)
+    return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
 
 def answer(study: Study = CENTRAL) -> str:
@@ -80,7 +51,7 @@ def answer(study: Study = CENTRAL) -> str:
     steps = config.epochs * config.steps_per_epoch
     pairs = int(table["pairs"].max())
     strength = ""
-    if pairs < 5:
+    if pairs < ENOUGH:
         strength = f" {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
@@ -90,21 +61,12 @@ def answer(study: Study = CENTRAL) -> str:
 def found(study: Study) -> str:
     """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
     finals = load_runs(study.experiment)
-    table = study_table(study, finals, METRIC)
-    lines = [f"* {name}: {finding(row, METRIC)}" for name, row in table.iterrows()]
-    missing = progress(study, finals)
-    if not lines:
-        return f"**We found** nothing yet. {missing}"
-    return "**We found** (mean difference to the default, 95 % interval):\n\n" + "\n".join(lines) + (f"\n\n{missing}" if missing else "")
+    return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default")
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of comparisons for the page; p corrected over all its rows."""
-    if table.empty:
-        return table
-    out = table.assign(p_holm=holm(table["p"]), ahead=table["pairs"] - table["wins"])  # wins counts larger metrics
-    columns = ["group", "reference", "arm", "difference", "low", "high", "pairs", "ahead", "p", "p_holm"]
-    return out[columns].round({"reference": 3, "arm": 3, "difference": 4, "low": 4, "high": 4, "p": 3, "p_holm": 3})
+    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with fewer bits (wins counts larger metrics)."""
+    return common.rounded(table.assign(ahead=table["pairs"] - table["wins"]), 4, ("pairs", "ahead")) if len(table) else table
 
 
 def run_table(experiment: str) -> pd.DataFrame:
@@ -165,11 +127,8 @@ def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "
         path = record_path(experiment, arm, 0)
         if path.is_file():
             record = read_record(path)
-            part = record["anatomy"]["after"]["products"]
-            table = pd.DataFrame(part["rows"], columns=part["columns"])
-            c = record["config"]
-            title = f"our GPT, {c['dataset']}, d {c['d_model']}"
-            frames.append(table[table["fold"]].assign(title=title, z=lambda t: t["diag_mean"] / t["offdiag_sd"]))
+            title = f"our GPT, {record['config']['dataset']}, d {record['config']['d_model']}"
+            frames.append(product_table(record, fold=True).assign(title=title))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
 
 
@@ -196,20 +155,6 @@ def signs_sentence(products: pd.DataFrame) -> str:
             words.append(f"{name} {lean} ({above} {unit} above chance, {below} below, of {len(sigmas)})")
         parts.append(f"* {title}: {'; '.join(words)}")
     return "\n".join(parts)
-
-
-def load_products(experiment: str, arms: tuple[str, ...]) -> pd.DataFrame:
-    """The products (gains folded in) before and after training of every recorded run of the arms: arm, seed, when, and the columns
-    of attention_maps.PRODUCT_COLUMNS, z = diag_mean / offdiag_sd."""
-    frames = []
-    for arm in arms:
-        for path in sorted((runs_dir() / experiment).glob(f"{arm}-seed*.json")):
-            record = read_record(path)
-            for when in ("before", "after"):
-                part = record["anatomy"][when]["products"]
-                table = pd.DataFrame(part["rows"], columns=part["columns"])
-                frames.append(table[table["fold"]].assign(arm=arm, seed=record["seed"], when=when, z=lambda t: t["diag_mean"] / t["offdiag_sd"]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "when", "layer", "product", "z", "sigmas"])
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
@@ -291,7 +236,7 @@ def samples(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = ("gpt2
 
 def planned() -> str:
     """Which studies lack runs; "" when all are in."""
-    counts = {study.question.rstrip("?"): _counts(study, load_runs(study.experiment)) for study in STUDIES.values()}
+    counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in STUDIES.values()}
     missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
     return f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*" if missing else ""
 

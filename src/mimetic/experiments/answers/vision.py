@@ -1,114 +1,30 @@
-"""From run records to what the vision chapters say: tables, and sentences whose numbers and verdict words are computed.
-
-Every function takes what load_runs gives and copes with records that are not there yet: it says how many runs are in, and
-compares the arms that have pairs.
-"""
+"""What the vision chapters say (6 to 9): the central claim, the questions after it, sizes and data, what training keeps."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.metrics import ACCURACY, Metric
-from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
+from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
+from mimetic.experiments.recorded import recorded_products, records_of, table_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import compare, holm, paired_differences, sign_flip_test, smallest_p, steps_to_reach
-from mimetic.training.records import load_runs, read_record, runs_dir
+from mimetic.statistics import ENOUGH, compare, paired_differences, sign_flip_test, smallest_p, steps_to_reach
+from mimetic.training.records import load_runs
 
 ALL_SEEDS = (*FIRST_SEEDS, *MORE_SEEDS)
 COMMAND = "python -m mimetic queue lab"
-
-
-def draw(figure, data, *args, command: str = COMMAND, **kwargs) -> None:
-    """Show figure(data, ...), or say that its runs are not in yet."""
-    import matplotlib.pyplot as plt
-    from IPython.display import Markdown, display
-
-    if len(data):
-        figure(data, *args, **kwargs)
-        plt.show()
-    else:
-        display(Markdown(f"*No figure yet: its runs are not in. `{command}` makes them, and this page follows.*"))
-
-
-# --- comparisons -----------------------------------------------------------------------------------------------------
-
-
-def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
-    """label -> (reference arm, arm) of a study: every arm against its first one; mimetic against the default where the
-    study is made of such pairs or of defaults."""
-    arms = study.arms
-    if study.comparisons is not None:
-        return dict(study.comparisons)
-    if study.name in ("size", "data", "position", "precision"):
-        prefixes = dict.fromkeys("" if arm in PAIR else arm.removesuffix("-timm").removesuffix("-mimetic") for arm in arms)
-        return {_setting(study, p): (f"{p}-timm", f"{p}-mimetic") if p else PAIR for p in prefixes}
-    if study.name == "default":
-        return {f"mimetic against {LABELS[arm]}": (arm, "mimetic") for arm in arms if arm != "mimetic"}
-    return {label(arm): (arms[0], arm) for arm in arms[1:]}
-
-
-def label(arm: str) -> str:
-    """An arm in words."""
-    if arm in LABELS:
-        return LABELS[arm]
-    part, what, value = arm.rsplit("-", 2)
-    return f"{ {'qk': 'QK', 'vp': 'V·proj'}[part]} { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what]} {value}"
-
-
-def _setting(study: Study, prefix: str) -> str:
-    """What a pair's prefix stands for."""
-    if study.name == "precision":
-        return prefix or "bfloat16"
-    if not prefix:
-        return {"size": "d 96, depth 6", "data": "10,000 images", "position": "sin-cos, average"}[study.name]
-    if study.name == "size":
-        return f"depth {prefix.removeprefix('depth')}" if prefix.startswith("depth") else f"d {prefix[1:]}"
-    if study.name == "data":
-        return f"{int(prefix[1:]):,} images"
-    pos, pool = prefix.split("-")
-    words = {"sincos2d": "sin-cos", "learned": "learned", "none": "no position", "avg": "average", "token": "class token"}
-    return f"{words[pos]}, {words[pool]}"
-
-
-def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """statistics.compare of a study's comparisons, with the study's question as column group."""
-    table = compare(finals, comparisons_of(study), metric.column)
-    return table.assign(group=study.question) if len(table) else table
-
-
-def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """One row a pair: label, group, seed, difference."""
-    rows = []
-    for name, arms in comparisons_of(study).items():
-        if set(arms) <= set(finals["arm"]):
-            pairs = paired_differences(finals, metric.column, arms)
-            rows += [{"label": name, "group": study.question, "seed": s, "difference": d} for s, d in pairs["difference"].items()]
-    return pd.DataFrame(rows, columns=["label", "group", "seed", "difference"])
+draw = partial(common.draw, command=COMMAND)
 
 
 def ablation(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables and the points of several studies, one below the other (for figures.comparisons)."""
-    tables = [table for name in names if len(table := study_table(STUDIES[name], finals))]
-    points = [study_points(STUDIES[name], finals) for name in names]
-    empty = pd.DataFrame(columns=["group", "difference", "low", "high"])
-    return pd.concat(tables) if tables else empty, pd.concat(points, ignore_index=True)
-
-
-def progress(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...] = ALL_SEEDS) -> str:
-    """How many of a study's runs are in; "" when all are."""
-    wanted = {(config.arm or config.init, config.seed) for config in study.runs(seeds)}
-    there = wanted & set(zip(finals["arm"], finals["seed"]))
-    if there == wanted:
-        return ""
-    return f"*{len(there)} of {len(wanted)} runs are in; `{COMMAND}` adds the others, and this page follows.*"
-
-
-# --- sentences -------------------------------------------------------------------------------------------------------
+    return common.stacked((STUDIES[name], finals) for name in names)
 
 
 def points(value: float) -> str:
@@ -116,26 +32,11 @@ def points(value: float) -> str:
     return ACCURACY.signed(value)
 
 
-def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
-    """One comparison in words: its verdict follows from its interval."""
-    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
-    if row["pairs"] == 1:
-        return f"{value} in the only pair so far"
-    interval = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
-    if row["low"] > 0 or row["high"] < 0:
-        return f"{'gains' if metric.better(row['low']) else 'loses'}: {interval}"
-    return f"no difference that these pairs can show: {interval}"
-
-
 def found(study_name: str, finals: pd.DataFrame) -> str:
     """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
     study = STUDIES[study_name]
-    table = study_table(study, finals)
-    lines = [f"* {name}: {finding(row)}" for name, row in table.iterrows()]
-    missing = progress(study, finals, FIRST_SEEDS if study.name == "precision" else ALL_SEEDS)
-    if not lines:
-        return f"**We found** nothing yet. {missing}"
-    return "**We found** (mean difference, 95 % interval):\n\n" + "\n".join(lines) + (f"\n\n{missing}" if missing else "")
+    seeds = FIRST_SEEDS if study.name == "precision" else ALL_SEEDS
+    return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND))
 
 
 def central(finals: pd.DataFrame) -> str:
@@ -146,7 +47,7 @@ def central(finals: pd.DataFrame) -> str:
     row = compare(finals, {"central": PAIR}).iloc[0]
     n, p = len(pairs), sign_flip_test(pairs["difference"])
     mean = f"{100 * row.reference:.1f} % with the default, {100 * row.arm:.1f} % with mimetic initialization"
-    if n < 5:
+    if n < ENOUGH:
         verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n, 'two-sided'):.3f})"
     elif p < 0.05 and row.difference > 0:
         verdict = f"so at this scale the claim holds (exact sign-flip test, p = {p:.3f})"
@@ -240,10 +141,8 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     """A table of compare for the page: accuracies and differences in percent, p corrected over all its rows."""
     if table.empty:
         return table
-    out = table.assign(p_holm=holm(table["p"]))
-    for column in ("reference", "arm", "difference", "low", "high"):
-        out[column] = (100 * out[column]).round(1)
-    return out[["group", "reference", "arm", "difference", "low", "high", "pairs", "wins", "p", "p_holm"]].round({"p": 3, "p_holm": 3})
+    values = ["reference", "arm", "difference", "low", "high"]
+    return common.rounded(table.assign(**{name: 100 * table[name] for name in values}), digits=1)
 
 
 # --- size and data ---------------------------------------------------------------------------------------------------
@@ -308,26 +207,14 @@ def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = P
     """The products (gains folded in) and attention maps before and after training, of every recorded run of the arms.
 
     Returns:
-        products: arm, seed, when, and the columns of attention_maps.PRODUCT_COLUMNS, z = diag_mean / offdiag_sd;
-        maps: arm, seed, when, and MAP_COLUMNS.
+        products: see recorded.recorded_products;
+        maps: arm, seed, when, and attention_maps.MAP_COLUMNS.
     """
-    frames = {"products": [], "maps": []}
-    for path in sorted(Path(runs_dir() / experiment).glob("*.json")):
-        record = read_record(path)
-        if record["arm"] in arms and "anatomy" in record:
-            for when in ("before", "after"):
-                for name, frame in frames.items():
-                    part = record["anatomy"][when][name]
-                    table = pd.DataFrame(part["rows"], columns=part["columns"])
-                    frame.append(table.assign(arm=record["arm"], seed=record["seed"], when=when))
-    products, maps = (pd.concat(f, ignore_index=True) if f else pd.DataFrame() for f in frames.values())
-    if len(products):
-        products = products[products["fold"]].assign(z=lambda t: t["diag_mean"] / t["offdiag_sd"])
-        for frame in (products, maps):
-            frame["arm"] = pd.Categorical(frame["arm"], [a for a in arms if a in set(frame["arm"])])
-        products, maps = products.sort_values(["arm", "seed"], kind="stable"), maps.sort_values(["arm", "seed"], kind="stable")
-        products["arm"], maps["arm"] = products["arm"].astype(str), maps["arm"].astype(str)
-    return products, maps
+    maps = [
+        table_of(record, when, "maps").assign(arm=record["arm"], seed=record["seed"], when=when)
+        for record in records_of(experiment, arms) for when in ("before", "after")
+    ]  # fmt: skip
+    return recorded_products(experiment, arms), pd.concat(maps, ignore_index=True) if maps else pd.DataFrame()
 
 
 def kept(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
@@ -392,4 +279,4 @@ def paper_scale() -> str:
 
 def planned(finals: pd.DataFrame) -> str:
     """How many of the central comparison's runs are in; "" when all are."""
-    return progress(CENTRAL, finals, CENTRAL_SEEDS)
+    return common.missing(CENTRAL, finals, CENTRAL_SEEDS, COMMAND)

@@ -1,0 +1,107 @@
+"""What the answers to all questions share: a study's comparisons as tables and points, findings in words, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.programmes.study import Study
+from mimetic.figures.style import LABELS
+from mimetic.statistics import ENOUGH, compare, holm, paired_differences
+
+
+def draw(figure, data, *args, command: str, **kwargs) -> None:
+    """Show figure(data, ...), or say that its runs are not in yet and which command makes them."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown, display
+
+    if len(data):
+        figure(data, *args, **kwargs)
+        plt.show()
+    else:
+        display(Markdown(f"*No figure yet: its runs are not in. `{command}` makes them, and this page follows.*"))
+
+
+def label(arm: str) -> str:
+    """An arm in words."""
+    if arm in LABELS:
+        return LABELS[arm]
+    part, what, value = arm.rsplit("-", 2)
+    return f"{ {'qk': 'QK', 'vp': 'V·proj'}[part]} { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what]} {value}"
+
+
+def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
+    """label -> (reference arm, arm) of a study: those that it names, else every arm against its first one."""
+    if study.comparisons is not None:
+        return dict(study.comparisons)
+    return {label(arm): (study.arms[0], arm) for arm in study.arms[1:]}
+
+
+def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """statistics.compare of a study's comparisons, with the study's question as column group."""
+    table = compare(finals, comparisons_of(study), metric.column)
+    return table.assign(group=study.question) if len(table) else table
+
+
+def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """One row a pair: label, group, seed, difference."""
+    rows = []
+    for name, arms in comparisons_of(study).items():
+        if set(arms) <= set(finals["arm"]):
+            pairs = paired_differences(finals, metric.column, arms)
+            rows += [{"label": name, "group": study.question, "seed": s, "difference": d} for s, d in pairs["difference"].items()]
+    return pd.DataFrame(rows, columns=["label", "group", "seed", "difference"])
+
+
+def stacked(studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCURACY) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables and the points of several studies, each with its runs, one below the other (for figures.comparisons)."""
+    studies = list(studies)
+    tables = [table for study, finals in studies if len(table := study_table(study, finals, metric))]
+    points = [study_points(study, finals, metric) for study, finals in studies]
+    empty = pd.DataFrame(columns=["group", "difference", "low", "high"])
+    return pd.concat(tables) if tables else empty, pd.concat(points, ignore_index=True)
+
+
+def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
+    """One comparison in words: its verdict follows from its interval and the number of pairs."""
+    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
+    if row["pairs"] == 1:
+        return f"{value} in the only pair so far"
+    interval = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
+    if row["low"] > 0 or row["high"] < 0:
+        ahead = metric.better(row["low"])
+        if row["pairs"] < ENOUGH:
+            return f"{'ahead' if ahead else 'behind'} so far: {interval.removesuffix(')')}, too few for a claim)"
+        return f"{'gains' if ahead else 'loses'}: {interval}"
+    return f"no difference that these pairs can show: {interval}"
+
+
+def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[int, int]:
+    """How many of a study's runs are in, and how many there are to be."""
+    wanted = {(config.arm or config.init, config.seed) for config in study.runs(seeds)}
+    return len(wanted & set(zip(finals["arm"], finals["seed"]))), len(wanted)
+
+
+def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command: str, about: str = "") -> str:
+    """How many of a study's runs are in, as a sentence that begins with what it is about; "" when all are."""
+    there, wanted = counts(study, finals, seeds)
+    return "" if there == wanted else f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
+
+
+def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference") -> str:
+    """A study's findings as Markdown: one line a comparison, then the gap (see missing)."""
+    lines = [f"* {name}: {finding(row, metric)}" for name, row in study_table(study, finals, metric).iterrows()]
+    if not lines:
+        return f"**We found** nothing yet. {gap}"
+    return f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines) + (f"\n\n{gap}" if gap else "")
+
+
+def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
+    """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm)."""
+    if table.empty:
+        return table
+    values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
+    out = table.assign(p_holm=holm(table["p"]))[["group", *values, *columns, *ps]]
+    return out.round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
