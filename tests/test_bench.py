@@ -1,11 +1,19 @@
-import dataclasses
+"""The measurements of speed: what they compare is the same work, what they keep is what the speed page says."""
 
+import dataclasses
+import math
+
+import matplotlib
+
+matplotlib.use("agg")
 import pytest
 
-from mimetic.bench import bench_init
-from mimetic.bench_train import bench_train
+from mimetic import figures
+from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
+from mimetic.bench.profile import kind_of
+from mimetic.experiments.answers import speed
 from mimetic.experiments.configs import named
-
+from mimetic.training.records import RecordError
 
 
 def test_bench_compares_the_same_products(capsys):
@@ -34,3 +42,67 @@ def test_bench_train_times_both_on_the_same_batch(capsys, monkeypatch):
         bench_train(steps=0)
     with pytest.raises(ValueError, match="experiment must be one of"):
         bench_train("nope")
+
+
+def test_profile_names_every_phase_and_kind(capsys):
+    result = bench_profile("digits", steps=2, device="cpu")
+    assert list(result["phases"]) == ["batch and augmentation", "forward", "backward", "clipping and update"]
+    assert all(value > 0 for value in result["phases"].values()) and sum(result["kinds"].values()) == pytest.approx(1)
+    assert result["kinds"]["matrix products"] > 0.1 and math.isnan(result["busy"]) and result["images_per_second"] > 0
+    assert "matrix products" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="pydoc has no images; choose a vision experiment"):
+        bench_profile("pydoc")
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        bench_profile(steps=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "matrix products"), ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn", "matrix products"), ("nvjet_tst_128x256_64x4_v_bz_TNT", "matrix products"),
+        ("pytorch_flash::flash_bwd_kernel", "attention kernels"), ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention kernels"),
+        ("multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"), ("Memcpy HtoD", "copies and casts"),
+        ("triton_per_fused_native_layer_norm_3", "norms, softmax, GELU, sums"),
+    ],
+)  # fmt: skip
+def test_kinds_of_operators_and_kernels(name, kind):
+    assert kind_of(name) == kind
+
+
+def test_records_of_speed(tmp_path):
+    assert load_bench("init", tmp_path).empty
+    for seconds in (2.0, 1.0):
+        path = store_bench("init", {"d_model": 8}, {"ours": seconds, "peak": float("nan")}, "a machine", 2, tmp_path)
+    assert path.name == "init-2.json"
+    table = load_bench("init", tmp_path)
+    assert table["ours"].tolist() == [2.0, 1.0] and table["arguments.d_model"].tolist() == [8, 8] and table["peak"].isna().all()
+    with pytest.raises(ValueError, match="kind must be one of init, train, profile"):
+        store_bench("speed", {}, {}, "a machine", 2, tmp_path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(RecordError, match=r"init-2.json is damaged"):
+        load_bench("init", tmp_path)
+
+
+def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "load_bench", lambda kind: load_bench(kind, tmp_path))
+    assert "No measurement" in speed.init_answer() and speed.init_table().empty and speed.train_table().empty and speed.head_table().empty
+    assert "No profile is stored yet" in speed.profile_sentence() and speed.profiles().empty
+    for ours, plain in ((4.0, 24.0), (5.0, 40.0)):
+        result = {"ours": ours, "plain": plain, "floor": 2.0, "ratio": plain / ours, "difference": 1e-6}
+        store_bench("init", {"d_model": 768, "depth": 12, "num_heads": 12, "plain_layers": 0}, result, "a CPU", 2, tmp_path)
+    assert "takes 4.0 to 5.0 seconds with 2 threads (a CPU): 6.0 to 8.0 times faster" in speed.init_answer()
+    assert speed.init_table().iloc[0]["ratio"] == "6.0 to 8.0" and speed.head_table().loc["ms a head", 768] == pytest.approx(4500 / 168, abs=0.1)
+    for ours in (300.0, 330.0):
+        result = {"ours": ours, "timm": {"slow": 50.0, "fast": 150.0}, "ratio": ours / 150, "peak": float("nan")}
+        store_bench("train", {"experiment": "digits"}, result, "a CPU", 1, tmp_path)
+    row = speed.train_table().loc["digits"]
+    assert (row["ratio"], row["timm's fastest"], row["peak (%)"]) == ("2.00 to 2.20", "fast", "–")
+    kinds = {"matrix products": 0.5, "attention kernels": 0.1, "optimiser": 0.0, "copies and casts": 0.1, "norms, softmax, GELU, sums": 0.3}
+    for device in ("a CPU", "NVIDIA H100"):
+        store_bench("profile", {"experiment": "digits"}, {"phases": {"forward": 0.1, "backward": 0.3}, "kinds": kinds}, device, 1, tmp_path)
+    table = speed.profiles()
+    assert table.query("name == 'backward'")["share"].tolist() == pytest.approx([0.75, 0.75]) and set(table["measure"]) == {"phase", "kind"}
+    assert "digits, NVIDIA H100: 60% in matrix products and attention, then norms, softmax, GELU, sums with 30%" in speed.profile_sentence()
+    assert "No GPU has been profiled yet" not in speed.profile_sentence()
+    assert len(figures.init_seconds(speed.init_measurements()).axes) == 1
+    assert [len(ax.patches) for ax in figures.step_shares(table).axes] == [4, 10]

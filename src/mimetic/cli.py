@@ -30,6 +30,7 @@ examples:
   python -m mimetic audit whisper-tiny-encoder              three questions to a trained model
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic bench train                             how fast is training?
+  python -m mimetic bench profile                           where does a training step's time go?
   python -m mimetic coverage timm                           which of timm's models are supported?
 """
 
@@ -111,11 +112,12 @@ class BenchInit:
     seed: int = 0
     repeats: int = 1  # how often ours is timed; the median counts
     plain_layers: int = 0  # time the plain way on this many layers and scale up; 0: all
+    store: bool = False  # keep the numbers in data/speed, which the speed page reads
 
     def __call__(self) -> None:
         from mimetic.bench import bench_init
 
-        bench_init(**vars(self))
+        _bench("init", bench_init, self, "cpu")
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,47 @@ class BenchTrain:
     steps: int = 20  # timed steps of each
     workers: int = 2  # worker processes of timm's DataLoader, besides a measurement with none
     device: str = "auto"  # auto, cpu, cuda, mps
+    store: bool = False  # keep the numbers in data/speed, which the speed page reads
 
     def __call__(self) -> None:
-        from mimetic.bench_train import bench_train
+        from mimetic.bench import bench_train
 
-        try:
-            bench_train(**vars(self))
-        except ValueError as error:
-            raise Mistake(error) from None
+        _bench("train", bench_train, self, self.device)
+
+
+@dataclass(frozen=True)
+class BenchProfile:
+    """Where the time of a training step goes: batch, forward, backward, update; matrix products and the rest.
+
+    example: python -m mimetic bench profile --experiment cifar10-paper
+    """
+
+    experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
+    steps: int = 20  # timed steps
+    device: str = "auto"  # auto, cpu, cuda, mps
+    store: bool = False  # keep the numbers in data/speed, which the speed page and the GPU chapter read
+
+    def __call__(self) -> None:
+        from mimetic.bench import bench_profile
+
+        _bench("profile", bench_profile, self, self.device)
+
+
+def _bench(kind: str, measure, command, device: str) -> None:
+    """Measure with a command's options, and keep the result if that is one of them."""
+    import torch
+
+    from mimetic.bench import store_bench
+    from mimetic.training.loop import TrainConfig, resolve_backend
+
+    arguments = {name: value for name, value in vars(command).items() if name not in ("store", "device")}
+    try:
+        name = resolve_backend(TrainConfig(epochs=1, device=device))["name"]
+        result = measure(**arguments) if kind == "init" else measure(**arguments, device=device)
+    except ValueError as error:
+        raise Mistake(error) from None
+    if command.store:
+        print(f"kept in {store_bench(kind, arguments, result, name, torch.get_num_threads()).name}")
 
 
 @dataclass(frozen=True)
@@ -293,7 +328,8 @@ class Sweep:
 
 
 COMMANDS = {
-    "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "data fetch": DataFetch,
+    "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "bench profile": BenchProfile,
+    "data fetch": DataFetch,
 }  # fmt: skip
 
 

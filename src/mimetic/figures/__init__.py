@@ -13,6 +13,7 @@ from mimetic.figures.products import (
 )
 from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
 from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, minutes_by_share, overview
+from mimetic.figures.speed import init_seconds, step_shares
 
 __all__ = [
     "attention_maps",
@@ -25,6 +26,7 @@ __all__ = [
     "diagonals",
     "explained",
     "gains",
+    "init_seconds",
     "learning_curves",
     "matrices",
     "measured_and_imitated",
@@ -35,6 +37,7 @@ __all__ = [
     "profiles",
     "ranking_curves",
     "share_and_gain",
+    "step_shares",
     "truncation",
     "z_by_layer",
 ]

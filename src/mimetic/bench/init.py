@@ -80,9 +80,9 @@ def _plain(layers, generator) -> tuple[float, float]:
 
 
 def _floor(d: int, heads: int, depth: int, seed: int) -> float:
-    """Seconds for depth layers, from the median of five: every target drawn, its Gram matrix, its product with its vectors."""
+    """Seconds for depth layers, from the median of fifteen: every target drawn, its Gram matrix, its product with its vectors."""
     generator, seconds = torch.Generator().manual_seed(seed), []
-    for _ in range(5):
+    for _ in range(15):
         start = time.perf_counter()
         for k in [d // heads] * heads + [d]:
             A = semi_diagonal(d, 0.7, 0.7, generator=generator)

@@ -1,0 +1,91 @@
+"""Where the time of a training step goes: by phase, and by kind of operation."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from mimetic.bench.train import Bench, wait
+from mimetic.flops import peak as card_peak
+
+# What an operator or kernel does, by the first entry whose words its name holds: PyTorch's names on a CPU, those of kernels on a GPU.
+KINDS = {
+    "attention kernels": ("flash", "fmha", "scaled_dot_product", "sdpa"),
+    "optimiser": ("adam", "multi_tensor", "_foreach"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "linear", "conv"),
+    "copies and casts": ("copy", "memcpy", "memset", "aten::to", "aten::cat", "index", "gather", "aten::fill_", "aten::zero_"),
+    "norms, softmax, GELU, sums": ("",),
+}
+
+
+def kind_of(name: str) -> str:
+    """The kind (of KINDS) of an operator or kernel."""
+    return next(kind for kind, words in KINDS.items() if any(word in name.lower() for word in words))
+
+
+def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: str = "auto") -> dict[str, Any]:
+    """Time the phases of a named experiment's training step, and the kinds of operation in it; print and return them.
+
+    The phases are timed with the device waited for after each one, so on a GPU their sum is more than the step, in which they overlap.
+    The kinds come from PyTorch's profiler: on a GPU kernel times, on a CPU each operator's own time.
+
+    Args:
+        experiment: whose model, batch, augmentation and precision; pixels are random.
+        steps: how many are timed, after a few that are not.
+        device: auto, cpu, cuda, mps.
+
+    Returns:
+        "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name: share of the measured time}; "busy" share of the step in
+        which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward; "peak" share of the card's
+        bfloat16 peak (nan where it is not known).
+
+    Raises:
+        ValueError: unknown experiment or device, or steps below 1.
+    """
+    with Bench(experiment, steps, device) as bench:
+        phases = bench.our_phases()
+        per_second = bench.images_per_second(bench.chained(phases))
+        step = bench.config.batch_size / per_second
+        seconds = dict.fromkeys(phases, 0.0)
+        for _ in range(steps):
+            passed = None
+            for name, phase in phases.items():
+                start = time.perf_counter()
+                passed = phase(passed)
+                wait(bench.device)
+                seconds[name] += (time.perf_counter() - start) / steps
+        spent = _kinds(bench.chained(phases), steps, bench.device)
+    total = sum(spent.values())
+    busy = total / step if bench.gpu else float("nan")
+    peak = per_second * bench.flops / card_peak(bench.device_name)
+    print(f"{bench.title}: {per_second:.0f} images/s, {1e3 * step:.1f} ms a step" + (f", {peak:.0%} of the peak" if peak == peak else ""))
+    for name, value in seconds.items():
+        print(f"{name:28s}{1e3 * value:8.1f} ms")
+    for name, value in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"{name:28s}{value / total:8.0%} of the time of operations")
+    if bench.gpu:
+        print(f"the GPU computes in {busy:.0%} of the step")
+    kinds = {name: value / total for name, value in spent.items()}
+    return {"step": step, "phases": seconds, "kinds": kinds, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
+
+
+def _kinds(step, steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds a step by kind of operation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it reports that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as profiler:
+        for _ in range(steps):
+            step()
+        wait(device)
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.events():
+        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_gpu == gpu and not getattr(event, "is_user_annotation", False) and not event.name.startswith("ProfilerStep"):
+            micro = event.self_device_time_total if gpu else event.self_cpu_time_total
+            spent[kind_of(event.name)] += micro / 1e6 / steps
+    return spent

@@ -1,0 +1,111 @@
+"""What the speed page and the GPU chapter say: measurements of data/speed as tables and sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.bench.records import load_bench
+
+VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
+
+
+def init_measurements() -> pd.DataFrame:
+    """Every stored `bench init` that timed the plain way on all layers: columns model, device, threads, ours, plain, floor, ratio,
+    floors (ours / floor), difference; smallest model first."""
+    table = load_bench("init")
+    if table.empty:
+        return pd.DataFrame(columns=["model", "device", "threads", "ours", "plain", "floor", "ratio", "floors", "difference"])
+    sizes = table[[f"arguments.{name}" for name in ("depth", "num_heads", "d_model")]]
+    table["model"] = [f"{depth} layers, {heads} heads, d {d}" for depth, heads, d in sizes.itertuples(index=False)]
+    table["floors"] = table["ours"] / table["floor"]
+    return table[table["arguments.plain_layers"] == 0].sort_values(["arguments.d_model", "finished"], ignore_index=True)
+
+
+def init_table() -> pd.DataFrame:
+    """One row a model and machine, with the range over measurements."""
+    rows = []
+    for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
+        row = {"model": model, "device": f"{device}, {threads} threads", "runs": len(part)}
+        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "plain (s)": _range(part["plain"], ".1f"), "ratio": _range(part["ratio"], ".1f")}
+        rows.append(row | {"times the floor": _range(part["floors"], ".1f"), "largest difference": f"{part['difference'].max():.1e}"})
+    return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
+
+
+def head_table() -> pd.DataFrame:
+    """Milliseconds a head by width: the median initialization divided by its layers times (heads + 2)."""
+    table = init_measurements()
+    if table.empty:
+        return pd.DataFrame()
+    heads = table["arguments.depth"] * (table["arguments.num_heads"] + 2)
+    grouped = (1e3 * table["ours"] / heads).groupby(table["arguments.d_model"]).median()
+    return pd.DataFrame({"ms a head": grouped.round(1)}).rename_axis("width").T
+
+
+def init_answer() -> str:
+    """What a ViT-B/16 costs, from the stored measurements."""
+    table = init_measurements()
+    for name, value in VIT_B.items():
+        table = table[table.get(f"arguments.{name}", pd.Series(dtype=int)) == value] if len(table) else table
+    if table.empty:
+        return "**Answer.** No measurement of a ViT-B/16 is stored yet: `python -m mimetic bench init --store`."
+    table = table[table["device"] == table["device"].iloc[-1]]
+    return (
+        f"**Answer.** A ViT-B/16 (12 layers of 12 heads, width 768) takes {_range(table['ours'], '.1f')} seconds with {table['threads'].iloc[-1]} threads ("
+        f"{table['device'].iloc[-1]}): {_range(table['ratio'], '.1f')} times faster than the plain way, a full double-precision SVD for every head, and "
+        f"{_range(table['floors'], '.1f')} times the two matrix products that the method is built on. No product differs by more than {table['difference'].max():.1e}."
+    )
+
+
+def train_table() -> pd.DataFrame:
+    """One row an experiment and machine: images/s of ours and of the fastest of timm's variants, and their ratio."""
+    table, rows = load_bench("train"), []
+    if table.empty:
+        return pd.DataFrame()
+    for (experiment, device), part in table.groupby(["arguments.experiment", "device"], sort=False):
+        best = part["timm"].map(lambda variants: max(variants, key=variants.get))
+        rows.append({
+            "experiment": experiment, "device": device, "runs": len(part), "ours (images/s)": _range(part["ours"], ".0f"),
+            "timm (images/s)": _range(part["timm"].map(lambda v: max(v.values())), ".0f"), "timm's fastest": ", or ".join(dict.fromkeys(best)),
+            "ratio": _range(part["ratio"], ".2f"), "peak (%)": _share(part["peak"]),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("experiment")
+
+
+def profiles() -> pd.DataFrame:
+    """The newest `bench profile` of every experiment and machine: columns label, measure (phase or kind), name, share, and for
+    phases milliseconds."""
+    table, rows = load_bench("profile"), []
+    if len(table):
+        table = table.drop_duplicates(["arguments.experiment", "device"], keep="last")
+    for _, row in table.iterrows():
+        label = f"{row['arguments.experiment']}, {row['device']}"
+        phases = sum(row["phases"].values())
+        rows += [{"label": label, "measure": "phase", "name": k, "share": v / phases, "milliseconds": 1e3 * v} for k, v in row["phases"].items()]
+        rows += [{"label": label, "measure": "kind", "name": k, "share": v} for k, v in row["kinds"].items()]
+    return pd.DataFrame(rows, columns=["label", "measure", "name", "share", "milliseconds"])
+
+
+def profile_sentence() -> str:
+    """The largest kind of operation on every machine that was measured, in words."""
+    table = profiles()
+    if table.empty:
+        return "No profile is stored yet: `python -m mimetic bench profile --store`."
+    parts = []
+    for label, part in table[table["measure"] == "kind"].groupby("label", sort=False):
+        part = part.set_index("name")["share"]
+        products = part["matrix products"] + part["attention kernels"]
+        largest = part.drop(["matrix products", "attention kernels"]).idxmax()
+        parts.append(f"{label}: {products:.0%} in matrix products and attention, then {largest} with {part[largest]:.0%}")
+    text = "; ".join(parts) + "."
+    return text if any(name in text for name in ("NVIDIA", "AMD Instinct")) else text + " No GPU has been profiled yet."
+
+
+def _range(values: pd.Series, form: str) -> str:
+    """Smallest to largest value; one value if they read the same."""
+    low, high = format(values.min(), form), format(values.max(), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _share(values: pd.Series) -> str:
+    known = values.dropna().astype(float)
+    return _range(100 * known, ".0f") if len(known) else "–"
