@@ -91,6 +91,7 @@ def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
         result = {"ours": ours, "plain": plain, "floor": 2.0, "ratio": plain / ours, "difference": 1e-6}
         store_bench("init", {"d_model": 768, "depth": 12, "num_heads": 12, "plain_layers": 0}, result, "a CPU", 2, tmp_path)
     assert "takes 4.0 to 5.0 seconds with 2 threads (a CPU): 6.0 to 8.0 times faster" in speed.init_answer()
+    assert speed.one_thread() == "On one thread nothing has been measured."
     assert speed.init_table().iloc[0]["ratio"] == "6.0 to 8.0" and speed.head_table().loc["ms a head", 768] == pytest.approx(4500 / 168, abs=0.1)
     for ours in (300.0, 330.0):
         result = {"ours": ours, "timm": {"slow": 50.0, "fast": 150.0}, "ratio": ours / 150, "peak": float("nan")}

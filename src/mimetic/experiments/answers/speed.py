@@ -25,7 +25,7 @@ def init_table() -> pd.DataFrame:
     """One row a model and machine, with the range over measurements."""
     rows = []
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
-        row = {"model": model, "device": f"{device}, {threads} threads", "runs": len(part)}
+        row = {"model": model, "device": f"{device}, {threads} thread{'s' * (threads != 1)}", "runs": len(part)}
         row |= {"mimetic (s)": _range(part["ours"], ".2f"), "plain (s)": _range(part["plain"], ".1f"), "ratio": _range(part["ratio"], ".1f")}
         rows.append(row | {"times the floor": _range(part["floors"], ".1f"), "largest difference": f"{part['difference'].max():.1e}"})
     return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
@@ -36,6 +36,7 @@ def head_table() -> pd.DataFrame:
     table = init_measurements()
     if table.empty:
         return pd.DataFrame()
+    table = table[table["threads"] == table["threads"].max()]
     heads = table["arguments.depth"] * (table["arguments.num_heads"] + 2)
     grouped = (1e3 * table["ours"] / heads).groupby(table["arguments.d_model"]).median()
     return pd.DataFrame({"ms a head": grouped.round(1)}).rename_axis("width").T
@@ -49,11 +50,22 @@ def init_answer() -> str:
     if table.empty:
         return "**Answer.** No measurement of a ViT-B/16 is stored yet: `python -m mimetic bench init --store`."
     table = table[table["device"] == table["device"].iloc[-1]]
+    table = table[table["threads"] == table["threads"].max()]
     return (
         f"**Answer.** A ViT-B/16 (12 layers of 12 heads, width 768) takes {_range(table['ours'], '.1f')} seconds with {table['threads'].iloc[-1]} threads ("
         f"{table['device'].iloc[-1]}): {_range(table['ratio'], '.1f')} times faster than the plain way, a full double-precision SVD for every head, and "
         f"{_range(table['floors'], '.1f')} times the two matrix products that the method is built on. No product differs by more than {table['difference'].max():.1e}."
     )
+
+
+def one_thread() -> str:
+    """The ratio to the plain way on one thread, by width, in words."""
+    table = init_measurements()
+    table = table[table["threads"] == 1] if len(table) else table
+    if table.empty:
+        return "On one thread nothing has been measured."
+    ratios = table.groupby("arguments.d_model")["ratio"].median()
+    return "On one thread it is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" for d, ratio in ratios.items()) + "."
 
 
 def train_table() -> pd.DataFrame:
