@@ -64,7 +64,7 @@ def test_what_is_missing_is_said():
 @pytest.mark.parametrize(
     ("gain", "seeds", "words"),
     [
-        (0.03, range(6), "the claim holds (exact sign-flip test, p = 0.031)"),
+        (0.03, range(6), "the claim holds (exact sign-flip test, p = 0.031: how often chance alone"),
         (-0.03, range(6), "the opposite of the claim holds"),
         (0.0, range(6), "which chance can explain"),
         (0.03, range(3), "3 pairs cannot carry a claim (the smallest possible p is 0.250)"),

@@ -107,23 +107,6 @@ def test_overview_profiles_show_the_spike_where_it_is():
     assert frame["trained", "vp", 0] < -2 and abs(frame["trained", "vp", 5]) < 1
 
 
-def finals(pairs):
-    return pd.DataFrame(
-        [{"arm": arm, "seed": s, "test_accuracy": a} for s, pair in enumerate(pairs) for arm, a in zip(("timm", "mimetic"), pair)]
-    )
-
-
-def test_sentences_follow_the_numbers():
-    better = finals([(0.4, 0.45), (0.42, 0.44)])
-    assert report.accuracy_sentence(better).startswith("41.0 % with the default, 44.5 % with mimetic initialization: +3.5 points (differences of 2 paired seeds: +2.0 to +5.0)")
-    assert "ahead in both pairs" in report.verdict(better) and "not enough for a claim" in report.verdict(better)
-    assert "behind in both" in report.verdict(finals([(0.5, 0.4), (0.5, 0.4)]))
-    mixed = report.verdict(finals([(0.4, 0.5)] * 5 + [(0.5, 0.4)]))
-    assert "ahead in 5 of 6" in mixed and "not enough" in mixed
-    assert "probability 0.062 (exact sign-flip test, two-sided): not enough" in report.verdict(finals([(0.4, 0.5)] * 5))
-    assert "probability 0.031 (exact sign-flip test, two-sided): chance alone is unlikely" in report.verdict(finals([(0.4, 0.5)] * 6))
-
-
 def test_readme_holds_the_number_of_the_records():
     from pathlib import Path
 

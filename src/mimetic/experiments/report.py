@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
+from mimetic.experiments.answers.vision import central
 from mimetic.experiments.pattern import effective, overview_profiles
 from mimetic.experiments.programmes.vision import CENTRAL
-from mimetic.statistics import paired_differences, sign_flip_test
 from mimetic.training.records import load_runs
 
 LAB = CENTRAL.experiment
@@ -28,37 +28,6 @@ RESULTS = {
     "wrong": "silently wrong",
 }
 BEGIN, END = "<!-- number: begin (one sentence, written from the run records) -->", "<!-- number: end -->"
-
-
-def accuracy_sentence(finals: pd.DataFrame) -> str:
-    """Both arms' mean last-epoch test accuracy, the mean paired difference with its range, and what that can prove."""
-    pairs = paired_differences(finals)
-    n = len(pairs)
-    low, high = 100 * pairs.difference.min(), 100 * pairs.difference.max()
-    span = f"differences of {n} paired seeds: {low:+.1f} to {high:+.1f}" if n > 1 else "one pair"
-    return (
-        f"{100 * pairs.timm.mean():.1f} % with the default, {100 * pairs.mimetic.mean():.1f} % with mimetic initialization: "
-        f"{100 * pairs.difference.mean():+.1f} points ({span})"
-    )
-
-
-def verdict(finals: pd.DataFrame) -> str:
-    """What the paired differences allow one to say."""
-    pairs = paired_differences(finals)
-    n, wins = len(pairs), int((pairs.difference > 0).sum())
-    every = {1: "the only pair", 2: "both pairs"}.get(n, f"all {n} pairs")
-    if wins == n:
-        says = f"Mimetic initialization is ahead in {every}"
-    elif wins == 0:
-        says = f"Mimetic initialization is behind in {every}"
-    else:
-        says = f"Mimetic initialization is ahead in {wins} of {n} pairs"
-    p = sign_flip_test(pairs.difference)
-    enough = "chance alone is unlikely" if p < 0.05 else "not enough for a claim"
-    return (
-        f"{says}. If the initialization made no difference, a mean difference at least this large would come up by chance with "
-        f"probability {p:.2g} (exact sign-flip test, two-sided): {enough}."
-    )
 
 
 def setting(finals: pd.DataFrame) -> str:
@@ -77,7 +46,7 @@ def shown_layer(source: str, layer: int) -> str:
     return (
         f"Shown is layer {layer} of {len(z)}: the diagonal of its $W_VW_{{proj}}$ is {z[layer]:.1f} off-diagonal spreads; "
         f"the median layer's is {z.median():.1f}."
-    )
+    ).replace(" -", " −")
 
 
 def coverage_counts() -> pd.DataFrame:
@@ -92,7 +61,7 @@ def coverage_counts() -> pd.DataFrame:
 def readme_number() -> str:
     """The README's one number."""
     finals = load_runs(LAB)
-    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): **{accuracy_sentence(finals)}**. {verdict(finals)}"
+    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)}"
 
 
 def with_number(text: str) -> str:

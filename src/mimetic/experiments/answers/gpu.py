@@ -34,7 +34,7 @@ def answer() -> str:
         finals = load_runs(experiment)
         if len(finals):
             devices = ", ".join(sorted(set(finals["device.name"])))
-            said.append(f"* {TITLES[experiment]} ({devices}): {central(finals).removeprefix('**Answer.** ')}")
+            said.append(f"* {TITLES[experiment]} ({devices}): {central(finals)}")
     if not said:
         return (
             "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU. "

@@ -43,21 +43,22 @@ def central(finals: pd.DataFrame) -> str:
     """The central claim's answer in words."""
     pairs = paired_differences(finals) if set(PAIR) <= set(finals["arm"]) else pd.DataFrame()
     if pairs.empty:
-        return f"**Answer.** No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
+        return f"No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
     row = compare(finals, {"central": PAIR}).iloc[0]
     n, p = len(pairs), sign_flip_test(pairs["difference"])
     mean = f"{100 * row.reference:.1f} % with the default, {100 * row.arm:.1f} % with mimetic initialization"
+    tested = f"exact sign-flip test, p = {p:.3f}: how often chance alone would give a mean difference at least this large"
     if n < ENOUGH:
         verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n, 'two-sided'):.3f})"
     elif p < 0.05 and row.difference > 0:
-        verdict = f"so at this scale the claim holds (exact sign-flip test, p = {p:.3f})"
+        verdict = f"so at this scale the claim holds ({tested})"
     elif p < 0.05:
-        verdict = f"so at this scale the opposite of the claim holds (exact sign-flip test, p = {p:.3f})"
+        verdict = f"so at this scale the opposite of the claim holds ({tested})"
     else:
-        verdict = f"which chance can explain (exact sign-flip test, p = {p:.3f})"
+        verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
     return (
-        f"**Answer.** {mean}: {points(row.difference)} points over {n} paired seed{'s' if n > 1 else ''}{interval}, "
+        f"{mean}: **{points(row.difference)} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
         f"ahead in {row.wins:.0f} of {n}; {verdict}."
     )
 
@@ -274,7 +275,7 @@ def paper_scale() -> str:
             "**Paper scale** (ViT-Tiny, 50,000 images, 100 epochs, a GPU): no record yet. "
             "This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
         )
-    return "**Paper scale.** " + central(finals).removeprefix("**Answer.** ")
+    return f"**Paper scale.** {central(finals)}"
 
 
 def planned(finals: pd.DataFrame) -> str:
