@@ -1,13 +1,15 @@
 """A change of the code must not change the numbers: losses of tiny runs, written down once.
 
 The records of an experiment are made over days, by versions of the code that follow one another. They belong together
-as long as this test passes unchanged. Other processors round differently, so the last digits are not compared.
+as long as this test passes unchanged. Other processors round differently, so the last digits are not compared. Other versions of
+PyTorch draw other numbers from one seed (trunc_normal_ changed after 2.6), so the test holds for the version it was written with.
 """
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mimetic.data import text
 from mimetic.experiments.configs import named
@@ -16,6 +18,7 @@ from mimetic.experiments.configs.recommenders import OPPOSITE
 from mimetic.experiments.runs import run
 
 GOLDEN = Path(__file__).parent / "golden"
+VERSION = ".".join(torch.__version__.split(".")[:2])
 BFLOAT16 = {"precision": "bfloat16"}
 SIZE = {"experiment": "golden", "d_model": 32, "depth": 2, "num_heads": 2, "epochs": 2, "device": "cpu"}
 # family -> (experiment, what is smaller, its arms, what is compared of every epoch)
@@ -60,10 +63,13 @@ def losses(family, arm):
 
 @pytest.mark.parametrize(("family", "arm"), [(family, arm) for family, (_, _, arms, _) in FAMILIES.items() for arm in arms])
 def test_losses_are_what_they_were(family, arm):
-    tolerance = 5e-3 if arm == "bfloat16" else 2e-4
-    assert losses(family, arm) == pytest.approx(json.loads((GOLDEN / f"{family}.json").read_text())[arm], rel=tolerance)
+    golden = json.loads((GOLDEN / f"{family}.json").read_text())
+    if golden["torch"] != VERSION:
+        pytest.skip(f"written with torch {golden['torch']}, this is {VERSION}")
+    assert losses(family, arm) == pytest.approx(golden[arm], rel=5e-3 if arm == "bfloat16" else 2e-4)
 
 
 if __name__ == "__main__":  # python tests/test_golden.py: after a change that is meant to change the numbers
     for name, (_, _, names, _) in FAMILIES.items():
-        (GOLDEN / f"{name}.json").write_text(json.dumps({arm: losses(name, arm) for arm in names}, indent=1) + "\n")
+        golden = {"torch": VERSION} | {arm: losses(name, arm) for arm in names}
+        (GOLDEN / f"{name}.json").write_text(json.dumps(golden, indent=1) + "\n")
