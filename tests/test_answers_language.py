@@ -8,13 +8,18 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
+from mimetic.experiments import yardsticks
+from mimetic.experiments.answers import common
 from mimetic.experiments.answers import language as answers
 from mimetic.experiments.configs import named
-from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SHARE, STUDIES, WIKITEXT2
+from mimetic.experiments.configs.language import EVERY, RATES, SHARES, SIGNS, searched
+from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
 
+OTHERS = len(CENTRAL.arms) - 1
+RUNS = len(CENTRAL.arms) * len(SEEDS["central"])
 TEMPLATE = read_record(next(iter(sorted((runs_dir() / "tinyshakespeare-recipe").glob("*.json")))))
 
 
@@ -36,16 +41,17 @@ def put(study, effect, seeds=(0, 1, 2), arms=None, noise=0.002):
 
 
 def test_every_arm_has_a_label():
-    for study in (CENTRAL, WIKITEXT2, LONG):
+    for study in (CENTRAL, WIKITEXT2, STRUCTURE, LONG):
         assert set(study.arms) <= set(LABELS)
-    assert {"central", "rate", "wikitext2", "share", "long"} == set(STUDIES)
+    assert {"central", "structure", "rate", "wikitext2", "share", "long"} == set(STUDIES) and set(EVERY) <= set(LABELS)
 
 
 def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
-    assert "no pair of runs is in yet" in answers.answer() and "nothing yet. *tiny Shakespeare, by character: 0 of 35 runs" in answers.found(CENTRAL)
-    assert "No samples yet" in answers.samples() and "no records yet" in answers.recipe_sentence(load_runs("tinyshakespeare-recipe"))
+    assert "no pair of runs is in yet" in answers.answer() and f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
+    assert "No samples yet" in answers.samples() and "no records yet" in answers.rates_sentence() and answers.best_rates() == {}
+    assert answers.rate_table().empty and "not in yet" in answers.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
     assert "no pair" in answers.head_start(load_runs("x", curves=True), "language") and answers.overfitting(load_runs("x", curves=True)) == ""
@@ -61,77 +67,85 @@ def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
     text = answers.answer()
     assert words in text and "3 pairs can at best give p = 0.25" in text and "of the default's 2.000" in text
-    assert answers.found(CENTRAL).count(words) == 6 and "*tiny Shakespeare, by character: 21 of 35 runs are in" in answers.found(CENTRAL)
-    table, points = answers.comparisons()
-    assert len(points) == 18 and answers.numbers(table)["ahead"].tolist() == [3 if effect < 0 else 0 if effect > 0 else answers.numbers(table)["ahead"].iloc[0]] * 6
+    assert answers.found(CENTRAL).count(words) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
+    table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
+    ahead = answers.numbers(table)["ahead"]
+    assert len(points) == 3 * OTHERS and ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
-    assert len(ax.get_yticks()) == 6
+    assert len(ax.get_yticks()) == OTHERS
 
 
-def test_five_pairs_need_no_caveat_and_leave_nothing_to_do():
-    put(CENTRAL, -0.05, seeds=range(5))
+def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
+    put(CENTRAL, -0.05, seeds=SEEDS["central"])
     assert "can at best" not in answers.answer() and answers.progress(CENTRAL, load_runs("tinyshakespeare")) == ""
 
 
 def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
     text = answers.found(SHARE)
-    assert text.count("−0.020 bits per byte in the only pair so far") == 16 and "24 of 72 runs" in text
+    assert text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES) and f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
 
 
-def test_arms_at_several_rates():
-    assert answers.by_rate().empty
-    put(CENTRAL, 0.9, seeds=(0,))
+def test_one_rate_for_all():
     put(RATE, 0.1, seeds=(0,))
-    table = answers.by_rate()
-    assert sorted(table.columns) == [0.002, 0.008] and set(table.index) == {LABELS[a] for a in ("gpt2", "language", "vision")}
-    assert table.loc[LABELS["vision"]].tolist() == [2.1, 2.9] and table.loc[LABELS["gpt2"]].tolist() == [2.0, 2.0]
-    assert "+0.100 bits per byte in the only pair so far" in answers.found(RATE) and "*tiny Shakespeare, at a quarter" in answers.found(RATE)
+    assert answers.found(RATE).count("+0.100 bits per byte in the only pair so far") == 4
+    assert {name.rpartition("-")[2] for name in RATE.arms} == set(SIGNS)
+
+
+def search(**values):
+    """Finals of a search in which an arm has these values at RATES."""
+    rows = [{"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v} for arm, row in values.items() for lr, v in zip((*RATES, 16e-3), row)]
+    return pd.DataFrame(rows, columns=["arm", "config.lr", "test_bits_per_byte"])
+
+
+def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
+    finals = search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6])
+    assert answers.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
+    assert answers.rate_table(finals).shape == (3, 5)
+    text = answers.rates_sentence(finals)
+    assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text and "At the lowest rate tried: language signs." in text
+    assert "Still to be searched: vision signs, QK only" in text
+    (ax,) = figures.rates(answers.rate_table(finals), plateau=3.6).axes
+    assert [t.get_text() for t in figures.rates(answers.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
+    assert len(ax.lines) == 2 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("rescaled", "random", "words"),
+    [
+        (3.4, 3.4, "Weights of that size are enough to slow a model down"),
+        (2.5, 3.4, "The singular values are enough, without the identity"),
+        (2.5, 2.5, "it takes the identity"),
+    ],
+)
+def test_what_slows_a_model_down(rescaled, random, words):
+    rows = {"gpt2": [2.7, 2.6, 2.5, 2.4, 2.45], "language": [2.6, 2.8, 3.0, 3.3], "rescaled": [3, 3, 3, rescaled], "random-directions": [3, 3, 3, random]}
+    text = answers.slow_sentence(3.6, 8e-3, search(**rows))
+    assert words in text and "language signs 3.300" in text.split("Nearer to the default")[0] and "One seed an arm" in text
 
 
 def test_the_table_of_pairs_of_characters(monkeypatch):
     from mimetic.data import text
 
     monkeypatch.setitem(text.CORPORA, "pairs", text.Corpus({}, lambda _: ("ab" * 20_000, "ababab")))
-    assert answers.pair_model_bits("pairs") < 0.001
+    assert yardsticks.pair_model_bits("pairs") < 0.001
     rng = np.random.default_rng(0)
     fair = "".join(rng.choice(list("abcd"), 40_000))
     monkeypatch.setitem(text.CORPORA, "pairs", text.Corpus({}, lambda _: (fair[:30_000], fair[30_000:])))
-    assert answers.pair_model_bits("pairs") == pytest.approx(2, abs=0.01)
+    assert yardsticks.pair_model_bits("pairs") == pytest.approx(2, abs=0.01)
 
 
 def test_tokens_look_at_themselves_before_training_from_the_pattern():
-    table = answers.attention_before_training(windows=2)
-    itself, equal = table["first layer", "to itself"], table["first layer", "to equal tokens"]
+    table = yardsticks.attention_before_training(windows=2)
+    itself, equal = table["first layer", "to itself"], table["first layer", "to itself or its equals"]
     # without any preference: the mean of 1/n over 128 tokens
     assert itself[LABELS["gpt2"]] == pytest.approx(100 * np.mean(1 / np.arange(1, 129)), abs=0.5)
     assert itself[LABELS["language"]] > 50 and (equal > itself).all() and (equal <= 100).all()
 
 
-@pytest.mark.parametrize(
-    ("qk", "vp", "words"),
-    [
-        (0.9, 0.0, "QK only is held back too (+0.900); V·proj only is not held back (+0.000); so queries and keys are what does it (1 pair)."),
-        (0.9, 0.9, "so queries and keys are not the whole of it"),
-        (0.0, 0.0, "so it takes both products"),
-        (None, 0.9, "so queries and keys are not the whole of it"),
-        (None, None, "The runs that test it are not in yet."),
-    ],
-)
-def test_conjecture(qk, vp, words):
-    put(CENTRAL, 1.0, seeds=(0,), arms=("gpt2", "language"))
-    for arm, effect in (("qk", qk), ("vp", vp)):
-        if effect is not None:
-            put(CENTRAL, effect, seeds=(0,), arms=(arm,), noise=0)
-    assert words in answers.conjecture()
-
-
-def test_recipe_rule():
-    finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "test_bits_per_byte": [2.50, 2.52, 2.505, 2.6]})
-    assert answers.recipe_winner(finals) == "base" and "`a`, is −0.005 from the base (2.510, its 2 seeds 0.020 apart), so the base was kept" in answers.recipe_sentence(finals)
-    better = finals.assign(test_bits_per_byte=[2.5, 2.52, 2.4, 2.6])
-    assert answers.recipe_winner(better) == "a" and "it replaces the base's value" in answers.recipe_sentence(better)
-    assert answers.recipe_table(better).index[0] == "a"
+def test_fitted_constants_are_hardly_a_diagonal():
+    text = answers.fitted_sentence()
+    assert "where mimetic initialization has 11" in text and text.count(" to ") == 2
 
 
 def curves(gap):
@@ -147,26 +161,25 @@ def curves(gap):
 @pytest.mark.parametrize(
     ("gap", "words"),
     [
-        ([-0.3, -0.2, -0.1, 0.0], "the head start is gone at the end: −0.300 bits per byte after 100 steps"),
-        ([-0.3, -0.3, -0.1, -0.05], "most of the head start is gone at the end"),
-        ([-0.3, -0.3, -0.3, -0.3], "the head start is kept"),
-        ([0.1, 0.1, 0.1, 0.1], "there is no head start:"),
-        ([0.1, 0.0, -0.1, -0.2], "there is no head start, but a gain at the end"),
+        ([-0.3, -0.2, -0.1, 0.0], "a head start, of which these pairs show nothing at the end; −0.300 (−0.300 to −0.300) after 100 steps"),
+        ([-0.3, -0.3, -0.3, -0.3], "a head start, and the end is better too"),
+        ([-0.3, -0.3, 0.1, 0.1], "a head start, and a worse end"),
+        ([0.1, 0.0, -0.1, -0.2], "there is no head start;"),
     ],
 )
 def test_head_start(gap, words):
     frame = curves(gap)
-    assert words in answers.head_start(frame, "language")
-    assert "still falls at its last step (400)" in answers.overfitting(frame)
+    assert words in answers.head_start(frame, "language") and "(2 pairs)" in answers.head_start(frame, "language")
     left, right = figures.curves_and_gaps(frame, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
 
 
-def test_overfitting_is_seen():
+def test_overfitting_is_seen_in_every_arm():
     frame = curves([0, 0, 0, 0])
-    frame.loc[frame["step"] == 400, "test_bits_per_byte"] = 2.9
-    assert "lowest point, 2.800, at step 300, and ends at 2.900" in answers.overfitting(frame)
+    frame.loc[(frame["step"] == 400) & (frame["arm"] == "gpt2"), "test_bits_per_byte"] = 2.9
+    text = answers.overfitting(frame)
+    assert "default (GPT-2's): 2.800 at step 300, 2.900 at the end" in text and "language signs: still falling at the last step, 2.700" in text
 
 
 def test_samples_products_and_runs():
@@ -178,6 +191,6 @@ def test_samples_products_and_runs():
     assert len(products) == 2 * 2 * config.depth * (config.num_heads + 1) and products["fold"].all()
     assert answers.kept(products).shape == (6, 4)
     assert len(figures.products_before_and_after(products).axes) == 4
-    assert len(answers.run_table("tinyshakespeare")) == 7
+    assert len(answers.run_table("tinyshakespeare")) == len(CENTRAL.arms)
     signs = answers.measured_signs(answers.causal_products())
     assert "our GPT, tinyshakespeare, d 128" in signs.index and signs.loc["SmolLM2-135M-Instruct", "V·proj z"] > 1

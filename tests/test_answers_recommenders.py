@@ -21,9 +21,9 @@ from mimetic.training.records import load_runs, read_record, record_path
 
 
 def finals(**arms):
-    """One row a run: arm -> NDCG@10 by seed."""
-    rows = [{"arm": arm.replace("_", "-"), "seed": s, "test_ndcg10": v} for arm, values in arms.items() for s, v in enumerate(values)]
-    return pd.DataFrame(rows, columns=["arm", "seed", "test_ndcg10"])
+    """One row a run: arm -> NDCG@10 by seed, on both splits."""
+    rows = [{"arm": arm.replace("_", "-"), "seed": s, "test_ndcg10": v, "test_validation_ndcg10": v} for arm, values in arms.items() for s, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "test_ndcg10", "test_validation_ndcg10"])
 
 
 BASE = [0.100, 0.102, 0.098, 0.101, 0.099, 0.100]
@@ -36,6 +36,8 @@ def test_verdict_words_follow_from_the_pairs():
     vision, opposite = text.split("; the opposite signs: ")
     assert "+0.0105 on 0.1000 over 6 paired seeds" in vision and "more than chance explains" in vision and "p = 0.031" in vision
     assert "which chance can explain" in opposite and "ahead in 3" in opposite
+    five = rec.central("ml100k", finals(bert=BASE[:5], mimetic=BETTER[:5]))  # the interval is clear, the exact test cannot be
+    assert "more than chance explains (exact sign-flip test, p = 0.062; 5 pairs can give 0.062 at best)" in five
     assert "cannot carry a claim (smallest possible p 0.250)" in rec.central("ml100k", finals(bert=BASE[:3], mimetic=BETTER[:3]))
     assert "proves nothing" in rec.central("ml100k", finals(bert=BASE[:1], mimetic=BETTER[:1]))
     assert rec.central("beauty", finals()).count("no pair yet") == 2
@@ -43,9 +45,9 @@ def test_verdict_words_follow_from_the_pairs():
 
 def test_what_is_missing_is_said_until_nothing_is():
     arms = CENTRAL["beauty"].arms
-    table = finals(**{arm.replace("-", "_"): BASE[:5] for arm in arms})
+    table = finals(**{arm.replace("-", "_"): BASE for arm in arms})
     assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
-    assert f"{5 * len(arms) - 1} of {5 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
+    assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
     assert "runs are in" not in rec.verdict({"beauty": table}) and "0 of" in rec.verdict({"beauty": finals()})
 
 
@@ -76,9 +78,9 @@ def curve(values, arm="bert", seed=0):
 
 def test_convergence_is_read_off_the_curve():
     flat, rising = [0.05, 0.09, *[0.1] * 8], list(np.linspace(0, 0.1, 10))
-    assert "has converged: 0.1000" in rec.converged(curve(flat), "ml100k")
-    assert "is still rising" in rec.converged(curve(rising), "ml100k")
-    assert "is falling" in rec.converged(curve(rising[::-1]), "ml100k")
+    assert "is level at the end: 0.1000" in rec.converged(curve(flat), "ml100k")
+    assert "is still rising at the end" in rec.converged(curve(rising), "ml100k")
+    assert "is falling at the end" in rec.converged(curve(rising[::-1]), "ml100k")
     assert "is in yet" in rec.converged(curve([]), "ml100k")
 
 
@@ -86,9 +88,11 @@ def test_steps_to_the_defaults_end():
     slow, fast = list(np.linspace(0.01, 0.1, 10)), list(np.linspace(0.02, 0.2, 10))
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
     table = rec.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
-    assert table.loc["vision signs", "share of the run"] == pytest.approx(0.5) and list(table.index) == ["vision signs"]
+    assert list(table.index) == ["default (BERT's trunc-normal .02)", "vision signs"]
+    assert table["share of the run"].tolist() == pytest.approx([1, 0.5]) and table.loc["vision signs", "earlier than the default by"] == 0.5
     never = rec.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
-    assert np.isnan(never.loc["vision signs", "share of the run"]) and never.loc["vision signs", "pairs that reach it"] == 0
+    assert never.loc["vision signs", "share of the run"] == 1 and never.loc["vision signs", "reached"] == 0
+    assert rec.steps_table(finals(), curves, ("bert",)).empty
 
 
 def test_signs_are_called_by_three_quarters():
@@ -119,6 +123,25 @@ def test_products_and_sentences_from_records(records):
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
     assert "no clear sign in BERT4Rec, post-LN" in questions.sign_question()
     assert "opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
+
+
+def test_other_users_are_an_interval_of_their_own(records):
+    difference = rec.user_differences("ml100k", "mimetic")
+    runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
+    assert len(difference) == 600 and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
+    assert len(rec.user_differences("ml100k", "opposite")) == 0
+    assert "(for these seeds and other users: " in rec.central("ml100k", load_runs("ml100k"))
+
+
+def test_whether_the_recipe_is_fair(monkeypatch):
+    values = {"bert": (0.09, 0.10, 0.101), "mimetic": (0.09, 0.10, 0.12)}
+    names = {("bert", 1e-3): "lr-0.001-epochs-40"}
+    rows = [{"arm": names.get((arm, lr), f"{arm}-lr-{lr:g}-epochs-40"), "seed": 0, "test_validation_ndcg10": v}
+            for arm, row in values.items() for lr, v in zip(rec.CHECK_RATES, row)]  # fmt: skip
+    monkeypatch.setattr(rec, "load_runs", lambda name: pd.DataFrame(rows))
+    text = rec.fairness_sentence()
+    assert "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate: the recipe is unfair" in text
+    assert "Not searched yet: opposite signs" in text
 
 
 def test_explained_share_of_a_run_and_of_what_was_measured(records):
@@ -183,7 +206,7 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
 def test_arms_change_what_they_say_and_nothing_else():
     base = named("ml100k")
     for arm, expected in {
-        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "sasrec-bert": {"causal", "objective"},
+        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "next-bert": {"causal", "objective"},
         "opposite": {"init", "qk_beta", "vp_beta"}, "fit-beauty": {"init", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta"},
     }.items():  # fmt: skip
         config = named("ml100k", arm=arm)

@@ -8,6 +8,7 @@ from mimetic.data.sequences import load_sequences, oracle
 from mimetic.experiments.baselines import popularity, rank_metrics
 from mimetic.experiments.configs import ARMS, named
 from mimetic.experiments.recommenders import METRIC, RecommenderTask, build_model
+from mimetic.experiments.recorded import cases_of
 from mimetic.experiments.runs import check, run
 from mimetic.training.records import load_runs, read_record, record_path
 
@@ -122,6 +123,8 @@ def test_runs_and_is_recorded(changes, data_folder, tmp_path, monkeypatch):
     assert record["anatomy"]["before"] != record["anatomy"]["after"]
     assert load_runs("toy")["test_ndcg10"].iloc[0] == record["final"]["test_ndcg10"]
     assert "NDCG@10" in METRIC.show(record["final"])
+    ranks = cases_of(record, "ranks")
+    assert len(ranks) == 600 and np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean() == pytest.approx(record["final"]["test_ndcg10"], abs=1e-6)
     again = run(config, progress=False, force=True)
     assert again["curve"] == record["curve"]
 

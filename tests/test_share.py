@@ -1,6 +1,7 @@
 """Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from intervals."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,10 @@ import pytest
 
 from mimetic import figures
 from mimetic.experiments import share
-from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import SHARES
+from mimetic.experiments.configs import EXPERIMENTS, named
+from mimetic.experiments.configs.language import EVERY, SHARES
 from mimetic.statistics import correlation
 from mimetic.training.records import RecordError, write_record
-
 
 PLUS_MINUS, PLUS_PLUS = share.PUBLISHED, "QK +, V·proj +"
 
@@ -35,27 +35,40 @@ def put(folder, config, column, value, share_of_attention=0.25):
 @pytest.fixture
 def folder(tmp_path):
     """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share; arms and experiments that must not count."""
-    for seed, (a, b) in enumerate(((0.50, 0.55), (0.60, 0.66))):
+    for seed, (a, b) in enumerate(((0.50, 0.55), (0.60, 0.66), (0.50, 0.55))):
         put(tmp_path, named("cifar10-lab30", init="timm", seed=seed), "test_accuracy", a)
         put(tmp_path, named("cifar10-lab30", init="mimetic", seed=seed), "test_accuracy", b)
+        for i, point in enumerate(SHARES):
+            of_attention = 0.1 + 0.04 * i
+            for arm, effect in (("gpt2", 0.0), ("vision", of_attention / 5), ("language", -of_attention / 5)):
+                put(tmp_path, sweep_run(point, arm, seed), "test_bits_per_byte", 2.0 * (1 - effect), of_attention)
     put(tmp_path, named("cifar10-lab30", init="mimetic-qk", seed=0), "test_accuracy", 0.9)
-    for i, point in enumerate(SHARES):
-        of_attention = 0.1 + 0.04 * i
-        for arm, effect in (("gpt2", 0.0), ("vision", of_attention / 5), ("language", -of_attention / 5)):
-            put(tmp_path, named("share", arm=f"{point}-{arm}", seed=0), "test_bits_per_byte", 2.0 * (1 - effect), of_attention)
-    for arm, value in (("gpt2", 2.0), ("language", 1.9), ("vision", 2.1)):
-        put(tmp_path, named("tinyshakespeare", arm=arm, seed=0), "test_bits_per_byte", value)
-    put(tmp_path, named("tinyshakespeare", arm="fit", seed=0), "test_bits_per_byte", 0.5)
-    put(tmp_path, named("wikitext2", arm="gpt2", seed=0), "test_bits_per_byte", 2.0)  # no partner
-    put(tmp_path, named("wikitext2", arm="language", seed=1), "test_bits_per_byte", 2.0)
+    for arm, value in (("gpt2", 2.0), ("language", 1.9), ("vision", 2.1), ("fit", 0.5)):
+        put(tmp_path, text_run("tinyshakespeare", arm), "test_bits_per_byte", value)
+    put(tmp_path, text_run("wikitext2", "gpt2"), "test_bits_per_byte", 2.0)  # no partner
+    put(tmp_path, text_run("wikitext2", "language", seed=1), "test_bits_per_byte", 2.0)
+    # the search and the equal rates are the same models again
+    put(tmp_path, named("tinyshakespeare-recipe", arm="base"), "test_bits_per_byte", 2.0)
+    put(tmp_path, named("tinyshakespeare-recipe", arm="vision-lr-0.001"), "test_bits_per_byte", 1.0)
+    for arm in ("gpt2", "vision"):
+        put(tmp_path, named("tinyshakespeare-rate", arm=f"lr-0.002-{arm}"), "test_bits_per_byte", 1.5)
     return tmp_path
+
+
+def text_run(experiment, arm, seed=0, **changes):
+    """A run of an arm at a rate of its own, whatever the search has chosen."""
+    return replace(EXPERIMENTS[experiment], arm=arm, seed=seed, lr=8e-3 if arm == "gpt2" else 1e-3, **(EVERY[arm] | changes))
+
+
+def sweep_run(point, arm, seed):
+    return replace(text_run("share", arm, seed, **SHARES[point]), arm=f"{point}-{arm}")
 
 
 def test_points(folder):
     points = share.gain_points(folder).set_index(["experiment", "signs", "point"]).sort_index(level=[0, 1], sort_remaining=False)
     assert set(points.index.get_level_values(0)) == {"cifar10-lab30", "share", "tinyshakespeare"}
     vision = points.loc[("cifar10-lab30", PLUS_MINUS, "cifar10-lab30")]
-    assert vision["gain"] == pytest.approx(0.1) and vision["pairs"] == 2 and vision["share"] == pytest.approx(0.25)
+    assert vision["gain"] == pytest.approx(0.1) and vision["pairs"] == 3 and vision["share"] == pytest.approx(0.25)
     # lower is better; fitted constants are not mimetic initialization as published
     assert points.loc["tinyshakespeare"]["gain"].to_dict() == pytest.approx({(PLUS_PLUS, "tinyshakespeare"): 0.05, (PLUS_MINUS, "tinyshakespeare"): -0.05})
     for signs, sign in ((PLUS_MINUS, 1), (PLUS_PLUS, -1)):
@@ -69,20 +82,32 @@ def test_verdicts_follow_the_interval(folder):
     text = share.verdict(points)
     assert f"with {PLUS_MINUS}: the gain grows with attention's share, as the guess has it (r = +1.00" in text
     assert f"with {PLUS_PLUS}: the gain falls as attention's share grows, against the guess" in text and "ahead at 0 of 8" in text
-    assert "all points of 2 families with the published signs (language, vision)" in text and "n = 10" in text
+    assert "all points of 2 families with the published signs (language, vision)" in text and "n = 9" in text  # one has a single pair
     rng = np.random.default_rng(0)
     assert "cannot say" in share.relation(points.assign(gain=rng.standard_normal(len(points))), "x")
-    assert "too few for a correlation" in share.relation(points.iloc[:3], "x")
+    text = share.relation(points.iloc[:3].assign(pairs=[3, 3, 1]), "x")
+    assert "2 points so far (1 more with fewer than 3 pairs), too few for a correlation" in text
+
+
+def test_slopes_along_one_thing_at_a_time(folder):
+    table = share.slopes(share.gain_points(folder))
+    assert list(table.index) == [(signs, f"along the {what}") for signs in (PLUS_PLUS, PLUS_MINUS) for what in ("vocabulary", "MLP")]
+    assert table["points"].tolist() == [4, 3, 4, 3] and (table["seeds"] == 3).all()
+    x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
+    expected = np.polyfit(x, 100 * (2**x) / 5, 1)[0]
+    assert table.loc[(PLUS_MINUS, "along the MLP"), "slope"] == pytest.approx(expected, rel=0.02) == -table.loc[(PLUS_PLUS, "along the MLP"), "slope"]
+    assert share.slopes(share.gain_points(folder), "share-gpu").empty and share.smallest_r(8) == pytest.approx(0.705, abs=1e-3)
 
 
 def test_families_at_the_same_share(folder):
     points = share.gain_points(folder)
     text = share.at_equal_share(points)
     # 25 % in vision and tiny Shakespeare, and the sweep's fifth point at 26 %
-    assert "vision (cifar10-lab30) +10.0 % at a share of 25.0 %, 2 pairs" in text and "language (tinyshakespeare) −5.0 %" in text
-    assert text.count("language (share ") == 1 and "not evidence yet" in text
-    assert "not all of opposite sign" in text
-    assert "something else than the share decides" in share.at_equal_share(points[points["experiment"] != "share"])
+    assert "vision (cifar10-lab30) +10.0 % at a share of 25.0 %, 3 pairs" in text and "language (tinyshakespeare) −5.0 %" in text
+    assert text.count("language (share ") == 1 and "In 1 of 2 such comparisons the intervals are apart" in text
+    assert "Too few pairs to compare yet" in share.at_equal_share(points[points["experiment"] != "share"])
+    near = points.assign(low=points["gain"] - 1, high=points["gain"] + 1)
+    assert "Their intervals overlap" in share.at_equal_share(near)
     assert "No two families" in share.at_equal_share(points[points["family"] == "vision"])
 
 

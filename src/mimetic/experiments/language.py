@@ -67,7 +67,8 @@ def prepare(config: LanguageConfig, device: torch.device) -> Prepared:
     )
     _check_context(config, min(len(data.train), len(data.test)))
     model = build_model(config, data.vocab_size).to(device)
-    return Prepared(LanguageTask(data, config), model, lambda model: anatomy(model, data))
+    task = LanguageTask(data, config)
+    return Prepared(task, model, lambda model: anatomy(model, data), task.cases)
 
 
 def cost(config: LanguageConfig) -> float:
@@ -118,23 +119,43 @@ class LanguageTask:
         """Over the whole evaluated text (before the last epoch over curve_tokens of it, in windows from beginning to end), in
         windows that do not overlap: loss (nats a token), bits_per_byte, and perplexity (a token)."""
         import torch
-        import torch.nn.functional as F
 
         ids, N, part = self.data.test, self.config.context, self.config.curve_tokens
         starts = torch.arange(0, len(ids) - N, N, device=ids.device)
         rest = ids[len(starts) * N :] if last or part is None else ids[:0]  # what is left is a shorter window
         if not (last or part is None):
             starts = starts[:: max(1, len(starts) * N // part)]
-        windows = ids[starts[:, None] + self._window].long()
-        batches = [*windows.split(max(1, EVALUATION_TOKENS.get(ids.device.type, 32_768) // N)), *([rest[None].long()] if len(rest) > 1 else [])]
         nats = torch.zeros((), dtype=torch.float32 if ids.device.type == "mps" else torch.float64, device=ids.device)
         tokens = size = 0
-        for batch in batches:
-            inputs, following = batch[:, :-1], batch[:, 1:].flatten()
-            nats += F.cross_entropy(model(inputs).float().flatten(0, 1), following, reduction="sum").to(nats.dtype)
+        for batch in [*self._batches(starts), *([rest[None].long()] if len(rest) > 1 else [])]:
+            following = batch[:, 1:].flatten()
+            nats += self._nats(model, batch).sum().to(nats.dtype)
             tokens, size = tokens + len(following), size + int(self.data.token_bytes[following].sum())
         loss = float(nats) / tokens
         return {"loss": loss, "bits_per_byte": float(nats) / math.log(2) / size, "perplexity": math.exp(min(loss, 700.0))}
+
+
+    def _batches(self, starts: Tensor) -> tuple[Tensor, ...]:
+        """The windows (.., N + 1) that begin at these places, a few at a time."""
+        windows = self.data.test[starts[:, None] + self._window].long()
+        return windows.split(max(1, EVALUATION_TOKENS.get(windows.device.type, 32_768) // self.config.context))
+
+    def _nats(self, model: nn.Module, windows: Tensor) -> Tensor:
+        """(B, N): -log p of every token of the windows but the first."""
+        import torch.nn.functional as F
+
+        return F.cross_entropy(model(windows[:, :-1]).float().transpose(1, 2), windows[:, 1:], reduction="none")
+
+    def cases(self, model: nn.Module) -> dict[str, list[float]]:
+        """Nats and bytes of every whole window of the evaluated text."""
+        import torch
+
+        ids, N = self.data.test, self.config.context
+        found: dict[str, list[float]] = {"nats": [], "bytes": []}
+        for batch in self._batches(torch.arange(0, len(ids) - N, N, device=ids.device)):
+            found["nats"] += self._nats(model, batch).sum(1).tolist()
+            found["bytes"] += self.data.token_bytes[batch[:, 1:]].sum(1).tolist()
+        return found
 
 
 def build_model(config: LanguageConfig, vocab_size: int) -> GPT:

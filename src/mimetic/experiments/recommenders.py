@@ -1,4 +1,4 @@
-"""Recommenders from scratch: BERT4Rec or SASRec, an initialization, a data set.
+"""Recommenders from scratch: BERT4Rec or its causal next-item sibling, an initialization, a data set.
 
     python -m mimetic data fetch ml100k
     python -m mimetic train ml100k --init bert --seed 0
@@ -65,7 +65,8 @@ def prepare(config: RecommenderConfig, device: torch.device) -> Prepared:
     data = load_sequences(config.dataset, items=config.items)
     if config.batch_size > data.num_users:
         raise ValueError(f"batch_size={config.batch_size} is more than the {data.num_users} users of {config.dataset}")
-    return Prepared(RecommenderTask(data, config, device), build_model(config).to(device), anatomy)
+    task = RecommenderTask(data, config, device)
+    return Prepared(task, build_model(config).to(device), anatomy, task.cases)
 
 
 def cost(config: RecommenderConfig) -> float:
@@ -173,16 +174,26 @@ class RecommenderTask:
 
     def metrics(self, model: nn.Module, validation: bool) -> dict[str, float]:
         """The metrics on one of the two splits."""
+        from mimetic.experiments.ranking import ranking_metrics
+
+        return ranking_metrics(self.ranks(model, validation))
+
+    def ranks(self, model: nn.Module, validation: bool) -> Tensor:
+        """The rank of every user's held-out item of one of the two splits."""
         import torch
 
-        from mimetic.experiments.ranking import ranking_metrics, target_ranks
+        from mimetic.experiments.ranking import target_ranks
 
         ranks = []
         for inputs, history, target in zip(*(t.split(EVALUATION_BATCH) for t in self._splits[validation]), strict=True):
             last_BD = model.features(inputs)[:, -1]
             with torch.autocast(last_BD.device.type, enabled=False):  # scores in bfloat16 would tie by the dozen
                 ranks.append(target_ranks(model.scores(last_BD.float()), target, history))
-        return ranking_metrics(torch.cat(ranks))
+        return torch.cat(ranks)
+
+    def cases(self, model: nn.Module) -> dict[str, list[float]]:
+        """The rank of every user's held-out item that the metrics are of, in the order of the users."""
+        return {"ranks": self.ranks(model, self.config.validation).tolist()}
 
 
 def build_model(config: RecommenderConfig) -> BERT4Rec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mimetic.training.records import read_record, runs_dir
@@ -23,6 +24,11 @@ def product_table(record: dict[str, Any], when: str = "after", fold: bool = Fals
     folded in where a block has one in front."""
     table = table_of(record, when)
     return table[table["fold"] == fold].assign(z=lambda t: t["diag_mean"] / t["offdiag_sd"]).reset_index(drop=True)
+
+
+def cases_of(record: dict[str, Any], name: str) -> np.ndarray:
+    """The last evaluation case by case ("ranks" of users; "nats", "bytes" of windows of text); empty if the record has none."""
+    return np.array(record.get("cases", {}).get(name, "").split(), dtype=float)
 
 
 def records_of(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:

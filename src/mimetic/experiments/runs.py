@@ -50,6 +50,8 @@ class Prepared:
     task: Task
     model: nn.Module  # with its initial weights, on the device
     anatomy: Callable[[nn.Module], dict[str, Any]]  # what the record says of the weights, asked before and after training
+    # the last evaluation case by case (users, windows of text): name -> numbers; so that an interval can be over cases, too
+    cases: Callable[[nn.Module], dict[str, list[float]]] | None = None
 
 
 def family(config: RunConfig) -> ModuleType:
@@ -166,6 +168,7 @@ def _train(config: RunConfig, checkpoint, options, group: Group) -> dict[str, An
         "curve": result.curve,
         "final": result.curve[-1],
         "anatomy": {"before": before, "after": prepared.anatomy(model)},
+        "cases": _cases(prepared, model, settings),
         "parameters": parameter_counts(model),
         "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
@@ -176,6 +179,19 @@ def _train(config: RunConfig, checkpoint, options, group: Group) -> dict[str, An
         "finished": now(),
         "resumed": result.resumed,
     }
+
+
+def _cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
+    """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file short."""
+    import torch
+
+    from mimetic.training.loop import resolve_backend
+
+    if prepared.cases is None:
+        return {}
+    backend = resolve_backend(settings)
+    with torch.no_grad(), torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16"):
+        return {name: " ".join(f"{v:.6g}" for v in values) for name, values in prepared.cases(model.eval()).items()}
 
 
 def existing(config: RunConfig) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
 
 A point is a model and a training in which the family's default and mimetic initialization both have runs, all other settings
-equal. Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the
+equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the
 families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
 its direction comes from their configs and modules, so that a new family appears here when its records do.
 
@@ -28,12 +28,17 @@ from mimetic.training.records import read_record, runs_dir
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
-COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters"]
+# No points: the search for a recipe, and the model of another experiment once more with a learning rate that is not the arm's own.
+LEFT_OUT = ("tinyshakespeare-rate",)
+FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
+COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
+# What changes the share in the sweep, one thing at a time: the points in which nothing else differs from its base.
+ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp1", "base", "mlp8")}
 
 
 def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
     """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and biases in
-    all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters.
+    all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters, by_seed ({seed: gain}).
 
     Args:
         folder: instead of ``data/runs``.
@@ -47,8 +52,10 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
             continue
         record = read_record(path)
         config = _whole_config(record)
+        if path.parent.name in LEFT_OUT or config.get("validation"):
+            continue
         if role := _role(record["experiment"], config):
-            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init")}
+            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", "lr")}
             key = record["experiment"], json.dumps(rest, sort_keys=True)
             groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record
     rows = []
@@ -92,15 +99,18 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
         "point": default[seeds[0]]["arm"].rpartition("-")[0] or experiment,
         "signs": signs,
         "share": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"],
-        "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"],
+        "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"], "by_seed": dict(zip(seeds, gains.tolist())),
     }  # fmt: skip
 
 
 def relation(points: pd.DataFrame, what: str) -> str:
     """Whether the gain follows the share over these points, in words, with the correlation and its interval."""
+    thin = int((points["pairs"] < FEW).sum())
+    points = points[points["pairs"] >= FEW]
     n = len(points)
+    aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
     if n < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
-        return f"Over {what}: {n} point{'s' * (n != 1)} so far, too few for a correlation with an interval (it needs four)."
+        return f"Over {what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
     r, low, high = correlation(points["share"], points["gain"])
     says = (
         "the gain grows with attention's share, as the guess has it" if low > 0
@@ -110,6 +120,28 @@ def relation(points: pd.DataFrame, what: str) -> str:
     interval = f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
     ahead = int((points["gain"] > 0).sum())
     return f"Over {what}: {says} ({interval}; mimetic initialization is ahead at {ahead} of {n} points)."
+
+
+def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
+    """How much the gain changes when attention's share doubles, in percentage points: one row a set of signs and a thing that changes
+    the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds."""
+    rows = {}
+    for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
+        part = part.set_index("point")
+        for along, names in ALONG.items():
+            names = [name for name in names if name in part.index]
+            seeds = set.intersection(*(set(part.loc[name, "by_seed"]) for name in names)) if len(names) > 2 else set()
+            x = np.log2([part.loc[name, "share"] for name in names]) if names else np.array([])
+            found = [100 * np.polyfit(x, [part.loc[name, "by_seed"][seed] for name in names], 1)[0] for seed in sorted(seeds)]
+            if found:
+                low, high = mean_interval(found)
+                rows[signs, f"along {along}"] = {"points": len(names), "slope": np.mean(found), "low": low, "high": high, "seeds": len(found)}
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def smallest_r(n: int) -> float:
+    """The smallest |r| of n points whose 95 % interval leaves out 0."""
+    return float(np.tanh(1.96 / np.sqrt(n - 3)))
 
 
 def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
@@ -142,10 +174,13 @@ def at_equal_share(points: pd.DataFrame, within: float = 0.02) -> str:
         gain = f"{100 * row['gain']:+.1f} %".replace("-", "−")
         return f"{row['family']} ({name}) {gain} at a share of {100 * row['share']:.1f} %, {row['pairs']} pair{'s' * (row['pairs'] != 1)}"
 
-    apart = all(a["gain"] > 0 > b["gain"] or b["gain"] > 0 > a["gain"] for a, b in near)
-    verdict = "Equal shares, gains of opposite sign: between these families something else than the share decides." if apart else "The gains are not all of opposite sign."
-    if min(row["pairs"] for row in seen.values()) < 3:
-        verdict += " Points with fewer than three pairs are not evidence yet."
+    apart = [(a, b) for a, b in near if min(a["pairs"], b["pairs"]) >= FEW and (a["low"] > b["high"] or b["low"] > a["high"])]
+    if apart:
+        verdict = f"In {len(apart)} of {len(near)} such comparisons the intervals are apart: at equal shares, something else than the share decides between these families."
+    elif all(min(a["pairs"], b["pairs"]) < FEW for a, b in near):
+        verdict = "Too few pairs to compare yet."
+    else:
+        verdict = "Their intervals overlap, so these points cannot say whether something else than the share decides."
     return f"The other way round, families at nearly the same share: {'; '.join(words(row) for row in seen.values())}. {verdict}"
 
 
@@ -154,7 +189,7 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
     for column in ("attention (%)", "gain (%)", "from", "to"):
         out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
-    return out.set_index(["family", "experiment", "signs", "point"])
+    return out.drop(columns="by_seed").set_index(["family", "experiment", "signs", "point"])
 
 
 # --- sizes, before anything is trained -------------------------------------------------------------------------------

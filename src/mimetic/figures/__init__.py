@@ -1,6 +1,6 @@
 """One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
 
-from mimetic.figures.language import curves_and_gaps, products_before_and_after, share_and_gain
+from mimetic.figures.language import curves_and_gaps, products_before_and_after, rates, share_and_gain
 from mimetic.figures.products import (
     attention_maps,
     counts,
@@ -36,6 +36,7 @@ __all__ = [
     "products_before_and_after",
     "profiles",
     "ranking_curves",
+    "rates",
     "share_and_gain",
     "step_shares",
     "truncation",

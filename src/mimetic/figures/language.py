@@ -72,6 +72,31 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
 
 
 @styled
+def rates(table: pd.DataFrame, *, plateau: float) -> Figure:
+    """Held-out bits per byte against the learning rate, a line an arm, its best rate as a large dot.
+
+    Args:
+        table: arms in rows, learning rates in columns; nan where nothing was run.
+        plateau: bits per byte of predicting from the last character alone, a dashed line.
+    """
+    figure, axes = panels(7.4, 3.2)
+    ax = axes[0, 0]
+    palette = ("#0072b2", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
+    colors = {arm: COLORS.get(arm) or palette[i % len(palette)] for i, arm in enumerate(table.index)}
+    for arm, row in table.iterrows():
+        row = row.dropna()
+        ax.plot(row.index, row, "o-", ms=3, lw=2 if arm in ("gpt2", "language", "vision") else 1, color=colors[arm], label=LABELS.get(arm, arm))
+        ax.plot(row.idxmin(), row.min(), "o", ms=8, color=colors[arm])
+    ax.axhline(plateau, color="black", lw=0.8, ls="--")
+    ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="held-out bits per byte", xticks=list(table.columns), xticklabels=[f"{c:g}" for c in table.columns])
+    ax.minorticks_off()
+    ax.grid(color="#eeeeee")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=7.5)
+    return figure
+
+
+@styled
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
     a colour a set of signs, its points named; right: every family with one set of signs.

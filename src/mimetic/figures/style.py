@@ -38,7 +38,9 @@ LABELS = {  # of arms
     "vision": "vision signs",
     "qk": "QK only",
     "vp": "V·proj only",
-    "fit": "constants fitted to our own trained GPT",
+    "fit": "fitted to our own trained GPT",
+    "rescaled": "default at mimetic's norms",
+    "gpt2-signs": "GPT-2's signs (QK −, V·proj +)",
     "speedrun": "V·proj −0.05 I, as in a speed-run",
     # recommenders
     "bert": "default (BERT's trunc-normal .02)",

@@ -1,10 +1,11 @@
-"""BERT4Rec and its causal sibling SASRec: the next item from the items so far.
+"""BERT4Rec and its causal sibling: the next item from the items so far.
 
 BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions, LayerNorm on the embedding,
 post-LN blocks with GELU, and BERT's masked-item head, a linear layer with GELU and LayerNorm before the product with the
-item embedding (tied) and a bias an item. ``causal=True`` with next-item training is SASRec (Kang & McAuley 2018) in
-everything but its loss, which samples one negative; here it is the same full cross entropy, so that the two differ in the
-direction of attention and in what is predicted, nothing else.
+item embedding (tied) and a bias an item. ``causal=True`` with next-item training shares with SASRec
+(Kang & McAuley 2018) the causal mask and the task; the block, the head and the loss are BERT4Rec's. SASRec itself normalises
+only the queries, whose residual starts from them, has no matrix after the values, and samples one negative. So the two models here
+differ in the direction of attention and in what is predicted, nothing else.
 
 Items are 1 to num_items; 0 is padding, on the left, so that the last position is always the most recent; num_items + 1 is
 the mask. Shape suffixes: B batch, N positions, D d_model, I items, T targets.

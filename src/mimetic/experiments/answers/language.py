@@ -1,4 +1,4 @@
-"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples, a yardstick."""
+"""What the language chapters say (10 and 11): the comparison, the search for rates, the products, convergence, samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
+from mimetic.experiments.configs.language import CHOSEN, EVERY, FITTED, RATES, searched
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import BETTER, CENTRAL, RATE, SEEDS, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, RATE, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, smallest_p
+from mimetic.statistics import ENOUGH, mean_interval, smallest_p
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -32,7 +33,7 @@ def progress(study: Study, finals: pd.DataFrame) -> str:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def comparisons(studies: tuple[Study, ...] = (CENTRAL, RATE, WIKITEXT2)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE, RATE)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
@@ -79,42 +80,76 @@ def run_table(experiment: str) -> pd.DataFrame:
     return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 0})
 
 
-def by_rate(experiments: tuple[str, ...] = (CENTRAL.experiment, RATE.experiment)) -> pd.DataFrame:
-    """Mean last-epoch bits per byte of each arm (rows) at each learning rate (columns), of the arms that were run at several."""
-    finals = pd.concat([f for name in experiments if len(f := load_runs(name))] or [pd.DataFrame(columns=["arm"])])
+# --- the search for learning rates -----------------------------------------------------------------------------------
+
+
+def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not run."""
+    finals = load_runs(SEARCH) if finals is None else finals
     if finals.empty:
         return pd.DataFrame()
-    finals["arm"] = finals["arm"].str.rpartition("-")[2]
-    table = finals.pivot_table(index="arm", columns="config.lr", values="test_bits_per_byte").dropna()
-    return table.rename(index=LABELS).rename_axis(columns="learning rate").round(3)
+    values = finals.groupby("arm")["test_bits_per_byte"].mean()
+    rates = sorted({*RATES, *finals.get("config.lr", pd.Series(dtype=float))})
+    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in EVERY} for lr in rates}, dtype=float)
+    return table.dropna(how="all").rename_axis(columns="learning rate")
 
 
-# --- the recipe ------------------------------------------------------------------------------------------------------
+def best_rates(finals: pd.DataFrame | None = None) -> dict[str, float]:
+    """arm -> the rate with the fewest held-out bits per byte, of the arms that were run at all of RATES."""
+    table = rate_table(finals)
+    whole = table[table[list(RATES)].notna().all(axis=1)] if len(table) else table
+    return {arm: float(row.idxmin()) for arm, row in whole.iterrows()}
 
 
-def recipe_table(finals: pd.DataFrame) -> pd.DataFrame:
-    """The search for the recipe: mean bits per byte of the held-out training text by setting, best first."""
-    groups = finals.groupby("arm")["test_bits_per_byte"]
-    table = pd.DataFrame({"held-out bits per byte": groups.mean(), "seeds": groups.size()})
-    return table.sort_values("held-out bits per byte").round(3)
-
-
-def recipe_winner(finals: pd.DataFrame) -> str:
-    """The setting that the rule takes: the best one if it is better than the base by more than BETTER, else the base."""
-    means = finals.groupby("arm")["test_bits_per_byte"].mean()
-    return means.idxmin() if means["base"] - means.min() > BETTER else "base"
-
-
-def recipe_sentence(finals: pd.DataFrame) -> str:
-    """What the search chose, and by how much."""
-    if finals.empty or "base" not in set(finals["arm"]):
+def rates_sentence(finals: pd.DataFrame | None = None) -> str:
+    """What the search chose for every arm, and which arms it has still to try."""
+    table, best = rate_table(finals), best_rates(finals)
+    if not best:
         return "The search has no records yet: `python -m mimetic queue language-recipe`."
-    base = finals[finals["arm"] == "base"]["test_bits_per_byte"]
-    others = finals[finals["arm"] != "base"].groupby("arm")["test_bits_per_byte"].mean()
-    seeds = f", its {len(base)} seeds {abs(base.max() - base.min()):.3f} apart" if len(base) > 1 else ""
-    kept = "so the base was kept" if recipe_winner(finals) == "base" else "so by the rule it replaces the base's value"
-    best = others.idxmin()
-    return f"The best other setting, `{best}`, is {METRIC.signed(others[best] - base.mean())} from the base ({base.mean():.3f}{seeds}), {kept}."
+    parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
+    lacking = [LABELS[arm] for arm in EVERY if arm not in best]
+    text = f"Chosen rate, with its held-out bits per byte: {'; '.join(parts)}."
+    edge = [LABELS[arm] for arm, lr in best.items() if lr == table.columns[table.loc[arm].notna()].min()]
+    text += f" At the lowest rate tried: {', '.join(edge)}." if edge else ""
+    return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
+
+
+def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
+    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about size and identity.
+
+    Args:
+        plateau: bits per byte of predicting from the last character alone.
+    """
+    table = rate_table(finals)
+    if rate not in table or "gpt2" not in table.index or table[rate].notna().sum() < 2:
+        return "The runs that test it are not in yet."
+    values = table[rate].dropna()
+    limit = (values["gpt2"] + plateau) / 2
+    slow = [arm for arm in values.index if values[arm] > limit]
+    text = f"At {rate:g} the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
+    for arms, word in ((slow, "Nearer to that plateau"), ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default")):
+        text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
+    if {"rescaled", "random-directions"} <= set(values.index):
+        if "rescaled" in slow:
+            text += "Weights of that size are enough to slow a model down at this rate: it is not the identity that does it."
+        elif "random-directions" in slow:
+            text += "The singular values are enough, without the identity; size alone is not."
+        elif {"language", "vision"} & set(slow):
+            text += "Neither the size nor the singular values do it: it takes the identity."
+    return text.strip() + " (One seed an arm.)"
+
+
+def fitted_sentence() -> str:
+    """How much of a diagonal the fitted constants have, in off-diagonal spreads of the target."""
+    import numpy as np
+
+    d = named("tinyshakespeare").d_model
+    ratios = {part: [b * np.sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])] for part in ("qk", "vp")}
+    spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
+    return (
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK and {spans['vp']} for V·proj, where mimetic initialization has "
+        f"{np.sqrt(d):.0f}. What it tests is mostly that size; it says little about diagonals."
+    )
 
 
 # --- the products ----------------------------------------------------------------------------------------------------
@@ -143,20 +178,6 @@ def measured_signs(products: pd.DataFrame) -> pd.DataFrame:
     return pattern.verdicts(products)
 
 
-def signs_sentence(products: pd.DataFrame) -> str:
-    """Which sign each model's products have more often, beyond chance, in words."""
-    parts = []
-    for title, part in products.groupby("title", sort=False):
-        words = []
-        for product, name, unit in (("qk", "$W_QW_K^T$", "heads"), ("vp", "$W_VW_{proj}$", "layers")):
-            sigmas = part[(part["product"] == product) & ((part["head"] == -1) | (product == "qk"))]["sigmas"]
-            above, below = int((sigmas > pattern.CHANCE).sum()), int((sigmas < -pattern.CHANCE).sum())
-            lean = "leans to $+I$" if above > below else "leans to $-I$" if below > above else "has no lean"
-            words.append(f"{name} {lean} ({above} {unit} above chance, {below} below, of {len(sigmas)})")
-        parts.append(f"* {title}: {'; '.join(words)}")
-    return "\n".join(parts)
-
-
 def kept(products: pd.DataFrame) -> pd.DataFrame:
     """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal spread, and the
     share of heads or layers that are beyond chance on either side (two standard deviations of the null)."""
@@ -180,38 +201,41 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
 
 
 def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
-    """The paired gap to the default early (after a tenth of the run), at its widest and at the end, in words."""
+    """The paired gap to the default early (after a tenth of the run) and at the end, with 95 % intervals over pairs, in words."""
     arms = set(curves["arm"])
     if not {arm, reference} <= arms:
         return f"For the {LABELS[arm]}: no pair of these runs is in yet."
     wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
     gap = (wide[arm] - wide[reference]).dropna().unstack("seed")
-    mean, n = gap.mean(axis=1), gap.shape[1]
-    early = mean.index[max(0, len(mean) // 10 - 1)]
-    best = mean.idxmin()
-    first, last = mean[early], mean.iloc[-1]
-    if first < 0 and last > 0.25 * first:
-        says = "the head start is gone at the end" if last > -0.002 else "most of the head start is gone at the end"
-    elif first < 0:
-        says = "the head start is kept"
+    n, early = gap.shape[1], gap.index[max(0, len(gap) // 10 - 1)]
+    said, ends = [], {}
+    for step in (early, gap.index[-1]):
+        mean, (low, high) = gap.loc[step].mean(), mean_interval(gap.loc[step])
+        ends[step] = (mean, low, high)
+        said.append(f"{METRIC.signed(mean)}" + (f" ({METRIC.signed(low)} to {METRIC.signed(high)})" if n > 1 else "") + f" after {step:,} steps")
+    (first, _, first_high), (_, low, high) = ends[early], ends[gap.index[-1]]
+    if first_high >= 0:
+        says = "there is no head start that these pairs can show" if first < 0 else "there is no head start"
+    elif high < 0:
+        says = "a head start, and the end is better too"
+    elif low <= 0:
+        says = "a head start, of which these pairs show nothing at the end"
     else:
-        says = "there is no head start" if last >= 0 else "there is no head start, but a gain at the end"
-    return (
-        f"For the {LABELS[arm]}, {says}: {METRIC.signed(first)} bits per byte after {early:,} steps, {METRIC.signed(mean[best])} at the "
-        f"best moment (step {best:,}), {METRIC.signed(last)} at the end ({mean.index[-1]:,} steps; mean of {n} pair{'s' * (n != 1)})."
-    )
+        says = "a head start, and a worse end"
+    return f"For the {LABELS[arm]}: {says}; {', '.join(said)} ({n} pair{'s' * (n != 1)})."
 
 
 def overfitting(curves: pd.DataFrame) -> str:
-    """Whether the default's curve has turned before its end."""
-    runs = curves[curves["arm"] == "gpt2"]
-    if runs.empty:
-        return ""
-    mean = runs.groupby("step")["test_bits_per_byte"].mean()
-    best = mean.idxmin()
-    if best == mean.index[-1]:
-        return f"The default's curve still falls at its last step ({mean.index[-1]:,})."
-    return f"The default's curve has its lowest point, {mean[best]:.3f}, at step {best:,}, and ends at {mean.iloc[-1]:.3f}."
+    """Where each arm's mean curve has its lowest point, and where it ends."""
+    parts = []
+    for arm, runs in curves.groupby("arm", sort=False):
+        mean = runs.groupby("step")["test_bits_per_byte"].mean()
+        best = mean.idxmin()
+        if best == mean.index[-1]:
+            parts.append(f"{LABELS.get(arm, arm)}: still falling at the last step, {mean.iloc[-1]:.3f}")
+        else:
+            parts.append(f"{LABELS.get(arm, arm)}: {mean[best]:.3f} at step {best:,}, {mean.iloc[-1]:.3f} at the end")
+    return f"Lowest point of each mean curve: {'; '.join(parts)}." if parts else ""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -239,80 +263,3 @@ def planned() -> str:
     counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in STUDIES.values()}
     missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
     return f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*" if missing else ""
-
-
-def conjecture(study: Study = CENTRAL) -> str:
-    """Whether the arms that write one product only say that W_Q W_K^T is what holds a model back, in words. An arm counts as held
-    back if it is at least half as far behind the default as both products together (vision signs or language signs) are."""
-    table = study_table(study, load_runs(study.experiment), METRIC)
-    behind = table["difference"].rename({LABELS[arm]: arm for arm in ("language", "vision", "qk", "vp")}) if len(table) else pd.Series(dtype=float)
-    whole = behind.get("language")
-    if whole is None or not {"qk", "vp"} & set(behind.index):
-        return "The runs that test it are not in yet."
-    if whole <= 0:
-        return "In these runs the language signs are not behind the default, so there is nothing to explain."
-    parts = [f"{LABELS[arm]} is {'held back too' if behind[arm] > whole / 2 else 'not held back'} ({METRIC.signed(behind[arm])})" for arm in ("qk", "vp") if arm in behind]
-    held = {arm: behind[arm] > whole / 2 for arm in ("qk", "vp") if arm in behind}
-    if held.get("vp"):
-        says = "so queries and keys are not the whole of it"
-    elif held.get("qk"):
-        says = "so queries and keys are what does it" if "vp" in held else "as it should be if queries and keys are what does it"
-    else:
-        says = "so it takes both products" if len(held) == 2 else "as it should be if queries and keys are what does it" if "vp" in held else "so queries and keys alone are not what does it"
-    pairs = int(table["pairs"].min())
-    return f"{'; '.join(parts)}; {says} ({pairs} pair{'s' * (pairs != 1)})."
-
-
-# --- a yardstick -----------------------------------------------------------------------------------------------------
-
-
-def pair_model_bits(dataset: str = "pydoc") -> float:
-    """Bits per byte of the evaluated text under a table of how often each character follows each other one in the training text
-    (add-one smoothing): what can be predicted from the last character alone, without any attention.
-
-    Raises what data.text.load_text raises.
-    """
-    import torch
-
-    from mimetic.data.text import load_text
-
-    data = load_text(dataset)
-    V = data.vocab_size
-    train, test = data.train.long(), data.test.long()
-    counts = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V).double() + 1
-    bits = -(counts / counts.sum(1, keepdim=True)).log2()[test[:-1], test[1:]]
-    return float(bits.sum() / data.token_bytes[test[1:]].sum())
-
-
-def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk"), windows: int = 8) -> pd.DataFrame:
-    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in percent, in the
-    first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows of the evaluated text.
-
-    Raises what data.text.load_text raises.
-    """
-    import torch
-
-    from mimetic.attention import attention_layers
-    from mimetic.data.text import load_text
-    from mimetic.experiments.language import build_model
-
-    data, rows = load_text(dataset), {}
-    for arm in arms:
-        config = named("tinyshakespeare", arm=arm)
-        N = config.context
-        ids_BN = data.test[: windows * N].view(windows, N).long()
-        model, seen = build_model(config, data.vocab_size).eval(), []
-        for block in model.blocks:
-            block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        with torch.no_grad():
-            model(ids_BN)
-        row, equal_BNN = {}, ids_BN[:, :, None] == ids_BN[:, None]
-        layers = attention_layers(model)
-        for name, i in (("first layer", 0), ("last layer", len(layers) - 1)):
-            q, k = (torch.einsum("bnd,dhk->bhnk", seen[i], w) for w in (layers[i].q, layers[i].k))
-            scores = (q @ k.mT / layers[i].head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
-            attention_BNN = scores.softmax(-1).mean(1)
-            row[name, "to itself"] = 100 * attention_BNN.diagonal(dim1=1, dim2=2).mean().item()
-            row[name, "to equal tokens"] = 100 * (attention_BNN * equal_BNN).sum(-1).mean().item()
-        rows[LABELS[arm]] = row
-    return pd.DataFrame.from_dict(rows, orient="index").round(1)

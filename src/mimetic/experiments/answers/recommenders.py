@@ -12,11 +12,20 @@ import pandas as pd
 from mimetic.experiments.answers import common
 from mimetic.experiments.baselines import baselines_path
 from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.recommenders import CHECK_RATES, CHECKED
 from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, SEEDS, STUDIES, VISION
 from mimetic.experiments.recommenders import METRIC
-from mimetic.experiments.recorded import recorded_products
+from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, mean_interval, paired_differences, sign_flip_test, smallest_p, steps_to_reach
+from mimetic.statistics import (
+    ENOUGH,
+    compare,
+    mean_interval,
+    paired_differences,
+    sign_flip_test,
+    smallest_p,
+    steps_to_reach,
+)
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -35,18 +44,32 @@ def central(data: str, finals: pd.DataFrame) -> str:
             lines.append(f"{name}: no pair yet")
             continue
         n, d = len(pairs), pairs["difference"]
-        p, (low, high) = sign_flip_test(d), mean_interval(d)
+        low, high = mean_interval(d)
         text = f"{name}: {METRIC.signed(d.mean())} on {pairs[DEFAULT].mean():.4f} over {n} paired seed{'s' if n > 1 else ''}"
+        if n > 1:
+            text += f", 95 % interval {METRIC.signed(low)} to {METRIC.signed(high)}, ahead in {(d > 0).sum()}"
+        users = user_differences(data, arm)
+        if len(users):
+            low_u, high_u = mean_interval(users)
+            text += f" (for these seeds and other users: {METRIC.signed(low_u)} to {METRIC.signed(high_u)})"
         if n == 1:
             text += ", which proves nothing"
+        elif n < ENOUGH:
+            text += f"; {n} pairs cannot carry a claim (smallest possible p {smallest_p(n, 'two-sided'):.3f})"
         else:
-            text += f", 95 % interval {METRIC.signed(low)} to {METRIC.signed(high)}, ahead in {(d > 0).sum()}"
-            if smallest_p(n, "two-sided") > 0.05:
-                text += f"; {n} pairs cannot carry a claim (smallest possible p {smallest_p(n, 'two-sided'):.3f})"
-            else:
-                text += f"; {'more than chance explains' if p < 0.05 else 'which chance can explain'} (exact sign-flip test, p = {p:.3f})"
+            word = "more than chance explains" if low > 0 or high < 0 else "which chance can explain"
+            text += f"; {word} (exact sign-flip test, p = {sign_flip_test(d):.3f}; {n} pairs can give {smallest_p(n, 'two-sided'):.3f} at best)"
         lines.append(text)
     return f"**{title}**, test NDCG@10: " + "; ".join(lines) + "."
+
+
+def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
+    """Every user's NDCG@10 under an arm minus that under its reference, mean over the paired seeds whose records hold the users'
+    ranks; empty if there is none. Its spread says what other users would have changed, as pairs of seeds say it of other seeds."""
+    gains = {(r["arm"], r["seed"]): np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
+             for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
+    seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
+    return np.mean([gains[arm, seed] - gains[reference, seed] for seed in seeds], axis=0) if seeds else np.array([])
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -114,16 +137,16 @@ def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def converged(curves: pd.DataFrame, data: str) -> str:
-    """Whether the default's validation NDCG@10 still moved in the last fifth of the run."""
+    """How far the default's validation NDCG@10 still moved in the last fifth of the run."""
     part = curves[curves["arm"] == DEFAULT]
     if part.empty:
         return f"No run of the default on {TITLES[data]} is in yet."
     mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
     fifth = max(1, len(mean) // 5)
     change = mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean()
-    word = "has converged" if abs(change) < WORTH else "is still rising" if change > 0 else "is falling"
+    word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
     return (
-        f"On {TITLES[data]} the default's validation NDCG@10 {word}: {mean.iloc[-fifth:].mean():.4f} in the last {fifth} epochs, "
+        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {mean.iloc[-fifth:].mean():.4f} in the last {fifth} epochs, "
         f"{METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()} seed{'s' if part['seed'].nunique() > 1 else ''})."
     )
 
@@ -142,40 +165,75 @@ def recipe_table() -> pd.DataFrame:
 
 
 def recipe_sentence() -> str:
-    """What the longest training adds, and the recipe that was taken, from the configs."""
+    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the configs."""
+    checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
+              ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
     parts = []
-    for data, short, long in (("ml100k", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "epochs-40", "epochs-80")):
+    for data, who, short, long in checks:
         runs = load_runs(f"{data}-recipe")
         if {short, long} <= set(runs["arm"]):
-            a, b = (runs.loc[runs["arm"] == arm, "test_validation_ndcg10"].mean() for arm in (short, long))
-            word = "less than a seed is worth" if abs(b - a) < WORTH else "more than a seed is worth"
-            parts.append(f"on {TITLES[data]} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
+            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), "test_validation_ndcg10"].mean() for arm in (short, long))
+            word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
+            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
     text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked; epochs of {config.passes} passes: {epochs}."
     for part in parts:
         text += f" O{part[1:]}."
-    return text if len(parts) == len(TITLES) else f"{text} Of {len(TITLES) - len(parts)} of the {len(TITLES)} data sets the longer run is not in yet."
+    lacking = len(checks) - len(parts)
+    return text + (f" Of {lacking} of {len(checks)} such checks the longer run is not in yet." if lacking else "")
+
+
+def fairness_sentence(data: str = "ml100k") -> str:
+    """Whether an arm would be better off at another learning rate than the common one, by the validation items."""
+    runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
+    first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
+    parts, lacking = [], []
+    for arm in CHECKED:
+        names = {lr: f"{arm}-lr-{lr:g}-epochs-40" if (arm, lr) != (DEFAULT, common_lr) else f"lr-{lr:g}-epochs-40" for lr in CHECK_RATES}
+        if not set(names.values()) <= set(first.index):
+            lacking.append(ARM_LABELS[arm])
+            continue
+        values = pd.Series({lr: first[name] for lr, name in names.items()})
+        gain = values.max() - values[common_lr]
+        parts.append(
+            f"{ARM_LABELS[arm]}: best at {values.idxmax():g} ({values.max():.4f}), "
+            + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
+        )
+    text = "; ".join(parts) + "." if parts else ""
+    return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
 
 
 def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """Epochs to the default's final NDCG@10: one row an arm, the mean share of the run after which its own curve first reaches it,
-    and in how many pairs it does."""
-    rows = {}
+    """Epochs to the default's final validation NDCG@10: a row an arm, the default first, whose own curve reaches it before its end,
+    since curves are noisy. Mean share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
+    how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
+    column, rows = "test_validation_ndcg10", {}
+
+    if DEFAULT not in set(finals["arm"]):
+        return pd.DataFrame()
+    targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
+    own = _shares(curves, DEFAULT, targets, column)
+    rows[ARM_LABELS[DEFAULT]] = {"share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
     for arm in arms:
-        if arm == DEFAULT or not {DEFAULT, arm} <= set(finals["arm"]):
+        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
             continue
-        shares = []
-        for seed, pair in paired_differences(finals, METRIC.column, (DEFAULT, arm)).iterrows():
-            curve = curves[(curves["arm"] == arm) & (curves["seed"] == seed)].sort_values("step")
-            shares.append(steps_to_reach(curve, pair[DEFAULT], METRIC.column) / curve["step"].max())
-        if shares:
-            reached = np.isfinite(shares)
-            rows[ARM_LABELS.get(arm, arm)] = {
-                "share of the run": np.mean(np.array(shares)[reached]) if reached.any() else np.nan,
-                "pairs that reach it": int(reached.sum()), "pairs": len(shares),
-            }  # fmt: skip
+        difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
+        low, high = mean_interval(difference)
+        rows[ARM_LABELS.get(arm, arm)] = {
+            "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
+            "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
+        }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
+    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never."""
+    found = {}
+    for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
+        curve = curve.sort_values("step")
+        found[seed] = steps_to_reach(curve, targets[seed], column) / curve["step"].max()
+    return pd.Series(found, dtype=float)
 
 
 def kept_sentence(experiment: str = "ml100k") -> str:

@@ -1,0 +1,92 @@
+"""Two yardsticks for a text model: what the last character alone predicts, and where an untrained model looks.
+
+    python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs the corpora)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.experiments.configs import named
+from mimetic.experiments.configs.language import EVERY
+from mimetic.figures.style import LABELS
+
+
+def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
+    """Bits per byte of the evaluated text under a table of how often each character follows each other one in the training text
+    (add-one smoothing): what can be predicted from the last character alone, without any attention. validation: of the last tenth
+    of the training text instead.
+
+    Raises what data.text.load_text raises.
+    """
+    import torch
+
+    from mimetic.data.text import load_text
+
+    data = load_text(dataset, validation=validation)
+    V = data.vocab_size
+    train, test = data.train.long(), data.test.long()
+    counts = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V).double() + 1
+    bits = -(counts / counts.sum(1, keepdim=True)).log2()[test[:-1], test[1:]]
+    return float(bits.sum() / data.token_bytes[test[1:]].sum())
+
+
+def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk"), windows: int = 8) -> pd.DataFrame:
+    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in percent, in the
+    first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows of the evaluated text.
+
+    Raises what data.text.load_text raises.
+    """
+    import torch
+
+    from mimetic.attention import attention_layers
+    from mimetic.data.text import load_text
+    from mimetic.experiments.language import build_model
+
+    data, rows = load_text(dataset), {}
+    for arm in arms:
+        config = replace(named("tinyshakespeare"), arm=arm, **EVERY[arm])
+        N = config.context
+        ids_BN = data.test[: windows * N].view(windows, N).long()
+        model, seen = build_model(config, data.vocab_size).eval(), []
+        for block in model.blocks:
+            block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with torch.no_grad():
+            model(ids_BN)
+        row, equal_BNN = {}, ids_BN[:, :, None] == ids_BN[:, None]
+        layers = attention_layers(model)
+        for name, i in (("first layer", 0), ("last layer", len(layers) - 1)):
+            q, k = (torch.einsum("bnd,dhk->bhnk", seen[i], w) for w in (layers[i].q, layers[i].k))
+            scores = (q @ k.mT / layers[i].head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+            attention_BNN = scores.softmax(-1).mean(1)
+            row[name, "to itself"] = 100 * attention_BNN.diagonal(dim1=1, dim2=2).mean().item()
+            row[name, "to itself or its equals"] = 100 * (attention_BNN * equal_BNN).sum(-1).mean().item()
+        rows[LABELS[arm]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)
+
+
+def path() -> Path:
+    return data_dir() / "language" / "yardsticks.json"
+
+
+def stored_bits(dataset: str, split: str = "test") -> float:
+    """pair_model_bits of a corpus, as it was computed and stored; split: test or validation."""
+    return json.loads(path().read_text(encoding="utf-8"))["pair_model_bits"][dataset][split]
+
+
+def main() -> None:
+    name = "tinyshakespeare"
+    bits = {split: round(pair_model_bits(name, split == "validation"), 4) for split in ("test", "validation")}
+    found = {"pair_model_bits": {name: bits}}
+    with atomic_path(path()) as part:
+        Path(part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
