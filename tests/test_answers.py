@@ -64,8 +64,9 @@ def test_what_is_missing_is_said():
 @pytest.mark.parametrize(
     ("gain", "seeds", "words"),
     [
-        (0.03, range(6), "the claim holds (exact sign-flip test, p = 0.031: how often chance alone"),
-        (-0.03, range(6), "the opposite of the claim holds"),
+        (0.03, range(6), "is better (exact sign-flip test, p = 0.031, the least that 6 pairs can give: how often chance alone"),
+        (-0.03, range(6), "mimetic initialization is worse"),
+        (0.03, range(5), "is better (exact sign-flip test, p = 0.062, the least that 5 pairs can give"),
         (0.0, range(6), "which chance can explain"),
         (0.03, range(3), "3 pairs cannot carry a claim (the smallest possible p is 0.250)"),
         (0.03, range(1), "1 pair cannot carry a claim"),
@@ -79,7 +80,7 @@ def test_nothing_yet_everywhere():
     assert "No pair of runs is in yet" in answers.central(EMPTY)
     assert "not in yet" in answers.why(EMPTY) and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = answers.gain_panels(EMPTY)
-    assert tables == points == labels == {} and "not enough runs" in answers.trend(tables, "width")
+    assert tables == points == labels == {} and "not enough runs" in answers.trend(points, "width")
     assert answers.pair_table(EMPTY).empty and answers.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
@@ -114,20 +115,59 @@ def test_the_frozen_recipe_is_what_the_committed_search_says():
         assert getattr(base, field) == getattr(lab, field)
 
 
-def test_trend_needs_intervals_that_are_apart():
-    def table(first, last):
-        return {"width": pd.DataFrame([{"x": 64, "difference": sum(first) / 2, "low": first[0], "high": first[1]},
-                                       {"x": 192, "difference": sum(last) / 2, "low": last[0], "high": last[1]}])}  # fmt: skip
+def test_trend_is_a_slope_over_seeds():
+    def dots(slope, seeds=5, noise=0.001):
+        rows = [{"x": x, "seed": s, "difference": slope * np.log2(x) + noise * (s - 2) * np.log2(x)} for x in (64, 96, 128, 192) for s in range(seeds)]
+        return {"width": pd.DataFrame(rows)}
 
-    assert "grows with width: +1.5 points at 64, +3.5 at 192" in answers.trend(table((0.01, 0.02), (0.03, 0.04)), "width")
-    assert "shrinks" in answers.trend(table((0.03, 0.04), (0.01, 0.02)), "width")
-    assert "cannot say" in answers.trend(table((0.01, 0.03), (0.02, 0.04)), "width")
+    assert "The gain grows with width: +1.0 points a doubling (+0.8 to +1.2, 5 seeds)" in answers.trend(dots(0.01), "width")
+    assert "shrinks" in answers.trend(dots(-0.01), "width") and "cannot say" in answers.trend(dots(0), "width")
+    assert "too few seeds for a verdict" in answers.trend(dots(0.01, seeds=3), "width")
+    assert "in the only seed so far" in answers.trend(dots(0.01, seeds=1), "width")
+    two = {"width": dots(0.01)["width"].query("x < 100")}
+    assert "not enough runs" in answers.trend(two, "width")
+
+
+def test_contrasts_are_worked_out_seed_by_seed():
+    finals = invented(0.03, seeds=range(5), noise=0.002)
+    finals.loc[finals["arm"] == "random-directions", "test_accuracy"] -= 0.03  # no better than the default
+    table = common.contrast_table(STUDIES["structure"], finals)
+    wide = finals.pivot(index="seed", columns="arm", values="test_accuracy")
+    expected = (wide["mimetic"] - wide["random-directions"]).mean()
+    assert table.loc["mimetic minus random directions", "difference"] == pytest.approx(expected) and expected > 0.02
+    text = answers.found("structure", finals)
+    assert "* mimetic minus random directions: +3.0 points" in text.replace("+2.9", "+3.0").replace("+3.1", "+3.0") and "; as expected" in text
+    turned = finals.assign(test_accuracy=finals["test_accuracy"] + 0.06 * (finals["arm"] == "random-directions"))
+    assert "**against our expectation**" in answers.found("structure", turned)
+    assert "too few pairs for a verdict" in answers.found("structure", finals[finals["seed"] < 3])
+    both = common.contrast_table(STUDIES["which-half"], finals).loc["both, beyond the sum of the halves", "difference"]
+    assert both == pytest.approx((wide["mimetic"] - wide["mimetic-qk"] - wide["mimetic-vp"] + wide["timm"]).mean())
+    assert set(common.contrast_table(STUDIES["position"], finals)["pairs"]) == {5}
+
+
+def test_the_lead_by_epoch():
+    rows = [{"arm": arm, "seed": s, "epoch": e, "test_accuracy": 0.1 * e + (lead[e - 1] + 0.001 * s) * (arm == "mimetic")}
+            for lead in [(0.06, 0.01, 0.03, 0.03)] for arm in ("timm", "mimetic") for s in range(5) for e in (1, 2, 3, 4)]  # fmt: skip
+    curves = pd.DataFrame(rows)
+    assert answers.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
+    text = answers.gap_sentence(curves)
+    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text and "it is more than a head start" in text
+    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2]) and "No pair" in answers.gap_sentence(EMPTY)
+    assert len(figures.gap(answers.gap_by_epoch(curves)).axes[0].lines) == 2
+
+
+def test_norms_and_fitted_constants_are_tabled():
+    table = answers.norm_table()
+    assert table.loc[(96, "default (trunc-normal .02)"), "QK product"] > 30 and table.loc[(96, "Xavier"), "V·proj product"] < 1
+    diagonals = table["mimetic's QK diagonal"].groupby(level=0).first()
+    assert diagonals.is_monotonic_decreasing and diagonals[96] == pytest.approx(0.39, abs=0.02)
+    assert answers.fitted_table().shape == (4, 6)
 
 
 def test_figures_of_the_whole_programme():
     finals = invented()
     table, points = answers.ablation([s.name for s in QUESTIONS if s.name not in ("size", "data")], finals)
-    (ax,) = figures.comparisons(table, points).axes
+    (ax,) = figures.comparisons(table, points, band=answers.band(finals)).axes
     assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
     tables, dots, xlabels = answers.gain_panels(finals)
     assert list(tables) == ["width", "depth", "data"]
@@ -146,7 +186,7 @@ def test_anatomy_of_recorded_runs():
     assert list(table.columns) == [("base", "before"), ("base", "after")]
     both = [frame.assign(arm=arm) for arm in ("timm", "mimetic") for frame in (products,)]
     text = answers.kept_sentence(pd.concat(both))
-    assert text.count("under the default") == 2
+    assert "Under the default, diagonals of $W_QW_K^T$ grow" in text and text.count("the default ends at") == 2
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 

@@ -134,6 +134,36 @@ def compare(
     return out.assign(p_holm=holm(out["p"])) if len(out) else out
 
 
+def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "test_accuracy") -> pd.Series:
+    """seed -> sum of coefficient times metric over arms, of the seeds that have a run in all of them; empty if there is none.
+
+    A difference of two arms is {a: 1, b: -1}; a difference of differences has four arms.
+    """
+    if not set(arms) <= set(finals["arm"]):
+        return pd.Series(dtype=float)
+    wide = finals[finals["arm"].isin(list(arms))].pivot(index="seed", columns="arm", values=metric).dropna()
+    return (wide * pd.Series(arms, dtype=float)).sum(axis=1)
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """pairs, difference (mean), low, high (Student's interval), p (exact sign-flip test, two-sided) of paired values."""
+    low, high = mean_interval(values)
+    return {"pairs": len(values), "difference": float(np.mean(values)), "low": low, "high": high, "p": sign_flip_test(values)}
+
+
+def slopes_per_doubling(points: pd.DataFrame) -> pd.Series:
+    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer than three x.
+
+    Args:
+        points: columns x (above 0), seed, difference.
+    """
+    wide = points.pivot(index="seed", columns="x", values="difference").dropna()
+    if wide.shape[1] < 3 or wide.empty:
+        return pd.Series(dtype=float)
+    x = np.log2(wide.columns.to_numpy(float))
+    return pd.Series(np.polyfit(x, wide.to_numpy().T, 1)[0], index=wide.index)
+
+
 def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accuracy") -> float:
     """Steps after which a run's curve first reaches a level, linear between epochs; nan if it never does.
 

@@ -12,7 +12,7 @@ from mimetic.figures.products import (
     z_by_layer,
 )
 from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
-from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, learning_curves, minutes_by_share, overview
+from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, gap, learning_curves, minutes_by_share, overview
 from mimetic.figures.speed import init_seconds, step_shares
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "diagonals",
     "explained",
     "gains",
+    "gap",
     "init_seconds",
     "learning_curves",
     "matrices",

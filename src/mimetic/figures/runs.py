@@ -82,13 +82,19 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
 
 @styled
 def comparisons(
-    table: pd.DataFrame, points: pd.DataFrame, *, xlabel: str = "difference in last-epoch test accuracy (points)", scale: float = 100
+    table: pd.DataFrame,
+    points: pd.DataFrame,
+    *,
+    xlabel: str = "difference in last-epoch test accuracy (points)",
+    scale: float = 100,
+    band: tuple[float, float] | None = None,
 ) -> Figure:
     """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups.
 
     Args:
         table: index label; columns group, difference, low, high, as answers.study_table gives them; they are shown times scale.
         points: columns label, difference: one row a pair.
+        band: an interval that is shaded behind all rows, to compare them with.
     """
     figure, axes = panels(7.4, 0.9 + 0.27 * (len(table) + table["group"].nunique()))
     ax, y, ticks = axes[0, 0], 0.0, []
@@ -104,6 +110,8 @@ def comparisons(
             ax.plot(scale * row["difference"], y, "o", ms=4.5, color=VP)
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
+    if band is not None:
+        ax.axvspan(scale * band[0], scale * band[1], color=VP, alpha=0.12, lw=0)
     ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     low, high = scale * min(points["difference"].min(), 0), scale * max(points["difference"].max(), 0)
@@ -111,6 +119,23 @@ def comparisons(
     ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="#eeeeee")
+    return figure
+
+
+@styled
+def gap(table: pd.DataFrame, *, ylabel: str = "mimetic − default (points)") -> Figure:
+    """The paired difference of two arms by epoch: mean, and 95 % interval over seeds as a band.
+
+    table: index epoch; columns difference, low, high (experiments.answers.vision.gap_by_epoch)."""
+    figure, axes = panels(7.4, 2.4)
+    ax = axes[0, 0]
+    if np.isfinite(table["low"]).all():
+        ax.fill_between(table.index, 100 * table["low"], 100 * table["high"], color=VP, alpha=0.2, lw=0)
+    ax.plot(table.index, 100 * table["difference"], "o-", ms=3, lw=1.5, color=VP)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis="y", color="#eeeeee")
     return figure
 
 

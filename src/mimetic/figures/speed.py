@@ -38,7 +38,7 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
 
     profiles: columns label, measure (phase or kind), name, share (experiments.answers.speed.profiles)."""
     labels = list(dict.fromkeys(profiles["label"]))
-    figure, axes = panels(7.4, 1.7 + 0.45 * len(labels), ncols=2, sharey=True)
+    figure, axes = panels(7.4, 1.9 + 0.4 * len(labels), ncols=2, sharey=True)
     palette = ("#0072b2", "#56b4e9", "#e69f00", "#009e73", "#999999")
     for ax, measure, title in ((axes[0, 0], "phase", "by phase"), (axes[0, 1], "kind", "by kind of operation")):
         part = profiles[profiles["measure"] == measure].pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
@@ -52,7 +52,7 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
             left = left + width
         ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=labels)
         ax.invert_yaxis() if measure == "phase" else None
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.42 / (0.3 + 0.3 * len(labels))), ncols=2, fontsize=7.5)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.55 / (0.4 * len(labels))), ncols=1, fontsize=7.5)
     return figure
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, holm, paired_differences
+from mimetic.statistics import ENOUGH, compare, contrast, holm, paired_differences, summary
 
 
 def draw(figure, data, *args, command: str, **kwargs) -> None:
@@ -78,6 +78,34 @@ def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
     return f"no difference that these pairs can show: {interval}"
 
 
+def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """One row a contrast of the study that has runs: difference, low, high, pairs, p; and expected, see study.Contrast."""
+    rows = {}
+    for name, asked in study.contrasts.items():
+        values = contrast(finals, asked.arms, metric.column)
+        if len(values):
+            rows[name] = summary(values) | {"expected": asked.expected}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
+    """One contrast in words, and whether it is what we expected."""
+    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
+    if row["pairs"] == 1:
+        return f"* {name}: {value} in the only pair so far"
+    said = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
+    clear = row["low"] > 0 or row["high"] < 0
+    if row["pairs"] < ENOUGH:
+        says = "too few pairs for a verdict"
+    elif not clear:
+        says = "these pairs cannot say"
+    elif row["expected"]:
+        says = "as expected" if row["expected"] * row["difference"] > 0 else "**against our expectation**"
+    else:
+        says = "a difference"
+    return f"* {name}: {said}; {says}"
+
+
 def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[int, int]:
     """How many of a study's runs are in, and how many there are to be."""
     wanted = {(config.arm or config.init, config.seed) for config in study.runs(seeds)}
@@ -91,17 +119,23 @@ def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command:
 
 
 def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference") -> str:
-    """A study's findings as Markdown: one line a comparison, then the gap (see missing)."""
+    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing)."""
     lines = [f"* {name}: {finding(row, metric)}" for name, row in study_table(study, finals, metric).iterrows()]
     if not lines:
         return f"**We found** nothing yet. {gap}"
-    return f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines) + (f"\n\n{gap}" if gap else "")
+    text = f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines)
+    against = [contrast_line(name, row, metric) for name, row in contrast_table(study, finals, metric).iterrows()]
+    if against:
+        text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against)
+    return text + (f"\n\n{gap}" if gap else "")
 
 
 def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
-    """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm)."""
+    """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison that answers
+    several questions counts once."""
     if table.empty:
         return table
+    table = table[~table.duplicated(["reference", "arm", "difference", "pairs", *columns])]
     values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
     out = table.assign(p_holm=holm(table["p"]))[["group", *values, *columns, *ps]]
     return out.round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))

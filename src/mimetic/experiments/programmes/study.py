@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mimetic.experiments.configs import RunConfig, named
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a study asks of its arms beyond "better than the reference": a sum of arms times coefficients, and what we expected of it
+    before the runs: 1 above 0, -1 below, 0 nothing."""
+
+    arms: Mapping[str, float]
+    expected: int = 0
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,7 @@ class Study:
     experiment: str
     arms: tuple[str, ...]
     comparisons: Mapping[str, tuple[str, str]] | None = None  # label -> (reference arm, arm); None: all against the first
+    contrasts: Mapping[str, Contrast] = field(default_factory=dict)  # label -> what the question is really about
 
     def runs(self, seeds: tuple[int, ...]) -> Iterator[RunConfig]:
         """Seed by seed, so that a queue that is stopped leaves whole pairs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.programmes.study import Study, once
+from mimetic.experiments.programmes.study import Contrast, Study, once
 
 PAIR = ("timm", "mimetic")
 CENTRAL_SEEDS = tuple(range(6))
@@ -20,20 +20,57 @@ PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
 
 
-def _paired(name: str, question: str, **settings: str) -> Study:
+def _pair(prefix: str) -> tuple[str, ...]:
+    return PAIR if prefix == "base" else tuple(f"{prefix.replace('_', '-')}-{init}" for init in PAIR)
+
+
+def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = None, **settings: str) -> Study:
     """Mimetic initialization against the default in several settings: prefix of the arms' names ("base": none) -> the setting in words."""
-    pairs = {words: PAIR if prefix == "base" else tuple(f"{prefix.replace('_', '-')}-{init}" for init in PAIR) for prefix, words in settings.items()}
-    return Study(name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs)
+    pairs = {words: _pair(prefix) for prefix, words in settings.items()}
+    return Study(name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs, contrasts or {})
+
+
+def _gains(one: str, other: str, expected: int = 0) -> Contrast:
+    """The gain of mimetic initialization in one setting minus that in another."""
+    return Contrast(dict(zip((*_pair(one), *_pair(other)), (-1, 1, 1, -1))), expected)
+
+
+def _minus(one: str, other: str, expected: int = 0) -> Contrast:
+    return Contrast({one: 1, other: -1}, expected)
 
 
 CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab30", PAIR)
 QUESTIONS = (  # in the order of the queue
-    Study("which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10", ("timm", "mimetic-qk", "mimetic-vp", "mimetic")),
+    Study(
+        "which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10", ("timm", "mimetic-qk", "mimetic-vp", "mimetic"), None,
+        {
+            "V·proj only minus QK only": _minus("mimetic-vp", "mimetic-qk"),
+            "both, beyond the sum of the halves": Contrast({"mimetic": 1, "mimetic-qk": -1, "mimetic-vp": -1, "timm": 1}),
+        },
+    ),
     Study(
         "structure", "Is it structure or scale?", "cifar10-lab10",
         ("timm", "timm-rescaled", "random-directions", "untransposed", "swapped", "mimetic"),
+        {
+            "default at mimetic's norms": ("timm", "timm-rescaled"), "mimetic's singular values, random directions": ("timm", "random-directions"),
+            "V·proj untransposed, as in public code": ("timm", "untransposed"), "0.4 for QK, 0.7 for V·proj": ("timm", "swapped"),
+        },
+        {
+            "mimetic minus default at its norms": _minus("mimetic", "timm-rescaled", 1),
+            "mimetic minus random directions": _minus("mimetic", "random-directions", 1),
+            "mimetic minus untransposed": _minus("mimetic", "untransposed", 1),
+            "mimetic minus swapped constants": _minus("mimetic", "swapped"),
+        },
     ),
-    Study("signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic")),
+    Study(
+        "signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic", "mimetic-qk", "mimetic-vp"),
+        {name: ("timm", arm) for name, arm in (("QK sign flipped", "qk-minus"), ("V·proj sign flipped", "vp-plus"), ("both signs flipped", "both-flipped"))},
+        {
+            "V·proj only minus QK sign flipped": _minus("mimetic-vp", "qk-minus", 1),
+            "QK only minus V·proj sign flipped": _minus("mimetic-qk", "vp-plus", 1),
+            "mimetic minus both signs flipped": _minus("mimetic", "both-flipped", 1),
+        },
+    ),
     _paired(
         "size", "Does the gain grow with the model?",
         d64="d 64", base="d 96, depth 6", d128="d 128", d192="d 192", depth3="depth 3", depth12="depth 12",
@@ -41,6 +78,11 @@ QUESTIONS = (  # in the order of the queue
     _paired("data", "Does it grow when data are scarce?", n2000="2,000 images", n5000="5,000 images", base="10,000 images", n50000="50,000 images"),
     _paired(
         "position", "What do position embedding and pooling do?",
+        {
+            "gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
+            "gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
+            "gain with average minus gain with class token": _gains("base", "sincos2d_token"),
+        },
         base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
         sincos2d_token="sin-cos, class token", learned_token="learned, class token", none_token="no position, class token",
     ),
@@ -50,14 +92,27 @@ QUESTIONS = (  # in the order of the queue
             "mimetic against default (trunc-normal .02)": PAIR, "mimetic against PyTorch default": ("torch", "mimetic"),
             "mimetic against Xavier": ("xavier", "mimetic"),
         },
+        {
+            "PyTorch default minus trunc-normal .02": _minus("torch", "timm", 1), "Xavier minus trunc-normal .02": _minus("xavier", "timm", 1),
+        },
     ),
-    Study("fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10", ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic")),
+    Study(
+        "fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10", ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic"),
+        {"fitted to DINOv2, gains folded in": ("timm", "fit-dinov2"), "fitted to DINOv2, raw": ("timm", "fit-dinov2-raw")},
+        {
+            "fitted, gains folded in, minus 0.7 and 0.4": _minus("fit-dinov2", "mimetic", 1),
+            "fitted, raw, minus 0.7 and 0.4": _minus("fit-dinov2-raw", "mimetic", 1),
+        },
+    ),
     Study(
         "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
         ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")))),
     ),
 )  # fmt: skip
-PRECISION = _paired("precision", "Does bfloat16 change the answer?", base="bfloat16", float32="float32")
+PRECISION = _paired(
+    "precision", "Does bfloat16 change the answer?", {"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
+    base="bfloat16", float32="float32",
+)  # fmt: skip
 STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
