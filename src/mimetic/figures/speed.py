@@ -38,12 +38,12 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
 
     profiles: columns label, measure (phase or kind), name, share (experiments.answers.speed.profiles)."""
     labels = list(dict.fromkeys(profiles["label"]))
-    figure, axes = panels(7.4, 1.9 + 0.4 * len(labels), ncols=2, sharey=True)
-    palette = ("#0072b2", "#56b4e9", "#e69f00", "#009e73", "#999999")
+    figure, axes = panels(7.4, 2.0 + 0.4 * len(labels), ncols=2, sharey=True)
+    palettes = {"phase": ("#999999", "#56b4e9", "#0072b2", "#009e73"), "kind": ("#cc79a7", "#666666", "#d55e00", "#e69f00", "#8c6d46")}
     for ax, measure, title in ((axes[0, 0], "phase", "by phase"), (axes[0, 1], "kind", "by kind of operation")):
         part = profiles[profiles["measure"] == measure].pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
         left = pd.Series(0.0, index=labels)
-        for color, name in zip(palette, part.columns, strict=False):
+        for color, name in zip(palettes[measure], part.columns, strict=False):
             width = 100 * part[name]
             ax.barh(range(len(labels)), width, left=left, color=color, label=name, height=0.6)
             for y, (start, value) in enumerate(zip(left, width)):
@@ -51,8 +51,9 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
                     ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white")
             left = left + width
         ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=labels)
-        ax.invert_yaxis() if measure == "phase" else None
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.55 / (0.4 * len(labels))), ncols=1, fontsize=7.5)
+    axes[0, 0].invert_yaxis()
+    for ax, side in zip(axes[0], ("left", "right")):
+        figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)
     return figure
 
 
