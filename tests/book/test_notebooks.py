@@ -80,11 +80,13 @@ def test_as_the_tool_stores_it(path):
 
 
 @every_notebook
-def test_output_shows_no_warnings_and_no_progress_bars(path):
+def test_output_shows_no_warnings_no_progress_bars_and_no_empty_sentence(path):
     for cell in _code(_read(path)):
         for output in cell.outputs:
             assert output.get("name") != "stderr", f"cell writes to stderr: {cell.source[:60]!r}"
             assert "\r" not in str(output.get("text", "")), f"a progress bar is stored: {cell.source[:60]!r}"
+            # an empty sentence is shown as the name of a class
+            assert output.get("data", {}).get("text/markdown", "x").strip(), f"nothing is said: {cell.source[:60]!r}"
 
 
 @every_notebook
