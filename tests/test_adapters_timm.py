@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mimetic.adapters import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
-from mimetic.attention import UnsupportedAttention, attention_layers, scan
+from mimetic.attention import UnsupportedAttention
+from mimetic.scan import attention_layers, scan
 from mimetic.coverage.build import make_generic
 from mimetic.verify import verify
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mimetic.attention import UnsupportedAttention, attention_layers, scan
+from mimetic.attention import UnsupportedAttention
+from mimetic.scan import attention_layers, scan
 from mimetic.coverage.build import make_generic
 from mimetic.verify import verify
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import mimetic
 from mimetic.adapters import OUT_NORM, QK_NORM, ROPE, UNSCALED
-from mimetic.attention import UnsupportedAttention, attention_layers
+from mimetic.attention import UnsupportedAttention
+from mimetic.scan import attention_layers
 from mimetic.coverage import make_generic
 from mimetic.verify import verify
 

@@ -22,7 +22,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from mimetic import pretrained
-from mimetic.attention import attention_layers
+from mimetic.scan import attention_layers
 from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.pretrained import cache, measurements
 from mimetic.pretrained.__main__ import main

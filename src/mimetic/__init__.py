@@ -1,12 +1,13 @@
 """Mimetic initialization of self-attention layers (Trockman & Kolter, ICML 2023): the public names."""
 
 from mimetic.adapters import register_adapter
-from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit import Audit, StateNames, audit
 from mimetic.construct import factor, factor_top_k, semi_diagonal
 from mimetic.initialize import LANGUAGE, VISION, MimeticSpec, WrittenLayer, mimetic_init_
 from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.measure import fit, measure
+from mimetic.scan import attention_layers
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.attention import AttentionLayer
 from mimetic.measure import product_rows
+from mimetic.scan import attention_layers
 
 PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")

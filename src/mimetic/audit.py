@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers, clean_name
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.measure import LAYER_HEAD, _truncation_curve, fit_layer, measure
+from mimetic.scan import attention_layers, clean_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mimetic import lapack
-from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, scan
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.construct import NOISES, semi_diagonal
+from mimetic.scan import scan
 
 BIASES = ("zero", "keep")
 

@@ -25,8 +25,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.attention import AttentionLayer
 from mimetic.initialize import VISION, MimeticSpec, mimetic_init_
+from mimetic.scan import attention_layers
 
 Generator = torch.Generator | None
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention, attention_layers
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.construct import factor_top_k, semi_diagonal
 from mimetic.initialize import MimeticSpec
+from mimetic.scan import attention_layers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
 """mimetic's own models."""
 
-from mimetic.adapters import fused_out, gain, linear_in
+from mimetic.adapters.views import fused_out, gain, linear_in
 from mimetic.attention import AttentionLayer
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from mimetic.adapters import (
+from mimetic.adapters.views import (
     GATE,
     INNER_NORM,
     OUT_NORM,

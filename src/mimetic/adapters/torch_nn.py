@@ -2,7 +2,7 @@
 
 import re
 
-from mimetic.adapters import NotSelfAttention, gain, linear_in, split_out, usable
+from mimetic.adapters.views import NotSelfAttention, gain, linear_in, split_out, usable
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"pool|probe|(^| )mab|resampler", re.IGNORECASE)

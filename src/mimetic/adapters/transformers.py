@@ -15,7 +15,8 @@ import re
 import torch
 from torch import Tensor, nn
 
-from mimetic.adapters import (
+from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLING, SANDWICH_BLOCKS
+from mimetic.adapters.views import (
     GATE,
     INNER_NORM,
     OUT_NORM,
@@ -31,7 +32,6 @@ from mimetic.adapters import (
     usable,
     weight,
 )
-from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLING, SANDWICH_BLOCKS
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 PROJECTIONS = (

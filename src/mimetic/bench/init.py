@@ -7,10 +7,10 @@ import time
 import numpy as np
 import torch
 
-from mimetic.attention import attention_layers
 from mimetic.construct import semi_diagonal
 from mimetic.initialize import VISION, mimetic_init_
 from mimetic.models.blocks import Block
+from mimetic.scan import attention_layers
 
 
 def bench_init(

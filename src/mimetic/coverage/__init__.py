@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from mimetic import adapters
-from mimetic.attention import AttentionLayer, Scan, UnsupportedAttention, scan
+from mimetic.attention import AttentionLayer, UnsupportedAttention
 from mimetic.coverage.build import (
     NotBuilt,
     TimeUp,
@@ -49,6 +49,7 @@ from mimetic.coverage.build import (
     transformers_runs,
 )
 from mimetic.coverage.page import VERDICTS, page
+from mimetic.scan import Scan, scan
 from mimetic.verify import verify
 
 LIBRARIES = ("timm", "transformers")

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mimetic.attention import attention_layers
 from mimetic.attention_maps import attention_map, patch_distances
 from mimetic.construct import factor, factor_top_k, semi_diagonal
 from mimetic.initializers import initialize_
 from mimetic.measure import statistics
 from mimetic.models.vit import ViT, ViTConfig, sincos2d
+from mimetic.scan import attention_layers
 
 
 def truncation(

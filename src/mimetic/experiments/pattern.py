@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mimetic.attention import AttentionLayer, attention_layers
+from mimetic.attention import AttentionLayer
 from mimetic.initializers import initialize_
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
 from mimetic.pretrained import diagonal_profile, load_measurements, load_profiles
+from mimetic.scan import attention_layers
 
 CHANCE = 2.0  # a product counts as diagonal when z is this many null standard deviations away from chance
 

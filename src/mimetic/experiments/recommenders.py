@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
     "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "models/bert4rec.py",
-    "models/blocks.py", "training/loop.py",
+    "models/blocks.py", "scan.py", "training/loop.py",
 )  # fmt: skip
 OBJECTIVES = ("mask", "next")
 EVALUATION_BATCH = 256  # users

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 METRIC = ACCURACY
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
     "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/vit.py",
-    "training/loop.py", "training/parallel.py",
+    "scan.py", "training/loop.py", "training/parallel.py",
 )  # fmt: skip
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000

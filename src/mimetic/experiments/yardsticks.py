@@ -44,9 +44,9 @@ def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("
     """
     import torch
 
-    from mimetic.attention import attention_layers
     from mimetic.data.text import load_text
     from mimetic.experiments.language import build_model
+    from mimetic.scan import attention_layers
 
     data, rows = load_text(dataset), {}
     for arm in arms:

@@ -12,7 +12,16 @@ from mimetic.figures.products import (
     z_by_layer,
 )
 from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
-from mimetic.figures.runs import before_and_after, comparisons, curves_and_pairs, gains, gap, learning_curves, minutes_by_share, overview
+from mimetic.figures.runs import (
+    before_and_after,
+    comparisons,
+    curves_and_pairs,
+    gains,
+    gap,
+    learning_curves,
+    minutes_by_share,
+    overview,
+)
 from mimetic.figures.speed import init_seconds, step_shares
 
 __all__ = [

@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimetic.attention import AttentionLayer, UnsupportedAttention, attention_layers
+from mimetic.attention import AttentionLayer, UnsupportedAttention
 from mimetic.data.fetch import ChecksumError, Unavailable, atomic_path, cache_dir, check_sha256, require_network
 from mimetic.pretrained.readers import FORMATS, WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
+from mimetic.scan import attention_layers
 
 __all__ = ["available", "cached_path", "fetch", "load"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mimetic.adapters import ROPE
+from mimetic.adapters.views import ROPE
 
 __all__ = ["SOURCES", "Hub", "Source", "Wheel", "source"]
 

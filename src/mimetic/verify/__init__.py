@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mimetic.adapters import GATE, QK_NORM, ROPE, UNSCALED
-from mimetic.attention import AttentionLayer, scan
+from mimetic.adapters.views import GATE, QK_NORM, ROPE, UNSCALED
+from mimetic.attention import AttentionLayer
+from mimetic.scan import scan
 from mimetic.verify.fold import fold_errors
 from mimetic.verify.record import Record, Session, arrange, relative_error
 

@@ -12,8 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, ancestors
-from mimetic.verify.record import QUERY_NAMES, Session, find_tokens, first_tensor, generator_for, relative_error, swap_tokens, tokens_of
+from mimetic.attention import AttentionLayer
+from mimetic.scan import ancestors
+from mimetic.verify.record import (
+    QUERY_NAMES,
+    Session,
+    find_tokens,
+    first_tensor,
+    generator_for,
+    relative_error,
+    swap_tokens,
+    tokens_of,
+)
 
 
 def fold_errors(session: Session, run: Callable) -> dict[int, float]:

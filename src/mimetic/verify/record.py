@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mimetic.adapters import INNER_NORM, QK_NORM, VALUE_NORM
-from mimetic.attention import AttentionLayer, ancestors, clean_name
+from mimetic.adapters.views import INNER_NORM, QK_NORM, VALUE_NORM
+from mimetic.attention import AttentionLayer
+from mimetic.scan import ancestors, clean_name
 
 
 @dataclass

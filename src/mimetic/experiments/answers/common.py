@@ -40,9 +40,11 @@ def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
 
 
 def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """statistics.compare of a study's comparisons, with the study's question as column group."""
-    table = compare(finals, comparisons_of(study), metric.column)
-    return table.assign(group=study.question) if len(table) else table
+    """statistics.compare of a study's comparisons, with the study's question as column group, and what is compared: (experiment,
+    reference arm, arm)."""
+    arms = comparisons_of(study)
+    table = compare(finals, arms, metric.column)
+    return table.assign(group=study.question, compared=[(study.experiment, *arms[name]) for name in table.index]) if len(table) else table
 
 
 def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
@@ -135,7 +137,7 @@ def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs
     several questions counts once."""
     if table.empty:
         return table
-    table = table[~table.duplicated(["reference", "arm", "difference", "pairs", *columns])]
+    table = table[~table["compared"].duplicated()]
     values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
     out = table.assign(p_holm=holm(table["p"]))[["group", *values, *columns, *ps]]
     return out.round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))

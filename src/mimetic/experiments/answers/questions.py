@@ -112,9 +112,9 @@ def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     layers and, for our runs, seeds. The paper's own vision target for a model of our shape, then what was measured."""
     import torch
 
-    from mimetic.attention import attention_layers
     from mimetic.initialize import mimetic_init_
     from mimetic.models.blocks import Block
+    from mimetic.scan import attention_layers
 
     frames = []
     blocks = torch.nn.Sequential(*(Block(64, 2) for _ in range(4)))

@@ -1,0 +1,110 @@
+"""What the readers are made of: checked views of parameters in the x @ W convention, and one wording for each caveat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mimetic.attention import AttentionLayer, UnsupportedAttention
+
+Ancestors = list[tuple[str, nn.Module]]
+Reader = Callable[[nn.Module, str, Ancestors], AttentionLayer]
+
+# One wording for each caveat; mimetic_init_ repeats it as a warning.
+ROPE = "RoPE rotates queries and keys by position after these weights: the product is +beta I only between tokens at the same position, and fades with distance"
+QK_NORM = "QK-norm rescales every query and key after these weights: the direction of W_Q W_K^T is kept, its size is not"
+INNER_NORM = "a norm sits between the heads and proj: W_V W_proj acts only up to that norm's scale"
+GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts only up to that gate"
+UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
+VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
+OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
+
+
+class NotSelfAttention(UnsupportedAttention):
+    """A known layer that is not self-attention in the paper's sense and is passed over, not refused."""
+
+
+def usable(p: Tensor | None, name: str, what: str) -> Tensor:
+    """The parameter itself, detached, or a refusal that says what is wrong with it."""
+    if p is None:
+        raise UnsupportedAttention(f"{name}: {what} is missing")
+    if p.is_meta:
+        raise UnsupportedAttention(f"{name}: {what} is a meta tensor (no storage); materialise the model first (to_empty)")
+    data = p.data if isinstance(p, nn.Parameter) else p
+    if type(data) is not Tensor:
+        raise UnsupportedAttention(f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)")
+    if data.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} (quantised weights); use float16, bfloat16 or float32")
+    if data.is_inference():
+        raise UnsupportedAttention(f"{name}: {what} was made under torch.inference_mode and cannot be written in place")
+    return data.detach()
+
+
+_PLAIN_FORWARDS = {nn.Linear.forward, nn.Conv2d.forward}
+# Linear layers with a forward of their own that computes the same
+_PLAIN_CLASSES = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
+
+
+def weight(layer: nn.Module, name: str, what: str) -> Tensor:
+    """The weight of a plain nn.Linear (out, in), transformers Conv1D or 1x1 nn.Conv2d, as an (in, out) view."""
+    layer = getattr(layer, "_orig_mod", layer)
+    if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__name__})")
+    w = usable(layer.weight, name, f"{what}.weight")
+    full_name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if type(layer).forward in _PLAIN_FORWARDS or full_name in _PLAIN_CLASSES:
+        if w.ndim == 4:
+            if w.shape[2:] != (1, 1) or layer.groups != 1 or layer.stride != (1, 1):
+                raise UnsupportedAttention(f"{name}: {what} is a {tuple(w.shape[2:])} convolution, not a matrix")
+            w = w[:, :, 0, 0]
+        return w.mT
+    if full_name == "transformers.pytorch_utils.Conv1D":
+        return w
+    raise UnsupportedAttention(f"{name}: {what} is a {full_name}, not a plain nn.Linear")
+
+
+def bias(layer: nn.Module, name: str, what: str) -> Tensor | None:
+    """The bias of a layer, (out,), or None."""
+    layer = getattr(layer, "_orig_mod", layer)
+    b = getattr(layer, "bias", None)
+    return None if b is None else usable(b, name, f"{what}.bias")
+
+
+def split_out(w: Tensor, heads: int, name: str) -> Tensor:
+    """(D, heads * K) -> (D, heads, K), a view."""
+    if w.shape[1] % heads:
+        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into {heads} heads")
+    return w.unflatten(1, (heads, -1))
+
+
+def linear_out(lin: nn.Module, heads: int, name: str, what: str = "projection") -> tuple[Tensor, Tensor | None]:
+    """Weight (D, heads, K) and bias (heads, K) of a layer that maps tokens to heads, as views."""
+    b = bias(lin, name, what)
+    return split_out(weight(lin, name, what), heads, name), None if b is None else b.view(heads, -1)
+
+
+def linear_in(lin: nn.Module, heads: int, name: str, what: str = "proj") -> tuple[Tensor, Tensor | None]:
+    """Weight (heads, K, D) and bias (D,) of a layer that maps heads to tokens, as views."""
+    w = weight(lin, name, what)
+    if w.shape[0] % heads:
+        raise UnsupportedAttention(f"{name}: {w.shape[0]} inputs of {what} do not divide into {heads} heads")
+    return w.unflatten(0, (heads, -1)), bias(lin, name, what)
+
+
+def fused_out(lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: int = 3) -> list[tuple[Tensor, Tensor | None]]:
+    """The parts (q, k, v) of one fused layer laid out [part, head, K], each as linear_out gives it."""
+    w, b = weight(lin, name, what), bias(lin, name, what)
+    if w.shape[1] % (parts * heads):
+        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs of {what} do not divide into {parts} x {heads} heads")
+    ws = w.unflatten(1, (parts, heads, -1))
+    bs = None if b is None else b.view(parts, heads, -1)
+    return [(ws[:, i], None if bs is None else bs[i]) for i in range(parts)]
+
+
+def gain(norm: nn.Module | None, name: str) -> Tensor | None:
+    """The gain of a LayerNorm or RMSNorm, (D,), or None where it has none."""
+    norm = getattr(norm, "_orig_mod", norm)
+    w = getattr(norm, "weight", None)
+    return None if w is None else usable(w, name, "norm gain")

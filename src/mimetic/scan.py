@@ -1,0 +1,94 @@
+"""Finding the attention layers of a model: which modules are read, which are refused and why, which are passed over."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from mimetic.adapters import find_reader, looks_like_attention, unknown
+from mimetic.adapters.views import NotSelfAttention
+from mimetic.attention import AttentionLayer, UnsupportedAttention
+
+
+@dataclass
+class Scan:
+    """All that a walk through a model found."""
+
+    layers: list[AttentionLayer]
+    refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
+    passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
+
+    def require(self, model: nn.Module) -> list[AttentionLayer]:
+        """The layers, or UnsupportedAttention if something was refused or nothing was found."""
+        if self.refused:
+            lines = [f"{name}: {reason}" for name, reason in list(self.refused.items())[:4]]
+            more = f"\n... and {len(self.refused) - 4} more" if len(self.refused) > 4 else ""
+            raise UnsupportedAttention("cannot handle " + "\n".join(lines) + more)
+        if not self.layers:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
+            raise UnsupportedAttention(f"no attention layer found in {type(model).__name__}" + (f" ({why})" if why else ""))
+        return self.layers
+
+
+def scan(model: nn.Module) -> Scan:
+    """Every attention layer of a model, the ones that are refused (with the reason), and the ones passed over."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    found = Scan([], {}, {})
+    claimed: list[str] = []
+    suspects: list[tuple[str, str]] = []
+    for name, module in modules.items():
+        reader = find_reader(type(module))
+        if reader is None:
+            if looks_like_attention(module):
+                suspects.append((name, unknown(module)))
+            continue
+        claimed.append(name)
+        shown = clean_name(name) or type(module).__name__
+        try:
+            found.layers.append(reader(module, shown, ancestors(modules, name)))
+        except NotSelfAttention as reason:
+            found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
+        except UnsupportedAttention as reason:
+            found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
+    for name, reason in suspects:
+        # a container around a known layer, or a part of one, is not a layer of its own
+        if not any(_within(name, other) or _within(other, name) for other in claimed):
+            found.refused[clean_name(name) or type(modules[name]).__name__] = reason
+    return found
+
+
+def attention_layers(model: nn.Module) -> list[AttentionLayer]:
+    """Every self- and cross-attention layer of a model, in the order of model.named_modules().
+
+    Raises:
+        UnsupportedAttention: there is none, or a layer that looks like attention cannot be handled; the message names
+            each such layer and the reason. To work on the rest, pass the submodule that holds it.
+    """
+    return scan(model).require(model)
+
+
+def ancestors(modules: dict[str, nn.Module], name: str) -> list[tuple[str, nn.Module]]:
+    """(attribute path from the ancestor down to the module, ancestor), nearest first; wrappers are stepped over."""
+    parts = name.split(".") if name else []
+    chain = []
+    for cut in range(len(parts) - 1, -1, -1):
+        parent = modules.get(".".join(parts[:cut]))
+        if parent is not None and parts[cut] not in _WRAPPERS:
+            chain.append((".".join(p for p in parts[cut:] if p not in _WRAPPERS), parent))
+    return chain
+
+
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def clean_name(name: str) -> str:
+    """A module's name without the parts that torch.compile, DDP and the like put in."""
+    return re.sub(r"(^|\.)(" + "|".join(_WRAPPERS) + r")(?=\.|$)", "", name).lstrip(".")
+
+
+def _within(inner: str, outer: str) -> bool:
+    return outer == "" or inner == outer or inner.startswith(outer + ".")
