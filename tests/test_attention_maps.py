@@ -1,12 +1,13 @@
 """Attention maps and the numbers about them, against the model's own forward and hand-made cases."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from mimetic import initialize_, measure
-from mimetic.attention_maps import MAP_COLUMNS, PRODUCT_COLUMNS, anatomy, patch_distances
+from mimetic import attention_layers, initialize_, measure
+from mimetic.attention_maps import MAP_COLUMNS, PRODUCT_COLUMNS, anatomy, patch_distances, product_table
 from mimetic.models import ViT, ViTConfig
 
 
@@ -64,3 +65,14 @@ def test_products_are_those_of_measure():
         assert row["diag_mean"] == pytest.approx(other.diag_mean, rel=1e-4)
     raw = [r for r in found if not r["fold"]]
     assert folded[0]["diag_mean"] == pytest.approx(9 * raw[0]["diag_mean"], rel=1e-3)
+
+
+def test_a_multiple_of_the_identity_has_no_z_and_can_be_stored():
+    model = vit(depth=1)
+    layer = attention_layers(model)[0]
+    layer.v.copy_(torch.eye(16).view_as(layer.v))
+    layer.proj.copy_(-0.05 * torch.eye(16).view_as(layer.proj))
+    table = product_table(model)
+    (row,) = [r for r in rows(table) if r["product"] == "vp" and not r["fold"]]
+    assert row["diag_mean"] == pytest.approx(-0.05) and row["offdiag_sd"] == 0 and row["sigmas"] is None
+    assert json.dumps(table, allow_nan=False)

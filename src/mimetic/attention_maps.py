@@ -5,6 +5,7 @@ Shape suffixes: B batch, N tokens, D d_model, H num_heads, K head_dim.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -90,7 +91,9 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def _short(value: Any) -> Any:
-    """Five digits of a number are enough, and a plain Python type."""
+    """Five digits of a number are enough, and a plain Python type; None for what is no number (z of a multiple of the identity)."""
     if hasattr(value, "item"):
         value = value.item()
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
