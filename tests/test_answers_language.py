@@ -98,13 +98,16 @@ def search(**values):
     return pd.DataFrame(rows, columns=["arm", "config.lr", "test_bits_per_byte"])
 
 
-def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
+def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest(monkeypatch):
     finals = search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6])
     assert answers.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
     assert answers.rate_table(finals).shape == (3, 5)
     text = answers.rates_sentence(finals)
     assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text and "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
+    monkeypatch.setattr(answers, "load_runs", lambda name: finals if name == answers.SEARCH else pd.DataFrame(columns=["arm", "seed"]))
+    assert "default (GPT-2's) 2.400, language signs 2.600 bits per byte" in answers.first_look()
+    monkeypatch.undo()
     (ax,) = figures.rates(answers.rate_table(finals), plateau=3.6).axes
     assert [t.get_text() for t in figures.rates(answers.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
     assert len(ax.lines) == 2 * 3 + 1

@@ -158,9 +158,10 @@ def test_fitted_constants_are_those_of_the_committed_record():
 
 def test_every_arm_has_the_rate_that_the_committed_search_chose():
     assert best_rates(load_runs("tinyshakespeare-recipe")) == CHOSEN  # an arm that is not searched through has no rate and no runs yet
-    for name, lr in CHOSEN.items():
-        for experiment in ("tinyshakespeare", "wikitext2"):
-            assert name not in EVERY or named(experiment, arm=name).lr == lr or name in ("rescaled", "random-directions", "gpt2-signs")
+    for experiment in ("tinyshakespeare", "wikitext2", "tinyshakespeare-long"):
+        for name in ARMS[experiment]:
+            assert named(experiment, arm=name).lr == CHOSEN[name]
+    assert set(ARMS["tinyshakespeare"]) == set(EVERY) == set(CHOSEN)
     search = [config for config in QUEUES["language-recipe"]() if config.lr < 16e-3]
     assert len(search) == 4 * len(EVERY) and {config.seed for config in search} == {0} and all(config.validation for config in search)
 

@@ -109,9 +109,22 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
     parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
     lacking = [LABELS[arm] for arm in EVERY if arm not in best]
     text = f"Chosen rate, with its held-out bits per byte: {'; '.join(parts)}."
-    edge = [LABELS[arm] for arm, lr in best.items() if lr == table.columns[table.loc[arm].notna()].min()]
-    text += f" At the lowest rate tried: {', '.join(edge)}." if edge else ""
+    for end, pick in (("lowest", min), ("highest", max)):
+        edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
+        text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
     return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
+
+
+def first_look() -> str:
+    """The search's best values, arm by arm, as long as the central comparison has no pair; else ""."""
+    table, best = rate_table(), best_rates()
+    if len(best) < 2 or len(study_table(CENTRAL, load_runs(CENTRAL.experiment), METRIC)):
+        return ""
+    values = sorted((table.loc[arm, lr], LABELS[arm]) for arm, lr in best.items())
+    return (
+        "A first look, from the search for learning rates (one seed, each arm at its best rate, a held-out part of the training text): "
+        f"{', '.join(f'{name} {value:.3f}' for value, name in values)} bits per byte."
+    )
 
 
 def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:

@@ -68,7 +68,9 @@ class LanguageConfig(RunConfig):
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm; 16e-3 for the default too, whose best is at the edge
 # arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here is still searched for.
-CHOSEN: dict[str, float] = {"gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "fit": 4e-3}
+CHOSEN: dict[str, float] = {
+    "gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "fit": 4e-3, "speedrun": 8e-3, "rescaled": 4e-3, "random-directions": 2e-3, "gpt2-signs": 2e-3,
+}  # fmt: skip
 GENTLE = 2e-3
 
 LAB = LanguageConfig(
