@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from mimetic.adapters import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
+from mimetic.adapters.views import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
 from mimetic.attention import UnsupportedAttention
-from mimetic.scan import attention_layers, scan
 from mimetic.coverage.build import make_generic
+from mimetic.scan import attention_layers, scan
 from mimetic.verify import verify
 
 timm = pytest.importorskip("timm")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mimetic.attention import UnsupportedAttention
-from mimetic.scan import attention_layers, scan
 from mimetic.coverage.build import make_generic
+from mimetic.scan import attention_layers, scan
 from mimetic.verify import verify
 
 D, H = 32, 4

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import mimetic
-from mimetic.adapters import OUT_NORM, QK_NORM, ROPE, UNSCALED
+from mimetic.adapters.views import OUT_NORM, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import UnsupportedAttention
-from mimetic.scan import attention_layers
 from mimetic.coverage import make_generic
+from mimetic.scan import attention_layers
 from mimetic.verify import verify
 
 transformers = pytest.importorskip("transformers")

@@ -22,12 +22,12 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from mimetic import pretrained
-from mimetic.scan import attention_layers
 from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.pretrained import cache, measurements
 from mimetic.pretrained.__main__ import main
 from mimetic.pretrained.readers import FORMATS, WeightFileError, read_ctranslate2, read_onnx, read_safetensors
 from mimetic.pretrained.sources import SOURCES, Hub, Wheel
+from mimetic.scan import attention_layers
 
 D, H, L = 48, 3, 2
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -125,11 +125,7 @@ def compare(
         if table.empty:
             continue
         d = table["difference"]
-        low, high = mean_interval(d, confidence)
-        rows[label] = {
-            "reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "pairs": len(d), "wins": int((d > 0).sum()),
-            "difference": d.mean(), "low": low, "high": high, "p": sign_flip_test(d),
-        }  # fmt: skip
+        rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d, confidence)
     out = pd.DataFrame.from_dict(rows, orient="index")
     return out.assign(p_holm=holm(out["p"])) if len(out) else out
 
@@ -145,9 +141,9 @@ def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "tes
     return (wide * pd.Series(arms, dtype=float)).sum(axis=1)
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
     """pairs, difference (mean), low, high (Student's interval), p (exact sign-flip test, two-sided) of paired values."""
-    low, high = mean_interval(values)
+    low, high = mean_interval(values, confidence)
     return {"pairs": len(values), "difference": float(np.mean(values)), "low": low, "high": high, "p": sign_flip_test(values)}
 
 

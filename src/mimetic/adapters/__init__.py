@@ -12,52 +12,10 @@ import re
 from torch import nn
 
 from mimetic.adapters import own, timm, torch_nn, transformers
-from mimetic.adapters.views import (
-    GATE,
-    INNER_NORM,
-    OUT_NORM,
-    QK_NORM,
-    ROPE,
-    UNSCALED,
-    VALUE_NORM,
-    Ancestors,
-    NotSelfAttention,
-    Reader,
-    bias,
-    fused_out,
-    gain,
-    linear_in,
-    linear_out,
-    split_out,
-    usable,
-    weight,
-)
+from mimetic.adapters.views import Reader, fused_out, linear_in, linear_out
 from mimetic.attention import UnsupportedAttention
 
-__all__ = [
-    "Ancestors",
-    "GATE",
-    "INNER_NORM",
-    "NotSelfAttention",
-    "OUT_NORM",
-    "QK_NORM",
-    "ROPE",
-    "Reader",
-    "UNSCALED",
-    "VALUE_NORM",
-    "bias",
-    "find_reader",
-    "fused_out",
-    "gain",
-    "linear_in",
-    "linear_out",
-    "looks_like_attention",
-    "register_adapter",
-    "split_out",
-    "unknown",
-    "usable",
-    "weight",
-]
+__all__ = ["Reader", "find_reader", "fused_out", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
 
 _CUSTOM: dict[type, Reader] = {}
 

@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mimetic import adapters
+from mimetic.adapters import views
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 from mimetic.coverage.build import (
     NotBuilt,
@@ -56,13 +56,13 @@ LIBRARIES = ("timm", "transformers")
 MEMORY = 12 * 2**30  # bytes of address space of one worker
 SECONDS = 180  # for one architecture
 CAVEAT_NAMES = {
-    adapters.ROPE: "RoPE",
-    adapters.QK_NORM: "QK-norm",
-    adapters.INNER_NORM: "norm before proj",
-    adapters.VALUE_NORM: "norm on values",
-    adapters.OUT_NORM: "norm after proj",
-    adapters.GATE: "gated heads",
-    adapters.UNSCALED: "another logit scale",
+    views.ROPE: "RoPE",
+    views.QK_NORM: "QK-norm",
+    views.INNER_NORM: "norm before proj",
+    views.VALUE_NORM: "norm on values",
+    views.OUT_NORM: "norm after proj",
+    views.GATE: "gated heads",
+    views.UNSCALED: "another logit scale",
 }
 
 
