@@ -89,6 +89,22 @@ def test_output_shows_no_warnings_no_progress_bars_and_no_empty_sentence(path):
             assert output.get("data", {}).get("text/markdown", "x").strip(), f"nothing is said: {cell.source[:60]!r}"
 
 
+def _shown_code(notebook):
+    """The lines of code that a page shows: cells whose input is not removed, and fenced blocks of text cells."""
+    for cell in notebook.cells:
+        if {"remove-cell", "remove-input"} & set(cell.metadata.get("tags", [])):
+            continue
+        fenced = re.findall(r"^```([^\n]*)\n(.*?)^```", cell.source, re.S | re.M)
+        blocks = [cell.source] if cell.cell_type == "code" else [text for language, text in fenced if not language.startswith("{")]
+        yield from (line for block in blocks for line in block.splitlines())
+
+
+@every_notebook
+def test_shown_code_fits_the_column(path):
+    wide = [line for line in _shown_code(_read(path)) if len(line) > 92]
+    assert not wide, "cut off on the page at 1280 pixels; `ruff format --line-length 92` breaks code"
+
+
 @every_notebook
 def test_tags_mean_something(path):
     tags = {tag for cell in _read(path).cells for tag in cell.metadata.get("tags", [])}

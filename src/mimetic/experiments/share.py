@@ -1,8 +1,8 @@
 """The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
 
 A point is a model and a training in which the family's default and mimetic initialization both have runs, all other settings
-equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the
-families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
+equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and
+W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
 its direction comes from their configs and modules, so that a new family appears here when its records do.
 
 Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction, divided by the
@@ -189,6 +189,8 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
     for column in ("attention (%)", "gain (%)", "from", "to"):
         out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
+    out[["from", "to"]] = out[["from", "to"]].astype(object).replace({np.inf: "", -np.inf: ""})  # one pair has no interval
+    out["parameters"] = out["parameters"].map(_millions)
     return out.drop(columns="by_seed").set_index(["family", "experiment", "signs", "point"])
 
 
@@ -239,6 +241,10 @@ def _counted(model) -> dict[str, Any]:
     counts = parameter_counts(model)
     attention = counts["attention_qkv"] + counts["attention_proj"]
     return {
-        "parameters": counts["total"], "attention": attention, "MLP": counts["mlp"], "embedding and head": counts["embedding"] + counts["head"],
-        "attention (%)": round(100 * attention / counts["total"], 1),
+        "attention (%)": round(100 * attention / counts["total"], 1), "parameters": _millions(counts["total"]), "attention": _millions(attention),
+        "MLP": _millions(counts["mlp"]), "embedding and head": _millions(counts["embedding"] + counts["head"]),
     }  # fmt: skip
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:,.0f} M" if n >= 1e8 else f"{n / 1e6:.3g} M"

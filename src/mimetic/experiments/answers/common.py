@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from mimetic.experiments.metrics import ACCURACY, Metric
@@ -134,10 +135,11 @@ def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCU
 
 def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
     """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison that answers
-    several questions counts once."""
+    several questions counts once; one pair has no interval."""
     if table.empty:
         return table
     table = table[~table["compared"].duplicated()]
     values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
-    out = table.assign(p_holm=holm(table["p"]))[["group", *values, *columns, *ps]]
-    return out.round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
+    out = table.assign(p_holm=holm(table["p"])).round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
+    out = out.set_index("group", append=True).swaplevel()[[*values, *columns, *ps]].rename_axis([None, None])
+    return out.astype({"low": object, "high": object}).replace({np.inf: "", -np.inf: ""})

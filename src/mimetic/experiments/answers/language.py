@@ -27,7 +27,7 @@ draw = partial(common.draw, command=COMMAND)
 
 def progress(study: Study, finals: pd.DataFrame) -> str:
     """How many of a study's runs are in; "" when all are."""
-    return common.missing(study, finals, SEEDS[study.name], COMMAND, f"{study.question}: ")
+    return common.missing(study, finals, SEEDS[study.name], COMMAND, study.question + ("" if study.question.endswith("?") else ":") + " ")
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
