@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mimetic.experiments.answers.common import blank
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.runs import family
@@ -189,9 +190,8 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
     for column in ("attention (%)", "gain (%)", "from", "to"):
         out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
-    out[["from", "to"]] = out[["from", "to"]].astype(object).replace({np.inf: "", -np.inf: ""})  # one pair has no interval
     out["parameters"] = out["parameters"].map(_millions)
-    return out.drop(columns="by_seed").set_index(["family", "experiment", "signs", "point"])
+    return blank(out.drop(columns="by_seed")).set_index(["family", "experiment", "signs", "point"])
 
 
 # --- sizes, before anything is trained -------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
     ):  # fmt: skip
         for name, rows in part.groupby(column):
-            reach = 100 * rows["gain"].abs().max() * 3 + 0.5
-            bars = [(100 * (rows["gain"] - rows["low"])).clip(upper=reach), (100 * (rows["high"] - rows["gain"])).clip(upper=reach)]
+            # an infinite interval is that of a single pair: no line
+            bars = [(100 * (rows["gain"] - rows[end]).abs()).where(rows["pairs"] > 1, 0) for end in ("low", "high")]
             ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):

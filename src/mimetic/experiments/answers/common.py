@@ -142,4 +142,10 @@ def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs
     values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
     out = table.assign(p_holm=holm(table["p"])).round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
     out = out.set_index("group", append=True).swaplevel()[[*values, *columns, *ps]].rename_axis([None, None])
-    return out.astype({"low": object, "high": object}).replace({np.inf: "", -np.inf: ""})
+    return blank(out)
+
+
+def blank(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for the page: nothing where there is no value (nan) or no interval (infinite, of one pair)."""
+    empty = table.isna() | table.isin([np.inf, -np.inf])
+    return table.astype({name: object for name in table if empty[name].any()}).mask(empty, "")

@@ -112,7 +112,7 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 })  # fmt: skip
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "recall10": "Recall@10", "mrr": "MRR", "sd": "sd of NDCG@10"})
     order = {TITLES[data]: i for i, data in enumerate(finals)}
-    return out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
+    return common.blank(out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4))
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
@@ -224,7 +224,7 @@ def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...
             "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
             "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
         }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+    return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
 
 
 def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:

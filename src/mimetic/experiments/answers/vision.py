@@ -269,14 +269,15 @@ def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
         return table
     first = {name: finals[finals["arm"] == arms[0]].iloc[0] for name, arms in comparisons_of(STUDIES[study]).items() if name in table.index}
     attention = {k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"] for k, r in first.items()}
-    return pd.DataFrame(
+    out = pd.DataFrame(
         {
             "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
             "attention (%)": 100 * pd.Series(attention),
             "default (%)": 100 * table["reference"], "mimetic (%)": 100 * table["arm"],
             "gain (points)": 100 * table["difference"], "low": 100 * table["low"], "high": 100 * table["high"], "pairs": table["pairs"],
         }
-    ).loc[table.index].round(1)  # fmt: skip
+    )  # fmt: skip
+    return common.blank(out.loc[table.index].round(1))
 
 
 def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
