@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 import mimetic
 from mimetic import LANGUAGE, VISION, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, mimetic_init_, semi_diagonal
@@ -423,6 +425,59 @@ def test_the_same_weights_on_a_gpu():
     mimetic_init_(model, generator=seeded())
     mimetic_init_(reference, generator=seeded())
     assert torch.equal(model.blocks[0].attn.qkv.weight.cpu(), reference.blocks[0].attn.qkv.weight)
+
+
+class Elsewhere(TorchFunctionMode):
+    """As if these tensors were on another device, without one: what mixes them with others fails, as it would there, and so does
+    NumPy. copy_ and cpu() cross over; what is computed from them is there, too."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.tensors = list(tensors)  # kept, so that no other tensor takes a storage's address
+        self.crossings = 0
+
+    def _there(self, x):
+        return x.untyped_storage().data_ptr() in {t.untyped_storage().data_ptr() for t in self.tensors}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        with torch._C.DisableTorchFunction():
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            there = [self._there(x) for x in given]
+            out = func(*args, **kwargs)
+            if not any(there):
+                return out
+            if name in ("numpy", "__array__"):
+                raise TypeError(f"{name}: a tensor of another device")
+            if name in ("copy_", "cpu"):
+                self.crossings += 1
+                return out if name == "copy_" else out.clone()
+            if not all(at or x.dim() == 0 for at, x in zip(there, given)):
+                raise RuntimeError(f"{name}: tensors of two devices")
+            self.tensors += [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+            return out
+
+
+def test_weights_may_be_on_another_device():
+    model, reference = vit(), vit()
+    mimetic_init_(reference, generator=seeded())
+    with Elsewhere(model.parameters()) as device:
+        mimetic_init_(model, generator=seeded())
+        table, spec = mimetic.measure(model), mimetic.fit(model)
+    assert device.crossings
+    for name, value in reference.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    pd.testing.assert_frame_equal(table, mimetic.measure(reference))
+    assert spec == mimetic.fit(reference)
+
+
+def test_elsewhere_refuses_what_a_gpu_would_refuse():
+    weight = torch.eye(3)
+    with Elsewhere([weight]):
+        assert (2 * weight + weight.T).cpu().numpy().sum() == 9
+        for wrong in (lambda: weight @ torch.eye(3), lambda: weight[0].numpy(), lambda: weight.T.add_(torch.ones(3))):
+            with pytest.raises((RuntimeError, TypeError), match="device"):
+                wrong()
 
 
 # --- controls: each keeps one property of "mimetic" and breaks another ---
