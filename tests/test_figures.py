@@ -12,6 +12,7 @@ from torch import nn
 
 from mimetic import figures, mimetic_init_
 from mimetic.experiments import construction
+from mimetic.figures.style import interval_bars
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
 
@@ -93,3 +94,8 @@ def test_style_does_not_leak():
     before = plt.rcParams["font.size"]
     figures.learning_curves(runs())
     assert plt.rcParams["font.size"] == before
+
+
+def test_interval_bars_reach_from_the_value_and_a_single_pair_has_none():
+    table = pd.DataFrame({"gain": [2.0, 1.0], "low": [1.5, -np.inf], "high": [3.0, np.inf]})
+    assert interval_bars(table, "gain").tolist() == [[0.5, 0.0], [1.0, 0.0]]

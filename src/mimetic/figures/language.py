@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
 
 FAMILIES = {"vision": "#0072b2", "language": "#e69f00", "recommenders": "#009e73"}  # any other family is drawn in black
 
@@ -111,8 +111,7 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
     ):  # fmt: skip
         for name, rows in part.groupby(column):
-            # an infinite interval is that of a single pair: no line
-            bars = [(100 * (rows["gain"] - rows[end]).abs()).where(rows["pairs"] > 1, 0) for end in ("low", "high")]
+            bars = 100 * interval_bars(rows, "gain")
             ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
 
 
 @styled
@@ -151,9 +151,8 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
     figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
         table = table.sort_values("x")
-        low, high = ((table["difference"] - table["low"]).clip(upper=1), (table["high"] - table["difference"]).clip(upper=1))
         ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999")
-        ax.errorbar(table["x"], 100 * table["difference"], 100 * np.array([low, high]), fmt="o-", ms=4.5, lw=1.3, color=VP)
+        ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt="o-", ms=4.5, lw=1.3, color=VP)
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")

@@ -8,6 +8,7 @@ from functools import wraps
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 # Okabe & Ito's palette: told apart with any colour vision. One meaning each, throughout the book.
@@ -82,3 +83,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def panels(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
     """plt.subplots with the size in inches and always a matrix of axes."""
     return plt.subplots(figsize=(width, height), squeeze=False, **kwargs)
+
+
+def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
+    """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where they are infinite: one pair has no interval."""
+    lengths = np.abs(table[["low", "high"]].to_numpy() - table[[value]].to_numpy()).T
+    return np.where(np.isfinite(lengths), lengths, 0.0)
