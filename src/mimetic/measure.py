@@ -125,7 +125,7 @@ def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tu
     """(alpha, beta) whose rank-k truncation in width d has this mean diagonal and off-diagonal sd."""
     if k == d:
         return spread * d**0.5, diagonal
-    ratios, means, spreads = _truncation_curve(d, k)
+    ratios, means, spreads = truncation_curve(d, k)
     wanted = abs(diagonal) / spread
     if wanted > (means / spreads)[-1]:
         warnings.warn(
@@ -141,7 +141,7 @@ def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tu
 
 
 @lru_cache(maxsize=64)
-def _truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """beta/alpha, and for alpha = 1 the mean diagonal and off-diagonal sd after truncation to rank k of d.
 
     Drawn in a smaller width with the same k/d where d is large: the diagonal depends on the ratio alone, the spread

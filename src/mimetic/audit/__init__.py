@@ -1,0 +1,154 @@
+"""Is mimetic initialization worth trying for this kind of model? Three questions to a trained one, answered with numbers.
+
+    1. Does it have layers worth imitating?           the diagonals of both products against chance, by layer and head
+    2. Can matrix operations imitate them?            how much of a product alpha Z + beta I is, before and after truncation
+    3. Are those layers a meaningful share of it?     attention's share of the parameters, for catalogues of any size
+
+The questions are those of a review of the paper that asked them of recommenders. The answers in words follow from the
+numbers and the thresholds below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mimetic.attention import AttentionLayer
+from mimetic.audit.parameters import Parameters, count_parameters, count_state
+from mimetic.audit.products import Audit, from_layers, from_table
+from mimetic.audit.state import StateNames, layers_from_state, state_file
+from mimetic.audit.words import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
+from mimetic.scan import attention_layers
+
+__all__ = ["CHANCE", "CLEAR", "EXPLAINED", "MEANINGFUL", "Audit", "Parameters", "StateNames", "audit", "count_parameters", "layers_from_state"]
+
+
+def audit(
+    model: nn.Module | list[AttentionLayer] | Mapping[str, Tensor] | str | Path,
+    *,
+    fold: bool | None = None,
+    names: StateNames | None = None,
+    name: str | None = None,
+) -> Audit:
+    """Answer the three questions for a trained model.
+
+    Args:
+        model: a module (ours, timm's, transformers', torch's); a list of AttentionLayer; a state dict, or a file that
+            holds one (.safetensors, or what torch.save wrote), with ``names``; or the name of a pretrained source
+            (mimetic.pretrained.SOURCES: its recorded measurement, no download) or of one of our runs
+            ("ml100k/bert-seed0": its checkpoint if it is half done, its record if it is finished).
+        fold: with the LayerNorm gains in the products; None: where they are known.
+        names: where the attention weights are in a state dict.
+        name: what the report calls it.
+
+    Raises:
+        ValueError: an unknown name (the choices are listed), or names without a state dict and the reverse.
+        UnsupportedAttention: no layer with a diagonal, a weight that a state dict does not have (it is named) or whose
+            shape does not fit, or fold=True where the gains are not known.
+    """
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if path.is_file():
+            return audit(state_file(path), fold=fold, names=names, name=name or path.name)
+        if names is not None:
+            raise ValueError(f"names belong to a state dict, and there is no file {str(model)!r}")
+        return _named(str(model), fold, name)
+    if isinstance(model, Mapping):
+        if names is None:
+            raise ValueError("a state dict needs names=StateNames(...): where its attention weights are")
+        layers = layers_from_state(model, names)
+        return from_layers(layers, fold, name or "state dict", count_state(model, names))
+    if names is not None:
+        raise ValueError("names belong to a state dict; a module's layers are found by themselves")
+    if isinstance(model, nn.Module):
+        layers = attention_layers(model)
+        return from_layers(layers, fold, name or type(model).__name__, count_parameters(model, layers))
+    if isinstance(model, list) and model and all(isinstance(layer, AttentionLayer) for layer in model):
+        return from_layers(model, fold, name or "attention layers", None)
+    raise ValueError(f"expected a module, a list of AttentionLayer, a state dict or a name, got {type(model).__name__}")
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+def _named(given: str, fold: bool | None, name: str | None) -> Audit:
+    """The audit of a pretrained source or of one of our runs."""
+    from mimetic.pretrained.sources import SOURCES
+
+    if given in SOURCES:
+        return _pretrained(given, fold, name)
+    match = re.fullmatch(r"([^/]+)/(.+?)(?:-seed(\d+))?", given)
+    from mimetic.experiments.configs import EXPERIMENTS, named
+
+    experiment, arm, seed = match.groups() if match else (given, "", None)
+    if experiment not in EXPERIMENTS:
+        raise ValueError(
+            f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}) and no run of an experiment "
+            f"({', '.join(EXPERIMENTS)}): EXPERIMENT/ARM-seedN"
+        )
+    config = named(experiment, seed=int(seed or 0), arm=arm or "")
+    return _our_run(config, fold, name or config.name)
+
+
+def _pretrained(given: str, fold: bool | None, name: str | None) -> Audit:
+    from mimetic.pretrained import load, load_measurements, recorded
+    from mimetic.pretrained.sources import SOURCES
+
+    src = SOURCES[given]
+    only = ("only the attention weights of this model are at hand: its other parameters are not counted",)
+    if given not in recorded():
+        return _with_notes(from_layers(load(given), fold, name or src.title, None), only)
+    table = load_measurements([given])
+    has_gains = bool(table["fold"].any())
+    fold = has_gains if fold is None else fold
+    table = table[table["fold"] == (fold and has_gains)]
+    sizes = {i: (d, d // heads, d) for i, (d, heads) in enumerate(src.layer_dims())}
+    return from_table(name or src.title, table.reset_index(drop=True), sizes, fold, None, only)
+
+
+def _our_run(config, fold: bool | None, name: str) -> Audit:
+    """A half-done run by its checkpoint, a finished one by its record."""
+    import pandas as pd
+
+    from mimetic.data.fetch import cache_dir
+    from mimetic.experiments.runs import existing, family
+
+    checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+    record = existing(config)
+    if record is None:
+        if not checkpoint.is_file():
+            raise ValueError(f"{config.name} has not been run: there is no record and no checkpoint of it")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model = family(config).build_model(config)
+        model.load_state_dict(state["model"])
+        return _with_notes(audit(model, fold=fold, name=name), (f"from a checkpoint after {state['step']} steps",))
+    products = record["anatomy"]["after"]["products"]
+    table = pd.DataFrame(products["rows"], columns=products["columns"])
+    fold = True if fold is None else fold
+    table = table[table["fold"] == fold].reset_index(drop=True)
+    table = table.assign(z=table["diag_mean"] / table["offdiag_sd"])
+    if "diag_sd" not in table:
+        table = table.assign(diag_sd=table["offdiag_sd"])
+        notes = ("the record does not hold the diagonal's spread: that off the diagonal stands in",)
+    else:
+        notes = ()
+    d, heads = config.d_model, config.num_heads
+    counts, parameters = record["parameters"], None
+    per_item, items = 0, None
+    if hasattr(config, "items"):  # a recommender: one row of the table and one bias an item
+        from mimetic.data.sequences import num_items
+
+        items, per_item = num_items(config.dataset, config.items), d + 1
+    attention = counts["attention_qkv"] + counts["attention_proj"]
+    table_part = counts["embedding"] + (items or 0)
+    parameters = Parameters(attention, counts["mlp"], table_part, counts["total"] - attention - counts["mlp"] - table_part, items, per_item)
+    return from_table(name, table, {i: (d, d // heads, d) for i in range(config.depth)}, fold, parameters, notes)
+
+
+def _with_notes(found: Audit, notes: tuple[str, ...]) -> Audit:
+    return replace(found, notes=(*found.notes, *notes))

@@ -1,0 +1,109 @@
+"""The first two questions: an audit's numbers from attention layers, or from measure's table of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
+from mimetic.audit.parameters import Parameters
+from mimetic.audit.words import answers, report, sign
+from mimetic.measure import LAYER_HEAD, fit_layer, measure, truncation_curve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CATALOGUES = tuple(10**k for k in range(2, 8))  # items
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What :func:`audit` found; ``print`` it, or read the tables."""
+
+    name: str
+    products: pd.DataFrame  # measure's rows: one a head (qk) or layer (vp), with explained
+    layers: pd.DataFrame  # one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
+    fold: bool  # gains of the norms folded in
+    parameters: Parameters | None  # None: only attention weights are at hand
+    notes: tuple[str, ...] = ()
+    answers: tuple[str, str, str, str] = field(default=("",) * 4)  # the three answers and what follows from them
+
+    def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
+        """Attention's share of the parameters by catalogue size; {} without an item table."""
+        if self.parameters is None or self.parameters.items is None:
+            return {}
+        return {n: self.parameters.share(n) for n in catalogues}
+
+    def signs(self) -> dict[str, str]:
+        """"+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond CHANCE."""
+        return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
+
+    def __str__(self) -> str:
+        return "\n".join(report(self))
+
+
+def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, parameters: Parameters | None) -> Audit:
+    notes, kept = [], []
+    for layer in layers:
+        square = {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}
+        if layer.kind == "self" and square:
+            kept.append(layer)
+    if len(kept) < len(layers):
+        notes.append(f"{len(layers) - len(kept)} of {len(layers)} attention layers are not audited: cross-attention, or widths that differ")
+    if not kept:
+        raise UnsupportedAttention(f"{name}: none of its {len(layers)} attention layers is self-attention of one width: no diagonal")
+    known = all(layer.gains_known for layer in kept)
+    fold = known if fold is None else fold
+    if not known and not fold:
+        notes.append("the products are the raw weights': which norm feeds the layers is not known")
+    notes += dict.fromkeys(caveat for layer in kept for caveat in layer.caveats)
+    sizes = {i: (layer.d_model, layer.head_dim, layer.v.shape[1] * layer.v.shape[2]) for i, layer in enumerate(kept)}
+    return from_table(name, measure(kept, fold, heads=False), sizes, fold, parameters, notes)
+
+
+def from_table(name, table, sizes, fold, parameters, notes) -> Audit:
+    """An Audit from measure's rows and (d_model, head_dim, rank of V.proj) by layer."""
+    import pandas as pd
+
+    table = table[(table["product"] == "qk") | (table["head"] == LAYER_HEAD)].reset_index(drop=True)
+    table = table.assign(explained=[explained(row, sizes[row.layer][0]) for row in table.itertuples()])
+    rows = []
+    for layer, part in table.groupby("layer"):
+        d, head_dim, rank = sizes[layer]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MimeticWarning)
+            constants = fit_layer(part, d, head_dim, rank, f"layer {layer}")
+        for product, k in (("qk", head_dim), ("vp", rank)):
+            alpha, beta = constants[f"{product}_alpha"], constants[f"{product}_beta"]
+            kind = part[part["product"] == product]
+            rows.append({
+                "layer": layer, "product": product, "alpha": alpha, "beta": beta,
+                "explained": float(kind["explained"].mean()), "imitated": imitated(alpha, beta, d, k),
+                "target": beta**2 / (alpha**2 + beta**2), "limit": min(1.0, k / d),
+                "reachable": not any(f"rank-{min(k, d)} " in str(w.message) for w in caught),
+            })  # fmt: skip
+    found = Audit(name, table, pd.DataFrame(rows), fold, parameters, tuple(notes))
+    return replace(found, answers=answers(found))
+
+
+def explained(row: Any, d: int) -> float:
+    """Share of a (d, d) product's energy (squared Frobenius norm) that lies along the identity, <P, I>^2 / (d ||P||^2), from a
+    row of measure; what is left is the residual. Unrelated random matrices have 1 / d^2."""
+    total = row.null_mean * row.offdiag_sd * d**2  # the sum of all entries
+    off_mean = (total - d * row.diag_mean) / (d * (d - 1))
+    energy = (d - 1) * row.diag_sd**2 + d * row.diag_mean**2 + (d * (d - 1) - 1) * row.offdiag_sd**2 + d * (d - 1) * off_mean**2
+    return float(d * row.diag_mean**2 / energy) if energy else float("nan")
+
+
+def imitated(alpha: float, beta: float, d: int, k: int) -> float:
+    """The same share for what mimetic_init_ makes of these constants, after truncation to rank k."""
+    if k >= d:
+        return beta**2 / (alpha**2 + beta**2)
+    ratios, means, spreads = truncation_curve(d, k)
+    ratio = min(abs(beta) / alpha if alpha else ratios[-1], ratios[-1])
+    mean, spread = np.interp(ratio, ratios, means), np.interp(ratio, ratios, spreads)
+    return float(mean**2 / (mean**2 + d * spread**2))
