@@ -143,7 +143,12 @@ def second_answer(table: pd.DataFrame) -> str:
     for model, part in ours.groupby("model", sort=False):
         part = part.set_index("product")
         enough = [p for p in ("qk", "vp") if part.loc[p, "explained"] >= others[p].min()]
-        word = "**yes, as much of a diagonal as there**" if len(enough) == 2 else "**in part**" if enough else "**the constants yes, the layers hardly**"
+        names = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}
+        word = (
+            "**as much of a diagonal as there**" if len(enough) == 2
+            else f"**as much of a diagonal as the weakest of these in** {names[enough[0]]}, less in the other" if enough
+            else "**the constants yes, the layers hardly**"
+        )  # fmt: skip
         lines.append(
             f"* {model}: {word}. The identity carries {part.loc['qk', 'explained']:.2%} of the energy of $W_QW_K^T$ and "
             f"{part.loc['vp', 'explained']:.2%} of $W_VW_{{proj}}$; the imitations have {part.loc['qk', 'imitated']:.2%} and "
