@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
 from mimetic.audit.parameters import Parameters, count_parameters, count_state
-from mimetic.audit.products import Audit, from_layers, from_table
+from mimetic.audit.products import from_layers, from_table
+from mimetic.audit.report import CHANCE, CLEAR, EXPLAINED, MEANINGFUL, Audit
 from mimetic.audit.state import StateNames, layers_from_state, state_file
-from mimetic.audit.words import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
 from mimetic.scan import attention_layers
 
 __all__ = ["CHANCE", "CLEAR", "EXPLAINED", "MEANINGFUL", "Audit", "Parameters", "StateNames", "audit", "count_parameters", "layers_from_state"]

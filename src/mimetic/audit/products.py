@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit.parameters import Parameters
-from mimetic.audit.words import answers, report, sign
+from mimetic.audit.report import Audit, answers
 from mimetic.measure import LAYER_HEAD, fit_layer, measure, truncation_curve
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CATALOGUES = tuple(10**k for k in range(2, 8))  # items
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What :func:`audit` found; ``print`` it, or read the tables."""
-
-    name: str
-    products: pd.DataFrame  # measure's rows: one a head (qk) or layer (vp), with explained
-    layers: pd.DataFrame  # one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
-    fold: bool  # gains of the norms folded in
-    parameters: Parameters | None  # None: only attention weights are at hand
-    notes: tuple[str, ...] = ()
-    answers: tuple[str, str, str, str] = field(default=("",) * 4)  # the three answers and what follows from them
-
-    def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
-        """Attention's share of the parameters by catalogue size; {} without an item table."""
-        if self.parameters is None or self.parameters.items is None:
-            return {}
-        return {n: self.parameters.share(n) for n in catalogues}
-
-    def signs(self) -> dict[str, str]:
-        """"+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond CHANCE."""
-        return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
-
-    def __str__(self) -> str:
-        return "\n".join(report(self))
 
 
 def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, parameters: Parameters | None) -> Audit:

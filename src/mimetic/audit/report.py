@@ -1,22 +1,51 @@
-"""What an audit's numbers mean: thresholds, the answers in words, the printed report."""
+"""An audit: its numbers, what they mean in words, and how they are printed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from mimetic.audit.parameters import Parameters
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from mimetic.audit.products import Audit
 
 # Thresholds of the answers in words; the numbers do not depend on them.
 CHANCE = 2.0  # a diagonal counts when it is so many null standard deviations away from chance
 CLEAR = 0.75  # a product has a sign when more than this share of its heads (QK) or layers (V.proj) have it
 EXPLAINED = 0.05  # of a product's energy must lie along the identity for an imitation to say something about it
 MEANINGFUL = 0.10  # of the parameters must be attention for its initialization to be a large part of the model's
+CATALOGUES = tuple(10**k for k in range(2, 8))  # items
 
 TABLES = {"qk": "W_Q W_K^T", "vp": "W_V W_proj"}
 PATTERN = {("+", "−"): "the signs of vision models", ("−", "+"): "the opposite of vision's signs"}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What :func:`audit` found; ``print`` it, or read the tables."""
+
+    name: str
+    products: pd.DataFrame  # measure's rows: one a head (qk) or layer (vp), with explained
+    layers: pd.DataFrame  # one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
+    fold: bool  # gains of the norms folded in
+    parameters: Parameters | None  # None: only attention weights are at hand
+    notes: tuple[str, ...] = ()
+    answers: tuple[str, str, str, str] = field(default=("",) * 4)  # the three answers and what follows from them
+
+    def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
+        """Attention's share of the parameters by catalogue size; {} without an item table."""
+        if self.parameters is None or self.parameters.items is None:
+            return {}
+        return {n: self.parameters.share(n) for n in catalogues}
+
+    def signs(self) -> dict[str, str]:
+        """"+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond CHANCE."""
+        return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
+
+    def __str__(self) -> str:
+        return "\n".join(report(self))
 
 
 def sign(sigmas: pd.Series) -> str:
