@@ -53,6 +53,13 @@ def test_table_of_contents_lists_every_page_once_and_none_that_is_missing():
     assert sorted(listed) == sorted(pages)
 
 
+@pytest.mark.parametrize("page", ["index.md", "01_introduction.ipynb"])
+def test_the_road_maps_lead_to_every_page(page):
+    linked = set(re.findall(r"\]\(([\w.]+)\)", (BOOK / page).read_text()))
+    pages = {p.name for p in COMMITTED} | {"coverage.md"}
+    assert pages - linked - {page} == set()
+
+
 @every_notebook
 def test_executed_in_order_to_the_end_without_error(path):
     cells = _code(_read(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttenti
 from mimetic.audit.parameters import Parameters
 from mimetic.audit.report import Audit, answers
 from mimetic.measure import LAYER_HEAD, fit_layer, measure, truncation_curve
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, parameters: Parameters | None) -> Audit:
