@@ -13,7 +13,7 @@ from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED
 from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, SEEDS, STUDIES
+from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, RATE, SEEDS, STUDIES
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.experiments.runs import check, run
 from mimetic.measure import fit_layer
@@ -41,6 +41,21 @@ def test_verdict_words_follow_from_the_pairs():
     assert "cannot carry a claim (smallest possible p 0.250)" in rec.central("ml100k", finals(bert=BASE[:3], mimetic=BETTER[:3]))
     assert "proves nothing" in rec.central("ml100k", finals(bert=BASE[:1], mimetic=BETTER[:1]))
     assert rec.central("beauty", finals()).count("no pair yet") == 2
+
+
+def test_each_arm_at_its_own_rate(monkeypatch):
+    common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
+    runs, rates = rec.own_rates("ml100k", common, other)
+    assert rates == {"bert": 3e-3, "mimetic": 1e-3} and len(runs) == 12  # opposite has no runs at the other rate
+    text = rec.at_own_rates("ml100k", common, other)
+    assert "(default (BERT's trunc-normal .02) 0.003, vision signs 0.001)" in text and "vision's signs: +0.0000 on 0.1105 over 6 paired seeds" in text
+    few = rec.own_rates("ml100k", common, finals(bert=BETTER[:2], mimetic=BASE[:4]))[0]
+    assert few.groupby("arm")["seed"].apply(set).tolist() == [{0, 1}, {0, 1}]  # the same seeds choose and are compared
+    assert rec.own_rates("ml100k", common, finals())[1] == {} and "no pair yet" in rec.at_own_rates("ml100k", common, finals())
+    monkeypatch.setattr(rec, "load_runs", lambda name: other)
+    assert rec.monday({"ml100k": common}).startswith("No interval excludes 0")  # at the common rate alone it would gain
+    found = rec.found_at_own_rates("ml100k", common)
+    assert "vision signs, each at its own rate: no difference" in found and "12 of 30 runs" in found
 
 
 def test_what_is_missing_is_said_until_nothing_is():
@@ -140,7 +155,7 @@ def test_whether_the_recipe_is_fair(monkeypatch):
             for arm, row in values.items() for lr, v in zip(rec.CHECK_RATES, row)]  # fmt: skip
     monkeypatch.setattr(rec, "load_runs", lambda name: pd.DataFrame(rows))
     text = rec.fairness_sentence()
-    assert "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate: the recipe is unfair" in text
+    assert text.startswith("MovieLens-100K: ") and "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate: the recipe is unfair" in text
     assert "Not searched yet: opposite signs" in text
 
 
@@ -195,9 +210,10 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
         assert set(seeds) >= {0, 1, 2}
     first = [config for config in runs if config.seed > 2]
     assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs)  # three seeds of everything before the rest
-    for data, study in CENTRAL.items():
-        for arm in study.arms:
-            assert {c.seed for c in runs if c.experiment == data and (c.arm or c.init) == arm} == set(SEEDS[data])
+    for studies in (CENTRAL, RATE):
+        for data, study in studies.items():
+            for arm in study.arms:
+                assert {c.seed for c in runs if c.experiment == study.experiment and (c.arm or c.init) == arm} == set(SEEDS[data])
     for config in (*runs, *QUEUES["recommenders-gpu"](), *QUEUES["recommenders-recipe"]()):
         check(dataclasses.replace(config, device="cpu"))
     assert set(MODELS.values()) <= {config.arm or config.init for config in runs}

@@ -30,7 +30,7 @@ from mimetic.training.records import read_record, runs_dir
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 # No points: the search for a recipe, and the model of another experiment once more with a learning rate that is not the arm's own.
-LEFT_OUT = ("tinyshakespeare-rate",)
+LEFT_OUT = ("tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
 # What changes the share in the sweep, one thing at a time: the points in which nothing else differs from its base.

@@ -12,8 +12,8 @@ import pandas as pd
 from mimetic.experiments.answers import common
 from mimetic.experiments.baselines import baselines_path
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.configs.recommenders import CHECK_RATES, CHECKED
-from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, SEEDS, STUDIES, VISION
+from mimetic.experiments.configs.recommenders import CHECK_RATES, CHECKED, check_arm
+from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RATE, SEEDS, STUDIES, VISION
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
@@ -37,7 +37,40 @@ draw = partial(common.draw, command=COMMAND)
 
 def central(data: str, finals: pd.DataFrame) -> str:
     """The verdict on one data set: vision's and the opposite signs against the default."""
-    title = TITLES[data]
+    return f"**{TITLES[data]}**, test NDCG@10: " + "; ".join(_against_default(finals, data)) + "."
+
+
+def own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The default and both sign patterns, each at that of two learning rates at which its mean NDCG@10 on the validation items is
+    higher: one row a run, and the rates by arm. Only seeds that all of them have at both rates count; empty without such seeds.
+
+    Args:
+        finals: the runs at the common rate.
+        other: those of the same arms at the other one.
+    """
+    arms = [arm for arm in (DEFAULT, VISION, OPPOSITE) if {arm} <= set(finals["arm"]) & set(other["arm"])] if len(finals) and len(other) else []
+    seeds = set.intersection(*(set(t.loc[t["arm"] == arm, "seed"]) for t in (finals, other) for arm in arms)) if arms else set()
+    if DEFAULT not in arms or len(arms) < 2 or not seeds:
+        return finals[:0], {}
+    parts, rates = [], {}
+    for arm in arms:
+        options = {EXPERIMENTS[name].lr: t[(t["arm"] == arm) & t["seed"].isin(seeds)] for name, t in ((data, finals), (f"{data}-rate", other))}
+        rates[arm] = max(options, key=lambda lr: options[lr]["test_validation_ndcg10"].mean())
+        parts.append(options[rates[arm]])
+    return pd.concat(parts, ignore_index=True), rates
+
+
+def at_own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
+    """The verdict once more, each arm at its own learning rate."""
+    runs, rates = own_rates(data, finals, other)
+    if not rates:
+        return f"On {TITLES[data]} with each at its own learning rate: no pair yet."
+    chosen = ", ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
+    return f"On {TITLES[data]} with each at its own learning rate, by the validation items ({chosen}): {'; '.join(_against_default(runs))}."
+
+
+def _against_default(finals: pd.DataFrame, data: str | None = None) -> list[str]:
+    """Each sign pattern against the default in words; with data, other users' interval from the records of that experiment."""
     lines = []
     for arm, name in ((VISION, "vision's signs"), (OPPOSITE, "the opposite signs")):
         if not {DEFAULT, arm} <= set(finals["arm"]) or (pairs := paired_differences(finals, METRIC.column, (DEFAULT, arm))).empty:
@@ -48,7 +81,7 @@ def central(data: str, finals: pd.DataFrame) -> str:
         text = f"{name}: {METRIC.signed(d.mean())} on {pairs[DEFAULT].mean():.4f} over {n} paired seed{'s' if n > 1 else ''}"
         if n > 1:
             text += f", 95 % interval {METRIC.signed(low)} to {METRIC.signed(high)}, ahead in {(d > 0).sum()}"
-        users = user_differences(data, arm)
+        users = user_differences(data, arm) if data else []
         if len(users):
             low_u, high_u = mean_interval(users)
             text += f" (for these seeds and other users: {METRIC.signed(low_u)} to {METRIC.signed(high_u)})"
@@ -60,7 +93,7 @@ def central(data: str, finals: pd.DataFrame) -> str:
             word = "more than chance explains" if low > 0 or high < 0 else "which chance can explain"
             text += f"; {word} (exact sign-flip test, p = {sign_flip_test(d):.3f}; {n} pairs can give {smallest_p(n, 'two-sided'):.3f} at best)"
         lines.append(text)
-    return f"**{title}**, test NDCG@10: " + "; ".join(lines) + "."
+    return lines
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
@@ -73,8 +106,8 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: both data sets, and how many runs are missing."""
-    parts = [central(data, table) for data, table in finals.items()]
+    """The chapter's answer: both data sets, with one recipe and with each arm at its own learning rate, and how many runs are missing."""
+    parts = [central(data, table) + " " + at_own_rates(data, table, load_runs(f"{data}-rate")) for data, table in finals.items()]
     gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
     return "\n\n".join(parts) + ("\n\n*" + " ".join(gaps) + "*" if gaps else "")
 
@@ -83,6 +116,15 @@ def found(name: str, finals: pd.DataFrame, seeds: tuple[int, ...]) -> str:
     """A study's findings as Markdown, one line a comparison, and how many runs are missing."""
     study = STUDIES[name]
     return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND), METRIC, "mean difference of NDCG@10")
+
+
+def found_at_own_rates(data: str, finals: pd.DataFrame) -> str:
+    """The findings with each arm at its own learning rate as Markdown, and how many runs are missing."""
+    study, other = RATE[data], load_runs(f"{data}-rate")
+    runs, rates = own_rates(data, finals, other)
+    gap = common.missing(study, other, SEEDS[data], COMMAND)
+    taken = "; ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
+    return common.findings(study, runs, gap, METRIC, f"learning rates: {taken}; mean difference of NDCG@10" if rates else "mean difference of NDCG@10")
 
 
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -190,7 +232,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
     first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
     parts, lacking = [], []
     for arm in CHECKED:
-        names = {lr: f"{arm}-lr-{lr:g}-epochs-40" if (arm, lr) != (DEFAULT, common_lr) else f"lr-{lr:g}-epochs-40" for lr in CHECK_RATES}
+        names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
         if not set(names.values()) <= set(first.index):
             lacking.append(ARM_LABELS[arm])
             continue
@@ -200,7 +242,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
             f"{ARM_LABELS[arm]}: best at {values.idxmax():g} ({values.max():.4f}), "
             + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
         )
-    text = "; ".join(parts) + "." if parts else ""
+    text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
     return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
 
 
@@ -255,13 +297,14 @@ def kept_sentence(experiment: str = "ml100k") -> str:
 
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Advice to a practitioner, by what the intervals say."""
+    """Advice to a practitioner, by what the intervals say; with each arm at its own learning rate where those runs are in."""
     gains = {}
     for data, table in finals.items():
         for arm in (VISION, OPPOSITE):
-            row = compare(table, {arm: (DEFAULT, arm)}, METRIC.column)
-            if len(row) and row["pairs"].iloc[0] >= ENOUGH:
-                gains[data, arm] = row.iloc[0]
+            for runs in (table, own_rates(data, table, load_runs(f"{data}-rate"))[0]):  # where both are in, the own rate's counts
+                row = compare(runs, {arm: (DEFAULT, arm)}, METRIC.column)
+                if len(row) and row["pairs"].iloc[0] >= ENOUGH:
+                    gains[data, arm] = row.iloc[0]
     if not gains:
         return "Too few pairs are in for advice about the initialization itself; what follows holds whatever they will say."
     good = [f"{ARM_LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["low"] > 0]

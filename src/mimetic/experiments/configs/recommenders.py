@@ -5,13 +5,15 @@ ml100k           the central comparison: MovieLens-100K (943 users, 1,682 items)
 beauty           Amazon Beauty 5-core at a size that fits: its 1,000 most frequent items and the 4,500 users with five of them; the
                  last 20 items, 40 epochs: about 5 minutes
 ml100k-recipe,   the search that chose the recipe: default arm, judged by the users' last but one items; then both sign patterns at
-beauty-recipe    the same learning rates, to see whether the recipe is unfair to them
+beauty-recipe    the same learning rates, to see whether the recipe is unfair to an arm
+ml100k-rate,     the default and both sign patterns once more at three times the learning rate, since on ML-100K the search found the
+beauty-rate      recipe unfair to the default
 ml1m, beauty-full  the sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
                  (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run here: no
                  expected numbers of our own
 clusters         a synthetic walk around 8 clusters of 8 items, the causal model, in seconds. No download, a demonstration, not evidence
 
-The recipe is the same for every arm of a data set. Vision signs are mimetic.VISION, +0.7 in QK and -0.4 in V.proj.
+The recipe is the same for every arm of an experiment. Vision signs are mimetic.VISION, +0.7 in QK and -0.4 in V.proj.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
     "beauty": BEAUTY,
     "ml100k-recipe": replace(ML100K, experiment="ml100k-recipe", validation=True, lr=3e-3, epochs=20),
     "beauty-recipe": replace(BEAUTY, experiment="beauty-recipe", validation=True, epochs=20),
+    "ml100k-rate": replace(ML100K, experiment="ml100k-rate", lr=3e-3),
+    "beauty-rate": replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
     "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),  # the share of masks published for this data set
     "beauty-full": replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
     "clusters": RecommenderConfig(
@@ -76,6 +80,18 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned
 CHECKED = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}
 CHECK_RATES = (3e-4, 1e-3, 3e-3)
+THE_SAME = {"ml100k-recipe": "lr-0.001-epochs-40", "beauty-recipe": "epochs-40"}  # what the search calls the default at the common rate
+
+
+def check_arm(experiment: str, name: str, lr: float) -> str:
+    """What an arm of CHECKED at one of CHECK_RATES is called in a search for a recipe."""
+    return THE_SAME[experiment] if (name, lr) == ("bert", 1e-3) else f"{name}-lr-{lr:g}-epochs-40"
+
+
+def _checks(experiment: str) -> dict[str, dict[str, Any]]:
+    arms = {check_arm(experiment, name, lr): {**arm, "lr": lr, "epochs": 40} for name, arm in CHECKED.items() for lr in CHECK_RATES}
+    return {name: arm for name, arm in arms.items() if name != THE_SAME[experiment]}
+
 
 # The default arm only, one setting changed at a time; then the epochs are doubled until that no longer pays. Last, what was added
 # after that choice, to test it: a lower rate, another share of masks, and the sign patterns at every rate and with twice the epochs.
@@ -85,14 +101,13 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
         # the second step, from the lower of the two learning rates that learn
         **{f"lr-0.001-epochs-{epochs}": {"lr": 1e-3, "epochs": epochs} for epochs in (40, 80)},
         "mask-0.2": {"lr": 1e-3, "epochs": 40, "mask_prob": 0.2},
-        **{
-            f"{name}-lr-{lr:g}-epochs-40": {**arm, "lr": lr, "epochs": 40}
-            for name, arm in CHECKED.items() for lr in CHECK_RATES if (name, lr) != ("bert", 1e-3)
-        },
+        **_checks("ml100k-recipe"),
         "mimetic-lr-0.001-epochs-80": {"init": "mimetic", "lr": 1e-3, "epochs": 80},
     },
     # with the learning rate of the first; 0.6 is the published share of masks for this data set
-    "beauty-recipe": {"base": {}, "mask-0.6": {"mask_prob": 0.6}, **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)}},
+    "beauty-recipe": {
+        "base": {}, "mask-0.6": {"mask_prob": 0.6}, **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)}, **_checks("beauty-recipe"),
+    },
 }  # fmt: skip
 # Constants that imitate a trained BERT4Rec, default arm, seed 0, layer by layer:
 # python -m mimetic.experiments.fitted. A test compares them with the committed records.
@@ -140,6 +155,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "opposite": OPPOSITE,
         **{"fit-ml100k": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "ml100k"},
     },
+    "ml100k-rate": {"opposite": OPPOSITE},
+    "beauty-rate": {"opposite": OPPOSITE},
     "ml1m": {"opposite": OPPOSITE},
     "beauty-full": {"opposite": OPPOSITE},
     **RECIPE,

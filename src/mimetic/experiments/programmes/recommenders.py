@@ -1,7 +1,7 @@
 """The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
-    python -m mimetic queue recommenders          the questions (about 145 runs, 8 hours of one quiet CPU core)
+    python -m mimetic queue recommenders          the questions (about 193 runs, 9 hours of one CPU core)
     python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
@@ -52,7 +52,15 @@ MODELS = {
     "next item, causal, post-LN": "next-bert", "next item, causal, pre-LN": "pre-ln-next-bert",
 }  # fmt: skip
 SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS.values()), {})
-STUDIES = {study.name: study for study in (*CENTRAL.values(), STRUCTURE, NORM, SIBLING, SIGNS)}
+# The search found the recipe unfair to the default on ML-100K: all three arms at the other learning rate, too, and each at its better one
+RATE = {
+    data: Study(
+        f"rate-{data}", "Each at its own learning rate", f"{data}-rate", (DEFAULT, VISION, OPPOSITE),
+        {"vision signs, each at its own rate": (DEFAULT, VISION), "opposite signs, each at its own rate": (DEFAULT, OPPOSITE)},
+    )
+    for data in CENTRAL
+}  # fmt: skip
+STUDIES = {study.name: study for study in (*CENTRAL.values(), *RATE.values(), STRUCTURE, NORM, SIBLING, SIGNS)}
 
 RECIPES = tuple(
     Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
@@ -61,15 +69,16 @@ RECIPES = tuple(
 
 
 def recommender_runs() -> list[RunConfig]:
-    """Three seeds of every question, then two more of all but one, then the rest of the central comparison; each
-    run once."""
+    """Three seeds of every question, then two more of all but one, then the rest of the central comparison and of its repetition at the
+    other learning rate; each run once."""
     runs = []
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in STUDIES.values():
             if seeds == FIRST_SEEDS or study is not SIGNS:
                 runs += study.runs(seeds)
-    for data, study in CENTRAL.items():
-        runs += study.runs(SEEDS[data])
+    for studies in (CENTRAL, RATE):
+        for data, study in studies.items():
+            runs += study.runs(SEEDS[data])
     return once(runs)
 
 
