@@ -60,7 +60,9 @@ RATE = {
     )
     for data in CENTRAL
 }  # fmt: skip
-STUDIES = {study.name: study for study in (*CENTRAL.values(), *RATE.values(), STRUCTURE, NORM, SIBLING, SIGNS)}
+# in the order of the queue: MovieLens first, with what decides how to read it
+_ORDER = (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE, CENTRAL["beauty"], RATE["beauty"], NORM, SIBLING, SIGNS)
+STUDIES = {study.name: study for study in _ORDER}
 
 RECIPES = tuple(
     Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
