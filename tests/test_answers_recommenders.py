@@ -52,10 +52,17 @@ def test_each_arm_at_its_own_rate(monkeypatch):
     few = rec.own_rates("ml100k", common, finals(bert=BETTER[:2], mimetic=BASE[:4]))[0]
     assert few.groupby("arm")["seed"].apply(set).tolist() == [{0, 1}, {0, 1}]  # the same seeds choose and are compared
     assert rec.own_rates("ml100k", common, finals())[1] == {} and "no pair yet" in rec.at_own_rates("ml100k", common, finals())
+    assert "better learning rate: 0.001, against 0.003 (6 seeds)" in rec.at_own_rates("ml100k", finals(bert=BETTER, mimetic=BETTER), finals(bert=BASE, mimetic=BASE))
     monkeypatch.setattr(rec, "load_runs", lambda name: other)
     assert rec.monday({"ml100k": common}).startswith("No interval excludes 0")  # at the common rate alone it would gain
     found = rec.found_at_own_rates("ml100k", common)
     assert "vision signs, each at its own rate: no difference" in found and "12 of 30 runs" in found
+
+
+def test_what_the_size_does_alone():
+    text = rec.without_a_diagonal(finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED))
+    assert "at the norms of vision's signs gains: +0.0105" in text and "random directions no difference that these pairs can show" in text
+    assert rec.without_a_diagonal(finals(bert=BASE, mimetic=BETTER)) == ""
 
 
 def test_what_is_missing_is_said_until_nothing_is():

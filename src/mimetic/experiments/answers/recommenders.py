@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mimetic.experiments.answers import common
+from mimetic.experiments.answers.common import finding
 from mimetic.experiments.baselines import baselines_path
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, CHECKED, check_arm
@@ -65,8 +66,22 @@ def at_own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     runs, rates = own_rates(data, finals, other)
     if not rates:
         return f"On {TITLES[data]} with each at its own learning rate: no pair yet."
+    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+    if set(rates.values()) == {common_lr}:
+        seeds = runs["seed"].nunique()
+        return (
+            f"By the validation items each of these arms is at its better learning rate: {common_lr:g}, against {other_lr:g} ({seeds} seed{'s' * (seeds != 1)})."
+        )
     chosen = ", ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
     return f"On {TITLES[data]} with each at its own learning rate, by the validation items ({chosen}): {'; '.join(_against_default(runs))}."
+
+
+def without_a_diagonal(finals: pd.DataFrame) -> str:
+    """What the size of the weights does alone: the two controls against the default; "" without a pair of either."""
+    arms = {"the default's weights at the norms of vision's signs": "timm-rescaled", "their singular values in random directions": "random-directions"}
+    table = compare(finals, {name: (DEFAULT, arm) for name, arm in arms.items()}, METRIC.column)
+    words = [f"{name} {finding(row, METRIC)}" for name, row in table.iterrows()]
+    return f"As large, without a diagonal: {'; '.join(words)}." if words else ""
 
 
 def _against_default(finals: pd.DataFrame, data: str | None = None) -> list[str]:
@@ -107,7 +122,7 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: both data sets, with one recipe and with each arm at its own learning rate, and how many runs are missing."""
-    parts = [central(data, table) + " " + at_own_rates(data, table, load_runs(f"{data}-rate")) for data, table in finals.items()]
+    parts = [central(data, table) + " " + at_own_rates(data, table, load_runs(f"{data}-rate")) + " " + without_a_diagonal(table) for data, table in finals.items()]
     gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
     return "\n\n".join(parts) + ("\n\n*" + " ".join(gaps) + "*" if gaps else "")
 
