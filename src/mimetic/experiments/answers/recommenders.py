@@ -49,7 +49,9 @@ def own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.
         finals: the runs at the common rate.
         other: those of the same arms at the other one.
     """
-    arms = [arm for arm in (DEFAULT, VISION, OPPOSITE) if {arm} <= set(finals["arm"]) & set(other["arm"])] if len(finals) and len(other) else []
+    if finals.empty or other.empty:
+        return finals[:0], {}
+    arms = [arm for arm in (DEFAULT, VISION, OPPOSITE) if arm in set(finals["arm"]) & set(other["arm"])]
     seeds = set.intersection(*(set(t.loc[t["arm"] == arm, "seed"]) for t in (finals, other) for arm in arms)) if arms else set()
     if DEFAULT not in arms or len(arms) < 2 or not seeds:
         return finals[:0], {}
