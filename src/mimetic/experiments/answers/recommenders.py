@@ -13,7 +13,7 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding
 from mimetic.experiments.baselines import baselines_path
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.configs.recommenders import CHECK_RATES, CHECKED, check_arm
+from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RATE, SEEDS, STUDIES, VISION
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
@@ -248,7 +248,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
     runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
     first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
     parts, lacking = [], []
-    for arm in CHECKED:
+    for arm in SIGN_ARMS:
         names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
         if not set(names.values()) <= set(first.index):
             lacking.append(ARM_LABELS[arm])

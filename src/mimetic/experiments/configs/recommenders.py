@@ -78,18 +78,18 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
 }  # fmt: skip
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned
-CHECKED = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}
+SIGN_ARMS = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}  # the three arms that ask which sign
 CHECK_RATES = (3e-4, 1e-3, 3e-3)
 THE_SAME = {"ml100k-recipe": "lr-0.001-epochs-40", "beauty-recipe": "epochs-40"}  # what the search calls the default at the common rate
 
 
 def check_arm(experiment: str, name: str, lr: float) -> str:
-    """What an arm of CHECKED at one of CHECK_RATES is called in a search for a recipe."""
+    """What an arm of SIGN_ARMS at one of CHECK_RATES is called in a search for a recipe."""
     return THE_SAME[experiment] if (name, lr) == ("bert", 1e-3) else f"{name}-lr-{lr:g}-epochs-40"
 
 
 def _checks(experiment: str) -> dict[str, dict[str, Any]]:
-    arms = {check_arm(experiment, name, lr): {**arm, "lr": lr, "epochs": 40} for name, arm in CHECKED.items() for lr in CHECK_RATES}
+    arms = {check_arm(experiment, name, lr): {**arm, "lr": lr, "epochs": 40} for name, arm in SIGN_ARMS.items() for lr in CHECK_RATES}
     return {name: arm for name, arm in arms.items() if name != THE_SAME[experiment]}
 
 
@@ -131,9 +131,8 @@ NEXT = {"causal": True, "objective": "next"}  # SASRec's task and mask, in BERT4
 
 
 def _variants(prefix: str, **changes: Any) -> dict[str, dict[str, Any]]:
-    """The three arms that ask which sign, in a changed model."""
-    arms = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}
-    return {f"{prefix}-{name}": {**arm, **changes} for name, arm in arms.items()}
+    """SIGN_ARMS in a changed model."""
+    return {f"{prefix}-{name}": {**arm, **changes} for name, arm in SIGN_ARMS.items()}
 
 
 # Arms of an experiment besides the plain initializers (bert, mimetic, mimetic-qk, mimetic-vp, ...).
@@ -155,9 +154,6 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "opposite": OPPOSITE,
         **{"fit-ml100k": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "ml100k"},
     },
-    "ml100k-rate": {"opposite": OPPOSITE},
-    "beauty-rate": {"opposite": OPPOSITE},
-    "ml1m": {"opposite": OPPOSITE},
-    "beauty-full": {"opposite": OPPOSITE},
+    **{name: {"opposite": OPPOSITE} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
     **RECIPE,
 }  # fmt: skip

@@ -61,8 +61,10 @@ RATE = {
     for data in CENTRAL
 }  # fmt: skip
 # in the order of the queue: MovieLens first, with what decides how to read it
-_ORDER = (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE, CENTRAL["beauty"], RATE["beauty"], NORM, SIBLING, SIGNS)
-STUDIES = {study.name: study for study in _ORDER}
+STUDIES = {
+    study.name: study
+    for study in (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE, CENTRAL["beauty"], RATE["beauty"], NORM, SIBLING, SIGNS)
+}
 
 RECIPES = tuple(
     Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
