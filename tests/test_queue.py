@@ -16,8 +16,9 @@ from mimetic.experiments import queue
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
+from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import vision as programme
-from mimetic.experiments.runs import check, run
+from mimetic.experiments.runs import check, existing, run
 from mimetic.experiments.vision import build_model, cost
 from mimetic.training.checkpoint import exclusive
 from mimetic.training.loop import TimeLimit
@@ -161,6 +162,21 @@ def test_a_record_of_another_config_is_not_taken_for_this_run():
     run(config, progress=False)
     with pytest.raises(RecordError, match="another config .*epochs: 2 there, 3 here"):
         queue.work([dataclasses.replace(config, epochs=3)], say=lambda line: None)
+
+
+def test_a_run_of_the_default_is_the_arm_of_that_name():
+    """`train EXPERIMENT` names no arm; a queue may call the same run by the name of its initializer."""
+    (config,) = toy(1)
+    made = run(config, progress=False)
+    assert config.arm == "" and existing(dataclasses.replace(config, arm=config.init)) == made
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_every_committed_record_is_the_run_that_its_queue_plans(name, monkeypatch):
+    """Else the whole queue would refuse to start."""
+    monkeypatch.delenv("MIMETIC_RUNS")
+    for config in queue.queue_runs(name):
+        existing(config)
 
 
 def test_bad_input_before_anything_runs():

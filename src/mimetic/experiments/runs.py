@@ -207,6 +207,8 @@ def existing(config: RunConfig) -> dict[str, Any] | None:
     # a field that is newer than the record had its default's effect then
     stored = {f.name: f.default for f in fields(config) if f.default is not MISSING} | record["config"]
     wanted = json.loads(json.dumps(asdict(config)))  # tuples are lists in a record
+    for values in (stored, wanted):  # an arm that is called like its initializer may have been named or not
+        values["arm"] = values["arm"] or values["init"]
     differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if stored.get(k) != v]
     if differs:
         raise RecordError(
