@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
+from mimetic.statistics import ENOUGH
+
+if TYPE_CHECKING:
+    from mimetic.experiments.metrics import Metric
 
 
 @styled
@@ -92,12 +97,30 @@ def comparisons(
     """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups.
 
     Args:
-        table: index label; columns group, difference, low, high, as answers.study_table gives them; they are shown times scale.
+        table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are shown times scale.
         points: columns label, difference: one row a pair.
         band: an interval that is shaded behind all rows, to compare them with.
     """
-    figure, axes = panels(7.4, 0.9 + 0.27 * (len(table) + table["group"].nunique()))
-    ax, y, ticks = axes[0, 0], 0.0, []
+    figure, axes = panels(7.4, 0.9 + _ROW * _height(table))
+    ax = axes[0, 0]
+    _comparison_rows(ax, table, points, scale)
+    if band is not None:
+        ax.axvspan(scale * band[0], scale * band[1], color=VP, alpha=0.12, lw=0)
+    ax.set(xlabel=xlabel)
+    return figure
+
+
+_ROW = 0.27  # inches
+
+
+def _height(table: pd.DataFrame) -> int:
+    """Rows of a panel: one a comparison, one a group's heading."""
+    return len(table) + table["group"].nunique()
+
+
+def _comparison_rows(ax, table, points, scale, solid_from: int = 1) -> None:
+    """solid_from: pairs from which the mean's dot is filled."""
+    y, ticks = 0.0, []
     for group, rows in table.groupby("group", sort=False):
         y += 1
         ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left")
@@ -107,18 +130,34 @@ def comparisons(
             ax.plot(dots, np.full(len(dots), y + 0.16), ".", ms=4, color="#999999")
             if np.isfinite(row["low"]):
                 ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
-            ax.plot(scale * row["difference"], y, "o", ms=4.5, color=VP)
+            ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= solid_from else "white")
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
-    if band is not None:
-        ax.axvspan(scale * band[0], scale * band[1], color=VP, alpha=0.12, lw=0)
     ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     low, high = scale * min(points["difference"].min(), 0), scale * max(points["difference"].max(), 0)
     room = 0.4 * (high - low) + 0.003 * scale
-    ax.set(xlabel=xlabel, ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
+    ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="#eeeeee")
+
+
+@styled
+def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """Comparisons with several metrics, a panel each as in comparisons; in all of them an arm that is ahead lies to the right. A
+    hollow dot has too few pairs for a claim.
+
+    Args:
+        shown: metric, table and points of a panel (experiments.answers.reproduction.shown).
+    """
+    heights = [_height(table) + 2.2 for _, table, _ in shown]  # and the axis below
+    figure, axes = panels(7.4, _ROW * sum(heights), nrows=len(shown), height_ratios=heights)
+    for ax, (metric, table, points) in zip(axes[:, 0], shown):
+        _comparison_rows(ax, table, points, metric.scale, solid_from=ENOUGH)
+        unit = f" ({metric.difference})" if metric.difference not in metric.name else ""
+        ax.set_xlabel(f"difference in last-epoch {metric.name}{unit}: better to the right")
+        if metric.lower_is_better:
+            ax.invert_xaxis()
     return figure
 
 

@@ -149,3 +149,9 @@ def blank(table: pd.DataFrame) -> pd.DataFrame:
     """A table for the page: nothing where there is no value (nan) or no interval (infinite, of one pair)."""
     empty = table.isna() | table.isin([np.inf, -np.inf])
     return table.astype({name: object for name in table if empty[name].any()}).mask(empty, "")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, whose long cells wrap on the page; its index is left out."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -29,6 +29,12 @@ SECONDARY = (
 # --- question 1 ------------------------------------------------------------------------------------------------------
 
 
+def trained(experiment: str, arm: str = DEFAULT) -> pd.DataFrame:
+    """The products of every recorded run of an arm after training (recorded.recorded_products)."""
+    products = recorded_products(experiment, [arm])
+    return products[products["when"] == "after"]
+
+
 def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     """Question 1's figure: the default arm on each data set, and the vision-sign arm on the first, as far as they are recorded."""
     shown = [(name, DEFAULT, "default") for name in experiments] + [(experiments[0], VISION, "vision signs")]
@@ -46,8 +52,7 @@ def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -
     """Which signs training finds from the default: one row a model; over all layers, heads and seeds."""
     rows = {}
     for name, arm in models.items():
-        part = recorded_products(experiment, [arm])
-        part = part[part["when"] == "after"]
+        part = trained(experiment, arm)
         if part.empty:
             continue
         row: dict[str, object] = {"seeds": part["seed"].nunique()}
@@ -65,8 +70,7 @@ def first_answer() -> str:
     """Does a trained BERT4Rec have layers worth imitating? From every recorded run of the default arm."""
     lines = []
     for experiment, title in TITLES.items():
-        part = recorded_products(experiment, [DEFAULT])
-        part = part[part["when"] == "after"]
+        part = trained(experiment)
         if part.empty:
             lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue

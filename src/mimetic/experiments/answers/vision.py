@@ -365,10 +365,8 @@ def published() -> pd.DataFrame:
 
 
 def published_table() -> str:
-    """published() as a Markdown table, whose long cells wrap on the page."""
-    table = published()
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """published() as a Markdown table."""
+    return common.markdown(published())
 
 
 def paper_scale() -> str:
