@@ -18,6 +18,7 @@ SITE := _build/html
 BUILT := _build/.html
 
 NOTEBOOKS := $(wildcard book/*.ipynb)
+SOURCES := $(shell find src -name "*.py")
 PAGES := _config.yml _toc.yml $(wildcard book/*.md book/*.bib book/_static/*) $(NOTEBOOKS)
 
 # Stored outputs are compared with fresh ones, so both are made the same way: one thread a process (the order of
@@ -54,7 +55,7 @@ book: $(BUILT)  ## build the site in _build/html from the stored outputs
 # -n -W --keep-going: a broken reference or a notebook with an error is a failure, and all of them are listed.
 # --all: a page is never left over from an earlier build. Source maps and the bundles of MathJax that no page loads
 # are 20 MB of nothing.
-$(BUILT): $(PAGES) $(INSTALLED)
+$(BUILT): $(PAGES) $(SOURCES) $(INSTALLED)
 	@rm -f $@
 	$(BIN)/jupyter-book build . --all -n -W --keep-going
 	@find $(SITE)/_static -name '*.map' -delete

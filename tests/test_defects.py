@@ -32,10 +32,12 @@ def products(attn):
 
 def write(attn, defect, generator):
     """The initializer written out by hand, right but for one defect. Returns the targets."""
-    qk_noise = D**-0.5 if defect == "noise with std 1/d" else 1.0
+    qk_noise = {"noise with std 1/d": D**-0.5, "noise with a third of the variance": 3**-0.5}.get(defect, 1.0)
     alpha_beta = {"qk": (0.7, 0.7), "vp": (0.4, -0.4)}
     if defect == "roles of the products swapped":
         alpha_beta = {"qk": (0.4, -0.4), "vp": (0.7, 0.7)}
+    if defect == "0.4 and 0.4 for both products":
+        alpha_beta["qk"] = (0.4, 0.4)
     if defect == "plus sign on V.proj":
         alpha_beta["vp"] = (0.4, 0.4)
     qk_targets = torch.stack([semi_diagonal(D, 0.7, 0.7, generator=generator) for _ in range(H)])
@@ -77,6 +79,8 @@ DEFECTS = [
     "V and proj stored untransposed",
     "square root of S taken twice",
     "noise with std 1/d",
+    "noise with a third of the variance",
+    "0.4 and 0.4 for both products",
     "one Z for all heads",
     "roles of the products swapped",
     "plus sign on V.proj",

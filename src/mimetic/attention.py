@@ -30,21 +30,21 @@ class AttentionLayer:
     h // (num_heads // num_kv_heads).
     """
 
-    name: str  # qualified name of the module in the model, without compile/DDP prefixes
-    q: Tensor  # (D, H, K)
-    k: Tensor  # (D, G, K)
-    v: Tensor  # (D, G, K of the values)
-    proj: Tensor  # (H, K of the values, D)
-    q_bias: Tensor | None = None  # (H, K)
-    k_bias: Tensor | None = None  # (G, K)
-    v_bias: Tensor | None = None  # (G, K of the values)
-    proj_bias: Tensor | None = None  # (D,)
-    in_gain: Tensor | None = None  # (D,) gain of the LayerNorm or RMSNorm that feeds q, k and v
-    out_gain: Tensor | None = None  # (D,) LayerScale behind proj
-    gains_known: bool = True  # False: the adapter does not know this block, fold=True is refused
-    kind: str = "self"  # "self" or "cross"
-    caveats: tuple[str, ...] = ()  # what changes the effect: RoPE, QK-norm, ... (each a short sentence)
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
+    name: str  #: qualified name of the module in the model, without compile/DDP prefixes
+    q: Tensor  #: (D, H, K)
+    k: Tensor  #: (D, G, K)
+    v: Tensor  #: (D, G, K of the values)
+    proj: Tensor  #: (H, K of the values, D)
+    q_bias: Tensor | None = None  #: (H, K)
+    k_bias: Tensor | None = None  #: (G, K)
+    v_bias: Tensor | None = None  #: (G, K of the values)
+    proj_bias: Tensor | None = None  #: (D,)
+    in_gain: Tensor | None = None  #: (D,) gain of the LayerNorm or RMSNorm that feeds q, k and v
+    out_gain: Tensor | None = None  #: (D,) LayerScale behind proj
+    gains_known: bool = True  #: False: the adapter does not know this block, fold=True is refused
+    kind: str = "self"  #: "self" or "cross"
+    caveats: tuple[str, ...] = ()  #: what changes the effect: RoPE, QK-norm, ... (each a short sentence)
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)  #: what the views look into, by name
 
     def __repr__(self) -> str:
         heads = f"{self.num_heads}" if self.num_heads == self.num_kv_heads else f"{self.num_heads}/{self.num_kv_heads}"
@@ -57,10 +57,12 @@ class AttentionLayer:
 
     @property
     def num_heads(self) -> int:
+        """Query heads."""
         return self.q.shape[1]
 
     @property
     def num_kv_heads(self) -> int:
+        """Key and value heads; num_heads unless attention is grouped-query."""
         return self.k.shape[1]
 
     @property

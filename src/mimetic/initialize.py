@@ -33,11 +33,11 @@ TIE_BREAK = 1e-3
 class MimeticSpec:
     """The constants of the targets. Signs live in beta. Each is one number, or one number a layer."""
 
-    qk_alpha: float | Sequence[float] = 0.7  # noise of W_Q W_K^T
-    qk_beta: float | Sequence[float] = 0.7  # identity of W_Q W_K^T
-    vp_alpha: float | Sequence[float] = 0.4  # noise of W_V W_proj
-    vp_beta: float | Sequence[float] = -0.4  # identity of W_V W_proj
-    noise: str = "normal"  # "normal" N(0, 1/d) or "uniform" of the same variance
+    qk_alpha: float | Sequence[float] = 0.7  #: noise of W_Q W_K^T
+    qk_beta: float | Sequence[float] = 0.7  #: identity of W_Q W_K^T
+    vp_alpha: float | Sequence[float] = 0.4  #: noise of W_V W_proj
+    vp_beta: float | Sequence[float] = -0.4  #: identity of W_V W_proj
+    noise: str = "normal"  #: "normal" N(0, 1/d) or "uniform" of the same variance
 
     def __post_init__(self):
         if self.noise not in NOISES:
@@ -71,6 +71,8 @@ class MimeticSpec:
 
 
 VISION = MimeticSpec()
+"""The signs of trained vision transformers (Trockman & Kolter 2023) and the constants of most public code, 0.7 and +0.7 for W_Q W_K^T,
+0.4 and −0.4 for W_V W_proj."""
 LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
 """VISION's sizes with the signs of the one pretrained text model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):
 W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so in the upper half. It is not a law of language
@@ -81,20 +83,20 @@ positive. Where VISION is the paper's published claim, this is a starting point:
 
 @dataclass(frozen=True)
 class WrittenLayer:
-    """What mimetic_init_ wrote into one layer; pandas.DataFrame(list of these) is a table."""
+    """What ``mimetic_init_`` wrote into one layer; pandas.DataFrame(list of these) is a table."""
 
-    name: str
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    qk_target: tuple[float, float] | None  # (alpha, beta), None where the product was left alone
-    qk_diagonal: float | None  # mean diagonal of W_Q W_K^T over heads, after truncation
-    vp_target: tuple[float, float] | None
-    vp_diagonal: float | None  # mean diagonal of W_V W_proj
-    zeroed_biases: tuple[str, ...]
-    dtype: str
-    tied_to: str | None = None  # an earlier layer with the same parameters, which were written once
+    name: str  #: of the module
+    d_model: int  #: width of the tokens
+    num_heads: int  #: query heads
+    num_kv_heads: int  #: key and value heads
+    head_dim: int  #: of queries and keys
+    qk_target: tuple[float, float] | None  #: (alpha, beta), None where the product was left alone
+    qk_diagonal: float | None  #: mean diagonal of W_Q W_K^T over heads, after truncation
+    vp_target: tuple[float, float] | None  #: the same of W_V W_proj
+    vp_diagonal: float | None  #: mean diagonal of W_V W_proj
+    zeroed_biases: tuple[str, ...]  #: their names
+    dtype: str  #: of the weights
+    tied_to: str | None = None  #: an earlier layer with the same parameters, which were written once
 
 
 @torch.no_grad()
@@ -108,11 +110,12 @@ def mimetic_init_(
     cross: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[WrittenLayer]:
-    """Write semi-diagonal products into every self-attention layer of a model, in place.
+    """Write semi-diagonal products into every self-attention layer of a model, in place: W_Q W_K^T ~ alpha Z + beta I for every head,
+    with a Z of its own and truncated to rank head_dim, and W_V W_proj ~ alpha Z + beta I for the layer (Trockman & Kolter 2023).
 
     Nothing but attention weights (and their biases) is touched. All checks come before the first write. The targets are
     drawn on the generator's device (CPU without one) and factorised on the CPU in float32 or better, then cast to the
-    parameters' dtype and device: one seed gives the same weights everywhere. Cost: heads * d^3 per layer (see docs).
+    parameters' dtype and device: one seed gives the same weights everywhere. Cost: heads * d^3 per layer.
 
     Grouped-query attention: the query heads of one key head cannot each have a product of their own. Their targets share
     half of their noise's variance, W_K takes the directions that serve the group best (the top right singular vectors of

@@ -1,20 +1,7 @@
 """Whole models initialised in place, by name, as timm does it: defaults, mimetic initialization, and its controls.
 
 A control shares one property with mimetic initialization and lacks another, so that an experiment can say which of them
-matters. The names:
-
-    timm                       every nn.Linear trunc-normal with std .02: the default that the paper compares with
-    torch                      PyTorch's own defaults
-    xavier                     Xavier uniform for every matrix, queries, keys and values each on their own
-    gpt2                       GPT-2's: normal with std .02, less in front of the residual stream; the default of text models
-    bert                       BERT's: matrices and embeddings trunc-normal with std .02, cut at two of them
-    mimetic                    "timm" with both products of every attention layer written over
-    mimetic-qk, mimetic-vp     one of the two products
-    mimetic-random-directions  control: each factor of "mimetic" keeps its singular values and gets random directions
-    mimetic-untransposed       control: V and proj stored without transposing, as most public code does it
-    timm-rescaled              control: "timm" with every attention matrix scaled to its Frobenius norm under "mimetic"
-
-With one generator state all of them share every weight that they do not set differently.
+matters. The names are INITIALIZERS. With one generator state all of them share every weight that they do not set differently.
 """
 
 from __future__ import annotations
@@ -191,6 +178,19 @@ DEFAULTS: dict[str, Callable] = {
 }  # fmt: skip
 CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_, "mimetic-untransposed": untransposed_}
 INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
+"""The names that ``initialize_`` takes:
+
+* ``timm``: every nn.Linear trunc-normal with std .02, the default that the paper compares with;
+* ``torch``: PyTorch's own defaults;
+* ``xavier``: Xavier uniform for every matrix, queries, keys and values each on their own;
+* ``gpt2``: GPT-2's, normal with std .02, less in front of the residual stream; the default of text models;
+* ``bert``: BERT's, matrices and embeddings trunc-normal with std .02, cut at two of them;
+* ``mimetic``: the default with both products of every attention layer written over;
+* ``mimetic-qk``, ``mimetic-vp``: one of the two products;
+* ``mimetic-random-directions``, a control: each factor of ``mimetic`` keeps its singular values and gets random directions;
+* ``mimetic-untransposed``, a control: V and proj stored without transposing, as most public code does it;
+* ``timm-rescaled``, a control: the default with every attention matrix scaled to its Frobenius norm under ``mimetic``.
+"""
 
 
 @torch.no_grad()
@@ -203,10 +203,10 @@ def initialize_(
     qk_rank: int | None = None,
     generator: Generator = None,
 ) -> None:
-    """Initialise a whole model in place by name (see the head of this module), on its CPU copy's random numbers.
+    """Initialise a whole model in place by name, on its CPU copy's random numbers.
 
     Args:
-        model: any model whose attention mimetic_init_ can write; the controls are for our own models.
+        model: any model whose attention ``mimetic_init_`` can write; the controls are for our own models.
         name: one of INITIALIZERS.
         default: the default initialization that the mimetic names write over, "timm" or another of DEFAULTS.
         spec: constants of the mimetic names and of timm-rescaled; ignored by the defaults.

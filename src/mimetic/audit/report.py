@@ -26,13 +26,13 @@ PATTERN = {("+", "−"): "the signs of vision models", ("−", "+"): "the opposi
 class Audit:
     """What :func:`audit` found; ``print`` it, or read the tables."""
 
-    name: str
-    products: pd.DataFrame  # measure's rows: one a head (qk) or layer (vp), with explained
-    layers: pd.DataFrame  # one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
-    fold: bool  # gains of the norms folded in
-    parameters: Parameters | None  # None: only attention weights are at hand
-    notes: tuple[str, ...] = ()
-    answers: tuple[str, str, str, str] = field(default=("",) * 4)  # the three answers and what follows from them
+    name: str  #: of the model
+    products: pd.DataFrame  #: measure's rows: one a head (qk) or layer (vp), with explained
+    layers: pd.DataFrame  #: one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
+    fold: bool  #: gains of the norms folded in
+    parameters: Parameters | None  #: None: only attention weights are at hand
+    notes: tuple[str, ...] = ()  #: what to know before reading it
+    answers: tuple[str, str, str, str] = field(default=("",) * 4)  #: the three answers and what follows from them
 
     def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
         """Attention's share of the parameters by catalogue size; {} without an item table."""

@@ -21,15 +21,15 @@ class StateNames:
     (out, in); transposed=True for (in, out), as Conv1D of GPT-2 stores them.
     """
 
-    proj: str
-    num_heads: int
-    qkv: str | None = None
-    q: str | None = None
-    k: str | None = None
-    v: str | None = None
-    transposed: bool = False
-    in_gain: str | None = None  # gain of the LayerNorm in front, if the block is pre-LN
-    table: str | None = None  # the item or token embedding, (items, width); None: found by its name
+    proj: str  #: of the projection behind the values
+    num_heads: int  #: the same in every layer
+    qkv: str | None = None  #: of the fused layer
+    q: str | None = None  #: of the queries
+    k: str | None = None  #: of the keys
+    v: str | None = None  #: of the values
+    transposed: bool = False  #: weights are (in, out)
+    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN
+    table: str | None = None  #: the item or token embedding, (items, width); None: found by its name
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_heads, int) or self.num_heads < 1:

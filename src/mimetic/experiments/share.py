@@ -104,23 +104,33 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
     }  # fmt: skip
 
 
+def correlated(points: pd.DataFrame) -> tuple[float, float, float, int] | None:
+    """Correlation of gain and share over the points with enough pairs: r, its interval, how many points; None where they are too few."""
+    points = points[points["pairs"] >= FEW]
+    if len(points) < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
+        return None
+    return (*correlation(points["share"], points["gain"]), len(points))
+
+
+def correlation_words(r: float, low: float, high: float, n: int) -> str:
+    return f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
+
+
 def relation(points: pd.DataFrame, what: str) -> str:
     """Whether the gain follows the share over these points, in words, with the correlation and its interval."""
     thin = int((points["pairs"] < FEW).sum())
-    points = points[points["pairs"] >= FEW]
-    n = len(points)
-    aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
-    if n < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
+    found, n = correlated(points), len(points) - thin
+    if found is None:
+        aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
         return f"Over {what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
-    r, low, high = correlation(points["share"], points["gain"])
+    _, low, high, _ = found
     says = (
         "the gain grows with attention's share, as the guess has it" if low > 0
         else "the gain falls as attention's share grows, against the guess" if high < 0
         else "these points cannot say whether the gain follows the share"
     )  # fmt: skip
-    interval = f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
-    ahead = int((points["gain"] > 0).sum())
-    return f"Over {what}: {says} ({interval}; mimetic initialization is ahead at {ahead} of {n} points)."
+    ahead = int((points.loc[points["pairs"] >= FEW, "gain"] > 0).sum())
+    return f"Over {what}: {says} ({correlation_words(*found)}; mimetic initialization is ahead at {ahead} of {n} points)."
 
 
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:

@@ -241,16 +241,25 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 # --- size and data ---------------------------------------------------------------------------------------------------
 
 
+# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
+GAIN_PANELS = {
+    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width"),
+    "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
+    "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
+}
+
+
+def panel_arms(title: str) -> dict[str, tuple[str, str]]:
+    """The comparisons of a panel of GAIN_PANELS, with the base."""
+    name, belongs, _, _ = GAIN_PANELS[title]
+    return {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or belongs(v[0])}
+
+
 def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame], dict[str, str]]:
     """Tables, points and x labels for figures.gains: the gain against width, depth and number of images."""
-    titles = {
-        "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width"),
-        "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
-        "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
-    }
     tables, dots, xlabels = {}, {}, {}
-    for title, (name, belongs, column, xlabel) in titles.items():
-        arms = {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or belongs(v[0])}
+    for title, (name, _, column, xlabel) in GAIN_PANELS.items():
+        arms = panel_arms(title)
         table = compare(finals, arms)
         if table.empty:
             continue
@@ -374,10 +383,10 @@ def paper_scale() -> str:
     finals = load_runs("cifar10-paper")
     if finals.empty:
         return (
-            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's is not public; a GPU): no record yet. "
+            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here; a GPU): no record yet. "
             "This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
         )
-    return f"**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's is not public). {central(finals)}"
+    return f"**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here). {central(finals)}"
 
 
 def planned(finals: pd.DataFrame) -> str:

@@ -1,0 +1,270 @@
+"""Every claim about mimetic initialization that this book tests: whose it is, what was found, and a verdict (chapter 13).
+
+A verdict is a word that follows from an interval (judged) or from what was counted (counted); before all planned pairs are in it is "open".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import pandas as pd
+
+from mimetic.audit import CHANCE, CLEAR, MEANINGFUL
+from mimetic.audit.report import sign
+from mimetic.experiments import pattern, share
+from mimetic.experiments.answers import gpu, questions, recommenders
+from mimetic.experiments.answers.vision import ALL_SEEDS, gain_panels, panel_arms, steps_saved
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.construction import constants_table
+from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.programmes import language as language_programme
+from mimetic.experiments.programmes import recommenders as recommender_programme
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, PAPER_SEEDS
+from mimetic.experiments.runs import family
+from mimetic.statistics import contrast, slopes_per_doubling, summary
+from mimetic.training.records import load_runs
+
+HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
+MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
+    HOLDS: ("all planned pairs are in, and the 95 % interval of their mean lies on the side that the claim says", "holds here", "hold here"),
+    PART: ("of a claim with several parts some hold, or there is a gain that may be smaller than the claim says", "holds in part", "hold in part"),
+    NOT: ("all planned pairs are in, and the interval lies on the other side", "does not hold here", "do not hold here"),
+    UNDECIDED: ("all planned pairs are in, and the interval has both sides in it", "is undecided", "are undecided"),
+    OPEN: ("not run, or fewer pairs than planned so far", "is open", "are open"),
+}
+PAPER, REVIEW, ASKED, GUESS, COURSE, OURS = (
+    "the paper", "a review of it", "asked by that review", "its authors, as that review reports", "a course project", "our question"
+)  # fmt: skip
+Judgement = tuple[str, str]  # verdict, and what was found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the report."""
+
+    part: str
+    says: str
+    whose: str
+    page: str  # the chapter's file in book/
+    judge: Callable[[], Judgement]
+
+
+def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1, least: float = 0.0, unit: str = "") -> Judgement:
+    """The verdict on paired values and the values in words: mean, 95 % interval, number of pairs.
+
+    Args:
+        values: one number a seed, in the metric's stored unit.
+        planned: pairs; with fewer nothing is decided, so that no verdict depends on when one looks.
+        expected: 1 if the claim says that the metric gets better, -1 worse.
+        least: the gain that the claim says, in the stored unit.
+        unit: instead of the metric's own.
+    """
+    if not len(values):
+        return OPEN, "no pair yet"
+    row, n = summary(values), len(values)
+    found = f"{metric.signed(row['difference'])} {unit or metric.difference or metric.name}".strip()
+    found += f" ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {n} pairs)" if n > 1 else ", one pair"
+    if n < planned:
+        return OPEN, f"{found[:-1]} of {planned})" if n > 1 else f"{found} of {planned}"
+    if row["low"] <= 0 <= row["high"]:
+        return UNDECIDED, found
+    if metric.better(row["difference"]) != (expected > 0):
+        return NOT, found
+    return HOLDS if min(abs(row["low"]), abs(row["high"])) > least else PART, found
+
+
+def joined(parts: dict[str, Judgement]) -> Judgement:
+    """One verdict on a claim that was tested in several ways: theirs if they agree, open while one is."""
+    words = {verdict for verdict, _ in parts.values()}
+    if len(words) == 1:
+        verdict = words.pop()
+    else:
+        verdict = OPEN if OPEN in words else PART if words & {HOLDS, PART} else NOT
+    return verdict, "; ".join(f"{name}: {found}" for name, (_, found) in parts.items())
+
+
+def counted(cells: Iterable[bool]) -> str:
+    """The verdict on something that is there or not in each of several models and products."""
+    cells = list(cells)
+    return OPEN if not cells else HOLDS if all(cells) else PART if any(cells) else NOT
+
+
+# --- the claims ------------------------------------------------------------------------------------------------------
+
+
+def _sides(products: pd.DataFrame) -> pd.DataFrame:
+    """One row a measured model: the common sign of its QK heads (qk) and V·proj layers (vp), and the shares of both that are beyond
+    chance on either side (qk_any, vp_any)."""
+    rows = {}
+    for title, part in products.groupby("title", sort=False):
+        heads = {"qk": part.loc[part["product"] == "qk", "sigmas"], "vp": part.loc[(part["product"] == "vp") & (part["head"] == -1), "sigmas"]}
+        rows[title] = {k: sign(v) for k, v in heads.items()} | {f"{k}_any": (v.abs() > CHANCE).mean() for k, v in heads.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["qk", "vp", "qk_any", "vp_any"])
+
+
+def _sign_words(qk: str, vp: str) -> str:
+    return ", ".join(f"{name} {found if found != 'none' else 'no common sign'}" for name, found in (("QK", qk), ("V·proj", vp)))
+
+
+def _trained_vision() -> Judgement:
+    measured = pattern.effective()
+    sides = _sides(measured[measured["modality"] == "vision"])
+    found = "; ".join(f"{row.Index}: {_sign_words(row.qk, row.vp)}" for row in sides.itertuples())
+    return counted([*(sides["qk"] == "+"), *(sides["vp"] == "−")]), found
+
+
+def _trained_text() -> Judgement:
+    measured = pattern.effective()
+    sides = _sides(measured[measured["causal"] & (measured["modality"] == "text")])
+    found = "; ".join(f"{row.Index}: QK in {row.qk_any:.0%} of heads, V·proj in {row.vp_any:.0%} of layers" for row in sides.itertuples())
+    if not any("GPT-2" in name for name in sides.index):
+        found += " (GPT-2 itself could not be fetched)"
+    return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR)]), found
+
+
+def _construction() -> Judgement:
+    table = constants_table()
+    (full, kept) = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
+    found = f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64), {kept['z']:.1f} off-diagonal spreads"
+    return counted([kept["z"] > CHANCE]), found
+
+
+def _against(experiment: str, arm: str, reference: str, planned: int, *, expected: int = 1, least: float = 0.0) -> Judgement:
+    metric = family(EXPERIMENTS[experiment]).METRIC
+    return judged(contrast(load_runs(experiment), {arm: 1, reference: -1}, metric.column), metric, planned, expected=expected, least=least)
+
+
+def _lab(arm: str, reference: str = "timm", expected: int = 1) -> Judgement:
+    return _against("cifar10-lab10", arm, reference, len(ALL_SEEDS), expected=expected)
+
+
+def _sooner() -> Judgement:
+    finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
+    saved = 1 - steps_saved(finals, curves)["share of the run"].astype(float).fillna(1.0)
+    return judged(saved, Metric("", "", scale=100, digits=0), len(CENTRAL_SEEDS), unit="% of the run saved")
+
+
+def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
+    _, dots, _ = gain_panels(load_runs("cifar10-lab10"))
+    parts = {}
+    for title in titles:
+        there, wanted = dots[title]["x"].nunique() if title in dots else 0, len(panel_arms(title))
+        slopes = slopes_per_doubling(dots[title]) if there == wanted else pd.Series(dtype=float)
+        ready = judged(slopes, ACCURACY, len(ALL_SEEDS), expected=expected, unit="points a doubling")
+        parts[title] = ready if there == wanted else (OPEN, f"{there} of {wanted} sizes have a pair")
+    return joined(parts)
+
+
+def _imagenet() -> Judgement:
+    hours = 2 * gpu.imagenet_cost()["GPU hours"].unstack("share of peak")
+    least, most = hours.min(axis=1)["ViT-Tiny"], hours.max(axis=1)["ViT-Tiny"]
+    return OPEN, f"not run; one pair of runs of ViT-Tiny is {least:.0f} to {most:.0f} GPU hours in arithmetic alone"
+
+
+@cache
+def _gains() -> pd.DataFrame:
+    return share.gain_points()
+
+
+def _language_gains_less() -> Judgement:
+    gains = _gains()[_gains()["signs"] == share.PUBLISHED]
+    rows = {name: part.iloc[0] for name, part in gains[gains["point"] == gains["experiment"]].groupby("experiment")}
+    planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: len(language_programme.SEEDS[study.name]) for study in CORPORA}
+    if not set(planned) <= set(rows):
+        return OPEN, "no pair yet"
+    vision, *texts = (rows[name] for name in planned)
+
+    def words(row: pd.Series) -> str:
+        return f"{100 * row['gain']:+.1f} % ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}, {row['pairs']} pairs)".replace("-", "−")
+
+    found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision)
+    if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
+        return OPEN, found
+    below, above = ([test(row) for row in texts] for test in (lambda row: row["high"] < vision["low"], lambda row: row["low"] > vision["high"]))
+    return HOLDS if all(below) else PART if any(below) else NOT if any(above) else UNDECIDED, found
+
+
+def _share_guess() -> Judgement:
+    points = _gains()[(_gains()["experiment"] == "share") & (_gains()["signs"] == share.PUBLISHED)]
+    there, wanted = int((points["pairs"] >= share.FEW).sum()), len(language_programme.SHARES)
+    if there < wanted:
+        return OPEN, f"{there} of {wanted} points of the sweep are in"
+    found = share.correlated(points)
+    _, low, high, _ = found
+    return HOLDS if low > 0 else NOT if high < 0 else UNDECIDED, share.correlation_words(*found)
+
+
+def _worth_imitating() -> Judgement:
+    parts = {}
+    for data, title in recommenders.TITLES.items():
+        products = questions.trained(data)
+        seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
+        signs = [sign(products.loc[products["product"] == p, "sigmas"]) for p in ("qk", "vp")] if seeds else []
+        found = f"{_sign_words(*signs)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)" if seeds else "no run yet"
+        parts[title] = counted(s != "none" for s in signs) if seeds >= planned else OPEN, found
+    return joined(parts)
+
+
+def _meaningful_share() -> Judgement:
+    marks = questions.share_marks()
+    found = "; ".join(f"{value:.1%} with {n:,} items" for n, value in marks.values())
+    return counted(value >= MEANINGFUL for _, value in marks.values()), found
+
+
+def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> Judgement:
+    return joined({title: _against(data, arm, reference, len(recommender_programme.SEEDS[data])) for data, title in recommenders.TITLES.items()})
+
+
+def _item_structure() -> Judgement:
+    planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    return joined({
+        "default at that size": _against("ml100k", recommender_programme.VISION, "timm-rescaled", planned),
+        "random directions": _against("ml100k", recommender_programme.VISION, "random-directions", planned),
+    })  # fmt: skip
+
+
+CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
+PATTERN, VISION, WHY, TEXT, ITEMS = "The pattern and the formula", "Training, vision", "What makes the difference", "Language", "Recommenders"
+PAPER_PAIRS = len(PAPER_SEEDS)
+CLAIMS = (
+    Claim(PATTERN, "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I", PAPER, "02_looking_inside", _trained_vision),
+    Claim(PATTERN, "Products of GPT-type models are semi-diagonal, too", REVIEW, "02_looking_inside", _trained_text),
+    Claim(PATTERN, "αZ + βI, cut to the rank that a head has, is still semi-diagonal", OURS, "03_construction", _construction),
+    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS))),
+    Claim(VISION, "and trains faster: the default's final accuracy is reached sooner", PAPER, "06_cifar_claim", _sooner),
+    Claim(VISION, "by over 5 points (ViT-Tiny, 50,000 images, 100 epochs)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05)),
+    Claim(VISION, "also on CIFAR-100", PAPER, "05b_gpu", lambda: _against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS)),
+    Claim(VISION, "by over 4 % on ImageNet", PAPER, "05c_imagenet", _imagenet),
+    Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
+    Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
+    Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
+    Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
+    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
+    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
+    Claim(WHY, "With both signs turned it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
+    Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", lambda: _lab("untransposed", "mimetic", -1)),
+    Claim(TEXT, "Language models gain less than vision models", PAPER, "10_gpt", _language_gains_less),
+    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains", OURS, "10_gpt", lambda: joined({
+        study.question: _against(study.experiment, "language", "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA
+    })),
+    Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
+    Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
+    Claim(ITEMS, "They are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),
+    Claim(ITEMS, "BERT4Rec gains with vision's signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.VISION)),
+    Claim(ITEMS, "and more than from the size of the weights or their singular values (MovieLens)", OURS, "12_recommenders", _item_structure),
+    Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
+)  # fmt: skip
+PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
+
+
+def claims(part: str | None = None) -> pd.DataFrame:
+    """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page."""
+    _gains.cache_clear()
+    rows = []
+    for claim in CLAIMS:
+        if part in (None, claim.part):
+            verdict, found = claim.judge()
+            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page})
+    return pd.DataFrame(rows)
