@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments.answers import common
+from mimetic.experiments.answers import common, growth, kept, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.programmes.vision import CENTRAL, QUESTIONS, STUDIES, lab_runs
@@ -79,13 +79,13 @@ def test_central_answer(gain, seeds, words):
 def test_nothing_yet_everywhere():
     assert "No pair of runs is in yet" in answers.central(EMPTY)
     assert "not in yet" in answers.why(EMPTY) and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
-    tables, points, labels = answers.gain_panels(EMPTY)
-    assert tables == points == labels == {} and "not enough runs" in answers.trend(points, "width")
-    assert answers.pair_table(EMPTY).empty and answers.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
+    tables, points, labels = growth.gain_panels(EMPTY)
+    assert tables == points == labels == {} and "not enough runs" in growth.trend(points, "width")
+    assert answers.pair_table(EMPTY).empty and growth.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
-    products, maps = answers.load_anatomy("nothing-of-this-name")
-    assert "not in yet" in answers.kept_sentence(products) and answers.kept(products, maps).empty
+    products, maps = kept.load_anatomy("nothing-of-this-name")
+    assert "not in yet" in kept.sentence(products) and kept.table(products, maps).empty
     assert answers.by_arm(EMPTY).empty and "no record yet" in answers.paper_scale()
 
 
@@ -120,12 +120,12 @@ def test_trend_is_a_slope_over_seeds():
         rows = [{"x": x, "seed": s, "difference": slope * np.log2(x) + noise * (s - 2) * np.log2(x)} for x in (64, 96, 128, 192) for s in range(seeds)]
         return {"width": pd.DataFrame(rows)}
 
-    assert "The gain grows with width: +1.0 points a doubling (+0.8 to +1.2, 5 seeds)" in answers.trend(dots(0.01), "width")
-    assert "shrinks" in answers.trend(dots(-0.01), "width") and "cannot say" in answers.trend(dots(0), "width")
-    assert "too few seeds for a verdict" in answers.trend(dots(0.01, seeds=3), "width")
-    assert "in the only seed so far" in answers.trend(dots(0.01, seeds=1), "width")
+    assert "The gain grows with width: +1.0 points a doubling (+0.8 to +1.2, 5 seeds)" in growth.trend(dots(0.01), "width")
+    assert "shrinks" in growth.trend(dots(-0.01), "width") and "cannot say" in growth.trend(dots(0), "width")
+    assert "too few seeds for a verdict" in growth.trend(dots(0.01, seeds=3), "width")
+    assert "in the only seed so far" in growth.trend(dots(0.01, seeds=1), "width")
     two = {"width": dots(0.01)["width"].query("x < 100")}
-    assert "not enough runs" in answers.trend(two, "width")
+    assert "not enough runs" in growth.trend(two, "width")
 
 
 def test_contrasts_are_worked_out_seed_by_seed():
@@ -169,29 +169,29 @@ def test_figures_of_the_whole_programme():
     table, points = answers.ablation([s.name for s in QUESTIONS if s.name not in ("size", "data")], finals)
     (ax,) = figures.comparisons(table, points, band=answers.band(finals)).axes
     assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
-    tables, dots, xlabels = answers.gain_panels(finals)
+    tables, dots, xlabels = growth.gain_panels(finals)
     assert list(tables) == ["width", "depth", "data"]
     assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [2000, 5000, 10000, 50000]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
-    assert set(answers.numbers(table)) >= {"p", "p_holm"} and answers.attention_share(finals)["attention (%)"].eq(33.3).all()
+    assert set(answers.numbers(table)) >= {"p", "p_holm"} and growth.attention_share(finals)["attention (%)"].eq(33.3).all()
 
 
 def test_anatomy_of_recorded_runs():
-    products, maps = answers.load_anatomy("cifar10-recipe", arms=("base",))
+    products, maps = kept.load_anatomy("cifar10-recipe", arms=("base",))
     assert set(products["when"]) == {"before", "after"} and products["fold"].all()
     config = named("cifar10-lab30")
     seeds = products["seed"].nunique()
     assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1) and len(maps) == 2 * seeds * config.depth * config.num_heads
-    table = answers.kept(products, maps)
+    table = kept.table(products, maps)
     assert list(table.columns) == [("base", "before"), ("base", "after")]
     both = [frame.assign(arm=arm) for arm in ("timm", "mimetic") for frame in (products,)]
-    text = answers.kept_sentence(pd.concat(both))
+    text = kept.sentence(pd.concat(both))
     assert "Under the default, diagonals of $W_QW_K^T$ grow" in text and text.count("the default ends at") == 2
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 
 def test_published_numbers_have_a_source():
-    table = answers.published()
+    table = published.numbers()
     assert table["source"].str.len().gt(5).all() and len(table) > 5
-    assert answers.published_table().count("\n") == len(table) + 1
+    assert published.table().count("\n") == len(table) + 1
     assert CENTRAL.experiment == "cifar10-lab30"

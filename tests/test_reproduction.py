@@ -10,6 +10,7 @@ import yaml
 from mimetic import figures
 from mimetic.experiments import share
 from mimetic.experiments.answers import claims as judge
+from mimetic.experiments.answers import published
 from mimetic.experiments.answers import reproduction as report
 from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.experiments.language import METRIC as BITS
@@ -142,5 +143,5 @@ def test_what_was_run_counts_the_committed_records():
 
 
 def test_the_re_implementations_are_a_table():
-    lines = report.implementations().splitlines()
+    lines = published.implementations().splitlines()
     assert len(lines) > 8 and {line.count("|") for line in lines} == {4}

@@ -15,7 +15,8 @@ from mimetic.audit import CHANCE, CLEAR, MEANINGFUL
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern, share
 from mimetic.experiments.answers import gpu, questions, recommenders
-from mimetic.experiments.answers.vision import ALL_SEEDS, gain_panels, panel_arms, steps_saved
+from mimetic.experiments.answers.growth import gain_panels, panel_arms
+from mimetic.experiments.answers.vision import ALL_SEEDS, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.construction import constants_table
 from mimetic.experiments.metrics import ACCURACY, Metric

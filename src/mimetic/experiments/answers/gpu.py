@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mimetic import flops
-from mimetic.experiments.answers.vision import central, published
+from mimetic.experiments.answers.vision import central
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.vision import PAIR, PAPER_SEEDS
@@ -118,12 +118,6 @@ def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.Dat
                 "share of peak (%)": round(100 * speed * image / flops.peak(device), 1), "minutes a run": round(part["seconds.total"].median() / 60, 1),
             })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def published_cifar() -> pd.DataFrame:
-    """Published CIFAR numbers of ViT-Tiny-like models with their sources."""
-    table = published()
-    return table[table.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)].reset_index(drop=True)
 
 
 def priority() -> str:

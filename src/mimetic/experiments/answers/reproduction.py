@@ -1,10 +1,9 @@
-"""What the reproduction report says (chapter 13): the claims as tables and as one figure, what was run, what others have written."""
+"""What the reproduction report says (chapter 13): the claims as tables and as one figure, and what was run."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, recommenders
 from mimetic.experiments.answers.claims import MEANING, OURS
 from mimetic.experiments.configs import EXPERIMENTS
@@ -102,8 +101,3 @@ def programme() -> pd.DataFrame:
             "device": ", ".join(sorted({r["device"]["name"] for r in records})), "torch": ", ".join(sorted({r["versions"]["torch"] for r in records})),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("queue")
-
-
-def implementations() -> str:
-    """The public re-implementations that were read, from data/published/implementations.csv, as a Markdown table."""
-    return common.markdown(pd.read_csv(data_dir() / "published" / "implementations.csv", dtype=str).fillna(""))

@@ -1,4 +1,4 @@
-"""What the vision chapters say (6 to 9): the central claim, the questions after it, sizes and data, what training keeps."""
+"""What the vision chapters say: the central claim (6) and the questions after it (7); growth and kept have chapters 8 and 9."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
-from mimetic.experiments.recorded import recorded_products, records_of, table_of
 from mimetic.figures.style import LABELS
 from mimetic.statistics import (
     ENOUGH,
@@ -23,7 +20,6 @@ from mimetic.statistics import (
     mean_interval,
     paired_differences,
     sign_flip_test,
-    slopes_per_doubling,
     smallest_p,
     steps_to_reach,
     summary,
@@ -236,146 +232,6 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
         return table
     values = ["reference", "arm", "difference", "low", "high"]
     return common.rounded(table.assign(**{name: 100 * table[name] for name in values}), digits=1)
-
-
-# --- size and data ---------------------------------------------------------------------------------------------------
-
-
-# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
-GAIN_PANELS = {
-    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width"),
-    "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
-    "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
-}
-
-
-def panel_arms(title: str) -> dict[str, tuple[str, str]]:
-    """The comparisons of a panel of GAIN_PANELS, with the base."""
-    name, belongs, _, _ = GAIN_PANELS[title]
-    return {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or belongs(v[0])}
-
-
-def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame], dict[str, str]]:
-    """Tables, points and x labels for figures.gains: the gain against width, depth and number of images."""
-    tables, dots, xlabels = {}, {}, {}
-    for title, (name, _, column, xlabel) in GAIN_PANELS.items():
-        arms = panel_arms(title)
-        table = compare(finals, arms)
-        if table.empty:
-            continue
-        x = {k: float(finals.loc[finals["arm"] == arms[k][0], column].iloc[0]) for k in table.index}
-        tables[title] = table.assign(x=pd.Series(x))
-        every = study_points(STUDIES[name], finals)
-        dots[title] = every[every["label"].isin(table.index)].assign(x=lambda t, x=x: t["label"].map(x))
-        xlabels[title] = xlabel
-    return tables, dots, xlabels
-
-
-def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
-    """One row a model size: parameters, the share of them in attention, the gain of mimetic over the default."""
-    table = study_table(STUDIES[study], finals)
-    if table.empty:
-        return table
-    first = {name: finals[finals["arm"] == arms[0]].iloc[0] for name, arms in comparisons_of(STUDIES[study]).items() if name in table.index}
-    attention = {k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"] for k, r in first.items()}
-    out = pd.DataFrame(
-        {
-            "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
-            "attention (%)": 100 * pd.Series(attention),
-            "default (%)": 100 * table["reference"], "mimetic (%)": 100 * table["arm"],
-            "gain (points)": 100 * table["difference"], "low": 100 * table["low"], "high": 100 * table["high"], "pairs": table["pairs"],
-        }
-    )  # fmt: skip
-    return common.blank(out.loc[table.index].round(1))
-
-
-def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
-    """How much the gain changes when x doubles: the slope of every seed over all x, its mean and 95 % interval over seeds."""
-    slopes = slopes_per_doubling(dots[title]) if title in dots else []
-    if not len(slopes):
-        return f"Against {title}: not enough runs yet."
-    value = f"{points(slopes.mean())} points a doubling"
-    if len(slopes) == 1:
-        return f"Against {title}: {value}, in the only seed so far."
-    low, high = mean_interval(slopes)
-    value += f" ({points(low)} to {points(high)}, {len(slopes)} seeds)"
-    if len(slopes) < ENOUGH:
-        return f"Against {title}: {value}; too few seeds for a verdict."
-    says = f"The gain grows with {title}" if low > 0 else f"The gain shrinks with {title}" if high < 0 else f"Whether the gain grows or shrinks with {title} these runs cannot say"
-    return f"{says}: {value}."
-
-
-# --- what training keeps ---------------------------------------------------------------------------------------------
-
-
-def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The products (gains folded in) and attention maps before and after training, of every recorded run of the arms.
-
-    Returns:
-        products: see recorded.recorded_products;
-        maps: arm, seed, when, and attention_maps.MAP_COLUMNS.
-    """
-    maps = [
-        table_of(record, when, "maps").assign(arm=record["arm"], seed=record["seed"], when=when)
-        for record in records_of(experiment, arms) for when in ("before", "after")
-    ]  # fmt: skip
-    return recorded_products(experiment, arms), pd.concat(maps, ignore_index=True) if maps else pd.DataFrame()
-
-
-def kept(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
-    """Means over layers, heads and seeds, before and after training: the two diagonals, as they are and in units of the off-diagonal
-    spread; the share of heads (layers) whose diagonal is beyond chance on either side; the distance attended."""
-    rows = {}
-    for arm in dict.fromkeys(products["arm"] if len(products) else ()):
-        for when in ("before", "after"):
-            part, looks = (f[(f["arm"] == arm) & (f["when"] == when)] for f in (products, maps))
-            row = {}
-            for product, name, unit in (("qk", "QK", "heads"), ("vp", "V·proj", "layers")):
-                these = part[part["product"] == product]
-                row |= {
-                    f"{name} mean diagonal": these["diag_mean"].mean(), f"{name} off-diagonal spread": these["offdiag_sd"].mean(),
-                    f"{name} diagonal / spread": these["z"].mean(), f"{name} {unit} above chance (%)": 100 * (these["sigmas"] > 2).mean(),
-                    f"{name} {unit} below chance (%)": 100 * (these["sigmas"] < -2).mean(),
-                }  # fmt: skip
-            row |= {"distance attended (patches)": looks["distance"].mean(), "attention to itself (%)": 100 * looks["itself"].mean()}
-            rows[LABELS.get(arm, arm).split(" (")[0], when] = row
-    table = pd.DataFrame(rows)  # a column for each arm before and after: the names of the rows are long
-    digits = [3 if name.endswith(("mean diagonal", "off-diagonal spread")) else 2 for name in table.index]
-    return table.apply(lambda column: [round(v, d) for v, d in zip(column, digits)])
-
-
-def kept_sentence(products: pd.DataFrame) -> str:
-    """What the default grows by itself, and how much of the written diagonals mimetic initialization keeps."""
-    if products.empty or not set(PAIR) <= set(products["arm"]):
-        return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
-    grown, mimetic = (products[products["arm"] == arm] for arm in PAIR)
-    after, parts = grown[grown["when"] == "after"], []
-    for product, name, unit in (("qk", "$W_QW_K^T$", "heads"), ("vp", "$W_VW_{proj}$", "layers")):
-        some = after[after["product"] == product]
-        above, below = (some["sigmas"] > 2).mean(), (some["sigmas"] < -2).mean()
-        lean = "in both directions" if min(above, below) > 0.1 else "upwards" if above > below else "downwards"
-        by_layer = ", ".join(f"{z:+.2f}" for z in some.groupby("layer")["z"].mean())
-        parts.append(f"diagonals of {name} grow {lean}, above chance in {above:.0%} of {unit} and below in {below:.0%} (by layer, in spreads: {by_layer})")
-    text = f"Under the default, {parts[0]}; {parts[1]}. "
-    shares = []
-    for product, name in (("qk", "$W_QW_K^T$"), ("vp", "$W_VW_{proj}$")):
-        mean = mimetic[mimetic["product"] == product].groupby("when")["diag_mean"].mean()
-        other = after[after["product"] == product]["diag_mean"].mean()
-        shares.append(f"{mean['after'] / mean['before']:.0%} of that of {name} ({mean['before']:+.3f} to {mean['after']:+.3f}; the default ends at {other:+.3f})")
-    return (text + f"Mimetic models keep {' and '.join(shares)}.").replace("-", "−")
-
-
-# --- what others have published --------------------------------------------------------------------------------------
-
-
-def published() -> pd.DataFrame:
-    """Published numbers on vision with their sources, from data/published/vision.csv; all text, "" where nothing is said."""
-    return pd.read_csv(data_dir() / "published" / "vision.csv", dtype=str).fillna("")
-
-
-def published_table() -> str:
-    """published() as a Markdown table."""
-    return common.markdown(published())
 
 
 def paper_scale() -> str:

@@ -1,0 +1,74 @@
+"""What chapter 8 says: the gain against the size of the model and the number of images."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
+from mimetic.experiments.answers.vision import points
+from mimetic.experiments.programmes.vision import PAIR, STUDIES
+from mimetic.statistics import ENOUGH, compare, mean_interval, slopes_per_doubling
+
+# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
+GAIN_PANELS = {
+    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width"),
+    "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
+    "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
+}
+
+
+def panel_arms(title: str) -> dict[str, tuple[str, str]]:
+    """The comparisons of a panel of GAIN_PANELS, with the base."""
+    name, belongs, _, _ = GAIN_PANELS[title]
+    return {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or belongs(v[0])}
+
+
+def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame], dict[str, str]]:
+    """Tables, points and x labels for figures.gains: the gain against width, depth and number of images."""
+    tables, dots, xlabels = {}, {}, {}
+    for title, (name, _, column, xlabel) in GAIN_PANELS.items():
+        arms = panel_arms(title)
+        table = compare(finals, arms)
+        if table.empty:
+            continue
+        x = {k: float(finals.loc[finals["arm"] == arms[k][0], column].iloc[0]) for k in table.index}
+        tables[title] = table.assign(x=pd.Series(x))
+        every = study_points(STUDIES[name], finals)
+        dots[title] = every[every["label"].isin(table.index)].assign(x=lambda t, x=x: t["label"].map(x))
+        xlabels[title] = xlabel
+    return tables, dots, xlabels
+
+
+def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
+    """One row a model size: parameters, the share of them in attention, the gain of mimetic over the default."""
+    table = study_table(STUDIES[study], finals)
+    if table.empty:
+        return table
+    first = {name: finals[finals["arm"] == arms[0]].iloc[0] for name, arms in comparisons_of(STUDIES[study]).items() if name in table.index}
+    attention = {k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"] for k, r in first.items()}
+    out = pd.DataFrame(
+        {
+            "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
+            "attention (%)": 100 * pd.Series(attention),
+            "default (%)": 100 * table["reference"], "mimetic (%)": 100 * table["arm"],
+            "gain (points)": 100 * table["difference"], "low": 100 * table["low"], "high": 100 * table["high"], "pairs": table["pairs"],
+        }
+    )  # fmt: skip
+    return common.blank(out.loc[table.index].round(1))
+
+
+def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
+    """How much the gain changes when x doubles: the slope of every seed over all x, its mean and 95 % interval over seeds."""
+    slopes = slopes_per_doubling(dots[title]) if title in dots else []
+    if not len(slopes):
+        return f"Against {title}: not enough runs yet."
+    value = f"{points(slopes.mean())} points a doubling"
+    if len(slopes) == 1:
+        return f"Against {title}: {value}, in the only seed so far."
+    low, high = mean_interval(slopes)
+    value += f" ({points(low)} to {points(high)}, {len(slopes)} seeds)"
+    if len(slopes) < ENOUGH:
+        return f"Against {title}: {value}; too few seeds for a verdict."
+    says = f"The gain grows with {title}" if low > 0 else f"The gain shrinks with {title}" if high < 0 else f"Whether the gain grows or shrinks with {title} these runs cannot say"
+    return f"{says}: {value}."

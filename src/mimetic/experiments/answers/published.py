@@ -1,0 +1,29 @@
+"""What others have published: numbers and code, each with its source (data/published)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.data.fetch import data_dir
+from mimetic.experiments.answers import common
+
+
+def numbers() -> pd.DataFrame:
+    """Published numbers on vision with their sources, from data/published/vision.csv; all text, "" where nothing is said."""
+    return pd.read_csv(data_dir() / "published" / "vision.csv", dtype=str).fillna("")
+
+
+def table() -> str:
+    """numbers() as Markdown."""
+    return common.markdown(numbers())
+
+
+def cifar() -> pd.DataFrame:
+    """Published CIFAR numbers of ViT-Tiny-like models with their sources."""
+    found = numbers()
+    return found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)].reset_index(drop=True)
+
+
+def implementations() -> str:
+    """The public re-implementations that were read, from data/published/implementations.csv, as a Markdown table."""
+    return common.markdown(pd.read_csv(data_dir() / "published" / "implementations.csv", dtype=str).fillna(""))
