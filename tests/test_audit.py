@@ -324,6 +324,21 @@ def test_our_runs_by_record_and_by_checkpoint(data_folder, tmp_path, monkeypatch
     assert done.layers["explained"].between(0, 1).all()
 
 
+def test_a_half_done_run_of_text(data_folder, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from mimetic.experiments.configs import named
+    from mimetic.experiments.runs import run
+    from mimetic.training.loop import TimeLimit
+
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    small = replace(named("pydoc", device="cpu"), d_model=16, depth=1, num_heads=2, context=16, epochs=2, steps_per_epoch=3, batch_size=2)
+    monkeypatch.setitem(mimetic.experiments.configs.EXPERIMENTS, "pydoc", small)
+    with pytest.raises(TimeLimit):
+        run(small, progress=False, time_limit=0.0)
+    assert "checkpoint after 1 steps" in audit("pydoc").notes[-1]
+
+
 def _few(config):
     import dataclasses
 

@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mimetic.data.fetch import Unavailable
+from mimetic.data.fetch import Unavailable, cache_dir
 from mimetic.experiments import cluster
-from mimetic.experiments.cluster import Resources, parameters, report, submit
+from mimetic.experiments.cluster import Job, Resources, parameters, report, submit
 from mimetic.experiments.configs import named
 from mimetic.experiments.runs import existing, run
+from mimetic.training.checkpoint import exclusive
+from mimetic.training.loop import TimeLimit
 
 submitit = pytest.importorskip("submitit")
 LOCAL = {"executor": "local", "resources": Resources(minutes=5, gpus=0, cpus=1)}
@@ -55,6 +59,19 @@ def test_a_stopped_job_is_queued_again_as_it_was():
     assert isinstance(again.function, cluster.Job) and again.args == (toy(),)
 
 
+def test_a_job_restarts_a_run_of_other_code_and_leaves_one_that_is_held(monkeypatch):
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(num_tasks=1))
+    with pytest.raises(TimeLimit):
+        run(toy(), progress=False, time_limit=0)
+    checkpoint = cache_dir() / "checkpoints" / f"{toy().name}.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    state["identity"]["source"] = "of yesterday"
+    torch.save(state, checkpoint)
+    with exclusive(checkpoint):
+        assert Job()(toy()) == toy().name and existing(toy()) is None
+    assert Job()(toy()) == toy().name and existing(toy())["resumed"] == 0
+
+
 def test_what_slurm_is_told(tmp_path, monkeypatch):
     """A Slurm of two commands that keeps the script it is given."""
     (tmp_path / "bin").mkdir()
@@ -79,6 +96,10 @@ def test_bad_input_before_anything_is_submitted(tmp_path, monkeypatch):
         submit([toy()], tmp_path, resources=Resources(minutes=0))
     with pytest.raises(ValueError, match="pos_embed must be one of"):
         submit([toy(pos_embed="rotary")], tmp_path)
+    with pytest.raises(ValueError, match="batch_size=32 cannot be shared equally by 3 processes"):
+        submit([toy()], tmp_path, resources=Resources(gpus=3))
+    with pytest.raises(ValueError, match="clusters/bert-seed0: its loss is not a mean over rows, so 2 processes"):
+        submit([named("clusters")], tmp_path, resources=Resources(gpus=2))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Unavailable, match="there is no Slurm here .* choose --executor local"):
         submit([toy()], tmp_path)

@@ -141,6 +141,20 @@ def test_download_replaces_a_wrong_file(server, tmp_path):
     assert download(f"{server.url}/file", path, SHA256).read_bytes() == CONTENT
 
 
+def test_a_wrong_file_is_named_when_it_cannot_be_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    (tmp_path / "file").write_bytes(CONTENT[:-1])
+    with pytest.raises(Unavailable, match="file: the file in .* is another one .SHA-256 .* expected .* and MIMETIC_OFFLINE"):
+        download("http://127.0.0.1:9/file", tmp_path / "file", SHA256)
+
+    def text(path):
+        return path.read_text(encoding="utf-8")
+
+    (tmp_path / "file").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Unavailable, match="not to be had"):
+        download("http://127.0.0.1:9/file", tmp_path / "file", SHA256, digest=text)
+
+
 def test_download_refuses_a_wrong_checksum_and_leaves_nothing(server, tmp_path):
     with pytest.raises(ChecksumError, match=f"file: SHA-256 is {SHA256}, expected {'0' * 64}"):
         download(f"{server.url}/file", tmp_path / "file", "0" * 64)

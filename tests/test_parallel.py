@@ -40,6 +40,11 @@ if __name__ == "__main__":
         run(dataclasses.replace(config, experiment="limited", epochs=2000), progress=False, time_limit=0.0)
     except TimeLimit as limit:
         stopped = str(limit)
+    inside = dataclasses.replace(config, experiment="inside")
+    try:
+        run(inside, progress=False, time_limit=0.0)
+    except TimeLimit:
+        run(inside, progress=False)
     odd = refused(dataclasses.replace(config, experiment="odd", batch_size=31))
     damaged = refused(dataclasses.replace(config, experiment="damaged"))
     again = run(config, progress=False)
@@ -98,6 +103,13 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(trained):
     assert record["resumed"] == 1 and record["curve"][0] == alone["curve"][0]
     assert losses(record) == pytest.approx(losses(alone), rel=1e-5)
     assert not (folder / "cache" / "checkpoints" / "half" / "mimetic-seed0.pt").is_file()
+
+
+def test_two_processes_go_on_inside_an_epoch(trained):
+    folder, alone = trained
+    record = read_record(folder / "runs" / "inside" / "mimetic-seed0.json")
+    assert record["resumed"] == 1 and 20 % alone["curve"][0]["step"]  # stopped after 20 steps
+    assert losses(record) == pytest.approx(losses(alone), rel=1e-5)
 
 
 def test_all_processes_hear_what_the_first_decides(trained):

@@ -571,6 +571,13 @@ def small_transformers(monkeypatch, name: str):
     return model, state
 
 
+def test_what_the_hub_has_cached_needs_no_network(monkeypatch, tmp_path):
+    _, state = small_transformers(monkeypatch, "gpt2")
+    in_hub_cache(monkeypatch, tmp_path, "gpt2", state, ((L, D, H),))
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    assert len(pretrained.load("gpt2")) == L
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased"])
 def test_transformers_from_the_hub(monkeypatch, tmp_path, name):
     model, state = small_transformers(monkeypatch, name)

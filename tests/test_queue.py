@@ -138,6 +138,46 @@ def test_a_failing_run_is_named_and_the_others_go_on():
     assert list(outcome.failed) == [bad.name] and "Diverged" in outcome.failed[bad.name]
 
 
+def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
+    workers = []
+
+    class Watched(queue._Worker):
+        def __init__(self):
+            super().__init__()
+            workers.append(self)
+
+    def say(line):
+        if "done" in line and len(workers) == 1:
+            workers[0].process.kill()
+            workers[0].process.join()
+
+    monkeypatch.setattr(queue, "_Worker", Watched)
+    outcome = queue.work(toy(2), processes=1, say=say)
+    assert len(outcome.finished) == 2 and not outcome.failed and len(workers) == 2
+
+
+def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch):
+    """It closes its end with the run unread, which resets the connection."""
+    monkeypatch.setattr(queue, "_serve", _dies)
+    outcome = queue.work(toy(1), processes=1, say=lambda line: None)
+    assert list(outcome.failed) == [toy(1)[0].name] and "exit code 3" in outcome.failed[toy(1)[0].name]
+
+
+def _dies(connection):
+    time.sleep(0.5)
+    os._exit(3)
+
+
+def test_time_left_counts_what_this_call_has_done(monkeypatch):
+    runs = [dataclasses.replace(config, epochs=30) for config in toy(2)]
+    progress = queue._Progress(runs, runs)
+    assert "left" not in progress.line("start")
+    progress.began -= 60
+    progress.first[runs[0].name] = 25 / 30  # it was gone on with
+    progress.share[runs[0].name] = 26 / 30
+    assert "about 34 min left" in progress.line("")  # 34 of its epochs are left, at one a minute
+
+
 def test_a_run_that_is_held_elsewhere_is_passed_over():
     first, second = toy(2)
     with exclusive(cache_dir() / "checkpoints" / f"{first.name}.pt"):

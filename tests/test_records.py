@@ -50,6 +50,14 @@ def test_load_runs_one_row_a_run_and_one_row_an_epoch(tmp_path):
     assert empty.empty and {"experiment", "arm", "seed"} <= set(empty.columns)
 
 
+def test_what_is_just_being_written_is_not_read(tmp_path):
+    path = write_record(make_record(), tmp_path)
+    for other in (path.with_name(f".{path.stem}.0123abcd.tmp.json"), tmp_path / ".ipynb_checkpoints" / "copy.json"):
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("{half")
+    assert len(load_runs(folder=tmp_path)) == len(load_runs("lab", folder=tmp_path)) == 1
+
+
 def test_folder_can_be_named_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "elsewhere"))
     write_record(make_record())
@@ -120,5 +128,9 @@ def test_source_hash_follows_the_source(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "__file__", str(tmp_path / "training" / "records.py"))
     for text in (b"a = 1\n", b"a = 2\n", b"a = 1\r\n"):
         (tmp_path / "x.py").write_bytes(text)
+        records._file_hash.cache_clear()
         real[text] = source_hash(["x.py"])["sha256"]
+    (tmp_path / "x.py").write_bytes(b"a = 3\n")  # an edit while a queue runs: its processes have the old code
+    assert source_hash(["x.py"])["sha256"] == real[b"a = 1\r\n"]
+    records._file_hash.cache_clear()
     assert real[b"a = 1\n"] != real[b"a = 2\n"] and real[b"a = 1\n"] == real[b"a = 1\r\n"]

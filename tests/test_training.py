@@ -23,7 +23,7 @@ from mimetic.experiments.runs import check, run
 from mimetic.experiments.vision import VisionTask, build_model
 from mimetic.models import ViT, ViTConfig
 from mimetic.training import loop
-from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
+from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, save_checkpoint
 from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
 from mimetic.training.records import RecordError, load_runs, read_record, record_path
 
@@ -156,6 +156,18 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
         load_checkpoint(path, {"config": "a", "source": "b"})
 
 
+def test_a_changed_byte_of_a_weight_is_damage(tmp_path):
+    """torch.load itself takes it."""
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, {"identity": {}, "model": {"w": torch.ones(1000)}})
+    data = path.read_bytes()
+    place = data.index(torch.ones(8).numpy().tobytes())
+    path.write_bytes(data[:place] + bytes(16) + data[place + 16 :])
+    assert not torch.load(path, weights_only=True)["model"]["w"].eq(1).all()
+    with pytest.raises(CheckpointError, match="x.pt is damaged .the checksum of .* differs"):
+        load_checkpoint(path, {})
+
+
 def test_checkpoint_loads_no_code(tmp_path):
     """A pickle that would run something is refused, not run."""
 
@@ -218,6 +230,39 @@ def test_force_replaces_the_record():
     before = run(tiny(), progress=False)
     after = run(tiny(lr=0.002), force=True, progress=False)
     assert after["curve"] != before["curve"] and run(tiny(lr=0.002), progress=False) == after
+
+
+def test_force_that_is_stopped_goes_on_with_force():
+    before = run(tiny(), progress=False)
+    again = tiny(lr=0.002)
+    whole = run(dataclasses.replace(again, experiment="whole"), progress=False)
+    for _ in range(3):  # each time one more step
+        with pytest.raises(TimeLimit):
+            run(again, force=True, progress=False, time_limit=0)
+        assert run(tiny(), progress=False) == before  # nothing is replaced before the end
+    record = run(again, force=True, progress=False)
+    assert record["resumed"] == 3 and record["curve"] == whole["curve"]
+    with pytest.raises(TimeLimit):  # the record is another one now: this begins anew
+        run(again, force=True, progress=False, time_limit=0)
+    assert torch.load(cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt", weights_only=True)["step"] == 1
+
+
+def test_a_checkpoint_of_another_precision_is_foreign():
+    with pytest.raises(TimeLimit):
+        run(tiny(), progress=False, time_limit=0)
+    checkpoint = cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    state["identity"]["backend"] = "type cuda, precision bfloat16, compiled True"  # of the machine where it was begun
+    torch.save(state, checkpoint)
+    with pytest.raises(ForeignCheckpoint, match="written with another backend: train with force"):
+        run(tiny(), progress=False)
+    assert runs.run_or_restart(tiny(), progress=False)["resumed"] == 0
+
+
+def test_a_metric_that_is_no_number_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(VisionTask, "evaluate", lambda self, model, last: {"accuracy": float("nan")})
+    with pytest.raises(Diverged, match="test_accuracy is nan in epoch 1"):
+        run(tiny(), progress=False)
 
 
 def test_training_learns():

@@ -55,7 +55,7 @@ class Train:
 
     config: Experiment
     """which experiment; its settings follow its name"""
-    force: bool = False  # train again from the start, even if there is a record
+    force: bool = False  # train again, even if there is a record; stopped, the same command goes on
     store: bool = True  # keep a record (data/runs) and a checkpoint (data/cache/checkpoints)
     checkpoint_seconds: float = 30.0  # how often to save the state
     time_limit: float | None = None  # seconds after which to save and stop
@@ -63,18 +63,21 @@ class Train:
 
     def __call__(self) -> None:
         from mimetic.experiments.runs import check, family, run
+        from mimetic.training.loop import Diverged
         from mimetic.training.parallel import is_first
 
         config = self.config
+        if self.time_limit is not None and not self.store:
+            raise Mistake("--time-limit saves and stops, and --no-store keeps nothing: choose one of them")
         try:
             config = with_arm(config)
             check(config, store=self.store)
-        except ValueError as error:
+            record = run(
+                config, force=self.force, store=self.store, progress=not self.quiet,
+                checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
+            )  # fmt: skip
+        except (ValueError, Diverged) as error:
             raise Mistake(error) from None
-        record = run(
-            config, force=self.force, store=self.store, progress=not self.quiet,
-            checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
-        )  # fmt: skip
         if not is_first():
             return
         final, speed, seconds = record["final"], record["throughput"], record["seconds"]["total"]
@@ -247,10 +250,10 @@ class AuditModel:
 
         try:
             names = None
-            if self.num_heads is not None or self.proj is not None:
+            given = {k: v for k, v in vars(self).items() if k not in ("model", "raw")}
+            if any(given.values()) or self.num_heads is not None:
                 if self.num_heads is None or self.proj is None:
                     raise ValueError("a state dict needs both --num-heads and --proj, and --qkv or --q, --k and --v")
-                given = {k: v for k, v in vars(self).items() if k not in ("model", "raw")}
                 names = StateNames(**given)
             print(audit(self.model, fold=False if self.raw else None, names=names))
         except (ValueError, UnsupportedAttention) as error:

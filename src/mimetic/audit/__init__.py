@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -124,7 +125,10 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
         if not checkpoint.is_file():
             raise ValueError(f"{config.name} has not been run: there is no record and no checkpoint of it")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model = family(config).build_model(config)
+        build = family(config).build_model
+        # a text model's vocabulary is its corpus's
+        sizes = {"vocab_size": len(state["model"]["token_embed.weight"])} if "vocab_size" in signature(build).parameters else {}
+        model = build(config, **sizes)
         model.load_state_dict(state["model"])
         return _with_notes(audit(model, fold=fold, name=name), (f"from a checkpoint after {state['step']} steps",))
     products = record["anatomy"]["after"]["products"]

@@ -65,10 +65,10 @@ def offline() -> bool:
     return os.environ.get("MIMETIC_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
-def require_network(what: str) -> None:
+def require_network(what: str, why: str = "not in the cache") -> None:
     """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set; call it before anything touches the network."""
     if offline():
-        raise Unavailable(f"{what}: not in the cache, and MIMETIC_OFFLINE is set")
+        raise Unavailable(f"{what}: {why}, and MIMETIC_OFFLINE is set")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -117,9 +117,16 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
         ChecksumError: what came is not what was meant; nothing is left behind.
     """
     path = Path(path)
-    if path.is_file() and digest(path) == sha256.lower():
-        return path
-    require_network(path.name)
+    why = "not in the cache"
+    if path.is_file():
+        try:
+            found = digest(path)
+        except ValueError as error:  # a digest of text that is none
+            found = f"not to be had ({error})"
+        if found == sha256.lower():
+            return path
+        why = f"the file in {path.parent} is another one (SHA-256 {found}, expected {sha256.lower()})"
+    require_network(path.name, why)
     request = urllib.request.Request(url, headers={"User-Agent": "mimetic"})
     with atomic_path(path) as temporary:
         try:

@@ -9,6 +9,7 @@ Shape suffixes: N images, C channels, Y X pixels.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SUBSET_SEED = 0
 DIGITS_TEST_SIZE = 360
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TEST_SIZE}
+SMALLEST_CLASS = {"cifar10": (5_000, 1_000), "cifar100": (500, 100), "digits": (139, 35)}  # training and test images of it
 TEST_SIZES = {"cifar10": 10_000, "cifar100": 10_000, "digits": DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
 
@@ -123,6 +125,9 @@ def check_dataset(name: str, train_size: int | None = None, validation: int = 0)
         raise ValueError(f"train_size must be from {classes} to {largest} for {name}, not {train_size}")
     if train_size % classes and train_size != largest:
         raise ValueError(f"train_size={train_size} is not the same number of each of the {classes} classes of {name}")
+    most = classes * SMALLEST_CLASS[name][0]
+    if train_size != largest and train_size + validation > most:
+        raise ValueError(f"{name} has {most} training images with the same number of each class, not {train_size + validation}; or take all {largest}")
 
 
 def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:
@@ -192,7 +197,11 @@ def _from_torchvision(name: str, archive: Path | None = None) -> dict[str, np.nd
         if archive is not None:
             if not torchvision.datasets.utils.check_integrity(str(archive), cls.tgz_md5):
                 raise Unavailable(f"{archive} is not the archive of {name}'s host (its MD5 differs): delete it")
-            (Path(folder) / archive.name).symlink_to(archive.resolve())
+            beside = Path(folder) / archive.name
+            try:
+                beside.symlink_to(archive.resolve())
+            except OSError:  # not allowed to everyone on Windows
+                shutil.copyfile(archive, beside)
         parts = {split: cls(folder, train=split == "train", download=True) for split in ("train", "test")}
         arrays = {"classes": np.array(parts["train"].classes)}
         for split, part in parts.items():

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.runs import check, existing, run
+from mimetic.experiments.runs import check, existing, family, run_or_restart
+from mimetic.training.checkpoint import BusyCheckpoint
 
 if TYPE_CHECKING:
     import submitit
@@ -50,7 +51,10 @@ class Job:
 
             # what training.parallel.connect reads; it chooses the GPU itself
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        run(config, progress=False)
+        try:
+            run_or_restart(config, progress=False)
+        except BusyCheckpoint:
+            pass  # whoever holds it finishes it
         return config.name
 
     def checkpoint(self, config: RunConfig) -> submitit.helpers.DelayedSubmission:
@@ -82,8 +86,13 @@ def submit(
     for name, value, low in [("at_once", at_once, 1), *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus"))]:
         if value < low:
             raise ValueError(f"{name} must be at least {int(low)}, not {value}")
+    processes = resources.nodes * max(1, resources.gpus)
     for config in runs:
         check(config)
+        if config.batch_size % processes:
+            raise ValueError(f"{config.name}: batch_size={config.batch_size} cannot be shared equally by {processes} processes")
+        if processes > 1 and not family(config).MEAN_OVER_ROWS:
+            raise ValueError(f"{config.name}: its loss is not a mean over rows, so {processes} processes cannot share a batch; choose one GPU and one node")
     waiting = [config for config in runs if existing(config) is None]
     if not waiting:
         return []

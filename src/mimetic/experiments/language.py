@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from mimetic.models.gpt import GPT
 
 METRIC = Metric("test_bits_per_byte", "validation bits per byte", "", "bits per byte", digits=3, lower_is_better=True)
+MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "construct.py", "data/text.py", "experiments/language.py",
-    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/gpt.py", "scan.py", "training/loop.py", "training/parallel.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/text.py", "experiments/language.py",
+    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/gpt.py", "scan.py", "training/loop.py", "training/parallel.py",
 )  # fmt: skip
 EVALUATION_TOKENS = {"cpu": 2048}  # tokens of an evaluation batch; else 32,768
 PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in the record
@@ -86,7 +87,7 @@ class LanguageTask:
     """Next-token prediction for the training loop: windows from random places, cross entropy, bits per byte."""
 
     unit = "tokens"
-    mean_over_rows = True
+    mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: TextData, config: LanguageConfig) -> None:
         import torch

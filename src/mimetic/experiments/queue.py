@@ -27,8 +27,6 @@ from mimetic.experiments.runs import existing, family
 from mimetic.training.records import RecordError
 
 LEAST_SECONDS = 15.0  # with less time than this no run is begun or resumed
-BUSY = "another process is training this run"
-FOREIGN = "was written with another"  # config or source: such a checkpoint can no longer be gone on with
 
 
 @dataclass
@@ -98,7 +96,14 @@ def work(
                 if not idle:
                     workers.append(_Worker())
                     idle.append(workers[-1])
-                idle.pop().give(waiting.pop(0), deadline, checkpoint_seconds)
+                worker = idle.pop()
+                try:
+                    worker.give(waiting[0], deadline, checkpoint_seconds)
+                    waiting.pop(0)
+                except OSError:  # it has died since its last run; another one takes this run
+                    worker.config = None
+                    worker.stop()
+                    workers.remove(worker)
             busy = [w for w in workers if w.config is not None]
             if not busy:
                 break
@@ -119,12 +124,13 @@ def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress
     name = worker.config.name
     try:
         kind, content = worker.connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # a process that dies before it has read its run resets the connection
         worker.stop()
         workers.remove(worker)  # the next run gets a new process
         kind, content = "failed", f"its process ended with exit code {worker.process.exitcode}"
     if kind == "epoch":
         epochs = worker.config.epochs
+        progress.first.setdefault(name, (content["epoch"] - 1) / epochs)
         progress.share[name] = content["epoch"] / epochs
         shown = family(worker.config).METRIC.show(content)
         say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  loss {content['train_loss']:.3f}  {shown}"))
@@ -135,7 +141,7 @@ def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress
         progress.share[name] = 1.0
         say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
     elif kind == "busy":
-        say(f"{name}  passed over: {BUSY}")
+        say(f"{name}  passed over: another process is training it")
     elif kind == "failed":
         outcome.failed[name] = content
         say(f"{name}  FAILED: {content}")
@@ -172,8 +178,8 @@ def _serve(connection: Connection) -> None:
     """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
     from mimetic.attention import MimeticWarning
-    from mimetic.experiments.runs import run
-    from mimetic.training.checkpoint import CheckpointError
+    from mimetic.experiments.runs import run_or_restart
+    from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
     from mimetic.training.loop import TimeLimit
 
     warnings.simplefilter("ignore", MimeticWarning)
@@ -183,27 +189,21 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
 
-        def train(force: bool = False):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            return run(
-                config, force=force, progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            record = run_or_restart(
+                config, progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
                 on_epoch=lambda entry: connection.send(("epoch", entry)),
             )  # fmt: skip
-
-        try:
-            try:
-                record = train()
-            except CheckpointError as error:
-                if FOREIGN not in str(error):
-                    raise
-                record = train(force=True)  # the code has changed since: this run starts again
             message = "done", record["final"]
         except TimeLimit:
             message = "stopped", ""
         except BrokenPipeError:
             return
+        except BusyCheckpoint:
+            message = "busy", ""
         except CheckpointError as error:
-            message = ("busy", "") if BUSY in str(error) else ("failed", str(error))
+            message = "failed", str(error)
         except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
             message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
         try:
@@ -227,10 +227,8 @@ class _Progress:
 
     def line(self, event: str) -> str:
         done = sum(self.costs[name] * share for name, share in self.share.items())
-        # what was done before this call is not this call's speed: count a run from the first epoch that was seen
-        if not self.first:
-            self.first = dict(self.share)
-        now = sum(self.costs[name] * (self.share[name] - self.first[name]) for name in self.costs)
+        # what was done before this call is not this call's speed: a run counts from the first epoch that was seen
+        now = sum(self.costs[name] * (self.share[name] - first) for name, first in self.first.items())
         runs = sum(share == 1.0 for share in self.share.values())
         total, text = sum(self.costs.values()), ""
         if now > 0:
@@ -264,7 +262,7 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     if show:
         print(listing(runs))
         return None
-    outcome = work(runs, minutes=minutes, processes=processes or side_by_side(runs), say=lambda line: print(line, flush=True))
+    outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=lambda line: print(line, flush=True))
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
     return outcome
 

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from mimetic.models.bert4rec import BERT4Rec
 
 METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
+MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have different numbers
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
-    "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "models/bert4rec.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
+    "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/bert4rec.py",
     "models/blocks.py", "scan.py", "training/loop.py",
 )  # fmt: skip
 OBJECTIVES = ("mask", "next")
@@ -93,6 +94,7 @@ class RecommenderTask:
     """Masked-item or next-item training for the loop: batches of windows, full cross entropy, ranking over the catalogue."""
 
     unit = "sequences"
+    mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: SequenceData, config: RecommenderConfig, device: torch.device | str = "cpu") -> None:
         import numpy as np

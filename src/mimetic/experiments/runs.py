@@ -3,6 +3,7 @@
 What is particular to images, text or item sequences is in the config's family, a module with
 
     METRIC, SOURCE             what its runs are judged by; the files that have a part in their numbers
+    MEAN_OVER_ROWS             whether its loss is a mean over a batch's rows, which several processes can then share
     check(config)              raises ValueError, naming the choices; reads no data
     prepare(config, device)    the task, the model and what the record says of its weights (Prepared)
     cost(config)               work of a run, proportional to its time
@@ -93,7 +94,8 @@ def run(
     """The record of ``config``: read if it exists, else trained (from its checkpoint, if there is one) and written.
 
     Args:
-        force: train again from the start, and replace the record.
+        force: train again, and replace the record when that is done; a checkpoint of something else is deleted. Stopped and
+            called again with force, it goes on.
         store: False for a run that is only looked at: no record and no checkpoint is read or written.
         progress: a progress bar and a line an epoch.
         checkpoint_seconds: how often the state is saved, besides after every epoch.
@@ -104,7 +106,8 @@ def run(
         ValueError: a bad config; nothing has been computed.
         Unavailable: the data set cannot be had.
         RecordError: a record of this name exists, but it is damaged or has another config.
-        CheckpointError: the checkpoint is damaged, has another config or source, or is in use.
+        CheckpointError: the checkpoint is damaged, has another config, source or backend, or is in use.
+        Diverged: the loss or a metric is not finite.
 
     Launched by torchrun or accelerate, the processes train the run together (see training.parallel); all return the record.
     """
@@ -114,28 +117,38 @@ def run(
         "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
     }  # fmt: skip
     from mimetic.data.fetch import cache_dir
-    from mimetic.training.checkpoint import exclusive, remove_checkpoint
+    from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, remove_checkpoint
     from mimetic.training.parallel import connect
 
     group = connect()
     with ExitStack() as held:
         if config.batch_size % group.size:
             raise ValueError(f"batch_size={config.batch_size} cannot be shared equally by {group.size} processes")
+        source = source_hash(family(config).SOURCE)
         if not store:
-            return _train(config, None, options, group)
+            return _train(config, source, None, {}, options, group)
         checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
         if not force and (record := group.agree(lambda: existing(config))):
             return record
 
-        def begin() -> dict[str, Any] | None:
+        def begin() -> tuple[dict[str, Any] | None, dict[str, str]]:
             held.enter_context(exclusive(checkpoint))
-            if force:
+            identity = _identity(config, source)
+            if not force:
+                return existing(config), identity  # another process may have finished it meanwhile
+            replaced = record_path(config.experiment, config.arm or config.init, config.seed)
+            if replaced.is_file():  # so that this run's checkpoint is not taken for that of the one which made the record
+                identity["replaces"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
+            try:
+                load_checkpoint(checkpoint, identity)
+            except CheckpointError:
                 remove_checkpoint(checkpoint)
-            return None if force else existing(config)  # another process may have finished it meanwhile
+            return None, identity
 
-        if record := group.agree(begin):
+        record, identity = group.agree(begin)
+        if record:
             return record
-        record = _train(config, checkpoint, options, group)
+        record = _train(config, source, checkpoint, identity, options, group)
 
         def end() -> dict[str, Any]:
             stored = read_record(write_record(record))
@@ -145,18 +158,37 @@ def run(
         return group.agree(end)
 
 
-def _train(config: RunConfig, checkpoint, options, group: Group) -> dict[str, Any]:
+def run_or_restart(config: RunConfig, **options: Any) -> dict[str, Any]:
+    """run, as a queue does it: a half-done run of other code, config or backend starts again."""
+    from mimetic.training.checkpoint import ForeignCheckpoint
+
+    try:
+        return run(config, **options)
+    except ForeignCheckpoint:
+        return run(config, force=True, **options)
+
+
+def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint must have been made with, so that going on from it is one run."""
+    from mimetic.training.loop import resolve_backend
+
+    backend = resolve_backend(train_config(config))
+    parts = ("type", "precision", "compiled")
+    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": ", ".join(f"{k} {backend[k]}" for k in parts)}
+
+
+def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
     from mimetic.models.blocks import parameter_counts
     from mimetic.training.loop import resolve_backend, resolve_device, train
 
-    clock, source, settings = monotonic(), source_hash(family(config).SOURCE), train_config(config)
+    clock, settings = monotonic(), train_config(config)
     prepared = family(config).prepare(config, resolve_device(config.device))
     task, model = prepared.task, prepared.model
     before = prepared.anatomy(model)
     setup = {"setup": monotonic() - clock}
     result = train(
         model, task, settings, seed=config.seed, checkpoint=checkpoint, started=now(), label=config.name,
-        identity={"config": _hash(asdict(config)), "source": source["sha256"]}, group=group, **options,
+        identity=identity, group=group, **options,
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return {

@@ -25,7 +25,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.runs import family
 from mimetic.statistics import correlation, mean_interval
-from mimetic.training.records import read_record, runs_dir
+from mimetic.training.records import read_record, record_files, runs_dir
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
@@ -48,7 +48,7 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
         RecordError: a record is damaged; the message names the file.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, dict]]] = {}
-    for path in sorted(Path(folder or runs_dir()).glob("*/*.json")):
+    for path in record_files(folder or runs_dir()):
         if path.parent.name not in EXPERIMENTS:
             continue
         record = read_record(path)

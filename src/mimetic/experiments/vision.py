@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from mimetic.models.vit import ViT, ViTConfig
 
 METRIC = ACCURACY
+MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "construct.py", "data/augment.py", "data/images.py",
-    "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "models/blocks.py", "models/vit.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/augment.py", "data/images.py",
+    "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/vit.py",
     "scan.py", "training/loop.py", "training/parallel.py",
 )  # fmt: skip
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
@@ -37,7 +38,7 @@ EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 
 def check(config: VisionConfig) -> None:
     """Raise ValueError, naming the choices, unless the config's data, augmentation and model make sense; reads no data."""
-    from mimetic.data.images import NUM_CLASSES, TEST_SIZES, TRAIN_SIZES, check_dataset
+    from mimetic.data.images import NUM_CLASSES, SMALLEST_CLASS, TRAIN_SIZES, check_dataset
 
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
@@ -47,10 +48,10 @@ def check(config: VisionConfig) -> None:
         raise ValueError(f"batch_size={config.batch_size} is more than the {images} training images")
     if config.epoch_images is not None and config.epoch_images < config.batch_size:
         raise ValueError(f"epoch_images={config.epoch_images} is less than batch_size={config.batch_size}")
-    tests, classes = config.validation or TEST_SIZES[config.dataset], NUM_CLASSES[config.dataset]
-    part = config.curve_images
-    if part is not None and (not classes <= part <= tests or part % classes):
-        raise ValueError(f"curve_images must be the same number of each of {classes} classes, at most {tests}, not {part}")
+    part, classes = config.curve_images, NUM_CLASSES[config.dataset]
+    most = config.validation or classes * SMALLEST_CLASS[config.dataset][1]
+    if part is not None and (not classes <= part <= most or part % classes):
+        raise ValueError(f"curve_images must be the same number of each of {classes} classes, at most {most}, not {part}")
     _augmentation(config), vit_config(config)
 
 
@@ -80,7 +81,7 @@ class VisionTask:
     """Image classification for the training loop: batches, label-smoothed cross entropy, accuracy on the test set."""
 
     unit = "images"
-    mean_over_rows = True
+    mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: ImageData, config: VisionConfig) -> None:
         import torch

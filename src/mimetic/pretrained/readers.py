@@ -145,7 +145,7 @@ def read_gguf(data: bytes) -> dict[str, Tensor]:
     import gguf
 
     # the library reads files only, through a memory map
-    with tempfile.TemporaryDirectory(prefix="mimetic-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mimetic-", ignore_cleanup_errors=True) as folder:  # Windows keeps what is mapped
         path = Path(folder, "model.gguf")
         path.write_bytes(data)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,14 @@ from mimetic.data.fetch import atomic_path
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, belongs to something else, or is in use. The message names the file."""
+
+
+class ForeignCheckpoint(CheckpointError):
+    """A checkpoint of other code, another config or another backend: a run can no longer go on from it."""
+
+
+class BusyCheckpoint(CheckpointError):
+    """Another process is training this run."""
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -32,19 +39,23 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
             a run that goes on with other settings or code would be neither one run nor the other.
 
     Raises:
-        CheckpointError: it is damaged, or its identity is another one; the message says which part.
+        CheckpointError: it is damaged.
+        ForeignCheckpoint: its identity is another one; the message says which part.
     """
     path = Path(path)
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums of the tensors
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {part} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001  a damaged file makes torch raise many kinds
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
     found = state.get("identity", {})
     differs = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
     if differs:
-        raise CheckpointError(
+        raise ForeignCheckpoint(
             f"{path} was written with another {' and '.join(differs)}: train with force (--force) to start again"
         )
     return state
@@ -58,16 +69,22 @@ def remove_checkpoint(path: str | Path) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of PyTorch's global generators (dropout draws from them)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    """The state of PyTorch's global generators (dropout draws from them): of the CPU, and of the device that is in use."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Restore what :func:`rng_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    elif "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextmanager
@@ -75,7 +92,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
     """Hold the checkpoint at ``path`` for this process; the hold ends with the process, however it ends.
 
     Raises:
-        CheckpointError: another process holds it.
+        BusyCheckpoint: another process holds it.
     """
     try:
         import fcntl
@@ -88,5 +105,5 @@ def exclusive(path: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(f"another process is training this run (it holds {lock})") from None
+            raise BusyCheckpoint(f"another process is training this run (it holds {lock})") from None
         yield

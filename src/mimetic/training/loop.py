@@ -111,7 +111,7 @@ class TimeLimit(Exception):
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a finite number."""
+    """The loss or a metric is no longer a finite number."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -202,11 +202,11 @@ def train(
 
     Raises:
         TimeLimit: the limit was reached. With a checkpoint, the same call goes on from there.
-        Diverged: the loss is not finite at the end of an epoch.
+        Diverged: the loss or a metric is not finite at the end of an epoch.
         CheckpointError: the checkpoint is damaged or belongs to another run.
         ValueError: several processes, and a task whose loss or batch they cannot share.
     """
-    if group.size > 1 and not getattr(task, "mean_over_rows", False):
+    if group.size > 1 and not task.mean_over_rows:
         raise ValueError(f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch")
     backend, steps = resolve_backend(config), task.steps_per_epoch
     began = saved = time.monotonic()
@@ -257,9 +257,11 @@ def train(
                         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                     optimizer.step()
                     step += 1
-                    for name, value in {"loss": loss, **metrics}.items():
-                        # float64: a sum of thousands of values; kept on the device, read once an epoch
-                        sums[name] = sums.get(name, 0) + value.detach().to(_sum_dtype(backend))
+                    # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at
+                    # every step, so that a checkpoint inside an epoch holds what belongs to the whole batch
+                    values = {name: value.detach().to(_sum_dtype(backend)) for name, value in {"loss": loss, **metrics}.items()}
+                    for name, value in group.mean(values).items():
+                        sums[name] = sums.get(name, 0) + value
                     bar.advance(sums, step - epoch * steps)
                     now = time.monotonic()
                     out_of_time = time_limit is not None and now - began > time_limit
@@ -272,7 +274,7 @@ def train(
                         if out_of_time:
                             total = config.epochs * steps
                             raise TimeLimit(f"{label or 'the run'} stopped after {step} of {total} steps")
-                entry = {f"train_{name}": float(value) / steps for name, value in group.mean(sums).items()}
+                entry = {f"train_{name}": float(value) / steps for name, value in sums.items()}
                 result.seconds["train"] += time.perf_counter() - clock
                 if not math.isfinite(entry["train_loss"]):
                     raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
@@ -280,6 +282,8 @@ def train(
                 model.eval()
                 with torch.no_grad(), cast:
                     entry |= {f"test_{name}": float(value) for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()}
+                if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
+                    raise Diverged(f"{label or 'training'}: {bad[0]} is {entry[bad[0]]} in epoch {epoch + 1}")
                 result.seconds["evaluate"] += time.perf_counter() - clock
                 rate = learning_rate(step - 1, config, steps)
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})

@@ -17,6 +17,7 @@ import platform
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
+def record_files(folder: str | Path, pattern: str = "*/*.json") -> list[Path]:
+    """The records below a folder, sorted; not what another process is just writing, nor an editor's copies."""
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith(".") and not path.parent.name.startswith("."))
+
+
 def load_runs(
     experiment: str | None = None, *, folder: str | Path | None = None, curves: bool = False
 ) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def load_runs(
     folder = Path(folder or runs_dir())
     pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
     rows = []
-    for path in sorted(folder.glob(pattern)):
+    for path in record_files(folder, pattern):
         record = read_record(path)
         who = {key: record[key] for key in ("experiment", "arm", "seed")}
         if curves:
@@ -146,13 +152,18 @@ def load_runs(
     return pd.DataFrame(rows).sort_values(["experiment", "arm", "seed", "epoch"], ignore_index=True)
 
 
+@cache
+def _file_hash(name: str) -> str:
+    data = (Path(__file__).resolve().parents[1] / name).read_bytes()
+    return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()  # a checkout on Windows is the same source
+
+
 def source_hash(files: Iterable[str]) -> dict[str, Any]:
-    """SHA-256 of source files, given relative to the package folder: {"sha256": of all, "files": {name: of each}}."""
-    root = Path(__file__).resolve().parents[1]
-    # line ends are normalised: a checkout on Windows is the same source
-    hashes = {
-        name: hashlib.sha256((root / name).read_bytes().replace(b"\r\n", b"\n")).hexdigest() for name in sorted(files)
-    }
+    """SHA-256 of source files, given relative to the package folder: {"sha256": of all, "files": {name: of each}}.
+
+    A file is read once in a process: what is edited while a queue runs is not what its processes have imported.
+    """
+    hashes = {name: _file_hash(name) for name in sorted(files)}
     every = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
     return {"sha256": hashlib.sha256(every.encode()).hexdigest(), "files": hashes}
 

@@ -33,15 +33,30 @@ def with_arm(config: RunConfig) -> RunConfig:
     """The config with what its arm changes, where it is an arm of a named experiment; else as it is.
 
     Raises:
-        ValueError: the experiment has no such arm.
+        ValueError: the experiment has no such arm; a setting was given that contradicts the arm; or the arm of a named experiment
+            is asked for under another experiment's name, where it would change nothing.
     """
     from mimetic.initializers import INITIALIZERS
 
-    if config.experiment not in EXPERIMENTS or not config.arm:
+    if not config.arm:
+        return config
+    base = EXPERIMENTS.get(config.experiment)
+    if base is None:
+        homes = [name for name, arms in ARMS.items() if config.arm in arms and type(EXPERIMENTS[name]) is type(config)]
+        if homes:
+            raise ValueError(
+                f"{config.arm!r} is an arm of {', '.join(homes)}; in experiment {config.experiment!r} it would change nothing: "
+                "give its settings themselves, under another arm's name"
+            )
         return config
     arms = ARMS.get(config.experiment, {})
     if config.arm in arms:
-        return replace(config, **arms[config.arm])
+        changes = arms[config.arm]
+        given = {name: getattr(config, name) for name in changes}
+        against = [f"{name}={value!r} ({config.arm} has {changes[name]!r})" for name, value in given.items() if value not in (changes[name], getattr(base, name))]
+        if against:
+            raise ValueError(f"arm {config.arm!r} of {config.experiment} sets what was given otherwise: {', '.join(against)}")
+        return replace(config, **changes)
     if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
         return replace(config, init=config.arm, arm="")
     raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
