@@ -11,6 +11,7 @@ import mimetic
 from mimetic.adapters.views import OUT_NORM, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage import make_generic
+from mimetic.coverage.build import plan_transformers
 from mimetic.scan import attention_layers
 from mimetic.verify import verify
 
@@ -95,6 +96,8 @@ def build(name, attention=None):
         "phi3": (t.Phi3Config(**DECODER), t.Phi3Model, ids),
         "bloom": (t.BloomConfig(hidden_size=D, n_head=H, n_layer=LAYERS, **IDS), t.BloomModel, ids),
         "falcon-multi-query": (t.FalconConfig(**TEXT, multi_query=True, new_decoder_architecture=False), t.FalconModel, ids),
+        "gpt-bigcode-multi-query": (t.GPTBigCodeConfig(**gpt2, multi_query=True), t.GPTBigCodeModel, ids),
+        "gpt-bigcode-multi-head": (t.GPTBigCodeConfig(**gpt2, multi_query=False), t.GPTBigCodeModel, ids),
         "falcon-multi-head": (t.FalconConfig(**TEXT, multi_query=False, new_decoder_architecture=False), t.FalconModel, ids),
         "whisper": (t.WhisperConfig(**whisper), t.WhisperModel, audio),
         "bart": (t.BartConfig(**seq2seq, max_position_embeddings=32), t.BartModel, two_texts),
@@ -116,7 +119,7 @@ def build(name, attention=None):
 FAMILIES = (
     "vit", "deit", "dinov2", "dinov2-registers", "beit", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "opt", "gpt-neox",
     "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "bloom", "falcon-multi-query",
-    "falcon-multi-head", "whisper", "bart", "t5",
+    "falcon-multi-head", "gpt-bigcode-multi-query", "gpt-bigcode-multi-head", "whisper", "bart", "t5",
 )  # fmt: skip
 ELEMENTWISE = (  # those whose attention is called with one tensor of tokens
     "vit", "deit", "dinov2", "dinov2-registers", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "opt", "gpt-neox", "llama", "mistral",
@@ -329,6 +332,39 @@ def test_falcon_grouped_is_refused_by_name():
     config = t.FalconConfig(**TEXT, new_decoder_architecture=True, num_kv_heads=2)
     with pytest.raises(UnsupportedAttention, match=r"h\.0\.self_attention.*stored group by group"):
         attention_layers(t.FalconModel(config))
+
+
+def test_a_block_with_other_norms_is_not_taken_for_one_without_gain():
+    """Falcon's new decoder has ln_attn where the tables know input_layernorm."""
+    config = transformers.FalconConfig(**TEXT, num_kv_heads=H, new_decoder_architecture=True)
+    layers = attention_layers(transformers.FalconModel(config))
+    assert not any(layer.gains_known for layer in layers)
+    with pytest.raises(UnsupportedAttention, match="fold=True is refused"):
+        mimetic.measure(layers, fold=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "crosses"),
+    [("pix2struct", "encoder_decoder_attention.attention"), ("kosmos-2", "image_to_text_projection.x_attn"), ("edgetam", "final_attn_token_to_image")],
+)
+def test_cross_attention_under_other_names_is_left_alone(kind, crosses):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = plan_transformers(kind).make()
+        kinds = {layer.name: layer.kind for layer in attention_layers(model)}
+        named = [name for name in kinds if name.endswith(crosses)]
+        assert named and all(kinds[name] == "cross" for name in named)
+        assert not set(named) & {layer.name for layer in mimetic.mimetic_init_(model)}
+
+
+def test_attention_in_a_projection_around_a_known_layer_is_refused():
+    """Aria's has q_proj, k_proj and v_proj in front of an nn.MultiheadAttention: neither alone is the layer."""
+    from transformers.models.aria.modeling_aria import AriaCrossAttention
+
+    small = dict(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64)
+    config = transformers.AriaConfig(text_config=small | {"vocab_size": 50}, vision_config=small | {"model_type": "idefics3_vision"})
+    with pytest.raises(UnsupportedAttention, match="AriaCrossAttention is not a known attention class"):
+        mimetic.mimetic_init_(AriaCrossAttention(config), cross=True)
 
 
 def test_latent_attention_is_refused_by_name():

@@ -41,7 +41,7 @@ def test_a_wrong_reader_is_found_out(monkeypatch):
 
     def swapped(module, name, ancestors):
         layer = parts(module, name, ancestors)
-        q = layer.q.clone()
+        q = layer.q
         object.__setattr__(layer, "q", layer.k)
         object.__setattr__(layer, "k", q)
         return layer

@@ -1,6 +1,8 @@
 """mimetic_init_: what it writes, elementwise; what it leaves; what it refuses; reproducibility."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -8,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import mimetic
 from mimetic import LANGUAGE, VISION, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, mimetic_init_, semi_diagonal
-from mimetic.models.blocks import Block
+from mimetic.models.blocks import Block, SelfAttention
 from mimetic.models.vit import ViT, ViTConfig
 
 CONFIG = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=3, d_model=48, depth=2, num_heads=3)
@@ -205,7 +208,154 @@ def test_half_shared_layers_are_refused_before_anything_is_written():
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
+def test_one_weight_read_with_two_numbers_of_heads_is_refused():
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(32, 4), "b": nn.MultiheadAttention(32, 8)})
+    model["b"].in_proj_weight, model["b"].out_proj.weight = model["a"].in_proj_weight, model["a"].out_proj.weight
+    with pytest.raises(UnsupportedAttention, match="b: shares some but not all .* or reads them in another way"):
+        mimetic_init_(model)
+
+
+def test_tied_weights_with_biases_of_their_own():
+    model = vit()
+    for name in ("qkv", "proj"):
+        getattr(model.blocks[1].attn, name).weight = getattr(model.blocks[0].attn, name).weight
+        nn.init.normal_(getattr(model.blocks[1].attn, name).bias)
+    written = mimetic_init_(model, generator=seeded())
+    assert written[1].tied_to == "blocks.0.attn" and "q_bias" in written[1].zeroed_biases
+    assert not model.blocks[1].attn.qkv.bias.any() and not model.blocks[1].attn.proj.bias.any()
+
+
+def test_constants_of_tied_layers_are_counted_and_must_agree():
+    model = vit()
+    for name in ("qkv", "proj"):
+        getattr(model.blocks[1].attn, name).weight = getattr(model.blocks[0].attn, name).weight
+    mimetic_init_(model, mimetic.fit(model), generator=seeded())  # one value a layer, tied ones included
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn has the parameters of blocks\.0\.attn"):
+        mimetic_init_(model, MimeticSpec(qk_alpha=(0.7, 0.3)))
+
+
+def test_self_attention_tied_to_cross_attention_is_refused():
+    layer = nn.TransformerDecoderLayer(32, 4)
+    layer.multihead_attn.in_proj_weight, layer.multihead_attn.out_proj.weight = layer.self_attn.in_proj_weight, layer.self_attn.out_proj.weight
+    with pytest.raises(UnsupportedAttention, match="multihead_attn: cross-attention that shares its projections"):
+        mimetic_init_(layer)
+
+
+WORK = """
+import sys, torch, mimetic
+from torch import nn
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
+torch.manual_seed(rank)  # the processes' own random numbers differ
+model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.MultiheadAttention(32, 4)))
+mimetic.mimetic_init_(model)
+torch.save(model.module[0].in_proj_weight.data, f"{sys.argv[2]}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_replicas_in_several_processes_stay_equal(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", WORK, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second) and attention_norm(first) > 0.5
+
+
+def attention_norm(weight):
+    return weight.norm() / weight.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype(dtype):
+    """Also with more head dimensions than the width, where a random rotation is drawn."""
+    model, wide = vit(), SelfAttention(16, 2)
+    wide.qkv, wide.proj, wide.head_dim = nn.Linear(16, 96), nn.Linear(32, 16), 16
+    torch.set_default_dtype(dtype)
+    try:
+        for one in (model, wide):
+            mimetic_init_(one, generator=seeded())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    check_targets(attention_layers(model), seeded())
+
+
+def test_fit_with_another_default_device():
+    model = vit()
+    mimetic_init_(model, generator=seeded())
+    torch.set_default_device("meta")
+    try:
+        spec = mimetic.fit(model)
+    finally:
+        torch.set_default_device(None)
+    assert spec.vp_beta[0] == pytest.approx(-0.4, abs=0.02)
+
+
 # --- refusals ---
+
+
+def computed_in_proj():
+    model = nn.Sequential(nn.MultiheadAttention(32, 4))
+    torch.nn.utils.parametrizations.weight_norm(model[0], "in_proj_weight")
+    return model
+
+
+def pruned_in_proj():
+    model = nn.Sequential(nn.MultiheadAttention(32, 4))
+    prune.l1_unstructured(model[0], "in_proj_weight", 0.2)
+    return model
+
+
+def pruned_bias():
+    model = vit()
+    prune.l1_unstructured(model.blocks[0].attn.qkv, "bias", 0.2)
+    return model
+
+
+def lora_by_forward():
+    model = vit()
+    qkv = model.blocks[1].attn.qkv
+    plain, extra = qkv.forward, torch.randn(48, 144)
+    qkv.forward = lambda x: plain(x) + x @ extra
+    return model
+
+
+def forward_of_ones_own():
+    model = vit()
+    model.blocks[1].attn.forward = lambda x, mask=None: x
+    return model
+
+
+def wrapped_projections():
+    """An unknown layer whose linear layers lie one deeper, as LoRA's do, beside one that is known."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Linear(8, 8)
+
+    class FancyAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj, self.o_proj = Wrapped(), Wrapped(), Wrapped(), Wrapped()
+
+    model = vit()
+    model.extra = FancyAttention()
+    return model
+
+
+def value_is_projection():
+    model = nn.Sequential(nn.MultiheadAttention(32, 4, kdim=32, vdim=32))
+    model[0].in_proj_weight = None
+    for part in "qkv":
+        setattr(model[0], f"{part}_proj_weight", nn.Parameter(torch.randn(32, 32)))
+    model[0].out_proj.weight = model[0].v_proj_weight
+    return model
+
+
+def sharded_away():
+    model = vit()
+    model.blocks[0].attn.qkv.weight.data = torch.empty(0)
+    return model
 
 
 def mha_with_other_widths():
@@ -276,6 +426,14 @@ def in_inference_mode():
         (unknown_attention, r"extra: .*FancyAttention is not a known attention class"),
         (changed_forward, r"0: changed_forward.<locals>.Scaled overrides the forward of MultiheadAttention"),
         (nameless_attention, r"mix: .*Mixer is not a known attention class"),
+        (computed_in_proj, "0: q is no view of a parameter .it is computed"),
+        (pruned_in_proj, "0: q is no view of a parameter .it is computed"),
+        (pruned_bias, r"blocks\.0\.attn: q_bias is no view of a parameter"),
+        (lora_by_forward, r"blocks\.1\.attn: the forward of qkv was replaced"),
+        (forward_of_ones_own, r"blocks\.1\.attn: its forward was replaced"),
+        (wrapped_projections, "extra: .*FancyAttention is not a known attention class"),
+        (value_is_projection, "0: two of its projections are one parameter"),
+        (sharded_away, r"blocks\.0\.attn: qkv\.weight has no elements"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -295,6 +453,9 @@ def test_refusals_name_the_layer_and_the_reason(make, words):
         (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(vp_alpha=0, vp_beta=0), ValueError, "both 0"),
+        (lambda m: MimeticSpec(qk_alpha=(0.7, 0), qk_beta=(0.7, 0)), ValueError, "qk_alpha and qk_beta are both 0 in layer 1"),
+        (lambda m: MimeticSpec(qk_alpha=1e22), ValueError, "between -1e.06 and 1e.06"),
+        (lambda m: mimetic.initialize_(m, "mimetic", default="kaiming"), ValueError, "default must be one of timm"),
         (lambda m: mimetic.initialize_(m, "kaiming"), ValueError, "timm, torch, xavier, .*mimetic, mimetic-qk, mimetic-vp"),
     ],
 )
@@ -542,6 +703,40 @@ def test_xavier_treats_queries_keys_and_values_as_three_matrices():
         bound = (6 / (d + d)) ** 0.5
         for matrix in (layer.q, layer.k, layer.v, layer.proj):
             assert 0.9 * bound < matrix.abs().max() <= bound
+
+
+def unchanged_by(model, call, error):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error):
+        call(model)
+    return all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_initialised_keeps_its_weights():
+    assert unchanged_by(unknown_attention(), lambda m: mimetic.initialize_(m, "mimetic"), UnsupportedAttention)
+    for rank in (0, 999):
+        assert unchanged_by(vit(), lambda m, rank=rank: mimetic.initialize_(m, "mimetic", qk_rank=rank), ValueError)
+    spec = MimeticSpec(qk_alpha=(0.7,) * 5)
+    assert unchanged_by(vit(), lambda m: mimetic.initialize_(m, "mimetic", spec=spec), ValueError)
+
+
+@pytest.mark.parametrize("name", ["timm", "torch", "xavier", "gpt2", "bert", "mimetic"])
+def test_a_generator_decides_every_weight_of_other_libraries_models(name):
+    torchvision, transformers = pytest.importorskip("torchvision"), pytest.importorskip("transformers")
+    gpt2 = transformers.GPT2Config(n_embd=32, n_head=2, n_layer=1, vocab_size=50, n_positions=16, bos_token_id=0, eos_token_id=0)
+    vit_like = dict(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64)
+    for make in (lambda: torchvision.models.VisionTransformer(**vit_like), lambda: transformers.GPT2Model(gpt2)):
+        first, second = make(), make()
+        for model in (first, second):
+            mimetic.initialize_(model, name, generator=seeded())
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_parameters_without_a_rule_are_named():
+    model = vit()
+    model.memory = nn.Parameter(torch.randn(3))
+    with pytest.warns(MimeticWarning, match="'timm' has no rule for memory: left as they were"):
+        mimetic.initialize_(model, "timm", generator=seeded())
 
 
 def test_controls_refuse_what_they_cannot_do():

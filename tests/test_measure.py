@@ -121,6 +121,20 @@ def test_fit_says_when_a_diagonal_is_out_of_reach():
     assert spec.qk_beta[0] > 0 and spec.vp_beta[0] == pytest.approx(-1.0) and spec.vp_alpha[0] == 0.0
 
 
+def test_fit_names_a_layer_without_a_product():
+    """A zero output matrix is a common initialization: imitated, it would be a layer that never learns."""
+    model = nn.Sequential(nn.MultiheadAttention(32, 4), nn.MultiheadAttention(32, 4))
+    nn.init.zeros_(model[1].out_proj.weight)
+    with pytest.raises(UnsupportedAttention, match="1: a product of its weights is 0"):
+        mimetic.fit(model)
+
+
+def test_products_are_full_precision_under_autocast():
+    layer = mimetic.attention_layers(nn.MultiheadAttention(32, 4))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.qk(0).dtype == layer.vp().dtype == torch.float32
+
+
 def test_only_cross_attention():
     layer = nn.TransformerDecoderLayer(32, 4)
     assert set(measure(layer).name) == {"self_attn"}

@@ -8,10 +8,10 @@ Shape suffixes: D d_model, H query heads, G key/value heads (G = H unless groupe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class UnsupportedAttention(ValueError):
@@ -44,7 +44,6 @@ class AttentionLayer:
     gains_known: bool = True  #: False: the adapter does not know this block, fold=True is refused
     kind: str = "self"  #: "self" or "cross"
     caveats: tuple[str, ...] = ()  #: what changes the effect: RoPE, QK-norm, ... (each a short sentence)
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)  #: what the views look into, by name
 
     def __repr__(self) -> str:
         heads = f"{self.num_heads}" if self.num_heads == self.num_kv_heads else f"{self.num_heads}/{self.num_kv_heads}"
@@ -102,7 +101,8 @@ class AttentionLayer:
         tokens see it. Raises UnsupportedAttention where the adapter does not know that gain.
         """
         gain, _ = self._gains(fold)
-        return _fold_rows(_wide(self.w_q(h)), gain) @ _fold_rows(_wide(self.w_k(h)), gain).mT
+        with torch.autocast(self.q.device.type, enabled=False):
+            return _fold_rows(_wide(self.w_q(h)), gain) @ _fold_rows(_wide(self.w_k(h)), gain).mT
 
     @torch.no_grad()
     def vp(self, h: int | None = None, fold: bool = False) -> Tensor:
@@ -116,7 +116,8 @@ class AttentionLayer:
         right = torch.cat([_wide(self.w_proj(i)) for i in heads], dim=0)
         if scale is not None:
             right = right * scale
-        return left @ right
+        with torch.autocast(self.q.device.type, enabled=False):
+            return left @ right
 
     def _gains(self, fold: bool) -> tuple[Tensor | None, Tensor | None]:
         if not fold:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mimetic import lapack
-from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
+from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.construct import NOISES, semi_diagonal
-from mimetic.scan import scan
+from mimetic.plan import plan
 
 BIASES = ("zero", "keep")
+LARGEST = 1e6  # of a constant: its square root must fit into half precision, its square into single
 
 # Heads that share their keys (grouped-query attention) share this part of their noise's variance; see _qk_targets.
 SHARED_NOISE = 0.5
@@ -47,11 +48,18 @@ class MimeticSpec:
             values = (value,) if isinstance(value, (int, float)) else tuple(value)
             if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
+            if max(map(abs, values)) > LARGEST:
+                raise ValueError(f"{name} must be between -{LARGEST:g} and {LARGEST:g}; got {value!r}")
             if not isinstance(value, (int, float)):
                 object.__setattr__(self, name, tuple(float(v) for v in values))
         for part in ("qk", "vp"):
-            if not getattr(self, f"{part}_alpha") and not getattr(self, f"{part}_beta"):
-                raise ValueError(f"{part}_alpha and {part}_beta are both 0: such weights never learn; use {part}=False instead")
+            alpha, beta = getattr(self, f"{part}_alpha"), getattr(self, f"{part}_beta")
+            count = max(len(v) if isinstance(v, tuple) else 1 for v in (alpha, beta))
+            pairs = zip(*(v if isinstance(v, tuple) else (v,) * count for v in (alpha, beta)))
+            for i, pair in enumerate(pairs):
+                if pair == (0, 0):
+                    where = f" in layer {i}" if count > 1 else ""
+                    raise ValueError(f"{part}_alpha and {part}_beta are both 0{where}: such weights never learn; use {part}=False instead")
 
     @classmethod
     def constants(cls) -> list[str]:
@@ -115,7 +123,9 @@ def mimetic_init_(
 
     Nothing but attention weights (and their biases) is touched. All checks come before the first write. The targets are
     drawn on the generator's device (CPU without one) and factorised on the CPU in float32 or better, then cast to the
-    parameters' dtype and device: one seed gives the same weights everywhere. Cost: heads * d^3 per layer.
+    parameters' dtype and device: one seed gives the same products everywhere, and with the same LAPACK the same weights. Around
+    DistributedDataParallel, all processes must call it; without a generator they take the first one's random numbers. Cost:
+    heads * d^3 per layer.
 
     Grouped-query attention: the query heads of one key head cannot each have a product of their own. Their targets share
     half of their noise's variance, W_K takes the directions that serve the group best (the top right singular vectors of
@@ -126,7 +136,8 @@ def mimetic_init_(
 
     Args:
         model: any module with supported attention layers (see the coverage table).
-        spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless cross.
+        spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless cross; layers
+            that share their parameters must have the same values.
         qk: write W_Q and W_K.
         vp: write W_V and W_proj.
         biases: "zero" zeroes the biases of what is written, "keep" leaves them.
@@ -149,11 +160,11 @@ def mimetic_init_(
         raise ValueError("nothing to write: qk and vp are both False")
     if not isinstance(spec, MimeticSpec):
         raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
-    layers, tied = _choose(model, qk, vp, cross)
-    constants = [spec.layer(i, len(layers)) for i in range(len(layers))]
-    for layer in layers:
-        _check_shapes(layer, qk, vp)
-    _warn(layers, qk, vp)
+    planned = plan(model, spec, qk=qk, vp=vp, cross=cross)
+    layers, constants, tied = planned.layers, planned.constants, planned.tied
+    for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
+        warnings.warn(note, MimeticWarning, stacklevel=3)
+    generator = generator or _first_process_generator(model)
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
@@ -166,7 +177,8 @@ def mimetic_init_(
             layer.k[:, g].copy_(right.mT)
         else:
             _write_vp(layer, lefts[0], right)
-    zeroed = {layer.name: _zero_biases(layer, qk, vp) if biases == "zero" else () for layer in layers}
+    every = [*layers, *(layer for layer, _ in tied)]  # tied weights may have biases of their own
+    zeroed = {layer.name: _zero_biases(layer, qk, vp) if biases == "zero" else () for layer in every}
 
     def report(layer, c, tied_to=None):
         # after _factor each diagonal is that of the float32 factors, before the cast to the layer's dtype
@@ -175,7 +187,7 @@ def mimetic_init_(
             layer.name, layer.d_model, layer.num_heads, layer.num_kv_heads, layer.head_dim,
             (c["qk_alpha"], c["qk_beta"]) if qk else None, means["qk"],
             (c["vp_alpha"], c["vp_beta"]) if vp else None, means["vp"],
-            zeroed[tied_to or layer.name], str(layer.q.dtype).removeprefix("torch."), tied_to,
+            zeroed[layer.name], str(layer.q.dtype).removeprefix("torch."), tied_to,
         )  # fmt: skip
 
     by_name = {layer.name: c for layer, c in zip(layers, constants)}
@@ -184,74 +196,16 @@ def mimetic_init_(
     ]
 
 
-def _choose(model: nn.Module, qk: bool, vp: bool, cross: bool) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
-    """The layers to write, and (layer, name of the earlier one) for those whose parameters are an earlier layer's."""
-    found = scan(model)
-    every = found.require(model)
-    chosen = [layer for layer in every if cross or layer.kind == "self"]
-    left = [layer.name for layer in every if layer not in chosen]
-    if not chosen:
-        for layer in every:
-            _check_shapes(layer, qk, vp)
-        raise UnsupportedAttention(f"{left[0]}: only cross-attention was found; cross=True writes it all the same")
-    if left:
-        _say(f"{_names(left)}: cross-attention, left alone (cross=True writes it too)")
-    for name, reason in found.passed_over.items():
-        _say(f"{name}: left alone, {reason}")
-    layers, tied, seen = [], [], {}
-    for layer in chosen:
-        keys = [(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()) for t in _weights(layer)]
-        if len(set(keys)) < 4:
-            raise UnsupportedAttention(f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone")
-        owners = {seen.get(key) for key in keys}
-        if owners == {None}:
-            layers.append(layer)
-            seen.update(dict.fromkeys(keys, layer.name))
-        elif len(owners) == 1:
-            tied.append((layer, owners.pop()))
-        else:
-            other = next(o for o in owners if o)
-            raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {other}")
-    return layers, tied
-
-
-def _weights(layer: AttentionLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return layer.q, layer.k, layer.v, layer.proj
-
-
-def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:
-    d = layer.d_model
-    if qk and layer.k.shape[0] != d:
-        raise UnsupportedAttention(
-            f"{layer.name}: queries are made from width {d}, keys from width {layer.k.shape[0]}; W_Q W_K^T has no diagonal"
-        )
-    if vp and (layer.v.shape[0], layer.proj.shape[2]) != (d, d):
-        raise UnsupportedAttention(
-            f"{layer.name}: values are made from width {layer.v.shape[0]} and written to width {layer.proj.shape[2]} "
-            f"in a model of width {d}; W_V W_proj has no diagonal"
-        )
-    if layer.num_heads % layer.num_kv_heads or layer.v.shape[1] != layer.num_kv_heads:
-        raise UnsupportedAttention(
-            f"{layer.name}: {layer.num_heads} query, {layer.num_kv_heads} key and {layer.v.shape[1]} value heads do not group"
-        )
-
-
-def _warn(layers: list[AttentionLayer], qk: bool, vp: bool) -> None:
-    caveats: dict[str, list[str]] = {}
-    for layer in layers:
-        for caveat in layer.caveats:
-            caveats.setdefault(caveat, []).append(layer.name)
-    for caveat, names in caveats.items():
-        _say(f"{_names(names)}: {caveat}")
-
-
-def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} layers ({names[0]} to {names[-1]})"
-
-
-def _say(text: str) -> None:
-    # stacklevel 4: the caller of mimetic_init_, through no_grad's wrapper
-    warnings.warn(text, MimeticWarning, stacklevel=5)
+def _first_process_generator(model: nn.Module) -> torch.Generator | None:
+    """For a model whose replicas must stay equal (DistributedDataParallel): a generator with one seed in all processes."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    if not any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        return None
+    seed = [int(torch.randint(2**62, ()))]
+    dist.broadcast_object_list(seed, src=0)
+    return torch.Generator().manual_seed(seed[0])
 
 
 def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, Tensor, int]]:
@@ -292,7 +246,7 @@ def _factor(jobs, generator) -> Iterator[tuple[tuple, Tensor, Tensor]]:
             d, spread = stack.shape[-1], None
             if rank > d:  # drawn here, in the order of the jobs, not when a thread is done
                 device = generator.device if generator is not None else "cpu"
-                spread = torch.linalg.qr(torch.randn(rank, d, generator=generator, device=device).cpu())[0].mT
+                spread = torch.linalg.qr(torch.randn(rank, d, generator=generator, device=device, dtype=torch.float32).cpu())[0].mT
             waiting.append((key, spread))
             yield stack.cpu(), min(rank, d)
 
@@ -300,7 +254,8 @@ def _factor(jobs, generator) -> Iterator[tuple[tuple, Tensor, Tensor]]:
         key, spread = waiting.popleft()
         if spread is not None:
             # its rows are orthonormal: lefts @ spread @ spread.T @ right = lefts @ right, and no head dimension is dead
-            lefts, right = lefts @ spread, spread.mT @ right
+            with torch.autocast("cpu", enabled=False):
+                lefts, right = lefts @ spread, spread.mT @ right
         yield key, lefts, right
 
 

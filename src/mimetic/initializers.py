@@ -7,13 +7,15 @@ matters. The names are INITIALIZERS. With one generator state all of them share 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer
+from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.initialize import VISION, MimeticSpec, mimetic_init_
+from mimetic.plan import plan
 from mimetic.scan import attention_layers
 
 Generator = torch.Generator | None
@@ -22,16 +24,20 @@ Generator = torch.Generator | None
 # --- defaults --------------------------------------------------------------------------------------------------------
 
 
+POSITIONS = ("pos_embed", "pos_embedding")  # learned position embeddings that are parameters, of our models, timm's and torchvision's
+CLASS_TOKENS = ("cls_token", "class_token")
+
+
 def init_timm_(model: nn.Module, generator: Generator = None) -> None:
     """timm's ViT default: nn.Linear weights trunc-normal with std .02, biases 0; learned position embedding and class token
     as timm has them (std .02 and 1e-6); everything else (patch embedding, norms) as PyTorch. Source: timm
     models/vision_transformer.py, init_weights_vit_timm."""
     init_torch_(model, generator)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for _, weights, bias in _linear(model):
+        for weight in weights:
+            nn.init.trunc_normal_(weight, std=0.02, generator=generator)
+        if bias is not None:
+            nn.init.zeros_(bias)
 
 
 def init_torch_(model: nn.Module, generator: Generator = None) -> None:
@@ -44,10 +50,15 @@ def init_torch_(model: nn.Module, generator: Generator = None) -> None:
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
+            elif _is_conv1d(module):  # as transformers builds it
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
     for name, p in model.named_parameters():
-        if name.endswith("pos_embed") and p.requires_grad:
+        if name.endswith(POSITIONS) and p.requires_grad:
             nn.init.trunc_normal_(p, std=0.02, generator=generator)
-        elif name.endswith("cls_token"):
+        elif name.endswith(CLASS_TOKENS):
             nn.init.normal_(p, std=1e-6, generator=generator)
 
 
@@ -55,12 +66,12 @@ def init_xavier_(model: nn.Module, generator: Generator = None) -> None:
     """Xavier (Glorot) uniform for every nn.Linear, biases 0; a fused qkv weight as three matrices, since its fan-out as one
     is not that of a query. The rest as init_torch_. The choice of the original ViT and of Flax's attention."""
     init_torch_(model, generator)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            for part in module.weight.chunk(3) if name.rpartition(".")[2] == "qkv" else (module.weight,):
+    for name, weights, bias in _linear(model):
+        for weight in weights:
+            for part in weight.chunk(3) if name.rpartition(".")[2] == "qkv" else (weight,):
                 nn.init.xavier_uniform_(part, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if bias is not None:
+            nn.init.zeros_(bias)
 
 
 def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
@@ -68,16 +79,19 @@ def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
     std .02 / sqrt(2 * depth) for the two layers of a block that write to the residual stream (attention's projection, the
     MLP's second layer). Source: Radford et al. 2019, section 2.3; transformers models/gpt2/modeling_gpt2.py."""
     init_torch_(model, generator)
-    depth = sum(name.endswith("attn.proj") for name, _ in model.named_modules())
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            residual = name.endswith(("attn.proj", "mlp.fc2"))
-            nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02, generator=generator)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+    depth = sum(name.endswith(ATTENTION_OUT) for name, _ in model.named_modules())
+    for name, weights, bias in _linear(model, embeddings=True):
+        residual = name.endswith((*ATTENTION_OUT, *MLP_OUT))
+        for weight in weights:
+            nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02, generator=generator)
+        if bias is not None:
+            nn.init.zeros_(bias)
     for name, p in model.named_parameters():
-        if name.endswith("pos_embed") and p.requires_grad:
+        if name.endswith(POSITIONS) and p.requires_grad:
             nn.init.normal_(p, std=0.02, generator=generator)
+
+
+ATTENTION_OUT, MLP_OUT = ("attn.proj", "attn.c_proj"), ("mlp.fc2", "mlp.c_proj")  # ours and timm's, transformers' GPT-2's
 
 
 def init_bert_(model: nn.Module, generator: Generator = None) -> None:
@@ -86,14 +100,31 @@ def init_bert_(model: nn.Module, generator: Generator = None) -> None:
     embeddings, whose PyTorch default, std 1, would make the scores of a tied output fifty times larger, and it cuts at .04
     where timm's cut, at 2, never happens. Source: create_initializer in google-research/bert and FeiSun/BERT4Rec, modeling.py."""
     init_torch_(model, generator)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            _bert_normal_(module.weight, generator)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+    for _, weights, bias in _linear(model, embeddings=True):
+        for weight in weights:
+            _bert_normal_(weight, generator)
+        if bias is not None:
+            nn.init.zeros_(bias)
     for name, p in model.named_parameters():
-        if name.endswith("pos_embed"):
+        if name.endswith(POSITIONS):
             _bert_normal_(p, generator)
+
+
+def _linear(model: nn.Module, embeddings: bool = False) -> Iterator[tuple[str, list[Tensor], Tensor | None]]:
+    """(name, weights, bias) of every linear map, in the model's order: nn.Linear, transformers' Conv1D, nn.MultiheadAttention's
+    queries, keys and values as matrices of their own; and nn.Embedding if wanted. A parameter that several modules share comes
+    as often as it does in them."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or _is_conv1d(module) or (embeddings and isinstance(module, nn.Embedding)):
+            yield name, [module.weight], getattr(module, "bias", None)
+        elif isinstance(module, nn.MultiheadAttention):
+            packed = module.in_proj_weight
+            weights = [getattr(module, f"{part}_proj_weight") for part in "qkv"] if packed is None else list(packed.chunk(3))
+            yield name, weights, module.in_proj_bias
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 def _bert_normal_(p: Tensor, generator: Generator) -> None:
@@ -147,12 +178,16 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
         ValueError: rank is not between 1 and head_dim.
     """
     for layer in _unshared(model):
-        if not 1 <= rank <= layer.head_dim:
-            raise ValueError(f"qk_rank must be between 1 and the head size {layer.head_dim}, not {rank!r}")
+        _check_rank(layer, rank)
         for h in range(layer.num_heads):
             spread = _orthonormal(layer.head_dim, rank, generator).mT
             for factor in (layer.q, layer.k):
                 factor[:, h] = factor[:, h, :rank] @ spread
+
+
+def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
+    if rank is not None and not 1 <= rank <= layer.head_dim:
+        raise ValueError(f"qk_rank must be between 1 and the head size {layer.head_dim}, not {rank!r}")
 
 
 def _unshared(model: nn.Module) -> list[AttentionLayer]:
@@ -167,7 +202,7 @@ def _unshared(model: nn.Module) -> list[AttentionLayer]:
 def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
     """(d, k) with orthonormal columns, k <= d, uniformly distributed."""
     device = generator.device if generator is not None else "cpu"
-    q, r = torch.linalg.qr(torch.randn(d, k, generator=generator, device=device).cpu())
+    q, r = torch.linalg.qr(torch.randn(d, k, generator=generator, device=device, dtype=torch.float32).cpu())
     return q * r.diagonal().sign()  # without the signs QR prefers some directions (Mezzadri 2007)
 
 
@@ -214,21 +249,43 @@ def initialize_(
         generator: source of randomness; None takes torch's global one.
 
     Raises:
-        ValueError: unknown name (the message lists the choices), or a qk_rank that the name does not take.
+        ValueError: unknown name (the message lists the choices), or a qk_rank that the name does not take. Nothing was written.
+        UnsupportedAttention: a mimetic name, and a layer cannot be handled. Nothing was written.
+
+    Warns:
+        MimeticWarning: parameters that the default has no rule for (a module's own tokens, gains and the like); and what
+            ``mimetic_init_`` warns of.
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
     if qk_rank is not None and name not in ("mimetic", "mimetic-qk"):
         raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
     if name in DEFAULTS:
-        DEFAULTS[name](model, generator)
+        _default_(model, name, generator)
         return
-    DEFAULTS[default](model, generator)
+    if default not in DEFAULTS:
+        raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
+    qk, vp = name != "mimetic-vp", name != "mimetic-qk"
+    plan(model, spec, qk=qk, vp=vp)  # nothing is written into a model that cannot be initialised
+    if name in (*CONTROLS, "timm-rescaled") or qk_rank is not None:
+        for layer in _unshared(model):
+            _check_rank(layer, qk_rank)
+    _default_(model, default, generator)
     target = copy.deepcopy(model) if name == "timm-rescaled" else model
-    mimetic_init_(target, spec, qk=name != "mimetic-vp", vp=name != "mimetic-qk", generator=generator)
+    mimetic_init_(target, spec, qk=qk, vp=vp, generator=generator)
     if name == "timm-rescaled":
         rescale_like_(model, target)
     elif name in CONTROLS:
         CONTROLS[name](model, generator)
     elif qk_rank is not None:
         truncate_qk_(model, qk_rank, generator)
+
+
+def _default_(model: nn.Module, name: str, generator: Generator) -> None:
+    """One of DEFAULTS; random parameters for which it has no rule are named in a warning and left as they are."""
+    before = {name: p._version for name, p in model.named_parameters()}  # counts what is written in place
+    DEFAULTS[name](model, generator)
+    left = [n for n, p in model.named_parameters() if p._version == before[n] and not (p == p.flatten()[:1]).all()]
+    if left:
+        shown = f"{', '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}"
+        warnings.warn(f"{name!r} has no rule for {shown}: left as they were", MimeticWarning, stacklevel=4)

@@ -90,8 +90,12 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     diagonal and root-mean-square spread over heads (found on random draws with a fixed seed). So
     `mimetic_init_(fresh, fit(trained))` gives a fresh model the trained one's statistics, at any seed.
 
+    Heads that share a key head (grouped queries) end with a diagonal up to a tenth below the trained one's: their products are not
+    free of each other.
+
     Raises:
-        UnsupportedAttention: no supported self-attention layer, or (fold=True) a layer whose gains are not known.
+        UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate), or (fold=True) a
+            layer whose gains are not known.
 
     Warns:
         MimeticWarning: a diagonal stronger than any alpha Z + beta I of that rank has; the nearest ratio is taken.
@@ -123,6 +127,8 @@ def fit_layer(rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None 
 
 def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tuple[float, float]:
     """(alpha, beta) whose rank-k truncation in width d has this mean diagonal and off-diagonal sd."""
+    if not diagonal and not spread:
+        raise UnsupportedAttention(f"{name}: a product of its weights is 0, so there is nothing to imitate")
     if k == d:
         return spread * d**0.5, diagonal
     ratios, means, spreads = truncation_curve(d, k)
@@ -154,7 +160,7 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     noise = [semi_diagonal(width, 1.0, 0.0, generator=generator, dtype=torch.float64) for _ in range(4)]
     means, spreads = [], []
     for ratio in ratios:
-        products = [left @ right for left, right in (factor_top_k(Z + ratio * torch.eye(width), rank) for Z in noise)]
+        products = [left @ right for left, right in (factor_top_k(Z + ratio * torch.eye(width, dtype=Z.dtype, device=Z.device), rank) for Z in noise)]
         numbers = [statistics(P) for P in products]
         # at beta = 0 there is no sign to keep: the expected diagonal is 0
         means.append(np.mean([n["diag_mean"] for n in numbers]) if ratio else 0.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from mimetic.adapters import find_reader, looks_like_attention, unknown
-from mimetic.adapters.views import NotSelfAttention
+from mimetic.adapters import find_reader, has_projections, looks_like_attention, unknown
+from mimetic.adapters.views import NotSelfAttention, replaced_forward
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 
@@ -40,6 +40,7 @@ def scan(model: nn.Module) -> Scan:
     found = Scan([], {}, {})
     claimed: list[str] = []
     suspects: list[tuple[str, str]] = []
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor and not t.is_meta}
     for name, module in modules.items():
         reader = find_reader(type(module))
         if reader is None:
@@ -49,16 +50,36 @@ def scan(model: nn.Module) -> Scan:
         claimed.append(name)
         shown = clean_name(name) or type(module).__name__
         try:
-            found.layers.append(reader(module, shown, ancestors(modules, name)))
+            if replaced_forward(module):
+                raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else")
+            found.layers.append(_checked(reader(module, shown, ancestors(modules, name)), owned))
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
             found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
+        except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
+            found.refused[shown] = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
     for name, reason in suspects:
-        # a container around a known layer, or a part of one, is not a layer of its own
-        if not any(_within(name, other) or _within(other, name) for other in claimed):
+        # a container around a known layer is not a layer of its own, unless it has projections beside it; a part of one never is
+        inside = any(_within(name, other) for other in claimed)
+        around = any(_within(other, name) for other in claimed) and not has_projections(modules[name])
+        if not (inside or around):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
     return found
+
+
+VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")
+
+
+def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
+    """The layer, if all its views look into the model's own parameters: what is written into a copy would be lost."""
+    for name in VIEWS:
+        view = getattr(layer, name)
+        if view is not None and view.untyped_storage().data_ptr() not in owned:
+            raise UnsupportedAttention(f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
+        if view is not None and any(s == 0 and n > 1 for s, n in zip(view.stride(), view.shape)):
+            raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
+    return layer
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:

@@ -15,7 +15,7 @@ from mimetic.adapters import own, timm, torch_nn, transformers
 from mimetic.adapters.views import Reader, fused_out, linear_in, linear_out
 from mimetic.attention import UnsupportedAttention
 
-__all__ = ["Reader", "find_reader", "fused_out", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
+__all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
 
 _CUSTOM: dict[type, Reader] = {}
 
@@ -38,7 +38,7 @@ def find_reader(cls: type) -> Reader | None:
     tables = (own.READERS, torch_nn.READERS, timm.READERS, getattr(transformers, "READERS", {}))
     for base in cls.__mro__:
         if base in _CUSTOM:
-            return _CUSTOM[base]
+            return _CUSTOM[base] if cls.forward is base.forward else _changed(base)
         key = f"{base.__module__}.{base.__qualname__}"
         for table in tables:
             if key in table:
@@ -56,7 +56,7 @@ def _changed(base: type) -> Reader:
     return refuse
 
 
-_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^xca$", re.IGNORECASE)
+_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^xca$|MLA$", re.IGNORECASE)
 
 
 _PARTS = ({"qkv"}, {"to_qkv"}, {"q_proj", "k_proj"}, {"query", "key"}, {"to_q", "to_k"}, {"to_q", "to_kv"}, {"q", "kv"}, {"q", "k", "v"})
@@ -71,7 +71,13 @@ def looks_like_attention(module: nn.Module) -> bool:
     own = list(module.parameters(recurse=False))
     for child in children.values():
         own += child.parameters(recurse=False)
-    return any(p.ndim >= 2 for p in own)
+    # in wrapped linear layers (LoRA, quantisation) the weights lie deeper
+    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= 3
+
+
+def has_projections(module: nn.Module) -> bool:
+    """Whether a module has children that are an attention layer's projections, by name."""
+    return any(parts <= dict(module.named_children()).keys() for parts in _PARTS)
 
 
 _HINTS = (  # an attribute that gives the kind of attention away -> what it is

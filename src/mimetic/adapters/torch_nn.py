@@ -2,11 +2,10 @@
 
 import re
 
-from mimetic.adapters.views import NotSelfAttention, gain, linear_in, split_out, usable
+from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, split_out, usable
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"pool|probe|(^| )mab|resampler", re.IGNORECASE)
-CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
 
 def multihead_attention(module, name, ancestors) -> AttentionLayer:
@@ -23,10 +22,11 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)
     # the layer itself does not know what it is called with: the names around it do
-    context = " ".join([path, *(type(a).__name__ for _, a in ancestors[:1])])
+    around = [path, *(type(a).__name__ for _, a in ancestors[:1])]
+    context = " ".join(around)
     if POOLING.search(context):
         raise NotSelfAttention(f"{type(parent).__name__} pools with a learned query: its keys and queries are different tokens")
-    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") or CROSS.search(context) else "self"
+    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") or any(map(CROSS.search, around)) else "self"
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
     in_gain, known, caveats = _pre_norm(path, parent, name)

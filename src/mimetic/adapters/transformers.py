@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLING, SANDWICH_BLOCKS
 from mimetic.adapters.views import (
+    CROSS,
     GATE,
     INNER_NORM,
     OUT_NORM,
@@ -54,7 +55,6 @@ HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)
-CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
 
 # --- readers -----------------------------------------------------------------------------------------------------------
@@ -79,6 +79,8 @@ def parts(module, name, ancestors) -> AttentionLayer:
     fused = _fused(module)
     if getattr(module, "is_cross_attention", False) and hasattr(module, "q_attn"):
         raise UnsupportedAttention(f"{name}: this cross-attention keeps keys and values in one matrix beside its queries")
+    if getattr(module, "multi_query", None) is False:  # GPT-BigCode with as many key heads as query heads
+        return interleaved(module, name, ancestors)
     K = _fused_head_dim(module, fused, name)
     w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
     proj = _output(module)
@@ -216,7 +218,7 @@ def _kind(module, ancestors) -> str:
     if getattr(module, "is_cross_attention", None) is True:
         return "cross"
     paths = [path.split(".")[0] for path, _ in ancestors[:2]]
-    return "cross" if CROSS.search(" ".join([type(module).__name__, *paths])) else "self"
+    return "cross" if any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
 
 
 def _caveats(module, K: int, kind: str) -> tuple[str, ...]:
@@ -257,7 +259,9 @@ def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | N
             order = "pre" if getattr(block, "do_layer_norm_before", True) else "post"
         if order == "post":
             return None, None, True, False
-        norm = getattr(block, norm, None) if norm else None  # OLMo's has no gain
+        if norm and not hasattr(block, norm):  # a variant of the block with other norms (Falcon's new decoder)
+            return None, None, False, False
+        norm = getattr(block, norm) if norm else None  # OLMo's has no gain
         in_gain = None if norm is None else gain(norm, name)
         if in_gain is not None and _short(type(norm)) in ONE_PLUS_GAIN:
             in_gain = 1 + in_gain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,15 @@ VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj i
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
+# names of cross-attention, in a class or in the path to a layer
+CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|token_to_image|image_to_token", re.IGNORECASE)
+
+
+def replaced_forward(module: nn.Module) -> bool:
+    """Whether this one module's forward was replaced (a LoRA written over it, say): what it computes is then not known."""
+    return "forward" in vars(module) and not hasattr(module, "_hf_hook")  # accelerate's hooks only move tensors
+
+
 class NotSelfAttention(UnsupportedAttention):
     """A known layer that is not self-attention in the paper's sense and is passed over, not refused."""
 
@@ -37,6 +47,8 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
         raise UnsupportedAttention(f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)")
     if data.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} (quantised weights); use float16, bfloat16 or float32")
+    if not data.numel():
+        raise UnsupportedAttention(f"{name}: {what} has no elements (sharded, or not initialised yet)")
     if data.is_inference():
         raise UnsupportedAttention(f"{name}: {what} was made under torch.inference_mode and cannot be written in place")
     return data.detach()
@@ -52,6 +64,8 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     layer = getattr(layer, "_orig_mod", layer)
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__name__})")
+    if replaced_forward(layer):
+        raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight is not all of it")
     w = usable(layer.weight, name, f"{what}.weight")
     full_name = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if type(layer).forward in _PLAIN_FORWARDS or full_name in _PLAIN_CLASSES:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
 from mimetic.audit.state import StateNames, layer_numbers, tensor
-from mimetic.scan import attention_layers, clean_name
+from mimetic.scan import VIEWS, attention_layers, clean_name
 
 _POSITION = re.compile(r"pos(ition)?_?(emb|ids)|position|wpe|token_type|segment", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte|wpe|cls_token|mask_token|register_tokens|class_token", re.IGNORECASE)
@@ -54,14 +54,9 @@ def count_parameters(model: nn.Module, layers: list[AttentionLayer] | None = Non
     largest table (an untied output, its bias).
     """
     layers = attention_layers(model) if layers is None else layers
-    storages = {
-        t.untyped_storage().data_ptr()
-        for layer in layers
-        for t in (layer.q, layer.k, layer.v, layer.proj, layer.q_bias, layer.k_bias, layer.v_bias, layer.proj_bias)
-        if t is not None
-    }
+    viewed = {view.data_ptr() for layer in layers for name in VIEWS if (view := getattr(layer, name)) is not None}
     tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    named = [(clean_name(n), p, p.untyped_storage().data_ptr() in storages, id(p) in tables) for n, p in model.named_parameters()]
+    named = [(clean_name(n), p, any(0 <= at - p.data_ptr() < p.numel() * p.element_size() for at in viewed), id(p) in tables) for n, p in model.named_parameters()]
     rows = [p.shape[0] for n, p, _, table in named if table and not _POSITION.search(n)]
     return _count([(n, tuple(p.shape), a, t) for n, p, a, t in named], [layer.name for layer in layers], max(rows, default=None))
 

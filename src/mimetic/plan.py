@@ -1,0 +1,109 @@
+"""What mimetic_init_ will write, decided and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from mimetic.attention import AttentionLayer, UnsupportedAttention
+from mimetic.scan import scan
+
+if TYPE_CHECKING:
+    from mimetic.initialize import MimeticSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What mimetic_init_ will write, all checks made and nothing written."""
+
+    layers: list[AttentionLayer]
+    constants: list[dict[str, float]]  # of the layers
+    tied: list[tuple[AttentionLayer, str]]  # layers whose parameters are those of an earlier one, and its name
+    notes: list[str]  # what to warn of
+
+
+def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False) -> Plan:
+    """Raises what mimetic_init_ raises."""
+    found = scan(model)
+    every = found.require(model)
+    chosen = [layer for layer in every if cross or layer.kind == "self"]
+    left = [layer for layer in every if layer not in chosen]
+    if not chosen:
+        for layer in every:
+            _check_shapes(layer, qk, vp)
+        raise UnsupportedAttention(f"{left[0].name}: only cross-attention was found; cross=True writes it all the same")
+    layers, tied = _untie(chosen)
+    written = {place for layer in layers for place in _places(layer)}
+    for layer in left:
+        if written & set(_places(layer)):
+            raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections with a layer to be written; cross=True writes both")
+    for layer in layers:
+        _check_shapes(layer, qk, vp)
+    constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
+    for layer, other in tied:
+        if constants[layer.name] != constants[other]:
+            raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
+    notes = [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"] if left else []
+    notes += [f"{name}: left alone, {reason}" for name, reason in found.passed_over.items()]
+    caveats: dict[str, list[str]] = {}
+    for layer in layers:
+        for caveat in layer.caveats:
+            caveats.setdefault(caveat, []).append(layer.name)
+    notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
+    return Plan(layers, [constants[layer.name] for layer in layers], tied, notes)
+
+
+def _untie(chosen: list[AttentionLayer]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
+    """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an earlier layer's."""
+    layers, tied, seen = [], [], {}
+    for layer in chosen:
+        places = _places(layer)
+        if len(set(places)) < 4:
+            raise UnsupportedAttention(f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone")
+        owner = next((seen[place] for place in places if place in seen), None)
+        if owner is None:
+            layers.append(layer)
+            seen.update(dict.fromkeys(places, layer))
+            continue
+        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(_weights(layer), _weights(owner)))
+        if places != _places(owner) or not alike:
+            raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in another way")
+        tied.append((layer, owner.name))
+    return layers, tied
+
+
+def _weights(layer: AttentionLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return layer.q, layer.k, layer.v, layer.proj
+
+
+def _places(layer: AttentionLayer) -> list[tuple[int, int]]:
+    """Where in memory the four weights begin."""
+    return [(t.untyped_storage().data_ptr(), t.storage_offset()) for t in _weights(layer)]
+
+
+def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:
+    d = layer.d_model
+    if qk and layer.k.shape[0] != d:
+        raise UnsupportedAttention(
+            f"{layer.name}: queries are made from width {d}, keys from width {layer.k.shape[0]}; W_Q W_K^T has no diagonal"
+        )
+    if vp and (layer.v.shape[0], layer.proj.shape[2]) != (d, d):
+        raise UnsupportedAttention(
+            f"{layer.name}: values are made from width {layer.v.shape[0]} and written to width {layer.proj.shape[2]} "
+            f"in a model of width {d}; W_V W_proj has no diagonal"
+        )
+    if layer.k.shape[2] != layer.head_dim or layer.proj.shape[:2] != (layer.num_heads, layer.v.shape[2]):
+        raise UnsupportedAttention(
+            f"{layer.name}: queries of {layer.head_dim} and keys of {layer.k.shape[2]}, or values {tuple(layer.v.shape)} and a projection "
+            f"{tuple(layer.proj.shape)}, do not fit together"
+        )
+    if layer.num_heads % layer.num_kv_heads or layer.v.shape[1] != layer.num_kv_heads:
+        raise UnsupportedAttention(
+            f"{layer.name}: {layer.num_heads} query, {layer.num_kv_heads} key and {layer.v.shape[1]} value heads do not group"
+        )
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers ({names[0]} to {names[-1]})"
