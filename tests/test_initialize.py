@@ -178,6 +178,18 @@ def test_compiled_and_wrapped_models_have_plain_names():
     assert attention_layers(wrapped)[0].name == "blocks.0.attn"
 
 
+def test_a_part_that_is_called_like_a_wrapper():
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(32, 4)})
+    model.module = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)})
+    written = mimetic_init_(model, generator=seeded())
+    assert [layer.name for layer in written] == ["attn", "module.attn"] and written[0].qk_diagonal != written[1].qk_diagonal
+
+
+def test_constants_may_be_numpys():
+    assert MimeticSpec(qk_alpha=np.float32(0.5)).layer(0, 1)["qk_alpha"] == 0.5
+    assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -404,6 +416,12 @@ def nameless_attention():
     return model
 
 
+def lazy():
+    model = vit()
+    model.blocks[0].attn.qkv = nn.LazyLinear(144)
+    return model
+
+
 def on_meta():
     with torch.device("meta"):
         return ViT(CONFIG)
@@ -433,6 +451,7 @@ def in_inference_mode():
         (forward_of_ones_own, r"blocks\.1\.attn: its forward was replaced"),
         (wrapped_projections, "extra: .*FancyAttention is not a known attention class"),
         (value_is_projection, "0: two of its projections are one parameter"),
+        (lazy, r"blocks\.0\.attn: qkv\.weight is not initialised yet"),
         (sharded_away, r"blocks\.0\.attn: qkv\.weight has no elements"),
     ],
 )

@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,12 @@ class MimeticSpec:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
         for name in self.constants():
             value = getattr(self, name)
-            values = (value,) if isinstance(value, (int, float)) else tuple(value)
-            if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            values = (value,) if isinstance(value, Real) else tuple(value)
+            if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if max(map(abs, values)) > LARGEST:
                 raise ValueError(f"{name} must be between -{LARGEST:g} and {LARGEST:g}; got {value!r}")
-            if not isinstance(value, (int, float)):
+            if not isinstance(value, Real):
                 object.__setattr__(self, name, tuple(float(v) for v in values))
         for part in ("qk", "vp"):
             alpha, beta = getattr(self, f"{part}_alpha"), getattr(self, f"{part}_beta")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import find_reader, has_projections, looks_like_attention, unknown
 from mimetic.adapters.views import NotSelfAttention, replaced_forward
@@ -39,8 +40,9 @@ def scan(model: nn.Module) -> Scan:
     modules = dict(model.named_modules())
     found = Scan([], {}, {})
     claimed: list[str] = []
+    names: set[str] = set()
     suspects: list[tuple[str, str]] = []
-    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor and not t.is_meta}
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and type(t.data) is Tensor and not t.is_meta}
     for name, module in modules.items():
         reader = find_reader(type(module))
         if reader is None:
@@ -49,6 +51,9 @@ def scan(model: nn.Module) -> Scan:
             continue
         claimed.append(name)
         shown = clean_name(name) or type(module).__name__
+        if shown in names:  # a part of the model that is itself called like a wrapper
+            shown = name
+        names.add(shown)
         try:
             if replaced_forward(module):
                 raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else")

@@ -62,14 +62,14 @@ QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layern
 
 def separate(module, name, ancestors) -> AttentionLayer:
     """Three matrices and an output matrix in one module."""
-    names = next(n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n))
+    names = _projections(module, name)
     K = _head_dim(module, name)
     return _layer(module, name, ancestors, *_three(module, names, K, name), _output(module), K)
 
 
 def sibling(module, name, ancestors) -> AttentionLayer:
     """Three matrices here, the output matrix in a module beside this one (BERT and its many copies)."""
-    names = next(n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n))
+    names = _projections(module, name)
     K = _head_dim(module, name)
     return _layer(module, name, ancestors, *_three(module, names, K, name), _sibling_output(ancestors, name), K)
 
@@ -135,6 +135,13 @@ READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "
 
 
 # --- the pieces --------------------------------------------------------------------------------------------------------
+
+
+def _projections(module, name) -> tuple[str, str, str]:
+    found = next((n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n)), None)
+    if found is None:
+        raise UnsupportedAttention(f"{name}: this {type(module).__name__} lacks one of its query, key and value projections (keys that are values, say)")
+    return found
 
 
 def _three(module, names, K, name):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 
@@ -40,6 +41,8 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     """The parameter itself, detached, or a refusal that says what is wrong with it."""
     if p is None:
         raise UnsupportedAttention(f"{name}: {what} is missing")
+    if is_lazy(p):
+        raise UnsupportedAttention(f"{name}: {what} is not initialised yet (a lazy layer): run the model once first")
     if p.is_meta:
         raise UnsupportedAttention(f"{name}: {what} is a meta tensor (no storage); materialise the model first (to_empty)")
     data = p.data if isinstance(p, nn.Parameter) else p
