@@ -227,6 +227,13 @@ def test_one_weight_read_with_two_numbers_of_heads_is_refused():
         mimetic_init_(model)
 
 
+def test_what_was_written_is_reported_in_the_models_order():
+    model = nn.Sequential(*(Block(48, 3) for _ in range(3)))
+    model[1].attn.qkv.weight, model[1].attn.proj.weight = model[0].attn.qkv.weight, model[0].attn.proj.weight
+    written = mimetic_init_(model, generator=seeded())
+    assert [(layer.name, layer.tied_to) for layer in written] == [("0.attn", None), ("1.attn", "0.attn"), ("2.attn", None)]
+
+
 def test_tied_weights_with_biases_of_their_own():
     model = vit()
     for name in ("qkv", "proj"):

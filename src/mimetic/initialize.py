@@ -192,9 +192,9 @@ def mimetic_init_(
         )  # fmt: skip
 
     by_name = {layer.name: c for layer, c in zip(layers, constants)}
-    return [report(layer, c) for layer, c in zip(layers, constants)] + [
-        report(layer, by_name[other], other) for layer, other in tied
-    ]
+    reports = {layer.name: report(layer, c) for layer, c in zip(layers, constants)}
+    reports |= {layer.name: report(layer, by_name[other], other) for layer, other in tied}
+    return [reports[name] for name in planned.names]
 
 
 def _first_process_generator(model: nn.Module) -> torch.Generator | None:

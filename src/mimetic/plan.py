@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class Plan:
     """What mimetic_init_ will write, all checks made and nothing written."""
 
-    layers: list[AttentionLayer]
+    names: list[str]  # of all layers that will hold what is written, in the model's order
+    layers: list[AttentionLayer]  # those with parameters of their own
     constants: list[dict[str, float]]  # of the layers
     tied: list[tuple[AttentionLayer, str]]  # layers whose parameters are those of an earlier one, and its name
     notes: list[str]  # what to warn of
 
 
 def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False) -> Plan:
-    """Raises what mimetic_init_ raises."""
+    """The plan for a model; raises what mimetic_init_ raises."""
     found = scan(model)
     every = found.require(model)
     chosen = [layer for layer in every if cross or layer.kind == "self"]
@@ -52,7 +53,7 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
         for caveat in layer.caveats:
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
-    return Plan(layers, [constants[layer.name] for layer in layers], tied, notes)
+    return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
 
 
 def _untie(chosen: list[AttentionLayer]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
