@@ -190,6 +190,54 @@ def test_constants_may_be_numpys():
     assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25
 
 
+def test_a_forward_that_was_put_back_is_none_that_was_replaced():
+    model = vit()
+    qkv = model.blocks[0].attn.qkv
+    qkv.forward = qkv.forward  # what restoring after a hook leaves: the class's own, in the instance
+    model.blocks[1].attn.qkv._hf_hook = object()  # accelerate's: the forward before is the class's
+    model.blocks[1].attn.qkv._old_forward, model.blocks[1].attn.qkv.forward = model.blocks[1].attn.qkv.forward, lambda x: x
+    assert len(attention_layers(model)) == 2
+    model.blocks[1].attn.qkv._old_forward = lambda x: x  # a LoRA below the hook
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.1\.attn: the forward of qkv was replaced"):
+        attention_layers(model)
+
+
+def test_other_tensors_of_a_model_may_be_of_any_kind():
+    model = vit()
+    model.register_buffer("graph", torch.eye(4).to_sparse())
+    assert len(mimetic_init_(model, generator=seeded())) == 2
+
+
+def test_a_registered_base_without_a_forward_stands_for_its_subclasses(monkeypatch):
+    from mimetic.adapters import linear_in, linear_out
+
+    class Base(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    class First(Base):
+        def forward(self, x):
+            return x
+
+    class Second(First):
+        def forward(self, x):
+            return 2 * x
+
+    def read(module, name, ancestors):
+        parts = [linear_out(getattr(module, part), 2, name) for part in "qkv"]
+        proj, bias = linear_in(module.o, 2, name)
+        return mimetic.AttentionLayer(name, *(w for w, _ in parts), proj, *(b for _, b in parts), bias)
+
+    monkeypatch.setattr("mimetic.adapters._CUSTOM", {})
+    mimetic.register_adapter(Base, read)
+    assert len(attention_layers(First())) == len(attention_layers(Second())) == 1
+    monkeypatch.setattr("mimetic.adapters._CUSTOM", {})
+    mimetic.register_adapter(First, read)
+    with pytest.raises(UnsupportedAttention, match="overrides the forward of"):
+        attention_layers(Second())
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -756,6 +804,13 @@ def test_a_generator_decides_every_weight_of_other_libraries_models(name):
         for model in (first, second):
             mimetic.initialize_(model, name, generator=seeded())
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_models_on_meta_and_in_inference_mode_are_not_asked_for_versions():
+    with torch.device("meta"):
+        mimetic.initialize_(vit(), "timm")
+    with torch.inference_mode():
+        mimetic.initialize_(vit(), "timm", generator=seeded())
 
 
 def test_parameters_without_a_rule_are_named():

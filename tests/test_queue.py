@@ -251,6 +251,8 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
     with pytest.raises(ValueError, match=r"defined with other values than vp_beta=0.1"):
         check(dataclasses.replace(config, vp_beta=0.1))
     assert with_arm(dataclasses.replace(base, experiment="mine", arm="nope")).arm == "nope"  # not an experiment of ours
+    whole = dataclasses.replace(named("cifar10-lab10", arm="swapped"), experiment="mine")
+    assert with_arm(whole) == whole  # the arm's own settings, all given
 
 
 def test_all_questions_make_equal_numbers_of_steps():

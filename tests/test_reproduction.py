@@ -42,6 +42,8 @@ def test_a_verdict_follows_from_the_interval_the_pairs_and_what_was_expected():
 def test_a_gain_that_is_smaller_than_the_claim_says_holds_in_part():
     assert [judge.judged(AHEAD, ACCURACY, 5, least=least)[0] for least in (0.01, 0.02, 0.05)] == [HOLDS, PART, PART]
     assert judge.judged(-AHEAD, ACCURACY, 5, least=0.01)[0] == NOT
+    assert judge.judged(AHEAD - AHEAD.mean(), ACCURACY, 5, least=0.05)[0] == NOT  # 0 is in it and 5 is not
+    assert judge.judged(3 * (AHEAD - AHEAD.mean()), ACCURACY, 5, least=0.001)[0] == UNDECIDED
 
 
 def test_a_claim_tested_twice_holds_only_if_both_do():

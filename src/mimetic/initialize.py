@@ -198,14 +198,13 @@ def mimetic_init_(
 
 
 def _first_process_generator(model: nn.Module) -> torch.Generator | None:
-    """For a model whose replicas must stay equal (DistributedDataParallel): a generator with one seed in all processes."""
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    """For a model whose replicas must stay equal (DistributedDataParallel): a generator with one seed in all their processes."""
+    replicas = next((m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)), None)
+    if replicas is None or replicas.process_group.size() == 1:
         return None
-    if not any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        return None
+    dist, group = torch.distributed, replicas.process_group
     seed = [int(torch.randint(2**62, ()))]
-    dist.broadcast_object_list(seed, src=0)
+    dist.broadcast_object_list(seed, src=dist.get_global_rank(group, 0), group=group, device=next(replicas.parameters()).device)
     return torch.Generator().manual_seed(seed[0])
 
 

@@ -283,9 +283,11 @@ def initialize_(
 
 def _default_(model: nn.Module, name: str, generator: Generator) -> None:
     """One of DEFAULTS; random parameters for which it has no rule are named in a warning and left as they are."""
-    before = {name: p._version for name, p in model.named_parameters()}  # counts what is written in place
+    covered = {id(p) for m in model.modules() if hasattr(m, "reset_parameters") for p in m.parameters(recurse=False)}
+    others = {n: p for n, p in model.named_parameters() if id(p) not in covered and not (p.is_meta or p.is_inference())}
+    before = {n: p._version for n, p in others.items()}  # counts what is written in place
     DEFAULTS[name](model, generator)
-    left = [n for n, p in model.named_parameters() if p._version == before[n] and not (p == p.flatten()[:1]).all()]
+    left = [n for n, p in others.items() if p._version == before[n] and not (p == p.flatten()[:1]).all()]
     if left:
         shown = f"{', '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}"
         warnings.warn(f"{name!r} has no rule for {shown}: left as they were", MimeticWarning, stacklevel=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -42,7 +43,7 @@ def scan(model: nn.Module) -> Scan:
     claimed: list[str] = []
     names: set[str] = set()
     suspects: list[tuple[str, str]] = []
-    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and type(t.data) is Tensor and not t.is_meta}
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if _plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
         if reader is None:
@@ -56,7 +57,7 @@ def scan(model: nn.Module) -> Scan:
         names.add(shown)
         try:
             if replaced_forward(module):
-                raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else")
+                raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
             found.layers.append(_checked(reader(module, shown, ancestors(modules, name)), owned))
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
@@ -74,6 +75,11 @@ def scan(model: nn.Module) -> Scan:
 
 
 VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")
+
+
+def _plain(t: Tensor) -> bool:
+    """Whether a parameter or buffer is numbers in memory (not lazy, meta, sparse, sharded or quantised)."""
+    return not is_lazy(t) and type(t.data) is Tensor and not t.is_meta and t.layout is torch.strided
 
 
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:

@@ -24,7 +24,8 @@ def register_adapter(attention_class: type, reader: Reader) -> None:
     """Teach the library an attention class of your own, without touching the class.
 
     Args:
-        attention_class: the nn.Module subclass that owns the projections.
+        attention_class: the nn.Module subclass that owns the projections. Its own subclasses are read like it, unless they
+            override its forward.
         reader: function (module, name, ancestors) -> AttentionLayer whose q, k, v, proj are views into the module's
             parameters; `linear_out(lin, heads, name)` and `linear_in(lin, heads, name)` make them from nn.Linear.
     """
@@ -38,7 +39,8 @@ def find_reader(cls: type) -> Reader | None:
     tables = (own.READERS, torch_nn.READERS, timm.READERS, getattr(transformers, "READERS", {}))
     for base in cls.__mro__:
         if base in _CUSTOM:
-            return _CUSTOM[base] if cls.forward is base.forward else _changed(base)
+            known = base.forward is nn.Module.forward or cls.forward is base.forward  # an abstract base says nothing of a forward
+            return _CUSTOM[base] if known else _changed(base)
         key = f"{base.__module__}.{base.__qualname__}"
         for table in tables:
             if key in table:

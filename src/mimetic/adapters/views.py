@@ -29,8 +29,11 @@ CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|token_to_image|i
 
 
 def replaced_forward(module: nn.Module) -> bool:
-    """Whether this one module's forward was replaced (a LoRA written over it, say): what it computes is then not known."""
-    return "forward" in vars(module) and not hasattr(module, "_hf_hook")  # accelerate's hooks only move tensors
+    """Whether this one module's forward was replaced (a LoRA written over it, say): what it computes is then not known. The class's
+    own forward, put back, is none; accelerate's hooks around it only move tensors."""
+    own = vars(module)
+    forward = own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 class NotSelfAttention(UnsupportedAttention):
@@ -68,7 +71,7 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__name__})")
     if replaced_forward(layer):
-        raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight is not all of it")
+        raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it: initialise before that")
     w = usable(layer.weight, name, f"{what}.weight")
     full_name = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if type(layer).forward in _PLAIN_FORWARDS or full_name in _PLAIN_CLASSES:

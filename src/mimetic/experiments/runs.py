@@ -138,10 +138,10 @@ def run(
                 return existing(config), identity  # another process may have finished it meanwhile
             replaced = record_path(config.experiment, config.arm or config.init, config.seed)
             if replaced.is_file():  # so that this run's checkpoint is not taken for that of the one which made the record
-                identity["replaces"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
+                identity["record to replace"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
             try:
                 load_checkpoint(checkpoint, identity)
-            except CheckpointError:
+            except CheckpointError:  # of another run, or damaged: this one begins anew
                 remove_checkpoint(checkpoint)
             return None, identity
 

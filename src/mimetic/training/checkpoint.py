@@ -50,6 +50,8 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
             if (part := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {part} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):  # says nothing of the file
+        raise
     except Exception as error:  # noqa: BLE001  a damaged file makes torch raise many kinds
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
     found = state.get("identity", {})

@@ -30,8 +30,8 @@ from mimetic.training.records import load_runs
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
 MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
     HOLDS: ("all planned pairs are in, and the 95 % interval of their mean lies on the side that the claim says", "holds here", "hold here"),
-    PART: ("of a claim with several parts some hold, or there is a gain that may be smaller than the claim says", "holds in part", "hold in part"),
-    NOT: ("all planned pairs are in, and the interval lies on the other side", "does not hold here", "do not hold here"),
+    PART: ("of a claim with several parts some hold; or there is a gain, which is or may be smaller than the claim says", "holds in part", "hold in part"),
+    NOT: ("all planned pairs are in, and the interval leaves out what the claim says", "does not hold here", "do not hold here"),
     UNDECIDED: ("all planned pairs are in, and the interval has both sides in it", "is undecided", "are undecided"),
     OPEN: ("not run, or fewer pairs than planned so far", "is open", "are open"),
 }
@@ -69,11 +69,11 @@ def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1
     found += f" ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {n} pairs)" if n > 1 else ", one pair"
     if n < planned:
         return OPEN, f"{found[:-1]} of {planned})" if n > 1 else f"{found} of {planned}"
-    if row["low"] <= 0 <= row["high"]:
-        return UNDECIDED, found
-    if metric.better(row["difference"]) != (expected > 0):
-        return NOT, found
-    return HOLDS if min(abs(row["low"]), abs(row["high"])) > least else PART, found
+    # towards what the claim says is up
+    low, high = sorted(expected * (-end if metric.lower_is_better else end) for end in (row["low"], row["high"]))
+    if high < least:
+        return PART if low > 0 else NOT, found
+    return HOLDS if low > least else PART if low > 0 else UNDECIDED, found
 
 
 def joined(parts: dict[str, Judgement]) -> Judgement:

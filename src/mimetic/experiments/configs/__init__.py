@@ -42,8 +42,8 @@ def with_arm(config: RunConfig) -> RunConfig:
         return config
     base = EXPERIMENTS.get(config.experiment)
     if base is None:
-        homes = [name for name, arms in ARMS.items() if config.arm in arms and type(EXPERIMENTS[name]) is type(config)]
-        if homes:
+        homes = {name: arms[config.arm] for name, arms in ARMS.items() if config.arm in arms and type(EXPERIMENTS[name]) is type(config)}
+        if homes and not any(all(getattr(config, k) == v for k, v in changes.items()) for changes in homes.values()):
             raise ValueError(
                 f"{config.arm!r} is an arm of {', '.join(homes)}; in experiment {config.experiment!r} it would change nothing: "
                 "give its settings themselves, under another arm's name"
