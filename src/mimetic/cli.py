@@ -267,8 +267,8 @@ class Queue:
     recipe  the search that chose the recipe (10 runs)
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
-    language, language-recipe, language-gpu    the same three for text (language: about 150 runs and 10 hours of one core)
-    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec
+    language, language-recipe, language-gpu    the same three for text (language: 193 runs, about 22 hours of one core)
+    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: 193 runs, about 16 hours of one core)
 
     examples:
       python -m mimetic queue lab --minutes 9
