@@ -143,7 +143,7 @@ def test_products_and_sentences_from_records(records):
     assert "no common sign" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
     table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert "no clear sign in BERT4Rec, post-LN" in questions.sign_question()
+    assert "no clear sign in *BERT4Rec, post-LN*" in questions.sign_question()
     assert "opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 

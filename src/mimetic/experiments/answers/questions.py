@@ -98,7 +98,7 @@ def sign_question() -> str:
     parts = []
     for product in ("QK", "V·proj"):
         signs = table[f"{product} sign"]
-        groups = {s: ", ".join(signs.index[signs == s]) for s in dict.fromkeys(signs)}
+        groups = {s: ", ".join(f"*{name}*" for name in signs.index[signs == s]) for s in dict.fromkeys(signs)}
         words = {"none": "no clear sign", "mixed": "both signs, no common one", "+": "+", "−": "−"}
         parts.append(f"**{product}**: " + "; ".join(f"{words[s]} in {names}" for s, names in groups.items()))
     gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
