@@ -394,20 +394,7 @@ def forward_of_ones_own():
 
 def wrapped_projections():
     """An unknown layer whose linear layers lie one deeper, as LoRA's do, beside one that is known."""
-
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base_layer = nn.Linear(8, 8)
-
-    class FancyAttention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q_proj, self.k_proj, self.v_proj, self.o_proj = Wrapped(), Wrapped(), Wrapped(), Wrapped()
-
-    model = vit()
-    model.extra = FancyAttention()
-    return model
+    return unknown_attention(**{f"{part}_proj": nn.Sequential(nn.Linear(8, 8)) for part in "qkvo"})
 
 
 def value_is_projection():
@@ -441,11 +428,12 @@ def dynamically_quantised():
     return model
 
 
-def unknown_attention():
+def unknown_attention(**children):
     class FancyAttention(nn.Module):
         def __init__(self):
             super().__init__()
-            self.qkv = nn.Linear(8, 24)
+            for name, child in (children or {"qkv": nn.Linear(8, 24)}).items():
+                self.add_module(name, child)
 
     model = vit()
     model.extra = FancyAttention()

@@ -22,6 +22,9 @@ class MimeticWarning(UserWarning):
     """Something was done, but its effect differs from the paper's setting."""
 
 
+VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")  # an AttentionLayer's fields that look into parameters
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionLayer:
     """The projections of one attention layer as views (d_in, heads, head_dim), and what surrounds them.

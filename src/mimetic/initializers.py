@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from mimetic.adapters.views import is_conv1d
 from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.initialize import VISION, MimeticSpec, mimetic_init_
 from mimetic.plan import plan
@@ -52,7 +53,7 @@ def init_torch_(model: nn.Module, generator: Generator = None) -> None:
                 module.reset_parameters()
             elif isinstance(module, nn.MultiheadAttention):
                 module._reset_parameters()
-            elif _is_conv1d(module):  # as transformers builds it
+            elif is_conv1d(module):  # as transformers builds it
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
     for name, p in model.named_parameters():
@@ -115,16 +116,12 @@ def _linear(model: nn.Module, embeddings: bool = False) -> Iterator[tuple[str, l
     queries, keys and values as matrices of their own; and nn.Embedding if wanted. A parameter that several modules share comes
     as often as it does in them."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or _is_conv1d(module) or (embeddings and isinstance(module, nn.Embedding)):
+        if isinstance(module, nn.Linear) or is_conv1d(module) or (embeddings and isinstance(module, nn.Embedding)):
             yield name, [module.weight], getattr(module, "bias", None)
         elif isinstance(module, nn.MultiheadAttention):
             packed = module.in_proj_weight
             weights = [getattr(module, f"{part}_proj_weight") for part in "qkv"] if packed is None else list(packed.chunk(3))
             yield name, weights, module.in_proj_bias
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 def _bert_normal_(p: Tensor, generator: Generator) -> None:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import find_reader, has_projections, looks_like_attention, unknown
 from mimetic.adapters.views import NotSelfAttention, replaced_forward
-from mimetic.attention import AttentionLayer, UnsupportedAttention
+from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 
 
 @dataclass
@@ -72,9 +72,6 @@ def scan(model: nn.Module) -> Scan:
         if not (inside or around):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
     return found
-
-
-VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")
 
 
 def _plain(t: Tensor) -> bool:

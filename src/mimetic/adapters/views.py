@@ -65,6 +65,11 @@ _PLAIN_FORWARDS = {nn.Linear.forward, nn.Conv2d.forward}
 _PLAIN_CLASSES = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D, a linear layer whose weight is (in, out) already."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D"
+
+
 def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     """The weight of a plain nn.Linear (out, in), transformers Conv1D or 1x1 nn.Conv2d, as an (in, out) view."""
     layer = getattr(layer, "_orig_mod", layer)
@@ -80,7 +85,7 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
                 raise UnsupportedAttention(f"{name}: {what} is a {tuple(w.shape[2:])} convolution, not a matrix")
             w = w[:, :, 0, 0]
         return w.mT
-    if full_name == "transformers.pytorch_utils.Conv1D":
+    if is_conv1d(layer):
         return w
     raise UnsupportedAttention(f"{name}: {what} is a {full_name}, not a plain nn.Linear")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer
+from mimetic.attention import VIEWS, AttentionLayer
 from mimetic.audit.state import StateNames, layer_numbers, tensor
-from mimetic.scan import VIEWS, attention_layers, clean_name
+from mimetic.scan import attention_layers, clean_name
 
 _POSITION = re.compile(r"pos(ition)?_?(emb|ids)|position|wpe|token_type|segment", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte|wpe|cls_token|mask_token|register_tokens|class_token", re.IGNORECASE)

@@ -30,6 +30,7 @@ __all__ = [
     "data_dir",
     "download",
     "offline",
+    "link_or_copy",
     "require_network",
     "sha256_of",
 ]
@@ -105,6 +106,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(path: Path, beside: Path) -> None:
+    """Make ``beside`` the same file as ``path``."""
+    try:
+        beside.symlink_to(path.resolve())
+    except OSError:  # not allowed to everyone on Windows
+        shutil.copyfile(path, beside)
 
 
 def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], str] = sha256_of) -> Path:

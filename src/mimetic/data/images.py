@@ -9,7 +9,6 @@ Shape suffixes: N images, C channels, Y X pixels.
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, require_network
+from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, link_or_copy, require_network
 
 DATASETS = ("cifar10", "cifar100", "digits")
 # Which images a subset holds must not change with the run: one fixed seed for every run.
@@ -197,11 +196,7 @@ def _from_torchvision(name: str, archive: Path | None = None) -> dict[str, np.nd
         if archive is not None:
             if not torchvision.datasets.utils.check_integrity(str(archive), cls.tgz_md5):
                 raise Unavailable(f"{archive} is not the archive of {name}'s host (its MD5 differs): delete it")
-            beside = Path(folder) / archive.name
-            try:
-                beside.symlink_to(archive.resolve())
-            except OSError:  # not allowed to everyone on Windows
-                shutil.copyfile(archive, beside)
+            link_or_copy(archive, Path(folder) / archive.name)
         parts = {split: cls(folder, train=split == "train", download=True) for split in ("train", "test")}
         arrays = {"classes": np.array(parts["train"].classes)}
         for split, part in parts.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.runs import check, existing, family, run_or_restart
+from mimetic.experiments.runs import check, check_processes, existing, run_or_restart
 from mimetic.training.checkpoint import BusyCheckpoint
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ def submit(
     processes = resources.nodes * max(1, resources.gpus)
     for config in runs:
         check(config)
-        if config.batch_size % processes:
-            raise ValueError(f"{config.name}: batch_size={config.batch_size} cannot be shared equally by {processes} processes")
-        if processes > 1 and not family(config).MEAN_OVER_ROWS:
-            raise ValueError(f"{config.name}: its loss is not a mean over rows, so {processes} processes cannot share a batch; choose one GPU and one node")
+        check_processes(config, processes)
     waiting = [config for config in runs if existing(config) is None]
     if not waiting:
         return []

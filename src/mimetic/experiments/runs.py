@@ -81,6 +81,14 @@ def check(config: RunConfig, *, store: bool = True) -> None:
         check_named(config)
 
 
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Raise ValueError unless so many processes can train the run together."""
+    if config.batch_size % processes:
+        raise ValueError(f"batch_size={config.batch_size} cannot be shared equally by {processes} processes")
+    if processes > 1 and not family(config).MEAN_OVER_ROWS:
+        raise ValueError(f"{config.name}: its loss is not a mean over rows, so {processes} processes cannot share a batch")
+
+
 def run(
     config: RunConfig,
     *,
@@ -122,8 +130,7 @@ def run(
 
     group = connect()
     with ExitStack() as held:
-        if config.batch_size % group.size:
-            raise ValueError(f"batch_size={config.batch_size} cannot be shared equally by {group.size} processes")
+        check_processes(config, group.size)
         source = source_hash(family(config).SOURCE)
         if not store:
             return _train(config, source, None, {}, options, group)

@@ -9,7 +9,6 @@ Shape suffixes: D d_model, H heads, K head_dim (D = H * K in every model here).
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimetic.attention import AttentionLayer, UnsupportedAttention
-from mimetic.data.fetch import ChecksumError, Unavailable, atomic_path, cache_dir, check_sha256, require_network
+from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
+from mimetic.data.fetch import ChecksumError, Unavailable, atomic_path, cache_dir, check_sha256, link_or_copy, require_network
 from mimetic.pretrained.readers import FORMATS, WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 from mimetic.scan import attention_layers
@@ -125,10 +124,7 @@ def _build_transformers(hub: Hub, file: Path) -> torch.nn.Module:
         with tempfile.TemporaryDirectory(prefix="mimetic-") as folder:
             AutoConfig.for_model(hub.model).save_pretrained(folder)  # the defaults of gpt2 and bert are these models
             beside = Path(folder, "model.safetensors")
-            try:
-                beside.symlink_to(file.resolve())
-            except OSError:  # not allowed to everyone on Windows
-                shutil.copyfile(file, beside)
+            link_or_copy(file, beside)
             model, info = AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
@@ -143,7 +139,7 @@ def _build_transformers(hub: Hub, file: Path) -> torch.nn.Module:
 
 # --- the cache ------------------------------------------------------------------------------------------------------
 
-_TENSORS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias", "in_gain", "out_gain")
+_TENSORS = (*VIEWS, "in_gain", "out_gain")
 _FIELDS = ("name", "gains_known", "caveats")  # of an AttentionLayer, kept beside its tensors
 
 
