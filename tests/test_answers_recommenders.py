@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mimetic.experiments import live
-from mimetic.experiments.answers import common, questions
+from mimetic.experiments.answers import common, convergence, questions
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED
@@ -31,16 +31,17 @@ BETTER = [v + 0.01 + 0.0002 * i for i, v in enumerate(BASE)]
 MIXED = [v + (0.01 if i % 2 else -0.01) for i, v in enumerate(BASE)]
 
 
-def test_verdict_words_follow_from_the_pairs():
-    text = rec.central("ml100k", finals(bert=BASE, mimetic=BETTER, opposite=MIXED))
-    vision, opposite = text.split("; the opposite signs: ")
-    assert "+0.0105 on 0.1000 over 6 paired seeds" in vision and "more than chance explains" in vision and "p = 0.031" in vision
-    assert "which chance can explain" in opposite and "ahead in 3" in opposite
-    five = rec.central("ml100k", finals(bert=BASE[:5], mimetic=BETTER[:5]))  # the interval is clear, the exact test cannot be
-    assert "more than chance explains (exact sign-flip test, p = 0.062; 5 pairs can give 0.062 at best)" in five
-    assert "cannot carry a claim (smallest possible p 0.250)" in rec.central("ml100k", finals(bert=BASE[:3], mimetic=BETTER[:3]))
-    assert "proves nothing" in rec.central("ml100k", finals(bert=BASE[:1], mimetic=BETTER[:1]))
-    assert rec.central("beauty", finals()).count("no pair yet") == 2
+def test_the_answer_follows_from_the_pairs():
+    text = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, opposite=MIXED), "beauty": finals()})
+    words = text.splitlines()[0]
+    assert "*gains*: vision signs;" in words and "*no difference that these pairs can show*: opposite signs" in words and "*loses*: opposite against vision" not in words
+    assert "* **Amazon Beauty (1,000 items)**: no pair yet." in text
+    assert "| default | 0.1000 |  |" in text and "| vision signs | +0.0105 (+0.0101 to +0.0109), ahead in 6 of 6 pairs, p 0.031 |  |" in text
+    three, one = (rec.verdict({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])}) for n in (3, 1))
+    assert "*ahead so far*: vision signs" in three and "p 0.250" in three
+    assert "*only one pair so far*: vision signs" in one and "| vision signs | +0.0100, one pair |" in one
+    worse = rec.verdict({"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)})
+    assert "*loses*: opposite signs, opposite against vision signs" in worse and "−0.0105" in worse
 
 
 def test_each_arm_at_its_own_rate(monkeypatch):
@@ -48,11 +49,11 @@ def test_each_arm_at_its_own_rate(monkeypatch):
     runs, rates = rec.own_rates("ml100k", common, other)
     assert rates == {"bert": 3e-3, "mimetic": 1e-3} and len(runs) == 12  # opposite has no runs at the other rate
     text = rec.at_own_rates("ml100k", common, other)
-    assert "(default (BERT's trunc-normal .02) 0.003, vision signs 0.001)" in text and "vision's signs: +0.0000 on 0.1105 over 6 paired seeds" in text
+    assert "(default (BERT's trunc-normal .02) 0.003, vision signs 0.001)" in text and "vision signs no difference that these pairs can show: +0.0000 NDCG@10" in text
     few = rec.own_rates("ml100k", common, finals(bert=BETTER[:2], mimetic=BASE[:4]))[0]
     assert few.groupby("arm")["seed"].apply(set).tolist() == [{0, 1}, {0, 1}]  # the same seeds choose and are compared
     assert rec.own_rates("ml100k", common, finals())[1] == {} and "no pair yet" in rec.at_own_rates("ml100k", common, finals())
-    assert "better learning rate: 0.001, against 0.003 (6 seeds)" in rec.at_own_rates("ml100k", finals(bert=BETTER, mimetic=BETTER), finals(bert=BASE, mimetic=BASE))
+    assert "better at this learning rate, 0.001, than at 0.003, by the validation items (6 seeds)" in rec.at_own_rates("ml100k", finals(bert=BETTER, mimetic=BETTER), finals(bert=BASE, mimetic=BASE))
     monkeypatch.setattr(rec, "load_runs", lambda name: other)
     assert rec.monday({"ml100k": common}).startswith("No interval excludes 0")  # at the common rate alone it would gain
     found = rec.found_at_own_rates("ml100k", common)
@@ -60,9 +61,8 @@ def test_each_arm_at_its_own_rate(monkeypatch):
 
 
 def test_what_the_size_does_alone():
-    text = rec.without_a_diagonal(finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED))
-    assert "at the norms of vision's signs gains: +0.0105" in text and "random directions no difference that these pairs can show" in text
-    assert rec.without_a_diagonal(finals(bert=BASE, mimetic=BETTER)) == ""
+    text = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=BASE)})
+    assert "*gains*: default at the norms of vision signs (no diagonal);" in text and "*loses*: vision signs against the default at their norms" in text
 
 
 def test_what_is_missing_is_said_until_nothing_is():
@@ -100,21 +100,21 @@ def curve(values, arm="bert", seed=0):
 
 def test_convergence_is_read_off_the_curve():
     flat, rising = [0.05, 0.09, *[0.1] * 8], list(np.linspace(0, 0.1, 10))
-    assert "is level at the end: 0.1000" in rec.converged(curve(flat), "ml100k")
-    assert "is still rising at the end" in rec.converged(curve(rising), "ml100k")
-    assert "is falling at the end" in rec.converged(curve(rising[::-1]), "ml100k")
-    assert "is in yet" in rec.converged(curve([]), "ml100k")
+    assert "is level at the end: 0.1000" in convergence.converged(curve(flat), "ml100k")
+    assert "is still rising at the end" in convergence.converged(curve(rising), "ml100k")
+    assert "is falling at the end" in convergence.converged(curve(rising[::-1]), "ml100k")
+    assert "is in yet" in convergence.converged(curve([]), "ml100k")
 
 
 def test_steps_to_the_defaults_end():
     slow, fast = list(np.linspace(0.01, 0.1, 10)), list(np.linspace(0.02, 0.2, 10))
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
-    table = rec.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
+    table = convergence.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
     assert list(table.index) == ["default (BERT's trunc-normal .02)", "vision signs"]
     assert table["share of the run"].tolist() == pytest.approx([1, 0.5]) and table.loc["vision signs", "earlier than the default by"] == 0.5
-    never = rec.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
+    never = convergence.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
     assert never.loc["vision signs", "share of the run"] == 1 and never.loc["vision signs", "reached"] == 0
-    assert rec.steps_table(finals(), curves, ("bert",)).empty
+    assert convergence.steps_table(finals(), curves, ("bert",)).empty
 
 
 def test_signs_are_called_by_three_quarters():
@@ -152,16 +152,16 @@ def test_other_users_are_an_interval_of_their_own(records):
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
     assert len(difference) == 600 and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
     assert len(rec.user_differences("ml100k", "opposite")) == 0
-    assert "(for these seeds and other users: " in rec.central("ml100k", load_runs("ml100k"))
+    assert "| vision signs: these seeds, other users | " in rec.verdict({"ml100k": load_runs("ml100k")})
 
 
 def test_whether_the_recipe_is_fair(monkeypatch):
     values = {"bert": (0.09, 0.10, 0.101), "mimetic": (0.09, 0.10, 0.12)}
     names = {("bert", 1e-3): "lr-0.001-epochs-40"}
     rows = [{"arm": names.get((arm, lr), f"{arm}-lr-{lr:g}-epochs-40"), "seed": 0, "test_validation_ndcg10": v}
-            for arm, row in values.items() for lr, v in zip(rec.CHECK_RATES, row)]  # fmt: skip
-    monkeypatch.setattr(rec, "load_runs", lambda name: pd.DataFrame(rows))
-    text = rec.fairness_sentence()
+            for arm, row in values.items() for lr, v in zip(convergence.CHECK_RATES, row)]  # fmt: skip
+    monkeypatch.setattr(convergence, "load_runs", lambda name: pd.DataFrame(rows))
+    text = convergence.fairness_sentence()
     assert text.startswith("MovieLens-100K: ") and "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate: the recipe is unfair" in text
     assert "Not searched yet: opposite signs" in text
 
@@ -170,6 +170,9 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     table = questions.explained_table().set_index(["model", "product"])
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
+    short = questions.in_short(table.reset_index())
+    assert "Layers worth imitating? MovieLens-100K: no common sign." in short and "always; the identity carries, of the energy: MovieLens-100K " in short
+    assert "imitate them? no run is in yet." in questions.in_short(table.reset_index().iloc[:8])
     assert "the layers hardly" in questions.second_answer(table.reset_index())
     assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from mimetic.attention import AttentionLayer
+from mimetic.audit.report import CHANCE, sign
 from mimetic.initializers import initialize_
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
 from mimetic.pretrained import diagonal_profile, load_measurements, load_profiles
 from mimetic.scan import attention_layers
-
-CHANCE = 2.0  # a product counts as diagonal when z is this many null standard deviations away from chance
 
 
 def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -51,14 +50,10 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
                 "V·proj −": f"{sides['vp'][1]}/{sides['vp'][2]}",
                 "V·proj +": f"{sides['vp'][0]}/{sides['vp'][2]}",
                 "V·proj z": vp.z.median(),
-                "verdict": _verdict(_sign(*sides["qk"]), _sign(*sides["vp"])),
+                "verdict": _verdict(*(sign(p["sigmas"]).replace("none", "mixed") for p in (qk, vp))),
             }
         )
     return pd.DataFrame(rows).set_index("model").round(2)
-
-
-def _sign(above: int, below: int, count: int) -> str:
-    return "+" if above > 0.75 * count else "−" if below > 0.75 * count else "mixed"
 
 
 def _verdict(qk: str, vp: str) -> str:

@@ -256,6 +256,7 @@ CLAIMS = (
     Claim(ITEMS, "BERT4Rec gains with vision's signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.VISION)),
     Claim(ITEMS, "and more than from the size of the weights or their singular values (MovieLens)", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
+    Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
 )  # fmt: skip
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 

@@ -12,6 +12,8 @@ from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, compare, contrast, holm, paired_differences, summary
 
+PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
+
 
 def draw(figure, data, *args, command: str, **kwargs) -> None:
     """Show figure(data, ...), or say that its runs are not in yet and which command makes them."""
@@ -67,18 +69,26 @@ def stacked(studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCU
     return pd.concat(tables) if tables else empty, pd.concat(points, ignore_index=True)
 
 
+def word(row: pd.Series, metric: Metric = ACCURACY) -> str:
+    """What a comparison says, without its numbers: it follows from the interval and the number of pairs."""
+    if row["pairs"] == 1:
+        return "only one pair so far"
+    if not (row["low"] > 0 or row["high"] < 0):
+        return "no difference that these pairs can show"
+    ahead = metric.better(row["low"])
+    if row["pairs"] < ENOUGH:
+        return f"{'ahead' if ahead else 'behind'} so far"
+    return "gains" if ahead else "loses"
+
+
 def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
     """One comparison in words: its verdict follows from its interval and the number of pairs."""
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"{value} in the only pair so far"
-    interval = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
-    if row["low"] > 0 or row["high"] < 0:
-        ahead = metric.better(row["low"])
-        if row["pairs"] < ENOUGH:
-            return f"{'ahead' if ahead else 'behind'} so far: {interval.removesuffix(')')}, too few for a claim)"
-        return f"{'gains' if ahead else 'loses'}: {interval}"
-    return f"no difference that these pairs can show: {interval}"
+    said = word(row, metric)
+    few = ", too few for a claim" if said.endswith("so far") else ""
+    return f"{said}: {value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs{few})"
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from mimetic.experiments.answers import common
 from mimetic.experiments.answers.vision import COMMAND
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
 from mimetic.experiments.recorded import recorded_products, records_of, table_of
@@ -52,7 +53,7 @@ def sentence(products: pd.DataFrame) -> str:
         return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
     grown, mimetic = (products[products["arm"] == arm] for arm in PAIR)
     after, parts = grown[grown["when"] == "after"], []
-    for product, name, unit in (("qk", "$W_QW_K^T$", "heads"), ("vp", "$W_VW_{proj}$", "layers")):
+    for product, name, unit in (("qk", common.PRODUCTS["qk"], "heads"), ("vp", common.PRODUCTS["vp"], "layers")):
         some = after[after["product"] == product]
         above, below = (some["sigmas"] > 2).mean(), (some["sigmas"] < -2).mean()
         lean = "in both directions" if min(above, below) > 0.1 else "upwards" if above > below else "downwards"
@@ -60,7 +61,7 @@ def sentence(products: pd.DataFrame) -> str:
         parts.append(f"diagonals of {name} grow {lean}, above chance in {above:.0%} of {unit} and below in {below:.0%} (by layer, in spreads: {by_layer})")
     text = f"Under the default, {parts[0]}; {parts[1]}. "
     shares = []
-    for product, name in (("qk", "$W_QW_K^T$"), ("vp", "$W_VW_{proj}$")):
+    for product, name in common.PRODUCTS.items():
         mean = mimetic[mimetic["product"] == product].groupby("when")["diag_mean"].mean()
         other = after[after["product"] == product]["diag_mean"].mean()
         shares.append(f"{mean['after'] / mean['before']:.0%} of that of {name} ({mean['before']:+.3f} to {mean['after']:+.3f}; the default ends at {other:+.3f})")

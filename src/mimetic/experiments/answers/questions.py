@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mimetic.audit import CHANCE, CLEAR, MEANINGFUL, Parameters, audit
+from mimetic.audit import CHANCE, MEANINGFUL, Parameters, audit
+from mimetic.audit.report import sign
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, TITLES
 from mimetic.experiments.configs import EXPERIMENTS
@@ -43,9 +44,9 @@ def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
 
 
 def sign_of(sigmas: pd.Series) -> str:
-    """"+" or "−" if more than three quarters lie beyond chance on that side, "mixed" if half do on either, else "none"."""
-    above, below = (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
-    return "+" if above > CLEAR else "−" if below > CLEAR else "mixed" if above + below > 0.5 else "none"
+    """mimetic.audit's sign, and where there is none "mixed" if more than half are beyond chance on either side."""
+    found = sign(sigmas)
+    return "mixed" if found == "none" and (sigmas.abs() > CHANCE).mean() > 0.5 else found
 
 
 def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -> pd.DataFrame:
@@ -75,19 +76,23 @@ def first_answer() -> str:
             lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue
         words = []
-        for product, name, unit in (("qk", "$W_QW_K^T$", "heads"), ("vp", "$W_VW_{proj}$", "layers")):
+        for product, name, unit in (("qk", common.PRODUCTS["qk"], "heads"), ("vp", common.PRODUCTS["vp"], "layers")):
             some = part[part["product"] == product]
             above, below = int((some["sigmas"] > CHANCE).sum()), int((some["sigmas"] < -CHANCE).sum())
             layers = ", ".join(f"layer {i} {z:+.2f}" for i, z in some.groupby("layer")["z"].mean().items()).replace("-", "−")
             words.append(f"{name} above chance in {above} and below in {below} of {len(some)} {unit} (mean z: {layers})")
-        signs = {p: sign_of(part[part["product"] == p]["sigmas"]) for p in ("qk", "vp")}
-        clear = [p for p in signs.values() if p in "+−"]
-        verdict = {
-            ("+", "−"): "**yes, with the signs of vision**", ("−", "+"): "**yes, with the opposite of vision's signs**",
-        }.get((signs["qk"], signs["vp"]), "**in one product**" if len(clear) == 1 else "**yes**" if clear else "**no common sign**")  # fmt: skip
         seeds = part["seed"].nunique()
-        lines.append(f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): {verdict}; {'; '.join(words)}.")
+        lines.append(f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): **{_worth_imitating(part)}**; {'; '.join(words)}.")
     return "\n".join(lines)
+
+
+def _worth_imitating(products: pd.DataFrame) -> str:
+    """The first question's answer for one model's trained products, in a few words."""
+    signs = [sign_of(products.loc[products["product"] == p, "sigmas"]) for p in ("qk", "vp")]
+    clear = sum(s in "+−" for s in signs)
+    return {("+", "−"): "yes, with the signs of vision", ("−", "+"): "yes, with the opposite of vision's signs"}.get(
+        (signs[0], signs[1]), "in one product" if clear == 1 else "yes" if clear else "no common sign"
+    )
 
 
 def sign_question() -> str:
@@ -147,10 +152,9 @@ def second_answer(table: pd.DataFrame) -> str:
     for model, part in ours.groupby("model", sort=False):
         part = part.set_index("product")
         enough = [p for p in ("qk", "vp") if part.loc[p, "explained"] >= others[p].min()]
-        names = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}
         word = (
             "**as much of a diagonal as there**" if len(enough) == 2
-            else f"**as much of a diagonal as the weakest of these in** {names[enough[0]]}, less in the other" if enough
+            else f"**as much of a diagonal as the weakest of these in** {common.PRODUCTS[enough[0]]}, less in the other" if enough
             else "**the constants yes, the layers hardly**"
         )  # fmt: skip
         lines.append(
@@ -158,7 +162,7 @@ def second_answer(table: pd.DataFrame) -> str:
             f"{part.loc['vp', 'explained']:.2%} of $W_VW_{{proj}}$; the imitations have {part.loc['qk', 'imitated']:.2%} and "
             f"{part.loc['vp', 'imitated']:.2%} after truncation ({part.loc['qk', 'target']:.2%} and {part.loc['vp', 'target']:.2%} before)."
         )
-    spans = [f"{others[p].min():.1%} to {others[p].max():.1%} of {name}" for p, name in (("qk", "$W_QW_K^T$"), ("vp", "$W_VW_{proj}$"))]
+    spans = [f"{others[p].min():.1%} to {others[p].max():.1%} of {name}" for p, name in common.PRODUCTS.items()]
     return f"In the trained encoders of the figure, of images, speech and text, the identity carries {' and '.join(spans)}; by chance it would be {chance:.2%}.\n\n" + "\n".join(lines)
 
 
@@ -218,3 +222,21 @@ def third_answer() -> str:
     ours = ", ".join(f"{share:.1%} with {name} ({n:,} items)" for name, (n, share) in marks.items())
     vit = "; ".join(f"{name} {share:.0%}" for name, share in levels.items())
     return f"Of a BERT4Rec of width 64 and two layers attention is {ours} ({vit}). {'; '.join(parts)}."
+
+
+# --- all three -------------------------------------------------------------------------------------------------------
+
+
+def in_short(explained: pd.DataFrame) -> str:
+    """The three questions in a line each, from the same tables as their sections (explained: explained_table)."""
+    models = [(title.split(" (")[0], experiment, DEFAULT) for experiment, title in TITLES.items()]
+    models.append(("its causal sibling, next item, MovieLens-100K", "ml100k", MODELS["next item, causal, post-LN"]))
+    first = [f"{name}: {_worth_imitating(part)}" for name, experiment, arm in models if len(part := trained(experiment, arm))]
+    ours = explained[explained["model"].str.startswith("BERT4Rec")].groupby("model", sort=False)
+    carried = [
+        f"{name.removeprefix('BERT4Rec, ')} " + " and ".join(f"{row.explained:.2%} of {common.PRODUCTS[row.product]}" for row in part.itertuples()) for name, part in ours
+    ]
+    second = [f"Their two constants, always; the identity carries, of the energy: {', '.join(carried)}"] if carried else []
+    third = [f"{share:.1%} of the parameters with {n:,} items ({name})" for name, (n, share) in share_marks().items() if name in ("ML-100K", "Beauty, all")]
+    answers = {"Layers worth imitating?": first, "Can matrix operations imitate them?": second, "A meaningful share?": third}
+    return "\n".join(f"* {asked} {'; '.join(parts) or 'no run is in yet'}." for asked, parts in answers.items())

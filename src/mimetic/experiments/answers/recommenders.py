@@ -13,7 +13,6 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding
 from mimetic.experiments.baselines import baselines_path
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RATE, SEEDS, STUDIES, VISION
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
@@ -22,23 +21,82 @@ from mimetic.statistics import (
     ENOUGH,
     compare,
     mean_interval,
-    paired_differences,
-    sign_flip_test,
-    smallest_p,
-    steps_to_reach,
 )
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
 ARM_LABELS = LABELS | {VISION: "vision signs", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
-WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
+SIGN_PAIRS = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE)}
+COMPARED = SIGN_PAIRS | {  # what the answer rests on: label -> (reference arm, arm)
+    "opposite against vision signs": (VISION, OPPOSITE),
+    "default at the norms of vision signs (no diagonal)": (DEFAULT, "timm-rescaled"),
+    "vision's singular values in random directions (no diagonal)": (DEFAULT, "random-directions"),
+    "vision signs against the default at their norms": ("timm-rescaled", VISION),
+}
 draw = partial(common.draw, command=COMMAND)
 
 
-def central(data: str, finals: pd.DataFrame) -> str:
-    """The verdict on one data set: vision's and the opposite signs against the default."""
-    return f"**{TITLES[data]}**, test NDCG@10: " + "; ".join(_against_default(finals, data)) + "."
+def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
+    """The chapter's answer: each data set in words, all its comparisons as a table, what another learning rate would change, and how
+    many runs are missing."""
+    tables = {data: compare(runs, COMPARED, METRIC.column) for data, runs in finals.items()}
+    parts = ["\n".join(_in_words(data, table) for data, table in tables.items()), _in_numbers(tables)]
+    parts += [at_own_rates(data, table, load_runs(f"{data}-rate")) for data, table in finals.items()]
+    gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
+    return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+
+
+def _in_words(data: str, table: pd.DataFrame) -> str:
+    """One data set's comparisons by what they say, as an item of a list."""
+    said: dict[str, list[str]] = {}
+    for name, row in table.iterrows():
+        said.setdefault(common.word(row, METRIC), []).append(name)
+    words = "; ".join(f"*{word}*: {', '.join(names)}" for word, names in said.items())
+    return f"* **{TITLES[data]}**: {words or 'no pair yet'}."
+
+
+def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The comparisons of all data sets as a Markdown table, a column a data set, and for sign patterns what other users would have
+    changed; "" without a pair."""
+    rows: dict[str, dict[str, str]] = {}
+    for data, table in tables.items():
+        for i, (name, row) in enumerate(table.iterrows()):
+            reference, arm = COMPARED[name]
+            if not i and reference == DEFAULT:
+                rows.setdefault("default", {})[data] = f"{row['reference']:.4f}"
+            rows.setdefault(name, {})[data] = _cell(row)
+            users = user_differences(data, arm, reference) if arm in (VISION, OPPOSITE) and reference == DEFAULT else ()
+            if len(users):
+                low, high = (METRIC.signed(end) for end in mean_interval(users))
+                rows.setdefault(f"{name}: these seeds, other users", {})[data] = f"{low} to {high}"
+    if not rows:
+        return ""
+    columns = {TITLES[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
+    return common.markdown(pd.DataFrame({"test NDCG@10, difference (95 % interval)": list(rows), **columns}))
+
+
+def _cell(row: pd.Series) -> str:
+    if row["pairs"] == 1:
+        return f"{METRIC.signed(row['difference'])}, one pair"
+    return (
+        f"{METRIC.signed(row['difference'])} ({METRIC.signed(row['low'])} to {METRIC.signed(row['high'])}), ahead in {row['wins']:.0f} of {row['pairs']:.0f} pairs, "
+        f"p {row['p']:.3f}"
+    )
+
+
+def at_own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
+    """The verdict once more, each arm at its own learning rate."""
+    runs, rates = own_rates(data, finals, other)
+    if not rates:
+        return f"On {TITLES[data]} with each arm at its own learning rate: no pair yet."
+    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+    seeds = runs["seed"].nunique()
+    if set(rates.values()) == {common_lr}:
+        return f"On {TITLES[data]} default and sign patterns are better at this learning rate, {common_lr:g}, than at {other_lr:g}, by the validation items ({seeds} seed{'s' * (seeds != 1)})."
+    chosen = ", ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
+    found = "; ".join(f"{name} {finding(row, METRIC)}" for name, row in compare(runs, SIGN_PAIRS, METRIC.column).iterrows())
+    return f"On {TITLES[data]} with each arm at its own learning rate, by the validation items ({chosen}): {found}."
 
 
 def own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -63,56 +121,6 @@ def own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.
     return pd.concat(parts, ignore_index=True), rates
 
 
-def at_own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """The verdict once more, each arm at its own learning rate."""
-    runs, rates = own_rates(data, finals, other)
-    if not rates:
-        return f"On {TITLES[data]} with each at its own learning rate: no pair yet."
-    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
-    if set(rates.values()) == {common_lr}:
-        seeds = runs["seed"].nunique()
-        return (
-            f"By the validation items each of these arms is at its better learning rate: {common_lr:g}, against {other_lr:g} ({seeds} seed{'s' * (seeds != 1)})."
-        )
-    chosen = ", ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
-    return f"On {TITLES[data]} with each at its own learning rate, by the validation items ({chosen}): {'; '.join(_against_default(runs))}."
-
-
-def without_a_diagonal(finals: pd.DataFrame) -> str:
-    """What the size of the weights does alone: the two controls against the default; "" without a pair of either."""
-    arms = {"the default's weights at the norms of vision's signs": "timm-rescaled", "their singular values in random directions": "random-directions"}
-    table = compare(finals, {name: (DEFAULT, arm) for name, arm in arms.items()}, METRIC.column)
-    words = [f"{name} {finding(row, METRIC)}" for name, row in table.iterrows()]
-    return f"As large, without a diagonal: {'; '.join(words)}." if words else ""
-
-
-def _against_default(finals: pd.DataFrame, data: str | None = None) -> list[str]:
-    """Each sign pattern against the default in words; with data, other users' interval from the records of that experiment."""
-    lines = []
-    for arm, name in ((VISION, "vision's signs"), (OPPOSITE, "the opposite signs")):
-        if not {DEFAULT, arm} <= set(finals["arm"]) or (pairs := paired_differences(finals, METRIC.column, (DEFAULT, arm))).empty:
-            lines.append(f"{name}: no pair yet")
-            continue
-        n, d = len(pairs), pairs["difference"]
-        low, high = mean_interval(d)
-        text = f"{name}: {METRIC.signed(d.mean())} on {pairs[DEFAULT].mean():.4f} over {n} paired seed{'s' if n > 1 else ''}"
-        if n > 1:
-            text += f", 95 % interval {METRIC.signed(low)} to {METRIC.signed(high)}, ahead in {(d > 0).sum()}"
-        users = user_differences(data, arm) if data else []
-        if len(users):
-            low_u, high_u = mean_interval(users)
-            text += f" (for these seeds and other users: {METRIC.signed(low_u)} to {METRIC.signed(high_u)})"
-        if n == 1:
-            text += ", which proves nothing"
-        elif n < ENOUGH:
-            text += f"; {n} pairs cannot carry a claim (smallest possible p {smallest_p(n, 'two-sided'):.3f})"
-        else:
-            word = "more than chance explains" if low > 0 or high < 0 else "which chance can explain"
-            text += f"; {word} (exact sign-flip test, p = {sign_flip_test(d):.3f}; {n} pairs can give {smallest_p(n, 'two-sided'):.3f} at best)"
-        lines.append(text)
-    return lines
-
-
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
     """Every user's NDCG@10 under an arm minus that under its reference, mean over the paired seeds whose records hold the users'
     ranks; empty if there is none. Its spread says what other users would have changed, as pairs of seeds say it of other seeds."""
@@ -120,13 +128,6 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
              for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
     seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
     return np.mean([gains[arm, seed] - gains[reference, seed] for seed in seeds], axis=0) if seeds else np.array([])
-
-
-def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: both data sets, with one recipe and with each arm at its own learning rate, and how many runs are missing."""
-    parts = [central(data, table) + " " + at_own_rates(data, table, load_runs(f"{data}-rate")) + " " + without_a_diagonal(table) for data, table in finals.items()]
-    gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
-    return "\n\n".join(parts) + ("\n\n*" + " ".join(gaps) + "*" if gaps else "")
 
 
 def found(name: str, finals: pd.DataFrame, seeds: tuple[int, ...]) -> str:
@@ -193,106 +194,6 @@ def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
     """The curves of the central comparison's arms, in its order, arms in words (for figures.ranking_curves)."""
     parts = [curves[curves["arm"] == arm].assign(arm=ARM_LABELS.get(arm, arm)) for arm in CENTRAL[data].arms]
     return pd.concat(parts, ignore_index=True)
-
-
-def converged(curves: pd.DataFrame, data: str) -> str:
-    """How far the default's validation NDCG@10 still moved in the last fifth of the run."""
-    part = curves[curves["arm"] == DEFAULT]
-    if part.empty:
-        return f"No run of the default on {TITLES[data]} is in yet."
-    mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
-    fifth = max(1, len(mean) // 5)
-    change = mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean()
-    word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
-    return (
-        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {mean.iloc[-fifth:].mean():.4f} in the last {fifth} epochs, "
-        f"{METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()} seed{'s' if part['seed'].nunique() > 1 else ''})."
-    )
-
-
-def recipe_table() -> pd.DataFrame:
-    """The search for the recipe: validation NDCG@10 by data set and setting."""
-    rows = []
-    for data in TITLES:
-        runs = load_runs(f"{data}-recipe")
-        if len(runs):
-            for arm, part in runs.groupby("arm"):
-                settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
-                rows.append({"data": TITLES[data], "setting": arm, **settings, "validation NDCG@10": part["test_validation_ndcg10"].mean()})
-    table = pd.DataFrame(rows)
-    return table.set_index(["data", "setting"]).round(4) if len(table) else table
-
-
-def recipe_sentence() -> str:
-    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the configs."""
-    checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
-              ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
-    parts = []
-    for data, who, short, long in checks:
-        runs = load_runs(f"{data}-recipe")
-        if {short, long} <= set(runs["arm"]):
-            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), "test_validation_ndcg10"].mean() for arm in (short, long))
-            word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
-            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
-    config = EXPERIMENTS["ml100k"]
-    epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
-    text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked; epochs of {config.passes} passes: {epochs}."
-    for part in parts:
-        text += f" O{part[1:]}."
-    lacking = len(checks) - len(parts)
-    return text + (f" Of {lacking} of {len(checks)} such checks the longer run is not in yet." if lacking else "")
-
-
-def fairness_sentence(data: str = "ml100k") -> str:
-    """Whether an arm would be better off at another learning rate than the common one, by the validation items."""
-    runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
-    first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
-    parts, lacking = [], []
-    for arm in SIGN_ARMS:
-        names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
-        if not set(names.values()) <= set(first.index):
-            lacking.append(ARM_LABELS[arm])
-            continue
-        values = pd.Series({lr: first[name] for lr, name in names.items()})
-        gain = values.max() - values[common_lr]
-        parts.append(
-            f"{ARM_LABELS[arm]}: best at {values.idxmax():g} ({values.max():.4f}), "
-            + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
-        )
-    text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
-    return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
-
-
-def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """Epochs to the default's final validation NDCG@10: a row an arm, the default first, whose own curve reaches it before its end,
-    since curves are noisy. Mean share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
-    how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
-    column, rows = "test_validation_ndcg10", {}
-
-    if DEFAULT not in set(finals["arm"]):
-        return pd.DataFrame()
-    targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
-    own = _shares(curves, DEFAULT, targets, column)
-    rows[ARM_LABELS[DEFAULT]] = {"share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
-    for arm in arms:
-        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
-            continue
-        difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
-        low, high = mean_interval(difference)
-        rows[ARM_LABELS.get(arm, arm)] = {
-            "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
-            "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
-        }  # fmt: skip
-    return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
-
-
-def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
-    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never."""
-    found = {}
-    for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
-        curve = curve.sort_values("step")
-        found[seed] = steps_to_reach(curve, targets[seed], column) / curve["step"].max()
-    return pd.Series(found, dtype=float)
 
 
 def kept_sentence(experiment: str = "ml100k") -> str:

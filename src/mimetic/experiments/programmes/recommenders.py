@@ -10,7 +10,7 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.programmes.study import Study, once
+from mimetic.experiments.programmes.study import Contrast, Study, once
 
 DEFAULT, VISION, OPPOSITE = "bert", "mimetic", "opposite"
 SEEDS = {"ml100k": tuple(range(10)), "beauty": tuple(range(6))}  # six: the fewest with which an exact two-sided test can give p < 0.05
@@ -22,7 +22,9 @@ def _central(data: str, other: str) -> Study:
         "vision signs": VISION, "opposite signs": OPPOSITE, f"fitted to a BERT4Rec of { {'ml100k': 'MovieLens', 'beauty': 'Beauty'}[other]}": f"fit-{other}",
         "QK only, vision's sign": "mimetic-qk", "V·proj only, vision's sign": "mimetic-vp",
     }  # fmt: skip
-    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), {label: (DEFAULT, arm) for label, arm in arms.items()})
+    # expected from public checkpoints of SASRec and S3-Rec, whose products have the opposite signs
+    signs = {"opposite minus vision signs": Contrast({OPPOSITE: 1, VISION: -1}, 1)}
+    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), {label: (DEFAULT, arm) for label, arm in arms.items()}, signs)
 
 
 CENTRAL = {"ml100k": _central("ml100k", "beauty"), "beauty": _central("beauty", "ml100k")}

@@ -1,0 +1,116 @@
+"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, and how soon does an arm get there."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.recommenders import ARM_LABELS, TITLES
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
+from mimetic.experiments.programmes.recommenders import DEFAULT
+from mimetic.experiments.recommenders import METRIC
+from mimetic.statistics import mean_interval, steps_to_reach
+from mimetic.training.records import load_runs
+
+WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
+
+
+def converged(curves: pd.DataFrame, data: str) -> str:
+    """How far the default's validation NDCG@10 still moved in the last fifth of the run."""
+    part = curves[curves["arm"] == DEFAULT]
+    if part.empty:
+        return f"No run of the default on {TITLES[data]} is in yet."
+    mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
+    fifth = max(1, len(mean) // 5)
+    change = mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean()
+    word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
+    return (
+        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {mean.iloc[-fifth:].mean():.4f} in the last {fifth} epochs, "
+        f"{METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()} seed{'s' if part['seed'].nunique() > 1 else ''})."
+    )
+
+
+def recipe_table() -> pd.DataFrame:
+    """The search for the recipe: validation NDCG@10 by data set and setting."""
+    rows = []
+    for data in TITLES:
+        runs = load_runs(f"{data}-recipe")
+        if len(runs):
+            for arm, part in runs.groupby("arm"):
+                settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
+                rows.append({"data": TITLES[data], "setting": arm, **settings, "validation NDCG@10": part["test_validation_ndcg10"].mean()})
+    table = pd.DataFrame(rows)
+    return table.set_index(["data", "setting"]).round(4) if len(table) else table
+
+
+def recipe_sentence() -> str:
+    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the configs."""
+    checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
+              ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
+    parts = []
+    for data, who, short, long in checks:
+        runs = load_runs(f"{data}-recipe")
+        if {short, long} <= set(runs["arm"]):
+            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), "test_validation_ndcg10"].mean() for arm in (short, long))
+            word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
+            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
+    config = EXPERIMENTS["ml100k"]
+    epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
+    text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked; epochs of {config.passes} passes: {epochs}."
+    for part in parts:
+        text += f" O{part[1:]}."
+    lacking = len(checks) - len(parts)
+    return text + (f" Of {lacking} of {len(checks)} such checks the longer run is not in yet." if lacking else "")
+
+
+def fairness_sentence(data: str = "ml100k") -> str:
+    """Whether an arm would be better off at another learning rate than the common one, by the validation items."""
+    runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
+    first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
+    parts, lacking = [], []
+    for arm in SIGN_ARMS:
+        names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
+        if not set(names.values()) <= set(first.index):
+            lacking.append(ARM_LABELS[arm])
+            continue
+        values = pd.Series({lr: first[name] for lr, name in names.items()})
+        gain = values.max() - values[common_lr]
+        parts.append(
+            f"{ARM_LABELS[arm]}: best at {values.idxmax():g} ({values.max():.4f}), "
+            + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
+        )
+    text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
+    return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
+
+
+def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
+    """Epochs to the default's final validation NDCG@10: a row an arm, the default first, whose own curve reaches it before its end,
+    since curves are noisy. Mean share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
+    how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
+    column, rows = "test_validation_ndcg10", {}
+
+    if DEFAULT not in set(finals["arm"]):
+        return pd.DataFrame()
+    targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
+    own = _shares(curves, DEFAULT, targets, column)
+    rows[ARM_LABELS[DEFAULT]] = {"share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
+    for arm in arms:
+        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
+            continue
+        difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
+        low, high = mean_interval(difference)
+        rows[ARM_LABELS.get(arm, arm)] = {
+            "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
+            "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
+        }  # fmt: skip
+    return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
+
+
+def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
+    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never."""
+    found = {}
+    for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
+        curve = curve.sort_values("step")
+        found[seed] = steps_to_reach(curve, targets[seed], column) / curve["step"].max()
+    return pd.Series(found, dtype=float)
