@@ -10,7 +10,7 @@ from mimetic.experiments import live
 from mimetic.experiments.answers import common, convergence, questions
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
-from mimetic.experiments.configs.recommenders import FITTED
+from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
 from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, RATE, SEEDS, STUDIES
@@ -31,41 +31,46 @@ BETTER = [v + 0.01 + 0.0002 * i for i, v in enumerate(BASE)]
 MIXED = [v + (0.01 if i % 2 else -0.01) for i, v in enumerate(BASE)]
 
 
-def test_the_answer_follows_from_the_pairs():
+def test_the_answer_follows_from_the_pairs(no_rates):
     text = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, opposite=MIXED), "beauty": finals()})
     words = text.splitlines()[0]
-    assert "*gains*: vision signs;" in words and "*no difference that these pairs can show*: opposite signs" in words and "*loses*: opposite against vision" not in words
-    assert "* **Amazon Beauty (1,000 items)**: no pair yet." in text
-    assert "| default | 0.1000 |  |" in text and "| vision signs | +0.0105 (+0.0101 to +0.0109), ahead in 6 of 6 pairs, p 0.031 |  |" in text
+    assert "against the default: vision signs: *gains*; opposite signs: *no difference that these pairs can show*" in words
+    assert "* **Amazon Beauty (1,000 items)**: no pair yet." in text and "**So" not in text
+    assert "| default | 0.1000 |  |" in text and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in text
     three, one = (rec.verdict({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])}) for n in (3, 1))
-    assert "*ahead so far*: vision signs" in three and "p 0.250" in three
-    assert "*only one pair so far*: vision signs" in one and "| vision signs | +0.0100, one pair |" in one
+    assert "vision signs: *ahead so far*" in three and "p 0.250" in three
+    assert "vision signs: *only one pair so far*" in one and "| vision signs | +0.0100, one pair |" in one
     worse = rec.verdict({"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)})
-    assert "*loses*: opposite signs, opposite against vision signs" in worse and "−0.0105" in worse
+    assert "opposite signs: *loses*" in worse and "opposite minus vision signs: *loses*" in worse and "−0.0105" in worse
 
 
-def test_each_arm_at_its_own_rate(monkeypatch):
+def test_whether_it_is_the_size(no_rates):
+    size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=BETTER)})
+    assert "vision signs, default at their norms (no diagonal): *gains*" in size and "**So larger attention weights gain here, with a diagonal or without one;" in size
+    beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, mimetic=BETTER)})
+    assert "**So there is more to it than the size of the weights.**" in beyond
+
+
+@pytest.fixture
+def no_rates(monkeypatch):
+    monkeypatch.setattr(rec, "load_runs", lambda name: finals())
+
+
+def test_both_rates_and_both_items_are_shown():
     common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
-    runs, rates = rec.own_rates("ml100k", common, other)
-    assert rates == {"bert": 3e-3, "mimetic": 1e-3} and len(runs) == 12  # opposite has no runs at the other rate
-    text = rec.at_own_rates("ml100k", common, other)
-    assert "(default (BERT's trunc-normal .02) 0.003, vision signs 0.001)" in text and "vision signs no difference that these pairs can show: +0.0000 NDCG@10" in text
-    few = rec.own_rates("ml100k", common, finals(bert=BETTER[:2], mimetic=BASE[:4]))[0]
-    assert few.groupby("arm")["seed"].apply(set).tolist() == [{0, 1}, {0, 1}]  # the same seeds choose and are compared
-    assert rec.own_rates("ml100k", common, finals())[1] == {} and "no pair yet" in rec.at_own_rates("ml100k", common, finals())
-    assert "better at this learning rate, 0.001, than at 0.003, by the validation items (6 seeds)" in rec.at_own_rates("ml100k", finals(bert=BETTER, mimetic=BETTER), finals(bert=BASE, mimetic=BASE))
-    monkeypatch.setattr(rec, "load_runs", lambda name: other)
-    assert rec.monday({"ml100k": common}).startswith("No interval excludes 0")  # at the common rate alone it would gain
-    found = rec.found_at_own_rates("ml100k", common)
-    assert "vision signs, each at its own rate: no difference" in found and "12 of 30 runs" in found
+    table = rec.elsewhere("ml100k", common, other)
+    assert list(table) == ["last items, 0.001", "last items, 0.003", "last but one, 0.001", "last but one, 0.003"]
+    assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
+    assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
+    said = rec.elsewhere_sentence("ml100k", common, other)
+    assert said == "MovieLens-100K: vision signs above 0 in 2 and below in 2 of 4; opposite signs above 0 in 0 and below in 0 of 2."
+    assert rec.elsewhere("ml100k", finals(), finals()).empty and "no pairs yet" in rec.elsewhere_sentence("ml100k", finals(), finals())
+    change = convergence.rate_sentence("ml100k", common, other)
+    assert "0.003 minus 0.001: default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105" in change
+    assert "no runs at both rates yet" in convergence.rate_sentence("ml100k", common, finals())
 
 
-def test_what_the_size_does_alone():
-    text = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=BASE)})
-    assert "*gains*: default at the norms of vision signs (no diagonal);" in text and "*loses*: vision signs against the default at their norms" in text
-
-
-def test_what_is_missing_is_said_until_nothing_is():
+def test_what_is_missing_is_said_until_nothing_is(no_rates):
     arms = CENTRAL["beauty"].arms
     table = finals(**{arm.replace("-", "_"): BASE for arm in arms})
     assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
@@ -74,13 +79,18 @@ def test_what_is_missing_is_said_until_nothing_is():
 
 
 def test_monday_follows_from_the_intervals():
-    both = finals(bert=BASE, mimetic=BETTER, opposite=MIXED)
-    assert rec.monday({"ml100k": both}).startswith("It gains with vision signs on MovieLens-100K")
-    worse = finals(bert=BETTER, mimetic=BASE)
-    assert "keep the default" in rec.monday({"ml100k": worse}) and "It loses" in rec.monday({"ml100k": worse})
-    assert "only a paired run" in rec.monday({"ml100k": both, "beauty": worse})
-    assert rec.monday({"ml100k": finals(bert=BASE, mimetic=MIXED)}).startswith("No interval excludes 0")
-    assert "Too few pairs" in rec.monday({"ml100k": finals(bert=BASE[:3], mimetic=BETTER[:3])})
+    def advice(**arms):
+        return rec.monday({"ml100k": finals(**arms)})
+
+    assert "it gains (vision signs +0.0105 (+0.0101 to +0.0109)), and whether by its size is not known" in advice(bert=BASE, mimetic=BETTER, opposite=MIXED)
+    assert "it loses (vision signs −0.0105" in advice(bert=BETTER, mimetic=BASE) and "keep the default" in advice(bert=BETTER, mimetic=BASE)
+    assert "only a paired run" in advice(bert=BASE, mimetic=BETTER, opposite=[2 * b - v for b, v in zip(BASE, BETTER)])
+    assert "no interval leaves out 0 (vision signs +0.0000" in advice(bert=BASE, mimetic=MIXED)
+    assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BETTER)
+    assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=MIXED, timm_rescaled=BETTER)
+    assert "gains beyond what the size" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BASE)
+    assert "too few pairs" in advice(bert=BASE[:3], mimetic=BETTER[:3])
+    assert len(rec.monday({"ml100k": finals(), "beauty": finals()}).splitlines()) == 2
 
 
 def test_findings_have_their_sign_and_unit():
@@ -117,9 +127,23 @@ def test_steps_to_the_defaults_end():
     assert convergence.steps_table(finals(), curves, ("bert",)).empty
 
 
-def test_signs_are_called_by_three_quarters():
-    assert questions.sign_of(pd.Series([3, 4, 5, 6, 1])) == "+" and questions.sign_of(pd.Series([-3, -4, -5, -6, 1])) == "−"
-    assert questions.sign_of(pd.Series([3, -4, 5, -6])) == "mixed" and questions.sign_of(pd.Series([0.1, 1, -1, 3])) == "none"
+def test_signs_are_called_layer_by_layer():
+    def heads(qk0, qk1, vp0=(0.0,), vp1=(0.0,)):
+        parts = [("qk", 0, qk0), ("qk", 1, qk1), ("vp", 0, vp0), ("vp", 1, vp1)]
+        return pd.DataFrame([{"product": p, "layer": layer, "seed": i, "z": v / 10, "sigmas": v} for p, layer, values in parts for i, v in enumerate(values)])
+
+    clear, turned, unclear = (3, 4, 5, 6, 1), (-3, -4, -5, -6, 1), (3, -4, 5, -6)
+    assert questions.signs_in_words(heads(unclear, clear)) == "QK + in layer 1, V·proj in no layer"
+    assert questions.signs_in_words(heads(clear, clear, turned, turned)) == "QK + in every layer, V·proj − in every layer, vision's signs"
+    assert questions.signs_in_words(heads(turned, turned, clear, clear)).endswith("the opposite of vision's signs")
+    assert questions.signs_in_words(heads(turned, clear)).startswith("QK − in layer 0, + in layer 1")
+    found = questions.layer_signs(heads(clear, turned)).loc[("qk", 0)]
+    assert (found["above"], found["below"], found["count"]) == (4, 0, 5) and found["low"] < found["z"] < found["high"] and found["z"] == pytest.approx(0.38)
+
+
+def test_arms_have_names():
+    assert rec.arm_label("short-next-mimetic") == "next item, vision signs" and rec.arm_label("pre-ln-next-bert").startswith("next item, pre-LN, 40 epochs, default")
+    assert rec.arm_label("mimetic") == "vision signs" and rec.arm_label("something") == "something"
 
 
 # --- on records ------------------------------------------------------------------------------------------------------
@@ -140,19 +164,22 @@ def test_products_and_sentences_from_records(records):
     assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
     before = products.query("arm == 'mimetic' and when == 'before'")
     assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
-    assert "no common sign" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
+    assert "V·proj in no layer" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
     table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert "no clear sign in *BERT4Rec, post-LN*" in questions.sign_question()
-    assert "opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
+    assert "* the norm (pre-LN in place of post-LN), 1 pair of models: the sign of a layer's QK differs in " in questions.sign_question()
+    assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
 def test_other_users_are_an_interval_of_their_own(records):
     difference = rec.user_differences("ml100k", "mimetic")
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
-    assert len(difference) == 600 and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
+    assert difference.shape == (1, 600) and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
     assert len(rec.user_differences("ml100k", "opposite")) == 0
-    assert "| vision signs: these seeds, other users | " in rec.verdict({"ml100k": load_runs("ml100k")})
+    assert "for other users, too" not in rec.verdict({"ml100k": load_runs("ml100k")})  # one seed
+    run(named("ml100k", arm="bert", seed=1), progress=False)
+    run(named("ml100k", arm="mimetic", seed=1), progress=False)
+    assert "| vision signs, for other users, too | (" in rec.verdict({"ml100k": load_runs("ml100k")})
 
 
 def test_whether_the_recipe_is_fair(monkeypatch):
@@ -171,16 +198,16 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
     short = questions.in_short(table.reset_index())
-    assert "Layers worth imitating? MovieLens-100K: no common sign." in short and "always; the identity carries, of the energy: MovieLens-100K " in short
-    assert "imitate them? no run is in yet." in questions.in_short(table.reset_index().iloc[:8])
-    assert "the layers hardly" in questions.second_answer(table.reset_index())
+    assert "*Layers worth imitating?* BERT4Rec on MovieLens-100K: QK in no layer, V·proj in no layer." in short and "MovieLens-100K: hardly; a multiple of the identity is " in short
+    assert "imitate them?* no run is in yet." in questions.in_short(table.reset_index().iloc[:8])
+    assert "**hardly**" in questions.second_answer(table.reset_index())
     assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])
 
 
 def test_scores_have_baselines_and_runs(records):
     table = rec.score_table({"ml100k": load_runs("ml100k")})
     names = [name for _, name in table.index]
-    assert names[:2] == ["popularity", "item-kNN"] and any(name.startswith("BERT4Rec, default") for name in names)
+    assert names[0] == "popularity" and names[1].startswith("item-kNN, ") and any(name.startswith("BERT4Rec, default") for name in names)
 
 
 def test_fitted_constants_of_a_record(records):
@@ -191,9 +218,9 @@ def test_fitted_constants_of_a_record(records):
 
 
 def test_committed_constants_are_those_of_the_committed_records():
-    assert set(FITTED) == {"ml100k", "beauty"}
+    assert set(FITTED) == set(FITTED_FROM)
     for source, constants in FITTED.items():
-        assert from_record(source, "bert") == constants
+        assert from_record(*FITTED_FROM[source]) == constants
 
 
 # --- the third question, the programme, the live run -----------------------------------------------------------------

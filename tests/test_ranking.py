@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mimetic.data.sequences import SequenceData, load_sequences, oracle
-from mimetic.experiments.baselines import baselines, baselines_path, item_knn, popularity, rank_metrics
+from mimetic.experiments.baselines import baselines, baselines_path, bursts, item_knn, popularity, rank_metrics
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
 
@@ -70,21 +70,21 @@ def test_against_ranx():
 def test_baselines_against_a_plain_loop():
     data = load_sequences("clusters")
     few = SequenceData("few", data.sequences[:40], data.num_items)
-    histories = [few.history(u, False) for u in range(40)]
-    counts = sum(np.bincount(h, minlength=65)[1:] for h in histories)
+    counts = sum(np.bincount(few.train(u), minlength=65)[1:] for u in range(40))
     assert np.array_equal(popularity(few)[7], counts)
-    X = np.zeros((40, 64))
-    for u, h in enumerate(histories):
-        X[u, h - 1] = 1
+    X, known = np.zeros((40, 64)), np.zeros((40, 64))
+    for u in range(40):
+        X[u, few.train(u) - 1] = 1
+        known[u, few.history(u, False) - 1] = 1
     norms = np.linalg.norm(X, axis=0)
-    S = X.T @ X / np.maximum(np.outer(norms, norms), 1e-12)
+    S = (X.T @ X / np.maximum(np.outer(norms, norms), 1e-12)).round(12)
     np.fill_diagonal(S, 0)
     scores = item_knn(few, neighbours=63)  # all of them: the plain sum
-    np.testing.assert_allclose(scores, X @ S, atol=1e-9)
+    np.testing.assert_allclose(scores, known @ S, atol=1e-9)
     cut = S.copy()
     for row in cut:
         row[np.argsort(-row, kind="stable")[5:]] = 0
-    np.testing.assert_allclose(item_knn(few, neighbours=5), X @ cut.T, atol=1e-9)
+    np.testing.assert_allclose(item_knn(few, neighbours=5), known @ cut.T, atol=1e-9)
     with pytest.raises(ValueError, match="from 1 to 63"):
         item_knn(few, neighbours=64)
 
@@ -100,6 +100,20 @@ def test_the_committed_baselines_are_those_of_this_code_and_complete():
     rows = json.loads(baselines_path().read_text())
     assert {(r["dataset"], r["items"], r["users"]) for r in rows} == {("ml100k", 1682, 943), ("beauty", 1000, 4500), ("clusters", 64, 600)}
     assert [r for r in rows if r["dataset"] == "clusters"] == baselines("clusters")
+
+
+def test_what_others_did_last_does_not_count():
+    """A baseline is fitted to what the models are trained on: the last two items of the others change nothing."""
+    data = load_sequences("clusters")
+    changed = SequenceData("changed", (data.sequences[0], *(np.concatenate([s[:-2], s[-1:], s[-2:-1]]) for s in data.sequences[1:])), data.num_items)
+    for scores in (popularity, item_knn):
+        assert np.array_equal(scores(data)[0], scores(changed)[0])
+
+
+def test_bursts(tmp_path):
+    path = tmp_path / "ratings"
+    path.write_text("1\t5\t3\t100\n1\t6\t3\t50\n1\t7\t3\t100\n2\t5\t3\t1\n2\t6\t3\t90000\n")
+    assert bursts(path) == {"tied": 0.5, "one_day": 0.5}
 
 
 @pytest.mark.network

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
-from mimetic.statistics import compare, holm, mean_interval, paired_differences, sign_flip_test, smallest_p, steps_to_reach
+from mimetic.statistics import compare, crossed_interval, holm, mean_interval, paired_differences, sign_flip_test, smallest_p, steps_to_reach
 
 RUNS = pd.DataFrame(
     {"arm": ["timm", "mimetic", "timm", "mimetic", "timm"], "seed": [1, 1, 0, 0, 2], "test_accuracy": [0.5, 0.6, 0.4, 0.35, 0.9]}
@@ -97,3 +97,25 @@ def test_steps_to_reach():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_crossed_interval_covers_the_mean_of_both_samples():
+    """500 draws of 5 rows and 40 columns with effects of both: 95 % of the intervals hold the true mean; those of the rows or of the
+    columns alone do not."""
+    generator, held = np.random.default_rng(0), np.zeros((500, 3))
+    for i in range(500):
+        y = 1.0 + generator.normal(0, 1, (5, 1)) + generator.normal(0, 3, (1, 40)) + generator.normal(0, 1, (5, 40))
+        for j, (low, high) in enumerate((crossed_interval(y), mean_interval(y.mean(1)), mean_interval(y.mean(0)))):
+            held[i, j] = low <= 1.0 <= high
+    crossed, rows, columns = held.mean(0)
+    assert 0.925 <= crossed <= 0.99 and rows < 0.925 and columns < 0.925
+
+
+def test_a_crossed_interval_is_never_narrower_than_either_sample_alone():
+    y = np.random.default_rng(1).normal(size=(6, 50))
+    low, high = crossed_interval(y)
+    assert (low + high) / 2 == pytest.approx(y.mean())
+    same_rows = np.tile(y[:1], (6, 1))  # no difference between rows: the interval is that of the columns
+    assert np.ptp(crossed_interval(same_rows)) == pytest.approx(np.ptp(mean_interval(same_rows[0])), rel=0.01)
+    with pytest.raises(ValueError, match=r"two or more rows and columns, not shape \(1, 50\)"):
+        crossed_interval(y[:1])

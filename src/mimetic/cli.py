@@ -268,7 +268,7 @@ class Queue:
     lab     every question at laboratory scale (more than 260 runs, about 15 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
     language, language-recipe, language-gpu    the same three for text (language: 193 runs, about 22 hours of one core)
-    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: 193 runs, about 16 hours of one core)
+    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: more than 200 runs, about 16 hours of one core)
 
     examples:
       python -m mimetic queue lab --minutes 9

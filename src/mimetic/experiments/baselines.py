@@ -1,13 +1,15 @@
 """What a recommender must beat: popularity, and neighbours of the items that the user had.
 
-    python -m mimetic.experiments.baselines            (writes data/recommenders/baselines.json; seconds)
+    python -m mimetic.experiments.baselines            (writes data/recommenders/; seconds)
 
-Both are ranked as the models are: the whole catalogue without the user's history.
+On equal terms with the models: they count what the models are trained on (all but every user's last two items), a user's own history is
+known up to the target, and the whole catalogue without that history is ranked.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,24 @@ import numpy as np
 import torch
 
 from mimetic.data.fetch import atomic_path, data_dir
-from mimetic.data.sequences import SequenceData, load_sequences
+from mimetic.data.sequences import SequenceData, fetch_sequences, load_sequences
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
-NEIGHBOURS = 50  # of each item in item-kNN; not tuned
+NEIGHBOURS = (3, 5, 10, 20, 50, 100, 200, 500, 900)  # of each item in item-kNN: the best by the validation items is taken
 
 
 def popularity(data: SequenceData, validation: bool = False) -> np.ndarray:
-    """(users, items) float64: how many users have the item among what is known (every item but the target of its user)."""
+    """(users, items) float64: how many users have the item in their training part."""
     counts = np.zeros(data.num_items)
     for user in range(data.num_users):
-        counts[data.history(user, validation) - 1] += 1
+        counts[data.train(user) - 1] += 1
     return np.broadcast_to(counts, (data.num_users, data.num_items))
 
 
-def item_knn(data: SequenceData, validation: bool = False, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def item_knn(data: SequenceData, validation: bool = False, neighbours: int = 50) -> np.ndarray:
     """(users, items) float64: the summed cosine similarity of an item to the items of the user's history, an item counting
-    only those of its own nearest neighbours (Sarwar et al. 2001; Deshpande & Karypis 2004). Order does not matter to it.
+    only those of its own nearest neighbours (Sarwar et al. 2001; Deshpande & Karypis 2004). Similarities are those of the training
+    parts. Order does not matter to it.
 
     Raises:
         ValueError: neighbours is not between 1 and the number of items - 1.
@@ -40,18 +43,22 @@ def item_knn(data: SequenceData, validation: bool = False, neighbours: int = NEI
 
     if not 1 <= neighbours < data.num_items:
         raise ValueError(f"neighbours must be from 1 to {data.num_items - 1}, not {neighbours}")
-    histories = [data.history(u, validation) for u in range(data.num_users)]
-    begins = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
-    entries = np.ones(begins[-1])
-    X = sparse.csr_matrix((entries, np.concatenate(histories) - 1, begins), shape=(data.num_users, data.num_items))
-    X.data[:] = 1.0
+
+    def counted(sequences: list[np.ndarray]) -> sparse.csr_matrix:
+        begins = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
+        X = sparse.csr_matrix((np.ones(begins[-1]), np.concatenate(sequences) - 1, begins), shape=(data.num_users, data.num_items))
+        X.data[:] = 1.0
+        return X
+
+    users = range(data.num_users)
+    X = counted([data.train(u) for u in users])
     norms = np.sqrt(np.asarray(X.sum(0)).ravel())
     unit = X @ sparse.diags(np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0))
-    similarity = (unit.T @ unit).toarray()
+    similarity = (unit.T @ unit).toarray().round(12)  # equal ones stay equal, whatever the order of the sums
     np.fill_diagonal(similarity, 0)
     smallest = np.argsort(-similarity, axis=1, kind="stable")[:, neighbours:]
     np.put_along_axis(similarity, smallest, 0, axis=1)
-    return X @ similarity.T
+    return counted([data.history(u, validation) for u in users]) @ similarity.T
 
 
 def rank_metrics(scores: np.ndarray, data: SequenceData, validation: bool = False) -> dict[str, float]:
@@ -62,18 +69,30 @@ def rank_metrics(scores: np.ndarray, data: SequenceData, validation: bool = Fals
     return ranking_metrics(target_ranks(torch.from_numpy(np.ascontiguousarray(scores)), target, history))
 
 
-BASELINES = {"popularity": popularity, "item-kNN": item_knn}
-
-
 def baselines(dataset: str, items: int | None = None) -> list[dict[str, Any]]:
-    """One row a baseline and split: dataset, items, users, baseline, split, ndcg10, recall10, mrr."""
+    """One row a baseline and split: dataset, items, users, baseline, split, neighbours (of item-kNN), ndcg10, recall10, mrr."""
     data = load_sequences(dataset, items=items)
+    choices = [k for k in NEIGHBOURS if k < data.num_items]
+    best = max(choices, key=lambda k: rank_metrics(item_knn(data, True, k), data, True)["ndcg10"])
     about = {"dataset": dataset, "items": data.num_items, "users": data.num_users, "interactions": data.interactions}
+    recommenders = {"popularity": (None, popularity), "item-kNN": (best, partial(item_knn, neighbours=best))}
     return [
-        about | {"baseline": name, "split": "validation" if validation else "test"}
+        about | {"baseline": name, "neighbours": neighbours, "split": "validation" if validation else "test"}
         | {k: round(v, 6) for k, v in rank_metrics(scores(data, validation), data, validation).items()}
-        for name, scores in BASELINES.items() for validation in (True, False)
+        for name, (neighbours, scores) in recommenders.items() for validation in (True, False)
     ]  # fmt: skip
+
+
+def bursts(path: Path, separator: str = "\t") -> dict[str, float]:
+    """How arbitrary the order of a rating file is: the shares of users whose last two ratings have the same second (tied), and whose
+    ratings all fall within a day (one_day).
+
+    Args:
+        path: lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``.
+    """
+    rows = np.array([[int(line.split(separator)[i]) for i in (0, 3)] for line in path.read_text(encoding="ascii").splitlines()])
+    times = [np.sort(rows[rows[:, 0] == user, 1]) for user in np.unique(rows[:, 0])]
+    return {"tied": float(np.mean([t[-1] == t[-2] for t in times])), "one_day": float(np.mean([t[-1] - t[0] < 86_400 for t in times]))}
 
 
 def baselines_path() -> Path:
@@ -81,14 +100,22 @@ def baselines_path() -> Path:
     return data_dir() / "recommenders" / "baselines.json"
 
 
+def bursts_path() -> Path:
+    """Where bursts() of MovieLens-100K is kept."""
+    return data_dir() / "recommenders" / "bursts.json"
+
+
 def main() -> None:
     from mimetic.experiments.configs import EXPERIMENTS
 
     rows = [row for name in ("ml100k", "beauty", "clusters") for row in baselines(EXPERIMENTS[name].dataset, EXPERIMENTS[name].items)]
-    with atomic_path(baselines_path()) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    found = {"ml100k": {name: round(share, 4) for name, share in bursts(fetch_sequences("ml100k")).items()}}
+    for path, content in ((baselines_path(), rows), (bursts_path(), found)):
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print({k: v for k, v in row.items() if k not in ("users", "interactions")})
+    print(found)
 
 
 if __name__ == "__main__":

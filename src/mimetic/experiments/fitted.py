@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mimetic.experiments.configs import named
+from mimetic.experiments.configs.recommenders import FITTED_FROM
 from mimetic.experiments.pattern import effective
 from mimetic.experiments.recorded import product_table
 from mimetic.measure import fit_layer
@@ -62,7 +63,7 @@ def main() -> None:
     found = {
         "vision": {"dinov2": from_pretrained("dinov2-vit-s", 6), "dinov2-raw": from_pretrained("dinov2-vit-s", 6, fold=False)},
         "language": {"FITTED": from_record("tinyshakespeare-narrow", "gpt2", fold=True)},
-        "recommenders": {source: from_record(source, "bert") for source in ("ml100k", "beauty")},
+        "recommenders": {name: from_record(*source) for name, source in FITTED_FROM.items()},
     }
     for family, models in found.items():
         print(f"configs/{family}.py")

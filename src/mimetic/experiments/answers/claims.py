@@ -202,9 +202,8 @@ def _worth_imitating() -> Judgement:
     for data, title in recommenders.TITLES.items():
         products = questions.trained(data)
         seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
-        signs = [sign(products.loc[products["product"] == p, "sigmas"]) for p in ("qk", "vp")] if seeds else []
-        found = f"{_sign_words(*signs)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)" if seeds else "no run yet"
-        parts[title] = counted(s != "none" for s in signs) if seeds >= planned else OPEN, found
+        found = f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)" if seeds else "no run yet"
+        parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
     return joined(parts)
 
 

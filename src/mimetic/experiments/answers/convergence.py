@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import ARM_LABELS, TITLES
+from mimetic.experiments.answers.recommenders import TITLES, arm_label
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT
@@ -21,14 +23,34 @@ def converged(curves: pd.DataFrame, data: str) -> str:
     part = curves[curves["arm"] == DEFAULT]
     if part.empty:
         return f"No run of the default on {TITLES[data]} is in yet."
-    mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
-    fifth = max(1, len(mean) // 5)
-    change = mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean()
+    level, change, fifth = _last_fifths(part)
     word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
     return (
-        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {mean.iloc[-fifth:].mean():.4f} in the last {fifth} epochs, "
+        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {level:.4f} in the last {fifth} epochs, "
         f"{METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()} seed{'s' if part['seed'].nunique() > 1 else ''})."
     )
+
+
+def _last_fifths(curve: pd.DataFrame) -> tuple[float, float, int]:
+    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a fifth."""
+    mean = curve.groupby("epoch")["test_validation_ndcg10"].mean()
+    fifth = max(1, len(mean) // 5)
+    return mean.iloc[-fifth:].mean(), mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean(), fifth
+
+
+def converged_table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every arm's validation NDCG@10 at its end: last fifth of the epochs, difference to the fifth before, and how far below the
+    curve's highest point it is, all of the mean over seeds."""
+    rows = {}
+    for data, table in curves.items():
+        for arm in dict.fromkeys(table["arm"]):
+            part = table[table["arm"] == arm]
+            level, change, _ = _last_fifths(part)
+            mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
+            rows[TITLES[data], arm_label(arm)] = {
+                "seeds": part["seed"].nunique(), "epochs": int(mean.index.max()), "last fifth": level, "minus the fifth before": change, "minus the best epoch": mean.iloc[-1] - mean.max(),
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").round(4)
 
 
 def recipe_table() -> pd.DataFrame:
@@ -39,7 +61,8 @@ def recipe_table() -> pd.DataFrame:
         if len(runs):
             for arm, part in runs.groupby("arm"):
                 settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
-                rows.append({"data": TITLES[data], "setting": arm, **settings, "validation NDCG@10": part["test_validation_ndcg10"].mean()})
+                values = part.set_index("seed")["test_validation_ndcg10"]
+                rows.append({"data": TITLES[data], "setting": arm, **settings, "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values[0]})
     table = pd.DataFrame(rows)
     return table.set_index(["data", "setting"]).round(4) if len(table) else table
 
@@ -54,7 +77,7 @@ def recipe_sentence() -> str:
         if {short, long} <= set(runs["arm"]):
             a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), "test_validation_ndcg10"].mean() for arm in (short, long))
             word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
-            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}, {word}")
+            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
     text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked; epochs of {config.passes} passes: {epochs}."
@@ -72,16 +95,29 @@ def fairness_sentence(data: str = "ml100k") -> str:
     for arm in SIGN_ARMS:
         names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
         if not set(names.values()) <= set(first.index):
-            lacking.append(ARM_LABELS[arm])
+            lacking.append(arm_label(arm))
             continue
         values = pd.Series({lr: first[name] for lr, name in names.items()})
         gain = values.max() - values[common_lr]
         parts.append(
-            f"{ARM_LABELS[arm]}: best at {values.idxmax():g} ({values.max():.4f}), "
+            f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), "
             + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
         )
     text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
     return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
+
+
+def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
+    """What the other learning rate changes on the validation items for the default and both sign patterns, over all seeds that have both."""
+    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+    parts = []
+    for arm in SIGN_ARMS:
+        runs = [table[table["arm"] == arm].set_index("seed")["test_validation_ndcg10"] for table in (finals, other)]
+        change = (runs[1] - runs[0]).dropna()
+        if len(change) > 1:
+            low, high = mean_interval(change)
+            parts.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.signed(low)} to {METRIC.signed(high)}, {len(change)} seeds)")
+    return f"{TITLES[data]}, validation items, {other_lr:g} minus {common_lr:g}: {'; '.join(parts) or 'no runs at both rates yet'}."
 
 
 def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
@@ -94,14 +130,15 @@ def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
     own = _shares(curves, DEFAULT, targets, column)
-    rows[ARM_LABELS[DEFAULT]] = {"share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
+    epochs = curves["epoch"].max()
+    rows[arm_label(DEFAULT)] = {"epochs": epochs * own.mean(), "share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
     for arm in arms:
         if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
             continue
         difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
         low, high = mean_interval(difference)
-        rows[ARM_LABELS.get(arm, arm)] = {
-            "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
+        rows[arm_label(arm)] = {
+            "epochs": epochs * found.fillna(1.0).mean(), "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
             "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
         }  # fmt: skip
     return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))

@@ -8,22 +8,23 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mimetic.audit import CHANCE, MEANINGFUL, Parameters, audit
+from mimetic.audit import CHANCE, EXPLAINED, MEANINGFUL, Parameters, audit
 from mimetic.audit.report import sign
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, TITLES
-from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
 from mimetic.experiments.recorded import recorded_products, records_of
+from mimetic.pretrained import SOURCES
+from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
 
-# Measured on public checkpoints that are no longer to be had, by an earlier, unpublished reading: quoted, not repeated here.
-# Mean diagonal / off-diagonal sd of the first and the second layer. SASRec: pmixer/SASRec.pytorch, ml-1m, four checkpoints;
-# S3-Rec: Beauty, LastFM, Toys.
+# Measured on public checkpoints by an earlier, unpublished reading: quoted, not repeated here. Mean diagonal / off-diagonal sd of the
+# first and the second layer. SASRec: pmixer/SASRec.pytorch, ml-1m, four checkpoints; S3-Rec (RUCAIBox/CIKM2020-S3Rec): Beauty, LastFM, Toys.
 SECONDARY = (
-    "An earlier reading of public checkpoints that have since been taken down (four SASRec on MovieLens-1M, three S3-Rec on Beauty, LastFM "
-    "and Toys) found the opposite signs on both products: QK from −1.28 to −0.04, V·proj from +0.63 to +5.1 off-diagonal spreads. "
-    "We cannot repeat it, and its block is another one: there only queries are normalised, and the residual starts from them."
+    "An earlier reading of public checkpoints, which could not be reached from here any more, found the opposite signs on both products: in four SASRec on "
+    "MovieLens-1M (causal, next item) QK from −1.13 to −0.04 and V·proj from +1.7 to +5.1 off-diagonal spreads, in three S3-Rec on Beauty, LastFM and Toys "
+    "(bidirectional, masked items, BERT's post-LN block: the nearest to ours) QK from −1.28 to −0.98 and V·proj from +0.63 to +2.15. We cannot repeat it. That "
+    "SASRec's block normalises queries only, and its residual starts from them."
 )
 
 
@@ -43,28 +44,46 @@ def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
-def sign_of(sigmas: pd.Series) -> str:
-    """mimetic.audit's sign, and where there is none "mixed" if more than half are beyond chance on either side."""
-    found = sign(sigmas)
-    return "mixed" if found == "none" and (sigmas.abs() > CHANCE).mean() > 0.5 else found
+def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
+    """One row a product and layer of a model's trained products: the mean z of its heads over runs, its 95 % interval over the runs'
+    means, how many heads (of all runs) lie above and below chance, and the sign that mimetic.audit's rule gives them."""
+    rows = {}
+    for (product, layer), part in products.groupby(["product", "layer"]):
+        sigmas = part["sigmas"]
+        low, high = mean_interval(part.groupby("seed")["z"].mean())
+        rows[product, layer] = {
+            "z": part["z"].mean(), "low": low, "high": high, "above": int((sigmas > CHANCE).sum()), "below": int((sigmas < -CHANCE).sum()),
+            "count": len(part), "sign": sign(sigmas),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def signs_in_words(products: pd.DataFrame) -> str:
+    """The signs of a model's trained products, layer by layer."""
+    signs, common_signs, parts = layer_signs(products)["sign"], [], []
+    for product, name in (("qk", "QK"), ("vp", "V·proj")):
+        found = signs[product]
+        common_signs.append(found.iloc[0] if found.nunique() == 1 else "none")
+        if common_signs[-1] != "none":
+            parts.append(f"{name} {common_signs[-1]} in every layer")
+        else:
+            parts.append(f"{name} {', '.join(f'{s} in layer {i}' for i, s in found.items() if s != 'none') or 'in no layer'}")
+    named = {("+", "−"): ", vision's signs", ("−", "+"): ", the opposite of vision's signs"}.get(tuple(common_signs), "")
+    return ", ".join(parts) + named
 
 
 def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -> pd.DataFrame:
-    """Which signs training finds from the default: one row a model; over all layers, heads and seeds."""
+    """Which signs training finds from the default: one row a model; mean z and, where there is one, the sign of each product and layer."""
     rows = {}
     for name, arm in models.items():
         part = trained(experiment, arm)
         if part.empty:
             continue
         row: dict[str, object] = {"seeds": part["seed"].nunique()}
-        for product, title in (("qk", "QK"), ("vp", "V·proj")):
-            some = part[part["product"] == product]
-            row |= {
-                f"{title} z": some["z"].mean(), f"{title} above (%)": 100 * (some["sigmas"] > CHANCE).mean(),
-                f"{title} below (%)": 100 * (some["sigmas"] < -CHANCE).mean(), f"{title} sign": sign_of(some["sigmas"]),
-            }  # fmt: skip
+        for (product, layer), found in layer_signs(part).iterrows():
+            row[f"{'QK' if product == 'qk' else 'V·proj'}, layer {layer}"] = f"{found['z']:+.2f}".replace("-", "−") + (f" ({found['sign']})" if found["sign"] != "none" else "")
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def first_answer() -> str:
@@ -75,39 +94,41 @@ def first_answer() -> str:
         if part.empty:
             lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue
-        words = []
-        for product, name, unit in (("qk", common.PRODUCTS["qk"], "heads"), ("vp", common.PRODUCTS["vp"], "layers")):
-            some = part[part["product"] == product]
-            above, below = int((some["sigmas"] > CHANCE).sum()), int((some["sigmas"] < -CHANCE).sum())
-            layers = ", ".join(f"layer {i} {z:+.2f}" for i, z in some.groupby("layer")["z"].mean().items()).replace("-", "−")
-            words.append(f"{name} above chance in {above} and below in {below} of {len(some)} {unit} (mean z: {layers})")
+        words = [
+            f"{common.PRODUCTS[product]} in layer {layer}: z {row['z']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}), above chance in {row['above']} and below in "
+            f"{row['below']} of {row['count']}".replace("-", "−")
+            for (product, layer), row in layer_signs(part).iterrows()
+        ]
         seeds = part["seed"].nunique()
-        lines.append(f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): **{_worth_imitating(part)}**; {'; '.join(words)}.")
+        lines.append(f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): **{signs_in_words(part)}**. {'; '.join(words)}.")
     return "\n".join(lines)
 
 
-def _worth_imitating(products: pd.DataFrame) -> str:
-    """The first question's answer for one model's trained products, in a few words."""
-    signs = [sign_of(products.loc[products["product"] == p, "sigmas"]) for p in ("qk", "vp")]
-    clear = sum(s in "+−" for s in signs)
-    return {("+", "−"): "yes, with the signs of vision", ("−", "+"): "yes, with the opposite of vision's signs"}.get(
-        (signs[0], signs[1]), "in one product" if clear == 1 else "yes" if clear else "no common sign"
-    )
+FACTORS = {  # what differs between two of MODELS, and nothing else of the model
+    "the norm (pre-LN in place of post-LN)": [(f"{task}, post-LN", f"{task}, pre-LN") for task in ("BERT4Rec", "masked items, causal", "next item, causal")],
+    "causality (a causal mask)": [(f"BERT4Rec, {norm}", f"masked items, causal, {norm}") for norm in ("post-LN", "pre-LN")],
+    "the task (next item in place of masked items)": [(f"masked items, causal, {norm}", f"next item, causal, {norm}") for norm in ("post-LN", "pre-LN")],
+    "training past the best epoch": [(f"next item, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")],
+}  # fmt: skip
 
 
 def sign_question() -> str:
-    """Does the sign that training finds depend on the norm, on masking, on causality? From sign_table."""
-    table = sign_table()
-    if len(table) < 2:
-        return f"Fewer than two of the six models are in. `{COMMAND}` adds the others, and this page follows."
-    parts = []
-    for product in ("QK", "V·proj"):
-        signs = table[f"{product} sign"]
-        groups = {s: ", ".join(f"*{name}*" for name in signs.index[signs == s]) for s in dict.fromkeys(signs)}
-        words = {"none": "no clear sign", "mixed": "both signs, no common one", "+": "+", "−": "−"}
-        parts.append(f"**{product}**: " + "; ".join(f"{words[s]} in {names}" for s, names in groups.items()))
+    """Does the sign that training finds depend on the norm, on masking, on causality? How many layers' signs differ between models
+    that differ in one of these."""
+    signs = {name: layer_signs(part)["sign"] for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
+    lines = []
+    for factor, pairs in FACTORS.items():
+        there = [(signs[a], signs[b]) for a, b in pairs if a in signs and b in signs]
+        if there:
+            words = []
+            for product, name in (("qk", "QK"), ("vp", "V·proj")):
+                changed = sum(int((a[product] != b[product]).sum()) for a, b in there)
+                words.append(f"{name} differs in {changed} of {sum(len(a[product]) for a, _ in there)}")
+            lines.append(f"* {factor}, {len(there)} pair{'s' if len(there) > 1 else ''} of models: the sign of a layer's {', of '.join(words)}")
+    if not lines:
+        return f"Fewer than two of the models are in. `{COMMAND}` adds the others, and this page follows."
     gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
-    return ". ".join(parts) + "." + (f"\n\n{gap}" if gap else "")
+    return "\n".join(lines) + (f"\n\n{gap}" if gap else "")
 
 
 # --- question 2 ------------------------------------------------------------------------------------------------------
@@ -117,8 +138,8 @@ REFERENCES = ("dinov2-vit-s", "whisper-tiny-encoder", "minilm-l6")  # of which a
 
 
 def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
-    """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable; means over
-    layers and, for our runs, seeds. The paper's own vision target for a model of our shape, then what was measured."""
+    """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable, times
+    chance (explained, against independent entries of that width); means over layers and, for our runs, seeds. The paper's own vision target for a model of our shape, then what was measured."""
     import torch
 
     from mimetic.initialize import mimetic_init_
@@ -128,17 +149,18 @@ def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     frames = []
     blocks = torch.nn.Sequential(*(Block(64, 2) for _ in range(4)))
     mimetic_init_(blocks, generator=torch.Generator().manual_seed(0))
-    frames.append(audit(attention_layers(blocks)).layers.assign(model=WRITTEN))
+    frames.append(audit(attention_layers(blocks)).layers.assign(model=WRITTEN, d_model=64))
     for name in REFERENCES:
         found = audit(name)
-        frames.append(found.layers.assign(model=found.name))
+        frames.append(found.layers.assign(model=found.name, d_model=SOURCES[name].layer_dims()[0][0]))
     for experiment in experiments:
         for record in records_of(experiment, [DEFAULT]):
             found = audit(f"{experiment}/{DEFAULT}-seed{record['seed']}")
-            frames.append(found.layers.assign(model=f"BERT4Rec, {TITLES[experiment].split(' (')[0]}"))
+            frames.append(found.layers.assign(model=f"BERT4Rec, {TITLES[experiment].split(' (')[0]}", d_model=record["config"]["d_model"]))
     table = pd.concat(frames, ignore_index=True)
+    table["times chance"] = table["explained"] * table["d_model"] ** 2  # E[tr(P)^2] / (d |P|^2) is 1 / d^2 for independent entries
     groups = table.groupby(["model", "product"], sort=False)
-    return groups[["explained", "imitated", "target", "reachable"]].mean().reset_index()
+    return groups[["explained", "imitated", "target", "reachable", "times chance"]].mean().reset_index()
 
 
 def second_answer(table: pd.DataFrame) -> str:
@@ -146,24 +168,26 @@ def second_answer(table: pd.DataFrame) -> str:
     ours, others = (table[table["model"].str.startswith("BERT4Rec") == mine] for mine in (True, False))
     if ours.empty:
         return f"**Not known yet:** no run of the default is in. `{COMMAND}` makes them."
-    others = others[others["model"] != WRITTEN].pivot(index="model", columns="product", values="explained")
-    chance = 1 / EXPERIMENTS["ml100k"].d_model ** 2
     lines = []
     for model, part in ours.groupby("model", sort=False):
-        part = part.set_index("product")
-        enough = [p for p in ("qk", "vp") if part.loc[p, "explained"] >= others[p].min()]
-        word = (
-            "**as much of a diagonal as there**" if len(enough) == 2
-            else f"**as much of a diagonal as the weakest of these in** {common.PRODUCTS[enough[0]]}, less in the other" if enough
-            else "**the constants yes, the layers hardly**"
-        )  # fmt: skip
-        lines.append(
-            f"* {model}: {word}. The identity carries {part.loc['qk', 'explained']:.2%} of the energy of $W_QW_K^T$ and "
-            f"{part.loc['vp', 'explained']:.2%} of $W_VW_{{proj}}$; the imitations have {part.loc['qk', 'imitated']:.2%} and "
-            f"{part.loc['vp', 'imitated']:.2%} after truncation ({part.loc['qk', 'target']:.2%} and {part.loc['vp', 'target']:.2%} before)."
-        )
-    spans = [f"{others[p].min():.1%} to {others[p].max():.1%} of {name}" for p, name in common.PRODUCTS.items()]
-    return f"In the trained encoders of the figure, of images, speech and text, the identity carries {' and '.join(spans)}; by chance it would be {chance:.2%}.\n\n" + "\n".join(lines)
+        words = [
+            f"{row['explained']:.2%} of {common.PRODUCTS[row['product']]} ({row['times chance']:.0f} times chance; the imitation {row['imitated']:.2%} after truncation, "
+            f"{row['target']:.2%} before)"
+            for _, row in part.iterrows()
+        ]
+        lines.append(f"* {model}: **{_explained_word(part)}**. Of the energy the identity carries {' and '.join(words)}.")
+    others = others[others["model"] != WRITTEN]
+    spans = []
+    for product, name in common.PRODUCTS.items():
+        part = others[others["product"] == product]
+        spans.append(f"{part['explained'].min():.1%} to {part['explained'].max():.1%} of {name} ({part['times chance'].min():,.0f} to {part['times chance'].max():,.0f} times chance)")
+    return f"In the trained encoders of the figure, of images, speech and text, the identity carries {' and '.join(spans)}; chance falls with the width.\n\n" + "\n".join(lines)
+
+
+def _explained_word(part: pd.DataFrame) -> str:
+    """Audit's answer to question 2 for a model's rows of explained_table: where the identity carries EXPLAINED or more."""
+    enough = [common.PRODUCTS[row["product"]] for _, row in part.iterrows() if row["explained"] >= EXPLAINED]
+    return "yes" if len(enough) == len(part) else f"only {enough[0]}" if enough else "hardly"
 
 
 # --- question 3 ------------------------------------------------------------------------------------------------------
@@ -229,14 +253,14 @@ def third_answer() -> str:
 
 def in_short(explained: pd.DataFrame) -> str:
     """The three questions in a line each, from the same tables as their sections (explained: explained_table)."""
-    models = [(title.split(" (")[0], experiment, DEFAULT) for experiment, title in TITLES.items()]
-    models.append(("its causal sibling, next item, MovieLens-100K", "ml100k", MODELS["next item, causal, post-LN"]))
-    first = [f"{name}: {_worth_imitating(part)}" for name, experiment, arm in models if len(part := trained(experiment, arm))]
-    ours = explained[explained["model"].str.startswith("BERT4Rec")].groupby("model", sort=False)
-    carried = [
-        f"{name.removeprefix('BERT4Rec, ')} " + " and ".join(f"{row.explained:.2%} of {common.PRODUCTS[row.product]}" for row in part.itertuples()) for name, part in ours
-    ]
-    second = [f"Their two constants, always; the identity carries, of the energy: {', '.join(carried)}"] if carried else []
-    third = [f"{share:.1%} of the parameters with {n:,} items ({name})" for name, (n, share) in share_marks().items() if name in ("ML-100K", "Beauty, all")]
+    models = [(f"BERT4Rec on {title.split(' (')[0]}", experiment, DEFAULT) for experiment, title in TITLES.items()]
+    models.append(("its causal next-item sibling on MovieLens-100K", "ml100k", MODELS["next item, causal, post-LN"]))
+    first = [f"{name}: {signs_in_words(part)}" for name, experiment, arm in models if len(part := trained(experiment, arm))]
+    second = []
+    for name, part in explained[explained["model"].str.startswith("BERT4Rec")].groupby("model", sort=False):
+        carried = " and ".join(f"{row['explained']:.2%} of {common.PRODUCTS[row['product']]}" for _, row in part.iterrows())
+        second.append(f"{name.removeprefix('BERT4Rec, ')}: {_explained_word(part)}; a multiple of the identity is {carried}")
+    marks = share_marks()
+    third = [f"{share:.1%} of the parameters with {n:,} items ({name})" for name, (n, share) in marks.items()]
     answers = {"Layers worth imitating?": first, "Can matrix operations imitate them?": second, "A meaningful share?": third}
-    return "\n".join(f"* {asked} {'; '.join(parts) or 'no run is in yet'}." for asked, parts in answers.items())
+    return "\n".join(f"* *{asked}* {'; '.join(parts) or 'no run is in yet'}." for asked, parts in answers.items())

@@ -10,139 +10,161 @@ import numpy as np
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.common import finding
-from mimetic.experiments.baselines import baselines_path
+from mimetic.experiments.baselines import baselines_path, bursts_path
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RATE, SEEDS, STUDIES, VISION
+from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RANDOM, RESCALED, SEEDS, STUDIES, VISION
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import (
-    ENOUGH,
-    compare,
-    mean_interval,
-)
+from mimetic.statistics import ENOUGH, compare, crossed_interval
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
-ARM_LABELS = LABELS | {VISION: "vision signs", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+NAMES = LABELS | {VISION: "vision signs", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+VARIANTS = {  # what the arms of a changed model begin with
+    "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
+    "causal-": "causal, ", "pre-ln-causal-": "causal, pre-LN, ", "pre-ln-": "pre-LN, ",
+}  # fmt: skip
 SIGN_PAIRS = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE)}
-COMPARED = SIGN_PAIRS | {  # what the answer rests on: label -> (reference arm, arm)
-    "opposite against vision signs": (VISION, OPPOSITE),
-    "default at the norms of vision signs (no diagonal)": (DEFAULT, "timm-rescaled"),
-    "vision's singular values in random directions (no diagonal)": (DEFAULT, "random-directions"),
-    "vision signs against the default at their norms": ("timm-rescaled", VISION),
-}
+AGAINST_DEFAULT = SIGN_PAIRS | {
+    "default at their norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
+}  # fmt: skip
+AGAINST_EACH_OTHER = {
+    "opposite minus vision signs": (VISION, OPPOSITE),
+    "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
+}  # fmt: skip
+COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
+VALIDATION_COLUMN = "test_validation_ndcg10"
 draw = partial(common.draw, command=COMMAND)
 
 
+def arm_label(arm: str) -> str:
+    """An arm in words."""
+    prefix = next((p for p in VARIANTS if arm.startswith(p)), "")
+    return VARIANTS.get(prefix, "") + NAMES.get(arm.removeprefix(prefix), arm)
+
+
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: each data set in words, all its comparisons as a table, what another learning rate would change, and how
-    many runs are missing."""
+    """The chapter's answer: each data set in a sentence, all its comparisons as a table, and how many runs are missing."""
     tables = {data: compare(runs, COMPARED, METRIC.column) for data, runs in finals.items()}
-    parts = ["\n".join(_in_words(data, table) for data, table in tables.items()), _in_numbers(tables)]
-    parts += [at_own_rates(data, table, load_runs(f"{data}-rate")) for data, table in finals.items()]
     gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
+    parts = ["\n".join(f"* {conclusion(data, table)}" for data, table in tables.items()), _in_numbers(tables)]
+    settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
+    if settings:
+        parts.append(f"In how many settings (two learning rates, each user's last item and last but one) a gain shows: {' '.join(settings)}")
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
-def _in_words(data: str, table: pd.DataFrame) -> str:
-    """One data set's comparisons by what they say, as an item of a list."""
-    said: dict[str, list[str]] = {}
-    for name, row in table.iterrows():
-        said.setdefault(common.word(row, METRIC), []).append(name)
-    words = "; ".join(f"*{word}*: {', '.join(names)}" for word, names in said.items())
-    return f"* **{TITLES[data]}**: {words or 'no pair yet'}."
+def conclusion(data: str, table: pd.DataFrame) -> str:
+    """What one data set's comparisons (compare with COMPARED) come to: do the signs gain, does it matter which, is it their size?"""
+    title = f"**{TITLES[data]}**"
+    if table.empty:
+        return f"{title}: no pair yet."
+    words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
+
+    def listed(pairs: Mapping[str, tuple[str, str]]) -> str:
+        said: dict[str, list[str]] = {}
+        for name in pairs:
+            if name in words:
+                said.setdefault(words[name], []).append(name)
+        return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
+
+    text = f"{title}, against the default: {listed(AGAINST_DEFAULT)}."
+    if against := listed(AGAINST_EACH_OTHER):
+        text += f" Against each other: {against}."
+    return f"{text}{_size_or_sign(words)}"
+
+
+def _size_or_sign(words: Mapping[str, str]) -> str:
+    """The conclusion from the words of conclusion(); "" while they do not say."""
+    signs = [name for name in SIGN_PAIRS if words.get(name) == "gains"]
+    size = [name for name in AGAINST_DEFAULT if name not in SIGN_PAIRS and words.get(name) == "gains"]
+    beyond = [name for name in AGAINST_EACH_OTHER if name.endswith("norms") and words.get(name) == "gains"]
+    if beyond:
+        return " **So there is more to it than the size of the weights.**"
+    if signs and size:
+        return " **So larger attention weights gain here, with a diagonal or without one; neither the diagonal nor its sign adds anything that these pairs can show.**"
+    return ""
 
 
 def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The comparisons of all data sets as a Markdown table, a column a data set, and for sign patterns what other users would have
-    changed; "" without a pair."""
+    """The comparisons of all data sets as a Markdown table, a column a data set; for the sign patterns also with other users taken into
+    account; "" without a pair."""
     rows: dict[str, dict[str, str]] = {}
     for data, table in tables.items():
-        for i, (name, row) in enumerate(table.iterrows()):
+        for name, row in table.iterrows():
             reference, arm = COMPARED[name]
-            if not i and reference == DEFAULT:
-                rows.setdefault("default", {})[data] = f"{row['reference']:.4f}"
+            if reference == DEFAULT:
+                rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
             rows.setdefault(name, {})[data] = _cell(row)
-            users = user_differences(data, arm, reference) if arm in (VISION, OPPOSITE) and reference == DEFAULT else ()
-            if len(users):
-                low, high = (METRIC.signed(end) for end in mean_interval(users))
-                rows.setdefault(f"{name}: these seeds, other users", {})[data] = f"{low} to {high}"
+            users = user_differences(data, arm) if name in SIGN_PAIRS else np.empty((0, 0))
+            if len(users) > 1:
+                rows.setdefault(f"{name}, for other users, too", {})[data] = _interval(*crossed_interval(users))
     if not rows:
         return ""
+    order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, for other users, too"))))}
+    rows = dict(sorted(rows.items(), key=lambda item: order[item[0]]))
     columns = {TITLES[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
-    return common.markdown(pd.DataFrame({"test NDCG@10, difference (95 % interval)": list(rows), **columns}))
+    return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"({METRIC.signed(low)} to {METRIC.signed(high)})"
 
 
 def _cell(row: pd.Series) -> str:
     if row["pairs"] == 1:
         return f"{METRIC.signed(row['difference'])}, one pair"
-    return (
-        f"{METRIC.signed(row['difference'])} ({METRIC.signed(row['low'])} to {METRIC.signed(row['high'])}), ahead in {row['wins']:.0f} of {row['pairs']:.0f} pairs, "
-        f"p {row['p']:.3f}"
-    )
+    return f"{METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
 
 
-def at_own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """The verdict once more, each arm at its own learning rate."""
-    runs, rates = own_rates(data, finals, other)
-    if not rates:
-        return f"On {TITLES[data]} with each arm at its own learning rate: no pair yet."
-    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
-    seeds = runs["seed"].nunique()
-    if set(rates.values()) == {common_lr}:
-        return f"On {TITLES[data]} default and sign patterns are better at this learning rate, {common_lr:g}, than at {other_lr:g}, by the validation items ({seeds} seed{'s' * (seeds != 1)})."
-    chosen = ", ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
-    found = "; ".join(f"{name} {finding(row, METRIC)}" for name, row in compare(runs, SIGN_PAIRS, METRIC.column).iterrows())
-    return f"On {TITLES[data]} with each arm at its own learning rate, by the validation items ({chosen}): {found}."
-
-
-def own_rates(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
-    """The default and both sign patterns, each at that of two learning rates at which its mean NDCG@10 on the validation items is
-    higher: one row a run, and the rates by arm. Only seeds that all of them have at both rates count; empty without such seeds.
+def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The sign patterns against the default at both learning rates and on both held-out items, as text: a row the default's mean and
+    each pattern's difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
 
     Args:
         finals: the runs at the common rate.
         other: those of the same arms at the other one.
     """
-    if finals.empty or other.empty:
-        return finals[:0], {}
-    arms = [arm for arm in (DEFAULT, VISION, OPPOSITE) if arm in set(finals["arm"]) & set(other["arm"])]
-    seeds = set.intersection(*(set(t.loc[t["arm"] == arm, "seed"]) for t in (finals, other) for arm in arms)) if arms else set()
-    if DEFAULT not in arms or len(arms) < 2 or not seeds:
-        return finals[:0], {}
-    parts, rates = [], {}
-    for arm in arms:
-        options = {EXPERIMENTS[name].lr: t[(t["arm"] == arm) & t["seed"].isin(seeds)] for name, t in ((data, finals), (f"{data}-rate", other))}
-        rates[arm] = max(options, key=lambda lr: options[lr]["test_validation_ndcg10"].mean())
-        parts.append(options[rates[arm]])
-    return pd.concat(parts, ignore_index=True), rates
+    columns = {}
+    for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
+        for name, runs in ((data, finals), (f"{data}-rate", other)):
+            table = compare(runs, SIGN_PAIRS | {"opposite minus vision signs": (VISION, OPPOSITE)}, column)
+            if len(table):
+                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}"}
+                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
+                    row.Index: f"{METRIC.signed(row.difference)} {_interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
+                    for row in table.itertuples()
+                }
+    return pd.DataFrame(columns).fillna("")
+
+
+def elsewhere_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
+    """In how many of the four settings of elsewhere() each sign pattern is ahead of the default, behind it, or neither."""
+    parts = []
+    for name, pair in SIGN_PAIRS.items():
+        rows = [compare(runs, {name: pair}, column) for column in (METRIC.column, VALIDATION_COLUMN) for runs in (finals, other)]
+        rows = [table.iloc[0] for table in rows if len(table) and table["pairs"].iloc[0] > 1]
+        if rows:
+            up, down = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
+            parts.append(f"{name} above 0 in {up} and below in {down} of {len(rows)}")
+    return f"{TITLES[data]}: {'; '.join(parts) or 'no pairs yet'}."
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
-    """Every user's NDCG@10 under an arm minus that under its reference, mean over the paired seeds whose records hold the users'
-    ranks; empty if there is none. Its spread says what other users would have changed, as pairs of seeds say it of other seeds."""
+    """(seeds, users): a user's NDCG@10 under an arm minus that under its reference, of the paired seeds whose records hold the users'
+    ranks; empty if there is none."""
     gains = {(r["arm"], r["seed"]): np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
              for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
     seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
-    return np.mean([gains[arm, seed] - gains[reference, seed] for seed in seeds], axis=0) if seeds else np.array([])
+    return np.array([gains[arm, seed] - gains[reference, seed] for seed in seeds])
 
 
 def found(name: str, finals: pd.DataFrame, seeds: tuple[int, ...]) -> str:
     """A study's findings as Markdown, one line a comparison, and how many runs are missing."""
     study = STUDIES[name]
     return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND), METRIC, "mean difference of NDCG@10")
-
-
-def found_at_own_rates(data: str, finals: pd.DataFrame) -> str:
-    """The findings with each arm at its own learning rate as Markdown, and how many runs are missing."""
-    study, other = RATE[data], load_runs(f"{data}-rate")
-    runs, rates = own_rates(data, finals, other)
-    gap = common.missing(study, other, SEEDS[data], COMMAND)
-    taken = "; ".join(f"{ARM_LABELS[arm]} {lr:g}" for arm, lr in rates.items())
-    return common.findings(study, runs, gap, METRIC, f"learning rates: {taken}; mean difference of NDCG@10" if rates else "mean difference of NDCG@10")
 
 
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -158,7 +180,7 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Baselines and every recorded arm of the central comparison, test metrics: mean, and sd of NDCG@10 over seeds."""
     rows = [
-        {"data": TITLES[row["dataset"]], "recommender": row["baseline"], "seeds": 0} | {k: row[k] for k in ("ndcg10", "recall10", "mrr")}
+        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": 0} | {k: row[k] for k in ("ndcg10", "recall10", "mrr")}
         for row in json.loads(baselines_path().read_text(encoding="utf-8"))
         if row["split"] == "test" and row["dataset"] in finals
     ]
@@ -167,7 +189,7 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             part = table[table["arm"] == arm]
             if len(part):
                 rows.append({
-                    "data": TITLES[data], "recommender": f"BERT4Rec, {ARM_LABELS.get(arm, arm)}", "seeds": len(part),
+                    "data": TITLES[data], "recommender": f"BERT4Rec, {arm_label(arm)}", "seeds": len(part),
                     **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")}, "sd": part["test_ndcg10"].std(),
                 })  # fmt: skip
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "recall10": "Recall@10", "mrr": "MRR", "sd": "sd of NDCG@10"})
@@ -181,6 +203,15 @@ def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
     return {row["baseline"]: row["ndcg10"] for row in rows if row["dataset"] == data and row["split"] == split}
 
 
+def bursts_sentence() -> str:
+    """How arbitrary the order of MovieLens-100K is."""
+    found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
+    return (
+        f"In MovieLens-100K {found['tied']:.0%} of the users have their last two ratings, the test and the validation item, in the same second, and {found['one_day']:.0%} rated "
+        "everything within a day: for them, what comes next is the order of a file, the same for every arm."
+    )
+
+
 def oracle_level() -> float:
     """NDCG@10 of the synthetic data's own transition probabilities: the best there is, on average."""
     from mimetic.data.sequences import load_sequences, oracle
@@ -192,45 +223,53 @@ def oracle_level() -> float:
 
 def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
     """The curves of the central comparison's arms, in its order, arms in words (for figures.ranking_curves)."""
-    parts = [curves[curves["arm"] == arm].assign(arm=ARM_LABELS.get(arm, arm)) for arm in CENTRAL[data].arms]
+    parts = [curves[curves["arm"] == arm].assign(arm=arm_label(arm)) for arm in CENTRAL[data].arms]
     return pd.concat(parts, ignore_index=True)
 
 
 def kept_sentence(experiment: str = "ml100k") -> str:
-    """What training keeps of the written diagonals, for both sign patterns."""
+    """What training keeps of the written diagonals and how much the other entries grow, for both sign patterns."""
     parts = []
     for arm in (VISION, OPPOSITE):
         part = recorded_products(experiment, [arm])
         if part.empty:
-            parts.append(f"{ARM_LABELS[arm]}: no run yet")
+            parts.append(f"{arm_label(arm)}: no run yet")
             continue
-        z = part.groupby(["when", "product"])["z"].mean()
+        mean = part.groupby(["when", "product"])[["diag_mean", "offdiag_sd"]].mean()
         words = []
         for product, name in (("qk", "QK"), ("vp", "V·proj")):
-            start, end = z["before", product], z["after", product]
+            (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
             word = "turned" if start * end < 0 else f"{end / start:.0%} kept"
-            words.append(f"{name} from {start:+.2f} to {end:+.2f} ({word})".replace("-", "−"))
-        parts.append(f"{ARM_LABELS[arm]}: {', '.join(words)}")
-    return "Mean diagonal in off-diagonal spreads, before and after training. " + "; ".join(parts) + "."
+            words.append(f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from {spread:.3f} to {grown:.3f}".replace("-", "−"))
+        parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
+    return f"{TITLES[experiment]}, mean diagonals before and after training. " + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
 
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Advice to a practitioner, by what the intervals say; with each arm at its own learning rate where those runs are in."""
-    gains = {}
-    for data, table in finals.items():
-        for arm in (VISION, OPPOSITE):
-            for runs in (table, own_rates(data, table, load_runs(f"{data}-rate"))[0]):  # where both are in, the own rate's counts
-                row = compare(runs, {arm: (DEFAULT, arm)}, METRIC.column)
-                if len(row) and row["pairs"].iloc[0] >= ENOUGH:
-                    gains[data, arm] = row.iloc[0]
-    if not gains:
-        return "Too few pairs are in for advice about the initialization itself; what follows holds whatever they will say."
-    good = [f"{ARM_LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["low"] > 0]
-    bad = [f"{ARM_LABELS[arm]} on {TITLES[data]}" for (data, arm), row in gains.items() if row["high"] < 0]
-    if good and not bad:
-        return f"It gains with {', '.join(good)}: worth a paired run on your data."
-    if bad and not good:
-        return f"It loses with {', '.join(bad)}, and gains nowhere that the intervals can show: keep the default."
+    """Advice to a practitioner, data set by data set, by what the comparisons say; as Markdown list items."""
+    return "\n".join(f"* {TITLES[data]}: {_advice(compare(runs, COMPARED, METRIC.column))}" for data, runs in finals.items())
+
+
+def _advice(table: pd.DataFrame) -> str:
+    rows = {name: row for name, row in table.iterrows() if row["pairs"] >= ENOUGH}
+    signs = {name: row for name, row in rows.items() if name in SIGN_PAIRS}
+    if not signs:
+        return "too few pairs for advice about the initialization."
+
+    def values(names: list[str]) -> str:
+        return ", ".join(f"{name} {METRIC.signed(rows[name]['difference'])} {_interval(rows[name]['low'], rows[name]['high'])}" for name in names)
+
+    good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
+    size = [name for name in good if name not in SIGN_PAIRS]
+    beyond = [name for name, row in rows.items() if name in AGAINST_EACH_OTHER and name.endswith("norms") and row["low"] > 0]
+    if beyond:
+        return f"mimetic initialization gains beyond what the size of its weights gives ({values(beyond)}): worth a paired run on your data."
+    if size:
+        return f"larger attention weights gain without any diagonal ({values(size)}): try those first, they need no measurement."
     if good and bad:
-        return f"It gains with {', '.join(good)} and loses with {', '.join(bad)}: only a paired run on your data can say."
-    return "No interval excludes 0: keep the default, and spend the time on training long enough."
+        return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say."
+    if good:
+        return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data."
+    if bad:
+        return f"it loses ({values(bad)}): keep the default."
+    return f"no interval leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough."

@@ -93,6 +93,10 @@ def _checks(experiment: str) -> dict[str, dict[str, Any]]:
     return {name: arm for name, arm in arms.items() if name != THE_SAME[experiment]}
 
 
+CAUSAL = {"causal": True}  # masked items still, seen from the left only
+NEXT = {"causal": True, "objective": "next"}  # SASRec's task and mask, in BERT4Rec's block
+NEXT_EPOCHS = 20  # best by the validation items of 5, 10, 20 and 40: this task has a target at every position and learns sooner
+
 # The default arm only, one setting changed at a time; then the epochs are doubled until that no longer pays. Last, what was added
 # after that choice, to test it: a lower rate, another share of masks, and the sign patterns at every rate and with twice the epochs.
 RECIPE: dict[str, dict[str, dict[str, Any]]] = {
@@ -103,14 +107,17 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
         "mask-0.2": {"lr": 1e-3, "epochs": 40, "mask_prob": 0.2},
         **_checks("ml100k-recipe"),
         "mimetic-lr-0.001-epochs-80": {"init": "mimetic", "lr": 1e-3, "epochs": 80},
+        # the causal sibling, which is past its best after 40 epochs
+        **{f"next-epochs-{epochs}": {"lr": 1e-3, "epochs": epochs, **NEXT} for epochs in (5, 10, 20, 40)},
     },
     # with the learning rate of the first; 0.6 is the published share of masks for this data set
     "beauty-recipe": {
         "base": {}, "mask-0.6": {"mask_prob": 0.6}, **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)}, **_checks("beauty-recipe"),
     },
 }  # fmt: skip
-# Constants that imitate a trained BERT4Rec, default arm, seed 0, layer by layer:
-# python -m mimetic.experiments.fitted. A test compares them with the committed records.
+# Constants that imitate a trained model, default arm, seed 0, layer by layer: python -m mimetic.experiments.fitted.
+# A test compares them with the committed records.
+FITTED_FROM = {"ml100k": ("ml100k", "bert"), "beauty": ("beauty", "bert"), "beauty-next": ("beauty", "short-next-bert")}  # experiment, arm
 FITTED: dict[str, dict[str, tuple[float, ...]]] = {
     "ml100k": {
         "qk_alpha": (0.171, 0.32),
@@ -124,10 +131,13 @@ FITTED: dict[str, dict[str, tuple[float, ...]]] = {
         "vp_alpha": (0.433, 0.5),
         "vp_beta": (-0.00797, 0.0213),
     },
+    "beauty-next": {
+        "qk_alpha": (0.873, 0.868),
+        "qk_beta": (-0.133, -0.121),
+        "vp_alpha": (0.336, 0.339),
+        "vp_beta": (0.043, 0.0692),
+    },
 }
-
-CAUSAL = {"causal": True}  # masked items still, seen from the left only
-NEXT = {"causal": True, "objective": "next"}  # SASRec's task and mask, in BERT4Rec's block
 
 
 def _variants(prefix: str, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -140,19 +150,24 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "ml100k": {
         "opposite": OPPOSITE,
         # measured on Beauty, imitated here: no weights and no items in common
-        **{"fit-beauty": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "beauty"},
+        "fit-beauty": {"init": "mimetic", **FITTED["beauty"]},
         # controls: the singular values without the diagonal; BERT's weights at the norms of mimetic initialization's
         "random-directions": {"init": "mimetic-random-directions"},
         **_variants("pre-ln", norm_first=True),
-        **_variants("next", **NEXT),
+        **_variants("next", **NEXT),  # the model that 40 epochs train past its best, kept to show what that changes
+        **_variants("short-next", **NEXT, epochs=NEXT_EPOCHS),
+        "short-next-fit-beauty": {"init": "mimetic", **FITTED["beauty-next"], **NEXT, "epochs": NEXT_EPOCHS},
         # the model between the two: masked items, causal attention; and both with pre-LN
         "causal-bert": {"init": "bert", **CAUSAL},
         "pre-ln-causal-bert": {"init": "bert", "norm_first": True, **CAUSAL},
         "pre-ln-next-bert": {"init": "bert", "norm_first": True, **NEXT},
+        "short-pre-ln-next-bert": {"init": "bert", "norm_first": True, **NEXT, "epochs": NEXT_EPOCHS},
     },
     "beauty": {
         "opposite": OPPOSITE,
-        **{"fit-ml100k": {"init": "mimetic", **FITTED[name]} for name in FITTED if name == "ml100k"},
+        "fit-ml100k": {"init": "mimetic", **FITTED["ml100k"]},
+        "random-directions": {"init": "mimetic-random-directions"},
+        "short-next-bert": {"init": "bert", **NEXT, "epochs": NEXT_EPOCHS},
     },
     **{name: {"opposite": OPPOSITE} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
     **RECIPE,
