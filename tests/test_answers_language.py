@@ -12,7 +12,7 @@ from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers import language as answers
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import EVERY, RATES, SHARES, SIGNS, searched
+from mimetic.experiments.configs.language import CHOSEN, END_RATES, ENDS, EVERY, RATES, SHARES, SIGNS, searched
 from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
@@ -66,7 +66,8 @@ def test_nothing_yet():
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
     text = answers.answer()
-    assert words in text and "3 pairs can at best give p = 0.25" in text and "of the default's 2.000" in text
+    assert words in text and "3 pairs can at best give p = 0.25" in text and "on the default's 2.000" in text
+    assert "; best of the other arms, " in text
     assert answers.found(CENTRAL).count(words) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     ahead = answers.numbers(table)["ahead"]
@@ -96,6 +97,20 @@ def search(**values):
     """Finals of a search in which an arm has these values at RATES."""
     rows = [{"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v} for arm, row in values.items() for lr, v in zip((*RATES, 16e-3), row)]
     return pd.DataFrame(rows, columns=["arm", "config.lr", "test_bits_per_byte"])
+
+
+def test_the_rates_at_the_ends_of_the_sweep():
+    values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in END_RATES}
+    finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
+    assert answers.ends_sentence(finals).count(", its rate") == 6
+    other = finals.assign(test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9))
+    assert "v16000, language signs: best at 0.002, where it needs 0.100 bits per byte fewer than at its 0.004" in answers.ends_sentence(other)
+    assert answers.ends_sentence(finals[:-1]).startswith("Not all of these runs are in yet") and answers.ends_sentence(finals[:0]).endswith("`.")
+
+
+def test_which_text_models_have_a_sign():
+    said = answers.signs_sentence()
+    assert said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +") and "In neither product: Whisper tiny.en decoder" in said
 
 
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest(monkeypatch):
@@ -164,15 +179,15 @@ def curves(gap):
 @pytest.mark.parametrize(
     ("gap", "words"),
     [
-        ([-0.3, -0.2, -0.1, 0.0], "a head start, of which these pairs show nothing at the end; −0.300 (−0.300 to −0.300) after 100 steps"),
-        ([-0.3, -0.3, -0.3, -0.3], "a head start, and the end is better too"),
-        ([-0.3, -0.3, 0.1, 0.1], "a head start, and a worse end"),
-        ([0.1, 0.0, -0.1, -0.2], "there is no head start;"),
+        ([-0.3, -0.2, -0.1, 0.0], "after 100 steps a head start, −0.300 (−0.300 to −0.300); after 400 steps no difference that these pairs can show"),
+        ([-0.3, -0.3, -0.3, -0.3], "; after 400 steps a better end, −0.300"),
+        ([-0.3, -0.3, 0.1, 0.1], "; after 400 steps a worse end, +0.100"),
+        ([0.1, 0.0, -0.1, -0.2], "after 100 steps a late start, +0.100 (+0.100 to +0.100); after 400 steps a better end"),
     ],
 )
 def test_head_start(gap, words):
     frame = curves(gap)
-    assert words in answers.head_start(frame, "language") and "(2 pairs)" in answers.head_start(frame, "language")
+    assert words in answers.head_start(frame, "language") and "2 pairs, too few for a claim" in answers.head_start(frame, "language")
     left, right = figures.curves_and_gaps(frame, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)

@@ -49,7 +49,7 @@ def test_a_gain_that_is_smaller_than_the_claim_says_holds_in_part():
 def test_a_claim_tested_twice_holds_only_if_both_do():
     yes, no, wait, unsure = (HOLDS, "a"), (NOT, "b"), (OPEN, "c"), (UNDECIDED, "d")
     assert judge.joined({"x": yes, "y": yes}) == (HOLDS, "x: a; y: a")
-    assert [judge.joined({"x": one, "y": no})[0] for one in (yes, wait, unsure, no)] == [PART, OPEN, NOT, NOT]
+    assert [judge.joined({"x": one, "y": no})[0] for one in (yes, wait, unsure, no)] == [PART, OPEN, UNDECIDED, NOT]
     assert judge.joined({"x": yes, "y": unsure})[0] == PART and judge.joined({"x": yes, "y": wait})[0] == OPEN
 
 
@@ -83,8 +83,8 @@ def _gains(rows):
     return pd.DataFrame(rows, columns=columns).assign(signs=share.PUBLISHED)
 
 
-@pytest.mark.parametrize(("text", "pairs", "verdict"), [(0.001, 6, HOLDS), (0.05, 6, UNDECIDED), (0.09, 6, NOT), (0.001, 4, OPEN)])
-def test_language_gains_less_when_its_interval_lies_below(monkeypatch, text, pairs, verdict):
+@pytest.mark.parametrize(("text", "pairs", "verdict"), [(0.001, 6, HOLDS), (-0.05, 6, PART), (0.05, 6, UNDECIDED), (0.09, 6, UNDECIDED), (0.001, 4, OPEN)])
+def test_language_gains_less_when_it_gains_nothing(monkeypatch, text, pairs, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, text, text - 0.005, text + 0.005, pairs) for name in ("tinyshakespeare", "wikitext2")]
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
@@ -97,10 +97,12 @@ def test_language_gains_less_when_its_interval_lies_below(monkeypatch, text, pai
 def test_the_guess_is_judged_when_the_whole_sweep_is_in(monkeypatch, slope, verdict):
     shares = np.linspace(0.05, 0.4, len(SHARES))
     wiggle = 0.01 * np.resize([1, -1, -1, 1], len(shares))
-    rows = [("share", point, s, slope * s + w, 0.0, 0.0, 3) for point, s, w in zip(SHARES, shares, wiggle)]
+    rows = [("share", point, s, 0.5 + slope * s + w, 0.0, 0.0, 3) for point, s, w in zip(SHARES, shares, wiggle)]
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
     found = judge._share_guess()
     assert found[0] == verdict and found[1].startswith("r = ")
+    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2))  # losses everywhere
+    assert judge._share_guess()[0] == UNDECIDED and judge._share_guess()[1].startswith("no gain at any point")
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows[1:]))
     assert judge._share_guess() == (OPEN, f"{len(SHARES) - 1} of {len(SHARES)} points of the sweep are in")
 

@@ -80,9 +80,12 @@ def test_points(folder):
 def test_verdicts_follow_the_interval(folder):
     points = share.gain_points(folder)
     text = share.verdict(points)
-    assert f"with {PLUS_MINUS}: the gain grows with attention's share, as the guess has it (r = +1.00" in text
-    assert f"with {PLUS_PLUS}: the gain falls as attention's share grows, against the guess" in text and "ahead at 0 of 8" in text
-    assert "all points of 2 families with the published signs (language, vision)" in text and "n = 9" in text  # one has a single pair
+    assert f"with {PLUS_MINUS}: the gain grows with attention's share, as the guess has it (r = +0.9" in text
+    assert f"with {PLUS_PLUS}: there is no gain to follow the share; the loss grows with attention's share" in text and "ahead at 0 of 7" in text
+    assert "n = 7" in text and "families" not in text  # the point with half the attention layers is not among them
+    shrinking = points.assign(gain=np.where(points["gain"] < 0, -1 - points["gain"], points["gain"]))
+    assert "the loss shrinks as attention's share grows" in share.verdict(shrinking)
+    assert "against the guess" in share.verdict(points.assign(gain=1 - points["gain"]))
     rng = np.random.default_rng(0)
     assert "cannot say" in share.relation(points.assign(gain=rng.standard_normal(len(points))), "x")
     text = share.relation(points.iloc[:3].assign(pairs=[3, 3, 1]), "x")
@@ -91,8 +94,8 @@ def test_verdicts_follow_the_interval(folder):
 
 def test_slopes_along_one_thing_at_a_time(folder):
     table = share.slopes(share.gain_points(folder))
-    assert list(table.index) == [(signs, f"along the {what}") for signs in (PLUS_PLUS, PLUS_MINUS) for what in ("vocabulary", "MLP")]
-    assert table["points"].tolist() == [4, 3, 4, 3] and (table["seeds"] == 3).all()
+    assert list(table.index) == [(signs, row) for signs in (PLUS_PLUS, PLUS_MINUS) for row in ("along the vocabulary", "along the MLP", "vocabulary minus MLP")]
+    assert table["points"].tolist() == [4, 3, "", 4, 3, ""] and (table["seeds"] == 3).all()
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
     expected = np.polyfit(x, 100 * (2**x) / 5, 1)[0]
     assert table.loc[(PLUS_MINUS, "along the MLP"), "slope"] == pytest.approx(expected, rel=0.02) == -table.loc[(PLUS_PLUS, "along the MLP"), "slope"]
@@ -101,14 +104,14 @@ def test_slopes_along_one_thing_at_a_time(folder):
 
 def test_families_at_the_same_share(folder):
     points = share.gain_points(folder)
-    text = share.at_equal_share(points)
-    # 25 % in vision and tiny Shakespeare, and the sweep's fifth point at 26 %
-    assert "vision (cifar10-lab30) +10.0 % at a share of 25.0 %, 3 pairs" in text and "language (tinyshakespeare) −5.0 %" in text
-    assert text.count("language (share ") == 1 and "In 1 of 2 such comparisons the intervals are apart" in text
-    assert "Too few pairs to compare yet" in share.at_equal_share(points[points["experiment"] != "share"])
-    near = points.assign(low=points["gain"] - 1, high=points["gain"] + 1)
-    assert "Their intervals overlap" in share.at_equal_share(near)
-    assert "No two families" in share.at_equal_share(points[points["family"] == "vision"])
+    assert "not enough pairs yet" in share.at_equal_share(points)  # one pair of the language model
+    points["pairs"] = 3
+    text = share.at_equal_share(points.assign(low=points["gain"] - 0.01, high=points["gain"] + 0.01))
+    assert "cifar10-lab30 has 25 % attention and a gain (+10.0 %, +9.0 to +11.0, 3 pairs)" in text
+    assert "tinyshakespeare has 25 % attention and a loss (−5.0 %" in text and "So something else than the share decides" in text
+    alike = share.at_equal_share(points.assign(low=-1.0, high=1.0))
+    assert alike.count("neither gain nor loss") == 2 and "something else" not in alike
+    assert "not enough pairs yet" in share.at_equal_share(points[points["family"] == "vision"])
 
 
 def test_nothing_yet(tmp_path):

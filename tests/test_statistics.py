@@ -3,7 +3,16 @@ import pandas as pd
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
-from mimetic.statistics import compare, crossed_interval, holm, mean_interval, paired_differences, sign_flip_test, smallest_p, steps_to_reach
+from mimetic.statistics import (
+    compare,
+    crossed_interval,
+    holm,
+    mean_interval,
+    paired_differences,
+    sign_flip_test,
+    smallest_p,
+    steps_to_reach,
+)
 
 RUNS = pd.DataFrame(
     {"arm": ["timm", "mimetic", "timm", "mimetic", "timm"], "seed": [1, 1, 0, 0, 2], "test_accuracy": [0.5, 0.6, 0.4, 0.35, 0.9]}

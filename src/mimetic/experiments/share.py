@@ -33,6 +33,7 @@ PUBLISHED = "QK +, V·proj −"  # the paper's signs
 LEFT_OUT = ("tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
+HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
 # What changes the share in the sweep, one thing at a time: the points in which nothing else differs from its base.
 ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp1", "base", "mlp8")}
 
@@ -105,11 +106,17 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
 
 
 def correlated(points: pd.DataFrame) -> tuple[float, float, float, int] | None:
-    """Correlation of gain and share over the points with enough pairs: r, its interval, how many points; None where they are too few."""
+    """Correlation of gain and the logarithm of the share over the points with enough pairs: r, its interval, how many points; None where
+    they are too few."""
     points = points[points["pairs"] >= FEW]
     if len(points) < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
         return None
-    return (*correlation(points["share"], points["gain"]), len(points))
+    return (*correlation(np.log2(points["share"].astype(float)), points["gain"]), len(points))
+
+
+def gaining(points: pd.DataFrame) -> int:
+    """At how many of the points with enough pairs mimetic initialization is ahead on average."""
+    return int((points.loc[points["pairs"] >= FEW, "gain"] > 0).sum())
 
 
 def correlation_words(r: float, low: float, high: float, n: int) -> str:
@@ -124,12 +131,17 @@ def relation(points: pd.DataFrame, what: str) -> str:
         aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
         return f"Over {what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
     _, low, high, _ = found
-    says = (
-        "the gain grows with attention's share, as the guess has it" if low > 0
-        else "the gain falls as attention's share grows, against the guess" if high < 0
-        else "these points cannot say whether the gain follows the share"
-    )  # fmt: skip
-    ahead = int((points.loc[points["pairs"] >= FEW, "gain"] > 0).sum())
+    ahead = gaining(points)
+    if ahead:
+        says = (
+            "the gain grows with attention's share, as the guess has it" if low > 0
+            else "the gain falls as attention's share grows, against the guess" if high < 0
+            else "these points cannot say whether the gain follows the share"
+        )  # fmt: skip
+    else:
+        says = "there is no gain to follow the share; the loss " + (
+            "shrinks as attention's share grows" if low > 0 else "grows with attention's share" if high < 0 else "does not follow it that these points can show"
+        )
     return f"Over {what}: {says} ({correlation_words(*found)}; mimetic initialization is ahead at {ahead} of {n} points)."
 
 
@@ -138,16 +150,23 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds."""
     rows = {}
     for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
-        part = part.set_index("point")
+        part, by_seed = part.set_index("point"), {}
         for along, names in ALONG.items():
             names = [name for name in names if name in part.index]
             seeds = set.intersection(*(set(part.loc[name, "by_seed"]) for name in names)) if len(names) > 2 else set()
             x = np.log2([part.loc[name, "share"] for name in names]) if names else np.array([])
             found = [100 * np.polyfit(x, [part.loc[name, "by_seed"][seed] for name in names], 1)[0] for seed in sorted(seeds)]
             if found:
-                low, high = mean_interval(found)
-                rows[signs, f"along {along}"] = {"points": len(names), "slope": np.mean(found), "low": low, "high": high, "seeds": len(found)}
+                by_seed[along] = pd.Series(found, sorted(seeds))
+                rows[signs, f"along {along}"] = _slope_row(by_seed[along], len(names))
+        if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
+            rows[signs, "vocabulary minus MLP"] = _slope_row(difference, "")
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def _slope_row(values: pd.Series, points: int | str) -> dict[str, Any]:
+    low, high = mean_interval(values)
+    return {"points": points, "slope": values.mean(), "low": low, "high": high, "seeds": len(values)}
 
 
 def smallest_r(n: int) -> float:
@@ -156,43 +175,35 @@ def smallest_r(n: int) -> float:
 
 
 def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
-    """The answer of a sweep, for each set of signs, and that of all families together, with the published signs."""
-    part = points[points["experiment"] == sweep]
+    """The answer of a sweep, for each set of signs. Not of all families together: they differ in more than the share."""
+    part = held_fixed(points, sweep)
     lines = [relation(part[part["signs"] == signs], f"the sweep, where attention is held fixed, with {signs}") for signs in dict.fromkeys(part["signs"])]
-    if not lines:
-        lines = [relation(part, "the sweep, where attention is held fixed")]
-    published = points[points["signs"] == PUBLISHED]
-    families = sorted(published["family"].unique())
-    if len(families) > 1:
-        lines.append(relation(published, f"all points of {len(families)} families with the published signs ({', '.join(families)})"))
-    return " ".join(lines)
+    return " ".join(lines or [relation(part, "the sweep, where attention is held fixed")])
 
 
-def at_equal_share(points: pd.DataFrame, within: float = 0.02) -> str:
-    """The other way round: what families gain at the same share, with the published signs, in words."""
-    published = points[points["signs"] == PUBLISHED]
-    families = dict(list(published.groupby("family")))
-    near = [
-        (a, b) for name, rows in families.items() for other, others in families.items() if name < other
-        for _, a in rows.iterrows() for _, b in others.iterrows() if abs(a["share"] - b["share"]) < within
-    ]  # fmt: skip
-    if not near:
-        return f"No two families have a point within {100 * within:g} percentage points of each other's share yet."
-    seen = {(row["family"], row["experiment"], row["point"]): row for pair in near for row in pair}
+def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
+    """The points of a sweep whose attention layers are the same."""
+    return points[(points["experiment"] == sweep) & (points["point"] != HALVED)]
+
+
+ANCHORS = ("cifar10-lab30", "tinyshakespeare")  # a vision and a language experiment whose models have nearly the same share
+
+
+def at_equal_share(points: pd.DataFrame) -> str:
+    """The other way round: what a vision and a language model of the same share gain, with the published signs, in words."""
+    published = points[(points["signs"] == PUBLISHED) & (points["point"] == points["experiment"])].set_index("experiment")
+    rows = [published.loc[name] for name in ANCHORS if name in published.index]
+    if len(rows) < 2 or min(row["pairs"] for row in rows) < FEW:
+        return "The other way round, a vision and a language model at nearly the same share: not enough pairs yet."
 
     def words(row: pd.Series) -> str:
-        name = row["experiment"] if row["point"] == row["experiment"] else f"{row['experiment']} {row['point']}"
-        gain = f"{100 * row['gain']:+.1f} %".replace("-", "−")
-        return f"{row['family']} ({name}) {gain} at a share of {100 * row['share']:.1f} %, {row['pairs']} pair{'s' * (row['pairs'] != 1)}"
+        gain, low, high = (f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("gain", "low", "high"))
+        says = "a gain" if row["low"] > 0 else "a loss" if row["high"] < 0 else "neither gain nor loss that these pairs can show"
+        return f"{row.name} has {100 * row['share']:.0f} % attention and {says} ({gain} %, {low} to {high}, {row['pairs']} pairs)"
 
-    apart = [(a, b) for a, b in near if min(a["pairs"], b["pairs"]) >= FEW and (a["low"] > b["high"] or b["low"] > a["high"])]
-    if apart:
-        verdict = f"In {len(apart)} of {len(near)} such comparisons the intervals are apart: at equal shares, something else than the share decides between these families."
-    elif all(min(a["pairs"], b["pairs"]) < FEW for a, b in near):
-        verdict = "Too few pairs to compare yet."
-    else:
-        verdict = "Their intervals overlap, so these points cannot say whether something else than the share decides."
-    return f"The other way round, families at nearly the same share: {'; '.join(words(row) for row in seen.values())}. {verdict}"
+    apart = (rows[0]["low"] > 0) != (rows[1]["low"] > 0)
+    end = " So something else than the share decides between them." if apart else ""
+    return f"The other way round: {' and '.join(words(row) for row in rows)}.{end} (Per cent of an accuracy and of bits per byte are different units; only the signs can be compared.)"
 
 
 def points_table(points: pd.DataFrame) -> pd.DataFrame:

@@ -42,6 +42,8 @@ LABELS = {  # of arms
     "fit": "fitted to our own trained GPT",
     "rescaled": "default at mimetic's norms",
     "gpt2-signs": "GPT-2's signs (QK −, V·proj +)",
+    "both-minus": "QK −, V·proj −",
+    "tenth": "a tenth of vision's constants",
     "speedrun": "V·proj −0.05 I, as in a speed-run",
     # recommenders
     "bert": "default (BERT's trunc-normal .02)",

@@ -69,25 +69,25 @@ def stacked(studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCU
     return pd.concat(tables) if tables else empty, pd.concat(points, ignore_index=True)
 
 
-def word(row: pd.Series, metric: Metric = ACCURACY) -> str:
-    """What a comparison says, without its numbers: it follows from the interval and the number of pairs."""
+def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
+    """What a comparison says, without its numbers: it follows from the interval and the number of pairs; more: further pairs are planned."""
     if row["pairs"] == 1:
         return "only one pair so far"
     if not (row["low"] > 0 or row["high"] < 0):
         return "no difference that these pairs can show"
     ahead = metric.better(row["low"])
     if row["pairs"] < ENOUGH:
-        return f"{'ahead' if ahead else 'behind'} so far"
+        return f"{'ahead' if ahead else 'behind'}{' so far' if more else ''}"
     return "gains" if ahead else "loses"
 
 
-def finding(row: pd.Series, metric: Metric = ACCURACY) -> str:
-    """One comparison in words: its verdict follows from its interval and the number of pairs."""
+def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
+    """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are planned."""
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"{value} in the only pair so far"
-    said = word(row, metric)
-    few = ", too few for a claim" if said.endswith("so far") else ""
+    said = word(row, metric, more)
+    few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
     return f"{said}: {value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs{few})"
 
 
@@ -133,7 +133,7 @@ def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command:
 
 def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference") -> str:
     """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing)."""
-    lines = [f"* {name}: {finding(row, metric)}" for name, row in study_table(study, finals, metric).iterrows()]
+    lines = [f"* {name}: {finding(row, metric, bool(gap))}" for name, row in study_table(study, finals, metric).iterrows()]
     if not lines:
         return f"**We found** nothing yet. {gap}"
     text = f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines)

@@ -11,9 +11,9 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, EVERY, FITTED, RATES, searched
+from mimetic.experiments.configs.language import CHOSEN, END_RATES, ENDS, EVERY, FITTED, RATES, SIGNS, searched
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import CENTRAL, RATE, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table
 from mimetic.figures.style import LABELS
@@ -33,7 +33,7 @@ def progress(study: Study, finals: pd.DataFrame) -> str:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE, RATE)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
@@ -47,8 +47,7 @@ def answer(study: Study = CENTRAL) -> str:
     for arm in ("language", "vision"):
         if LABELS[arm] in table.index:
             row = table.loc[LABELS[arm]]
-            relative = f"{100 * row['difference'] / row['reference']:+.1f} %".replace("-", "−")
-            lines.append(f"{LABELS[arm]} {finding(row, METRIC)}, which is {relative} of the default's {row['reference']:.3f}")
+            lines.append(f"{LABELS[arm]}: {finding(row, METRIC)}, on the default's {row['reference']:.3f}")
     steps = config.epochs * config.steps_per_epoch
     pairs = int(table["pairs"].max())
     strength = ""
@@ -56,6 +55,10 @@ def answer(study: Study = CENTRAL) -> str:
         strength = f" {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
+    others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
+    if len(others):
+        best = others["difference"].idxmin()
+        lines.append(f"best of the other arms, {best}: {finding(others.loc[best], METRIC)}")
     return f"On {study.question}, after {steps:,} steps, against the default: " + "; ".join(lines) + f". Fewer bits per byte are better.{strength}"
 
 
@@ -115,6 +118,22 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
     return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
 
 
+def ends_sentence(finals: pd.DataFrame | None = None) -> str:
+    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed)."""
+    finals = load_runs("share-recipe") if finals is None else finals
+    values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
+    parts = []
+    for point in ENDS:
+        for arm in SIGNS:
+            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in END_RATES}
+            if None not in tried.values():
+                best, cost = min(tried, key=tried.get), tried[CHOSEN[arm]] - min(tried.values())
+                parts.append(f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate"))
+    if len(parts) < len(ENDS) * len(SIGNS):
+        return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
+    return f"{'; '.join(parts)}. (One seed.)"
+
+
 def first_look() -> str:
     """The search's best values, arm by arm, as long as the central comparison has no pair; else ""."""
     table, best = rate_table(), best_rates()
@@ -144,7 +163,7 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
         text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
     if {"rescaled", "random-directions"} <= set(values.index):
         if "rescaled" in slow:
-            text += "Weights of that size are enough to slow a model down at this rate: it is not the identity that does it."
+            text += "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is asked under Result."
         elif "random-directions" in slow:
             text += "The singular values are enough, without the identity; size alone is not."
         elif {"language", "vision"} & set(slow):
@@ -191,6 +210,14 @@ def measured_signs(products: pd.DataFrame) -> pd.DataFrame:
     return pattern.verdicts(products)
 
 
+def signs_sentence() -> str:
+    """Which of the causal text models measured have a common sign in either product."""
+    table = measured_signs(causal_products())
+    clear = [f"{name}: {row.verdict}" for name, row in table.iterrows() if "+" in row.verdict or "−" in row.verdict or "signs" in row.verdict]
+    others = [name for name, row in table.iterrows() if f"{name}: {row.verdict}" not in clear]
+    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {', '.join(others)}." if others else "")
+
+
 def kept(products: pd.DataFrame) -> pd.DataFrame:
     """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal spread, and the
     share of heads or layers that are beyond chance on either side (two standard deviations of the null)."""
@@ -214,28 +241,22 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
 
 
 def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
-    """The paired gap to the default early (after a tenth of the run) and at the end, with 95 % intervals over pairs, in words."""
+    """The paired gap to the default early (after a fifth of the run, twice the warm-up) and at the end, with 95 % intervals over pairs, in
+    words: first whether there is a head start, then whether there is a better end."""
     arms = set(curves["arm"])
     if not {arm, reference} <= arms:
         return f"For the {LABELS[arm]}: no pair of these runs is in yet."
     wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
     gap = (wide[arm] - wide[reference]).dropna().unstack("seed")
-    n, early = gap.shape[1], gap.index[max(0, len(gap) // 10 - 1)]
-    said, ends = [], {}
-    for step in (early, gap.index[-1]):
+    n, early = gap.shape[1], gap.index[max(0, len(gap) // 5 - 1)]
+    parts = []
+    for step, better, worse in ((early, "a head start", "a late start"), (gap.index[-1], "a better end", "a worse end")):
         mean, (low, high) = gap.loc[step].mean(), mean_interval(gap.loc[step])
-        ends[step] = (mean, low, high)
-        said.append(f"{METRIC.signed(mean)}" + (f" ({METRIC.signed(low)} to {METRIC.signed(high)})" if n > 1 else "") + f" after {step:,} steps")
-    (first, _, first_high), (_, low, high) = ends[early], ends[gap.index[-1]]
-    if first_high >= 0:
-        says = "there is no head start that these pairs can show" if first < 0 else "there is no head start"
-    elif high < 0:
-        says = "a head start, and the end is better too"
-    elif low <= 0:
-        says = "a head start, of which these pairs show nothing at the end"
-    else:
-        says = "a head start, and a worse end"
-    return f"For the {LABELS[arm]}: {says}; {', '.join(said)} ({n} pair{'s' * (n != 1)})."
+        interval = f" ({METRIC.signed(low)} to {METRIC.signed(high)})" if n > 1 else ""
+        says = better if high < 0 else worse if low > 0 else f"no difference that {'these pairs' if n > 1 else 'one pair'} can show"
+        parts.append(f"after {step:,} steps {says}, {METRIC.signed(mean)}{interval}")
+    few = f"; {n} pair{'s' * (n != 1)}, too few for a claim" if n < ENOUGH else f"; {n} pairs"
+    return f"For the {LABELS[arm]}: {'; '.join(parts)}{few}."
 
 
 def overfitting(curves: pd.DataFrame) -> str:

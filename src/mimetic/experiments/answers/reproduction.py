@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.experiments.answers import common, recommenders
-from mimetic.experiments.answers.claims import MEANING, OURS
+from mimetic.experiments.answers.claims import ASKED, MEANING, OURS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
@@ -35,8 +35,9 @@ def _linked(table: pd.DataFrame) -> list[str]:
 
 def answer(table: pd.DataFrame) -> str:
     """How many claims have which verdict, others' and our own, and the central one."""
-    ours = table["whose"] == OURS
-    parts = [f"of {len(rows)} {name} {_counts(rows)}" for name, rows in (("claims by others", table[~ours]), ("questions of our own", table[ours])) if len(rows)]
+    ours, asked = table["whose"] == OURS, table["whose"] == ASKED
+    groups = (("claims by others", table[~ours & ~asked]), ("questions that a review asked", table[asked]), ("questions of our own", table[ours]))
+    parts = [f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows)]
     text = "; ".join(parts)
     central = table[table["page"] == "06_cifar_claim"].head(1)
     return f"**Answer.** {text[:1].upper()}{text[1:]}." + "".join(f" The central one, at laboratory scale: {row.found}, *{row.verdict}*." for row in central.itertuples())

@@ -180,7 +180,7 @@ def why(finals: pd.DataFrame) -> str:
     if not parts:
         return text + "The controls are not in yet."
     few = " None of these is a claim yet: there are fewer than five pairs." if min(map(len, found.values())) < ENOUGH else ""
-    return text + f"Of that, each alone, on the same scale: {'; '.join(parts)}.{few} Intervals, and the differences between these arms, are below."
+    return text + f"Other arms against the same default: {'; '.join(parts)}.{few} Intervals, and the differences between these arms, are below."
 
 
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:

@@ -66,7 +66,8 @@ class LanguageConfig(RunConfig):
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
 
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm; 16e-3 for the default too, whose best is at the edge
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
+EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")  # and this one for the arms whose best is the highest of them, or might be
 # arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here is still searched for.
 CHOSEN: dict[str, float] = {
     "gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "fit": 4e-3, "speedrun": 8e-3, "rescaled": 4e-3, "random-directions": 2e-3, "gpt2-signs": 2e-3,
@@ -85,6 +86,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare": LAB,
     "wikitext2": WIKITEXT2,
     "share": replace(WIKITEXT2, experiment="share", vocab_size=1_000),
+    "share-recipe": replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
@@ -125,8 +127,11 @@ CONTROLS: dict[str, dict[str, Any]] = {
     # the default at the norms of mimetic initialization, and mimetic's singular values without its directions: is it the size?
     "rescaled": {"init": "timm-rescaled"},
     "random-directions": {"init": "mimetic-random-directions"},
-    # the signs that a secondary source reports of GPT-2
+    # the signs that a secondary source reports of GPT-2, and the fourth pair of signs
     "gpt2-signs": {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4},
+    "both-minus": {"init": "mimetic", "qk_beta": -0.7, "vp_beta": -0.4},
+    # vision's structure at a tenth of its size
+    "tenth": {"init": "mimetic", "qk_alpha": 0.07, "qk_beta": 0.07, "vp_alpha": 0.04, "vp_beta": -0.04},
 }
 EVERY = TRIED | CONTROLS
 
@@ -157,6 +162,8 @@ SHARES: dict[str, dict[str, Any]] = {
     "v16000": {"vocab_size": 16_000},
     "depth2": {"depth": 2},
 }
+# The two ends of the sweep, at which the rates that were found on tiny Shakespeare are checked, by a part of the training text
+ENDS, END_RATES = ("v256-mlp1", "v16000"), (2e-3, 4e-3, 8e-3)
 
 
 def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -165,8 +172,12 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "tinyshakespeare-recipe": {searched(name, lr): {**arm, "lr": lr} for name, arm in EVERY.items() for lr in RATES}
-    | {searched("gpt2", 16e-3): {"lr": 16e-3}},
+    "tinyshakespeare-recipe": {
+        searched(name, lr): {**arm, "lr": lr} for name, arm in EVERY.items() for lr in (*RATES, *[EDGE_RATE] * (name in AT_EDGE))
+    },
+    "share-recipe": {
+        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in END_RATES
+    },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),

@@ -10,8 +10,8 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.configs.language import CHOSEN, CONTROLS, EVERY, GENTLE, RATES, SHARES, SIGNS, TRIED, searched
-from mimetic.experiments.programmes.study import Study, once
+from mimetic.experiments.configs.language import CHOSEN, CONTROLS, GENTLE, SHARES, SIGNS, TRIED
+from mimetic.experiments.programmes.study import Contrast, Study, once
 
 CENTRAL_SEEDS = tuple(range(6))  # the fewest with which an exact two-sided test can give p < 0.05
 FIRST_SEEDS = (0, 1, 2)  # three pairs for every question first
@@ -22,15 +22,19 @@ def _ready(names) -> tuple[str, ...]:
     return tuple(name for name in names if name in CHOSEN)
 
 
-CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED))
-WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED))
+SIGN = {"language signs minus vision signs (the sign of V·proj)": Contrast({"language": 1, "vision": -1})}
+CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
+WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
 STRUCTURE = Study(
-    "structure", "Is it structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language")),
+    "structure", "Is it structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
     {
-        "default at mimetic's norms": ("gpt2", "rescaled"), "language signs against the default at their norms": ("rescaled", "language"),
-        "mimetic's singular values, random directions": ("gpt2", "random-directions"),
-        "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"),
+        "default at mimetic's norms": ("gpt2", "rescaled"), "mimetic's singular values, random directions": ("gpt2", "random-directions"),
+        "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"), "QK −, V·proj −": ("gpt2", "both-minus"), "a tenth of vision's constants": ("gpt2", "tenth"),
     },
+    {
+        f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
+        for sign in ("vision", "language") for name, arm in (("default at their norms", "rescaled"), ("random directions", "random-directions"))
+    } | {"language signs minus GPT-2's signs (the sign of QK)": Contrast({"language": 1, "gpt2-signs": -1})},
 )  # fmt: skip
 RATE = Study(
     "rate", "tiny Shakespeare, one learning rate for all", "tinyshakespeare-rate", tuple(ARMS["tinyshakespeare-rate"]),
@@ -66,8 +70,9 @@ def language_runs() -> list[RunConfig]:
 
 
 def recipe_runs() -> list[RunConfig]:
-    """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken."""
-    return [named(SEARCH, arm=searched(name, lr)) for name in EVERY for lr in (*RATES, *[16e-3] * (name == "gpt2"))]
+    """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken.
+    Then the sign arms at the ends of the sweep, to see whether the rates hold there."""
+    return [named(SEARCH, arm=arm) for arm in ARMS[SEARCH]] + [named("share-recipe", arm=arm) for arm in ARMS["share-recipe"]]
 
 
 def gpu_runs() -> list[RunConfig]:
