@@ -215,7 +215,7 @@ def signs_sentence() -> str:
     table = measured_signs(causal_products())
     clear = [f"{name}: {row.verdict}" for name, row in table.iterrows() if "+" in row.verdict or "−" in row.verdict or "signs" in row.verdict]
     others = [name for name, row in table.iterrows() if f"{name}: {row.verdict}" not in clear]
-    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {', '.join(others)}." if others else "")
+    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if others else "")
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
