@@ -8,6 +8,7 @@ from mimetic import figures
 from mimetic.experiments.answers import common, growth, kept, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
+from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
 from mimetic.experiments.programmes.vision import CENTRAL, QUESTIONS, STUDIES, lab_runs
 from mimetic.training.records import load_runs
 
@@ -27,6 +28,18 @@ def invented(gain=0.03, seeds=(0, 1, 2), experiment="cifar10-lab10", noise=0.004
 
 
 EMPTY = load_runs("nothing-of-this-name")
+
+
+def test_whether_one_rate_suits_every_arm():
+    assert "Not all of these runs are in yet" in answers.rates_sentence(EMPTY) and answers.rates_table(EMPTY).empty
+    best = {"timm": 1e-3, "mimetic": 1e-3, "xavier": 2e-3}
+    finals = pd.DataFrame([
+        {"arm": f"{arm}-lr-{lr:g}", "test_accuracy": 0.5 + (0.02 if lr == best.get(arm) else 0)} for arm in CHECKED for lr in CHECK_RATES
+    ])  # fmt: skip
+    text = answers.rates_sentence(finals)
+    assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). Each at its best rate, in percent: ")
+    assert answers.rates_sentence(finals.assign(test_accuracy=0.5)).startswith("No arm is better by more than 1 point")
+    assert "Not all" in answers.rates_sentence(finals[1:]) and answers.rates_table(finals[1:]).isna().sum().sum() == 1
 
 
 def test_every_arm_is_compared_and_has_a_name():

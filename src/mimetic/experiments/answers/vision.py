@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.configs.vision import FITTED
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
 from mimetic.figures.style import LABELS
@@ -28,6 +29,7 @@ from mimetic.training.records import load_runs
 
 ALL_SEEDS = (*FIRST_SEEDS, *MORE_SEEDS)
 COMMAND = "python -m mimetic queue lab"
+SEED_WORTH = 1.0  # percentage points that one seed is worth after 10 epochs, about; the rule of the recipe search
 draw = partial(common.draw, command=COMMAND)
 
 
@@ -161,6 +163,25 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
         f"The best setting, `{best}`, is {points(gain)} points from the base ({100 * base.mean():.1f} %{seeds}), {kept}. "
         "One seed a setting tells large differences only; that is all it was for."
     )
+
+
+def rates_table(finals: pd.DataFrame) -> pd.DataFrame:
+    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns); one seed; empty without runs."""
+    values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
+    table = pd.DataFrame({lr: {LABELS[arm]: 100 * values.get(f"{arm}-lr-{lr:g}", float("nan")) for arm in CHECKED} for lr in CHECK_RATES})
+    return table.dropna(how="all").rename_axis(columns="learning rate")
+
+
+def rates_sentence(finals: pd.DataFrame) -> str:
+    """Which arms would be better off by more than a seed is worth at another learning rate than the common one."""
+    table, common_lr = rates_table(finals), EXPERIMENTS["cifar10-rates"].lr
+    if len(table) < len(CHECKED) or table.isna().any(axis=None):
+        return f"Not all of these runs are in yet: `{COMMAND}`."
+    gains = table.max(axis=1) - table[common_lr]
+    unfair = [f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)" for arm in table.index[gains > SEED_WORTH]]
+    best = "; ".join(f"{arm} {value:.1f}" for arm, value in table.max(axis=1).sort_values(ascending=False).items())
+    text = f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}." if unfair else f"No arm is better by more than {SEED_WORTH:g} point at another rate."
+    return f"{text} Each at its best rate, in percent: {best}. (One seed, which is worth about a point.)"
 
 
 def why(finals: pd.DataFrame) -> str:

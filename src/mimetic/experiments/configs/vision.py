@@ -11,6 +11,8 @@ cifar10-lab10  the same with 10 epochs, for the questions about the central comp
                python -m mimetic queue lab                                      6 minutes a run; see chapter 7
 cifar10-recipe the search that chose the recipe: default arm, 10 epochs, judged on 5,000 other training images
                python -m mimetic queue recipe                                   6 minutes a run; see chapter 6
+cifar10-rates  is that recipe unfair to an arm? Defaults, mimetic initialization and two controls at four learning rates, on the same images
+               python -m mimetic queue lab                                      6 minutes a run; see chapter 7
 cifar10-paper  the size of the papers, for a GPU: all of CIFAR-10, ViT-Tiny (192/12/3, 5.4 M parameters), patch 2, 100 epochs, batch 512
                python -m mimetic queue paper --minutes 9                        4.2 minutes a run at 20 % of an H100's peak; not run
                yet. Published elsewhere (arXiv 2505.19985, another recipe): 92.3 and 93.2 %
@@ -82,6 +84,7 @@ EXPERIMENTS: dict[str, VisionConfig] = {
     "cifar10-lab30": LAB,
     "cifar10-lab10": replace(LAB, experiment="cifar10-lab10", epochs=10, epoch_images=10_000, curve_images=2_000),
     "cifar10-recipe": replace(LAB, experiment="cifar10-recipe", epochs=10, validation=5_000, curve_images=1_000),
+    "cifar10-rates": replace(LAB, experiment="cifar10-rates", epochs=10, validation=5_000, curve_images=1_000),
     "cifar10-paper": PAPER,
     "cifar100-paper": replace(PAPER, experiment="cifar100-paper", dataset="cifar100"),
     "cifar10-small": replace(PAPER, experiment="cifar10-small", d_model=384, num_heads=6),
@@ -120,6 +123,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "swapped": {"init": "mimetic", "qk_alpha": 0.4, "qk_beta": 0.4, "vp_alpha": 0.7, "vp_beta": -0.7},
 }
 
+# Which arms are tried at other learning rates than the recipe's, and at which
+CHECKED = {
+    "timm": {"init": "timm"}, "torch": {"init": "torch"}, "xavier": {"init": "xavier"}, "mimetic": {"init": "mimetic"},
+    "timm-rescaled": {"init": "timm-rescaled"}, "random-directions": ABLATIONS["random-directions"],
+}  # fmt: skip
+CHECK_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-lab10": {
@@ -151,6 +161,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "cifar10-paper": ABLATIONS,
+    "cifar10-rates": {f"{name}-lr-{lr:g}": {**arm, "lr": lr} for name, arm in CHECKED.items() for lr in CHECK_RATES},
     # the default arm only; one setting changed at a time
     "cifar10-recipe": {
         "base": {},
