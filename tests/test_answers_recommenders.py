@@ -46,7 +46,7 @@ def test_the_answer_follows_from_the_pairs(no_rates):
 
 def test_whether_it_is_the_size(no_rates):
     size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=BETTER)})
-    assert "vision signs, default at their norms (no diagonal): *gains*" in size and "**So larger attention weights gain here, with a diagonal or without one;" in size
+    assert "vision signs, default at their norms (no diagonal): *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
     beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, mimetic=BETTER)})
     assert "**So there is more to it than the size of the weights.**" in beyond
 

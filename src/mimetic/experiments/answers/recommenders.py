@@ -84,7 +84,7 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
     if beyond:
         return " **So there is more to it than the size of the weights.**"
     if signs and size:
-        return " **So larger attention weights gain here, with a diagonal or without one; neither the diagonal nor its sign adds anything that these pairs can show.**"
+        return " **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one; neither the diagonal nor its sign adds anything that these pairs can show.**"
     return ""
 
 
