@@ -12,7 +12,7 @@ from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers import language as answers
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, END_RATES, ENDS, EVERY, RATES, SHARES, SIGNS, searched
+from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, RATES, SHARES, SIGNS, end_rates, searched
 from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
@@ -100,7 +100,7 @@ def search(**values):
 
 
 def test_the_rates_at_the_ends_of_the_sweep():
-    values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in END_RATES}
+    values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in end_rates(arm)}
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
     assert answers.ends_sentence(finals).count(", its rate") == 6
     other = finals.assign(test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9))

@@ -45,10 +45,16 @@ def test_the_answer_follows_from_the_pairs(no_rates):
 
 
 def test_whether_it_is_the_size(no_rates):
-    size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=BETTER)})
-    assert "vision signs, default at their norms (no diagonal): *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
+    same = [v + 0.0001 * (-1) ** i for i, v in enumerate(BETTER)]
+    size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])})
+    assert "vision signs, opposite signs, default at their norms (no diagonal): *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
     beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, mimetic=BETTER)})
     assert "**So there is more to it than the size of the weights.**" in beyond
+    assert "neither the diagonal nor its sign adds anything" in size
+    part = rec.verdict({"ml100k": finals(bert=BASE, random_directions=BETTER, mimetic=BETTER)})
+    assert "with a diagonal or without one.**" in part  # nothing is said of the sign without the arms that ask
+    lost = {"bert": BETTER, "mimetic": BASE, "timm_rescaled": [v - 0.01 for v in BASE]}
+    assert "**So" not in rec.verdict({"ml100k": finals(**lost)}) and "it loses" in rec.monday({"ml100k": finals(**lost)})
 
 
 @pytest.fixture
@@ -64,18 +70,21 @@ def test_both_rates_and_both_items_are_shown():
     assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
     said = rec.elsewhere_sentence("ml100k", common, other)
     assert said == "MovieLens-100K: vision signs above 0 in 2 and below in 2 of 4; opposite signs above 0 in 0 and below in 0 of 2."
-    assert rec.elsewhere("ml100k", finals(), finals()).empty and "no pairs yet" in rec.elsewhere_sentence("ml100k", finals(), finals())
+    assert rec.elsewhere("ml100k", finals(), finals()).empty and "fewer than 5 pairs in each so far" in rec.elsewhere_sentence("ml100k", finals(), finals())
     change = convergence.rate_sentence("ml100k", common, other)
     assert "0.003 minus 0.001: default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105" in change
-    assert "no runs at both rates yet" in convergence.rate_sentence("ml100k", common, finals())
+    assert "no runs at both rates yet" in convergence.rate_sentence("ml100k", common, load_runs("nothing"))
+    assert convergence.rate_sentence("ml100k", load_runs("nothing"), load_runs("nothing")).endswith("no runs at both rates yet.")
 
 
-def test_what_is_missing_is_said_until_nothing_is(no_rates):
+def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
     arms = CENTRAL["beauty"].arms
     table = finals(**{arm.replace("-", "_"): BASE for arm in arms})
     assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
     assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
-    assert "runs are in" not in rec.verdict({"beauty": table}) and "0 of" in rec.verdict({"beauty": finals()})
+    assert "36 of 36 runs of the comparison, " in rec.verdict({"beauty": table}) and "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
+    monkeypatch.setattr(rec, "load_runs", lambda name: table)
+    assert "are in;" not in rec.verdict({"beauty": finals(**{arm.replace("-", "_"): BASE for arm in (*arms, "timm-rescaled", "random-directions")})})
 
 
 def test_monday_follows_from_the_intervals():
@@ -85,7 +94,7 @@ def test_monday_follows_from_the_intervals():
     assert "it gains (vision signs +0.0105 (+0.0101 to +0.0109)), and whether by its size is not known" in advice(bert=BASE, mimetic=BETTER, opposite=MIXED)
     assert "it loses (vision signs −0.0105" in advice(bert=BETTER, mimetic=BASE) and "keep the default" in advice(bert=BETTER, mimetic=BASE)
     assert "only a paired run" in advice(bert=BASE, mimetic=BETTER, opposite=[2 * b - v for b, v in zip(BASE, BETTER)])
-    assert "no interval leaves out 0 (vision signs +0.0000" in advice(bert=BASE, mimetic=MIXED)
+    assert "no interval of the signs leaves out 0 (vision signs +0.0000" in advice(bert=BASE, mimetic=MIXED)
     assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BETTER)
     assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=MIXED, timm_rescaled=BETTER)
     assert "gains beyond what the size" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BASE)
@@ -143,6 +152,7 @@ def test_signs_are_called_layer_by_layer():
 
 def test_arms_have_names():
     assert rec.arm_label("short-next-mimetic") == "next item, vision signs" and rec.arm_label("pre-ln-next-bert").startswith("next item, pre-LN, 40 epochs, default")
+    assert rec.arm_label("short-next-fit-beauty") == "next item, fitted to the sibling of Beauty"
     assert rec.arm_label("mimetic") == "vision signs" and rec.arm_label("something") == "something"
 
 
@@ -167,7 +177,7 @@ def test_products_and_sentences_from_records(records):
     assert "V·proj in no layer" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
     table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert "* the norm (pre-LN in place of post-LN), 1 pair of models: the sign of a layer's QK differs in " in questions.sign_question()
+    assert "* the norm (pre-LN in place of post-LN), 1 pair of models: the sign of QK turns in " in questions.sign_question() and "inf" not in questions.first_answer()
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 

@@ -124,6 +124,9 @@ def test_a_crossed_interval_is_never_narrower_than_either_sample_alone():
     y = np.random.default_rng(1).normal(size=(6, 50))
     low, high = crossed_interval(y)
     assert (low + high) / 2 == pytest.approx(y.mean())
+    for seed in range(20):  # few rows that differ little, as four seeds and thousands of users do
+        x = 0.003 * np.random.default_rng(seed).normal(size=(4, 1)) + np.random.default_rng(seed).normal(size=(1, 900)) * 0.05 + 0.1 * np.random.default_rng(seed + 99).normal(size=(4, 900))
+        assert np.ptp(crossed_interval(x)) >= max(np.ptp(mean_interval(x.mean(1))), np.ptp(mean_interval(x.mean(0)))) - 1e-12
     same_rows = np.tile(y[:1], (6, 1))  # no difference between rows: the interval is that of the columns
     assert np.ptp(crossed_interval(same_rows)) == pytest.approx(np.ptp(mean_interval(same_rows[0])), rel=0.01)
     with pytest.raises(ValueError, match=r"two or more rows and columns, not shape \(1, 50\)"):

@@ -103,7 +103,7 @@ def crossed_interval(values: Sequence[Sequence[float]], confidence: float = 0.95
     """Interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users would have given.
 
     The variance of the mean is that of the rows' means plus that of the columns' means minus that of what neither explains, which both
-    contain; degrees of freedom by Satterthwaite. Source: two-way random-effects analysis of variance, one value a cell.
+    contain; degrees of freedom by Satterthwaite. It is never narrower than the interval of the rows or of the columns alone. Source: two-way random-effects analysis of variance, one value a cell.
 
     Args:
         values: (rows, columns), two or more of each.
@@ -111,8 +111,6 @@ def crossed_interval(values: Sequence[Sequence[float]], confidence: float = 0.95
     Raises:
         ValueError: fewer than two rows or columns.
     """
-    from scipy.stats import t
-
     y = np.asarray(values, dtype=float)
     if y.ndim != 2 or min(y.shape) < 2:
         raise ValueError(f"a crossed interval needs two or more rows and columns, not shape {y.shape}")
@@ -120,9 +118,10 @@ def crossed_interval(values: Sequence[Sequence[float]], confidence: float = 0.95
     rows, columns = y.mean(1), y.mean(0)
     rest = y - rows[:, None] - columns + y.mean()
     parts = np.array([rows.var(ddof=1) / n, columns.var(ddof=1) / m, -(rest**2).sum() / ((n - 1) * (m - 1)) / (n * m)])
-    variance = max(parts.sum(), parts[:2].max())  # an estimate by subtraction; never below either sample's own
+    variance = max(parts.sum(), 0.0)  # an estimate by subtraction
     df = variance**2 / (parts**2 / [n - 1, m - 1, (n - 1) * (m - 1)]).sum() if variance else n - 1
-    half = t.ppf((1 + confidence) / 2, max(df, 1)) * variance**0.5
+    half = stats.t.ppf((1 + confidence) / 2, max(df, 1)) * variance**0.5
+    half = max(half, *(np.diff(mean_interval(sample, confidence))[0] / 2 for sample in (rows, columns)))  # the two samples' own are floors
     return float(y.mean() - half), float(y.mean() + half)
 
 

@@ -20,7 +20,7 @@ from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.data.sequences import SequenceData, fetch_sequences, load_sequences
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
-NEIGHBOURS = (3, 5, 10, 20, 50, 100, 200, 500, 900)  # of each item in item-kNN: the best by the validation items is taken
+NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 900)  # of each item in item-kNN: the best by the validation items is taken
 
 
 def popularity(data: SequenceData, validation: bool = False) -> np.ndarray:

@@ -119,6 +119,11 @@ def gaining(points: pd.DataFrame) -> int:
     return int((points.loc[points["pairs"] >= FEW, "gain"] > 0).sum())
 
 
+def mostly_gains(points: pd.DataFrame) -> bool:
+    """Whether mimetic initialization is ahead at more than half of the points with enough pairs: else there is no gain to ask about."""
+    return gaining(points) > (points["pairs"] >= FEW).sum() / 2
+
+
 def correlation_words(r: float, low: float, high: float, n: int) -> str:
     return f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
 
@@ -132,15 +137,15 @@ def relation(points: pd.DataFrame, what: str) -> str:
         return f"Over {what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
     _, low, high, _ = found
     ahead = gaining(points)
-    if ahead:
+    if mostly_gains(points):
         says = (
             "the gain grows with attention's share, as the guess has it" if low > 0
             else "the gain falls as attention's share grows, against the guess" if high < 0
             else "these points cannot say whether the gain follows the share"
         )  # fmt: skip
     else:
-        says = "there is no gain to follow the share; the loss " + (
-            "shrinks as attention's share grows" if low > 0 else "grows with attention's share" if high < 0 else "does not follow it that these points can show"
+        says = "there is no gain at most points that could follow the share; the difference " + (
+            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else "does not follow it that these points can show"
         )
     return f"Over {what}: {says} ({correlation_words(*found)}; mimetic initialization is ahead at {ahead} of {n} points)."
 
@@ -201,7 +206,7 @@ def at_equal_share(points: pd.DataFrame) -> str:
         says = "a gain" if row["low"] > 0 else "a loss" if row["high"] < 0 else "neither gain nor loss that these pairs can show"
         return f"{row.name} has {100 * row['share']:.0f} % attention and {says} ({gain} %, {low} to {high}, {row['pairs']} pairs)"
 
-    apart = (rows[0]["low"] > 0) != (rows[1]["low"] > 0)
+    apart = min(row["high"] for row in rows) < 0 < max(row["low"] for row in rows)
     end = " So something else than the share decides between them." if apart else ""
     return f"The other way round: {' and '.join(words(row) for row in rows)}.{end} (Per cent of an accuracy and of bits per byte are different units; only the signs can be compared.)"
 

@@ -188,11 +188,11 @@ def _language_gains_less() -> Judgement:
     found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision)
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
         return OPEN, found
-    # relative gains of two metrics are not one unit: what can be compared is whether there is a gain at all
-    gain, loss = ([row[end] * sign > 0 for row in texts] for end, sign in (("low", 1), ("high", -1)))
-    if vision["low"] <= 0 or any(gain):
+    # relative gains of two metrics are not one unit, but a gain and a loss differ in any
+    losses = sum(row["high"] <= 0 for row in texts)
+    if vision["low"] <= 0 or not losses:
         return UNDECIDED, found
-    return PART if any(loss) else HOLDS, found + (" (not a smaller gain but a loss)" if any(loss) else " (no gain that these pairs can show)")
+    return HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
 
 
 def _share_guess() -> Judgement:
@@ -202,8 +202,8 @@ def _share_guess() -> Judgement:
         return OPEN, f"{there} of {wanted} points of the sweep are in"
     found = share.correlated(share.held_fixed(points))
     _, low, high, _ = found
-    if not share.gaining(points):
-        return UNDECIDED, f"no gain at any point that could follow the share ({share.correlation_words(*found)})"
+    if not share.mostly_gains(share.held_fixed(points)):
+        return UNDECIDED, f"no gain at most points that could follow the share ({share.correlation_words(*found)})"
     return HOLDS if low > 0 else NOT if high < 0 else UNDECIDED, share.correlation_words(*found)
 
 
@@ -230,8 +230,8 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
 def _item_structure() -> Judgement:
     planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
     return joined({
-        "default at that size": _against("ml100k", recommender_programme.VISION, "timm-rescaled", planned),
-        "random directions": _against("ml100k", recommender_programme.VISION, "random-directions", planned),
+        "default at that size": _against("ml100k", recommender_programme.VISION, recommender_programme.RESCALED, planned),
+        "random directions": _against("ml100k", recommender_programme.VISION, recommender_programme.RANDOM, planned),
     })  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, compare, contrast, holm, paired_differences, summary
 
+NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
 
 
@@ -74,7 +75,7 @@ def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
     if row["pairs"] == 1:
         return "only one pair so far"
     if not (row["low"] > 0 or row["high"] < 0):
-        return "no difference that these pairs can show"
+        return NO_DIFFERENCE
     ahead = metric.better(row["low"])
     if row["pairs"] < ENOUGH:
         return f"{'ahead' if ahead else 'behind'}{' so far' if more else ''}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import TITLES, arm_label
+from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT
@@ -33,7 +33,7 @@ def converged(curves: pd.DataFrame, data: str) -> str:
 
 def _last_fifths(curve: pd.DataFrame) -> tuple[float, float, int]:
     """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a fifth."""
-    mean = curve.groupby("epoch")["test_validation_ndcg10"].mean()
+    mean = curve.groupby("epoch")[VALIDATION_COLUMN].mean()
     fifth = max(1, len(mean) // 5)
     return mean.iloc[-fifth:].mean(), mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean(), fifth
 
@@ -46,7 +46,7 @@ def converged_table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for arm in dict.fromkeys(table["arm"]):
             part = table[table["arm"] == arm]
             level, change, _ = _last_fifths(part)
-            mean = part.groupby("epoch")["test_validation_ndcg10"].mean()
+            mean = part.groupby("epoch")[VALIDATION_COLUMN].mean()
             rows[TITLES[data], arm_label(arm)] = {
                 "seeds": part["seed"].nunique(), "epochs": int(mean.index.max()), "last fifth": level, "minus the fifth before": change, "minus the best epoch": mean.iloc[-1] - mean.max(),
             }  # fmt: skip
@@ -61,8 +61,8 @@ def recipe_table() -> pd.DataFrame:
         if len(runs):
             for arm, part in runs.groupby("arm"):
                 settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
-                values = part.set_index("seed")["test_validation_ndcg10"]
-                rows.append({"data": TITLES[data], "setting": arm, **settings, "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values[0]})
+                values = part.set_index("seed")[VALIDATION_COLUMN]
+                rows.append({"data": TITLES[data], "setting": arm, **settings, "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values.get(0, float("nan"))})
     table = pd.DataFrame(rows)
     return table.set_index(["data", "setting"]).round(4) if len(table) else table
 
@@ -75,7 +75,7 @@ def recipe_sentence() -> str:
     for data, who, short, long in checks:
         runs = load_runs(f"{data}-recipe")
         if {short, long} <= set(runs["arm"]):
-            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), "test_validation_ndcg10"].mean() for arm in (short, long))
+            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long))
             word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
             parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
     config = EXPERIMENTS["ml100k"]
@@ -90,7 +90,7 @@ def recipe_sentence() -> str:
 def fairness_sentence(data: str = "ml100k") -> str:
     """Whether an arm would be better off at another learning rate than the common one, by the validation items."""
     runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
-    first = runs[(runs["seed"] == 0)].set_index("arm")["test_validation_ndcg10"] if len(runs) else pd.Series(dtype=float)
+    first = runs[(runs["seed"] == 0)].set_index("arm")[VALIDATION_COLUMN] if len(runs) else pd.Series(dtype=float)
     parts, lacking = [], []
     for arm in SIGN_ARMS:
         names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
@@ -112,7 +112,9 @@ def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
     parts = []
     for arm in SIGN_ARMS:
-        runs = [table[table["arm"] == arm].set_index("seed")["test_validation_ndcg10"] for table in (finals, other)]
+        if not all(arm in set(table["arm"]) for table in (finals, other)):
+            continue
+        runs = [table[table["arm"] == arm].set_index("seed")[VALIDATION_COLUMN] for table in (finals, other)]
         change = (runs[1] - runs[0]).dropna()
         if len(change) > 1:
             low, high = mean_interval(change)
@@ -122,23 +124,23 @@ def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
 
 def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
     """Epochs to the default's final validation NDCG@10: a row an arm, the default first, whose own curve reaches it before its end,
-    since curves are noisy. Mean share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
+    since curves are noisy. Mean epoch and share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
     how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
-    column, rows = "test_validation_ndcg10", {}
+    column, rows = VALIDATION_COLUMN, {}
 
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
     own = _shares(curves, DEFAULT, targets, column)
-    epochs = curves["epoch"].max()
-    rows[arm_label(DEFAULT)] = {"epochs": epochs * own.mean(), "share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
+    epochs = curves.groupby("arm")["epoch"].max()
+    rows[arm_label(DEFAULT)] = {"epochs": epochs[DEFAULT] * own.mean(), "share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
     for arm in arms:
         if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
             continue
         difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
         low, high = mean_interval(difference)
         rows[arm_label(arm)] = {
-            "epochs": epochs * found.fillna(1.0).mean(), "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
+            "epochs": epochs[arm] * found.fillna(1.0).mean(), "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
             "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
         }  # fmt: skip
     return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))

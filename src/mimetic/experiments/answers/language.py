@@ -11,7 +11,7 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, END_RATES, ENDS, EVERY, FITTED, RATES, SIGNS, searched
+from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, FITTED, RATES, SIGNS, end_rates, searched
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
@@ -125,7 +125,7 @@ def ends_sentence(finals: pd.DataFrame | None = None) -> str:
     parts = []
     for point in ENDS:
         for arm in SIGNS:
-            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in END_RATES}
+            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in end_rates(arm)}
             if None not in tried.values():
                 best, cost = min(tried, key=tried.get), tried[CHOSEN[arm]] - min(tried.values())
                 parts.append(f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate"))

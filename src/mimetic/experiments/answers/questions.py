@@ -94,8 +94,9 @@ def first_answer() -> str:
         if part.empty:
             lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue
+        several = part["seed"].nunique() > 1
         words = [
-            f"{common.PRODUCTS[product]} in layer {layer}: z {row['z']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}), above chance in {row['above']} and below in "
+            f"{common.PRODUCTS[product]} in layer {layer}: z {row['z']:+.2f}{' ({:+.2f} to {:+.2f})'.format(row['low'], row['high']) * several}, above chance in {row['above']} and below in "
             f"{row['below']} of {row['count']}".replace("-", "−")
             for (product, layer), row in layer_signs(part).iterrows()
         ]
@@ -113,8 +114,8 @@ FACTORS = {  # what differs between two of MODELS, and nothing else of the model
 
 
 def sign_question() -> str:
-    """Does the sign that training finds depend on the norm, on masking, on causality? How many layers' signs differ between models
-    that differ in one of these."""
+    """Does the sign that training finds depend on the norm, on masking, on causality? In how many layers it turns, appears or vanishes
+    between models that differ in one of these."""
     signs = {name: layer_signs(part)["sign"] for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
     lines = []
     for factor, pairs in FACTORS.items():
@@ -122,11 +123,12 @@ def sign_question() -> str:
         if there:
             words = []
             for product, name in (("qk", "QK"), ("vp", "V·proj")):
-                changed = sum(int((a[product] != b[product]).sum()) for a, b in there)
-                words.append(f"{name} differs in {changed} of {sum(len(a[product]) for a, _ in there)}")
-            lines.append(f"* {factor}, {len(there)} pair{'s' if len(there) > 1 else ''} of models: the sign of a layer's {', of '.join(words)}")
+                before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
+                turned = (before != after) & (before != "none") & (after != "none")
+                words.append(f"{name} turns in {turned.sum()}, appears in {((before == 'none') & (after != 'none')).sum()} and vanishes in {((before != 'none') & (after == 'none')).sum()} of {len(before)} layers")
+            lines.append(f"* {factor}, {len(there)} pair{'s' if len(there) > 1 else ''} of models: the sign of {'; that of '.join(words)}")
     if not lines:
-        return f"Fewer than two of the models are in. `{COMMAND}` adds the others, and this page follows."
+        return f"No two models that differ in one of these are in. `{COMMAND}` adds the others, and this page follows."
     gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
     return "\n".join(lines) + (f"\n\n{gap}" if gap else "")
 
@@ -138,8 +140,9 @@ REFERENCES = ("dinov2-vit-s", "whisper-tiny-encoder", "minilm-l6")  # of which a
 
 
 def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
-    """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable, times
-    chance (explained, against independent entries of that width); means over layers and, for our runs, seeds. The paper's own vision target for a model of our shape, then what was measured."""
+    """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable, times chance
+    (explained, against independent entries of that width); means over layers and, for our runs, seeds. The paper's own vision target for
+    a model of our shape, then what was measured."""
     import torch
 
     from mimetic.initialize import mimetic_init_
@@ -185,7 +188,7 @@ def second_answer(table: pd.DataFrame) -> str:
 
 
 def _explained_word(part: pd.DataFrame) -> str:
-    """Audit's answer to question 2 for a model's rows of explained_table: where the identity carries EXPLAINED or more."""
+    """In which products of a model (its rows of explained_table) the identity carries EXPLAINED or more, audit's threshold."""
     enough = [common.PRODUCTS[row["product"]] for _, row in part.iterrows() if row["explained"] >= EXPLAINED]
     return "yes" if len(enough) == len(part) else f"only {enough[0]}" if enough else "hardly"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,20 @@ import pandas as pd
 from mimetic.experiments.answers import common
 from mimetic.experiments.baselines import baselines_path, bursts_path
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.programmes.recommenders import CENTRAL, DEFAULT, OPPOSITE, RANDOM, RESCALED, SEEDS, STUDIES, VISION
+from mimetic.experiments.programmes.recommenders import (
+    CENTRAL,
+    DEFAULT,
+    FIRST_SEEDS,
+    MORE_SEEDS,
+    OPPOSITE,
+    RANDOM,
+    RATE,
+    RESCALED,
+    SEEDS,
+    STRUCTURE,
+    STUDIES,
+    VISION,
+)
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
@@ -21,7 +34,7 @@ from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
-NAMES = LABELS | {VISION: "vision signs", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+NAMES = LABELS | {VISION: "vision signs", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 VARIANTS = {  # what the arms of a changed model begin with
     "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
     "causal-": "causal, ", "pre-ln-causal-": "causal, pre-LN, ", "pre-ln-": "pre-LN, ",
@@ -41,19 +54,29 @@ draw = partial(common.draw, command=COMMAND)
 
 def arm_label(arm: str) -> str:
     """An arm in words."""
-    prefix = next((p for p in VARIANTS if arm.startswith(p)), "")
+    prefix = next((p for p in VARIANTS if arm.startswith(p)), "") if arm not in NAMES else ""
     return VARIANTS.get(prefix, "") + NAMES.get(arm.removeprefix(prefix), arm)
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set in a sentence, all its comparisons as a table, and how many runs are missing."""
     tables = {data: compare(runs, COMPARED, METRIC.column) for data, runs in finals.items()}
-    gaps = [f"{TITLES[data]}: {text.strip('*')}" for data, table in finals.items() if (text := common.missing(CENTRAL[data], table, SEEDS[data], COMMAND))]
+    gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     parts = ["\n".join(f"* {conclusion(data, table)}" for data, table in tables.items()), _in_numbers(tables)]
     settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
     if settings:
         parts.append(f"In how many settings (two learning rates, each user's last item and last but one) a gain shows: {' '.join(settings)}")
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+
+
+def _missing(data: str, finals: pd.DataFrame) -> str:
+    """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
+    studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, FIRST_SEEDS + MORE_SEEDS), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
+    counts = [common.counts(*study) for study in studies]
+    if all(there == wanted for there, wanted in counts):
+        return ""
+    parts = [f"{there} of {wanted} runs {what}" for (there, wanted), what in zip(counts, ("of the comparison", "of its controls", "at the other rate"))]
+    return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
 def conclusion(data: str, table: pd.DataFrame) -> str:
@@ -70,21 +93,23 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
                 said.setdefault(words[name], []).append(name)
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
-    text = f"{title}, against the default: {listed(AGAINST_DEFAULT)}."
-    if against := listed(AGAINST_EACH_OTHER):
-        text += f" Against each other: {against}."
-    return f"{text}{_size_or_sign(words)}"
+    groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
+    return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{_size_or_sign(words)}".replace(". against", ". Against")
+
+
+def _beyond_size(said: Callable[[str], bool]) -> list[str]:
+    """The sign patterns that gain against the default and against the default at their norms; said: whether a comparison gains."""
+    return [name for name in SIGN_PAIRS if said(name) and said(f"{name} minus default at their norms")]
 
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
     """The conclusion from the words of conclusion(); "" while they do not say."""
-    signs = [name for name in SIGN_PAIRS if words.get(name) == "gains"]
-    size = [name for name in AGAINST_DEFAULT if name not in SIGN_PAIRS and words.get(name) == "gains"]
-    beyond = [name for name in AGAINST_EACH_OTHER if name.endswith("norms") and words.get(name) == "gains"]
-    if beyond:
+    if _beyond_size(lambda name: words.get(name) == "gains"):
         return " **So there is more to it than the size of the weights.**"
-    if signs and size:
-        return " **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one; neither the diagonal nor its sign adds anything that these pairs can show.**"
+    if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
+        level = all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER)
+        rest = "; neither the diagonal nor its sign adds anything that these pairs can show" if level else ""
+        return f" **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one{rest}.**"
     return ""
 
 
@@ -132,7 +157,7 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
         for name, runs in ((data, finals), (f"{data}-rate", other)):
             table = compare(runs, SIGN_PAIRS | {"opposite minus vision signs": (VISION, OPPOSITE)}, column)
             if len(table):
-                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}"}
+                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
                 columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
                     row.Index: f"{METRIC.signed(row.difference)} {_interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
                     for row in table.itertuples()
@@ -141,15 +166,15 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
 
 
 def elsewhere_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """In how many of the four settings of elsewhere() each sign pattern is ahead of the default, behind it, or neither."""
+    """In how many of the four settings of elsewhere() that have enough pairs each sign pattern is ahead of the default, or behind it."""
     parts = []
     for name, pair in SIGN_PAIRS.items():
         rows = [compare(runs, {name: pair}, column) for column in (METRIC.column, VALIDATION_COLUMN) for runs in (finals, other)]
-        rows = [table.iloc[0] for table in rows if len(table) and table["pairs"].iloc[0] > 1]
+        rows = [table.iloc[0] for table in rows if len(table) and table["pairs"].iloc[0] >= ENOUGH]
         if rows:
             up, down = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
             parts.append(f"{name} above 0 in {up} and below in {down} of {len(rows)}")
-    return f"{TITLES[data]}: {'; '.join(parts) or 'no pairs yet'}."
+    return f"{TITLES[data]}: {'; '.join(parts) or f'fewer than {ENOUGH} pairs in each so far'}."
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
@@ -207,8 +232,8 @@ def bursts_sentence() -> str:
     """How arbitrary the order of MovieLens-100K is."""
     found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
     return (
-        f"In MovieLens-100K {found['tied']:.0%} of the users have their last two ratings, the test and the validation item, in the same second, and {found['one_day']:.0%} rated "
-        "everything within a day: for them, what comes next is the order of a file, the same for every arm."
+        f"In MovieLens-100K {found['tied']:.0%} of the users have their last two ratings, the test and the validation item, in the same second: which of "
+        f"the two comes next is the order of a file, the same for every arm. {found['one_day']:.0%} rated everything within a day."
     )
 
 
@@ -261,9 +286,8 @@ def _advice(table: pd.DataFrame) -> str:
 
     good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
     size = [name for name in good if name not in SIGN_PAIRS]
-    beyond = [name for name, row in rows.items() if name in AGAINST_EACH_OTHER and name.endswith("norms") and row["low"] > 0]
-    if beyond:
-        return f"mimetic initialization gains beyond what the size of its weights gives ({values(beyond)}): worth a paired run on your data."
+    if beyond := _beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
+        return f"mimetic initialization gains beyond what the size of its weights gives ({values([f'{name} minus default at their norms' for name in beyond])}): worth a paired run on your data."
     if size:
         return f"larger attention weights gain without any diagonal ({values(size)}): try those first, they need no measurement."
     if good and bad:
@@ -272,4 +296,4 @@ def _advice(table: pd.DataFrame) -> str:
         return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data."
     if bad:
         return f"it loses ({values(bad)}): keep the default."
-    return f"no interval leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough."
+    return f"no interval of the signs leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough."

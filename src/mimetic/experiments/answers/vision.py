@@ -158,7 +158,7 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
     best = others.idxmax()
     seeds = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
     gain = others[best] - base.mean()
-    kept = "so the base was kept" if gain <= 0.01 else "so by the rule it replaces the base's value"
+    kept = "so the base was kept" if 100 * gain <= SEED_WORTH else "so by the rule it replaces the base's value"
     return (
         f"The best setting, `{best}`, is {points(gain)} points from the base ({100 * base.mean():.1f} %{seeds}), {kept}. "
         "One seed a setting tells large differences only; that is all it was for."

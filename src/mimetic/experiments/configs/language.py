@@ -163,7 +163,12 @@ SHARES: dict[str, dict[str, Any]] = {
     "depth2": {"depth": 2},
 }
 # The two ends of the sweep, at which the rates that were found on tiny Shakespeare are checked, by a part of the training text
-ENDS, END_RATES = ("v256-mlp1", "v16000"), (2e-3, 4e-3, 8e-3)
+ENDS = ("v256-mlp1", "v16000")
+
+
+def end_rates(name: str) -> tuple[float, float, float]:
+    """The rate that the search chose for an arm, half of it and twice it."""
+    return CHOSEN[name] / 2, CHOSEN[name], CHOSEN[name] * 2
 
 
 def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -176,7 +181,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         searched(name, lr): {**arm, "lr": lr} for name, arm in EVERY.items() for lr in (*RATES, *[EDGE_RATE] * (name in AT_EDGE))
     },
     "share-recipe": {
-        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in END_RATES
+        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
