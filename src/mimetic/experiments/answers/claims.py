@@ -229,9 +229,10 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
 
 def _item_structure() -> Judgement:
     planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    controls = {"default at that size": recommender_programme.RESCALED, "random directions": recommender_programme.RANDOM}
     return joined({
-        "default at that size": _against("ml100k", recommender_programme.VISION, recommender_programme.RESCALED, planned),
-        "random directions": _against("ml100k", recommender_programme.VISION, recommender_programme.RANDOM, planned),
+        f"{title}, {name}": _against(data, recommender_programme.VISION, control, planned)
+        for data, title in recommenders.TITLES.items() for name, control in controls.items()
     })  # fmt: skip
 
 
@@ -266,7 +267,7 @@ CLAIMS = (
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "They are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),
     Claim(ITEMS, "BERT4Rec gains with vision's signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.VISION)),
-    Claim(ITEMS, "and more than from the size of the weights or their singular values (MovieLens)", OURS, "12_recommenders", _item_structure),
+    Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
 )  # fmt: skip
