@@ -41,7 +41,7 @@ def test_the_answer_follows_from_the_pairs(no_rates):
     assert "vision signs: *ahead so far*" in three and "p 0.250" in three
     assert "vision signs: *only one pair so far*" in one and "| vision signs | +0.0100, one pair |" in one
     worse = rec.verdict({"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)})
-    assert "opposite signs: *loses*" in worse and "opposite minus vision signs: *loses*" in worse and "−0.0105" in worse
+    assert "opposite signs: *loses*" in worse and "opposite minus vision signs: *below 0*" in worse and "−0.0105" in worse
 
 
 def test_whether_it_is_the_size(no_rates):

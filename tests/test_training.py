@@ -442,7 +442,7 @@ def test_missing_device_names_the_ones_there():
 
 def test_named():
     assert named("cifar10-lab30", init="mimetic", seed=2).name == "cifar10-lab30/mimetic-seed2"
-    with pytest.raises(ValueError, match="one of cifar10-lab30, cifar10-lab10, cifar10-recipe, cifar10-paper, cifar100-paper, cifar10-small, digits"):
+    with pytest.raises(ValueError, match="one of cifar10-lab30, cifar10-lab10, cifar10-recipe, cifar10-rates, cifar10-paper, cifar100-paper, cifar10-small, digits"):
         named("cifar")
     with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
         named("digits", epoch=3)

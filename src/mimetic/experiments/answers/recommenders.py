@@ -47,6 +47,7 @@ AGAINST_EACH_OTHER = {
     "opposite minus vision signs": (VISION, OPPOSITE),
     "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
 }  # fmt: skip
+OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
 draw = partial(common.draw, command=COMMAND)
@@ -86,14 +87,14 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
         return f"{title}: no pair yet."
     words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
 
-    def listed(pairs: Mapping[str, tuple[str, str]]) -> str:
+    def listed(pairs: Mapping[str, tuple[str, str]], says: Mapping[str, str]) -> str:
         said: dict[str, list[str]] = {}
         for name in pairs:
             if name in words:
-                said.setdefault(words[name], []).append(name)
+                said.setdefault(says.get(words[name], words[name]), []).append(name)
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
-    groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
+    groups = {"against the default": listed(AGAINST_DEFAULT, {}), "against each other": listed(AGAINST_EACH_OTHER, OF_A_DIFFERENCE)}
     return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{_size_or_sign(words)}".replace(". against", ". Against")
 
 
