@@ -26,6 +26,10 @@ class Metric:
         """A difference of two stored values as shown, with its sign."""
         return f"{self.scale * difference:+.{self.digits}f}".replace("-", "−")
 
+    def span(self, low: float, high: float) -> str:
+        """An interval of differences as shown: "+0.1 to +0.3"."""
+        return f"{self.signed(low)} to {self.signed(high)}"
+
     def better(self, difference: float) -> bool:
         """Whether an arm that differs by this from its reference is ahead."""
         return difference < 0 if self.lower_is_better else difference > 0

@@ -67,7 +67,7 @@ def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1
     row, n = summary(values), len(values)
     unit = unit or (metric.difference or metric.name) + (", fewer are better" if metric.lower_is_better else "")
     found = f"{metric.signed(row['difference'])} {unit}".strip()
-    found += f" ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {n} pairs)" if n > 1 else ", one pair"
+    found += f" ({metric.span(row['low'], row['high'])}, {n} pairs)" if n > 1 else ", one pair"
     if n < planned:
         return OPEN, f"{found[:-1]} of {planned})" if n > 1 else f"{found} of {planned}"
     # towards what the claim says is up
@@ -195,6 +195,10 @@ def _language_gains_less() -> Judgement:
     return HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
 
 
+def _texts(arm: str) -> Judgement:
+    return joined({study.question: _against(study.experiment, arm, "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA})
+
+
 def _share_guess() -> Judgement:
     points = _gains()[(_gains()["experiment"] == "share") & (_gains()["signs"] == share.PUBLISHED)]
     there, wanted = int((points["pairs"] >= share.FEW).sum()), len(language_programme.SHARES)
@@ -257,12 +261,8 @@ CLAIMS = (
     Claim(WHY, "With both signs turned it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", lambda: _lab("untransposed", "mimetic", -1)),
     Claim(TEXT, "Language models gain less than vision models", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains with the published signs, if less (the paper: WikiText-103; here: these two texts)", PAPER, "10_gpt", lambda: joined({
-        study.question: _against(study.experiment, "vision", "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA
-    })),
-    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains", OURS, "10_gpt", lambda: joined({
-        study.question: _against(study.experiment, "language", "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA
-    })),
+    Claim(TEXT, "A GPT gains with the published signs, if less (the paper: WikiText-103; here: these two texts)", PAPER, "10_gpt", lambda: _texts("vision")),
+    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains", OURS, "10_gpt", lambda: _texts("language")),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "They are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),

@@ -89,7 +89,7 @@ def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str
         return f"{value} in the only pair so far"
     said = word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
-    return f"{said}: {value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs{few})"
+    return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few})"
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"* {name}: {value} in the only pair so far"
-    said = f"{value} ({metric.signed(row['low'])} to {metric.signed(row['high'])}, {row['pairs']:.0f} pairs)"
+    said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs)"
     clear = row["low"] > 0 or row["high"] < 0
     if row["pairs"] < ENOUGH:
         says = "too few pairs for a verdict"

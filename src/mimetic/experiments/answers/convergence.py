@@ -118,7 +118,7 @@ def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
         change = (runs[1] - runs[0]).dropna()
         if len(change) > 1:
             low, high = mean_interval(change)
-            parts.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.signed(low)} to {METRIC.signed(high)}, {len(change)} seeds)")
+            parts.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} seeds)")
     return f"{TITLES[data]}, validation items, {other_lr:g} minus {common_lr:g}: {'; '.join(parts) or 'no runs at both rates yet'}."
 
 

@@ -213,9 +213,9 @@ def measured_signs(products: pd.DataFrame) -> pd.DataFrame:
 def signs_sentence() -> str:
     """Which of the causal text models measured have a common sign in either product."""
     table = measured_signs(causal_products())
-    clear = [f"{name}: {row.verdict}" for name, row in table.iterrows() if "+" in row.verdict or "−" in row.verdict or "signs" in row.verdict]
-    others = [name for name, row in table.iterrows() if f"{name}: {row.verdict}" not in clear]
-    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if others else "")
+    has = table["verdict"].str.contains(r"\+|−|signs")
+    clear, others = [f"{name}: {said}" for name, said in table.loc[has, "verdict"].items()], table.index[~has]
+    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if len(others) else "")
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
@@ -252,7 +252,7 @@ def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
     parts = []
     for step, better, worse in ((early, "a head start", "a late start"), (gap.index[-1], "a better end", "a worse end")):
         mean, (low, high) = gap.loc[step].mean(), mean_interval(gap.loc[step])
-        interval = f" ({METRIC.signed(low)} to {METRIC.signed(high)})" if n > 1 else ""
+        interval = f" ({METRIC.span(low, high)})" if n > 1 else ""
         says = better if high < 0 else worse if low > 0 else f"no difference that {'these pairs' if n > 1 else 'one pair'} can show"
         parts.append(f"after {step:,} steps {says}, {METRIC.signed(mean)}{interval}")
     few = f"; {n} pair{'s' * (n != 1)}, too few for a claim" if n < ENOUGH else f"; {n} pairs"

@@ -136,7 +136,7 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _interval(low: float, high: float) -> str:
-    return f"({METRIC.signed(low)} to {METRIC.signed(high)})"
+    return f"({METRIC.span(low, high)})"
 
 
 def _cell(row: pd.Series) -> str:
