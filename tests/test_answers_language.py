@@ -99,6 +99,12 @@ def search(**values):
     return pd.DataFrame(rows, columns=["arm", "config.lr", "test_bits_per_byte"])
 
 
+def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
+    (ax,) = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6).axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_label() in LABELS.values()]
+    assert len(looks) == len(set(looks)) == len(EVERY)
+
+
 def test_the_rates_at_the_ends_of_the_sweep():
     values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in end_rates(arm)}
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})

@@ -81,12 +81,15 @@ def rates(table: pd.DataFrame, *, plateau: float) -> Figure:
     """
     figure, axes = panels(7.4, 3.2)
     ax = axes[0, 0]
-    palette = ("#0072b2", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
-    colors = {arm: COLORS.get(arm) or palette[i % len(palette)] for i, arm in enumerate(table.index)}
+    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")  # dashed, the second time round
+    looks = {arm: (COLORS[arm], "-") for arm in table.index if arm in COLORS}
+    for i, arm in enumerate(arm for arm in table.index if arm not in COLORS):
+        looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--")
     for arm, row in table.iterrows():
         row = row.dropna()
-        ax.plot(row.index, row, "o-", ms=3, lw=2 if arm in ("gpt2", "language", "vision") else 1, color=colors[arm], label=LABELS.get(arm, arm))
-        ax.plot(row.idxmin(), row.min(), "o", ms=8, color=colors[arm])
+        color, line = looks[arm]
+        ax.plot(row.index, row, "o", ls=line, ms=3, lw=2 if arm in COLORS else 1, color=color, label=LABELS.get(arm, arm))
+        ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
     ax.axhline(plateau, color="black", lw=0.8, ls="--")
     ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)
     ax.set(xscale="log", xlabel="learning rate", ylabel="held-out bits per byte", xticks=list(table.columns), xticklabels=[f"{c:g}" for c in table.columns])

@@ -34,13 +34,15 @@ def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 6
 
 
 @styled
-def z_by_layer(measurements: pd.DataFrame, *, columns: int = 3, width: float = 7.4) -> Figure:
+def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width: float = 7.4) -> Figure:
     """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
     mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
 
-    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel.
+    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel. columns: of panels; None: 3,
+    or 2 where a third would leave one panel alone in its row.
     """
     titles = list(dict.fromkeys(measurements["title"]))
+    columns = columns or (2 if len(titles) in (2, 4) else 3)
     rows = -(-len(titles) // columns)
     figure, axes = panels(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
     for ax in axes.flat[len(titles) :]:

@@ -88,16 +88,16 @@ def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a seed: the default's final accuracy, and after which share of the run the mimetic arm first reaches it on its
-    own curve (linear between epochs; nan: never)."""
+    """One row a seed: the default's final accuracy, and after how many steps, and which share of the run, the mimetic arm first reaches
+    it on its own curve (linear between epochs; missing: never)."""
     rows = []
     if not set(PAIR) <= set(finals["arm"]):
-        return pd.DataFrame(columns=["default at the end", "steps", "share of the run"])
+        return pd.DataFrame(columns=["default at the end (%)", "steps", "share of the run"])
     for seed, pair in paired_differences(finals).iterrows():
         curve = curves[(curves["arm"] == PAIR[1]) & (curves["seed"] == seed)].sort_values("step")
         steps = steps_to_reach(curve, pair[PAIR[0]])
-        rows.append({"seed": seed, "default at the end": pair[PAIR[0]], "steps": steps, "share of the run": steps / curve["step"].max()})
-    return pd.DataFrame(rows).set_index("seed")
+        rows.append({"seed": seed, "default at the end (%)": 100 * pair[PAIR[0]], "steps": steps, "share of the run": steps / curve["step"].max()})
+    return pd.DataFrame(rows).set_index("seed").assign(steps=lambda table: table["steps"].round().astype("Int64"))
 
 
 def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
@@ -108,9 +108,9 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     reached = share.dropna()
     if reached.empty:
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
-    text = f"The mimetic arm reaches the default's final accuracy after {reached.mean():.0%} of the run on average"
+    text = f"The mimetic arm reaches the default's final accuracy after {100 * reached.mean():.0f} % of the run on average"
     if len(share) > 1:
-        text += f" (from {reached.min():.0%} to {reached.max():.0%})"
+        text += f" (from {100 * reached.min():.0f} to {100 * reached.max():.0f} %)"
     return text + ("." if len(reached) == len(share) else f", in {len(reached)} of {len(share)} pairs.")
 
 
