@@ -15,6 +15,7 @@ from mimetic.audit import CHANCE, CLEAR, MEANINGFUL
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern, share
 from mimetic.experiments.answers import gpu, questions, recommenders
+from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.growth import gain_panels, panel_arms
 from mimetic.experiments.answers.vision import ALL_SEEDS, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
@@ -122,7 +123,7 @@ def _trained_text() -> Judgement:
     measured = pattern.effective()
     sides = _sides(measured[measured["causal"] & (measured["modality"] == "text")])
     found = "; ".join(
-        f"{row.Index}: beyond chance, on whichever side, QK in {row.qk_any:.0%} of heads (median size {row.qk_size:.1f} spreads), V·proj in {row.vp_any:.0%} of layers ({row.vp_size:.1f})"
+        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size {row.qk_size:.1f} spreads), V·proj in {percent(row.vp_any)} of layers ({row.vp_size:.1f})"
         for row in sides.itertuples()
     )
     if not any("GPT-2" in name for name in sides.index):
@@ -223,7 +224,7 @@ def _worth_imitating() -> Judgement:
 
 def _meaningful_share() -> Judgement:
     marks = questions.share_marks()
-    found = "; ".join(f"{value:.1%} with {n:,} items" for n, value in marks.values())
+    found = "; ".join(f"{percent(value, 1)} with {n:,} items" for n, value in marks.values())
     return counted(value >= MEANINGFUL for _, value in marks.values()), found
 
 

@@ -144,6 +144,11 @@ def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCU
     return text + (f"\n\n{gap}" if gap else "")
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as the book writes it: 0.123 -> "12 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
     """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison that answers
     several questions counts once; one pair has no interval."""

@@ -80,7 +80,7 @@ def recipe_sentence() -> str:
             parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
-    text = f"Taken: learning rate {config.lr:g}, {config.mask_prob:.0%} masked; epochs of {config.passes} passes: {epochs}."
+    text = f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked; epochs of {config.passes} passes: {epochs}."
     for part in parts:
         text += f" O{part[1:]}."
     lacking = len(checks) - len(parts)

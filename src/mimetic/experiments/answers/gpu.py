@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mimetic import flops
+from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.vision import central
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes import QUEUES
@@ -61,7 +62,7 @@ def recipe(experiment: str = "cifar10-paper") -> pd.DataFrame:
         "patch": (f"{c.patch_size} pixels, {(32 // c.patch_size) ** 2} tokens", "our choice"),
         "batch": (c.batch_size, "our choice"),
         "optimiser": (f"AdamW, peak {c.lr:g}, weight decay {c.weight_decay:g}", "our choice"),
-        "schedule": (f"{c.warmup:.0%} warm-up, cosine to 0", "our choice"),
+        "schedule": (f"{percent(c.warmup)} warm-up, cosine to 0", "our choice"),
         "augmentation": (f"crop, flip, RandAugment({c.randaugment_ops}, {c.randaugment_magnitude})", "our choice"),
         "clipping, smoothing": (f"{c.grad_clip:g}, {c.label_smoothing:g}", "our choice"),
     }
@@ -75,7 +76,7 @@ def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
         config = named(name)
         image = flops.total(vit_config(config))
         run = image * 50_000 * config.epochs
-        times = {f"min at {share:.0%}": round(run / (share * flops.peak(CARD)) / 60, 1) for share in SHARES}
+        times = {f"min at {percent(share)}": round(run / (share * flops.peak(CARD)) / 60, 1) for share in SHARES}
         rows[TITLES[name]] = {"GFLOP an image": round(image / 1e9, 2), "PFLOP a run": round(run / 1e15, 1)} | times
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -154,7 +155,7 @@ def imagenet_cost(gpus: Sequence[int] = (8, 32), shares: Sequence[float] = (0.2,
             for count in gpus:
                 row[f"hours, {count} GPUs"] = round(row["GPU hours"] / count, 2)
                 row[f"images/s, {count} GPUs"] = int(round(speed * count, -2))
-            rows[name, f"{share:.0%}"] = row
+            rows[name, percent(share)] = row
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=["model", "share of peak"])
     return table

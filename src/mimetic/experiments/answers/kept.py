@@ -58,11 +58,11 @@ def sentence(products: pd.DataFrame) -> str:
         above, below = (some["sigmas"] > 2).mean(), (some["sigmas"] < -2).mean()
         lean = "in both directions" if min(above, below) > 0.1 else "upwards" if above > below else "downwards"
         by_layer = ", ".join(f"{z:+.2f}" for z in some.groupby("layer")["z"].mean())
-        parts.append(f"diagonals of {name} grow {lean}, above chance in {above:.0%} of {unit} and below in {below:.0%} (by layer, in spreads: {by_layer})")
+        parts.append(f"diagonals of {name} grow {lean}, above chance in {common.percent(above)} of {unit} and below in {common.percent(below)} (by layer, in spreads: {by_layer})")
     text = f"Under the default, {parts[0]}; {parts[1]}. "
     shares = []
     for product, name in common.PRODUCTS.items():
         mean = mimetic[mimetic["product"] == product].groupby("when")["diag_mean"].mean()
         other = after[after["product"] == product]["diag_mean"].mean()
-        shares.append(f"{mean['after'] / mean['before']:.0%} of that of {name} ({mean['before']:+.3f} to {mean['after']:+.3f}; the default ends at {other:+.3f})")
+        shares.append(f"{common.percent(mean['after'] / mean['before'])} of that of {name} ({mean['before']:+.3f} to {mean['after']:+.3f}; the default ends at {other:+.3f})")
     return (text + f"Mimetic models keep {' and '.join(shares)}.").replace("-", "−")

@@ -174,8 +174,8 @@ def second_answer(table: pd.DataFrame) -> str:
     lines = []
     for model, part in ours.groupby("model", sort=False):
         words = [
-            f"{row['explained']:.2%} of {common.PRODUCTS[row['product']]} ({row['times chance']:.0f} times chance; the imitation {row['imitated']:.2%} after truncation, "
-            f"{row['target']:.2%} before)"
+            f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]} ({row['times chance']:.0f} times chance; the imitation {common.percent(row['imitated'], 2)} after truncation, "
+            f"{common.percent(row['target'], 2)} before)"
             for _, row in part.iterrows()
         ]
         lines.append(f"* {model}: **{_explained_word(part)}**. Of the energy the identity carries {' and '.join(words)}.")
@@ -183,7 +183,7 @@ def second_answer(table: pd.DataFrame) -> str:
     spans = []
     for product, name in common.PRODUCTS.items():
         part = others[others["product"] == product]
-        spans.append(f"{part['explained'].min():.1%} to {part['explained'].max():.1%} of {name} ({part['times chance'].min():,.0f} to {part['times chance'].max():,.0f} times chance)")
+        spans.append(f"{common.percent(part['explained'].min(), 1)} to {common.percent(part['explained'].max(), 1)} of {name} ({part['times chance'].min():,.0f} to {part['times chance'].max():,.0f} times chance)")
     return f"In the trained encoders of the figure, of images, speech and text, the identity carries {' and '.join(spans)}; chance falls with the width.\n\n" + "\n".join(lines)
 
 
@@ -245,9 +245,9 @@ def third_answer() -> str:
     for name, shape in SHAPES.items():
         p = shape_parameters(*shape)
         crossing = p.items + (p.attention / MEANINGFUL - p.total) / p.per_item
-        parts.append(f"{name}: below {MEANINGFUL:.0%} from {crossing:,.0f} items on, {p.share(10**6):.2%} at a million")
-    ours = ", ".join(f"{share:.1%} with {name} ({n:,} items)" for name, (n, share) in marks.items())
-    vit = "; ".join(f"{name} {share:.0%}" for name, share in levels.items())
+        parts.append(f"{name}: below {common.percent(MEANINGFUL)} from {crossing:,.0f} items on, {common.percent(p.share(10**6), 2)} at a million")
+    ours = ", ".join(f"{common.percent(share, 1)} with {name} ({n:,} items)" for name, (n, share) in marks.items())
+    vit = "; ".join(f"{name} {common.percent(share)}" for name, share in levels.items())
     return f"Of a BERT4Rec of width 64 and two layers attention is {ours} ({vit}). {'; '.join(parts)}."
 
 
@@ -261,9 +261,9 @@ def in_short(explained: pd.DataFrame) -> str:
     first = [f"{name}: {signs_in_words(part)}" for name, experiment, arm in models if len(part := trained(experiment, arm))]
     second = []
     for name, part in explained[explained["model"].str.startswith("BERT4Rec")].groupby("model", sort=False):
-        carried = " and ".join(f"{row['explained']:.2%} of {common.PRODUCTS[row['product']]}" for _, row in part.iterrows())
+        carried = " and ".join(f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]}" for _, row in part.iterrows())
         second.append(f"{name.removeprefix('BERT4Rec, ')}: {_explained_word(part)}; a multiple of the identity is {carried}")
     marks = share_marks()
-    third = [f"{share:.1%} of the parameters with {n:,} items ({name})" for name, (n, share) in marks.items()]
+    third = [f"{common.percent(share, 1)} of the parameters with {n:,} items ({name})" for name, (n, share) in marks.items()]
     answers = {"Layers worth imitating?": first, "Can matrix operations imitate them?": second, "A meaningful share?": third}
     return "\n".join(f"* *{asked}* {'; '.join(parts) or 'no run is in yet'}." for asked, parts in answers.items())

@@ -233,8 +233,8 @@ def bursts_sentence() -> str:
     """How arbitrary the order of MovieLens-100K is."""
     found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
     return (
-        f"In MovieLens-100K {found['tied']:.0%} of the users have their last two ratings, the test and the validation item, in the same second: which of "
-        f"the two comes next is the order of a file, the same for every arm. {found['one_day']:.0%} rated everything within a day."
+        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings, the test and the validation item, in the same second: which of "
+        f"the two comes next is the order of a file, the same for every arm. {common.percent(found['one_day'])} rated everything within a day."
     )
 
 
@@ -265,7 +265,7 @@ def kept_sentence(experiment: str = "ml100k") -> str:
         words = []
         for product, name in (("qk", "QK"), ("vp", "V·proj")):
             (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
-            word = "turned" if start * end < 0 else f"{end / start:.0%} kept"
+            word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
             words.append(f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from {spread:.3f} to {grown:.3f}".replace("-", "−"))
         parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
     return f"{TITLES[experiment]}, mean diagonals before and after training. " + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.bench.records import load_bench
+from mimetic.experiments.answers.common import percent
 
 VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
 
@@ -107,7 +108,7 @@ def profile_sentence() -> str:
         part = part.set_index("name")["share"]
         products = part["matrix products"] + part["attention kernels"]
         largest = part.drop(["matrix products", "attention kernels"]).idxmax()
-        parts.append(f"{label}: {products:.0%} in matrix products and attention, then {largest} with {part[largest]:.0%}")
+        parts.append(f"{label}: {percent(products)} in matrix products and attention, then {largest} with {percent(part[largest])}")
     text = "; ".join(parts) + "."
     return text if any(name in text for name in ("NVIDIA", "AMD Instinct")) else text + " No GPU has been profiled yet."
 

@@ -108,7 +108,7 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     reached = share.dropna()
     if reached.empty:
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
-    text = f"The mimetic arm reaches the default's final accuracy after {100 * reached.mean():.0f} % of the run on average"
+    text = f"The mimetic arm reaches the default's final accuracy after {common.percent(reached.mean())} of the run on average"
     if len(share) > 1:
         text += f" (from {100 * reached.min():.0f} to {100 * reached.max():.0f} %)"
     return text + ("." if len(reached) == len(share) else f", in {len(reached)} of {len(share)} pairs.")
