@@ -15,8 +15,6 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
-    FIRST_SEEDS,
-    MORE_SEEDS,
     OPPOSITE,
     RANDOM,
     RATE,
@@ -72,7 +70,7 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
 
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
-    studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, FIRST_SEEDS + MORE_SEEDS), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
+    studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, SEEDS[data]), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
     counts = [common.counts(*study) for study in studies]
     if all(there == wanted for there, wanted in counts):
         return ""

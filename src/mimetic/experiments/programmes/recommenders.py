@@ -94,13 +94,13 @@ RECIPES = tuple(
 
 def recommender_runs() -> list[RunConfig]:
     """The run that a fitted arm imitates; three seeds of every question, then two more of all but two, then the rest of the central
-    comparison and of its repetition at the other learning rate; each run once."""
+    comparison, of its repetition at the other learning rate and of its controls; each run once."""
     runs = [named(experiment, arm=arm, seed=0) for experiment, arm in FITTED_FROM.values()]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in STUDIES.values():
             if seeds == FIRST_SEEDS or study not in (SIGNS, OVERTRAINED):
                 runs += study.runs(seeds)
-    for studies in (CENTRAL, RATE):
+    for studies in (CENTRAL, RATE, STRUCTURE):
         for data, study in studies.items():
             runs += study.runs(SEEDS[data])
     return once(runs)
