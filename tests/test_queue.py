@@ -72,10 +72,9 @@ if __name__ == "__main__":
 def start(tmp_path, runs, minutes=None):
     script = tmp_path / "work.py"
     script.write_text(QUEUE)
-    configs = json.dumps([dataclasses.asdict(c) for c in runs])
-    return subprocess.Popen(
-        [sys.executable, str(script), configs, json.dumps(minutes)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [sys.executable, str(script), json.dumps([dataclasses.asdict(c) for c in runs]), json.dumps(minutes)]
+    with (tmp_path / "stderr").open("w") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
 
 
 def wait_for(condition, seconds=60):
@@ -114,6 +113,7 @@ def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, monkeypatch):
     output, _ = process.communicate(timeout=120)
     outcome = json.loads(output.splitlines()[-1])
     assert process.returncode == 0 and outcome["left"] == 2 and not outcome["failed"]
+    assert "leaked" not in (tmp_path / "stderr").read_text(), "what its workers leave behind must not reach the terminal"
     assert time.monotonic() - began < queue.LEAST_SECONDS + 5 + 25  # and the start of three processes
     assert queue.listing(runs).count("half done") == 2
     # with less time than it takes to begin, nothing is begun

@@ -170,6 +170,11 @@ class _Worker:
         self.connection.send((config, deadline, checkpoint_seconds))
 
     def stop(self) -> None:
+        """End the process: one in a run at once, an idle one by itself. (Killed, it leaves semaphores of its libraries behind, and Python
+        warns of them on the user's terminal.)"""
+        self.connection.close()
+        if self.config is None:
+            self.process.join(timeout=5.0)
         self.process.terminate()
         self.process.join()
 
