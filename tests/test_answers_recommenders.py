@@ -44,6 +44,22 @@ def test_the_answer_follows_from_the_pairs(no_rates):
     assert "opposite signs: *loses*" in worse and "opposite minus vision signs: *below 0*" in worse and "−0.0105" in worse
 
 
+def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
+    runs = finals(bert=BASE, mimetic=BASE[::-1], short_next_bert=BETTER, short_next_mimetic=BASE, short_next_opposite=[v + 0.01 for v in BETTER])
+    text = rec.verdict({"ml100k": runs})
+    assert "* **MovieLens-100K, causal next-item sibling**, against the default: vision signs: *loses*; opposite signs: *gains*." in text
+    assert text.count("**So") == 1 and "**So the sign matters: opposite signs do better than vision's.**" in text
+    assert "| vision signs | +0.0000 (" in text and "| opposite minus vision signs |  | +0.0205 (" in text
+    advice = rec.monday({"ml100k": runs}).splitlines()
+    assert len(advice) == 2 and advice[1].startswith("* MovieLens-100K, causal next-item sibling: one pattern gains and the other loses")
+
+
+def test_which_product_does_it():
+    advice = rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
+    assert advice.endswith("Of the products of vision's signs: QK alone no difference that these pairs can show, V·proj alone gains.")
+    assert "Of the products" not in rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
+
+
 def test_whether_it_is_the_size(no_rates):
     same = [v + 0.0001 * (-1) ** i for i, v in enumerate(BETTER)]
     size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])})

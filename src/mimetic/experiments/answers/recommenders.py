@@ -15,6 +15,8 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
+    FIRST_SEEDS,
+    MORE_SEEDS,
     OPPOSITE,
     RANDOM,
     RATE,
@@ -32,6 +34,9 @@ from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
+SIBLING_RUNS = "ml100k-next"  # not an experiment: the arms of one whose names begin so
+SIBLING_PREFIX = "short-next-"
+SHOWN = TITLES | {SIBLING_RUNS: "MovieLens-100K, causal next-item sibling"}
 NAMES = LABELS | {VISION: "vision signs", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 VARIANTS = {  # what the arms of a changed model begin with
     "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
@@ -46,6 +51,7 @@ AGAINST_EACH_OTHER = {
     "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
 }  # fmt: skip
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
+HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp")}
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
 draw = partial(common.draw, command=COMMAND)
@@ -58,8 +64,8 @@ def arm_label(arm: str) -> str:
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: each data set in a sentence, all its comparisons as a table, and how many runs are missing."""
-    tables = {data: compare(runs, COMPARED, METRIC.column) for data, runs in finals.items()}
+    """The chapter's answer: each data set, and the causal sibling, in a sentence, all comparisons as a table, and how many runs are missing."""
+    tables = _compared(finals, COMPARED)
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     parts = ["\n".join(f"* {conclusion(data, table)}" for data, table in tables.items()), _in_numbers(tables)]
     settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
@@ -68,19 +74,31 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
+def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]) -> dict[str, pd.DataFrame]:
+    """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's, behind a prefix)."""
+    tables = {data: compare(runs, pairs, METRIC.column) for data, runs in finals.items()}
+    if "ml100k" in finals:
+        runs = finals["ml100k"][finals["ml100k"]["arm"].str.startswith(SIBLING_PREFIX)]
+        if len(table := compare(runs.assign(arm=runs["arm"].str.removeprefix(SIBLING_PREFIX)), pairs, METRIC.column)):
+            tables[SIBLING_RUNS] = table
+    return tables
+
+
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
     studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, SEEDS[data]), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
+    if data == STUDIES["next"].experiment:
+        studies.append((STUDIES["next"], finals, FIRST_SEEDS + MORE_SEEDS))
     counts = [common.counts(*study) for study in studies]
     if all(there == wanted for there, wanted in counts):
         return ""
-    parts = [f"{there} of {wanted} runs {what}" for (there, wanted), what in zip(counts, ("of the comparison", "of its controls", "at the other rate"))]
+    parts = [f"{there} of {wanted} runs {what}" for (there, wanted), what in zip(counts, ("of the comparison", "of its controls", "at the other rate", "of the sibling"))]
     return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
 def conclusion(data: str, table: pd.DataFrame) -> str:
     """What one data set's comparisons (compare with COMPARED) come to: do the signs gain, does it matter which, is it their size?"""
-    title = f"**{TITLES[data]}**"
+    title = f"**{SHOWN[data]}**"
     if table.empty:
         return f"{title}: no pair yet."
     words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
@@ -103,13 +121,15 @@ def _beyond_size(said: Callable[[str], bool]) -> list[str]:
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
     """The conclusion from the words of conclusion(); "" while they do not say."""
+    better = {"gains": "opposite signs do better than vision's", "loses": "vision signs do better than the opposite"}.get(words.get("opposite minus vision signs", ""), "")
+    rest = f"; {better}" if better else ""
+    if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
+        rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
     if _beyond_size(lambda name: words.get(name) == "gains"):
-        return " **So there is more to it than the size of the weights.**"
+        return f" **So there is more to it than the size of the weights{rest}.**"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
-        level = all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER)
-        rest = "; neither the diagonal nor its sign adds anything that these pairs can show" if level else ""
         return f" **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one{rest}.**"
-    return ""
+    return f" **So the sign matters: {better}.**" if better else ""
 
 
 def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -122,14 +142,15 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
             if reference == DEFAULT:
                 rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
             rows.setdefault(name, {})[data] = _cell(row)
-            users = user_differences(data, arm) if name in SIGN_PAIRS else np.empty((0, 0))
+            experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
+            users = user_differences(experiment, prefix + arm, prefix + DEFAULT) if name in SIGN_PAIRS else np.empty((0, 0))
             if len(users) > 1:
                 rows.setdefault(f"{name}, for other users, too", {})[data] = _interval(*crossed_interval(users))
     if not rows:
         return ""
     order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, for other users, too"))))}
     rows = dict(sorted(rows.items(), key=lambda item: order[item[0]]))
-    columns = {TITLES[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
+    columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
 
 
@@ -271,7 +292,16 @@ def kept_sentence(experiment: str = "ml100k") -> str:
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
     """Advice to a practitioner, data set by data set, by what the comparisons say; as Markdown list items."""
-    return "\n".join(f"* {TITLES[data]}: {_advice(compare(runs, COMPARED, METRIC.column))}" for data, runs in finals.items())
+    halves = _compared(finals, HALVES)
+    return "\n".join(f"* {SHOWN[data]}: {_advice(table)}{_halves(halves.get(data))}" for data, table in _compared(finals, COMPARED).items())
+
+
+def _halves(table: pd.DataFrame | None) -> str:
+    """Which product of vision's signs does it, where one of them gains; else ""."""
+    words = {} if table is None else {name: common.word(row, METRIC) for name, row in table.iterrows()}
+    if "gains" not in words.values():
+        return ""
+    return f" Of the products of vision's signs: {', '.join(f'{name} {words[name]}' for name in words)}."
 
 
 def _advice(table: pd.DataFrame) -> str:

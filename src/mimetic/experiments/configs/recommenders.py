@@ -157,6 +157,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         **_variants("next", **NEXT),  # the model that 40 epochs train past its best, kept to show what that changes
         **_variants("short-next", **NEXT, epochs=NEXT_EPOCHS),
         "short-next-fit-beauty": {"init": "mimetic", **FITTED["beauty-next"], **NEXT, "epochs": NEXT_EPOCHS},
+        "short-next-timm-rescaled": {"init": "timm-rescaled", **NEXT, "epochs": NEXT_EPOCHS},
+        "short-next-random-directions": {"init": "mimetic-random-directions", **NEXT, "epochs": NEXT_EPOCHS},
         # the model between the two: masked items, causal attention; and both with pre-LN
         "causal-bert": {"init": "bert", **CAUSAL},
         "pre-ln-causal-bert": {"init": "bert", "norm_first": True, **CAUSAL},

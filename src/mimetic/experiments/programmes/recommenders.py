@@ -52,10 +52,15 @@ NORM = Study(
 )  # fmt: skip
 # With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj +
 SIBLING = Study(
-    "next", "The causal sibling, next item", "ml100k", ("short-next-bert", "short-next-mimetic", "short-next-opposite", "short-next-fit-beauty"),
+    "next", "The causal sibling, next item", "ml100k",
+    tuple(f"short-next-{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
         "vision signs, next item": ("short-next-bert", "short-next-mimetic"), "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
         "fitted to the sibling of Beauty, next item": ("short-next-bert", "short-next-fit-beauty"),
+        "default at the norms of vision signs, next item": ("short-next-bert", "short-next-timm-rescaled"),
+        "its singular values, random directions, next item": ("short-next-bert", "short-next-random-directions"),
+        "vision signs against the default at their norms, next item": ("short-next-timm-rescaled", "short-next-mimetic"),
+        "opposite signs against the default at their norms, next item": ("short-next-timm-rescaled", "short-next-opposite"),
     },
     {"opposite minus vision signs, next item": Contrast({"short-next-opposite": 1, "short-next-mimetic": -1}, 1)},
 )  # fmt: skip
