@@ -232,11 +232,15 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
     return joined({title: _against(data, arm, reference, len(recommender_programme.SEEDS[data])) for data, title in recommenders.TITLES.items()})
 
 
-def _item_structure() -> Judgement:
+def _sibling(reference: str) -> Judgement:
     planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    return _against("ml100k", "short-next-opposite", reference, planned)
+
+
+def _item_structure() -> Judgement:
     controls = {"default at that size": recommender_programme.RESCALED, "random directions": recommender_programme.RANDOM}
     return joined({
-        f"{title}, {name}": _against(data, recommender_programme.VISION, control, planned)
+        f"{title}, {name}": _against(data, recommender_programme.VISION, control, len(recommender_programme.SEEDS[data]))
         for data, title in recommenders.TITLES.items() for name, control in controls.items()
     })  # fmt: skip
 
@@ -271,6 +275,8 @@ CLAIMS = (
     Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
+    Claim(ITEMS, "A causal next-item BERT4Rec gains with the signs that its training finds, QK − and V·proj +", OURS, "12_recommenders", lambda: _sibling("short-next-bert")),
+    Claim(ITEMS, "and more than with vision's signs", OURS, "12_recommenders", lambda: _sibling("short-next-mimetic")),
 )  # fmt: skip
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
