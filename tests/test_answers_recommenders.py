@@ -217,6 +217,8 @@ def test_whether_the_recipe_is_fair(monkeypatch):
     text = convergence.fairness_sentence()
     assert text.startswith("MovieLens-100K: ") and "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate: the recipe is unfair" in text
     assert "Not searched yet: opposite signs" in text
+    rows[1]["test_validation_ndcg10"] = 0.11  # the default at the common rate
+    assert "best at 0.001 (0.1100), the common rate;" in convergence.fairness_sentence()
 
 
 def test_explained_share_of_a_run_and_of_what_was_measured(records):

@@ -99,10 +99,10 @@ def fairness_sentence(data: str = "ml100k") -> str:
             continue
         values = pd.Series({lr: first[name] for lr, name in names.items()})
         gain = values.max() - values[common_lr]
-        parts.append(
-            f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), "
-            + ("no better than at the common rate by more than a seed is worth" if gain < WORTH else f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it")
-        )
+        says = "the common rate" if gain == 0 else "no better than at the common rate by more than a seed is worth"
+        if gain >= WORTH:
+            says = f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it"
+        parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
     text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
     return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
 
