@@ -235,7 +235,8 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             if len(part):
                 rows.append({
                     "data": TITLES[data], "recommender": f"BERT4Rec, {arm_label(arm)}", "seeds": len(part),
-                    **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")}, "sd": part["test_ndcg10"].std(),
+                    **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")},
+                    "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
                 })  # fmt: skip
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "recall10": "Recall@10", "mrr": "MRR", "sd": "sd of NDCG@10"})
     order = {TITLES[data]: i for i, data in enumerate(finals)}
