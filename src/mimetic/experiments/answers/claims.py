@@ -234,7 +234,8 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
 
 def _sibling(reference: str) -> Judgement:
     planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
-    return _against("ml100k", "short-next-opposite", reference, planned)
+    prefix = recommender_programme.SIBLING_PREFIX
+    return _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, planned)
 
 
 def _item_structure() -> Judgement:
@@ -275,8 +276,8 @@ CLAIMS = (
     Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
-    Claim(ITEMS, "A causal next-item BERT4Rec gains with the signs that its training finds, QK − and V·proj +", OURS, "12_recommenders", lambda: _sibling("short-next-bert")),
-    Claim(ITEMS, "and more than with vision's signs", OURS, "12_recommenders", lambda: _sibling("short-next-mimetic")),
+    Claim(ITEMS, "A causal next-item BERT4Rec gains with the signs that its training finds, QK − and V·proj +", OURS, "12_recommenders", lambda: _sibling(recommender_programme.DEFAULT)),
+    Claim(ITEMS, "and more than with vision's signs", OURS, "12_recommenders", lambda: _sibling(recommender_programme.VISION)),
 )  # fmt: skip
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 

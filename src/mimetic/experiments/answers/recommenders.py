@@ -22,6 +22,7 @@ from mimetic.experiments.programmes.recommenders import (
     RATE,
     RESCALED,
     SEEDS,
+    SIBLING_PREFIX,
     STRUCTURE,
     STUDIES,
     VISION,
@@ -35,7 +36,6 @@ from mimetic.training.records import load_runs
 COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
 SIBLING_RUNS = "ml100k-next"  # not an experiment: the arms of one whose names begin so
-SIBLING_PREFIX = "short-next-"
 SHOWN = TITLES | {SIBLING_RUNS: "MovieLens-100K, causal next-item sibling"}
 NAMES = LABELS | {VISION: "vision signs", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 VARIANTS = {  # what the arms of a changed model begin with

@@ -50,10 +50,11 @@ NORM = Study(
         "gain of opposite signs, pre-LN minus post-LN": Contrast({"pre-ln-opposite": 1, "pre-ln-bert": -1, OPPOSITE: -1, DEFAULT: 1}),
     },
 )  # fmt: skip
+SIBLING_PREFIX = "short-next-"  # of the names of its arms
 # With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj +
 SIBLING = Study(
     "next", "The causal sibling, next item", "ml100k",
-    tuple(f"short-next-{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
+    tuple(f"{SIBLING_PREFIX}{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
         "vision signs, next item": ("short-next-bert", "short-next-mimetic"), "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
         "fitted to the sibling of Beauty, next item": ("short-next-bert", "short-next-fit-beauty"),
