@@ -69,6 +69,16 @@ def test_losses_are_what_they_were(family, arm):
     assert losses(family, arm) == pytest.approx(golden[arm], rel=5e-3 if arm == "bfloat16" else 2e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_the_same_with_and_without_instructions_for_it(family, native, monkeypatch):
+    golden = json.loads((GOLDEN / f"{family}.json").read_text())
+    if golden["torch"] != VERSION:
+        pytest.skip(f"written with torch {golden['torch']}, this is {VERSION}")
+    monkeypatch.setattr("mimetic.training.loop.cpu_has_bfloat16", lambda: native)
+    assert losses(family, "bfloat16") == pytest.approx(golden["bfloat16"], rel=5e-3)
+
+
 if __name__ == "__main__":  # python tests/test_golden.py: after a change that is meant to change the numbers
     for name, (_, _, names, _) in FAMILIES.items():
         golden = {"torch": VERSION} | {arm: losses(name, arm) for arm in names}

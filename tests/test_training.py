@@ -25,6 +25,7 @@ from mimetic.models import ViT, ViTConfig
 from mimetic.training import loop
 from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, save_checkpoint
 from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
+from mimetic.training.precision import InFloat32
 from mimetic.training.records import RecordError, load_runs, read_record, record_path
 
 
@@ -450,9 +451,40 @@ def test_named():
         check(config)
 
 
-def test_bfloat16_runs():
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_runs_and_the_record_says_how(native, monkeypatch):
+    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: native)
     record = run(tiny(precision="bfloat16", epochs=1), store=False, progress=False)
     assert record["device"]["precision"] == "bfloat16" and math.isfinite(record["final"]["train_loss"])
+    assert record["device"]["products"] == ("bfloat16" if native else "float32")
+
+
+def test_float32_needs_no_instructions_for_bfloat16(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda native=native: native)
+        assert loop.resolve_backend(runs.train_config(tiny(precision="float32")))["products"] == "float32"
+
+
+def test_products_in_float32_are_rounded_once_forward_and_backward():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).bfloat16().requires_grad_()
+
+    cases = [
+        (torch.mm, draw(5, 300), draw(300, 7)), (torch.bmm, draw(2, 5, 300), draw(2, 300, 7)), (torch.addmm, draw(7), draw(5, 300), draw(300, 7)),
+        (torch.baddbmm, draw(2, 5, 7), draw(2, 5, 300), draw(2, 300, 7)), (torch.nn.functional.conv2d, draw(2, 3, 8, 8), draw(6, 3, 3, 3), draw(6)),
+    ]  # fmt: skip
+    for function, *args in cases:
+        with InFloat32():
+            found = function(*args)
+            gradients = torch.autograd.grad(found.sum(), args)
+        wide = [a.detach().float().requires_grad_() for a in args]
+        wanted = function(*wide)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, wanted.bfloat16())
+        for gradient, exact in zip(gradients, torch.autograd.grad(wanted.sum(), wide), strict=True):
+            assert gradient.dtype == torch.bfloat16
+            torch.testing.assert_close(gradient.float(), exact, rtol=2**-7, atol=1e-2)
 
 
 # ------------------------------------------------------------------------------------------------ what questions need

@@ -43,12 +43,12 @@ class Bench:
             raise ValueError(f"{experiment} has no images; choose a vision experiment, such as cifar10-lab30 or cifar10-paper")
         self.settings = train_config(self.config)
         self.gpu = self.device.type == "cuda"
-        self.bfloat16 = self.config.precision == "bfloat16" or (self.gpu and self.config.precision == "auto")
-        self.device_name = resolve_backend(train_config(named(experiment, device=device)))["name"]
+        self.backend = resolve_backend(train_config(named(experiment, device=device)))
+        self.device_name = self.backend["name"]
         self.vit = vit_config(self.config)
         self.flops = total(self.vit)
         c, v = self.config, self.vit
-        precision = "bfloat16" if self.bfloat16 else "float32"
+        precision = self.backend["precision"]
         self.title = f"{experiment}: batch {c.batch_size}, d {c.d_model}, depth {c.depth}, patch {c.patch_size}; {self.device_name}, {precision}"
         self.images = torch.randint(0, 256, (max(2_000, 4 * c.batch_size), v.in_chans, v.img_size, v.img_size), dtype=torch.uint8)
         self.labels = torch.randint(0, v.num_classes, (len(self.images),))
@@ -77,6 +77,7 @@ class Bench:
         from mimetic.data.images import ImageData
         from mimetic.experiments.vision import VisionTask, build_model
         from mimetic.training.loop import make_optimizer
+        from mimetic.training.precision import cast, products
 
         config, device = self.config, self.device
         x, y = self.images.to(device), self.labels.to(device)
@@ -94,12 +95,13 @@ class Bench:
             return task.batch(*divmod(done - 1, task.steps_per_epoch))
 
         def loss(made: Any) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            with cast(self.backend), products(self.backend):
                 return task.loss(forward, made)[0]
 
         def backward(value: Tensor) -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            with products(self.backend):
+                value.backward()
             return value.detach()
 
         def update(value: Tensor) -> Tensor:

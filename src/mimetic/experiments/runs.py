@@ -225,11 +225,12 @@ def _cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[
     import torch
 
     from mimetic.training.loop import resolve_backend
+    from mimetic.training.precision import cast, products
 
     if prepared.cases is None:
         return {}
     backend = resolve_backend(settings)
-    with torch.no_grad(), torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16"):
+    with torch.no_grad(), cast(backend), products(backend):
         return {name: " ".join(f"{v:.6g}" for v in values) for name, values in prepared.cases(model.eval()).items()}
 
 

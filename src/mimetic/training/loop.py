@@ -37,6 +37,7 @@ except ImportError:
 
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from mimetic.training.parallel import ALONE, Group
+from mimetic.training.precision import cast, cpu_has_bfloat16, products
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -137,15 +138,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_backend(config: TrainConfig) -> dict[str, Any]:
-    """What the "auto"s of a config mean on this machine: type, name, threads, precision, compiled."""
+    """What a config means on this machine: type, name, threads, precision, products (the precision they are taken in; see
+    training.precision), compiled."""
     device = resolve_device(config.device)
     gpu = device.type == "cuda"
+    precision = config.precision if config.precision != "auto" else "bfloat16" if gpu else "float32"
+    compiled = gpu if config.compile == "auto" else config.compile == "on"
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
         "threads": config.threads,
-        "precision": config.precision if config.precision != "auto" else "bfloat16" if gpu else "float32",
-        "compiled": gpu if config.compile == "auto" else config.compile == "on",
+        "precision": precision,
+        "products": "float32" if device.type == "cpu" and not compiled and not cpu_has_bfloat16() else precision,
+        "compiled": compiled,
     }
 
 
@@ -211,7 +216,7 @@ def train(
     backend, steps = resolve_backend(config), task.steps_per_epoch
     began = saved = time.monotonic()
     result = Result(curve=[], seconds={"train": 0.0, "evaluate": 0.0}, started=started)
-    with _settings(config, backend, seed):
+    with _settings(config, backend, seed), products(backend):
         optimizer = make_optimizer(model, config)
         step, sums = 0, {}
         state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
@@ -238,7 +243,6 @@ def train(
         if backend["compiled"]:
             forward = torch.compile(forward)
             evaluated = forward if group.size == 1 else torch.compile(model)
-        cast = torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16")
         bar = _Progress(label, step, config.epochs * steps, progress and group.first)
         try:
             for epoch in range(len(result.curve), config.epochs):
@@ -249,7 +253,7 @@ def train(
                     rate = learning_rate(step, config, steps)
                     for part in optimizer.param_groups:
                         part["lr"] = rate
-                    with cast:
+                    with cast(backend):
                         loss, metrics = task.loss(forward, batch)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -280,7 +284,7 @@ def train(
                     raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
                 clock = time.perf_counter()
                 model.eval()
-                with torch.no_grad(), cast:
+                with torch.no_grad(), cast(backend):
                     entry |= {f"test_{name}": float(value) for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()}
                 if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
                     raise Diverged(f"{label or 'training'}: {bad[0]} is {entry[bad[0]]} in epoch {epoch + 1}")
