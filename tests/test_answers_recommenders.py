@@ -56,7 +56,7 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
 
 def test_which_product_does_it():
     advice = rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
-    assert advice.endswith("Of the products of vision's signs: QK alone no difference that these pairs can show, V·proj alone gains.")
+    assert advice.endswith("Of the products of vision's signs: QK alone: no difference that these pairs can show; V·proj alone: gains.")
     assert "Of the products" not in rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
 
 
@@ -300,6 +300,15 @@ def test_live_sequences():
     assert table["arm"].tolist() == ["default", "opposite"] and table["test_ndcg10"].between(0, 1).all()
     with pytest.raises(ValueError, match="default, vision, opposite, QK only"):
         live.live_sequences(signs=["both"])
+    with pytest.raises(ValueError, match="data must be one of clusters, ml100k, beauty, not 'ml1m'"):
+        live.live_sequences("ml1m")
+
+
+def test_short_runs_on_real_data_keep_the_experiment_but_for_what_is_said():
+    for data, changes in live.SHORT.items():
+        short, whole = named(data, **changes), named(data)
+        check(short, store=False)
+        assert short.epochs * short.passes <= 10 and short.items == whole.items and short.max_len == whole.max_len
 
 
 def test_the_oracle_is_ahead_of_the_baselines():

@@ -302,7 +302,7 @@ def _halves(table: pd.DataFrame | None) -> str:
     words = {} if table is None else {name: common.word(row, METRIC) for name, row in table.iterrows()}
     if "gains" not in words.values():
         return ""
-    return f" Of the products of vision's signs: {', '.join(f'{name} {words[name]}' for name in words)}."
+    return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
 
 
 def _advice(table: pd.DataFrame) -> str:
