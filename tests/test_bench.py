@@ -98,6 +98,12 @@ def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
         store_bench("train", {"experiment": "digits"}, result, "a CPU", 1, tmp_path)
     row = speed.train_table().loc["digits"]
     assert (row["ratio"], row["timm's fastest"], row["peak (%)"]) == ("2.00 to 2.20", "fast", "–")
+    assert speed.without_sentence() == ""
+    result = {"precision": "bfloat16", "products": "float32", "ours": 130.0, "timm": {"float32, 0 workers": 90.0, "float32, 2 workers": 99.0, "bfloat16, 0 workers": 17.0},
+              "ratio": 1.3, "peak": float("nan")}  # fmt: skip
+    store_bench("train", {"experiment": "digits"}, result, "a CPU", 1, tmp_path)
+    assert speed.train_table()["device"].tolist() == ["a CPU", "a CPU without bfloat16 instructions"]
+    assert "trains 17 images/s, and float32 99" in speed.without_sentence() and "a sum: 130 images/s" in speed.without_sentence()
     kinds = {"matrix products": 0.5, "attention kernels": 0.1, "optimiser": 0.0, "copies and casts": 0.1, "norms, softmax, GELU, sums": 0.3}
     for device in ("a CPU", "NVIDIA H100"):
         store_bench("profile", {"experiment": "digits"}, {"phases": {"forward": 0.1, "backward": 0.3}, "kinds": kinds}, device, 1, tmp_path)

@@ -38,7 +38,7 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name: share of the measured time}; "busy" share of the step in
+        "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name: share of the measured time}; "busy" share of the step in
         which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward; "peak" share of the card's
         bfloat16 peak (nan where it is not known).
 
@@ -69,7 +69,7 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
     if bench.gpu:
         print(f"the GPU computes in {busy:.0%} of the step")
     kinds = {name: value / total for name, value in spent.items()}
-    return {"step": step, "phases": seconds, "kinds": kinds, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
+    return {**bench.how(), "step": step, "phases": seconds, "kinds": kinds, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
 
 
 def _kinds(step, steps: int, device: torch.device) -> dict[str, float]:

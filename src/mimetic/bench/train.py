@@ -61,6 +61,10 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._threads)
 
+    def how(self) -> dict[str, str]:
+        """What precision our steps have, and in which their matrix products are taken."""
+        return {name: self.backend[name] for name in ("precision", "products")}
+
     def images_per_second(self, step: Callable[[], Any]) -> float:
         """Of step(), after three calls that do not count."""
         for _ in range(3):
@@ -140,7 +144,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "ours" images/s, "timm" {variant: images/s}, "ratio" ours / the fastest of timm's, "flops" of one image forward and
+        "precision" and "products", ours (see training.precision), "ours" images/s, "timm" {variant: images/s}, "ratio" ours / the fastest of timm's, "flops" of one image forward and
         backward, "peak" share of the card's bfloat16 peak (nan where it is not known).
 
     Raises:
@@ -173,7 +177,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
     print(f"ratio       {ours / timms[best]:8.2f} times the fastest of timm's ({best})")
     print(f"arithmetic  {bench.flops / 1e9:8.2f} GFLOP an image, forward and backward: {ours * bench.flops / 1e12:.2f} TFLOP/s"
           + (f", {peak:.0%} of the peak" if peak == peak else ""))  # fmt: skip
-    return {"ours": ours, "timm": timms, "ratio": ours / timms[best], "flops": bench.flops, "peak": peak}
+    return {**bench.how(), "ours": ours, "timm": timms, "ratio": ours / timms[best], "flops": bench.flops, "peak": peak}
 
 
 def _timm_step(bench: Bench, batches: Iterator, bfloat16: bool) -> Callable[[], Tensor]:

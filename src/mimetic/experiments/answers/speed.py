@@ -69,12 +69,22 @@ def one_thread() -> str:
     return "On one thread it is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" for d, ratio in ratios.items()) + "."
 
 
+def _lacking(table: pd.DataFrame) -> pd.Series:
+    """Whether the training of a measurement was in bfloat16 on a device that has no instructions for it."""
+    return table.reindex(columns=["precision", "products"]).eq(["bfloat16", "float32"]).all(axis=1)
+
+
+def _trained_on(table: pd.DataFrame) -> pd.Series:
+    """The device of every measurement, with what it lacks."""
+    return table["device"] + _lacking(table).map({True: " without bfloat16 instructions", False: ""})
+
+
 def train_table() -> pd.DataFrame:
     """One row an experiment and machine: images/s of ours and of the fastest of timm's variants, and their ratio."""
     table, rows = load_bench("train"), []
     if table.empty:
         return pd.DataFrame()
-    for (experiment, device), part in table.groupby(["arguments.experiment", "device"], sort=False):
+    for (experiment, device), part in table.assign(device=_trained_on(table)).groupby(["arguments.experiment", "device"], sort=False):
         best = part["timm"].map(lambda variants: max(variants, key=variants.get))
         rows.append({
             "experiment": experiment, "device": device, "runs": len(part), "ours (images/s)": _range(part["ours"], ".0f"),
@@ -84,12 +94,27 @@ def train_table() -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("experiment")
 
 
+def without_sentence() -> str:
+    """What a processor without instructions for bfloat16 makes of it, if one was measured; else ""."""
+    table = load_bench("train")
+    table = table[_lacking(table)] if len(table) else table
+    if table.empty:
+        return ""
+    row = table.iloc[-1]
+    fastest = {p: max(v for name, v in row["timm"].items() if name.startswith(p)) for p in ("float32", "bfloat16")}
+    return (
+        f"On a processor without instructions for bfloat16 ({row['device']}), autocast as PyTorch has it trains {fastest['bfloat16']:.0f} images/s, and float32 {fastest['float32']:.0f} (timm's "
+        f"ViT). Our training takes the matrix products in float32 there and rounds them, the same numbers up to the order of a sum: {row['ours']:.0f} images/s. "
+        "With `--precision float32` there is nothing to round, and the numbers are others."
+    )
+
+
 def profiles() -> pd.DataFrame:
     """The newest `bench profile` of every experiment and machine: columns label, measure (phase or kind), name, share, and for
     phases milliseconds."""
     table, rows = load_bench("profile"), []
     if len(table):
-        table = table.drop_duplicates(["arguments.experiment", "device"], keep="last")
+        table = table.assign(device=_trained_on(table)).drop_duplicates(["arguments.experiment", "device"], keep="last")
     for _, row in table.iterrows():
         label = f"{row['arguments.experiment']}, {row['device']}"
         phases = sum(row["phases"].values())
