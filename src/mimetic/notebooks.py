@@ -276,6 +276,7 @@ def execute(path: str | Path, parameters: dict[str, Any] | None = None, *, outpu
 
     given = copy.deepcopy(notebook)  # papermill adds cells to it
     given.metadata["kernelspec"] = dict(KERNEL)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the Makefile: the order of sums depends on it
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one in the home folder
     os.environ.pop("MPLBACKEND", None)  # would replace the notebook's own figures
     try:

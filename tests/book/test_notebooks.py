@@ -224,6 +224,16 @@ def test_kernel_is_the_one_of_this_environment(book):
     assert (path.parent / "prefix").read_text() == sys.prefix
 
 
+@pytest.mark.parametrize(("given", "there"), [(None, "1"), ("2", "2")])
+def test_one_thread_unless_the_caller_says_otherwise(book, monkeypatch, given, there):
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    path = book("01_a", "import os, pathlib\npathlib.Path('threads').write_text(os.environ['OMP_NUM_THREADS']);")
+    notebooks.execute(path, progress=False)
+    assert (path.parent / "threads").read_text() == there
+
+
 def test_parameters_are_checked_and_leave_the_stored_notebook_alone(book, tmp_path):
     path = book("01_a", "print('epochs', epochs)")
     before = path.read_bytes()
