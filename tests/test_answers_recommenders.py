@@ -152,6 +152,18 @@ def test_steps_to_the_defaults_end():
     assert convergence.steps_table(finals(), curves, ("bert",)).empty
 
 
+def test_when_an_arm_leaves_popularity_behind(monkeypatch):
+    monkeypatch.setattr(convergence, "baseline_levels", lambda data, split: {"popularity": {"validation": 0.04}[split]})
+    late, soon = [0.01, 0.04, 0.045, 0.06, 0.07], [0.01, 0.045, 0.06, 0.07, 0.08]
+    runs = [curve([v + 1e-4 * seed for v in values], arm).assign(seed=seed) for seed in range(5) for values, arm in ((late, "bert"), (soon, "mimetic"), (late, "opposite"))]
+    ends = finals(bert=[0.07] * 5, mimetic=[0.08] * 5, opposite=[0.07] * 5)
+    table = convergence.start_table("ml100k", ends, pd.concat(runs), ("bert", "mimetic", "opposite"))
+    assert table["epochs"].tolist() == pytest.approx([3.32, 2.32, 3.32]) and (table["pairs"] == 5).all()
+    words = convergence.start_sentence(table)
+    assert words == "Epochs in brackets; the default needs 3.3. Sooner than the default: vision signs (2.3). No difference that these pairs can show: opposite signs (3.3)."
+    assert "too few pairs" in convergence.start_sentence(table.assign(pairs=4)) and "No pairs" in convergence.start_sentence(table.iloc[:1])
+
+
 def test_signs_are_called_layer_by_layer():
     def heads(qk0, qk1, vp0=(0.0,), vp1=(0.0,)):
         parts = [("qk", 0, qk0), ("qk", 1, qk1), ("vp", 0, vp0), ("vp", 1, vp1)]

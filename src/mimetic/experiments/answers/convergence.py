@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label
+from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT
@@ -16,6 +16,7 @@ from mimetic.statistics import mean_interval, steps_to_reach
 from mimetic.training.records import load_runs
 
 WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
+ABOVE = 1.25  # times popularity's NDCG@10: what counts as having learned more than what is popular
 
 
 def converged(curves: pd.DataFrame, data: str) -> str:
@@ -122,15 +123,17 @@ def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     return f"{TITLES[data]}, validation items, {other_lr:g} minus {common_lr:g}: {'; '.join(parts) or 'no runs at both rates yet'}."
 
 
-def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """Epochs to the default's final validation NDCG@10: a row an arm, the default first, whose own curve reaches it before its end,
-    since curves are noisy. Mean epoch and share of the run after which the arm's curve first reaches it (a run that never does counts as 1), in
-    how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
+def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:
+    """Epochs to a validation NDCG@10, by default the one that the default of the same seed ends with: a row an arm, the default first, whose
+    own curve reaches it before its end, since curves are noisy. Mean epoch and share of the run after which the arm's curve first reaches it (a
+    run that never does counts as 1), in how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
     column, rows = VALIDATION_COLUMN, {}
 
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
+    if target is not None:
+        targets[:] = target
     own = _shares(curves, DEFAULT, targets, column)
     epochs = curves.groupby("arm")["epoch"].max()
     rows[arm_label(DEFAULT)] = {"epochs": epochs[DEFAULT] * own.mean(), "share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
@@ -144,6 +147,24 @@ def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...
             "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
         }  # fmt: skip
     return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
+
+
+def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
+    """steps_table of the epochs until an arm is above popularity by ABOVE on the validation items."""
+    return steps_table(finals, curves, arms, ABOVE * baseline_levels(data, "validation")["popularity"])
+
+
+def start_sentence(table: pd.DataFrame) -> str:
+    """Which arms of a start_table of enough pairs leave popularity behind sooner or later than the default, by their intervals."""
+    if len(table) < 2:
+        return "No pairs of runs are in yet."
+    rows = table.iloc[1:].apply(pd.to_numeric, errors="coerce")
+    rows = rows[rows["pairs"] >= common.ENOUGH]
+    groups = {
+        "Sooner than the default": rows[rows["from"] > 0], "Later": rows[rows["to"] < 0], common.NO_DIFFERENCE.capitalize(): rows[(rows["from"] <= 0) & (rows["to"] >= 0)],
+    }  # fmt: skip
+    parts = [f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}." for name, part in groups.items() if len(part)]
+    return f"Epochs in brackets; the default needs {float(table['epochs'].iloc[0]):.1f}. {' '.join(parts) or 'There are too few pairs for a word.'}"
 
 
 def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
