@@ -1,7 +1,7 @@
 """Mixed precision: autocast to bfloat16, on every processor at a bearable speed.
 
 The weights and AdamW stay in float32; autocast casts what goes into a matrix product to bfloat16. A CPU without instructions for
-bfloat16 (before AVX-512, most laptops, many virtual machines) then multiplies at a twentieth of its float32 speed. There, the
+bfloat16 (before AVX-512, most laptops, many virtual machines) then trains at an eighth of its float32 speed (book/speed). There, the
 products are taken in float32 and rounded to bfloat16: the same numbers, up to the order of a sum, since bfloat16 instructions add
 up in float32 too.
 """
