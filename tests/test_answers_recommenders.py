@@ -48,7 +48,7 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     runs = finals(bert=BASE, mimetic=BASE[::-1], short_next_bert=BETTER, short_next_mimetic=BASE, short_next_opposite=[v + 0.01 for v in BETTER])
     text = rec.verdict({"ml100k": runs})
     assert "* **MovieLens-100K, causal next-item sibling**, against the default: vision signs: *loses*; opposite signs: *gains*." in text
-    assert text.count("**So") == 1 and "**So the sign matters: opposite signs do better than vision's.**" in text
+    assert text.count("**So") == 1 and "**So, at this learning rate and on these items, the sign matters: opposite signs do better than vision's.**" in text
     assert "| vision signs | +0.0000 (" in text and "| opposite minus vision signs |  | +0.0205 (" in text
     advice = rec.monday({"ml100k": runs}).splitlines()
     assert len(advice) == 2 and advice[1].startswith("* MovieLens-100K, causal next-item sibling: one pattern gains and the other loses")
@@ -73,6 +73,18 @@ def test_whether_it_is_the_size(no_rates):
     assert "**So" not in rec.verdict({"ml100k": finals(**lost)}) and "it loses" in rec.monday({"ml100k": finals(**lost)})
 
 
+def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
+    runs = finals(bert=BASE, timm_rescaled=BETTER, mimetic=BETTER)
+    same = rec.verdict({"ml100k": runs})
+    assert "these say something else:\n\n* MovieLens-100K: none." in same and "do not say so" not in same and "on the users' last but one items, too" in rec.monday({"ml100k": runs})
+    size = runs["arm"] == "timm-rescaled"
+    runs.loc[size, "test_validation_ndcg10"] = BASE
+    text, advice = rec.verdict({"ml100k": runs}), rec.monday({"ml100k": runs})
+    assert "without one; neither" not in text and "On the users' last but one items the pairs do not say so (below)." in text
+    assert "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*" in text
+    assert "not so on the users' last but one items" in advice
+
+
 @pytest.fixture
 def no_rates(monkeypatch):
     monkeypatch.setattr(rec, "load_runs", lambda name: finals())
@@ -88,7 +100,9 @@ def test_both_rates_and_both_items_are_shown():
     assert said == "MovieLens-100K: vision signs above 0 in 2 and below in 2 of 4; opposite signs above 0 in 0 and below in 0 of 2."
     assert rec.elsewhere("ml100k", finals(), finals()).empty and "fewer than 5 pairs in each so far" in rec.elsewhere_sentence("ml100k", finals(), finals())
     change = convergence.rate_sentence("ml100k", common, other)
-    assert "0.003 minus 0.001: default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105" in change
+    both = "default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105 (−0.0109 to −0.0101, 6 seeds)"
+    assert f"0.003 minus 0.001. Last items: {both}. Last but one: {both}." in change
+    assert change.endswith("The default at 0.003 minus an arm at 0.001, last items: vision signs +0.0000 (+0.0000 to +0.0000, 6 seeds); opposite signs +0.0105 (−0.0009 to +0.0219, 6 seeds).")
     assert "no runs at both rates yet" in convergence.rate_sentence("ml100k", common, load_runs("nothing"))
     assert convergence.rate_sentence("ml100k", load_runs("nothing"), load_runs("nothing")).endswith("no runs at both rates yet.")
 
@@ -214,10 +228,10 @@ def test_other_users_are_an_interval_of_their_own(records):
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
     assert difference.shape == (1, 600) and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
     assert len(rec.user_differences("ml100k", "opposite")) == 0
-    assert "for other users, too" not in rec.verdict({"ml100k": load_runs("ml100k")})  # one seed
+    assert "over seeds and users" not in rec.verdict({"ml100k": load_runs("ml100k")})  # one seed
     run(named("ml100k", arm="bert", seed=1), progress=False)
     run(named("ml100k", arm="mimetic", seed=1), progress=False)
-    assert "| vision signs, for other users, too | (" in rec.verdict({"ml100k": load_runs("ml100k")})
+    assert "| vision signs, over seeds and users | (" in rec.verdict({"ml100k": load_runs("ml100k")})
 
 
 def test_whether_the_recipe_is_fair(monkeypatch):

@@ -81,7 +81,8 @@ def recipe_sentence() -> str:
             parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
-    text = f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked; epochs of {config.passes} passes: {epochs}."
+    text = f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked, dropout {config.dropout:g}, weight decay {config.weight_decay:g}, warm-up over the first {common.percent(config.warmup)} of the run; batches of "
+    text += f"{' and '.join(f'{EXPERIMENTS[data].batch_size} ({title})' for data, title in TITLES.items())} sequences; epochs of {config.passes} passes: {epochs}."
     for part in parts:
         text += f" O{part[1:]}."
     lacking = len(checks) - len(parts)
@@ -109,24 +110,44 @@ def fairness_sentence(data: str = "ml100k") -> str:
 
 
 def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What the other learning rate changes on the validation items for the default and both sign patterns, over all seeds that have both."""
+    """What the other learning rate changes for the default and both sign patterns, on both held-out items, over all seeds that have both;
+    and what is left of an arm's gain at the common rate if the default is given the other."""
     common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
-    parts = []
-    for arm in SIGN_ARMS:
-        if not all(arm in set(table["arm"]) for table in (finals, other)):
-            continue
-        runs = [table[table["arm"] == arm].set_index("seed")[VALIDATION_COLUMN] for table in (finals, other)]
-        change = (runs[1] - runs[0]).dropna()
-        if len(change) > 1:
-            low, high = mean_interval(change)
-            parts.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} seeds)")
-    return f"{TITLES[data]}, validation items, {other_lr:g} minus {common_lr:g}: {'; '.join(parts) or 'no runs at both rates yet'}."
+
+    def changes(pairs: dict[str, tuple[str, str]], column: str) -> str:
+        """label -> (arm at the other rate, arm at the common rate), in words"""
+        parts = []
+        for label, (there, here) in pairs.items():
+            values = [table[table["arm"] == arm].set_index("seed")[column] if len(table) else pd.Series(dtype=float) for table, arm in ((other, there), (finals, here))]
+            change = (values[0] - values[1]).dropna()
+            if len(change) > 1:
+                low, high = mean_interval(change)
+                parts.append(f"{label} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} seeds)")
+        return "; ".join(parts)
+
+    own = {arm_label(arm): (arm, arm) for arm in SIGN_ARMS}
+    if not (last := changes(own, METRIC.column)):
+        return f"{TITLES[data]}: no runs at both rates yet."
+    text = f"{TITLES[data]}, {other_lr:g} minus {common_lr:g}. Last items: {last}. Last but one: {changes(own, VALIDATION_COLUMN)}."
+    crossed = changes({arm_label(arm): (DEFAULT, arm) for arm in SIGN_ARMS if arm != DEFAULT}, METRIC.column)
+    return f"{text} The default at {other_lr:g} minus an arm at {common_lr:g}, last items: {crossed}." if crossed else text
 
 
-def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:
-    """Epochs to a validation NDCG@10, by default the one that the default of the same seed ends with: a row an arm, the default first, whose
-    own curve reaches it before its end, since curves are noisy. Mean epoch and share of the run after which the arm's curve first reaches it (a
-    run that never does counts as 1), in how many pairs it does, and the paired difference of that share to the default's with its 95 % interval."""
+def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
+    """Epochs to the default's final validation NDCG@10, for the page: a row an arm, the default first, whose own curve reaches it before its end,
+    since curves are noisy; columns as in first_reached."""
+    return shown(first_reached(finals, curves, arms))
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of first_reached for the page."""
+    return common.blank(table.round(2))
+
+
+def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:
+    """When an arm's curve first reaches a validation NDCG@10, by default the one that the default of the same seed ends with: mean epoch
+    (between two epochs on the line from one to the other) and share of the run (a run that never does counts as 1), in how many pairs it does,
+    and the paired difference of that share to the default's with its 95 % interval; nan in the default's own row, the first."""
     column, rows = VALIDATION_COLUMN, {}
 
     if DEFAULT not in set(finals["arm"]):
@@ -146,25 +167,25 @@ def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...
             "epochs": epochs[arm] * found.fillna(1.0).mean(), "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
             "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
         }  # fmt: skip
-    return common.blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """steps_table of the epochs until an arm is above popularity by ABOVE on the validation items."""
-    return steps_table(finals, curves, arms, ABOVE * baseline_levels(data, "validation")["popularity"])
+    """first_reached of ABOVE times popularity's NDCG@10 on the validation items."""
+    return first_reached(finals, curves, arms, ABOVE * baseline_levels(data, "validation")["popularity"])
 
 
 def start_sentence(table: pd.DataFrame) -> str:
     """Which arms of a start_table of enough pairs leave popularity behind sooner or later than the default, by their intervals."""
     if len(table) < 2:
         return "No pairs of runs are in yet."
-    rows = table.iloc[1:].apply(pd.to_numeric, errors="coerce")
+    rows = table.iloc[1:]
     rows = rows[rows["pairs"] >= common.ENOUGH]
     groups = {
         "Sooner than the default": rows[rows["from"] > 0], "Later": rows[rows["to"] < 0], common.NO_DIFFERENCE.capitalize(): rows[(rows["from"] <= 0) & (rows["to"] >= 0)],
     }  # fmt: skip
     parts = [f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}." for name, part in groups.items() if len(part)]
-    return f"Epochs in brackets; the default needs {float(table['epochs'].iloc[0]):.1f}. {' '.join(parts) or 'There are too few pairs for a word.'}"
+    return f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}. {' '.join(parts) or 'There are too few pairs for a word.'}"
 
 
 def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:

@@ -65,23 +65,44 @@ def arm_label(arm: str) -> str:
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set, and the causal sibling, in a sentence, all comparisons as a table, and how many runs are missing."""
-    tables = _compared(finals, COMPARED)
+    tables, others = (_compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    parts = ["\n".join(f"* {conclusion(data, table)}" for data, table in tables.items()), _in_numbers(tables)]
+    parts = ["\n".join(f"* {conclusion(data, table, others[data])}" for data, table in tables.items()), _in_numbers(tables)]
     settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
     if settings:
-        parts.append(f"In how many settings (two learning rates, each user's last item and last but one) a gain shows: {' '.join(settings)}")
+        parts += [f"In how many settings (two learning rates, each user's last item and last but one) a gain shows: {' '.join(settings)}", other_items(finals)]
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
-def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]) -> dict[str, pd.DataFrame]:
+def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
     """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's, behind a prefix)."""
-    tables = {data: compare(runs, pairs, METRIC.column) for data, runs in finals.items()}
+    tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
     if "ml100k" in finals:
         runs = finals["ml100k"][finals["ml100k"]["arm"].str.startswith(SIBLING_PREFIX)]
-        if len(table := compare(runs.assign(arm=runs["arm"].str.removeprefix(SIBLING_PREFIX)), pairs, METRIC.column)):
+        if len(table := compare(runs.assign(arm=runs["arm"].str.removeprefix(SIBLING_PREFIX)), pairs, column)):
             tables[SIBLING_RUNS] = table
     return tables
+
+
+def _words(table: pd.DataFrame) -> dict[str, str]:
+    """What every comparison of COMPARED says."""
+    words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
+    return {name: OF_A_DIFFERENCE.get(word, word) if name in AGAINST_EACH_OTHER else word for name, word in words.items()}
+
+
+def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
+    """Which of the comparisons say something else on each user's last but one item, at the common learning rate."""
+    tables, others, parts = _compared(finals, COMPARED), _compared(finals, COMPARED, VALIDATION_COLUMN), []
+    for data, other in others.items():
+        if other.empty or (other["pairs"] < ENOUGH).all():
+            continue
+        last, said = _words(tables[data]), _words(other)
+        changed = [f"{name}: *{said[name]}*, {METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}" for name, row in other.iterrows()
+                   if row["pairs"] >= ENOUGH and said[name] != last[name]]  # fmt: skip
+        parts.append(f"* {SHOWN[data]}: {'; '.join(changed) or 'none'}.")
+    if not parts:
+        return ""
+    return "On each user's last but one item, which the models have not seen either, these say something else:\n\n" + "\n".join(parts)
 
 
 def _missing(data: str, finals: pd.DataFrame) -> str:
@@ -96,8 +117,9 @@ def _missing(data: str, finals: pd.DataFrame) -> str:
     return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
-def conclusion(data: str, table: pd.DataFrame) -> str:
-    """What one data set's comparisons (compare with COMPARED) come to: do the signs gain, does it matter which, is it their size?"""
+def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
+    """What one data set's comparisons (compare with COMPARED) come to: do the signs gain, does it matter which, is it their size? And whether
+    those on the last but one items (other) come to the same."""
     title = f"**{SHOWN[data]}**"
     if table.empty:
         return f"{title}: no pair yet."
@@ -111,7 +133,9 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
     groups = {"against the default": listed(AGAINST_DEFAULT, {}), "against each other": listed(AGAINST_EACH_OTHER, OF_A_DIFFERENCE)}
-    return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{_size_or_sign(words)}".replace(". against", ". Against")
+    so, other_so = (_size_or_sign({name: common.word(row, METRIC) for name, row in rows.iterrows()}) for rows in (table, other))
+    differs = " On the users' last but one items the pairs do not say so (below)." if so and so != other_so else ""
+    return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{so}{differs}".replace(". against", ". Against")
 
 
 def _beyond_size(said: Callable[[str], bool]) -> list[str]:
@@ -129,7 +153,7 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
         return f" **So there is more to it than the size of the weights{rest}.**"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
         return f" **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one{rest}.**"
-    return f" **So the sign matters: {better}.**" if better else ""
+    return f" **So, at this learning rate and on these items, the sign matters: {better}.**" if better else ""
 
 
 def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -145,10 +169,10 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
             experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
             users = user_differences(experiment, prefix + arm, prefix + DEFAULT) if name in SIGN_PAIRS else np.empty((0, 0))
             if len(users) > 1:
-                rows.setdefault(f"{name}, for other users, too", {})[data] = _interval(*crossed_interval(users))
+                rows.setdefault(f"{name}, over seeds and users", {})[data] = _interval(*crossed_interval(users))
     if not rows:
         return ""
-    order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, for other users, too"))))}
+    order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, over seeds and users"))))}
     rows = dict(sorted(rows.items(), key=lambda item: order[item[0]]))
     columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
@@ -165,8 +189,8 @@ def _cell(row: pd.Series) -> str:
 
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The sign patterns against the default at both learning rates and on both held-out items, as text: a row the default's mean and
-    each pattern's difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
+    """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
+    each difference with its interval and number of pairs, a column a rate and kind of item; the size controls have one rate. Nothing is chosen.
 
     Args:
         finals: the runs at the common rate.
@@ -175,14 +199,15 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
     columns = {}
     for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
         for name, runs in ((data, finals), (f"{data}-rate", other)):
-            table = compare(runs, SIGN_PAIRS | {"opposite minus vision signs": (VISION, OPPOSITE)}, column)
+            table = compare(runs, COMPARED, column)
             if len(table):
                 cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
                 columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
                     row.Index: f"{METRIC.signed(row.difference)} {_interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
                     for row in table.itertuples()
                 }
-    return pd.DataFrame(columns).fillna("")
+    order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
+    return pd.DataFrame(columns).reindex(order).fillna("")
 
 
 def elsewhere_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
@@ -293,8 +318,8 @@ def kept_sentence(experiment: str = "ml100k") -> str:
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
     """Advice to a practitioner, data set by data set, by what the comparisons say; as Markdown list items."""
-    halves = _compared(finals, HALVES)
-    return "\n".join(f"* {SHOWN[data]}: {_advice(table)}{_halves(halves.get(data))}" for data, table in _compared(finals, COMPARED).items())
+    halves, others = _compared(finals, HALVES), _compared(finals, COMPARED, VALIDATION_COLUMN)
+    return "\n".join(f"* {SHOWN[data]}: {_advice(table, others[data])}{_halves(halves.get(data))}" for data, table in _compared(finals, COMPARED).items())
 
 
 def _halves(table: pd.DataFrame | None) -> str:
@@ -305,7 +330,8 @@ def _halves(table: pd.DataFrame | None) -> str:
     return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
 
 
-def _advice(table: pd.DataFrame) -> str:
+def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
+    """Advice from the comparisons on the last items, held against those on the last but one."""
     rows = {name: row for name, row in table.iterrows() if row["pairs"] >= ENOUGH}
     signs = {name: row for name, row in rows.items() if name in SIGN_PAIRS}
     if not signs:
@@ -319,7 +345,9 @@ def _advice(table: pd.DataFrame) -> str:
     if beyond := _beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
         return f"mimetic initialization gains beyond what the size of its weights gives ({values([f'{name} minus default at their norms' for name in beyond])}): worth a paired run on your data."
     if size:
-        return f"larger attention weights gain without any diagonal ({values(size)}): try those first, they need no measurement."
+        again = [name for name in size if other.loc[name, "low"] > 0]
+        held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
+        return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try, since they need no measurement (`timm-rescaled` and `mimetic-random-directions` of `mimetic.initializers`)."
     if good and bad:
         return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say."
     if good:
