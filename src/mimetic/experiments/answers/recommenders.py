@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -85,9 +85,13 @@ def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str,
 
 
 def _words(table: pd.DataFrame) -> dict[str, str]:
-    """What every comparison of COMPARED says."""
-    words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
-    return {name: OF_A_DIFFERENCE.get(word, word) if name in AGAINST_EACH_OTHER else word for name, word in words.items()}
+    """What every comparison says."""
+    return {name: common.word(row, METRIC) for name, row in table.iterrows()}
+
+
+def _says(name: str, word: str) -> str:
+    """The word for a comparison of COMPARED: two arms neither of which is the default do not gain."""
+    return OF_A_DIFFERENCE.get(word, word) if name in AGAINST_EACH_OTHER else word
 
 
 def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -97,7 +101,7 @@ def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
         if other.empty or (other["pairs"] < ENOUGH).all():
             continue
         last, said = _words(tables[data]), _words(other)
-        changed = [f"{name}: *{said[name]}*, {METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}" for name, row in other.iterrows()
+        changed = [f"{name}: *{_says(name, said[name])}*, {METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}" for name, row in other.iterrows()
                    if row["pairs"] >= ENOUGH and said[name] != last[name]]  # fmt: skip
         parts.append(f"* {SHOWN[data]}: {'; '.join(changed) or 'none'}.")
     if not parts:
@@ -123,17 +127,17 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     title = f"**{SHOWN[data]}**"
     if table.empty:
         return f"{title}: no pair yet."
-    words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
+    words = _words(table)
 
-    def listed(pairs: Mapping[str, tuple[str, str]], says: Mapping[str, str]) -> str:
+    def listed(names: Iterable[str]) -> str:
         said: dict[str, list[str]] = {}
-        for name in pairs:
+        for name in names:
             if name in words:
-                said.setdefault(says.get(words[name], words[name]), []).append(name)
+                said.setdefault(_says(name, words[name]), []).append(name)
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
-    groups = {"against the default": listed(AGAINST_DEFAULT, {}), "against each other": listed(AGAINST_EACH_OTHER, OF_A_DIFFERENCE)}
-    so, other_so = (_size_or_sign({name: common.word(row, METRIC) for name, row in rows.iterrows()}) for rows in (table, other))
+    groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
+    so, other_so = _size_or_sign(words), _size_or_sign(_words(other))
     differs = " On the users' last but one items the pairs do not say so (below)." if so and so != other_so else ""
     return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{so}{differs}".replace(". against", ". Against")
 
@@ -324,7 +328,7 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
 
 def _halves(table: pd.DataFrame | None) -> str:
     """Which product of vision's signs does it, where one of them gains; else ""."""
-    words = {} if table is None else {name: common.word(row, METRIC) for name, row in table.iterrows()}
+    words = {} if table is None else _words(table)
     if "gains" not in words.values():
         return ""
     return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
