@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mimetic.experiments import live
-from mimetic.experiments.answers import common, convergence, questions
+from mimetic.experiments.answers import advice, common, convergence, questions
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
@@ -50,14 +50,14 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     assert "* **MovieLens-100K, causal next-item sibling**, against the default: vision signs: *loses*; opposite signs: *gains*." in text
     assert text.count("**So") == 1 and "**So, at this learning rate and on these items, the sign matters: opposite signs do better than vision's.**" in text
     assert "| vision signs | +0.0000 (" in text and "| opposite minus vision signs |  | +0.0205 (" in text
-    advice = rec.monday({"ml100k": runs}).splitlines()
-    assert len(advice) == 2 and advice[1].startswith("* MovieLens-100K, causal next-item sibling: one pattern gains and the other loses")
+    said = advice.monday({"ml100k": runs}).splitlines()
+    assert len(said) == 2 and said[1].startswith("* MovieLens-100K, causal next-item sibling: one pattern gains and the other loses")
 
 
 def test_which_product_does_it():
-    advice = rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
-    assert advice.endswith("Of the products of vision's signs: QK alone: no difference that these pairs can show; V·proj alone: gains.")
-    assert "Of the products" not in rec.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
+    said = advice.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
+    assert said.endswith("Of the products of vision's signs: QK alone: no difference that these pairs can show; V·proj alone: gains.")
+    assert "Of the products" not in advice.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
 
 
 def test_whether_it_is_the_size(no_rates):
@@ -70,19 +70,19 @@ def test_whether_it_is_the_size(no_rates):
     part = rec.verdict({"ml100k": finals(bert=BASE, random_directions=BETTER, mimetic=BETTER)})
     assert "with a diagonal or without one.**" in part  # nothing is said of the sign without the arms that ask
     lost = {"bert": BETTER, "mimetic": BASE, "timm_rescaled": [v - 0.01 for v in BASE]}
-    assert "**So" not in rec.verdict({"ml100k": finals(**lost)}) and "it loses" in rec.monday({"ml100k": finals(**lost)})
+    assert "**So" not in rec.verdict({"ml100k": finals(**lost)}) and "it loses" in advice.monday({"ml100k": finals(**lost)})
 
 
 def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     runs = finals(bert=BASE, timm_rescaled=BETTER, mimetic=BETTER)
     same = rec.verdict({"ml100k": runs})
-    assert "these say something else:\n\n* MovieLens-100K: none." in same and "do not say so" not in same and "on the users' last but one items, too" in rec.monday({"ml100k": runs})
+    assert "these say something else:\n\n* MovieLens-100K: none." in same and "do not say so" not in same and "on the users' last but one items, too" in advice.monday({"ml100k": runs})
     size = runs["arm"] == "timm-rescaled"
     runs.loc[size, "test_validation_ndcg10"] = BASE
-    text, advice = rec.verdict({"ml100k": runs}), rec.monday({"ml100k": runs})
+    text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
     assert "without one; neither" not in text and "On the users' last but one items the pairs do not say so (below)." in text
     assert "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*" in text
-    assert "not so on the users' last but one items" in advice
+    assert "not so on the users' last but one items" in said
 
 
 @pytest.fixture
@@ -118,18 +118,18 @@ def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
 
 
 def test_monday_follows_from_the_intervals():
-    def advice(**arms):
-        return rec.monday({"ml100k": finals(**arms)})
+    def said(**arms):
+        return advice.monday({"ml100k": finals(**arms)})
 
-    assert "it gains (vision signs +0.0105 (+0.0101 to +0.0109)), and whether by its size is not known" in advice(bert=BASE, mimetic=BETTER, opposite=MIXED)
-    assert "it loses (vision signs −0.0105" in advice(bert=BETTER, mimetic=BASE) and "keep the default" in advice(bert=BETTER, mimetic=BASE)
-    assert "only a paired run" in advice(bert=BASE, mimetic=BETTER, opposite=[2 * b - v for b, v in zip(BASE, BETTER)])
-    assert "no interval of the signs leaves out 0 (vision signs +0.0000" in advice(bert=BASE, mimetic=MIXED)
-    assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BETTER)
-    assert "larger attention weights gain without any diagonal" in advice(bert=BASE, mimetic=MIXED, timm_rescaled=BETTER)
-    assert "gains beyond what the size" in advice(bert=BASE, mimetic=BETTER, timm_rescaled=BASE)
-    assert "too few pairs" in advice(bert=BASE[:3], mimetic=BETTER[:3])
-    assert len(rec.monday({"ml100k": finals(), "beauty": finals()}).splitlines()) == 2
+    assert "it gains (vision signs +0.0105 (+0.0101 to +0.0109)), and whether by its size is not known" in said(bert=BASE, mimetic=BETTER, opposite=MIXED)
+    assert "it loses (vision signs −0.0105" in said(bert=BETTER, mimetic=BASE) and "keep the default" in said(bert=BETTER, mimetic=BASE)
+    assert "only a paired run" in said(bert=BASE, mimetic=BETTER, opposite=[2 * b - v for b, v in zip(BASE, BETTER)])
+    assert "no interval of the signs leaves out 0 (vision signs +0.0000" in said(bert=BASE, mimetic=MIXED)
+    assert "larger attention weights gain without any diagonal" in said(bert=BASE, mimetic=BETTER, timm_rescaled=BETTER)
+    assert "larger attention weights gain without any diagonal" in said(bert=BASE, mimetic=MIXED, timm_rescaled=BETTER)
+    assert "gains beyond what the size" in said(bert=BASE, mimetic=BETTER, timm_rescaled=BASE)
+    assert "too few pairs" in said(bert=BASE[:3], mimetic=BETTER[:3])
+    assert len(advice.monday({"ml100k": finals(), "beauty": finals()}).splitlines()) == 2
 
 
 def test_findings_have_their_sign_and_unit():

@@ -1,4 +1,4 @@
-"""What the recommender chapter (12) says of the experiment: the verdict, the scores, convergence, what training keeps, advice."""
+"""What the recommender chapter (12) says of the experiment: the verdict, the scores, what training keeps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ AGAINST_EACH_OTHER = {
     "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
 }  # fmt: skip
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
-HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp")}
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
 draw = partial(common.draw, command=COMMAND)
@@ -65,7 +64,7 @@ def arm_label(arm: str) -> str:
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set, and the causal sibling, in a sentence, all comparisons as a table, and how many runs are missing."""
-    tables, others = (_compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
+    tables, others = (compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     parts = ["\n".join(f"* {conclusion(data, table, others[data])}" for data, table in tables.items()), _in_numbers(tables)]
     settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
@@ -74,7 +73,7 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
-def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
+def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
     """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's, behind a prefix)."""
     tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
     if "ml100k" in finals:
@@ -84,7 +83,7 @@ def _compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str,
     return tables
 
 
-def _words(table: pd.DataFrame) -> dict[str, str]:
+def words_of(table: pd.DataFrame) -> dict[str, str]:
     """What every comparison says."""
     return {name: common.word(row, METRIC) for name, row in table.iterrows()}
 
@@ -96,12 +95,12 @@ def _says(name: str, word: str) -> str:
 
 def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
     """Which of the comparisons say something else on each user's last but one item, at the common learning rate."""
-    tables, others, parts = _compared(finals, COMPARED), _compared(finals, COMPARED, VALIDATION_COLUMN), []
+    tables, others, parts = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), []
     for data, other in others.items():
         if other.empty or (other["pairs"] < ENOUGH).all():
             continue
-        last, said = _words(tables[data]), _words(other)
-        changed = [f"{name}: *{_says(name, said[name])}*, {METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}" for name, row in other.iterrows()
+        last, said = words_of(tables[data]), words_of(other)
+        changed = [f"{name}: *{_says(name, said[name])}*, {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in other.iterrows()
                    if row["pairs"] >= ENOUGH and said[name] != last[name]]  # fmt: skip
         parts.append(f"* {SHOWN[data]}: {'; '.join(changed) or 'none'}.")
     if not parts:
@@ -127,7 +126,7 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     title = f"**{SHOWN[data]}**"
     if table.empty:
         return f"{title}: no pair yet."
-    words = _words(table)
+    words = words_of(table)
 
     def listed(names: Iterable[str]) -> str:
         said: dict[str, list[str]] = {}
@@ -137,12 +136,12 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
     groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
-    so, other_so = _size_or_sign(words), _size_or_sign(_words(other))
+    so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
     differs = " On the users' last but one items the pairs do not say so (below)." if so and so != other_so else ""
     return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{so}{differs}".replace(". against", ". Against")
 
 
-def _beyond_size(said: Callable[[str], bool]) -> list[str]:
+def beyond_size(said: Callable[[str], bool]) -> list[str]:
     """The sign patterns that gain against the default and against the default at their norms; said: whether a comparison gains."""
     return [name for name in SIGN_PAIRS if said(name) and said(f"{name} minus default at their norms")]
 
@@ -153,7 +152,7 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
-    if _beyond_size(lambda name: words.get(name) == "gains"):
+    if beyond_size(lambda name: words.get(name) == "gains"):
         return f" **So there is more to it than the size of the weights{rest}.**"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
         return f" **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one{rest}.**"
@@ -173,7 +172,7 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
             experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
             users = user_differences(experiment, prefix + arm, prefix + DEFAULT) if name in SIGN_PAIRS else np.empty((0, 0))
             if len(users) > 1:
-                rows.setdefault(f"{name}, over seeds and users", {})[data] = _interval(*crossed_interval(users))
+                rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
     if not rows:
         return ""
     order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, over seeds and users"))))}
@@ -182,14 +181,14 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
     return f"({METRIC.span(low, high)})"
 
 
 def _cell(row: pd.Series) -> str:
     if row["pairs"] == 1:
         return f"{METRIC.signed(row['difference'])}, one pair"
-    return f"{METRIC.signed(row['difference'])} {_interval(row['low'], row['high'])}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
+    return f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
 
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -207,7 +206,7 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
             if len(table):
                 cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
                 columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
-                    row.Index: f"{METRIC.signed(row.difference)} {_interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
+                    row.Index: f"{METRIC.signed(row.difference)} {interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
                     for row in table.itertuples()
                 }
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
@@ -318,44 +317,3 @@ def kept_sentence(experiment: str = "ml100k") -> str:
             words.append(f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from {spread:.3f} to {grown:.3f}".replace("-", "−"))
         parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
     return f"{TITLES[experiment]}, mean diagonals before and after training. " + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
-
-
-def monday(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Advice to a practitioner, data set by data set, by what the comparisons say; as Markdown list items."""
-    halves, others = _compared(finals, HALVES), _compared(finals, COMPARED, VALIDATION_COLUMN)
-    return "\n".join(f"* {SHOWN[data]}: {_advice(table, others[data])}{_halves(halves.get(data))}" for data, table in _compared(finals, COMPARED).items())
-
-
-def _halves(table: pd.DataFrame | None) -> str:
-    """Which product of vision's signs does it, where one of them gains; else ""."""
-    words = {} if table is None else _words(table)
-    if "gains" not in words.values():
-        return ""
-    return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
-
-
-def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
-    """Advice from the comparisons on the last items, held against those on the last but one."""
-    rows = {name: row for name, row in table.iterrows() if row["pairs"] >= ENOUGH}
-    signs = {name: row for name, row in rows.items() if name in SIGN_PAIRS}
-    if not signs:
-        return "too few pairs for advice about the initialization."
-
-    def values(names: list[str]) -> str:
-        return ", ".join(f"{name} {METRIC.signed(rows[name]['difference'])} {_interval(rows[name]['low'], rows[name]['high'])}" for name in names)
-
-    good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
-    size = [name for name in good if name not in SIGN_PAIRS]
-    if beyond := _beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
-        return f"mimetic initialization gains beyond what the size of its weights gives ({values([f'{name} minus default at their norms' for name in beyond])}): worth a paired run on your data."
-    if size:
-        again = [name for name in size if other.loc[name, "low"] > 0]
-        held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
-        return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try, since they need no measurement (`timm-rescaled` and `mimetic-random-directions` of `mimetic.initializers`)."
-    if good and bad:
-        return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say."
-    if good:
-        return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data."
-    if bad:
-        return f"it loses ({values(bad)}): keep the default."
-    return f"no interval of the signs leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough."
