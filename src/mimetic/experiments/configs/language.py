@@ -71,6 +71,7 @@ EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")  # and this one for th
 # arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here is still searched for.
 CHOSEN: dict[str, float] = {
     "gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "fit": 4e-3, "speedrun": 8e-3, "rescaled": 4e-3, "random-directions": 2e-3, "gpt2-signs": 2e-3,
+    "both-minus": 4e-3, "tenth": 8e-3,
 }  # fmt: skip
 GENTLE = 2e-3
 
