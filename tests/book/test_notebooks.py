@@ -53,6 +53,12 @@ def test_table_of_contents_lists_every_page_once_and_none_that_is_missing():
     assert sorted(listed) == sorted(pages)
 
 
+@every_notebook
+def test_nothing_was_out_of_reach_when_the_stored_outputs_were_made(path):
+    shown = "".join(output.get("text", "") for cell in _code(_read(path)) for output in cell.outputs)
+    assert "not in the cache" not in shown  # Unavailable's words: the page would lack a model or a data set
+
+
 @pytest.mark.parametrize("page", ["index.md", "01_introduction.ipynb"])
 def test_the_road_maps_lead_to_every_page(page):
     linked = set(re.findall(r"\]\(([\w.]+)\)", (BOOK / page).read_text()))
