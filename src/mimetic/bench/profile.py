@@ -38,8 +38,8 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name: share of the measured time}; "busy" share of the step in
-        which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward; "peak" share of the card's
+        "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name:
+        share of the measured time}; "busy" share of the step in which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward; "peak" share of the card's
         bfloat16 peak (nan where it is not known).
 
     Raises:

@@ -144,8 +144,8 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "precision" and "products", ours (see training.precision), "ours" images/s, "timm" {variant: images/s}, "ratio" ours / the fastest of timm's, "flops" of one image forward and
-        backward, "peak" share of the card's bfloat16 peak (nan where it is not known).
+        "precision" and "products", ours (see training.precision), "ours" images/s, "timm" {variant: images/s}, "ratio" ours / the
+        fastest of timm's, "flops" of one image forward and backward, "peak" share of the card's bfloat16 peak (nan where it is not known).
 
     Raises:
         ValueError: unknown experiment or device, an experiment without images, steps below 1 or workers below 0.
