@@ -111,7 +111,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
 
 def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     """What the other learning rate changes for the default and both sign patterns, on both held-out items, over all seeds that have both;
-    and what is left of an arm's gain at the common rate if the default is given the other."""
+    and the default at the other rate against both sign patterns at the common one."""
     common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
 
     def changes(pairs: dict[str, tuple[str, str]], column: str) -> str:
