@@ -13,7 +13,7 @@ from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
 from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, RATE, SEEDS, STUDIES
+from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, NORM, RATE, SEEDS, STUDIES
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.experiments.runs import check, run
 from mimetic.measure import fit_layer
@@ -135,7 +135,7 @@ def test_monday_follows_from_the_intervals():
 def test_findings_have_their_sign_and_unit():
     text = rec.found("central-ml100k", finals(bert=BASE, mimetic=BETTER), tuple(range(6)))
     assert "* vision signs: gains: +0.0105 NDCG@10" in text and "runs are in" in text
-    table, points = rec.comparison(["central-ml100k", "norm"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED))
+    table, points = rec.comparison(["central-ml100k", "norm-ml100k"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED))
     assert list(table.index) == ["vision signs", "pre-LN instead of post-LN (default)"] and len(points) == 12
     assert rec.numbers(table)["difference"].tolist() == [0.0105, 0.0]
 
@@ -301,7 +301,7 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
         assert set(seeds) >= {0, 1, 2}
     first = [config for config in runs if config.seed > 2]
     assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs)  # three seeds of everything before the rest
-    for studies in (CENTRAL, RATE):
+    for studies in (CENTRAL, RATE, NORM):
         for data, study in studies.items():
             for arm in study.arms:
                 assert {c.seed for c in runs if c.experiment == study.experiment and (c.arm or c.init) == arm} == set(SEEDS[data])

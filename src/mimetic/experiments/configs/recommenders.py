@@ -169,6 +169,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "opposite": OPPOSITE,
         "fit-ml100k": {"init": "mimetic", **FITTED["ml100k"]},
         "random-directions": {"init": "mimetic-random-directions"},
+        **_variants("pre-ln", norm_first=True),
         "short-next-bert": {"init": "bert", **NEXT, "epochs": NEXT_EPOCHS},
     },
     **{name: {"opposite": OPPOSITE} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
