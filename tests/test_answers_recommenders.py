@@ -90,15 +90,17 @@ def no_rates(monkeypatch):
     monkeypatch.setattr(rec, "load_runs", lambda name: finals())
 
 
-def test_both_rates_and_both_items_are_shown():
+def test_both_rates_and_both_items_are_shown(monkeypatch):
     common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
     table = rec.elsewhere("ml100k", common, other)
     assert list(table) == ["last items, 0.001", "last items, 0.003", "last but one, 0.001", "last but one, 0.003"]
     assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
     assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
-    said = rec.elsewhere_sentence("ml100k", common, other)
-    assert said == "MovieLens-100K: vision signs above 0 in 2 and below in 2 of 4; opposite signs above 0 in 0 and below in 0 of 2."
-    assert rec.elsewhere("ml100k", finals(), finals()).empty and "fewer than 5 pairs in each so far" in rec.elsewhere_sentence("ml100k", finals(), finals())
+    assert rec.elsewhere("ml100k", finals(), finals()).empty
+    monkeypatch.setattr(rec, "load_runs", {"ml100k-rate": other, "beauty-rate": finals()}.__getitem__)
+    settings = rec.in_how_many_settings({"ml100k": common, "beauty": finals()}).splitlines()
+    assert settings[2:4] == ["| vision signs | above in 2, below in 2 of 4 |  |", "| opposite signs | above in 0, below in 0 of 2 |  |"]
+    assert settings[4].endswith("(no diagonal) |  |  |") and rec.in_how_many_settings({"beauty": finals()}) == ""
     change = convergence.rate_sentence("ml100k", common, other)
     both = "default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105 (−0.0109 to −0.0101, 6 seeds)"
     assert f"0.003 minus 0.001. Last items: {both}. Last but one: {both}." in change
@@ -113,8 +115,10 @@ def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
     assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
     assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
     assert "36 of 36 runs of the comparison, " in rec.verdict({"beauty": table}) and "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
-    monkeypatch.setattr(rec, "load_runs", lambda name: table)
-    assert "are in;" not in rec.verdict({"beauty": finals(**{arm.replace("-", "_"): BASE for arm in (*arms, "timm-rescaled", "random-directions")})})
+    whole = finals(**{arm.replace("-", "_"): BASE for arm in (*arms, "timm-rescaled", "random-directions")})
+    assert "0 of 30 runs at the other rate are in;" in rec.verdict({"beauty": whole})
+    monkeypatch.setattr(rec, "load_runs", lambda name: whole)
+    assert "are in;" not in rec.verdict({"beauty": whole})
 
 
 def test_monday_follows_from_the_intervals():
@@ -158,12 +162,12 @@ def test_convergence_is_read_off_the_curve():
 def test_steps_to_the_defaults_end():
     slow, fast = list(np.linspace(0.01, 0.1, 10)), list(np.linspace(0.02, 0.2, 10))
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
-    table = convergence.steps_table(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
+    table = convergence.first_reached(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
     assert list(table.index) == ["default (BERT's trunc-normal .02)", "vision signs"]
     assert table["share of the run"].tolist() == pytest.approx([1, 0.5]) and table.loc["vision signs", "earlier than the default by"] == 0.5
-    never = convergence.steps_table(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
+    never = convergence.first_reached(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
     assert never.loc["vision signs", "share of the run"] == 1 and never.loc["vision signs", "reached"] == 0
-    assert convergence.steps_table(finals(), curves, ("bert",)).empty
+    assert convergence.first_reached(finals(), curves, ("bert",)).empty
 
 
 def test_when_an_arm_leaves_popularity_behind(monkeypatch):
@@ -173,9 +177,26 @@ def test_when_an_arm_leaves_popularity_behind(monkeypatch):
     ends = finals(bert=[0.07] * 5, mimetic=[0.08] * 5, opposite=[0.07] * 5)
     table = convergence.start_table("ml100k", ends, pd.concat(runs), ("bert", "mimetic", "opposite"))
     assert table["epochs"].tolist() == pytest.approx([3.32, 2.32, 3.32]) and (table["pairs"] == 5).all()
-    words = convergence.start_sentence(table)
+    words = convergence.sooner_sentence(table)
     assert words == "Epochs in brackets; the default needs 3.3. Sooner than the default: vision signs (2.3). No difference that these pairs can show: opposite signs (3.3)."
-    assert "too few pairs" in convergence.start_sentence(table.assign(pairs=4)) and "No pairs" in convergence.start_sentence(table.iloc[:1])
+    assert "too few pairs" in convergence.sooner_sentence(table.assign(pairs=4)) and "No pairs" in convergence.sooner_sentence(table.iloc[:1])
+
+
+def test_what_changes_the_signs(monkeypatch):
+    def signs(qk, vp):
+        return pd.DataFrame({"sign": [*qk, *vp]}, index=pd.MultiIndex.from_product([["qk", "vp"], [0, 1]]))
+
+    models = {"bert": signs("++", ["none"] * 2), "pre-ln-bert": signs("−+", ["none"] * 2), "causal-bert": signs(["none"] * 2, ["none", "+"])}
+    monkeypatch.setattr(questions, "trained", lambda experiment, arm: [arm] if arm in models else [])
+    monkeypatch.setattr(questions, "layer_signs", lambda part: models[part[0]])
+    table = questions.sign_changes().set_index(["factor", "product"])
+    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1] and table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1]
+    short = questions.sign_question().split("\n")[0]
+    norm, causality = "the norm (1 of 2 layers)", "causality (2 of 2 layers)"
+    assert f"the sign of QK changes in half of the layers or more with {norm} and with {causality}; the sign of V·proj" in short
+    assert short.endswith("with causality (1 of 2 layers). A sign turns round in 1 of these.")
+    del models["pre-ln-bert"]
+    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith("they appear or vanish.")
 
 
 def test_signs_are_called_layer_by_layer():

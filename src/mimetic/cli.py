@@ -268,7 +268,7 @@ class Queue:
     lab     every question at laboratory scale (about 300 runs, about 16 hours on two CPU cores)
     paper   the comparison at the paper's scale, for a GPU
     language, language-recipe, language-gpu    the same three for text (language: about 200 runs, about 23 hours of one core)
-    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: more than 200 runs, about 16 hours of one core)
+    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: about 310 runs, about 20 hours of one core)
 
     examples:
       python -m mimetic queue lab --minutes 9

@@ -133,23 +133,17 @@ def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     return f"{text} The default at {other_lr:g} minus an arm at {common_lr:g}, last items: {crossed}." if crossed else text
 
 
-def steps_table(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """Epochs to the default's final validation NDCG@10, for the page: a row an arm, the default first, whose own curve reaches it before its end,
-    since curves are noisy; columns as in first_reached."""
-    return shown(first_reached(finals, curves, arms))
-
-
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """A table of first_reached for the page."""
     return common.blank(table.round(2))
 
 
 def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:
-    """When an arm's curve first reaches a validation NDCG@10, by default the one that the default of the same seed ends with: mean epoch
-    (between two epochs on the line from one to the other) and share of the run (a run that never does counts as 1), in how many pairs it does,
-    and the paired difference of that share to the default's with its 95 % interval; nan in the default's own row, the first."""
+    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the same seed ends with (as the
+    default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the line from one to the other) and share
+    of the run (a run that never does counts as 1), in how many pairs it does, and the paired difference of that share to the default's with
+    its 95 % interval; nan in the default's own row, the first."""
     column, rows = VALIDATION_COLUMN, {}
-
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
@@ -175,8 +169,8 @@ def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tup
     return first_reached(finals, curves, arms, ABOVE * baseline_levels(data, "validation")["popularity"])
 
 
-def start_sentence(table: pd.DataFrame) -> str:
-    """Which arms of a start_table of enough pairs leave popularity behind sooner or later than the default, by their intervals."""
+def sooner_sentence(table: pd.DataFrame) -> str:
+    """Which arms of a table of first_reached get there sooner or later than the default, by their intervals, of those with enough pairs."""
     if len(table) < 2:
         return "No pairs of runs are in yet."
     rows = table.iloc[1:]

@@ -113,24 +113,47 @@ FACTORS = {  # what differs between two of MODELS, and nothing else of the model
 }  # fmt: skip
 
 
-def sign_question() -> str:
-    """Does the sign that training finds depend on the norm, on masking, on causality? In how many layers it turns, appears or vanishes
-    between models that differ in one of these."""
+def sign_changes() -> pd.DataFrame:
+    """What changes of the signs that training finds between models that differ in one of FACTORS: a row a factor and product; in how many
+    layers of all such pairs of models the sign turns, appears or vanishes, their number (layers) and that of the pairs."""
     signs = {name: layer_signs(part)["sign"] for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
-    lines = []
+    rows = []
     for factor, pairs in FACTORS.items():
         there = [(signs[a], signs[b]) for a, b in pairs if a in signs and b in signs]
-        if there:
-            words = []
-            for product, name in (("qk", "QK"), ("vp", "V·proj")):
-                before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
-                turned = (before != after) & (before != "none") & (after != "none")
-                words.append(f"{name} turns in {turned.sum()}, appears in {((before == 'none') & (after != 'none')).sum()} and vanishes in {((before != 'none') & (after == 'none')).sum()} of {len(before)} layers")
-            lines.append(f"* {factor}, {len(there)} pair{'s' if len(there) > 1 else ''} of models: the sign of {'; that of '.join(words)}")
-    if not lines:
+        for product, name in (("qk", "QK"), ("vp", "V·proj")) if there else ():
+            before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
+            counts = {
+                "turns": (before != after) & (before != "none") & (after != "none"),
+                "appears": (before == "none") & (after != "none"), "vanishes": (before != "none") & (after == "none"),
+            }  # fmt: skip
+            rows.append({"factor": factor, "product": name, **{word: int(found.sum()) for word, found in counts.items()}, "layers": len(before), "pairs": len(there)})
+    return pd.DataFrame(rows)
+
+
+def sign_question() -> str:
+    """Does the sign that training finds depend on the norm, on masking, on causality? In short, and a line a factor."""
+    table = sign_changes()
+    if table.empty:
         return f"No two models that differ in one of these are in. `{COMMAND}` adds the others, and this page follows."
+    lines = []
+    for factor, part in table.groupby("factor", sort=False):
+        words = [f"{row.product} turns in {row.turns}, appears in {row.appears} and vanishes in {row.vanishes} of {row.layers} layers" for row in part.itertuples()]
+        pairs = part["pairs"].iloc[0]
+        lines.append(f"* {factor}, {pairs} pair{'s' if pairs > 1 else ''} of models: the sign of {'; that of '.join(words)}")
     gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
-    return "\n".join(lines) + (f"\n\n{gap}" if gap else "")
+    return "\n\n".join([f"**In short:** {_sign_changes_in_short(table)}", "\n".join(lines), *([gap] if gap else [])])
+
+
+def _sign_changes_in_short(table: pd.DataFrame) -> str:
+    """Which factors change a product's sign in at least half of the layers (sign_changes), and whether any turns it round."""
+    changed = table.assign(changed=table[["turns", "appears", "vanishes"]].sum(axis=1))
+    parts = []
+    for product, part in changed.groupby("product", sort=False):
+        often = part[2 * part["changed"] >= part["layers"]]
+        named = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
+        parts.append(f"the sign of {product} changes in half of the layers or more with {' and with '.join(named) or 'none of these'}")
+    turned = changed["turns"].sum()
+    return f"{'; '.join(parts)}. {'No sign turns round, they appear or vanish.' if turned == 0 else f'A sign turns round in {turned} of these.'}"
 
 
 # --- question 2 ------------------------------------------------------------------------------------------------------

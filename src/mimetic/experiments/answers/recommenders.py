@@ -67,9 +67,8 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     tables, others = (compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     parts = ["\n".join(f"* {conclusion(data, table, others[data])}" for data, table in tables.items()), _in_numbers(tables)]
-    settings = [elsewhere_sentence(data, runs, load_runs(f"{data}-rate")) for data, runs in finals.items() if len(tables[data])]
-    if settings:
-        parts += [f"In how many settings (two learning rates, each user's last item and last but one) a gain shows: {' '.join(settings)}", other_items(finals)]
+    if settings := in_how_many_settings(finals):
+        parts += [f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}", other_items(finals)]
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
@@ -193,7 +192,7 @@ def _cell(row: pd.Series) -> str:
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
-    each difference with its interval and number of pairs, a column a rate and kind of item; the size controls have one rate. Nothing is chosen.
+    each difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
 
     Args:
         finals: the runs at the common rate.
@@ -213,16 +212,21 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
     return pd.DataFrame(columns).reindex(order).fillna("")
 
 
-def elsewhere_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """In how many of the four settings of elsewhere() that have enough pairs each sign pattern is ahead of the default, or behind it."""
-    parts = []
-    for name, pair in SIGN_PAIRS.items():
-        rows = [compare(runs, {name: pair}, column) for column in (METRIC.column, VALIDATION_COLUMN) for runs in (finals, other)]
-        rows = [table.iloc[0] for table in rows if len(table) and table["pairs"].iloc[0] >= ENOUGH]
-        if rows:
+def in_how_many_settings(finals: Mapping[str, pd.DataFrame]) -> str:
+    """In how many of the four settings of elsewhere() that have enough pairs each comparison lies above 0, or below it, as a Markdown table,
+    a column a data set; "" if no setting has."""
+    columns = {}
+    for data, runs in finals.items():
+        tables = [compare(part, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN) for part in (runs, load_runs(f"{data}-rate"))]
+        cells = []
+        for name in COMPARED:
+            rows = [table.loc[name] for table in tables if name in table.index and table.loc[name, "pairs"] >= ENOUGH]
             up, down = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
-            parts.append(f"{name} above 0 in {up} and below in {down} of {len(rows)}")
-    return f"{TITLES[data]}: {'; '.join(parts) or f'fewer than {ENOUGH} pairs in each so far'}."
+            cells.append(f"above in {up}, below in {down} of {len(rows)}" if rows else "")
+        columns[TITLES[data]] = cells
+    if not any(any(cells) for cells in columns.values()):
+        return ""
+    return common.markdown(pd.DataFrame({"comparison": list(COMPARED), **columns}))
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
