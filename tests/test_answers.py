@@ -9,7 +9,7 @@ from mimetic.experiments.answers import common, growth, kept, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
-from mimetic.experiments.programmes.vision import CENTRAL, QUESTIONS, STUDIES, lab_runs
+from mimetic.experiments.programmes.vision import CENTRAL, PAIR, QUESTIONS, STUDIES, lab_runs
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
@@ -104,12 +104,24 @@ def test_nothing_yet_everywhere():
 
 def test_steps_saved_worked_example():
     finals = pd.DataFrame({"arm": ["timm", "mimetic"] * 2, "seed": [0, 0, 1, 1], "test_accuracy": [0.5, 0.6, 0.7, 0.6]})
-    steps = [10, 20, 30, 40]
-    rising = [0.2, 0.4, 0.6, 0.6]
-    curves = pd.concat([pd.DataFrame({"arm": "mimetic", "seed": s, "step": steps, "test_accuracy": rising}) for s in (0, 1)])
+    steps, rising = [10, 20, 30, 40], [0.2, 0.4, 0.6, 0.6]
+    own = {0: [0.1, 0.3, 0.6, 0.5], 1: [0.1, 0.3, 0.5, 0.7]}  # noisy: the first passes its last value before its end
+    curves = pd.concat([pd.DataFrame({"arm": arm, "seed": s, "step": steps, "test_accuracy": values})
+                        for s in (0, 1) for arm, values in (("mimetic", rising), ("timm", own[s]))])  # fmt: skip
     table = answers.steps_saved(finals, curves)
-    assert table.loc[0, "share of the run"] == pytest.approx(25 / 40) and table.loc[0, "steps"] == 25 and pd.isna(table.loc[1, "steps"])
-    assert answers.steps_sentence(finals, curves).endswith("after 62 % of the run on average (from 62 to 62 %), in 1 of 2 pairs.")
+    assert table["mimetic"].tolist() == pytest.approx([25 / 40, np.nan], nan_ok=True)
+    assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0]) and table["earlier by"].tolist() == pytest.approx([1 / 24, 0])
+    text = answers.steps_sentence(finals, curves)
+    assert text.startswith("The mimetic arm first reaches the default's final accuracy after 81 % of the run, the default itself after 83 % (in 1 of 2 pairs")
+    assert ": **earlier by 2 % of the run** (95 % interval −24 to +29, 2 pairs)." in text
+
+
+def test_an_arm_is_not_sooner_than_itself():
+    rng = np.random.default_rng(0)
+    rows = [{"arm": arm, "seed": s, "step": e, "test_accuracy": value} for s in range(6) for e, value in enumerate(1 - 0.9 ** np.arange(1, 31) + 0.02 * rng.standard_normal(30), 1) for arm in PAIR]
+    curves = pd.DataFrame(rows)
+    table = answers.steps_saved(curves[curves["step"] == 30], curves)
+    assert (table["earlier by"] == 0).all() and table["default"].mean() < 1  # which would have been called time saved
 
 
 def test_recipe_rule():
@@ -165,6 +177,8 @@ def test_the_lead_by_epoch():
     assert answers.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
     text = answers.gap_sentence(curves)
     assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text and "it is more than a head start" in text
+    behind = curves.assign(test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4)))
+    assert "a head start that ends behind the default" in answers.gap_sentence(behind)
     assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2]) and "No pair" in answers.gap_sentence(EMPTY)
     assert len(figures.gap(answers.gap_by_epoch(curves)).axes[0].lines) == 2
 

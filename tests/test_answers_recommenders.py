@@ -65,7 +65,7 @@ def test_whether_it_is_the_size(no_rates):
     size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])})
     assert "vision signs, opposite signs, default at their norms (no diagonal): *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
     beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, mimetic=BETTER)})
-    assert "**So there is more to it than the size of the weights.**" in beyond
+    assert "**So, at this learning rate and on these items, there is more to it than the size of the weights.**" in beyond
     assert "neither the diagonal nor its sign adds anything" in size
     part = rec.verdict({"ml100k": finals(bert=BASE, random_directions=BETTER, mimetic=BETTER)})
     assert "with a diagonal or without one.**" in part  # nothing is said of the sign without the arms that ask
@@ -80,9 +80,12 @@ def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     size = runs["arm"] == "timm-rescaled"
     runs.loc[size, "test_validation_ndcg10"] = BASE
     text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
-    assert "without one; neither" not in text and "On the users' last but one items the pairs do not say so (below)." in text
+    assert "without one; neither" not in text and "On the users' last but one items (below) there is more to it than the size of the weights." in text
     assert "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*" in text
-    assert "not so on the users' last but one items" in said
+    assert "not so on the users' last but one items, where it is the diagonal that gains (vision signs minus default at their norms +0.0105" in said
+    neither = runs.copy()
+    neither["test_validation_ndcg10"] = neither["seed"].map(dict(enumerate(BASE)))
+    assert "On the users' last but one items (below) no such thing can be said." in rec.verdict({"ml100k": neither})
 
 
 @pytest.fixture
@@ -309,6 +312,10 @@ def test_shares_fall_with_the_catalogue_and_are_those_of_a_built_model():
     assert (table.diff().dropna() < 0).all().all() and table.index.max() == 10**7
     built = count_parameters(BERT4Rec(BERT4RecConfig(1_682)))
     assert questions.share_marks()["ML-100K"][1] == pytest.approx(built.share(), rel=1e-9)
+    for label, run in (("Beauty, ours", "beauty"), ("ML-100K", "ml100k")):  # as the records count them
+        counted = read_record(record_path(run, "bert", 0, folder=None))["parameters"]
+        attention = counted["attention_qkv"] + counted["attention_proj"]
+        assert questions.share_marks()[label][1] == pytest.approx(attention / counted["total"], rel=1e-9)
     assert questions.share_levels()["ViT-Tiny"] == pytest.approx(0.311, abs=0.001)
     assert "ML-100K (1,682 items)" in questions.third_answer()
 

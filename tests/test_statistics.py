@@ -75,6 +75,13 @@ def test_holm_worked_example():
     """Holm 1979: .01 * 4, .02 * 3 = .06, .03 * 2 = .06, .04 stays at .06; in the order given."""
     assert holm([0.02, 0.04, 0.01, 0.03]).tolist() == pytest.approx([0.06, 0.06, 0.04, 0.06])
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    assert holm([0.02, np.nan, 0.04]).tolist() == pytest.approx([0.04, np.nan, 0.04], nan_ok=True)
+
+
+def test_one_pair_is_no_test_to_correct_the_others_for():
+    runs = [{"arm": arm, "seed": seed, "test_accuracy": 0.5 + 0.01 * seed + 0.1 * (arm != "timm")} for arm in ("timm", "a", "b") for seed in range(6) if arm != "b" or not seed]
+    table = compare(pd.DataFrame(runs), {"six pairs": ("timm", "a"), "one pair": ("timm", "b")})
+    assert table["p_holm"].tolist() == table["p"].tolist() == [2 / 64, 1.0]
 
 
 def test_compare_one_row_a_comparison():

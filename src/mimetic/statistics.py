@@ -90,10 +90,12 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tup
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values corrected for their number (Holm 1979): the chance of any false claim among them stays below the level."""
+    """p-values corrected for their number (Holm 1979): the chance of any false claim among them stays below the level. A nan stays one,
+    and does not count."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    order = np.argsort(p, kind="stable")  # nan last
+    number = (~np.isnan(p)).sum()
+    stepped = np.maximum.accumulate((number - np.arange(len(p))) * p[order])
     out = np.empty_like(p)
     out[order] = np.minimum(stepped, 1.0)
     return out
@@ -140,7 +142,7 @@ def compare(
 
     Returns:
         index label; reference, arm: mean metric over the pairs; pairs: their number; difference: mean of arm minus
-        reference; low, high: its interval; p: exact, two-sided; p_holm: corrected for the number of rows;
+        reference; low, high: its interval; p: exact, two-sided; p_holm: corrected for the number of rows (corrected);
         wins: in how many pairs the arm is ahead.
     """
     rows = {}
@@ -153,7 +155,12 @@ def compare(
         d = table["difference"]
         rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d, confidence)
     out = pd.DataFrame.from_dict(rows, orient="index")
-    return out.assign(p_holm=holm(out["p"])) if len(out) else out
+    return out.assign(p_holm=corrected(out)) if len(out) else out
+
+
+def corrected(table: pd.DataFrame) -> pd.Series:
+    """p of a table of compare, corrected for the number of its rows (holm). A row of one pair does not count: its p is 1 whatever it says."""
+    return pd.Series(holm(table["p"].where(table["pairs"] > 1)), index=table.index).fillna(table["p"])
 
 
 def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "test_accuracy") -> pd.Series:

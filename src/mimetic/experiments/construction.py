@@ -68,7 +68,8 @@ def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: floa
 
 
 def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int = 0) -> pd.DataFrame:
-    """Mean over draws of the diagonal's mean and sd and the off-diagonal sd, for the published constants both ways round."""
+    """Means over draws of what mimetic.measure says of a product (diag_mean, diag_sd, offdiag_sd, z, sigmas), for the published constants
+    both ways round."""
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     cases = {
@@ -82,7 +83,7 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
         for _ in range(draws):
             left, right = factor_top_k(semi_diagonal(d, alpha, beta, generator=generator), rank)
             rows.append({"product": name, **statistics(left @ right)})
-    return pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z"]].mean()
+    return pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]].mean()
 
 
 @torch.no_grad()

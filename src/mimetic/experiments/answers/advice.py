@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import pandas as pd
 
@@ -38,6 +39,11 @@ def _halves(table: pd.DataFrame | None) -> str:
     return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
 
 
+def _values(table: pd.DataFrame, names: list[str]) -> str:
+    """Comparisons with their difference and interval."""
+    return ", ".join(f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in names)
+
+
 def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
     """Advice from the comparisons on the last items, held against those on the last but one."""
     rows = {name: row for name, row in table.iterrows() if row["pairs"] >= ENOUGH}
@@ -45,9 +51,7 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
     if not signs:
         return "too few pairs for advice about the initialization."
 
-    def values(names: list[str]) -> str:
-        return ", ".join(f"{name} {METRIC.signed(rows[name]['difference'])} {interval(rows[name]['low'], rows[name]['high'])}" for name in names)
-
+    values = partial(_values, table)
     good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
     size = [name for name in good if name not in SIGN_PAIRS]
     if beyond := beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
@@ -55,6 +59,10 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
     if size:
         again = [name for name in size if other.loc[name, "low"] > 0]
         held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
+        there = beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0)
+        diagonals = [f"{name} minus default at their norms" for name in there]
+        if diagonals:
+            held += f", where it is the diagonal that gains ({_values(other, diagonals)})"
         return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try, since they need no measurement (`timm-rescaled` and `mimetic-random-directions` of `mimetic.initializers`)."
     if good and bad:
         return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say."

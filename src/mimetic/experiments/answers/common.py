@@ -10,7 +10,7 @@ import pandas as pd
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, holm, paired_differences, summary
+from mimetic.statistics import ENOUGH, compare, contrast, corrected, paired_differences, steps_to_reach, summary
 
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
@@ -156,7 +156,7 @@ def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs
         return table
     table = table[~table["compared"].duplicated()]
     values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
-    out = table.assign(p_holm=holm(table["p"])).round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
+    out = table.assign(p_holm=corrected(table)).round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
     out = out.set_index("group", append=True).swaplevel()[[*values, *columns, *ps]].rename_axis([None, None])
     return blank(out)
 
@@ -165,6 +165,16 @@ def blank(table: pd.DataFrame) -> pd.DataFrame:
     """A table for the page: nothing where there is no value (nan) or no interval (infinite, of one pair)."""
     empty = table.isna() | table.isin([np.inf, -np.inf])
     return table.astype({name: object for name in table if empty[name].any()}).mask(empty, "")
+
+
+def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
+    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never. The arm that the targets were
+    taken from passes them before its end, too, since curves are noisy: only the difference to it says that an arm is sooner."""
+    found = {}
+    for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
+        curve = curve.sort_values("step")
+        found[seed] = steps_to_reach(curve, targets[seed], column) / curve["step"].max()
+    return pd.Series(found, dtype=float)
 
 
 def markdown(table: pd.DataFrame) -> str:

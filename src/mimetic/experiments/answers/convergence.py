@@ -12,7 +12,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import mean_interval, steps_to_reach
+from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
 
 WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
@@ -149,11 +149,11 @@ def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, .
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
     if target is not None:
         targets[:] = target
-    own = _shares(curves, DEFAULT, targets, column)
+    own = common.first_passage(curves, DEFAULT, targets, column)
     epochs = curves.groupby("arm")["epoch"].max()
-    rows[arm_label(DEFAULT)] = {"epochs": epochs[DEFAULT] * own.mean(), "share of the run": own.mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
+    rows[arm_label(DEFAULT)] = {"epochs": epochs[DEFAULT] * own.fillna(1.0).mean(), "share of the run": own.fillna(1.0).mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
     for arm in arms:
-        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := _shares(curves, arm, targets, column)).empty:
+        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := common.first_passage(curves, arm, targets, column)).empty:
             continue
         difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
         low, high = mean_interval(difference)
@@ -180,12 +180,3 @@ def sooner_sentence(table: pd.DataFrame) -> str:
     }  # fmt: skip
     parts = [f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}." for name, part in groups.items() if len(part)]
     return f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}. {' '.join(parts) or 'There are too few pairs for a word.'}"
-
-
-def _shares(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
-    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never."""
-    found = {}
-    for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
-        curve = curve.sort_values("step")
-        found[seed] = steps_to_reach(curve, targets[seed], column) / curve["step"].max()
-    return pd.Series(found, dtype=float)

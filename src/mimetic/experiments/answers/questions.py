@@ -12,6 +12,7 @@ from mimetic.audit import CHANCE, EXPLAINED, MEANINGFUL, Parameters, audit
 from mimetic.audit.report import sign
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, TITLES
+from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
 from mimetic.experiments.recorded import recorded_products, records_of
 from mimetic.pretrained import SOURCES
@@ -243,10 +244,10 @@ def share_table() -> pd.DataFrame:
 
 
 def share_marks() -> dict[str, tuple[int, float]]:
-    """Our data sets on the curve of our shape: label -> (items, share)."""
-    base = shape_parameters(*SHAPES["d 64, 2 layers (BERT4Rec on Beauty)"])
-    sizes = {"Beauty, ours": 1_000, "ML-100K": 1_682, "ML-1M": 3_706, "Beauty, all": 12_101}
-    return {name: (n, base.share(n)) for name, n in sizes.items()}
+    """Our data sets with our shape, each with its number of positions: label -> (items, share)."""
+    shape = SHAPES["d 64, 2 layers (BERT4Rec on Beauty)"]
+    sizes = {"Beauty, ours": (1_000, "beauty"), "ML-100K": (1_682, "ml100k"), "ML-1M": (3_706, "ml1m"), "Beauty, all": (12_101, "beauty-full")}
+    return {name: (n, shape_parameters(*shape, items=n, max_len=EXPERIMENTS[experiment].max_len).share(n)) for name, (n, experiment) in sizes.items()}
 
 
 def share_levels() -> dict[str, float]:

@@ -51,6 +51,7 @@ AGAINST_EACH_OTHER = {
     "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
 }  # fmt: skip
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
+OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
 draw = partial(common.draw, command=COMMAND)
@@ -135,9 +136,13 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
     groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
+    text = f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.".replace(". against", ". Against")
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
-    differs = " On the users' last but one items the pairs do not say so (below)." if so and so != other_so else ""
-    return f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.{so}{differs}".replace(". against", ". Against")
+    if so:
+        text += f" **So, at this learning rate and on these items, {so}.**"
+    if so and so != other_so:
+        text += f" On the users' last but one items (below) {other_so or 'no such thing can be said'}."
+    return text
 
 
 def beyond_size(said: Callable[[str], bool]) -> list[str]:
@@ -146,16 +151,16 @@ def beyond_size(said: Callable[[str], bool]) -> list[str]:
 
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
-    """The conclusion from the words of conclusion(); "" while they do not say."""
+    """The conclusion from the words of conclusion(), a clause; "" while they do not say."""
     better = {"gains": "opposite signs do better than vision's", "loses": "vision signs do better than the opposite"}.get(words.get("opposite minus vision signs", ""), "")
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
     if beyond_size(lambda name: words.get(name) == "gains"):
-        return f" **So there is more to it than the size of the weights{rest}.**"
+        return f"there is more to it than the size of the weights{rest}"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
-        return f" **So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one{rest}.**"
-    return f" **So, at this learning rate and on these items, the sign matters: {better}.**" if better else ""
+        return f"larger attention weights gain, with a diagonal or without one{rest}"
+    return f"the sign matters: {better}" if better else ""
 
 
 def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -169,7 +174,7 @@ def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
                 rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
             rows.setdefault(name, {})[data] = _cell(row)
             experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
-            users = user_differences(experiment, prefix + arm, prefix + DEFAULT) if name in SIGN_PAIRS else np.empty((0, 0))
+            users = user_differences(experiment, prefix + arm, prefix + reference) if name in OVER_USERS else np.empty((0, 0))
             if len(users) > 1:
                 rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
     if not rows:

@@ -22,7 +22,6 @@ from mimetic.statistics import (
     paired_differences,
     sign_flip_test,
     smallest_p,
-    steps_to_reach,
     summary,
 )
 from mimetic.training.records import load_runs
@@ -88,30 +87,30 @@ def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a seed: the default's final accuracy, and after how many steps, and which share of the run, the mimetic arm first reaches
-    it on its own curve (linear between epochs; missing: never)."""
-    rows = []
+    """One row a seed: the default's final accuracy; after which share of the run each arm's own curve first reaches it (linear between
+    epochs; missing: never); and how much earlier the mimetic arm does, as a share of the run (a run that never does counts as 1)."""
+    columns = ["default at the end (%)", "mimetic", "default", "earlier by"]
     if not set(PAIR) <= set(finals["arm"]):
-        return pd.DataFrame(columns=["default at the end (%)", "steps", "share of the run"])
-    for seed, pair in paired_differences(finals).iterrows():
-        curve = curves[(curves["arm"] == PAIR[1]) & (curves["seed"] == seed)].sort_values("step")
-        steps = steps_to_reach(curve, pair[PAIR[0]])
-        rows.append({"seed": seed, "default at the end (%)": 100 * pair[PAIR[0]], "steps": steps, "share of the run": steps / curve["step"].max()})
-    return pd.DataFrame(rows).set_index("seed").assign(steps=lambda table: table["steps"].round().astype("Int64"))
+        return pd.DataFrame(columns=columns)
+    targets = paired_differences(finals)[PAIR[0]]
+    default, mimetic = (common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR)
+    return pd.concat([100 * targets, mimetic, default, default.fillna(1.0) - mimetic.fillna(1.0)], axis=1, keys=columns)
 
 
 def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     """steps_saved in words."""
     if not set(PAIR) <= set(finals["arm"]):
         return "No pair of runs is in yet."
-    share = steps_saved(finals, curves)["share of the run"]
-    reached = share.dropna()
-    if reached.empty:
+    table = steps_saved(finals, curves)
+    own, share = table["default"].fillna(1.0), table["mimetic"]
+    if share.isna().all():
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
-    text = f"The mimetic arm reaches the default's final accuracy after {common.percent(reached.mean())} of the run on average"
-    if len(share) > 1:
-        text += f" (from {100 * reached.min():.0f} to {100 * reached.max():.0f} %)"
-    return text + ("." if len(reached) == len(share) else f", in {len(reached)} of {len(share)} pairs.")
+    text = f"The mimetic arm first reaches the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of the run, the default itself after {common.percent(own.mean())}"
+    if share.isna().any():
+        text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
+    low, high = mean_interval(table["earlier by"])
+    span = f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−") if len(share) > 1 else ""
+    return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}."
 
 
 def gap_by_epoch(curves: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +137,10 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     if first["pairs"] < ENOUGH:
         return text + " Too few pairs for a verdict."
     end = gap.iloc[-1]
-    says = "more than a head start" if end["low"] > 0 else "a head start that these pairs cannot tell from nothing at the end" if first["low"] > 0 else "no lead that these pairs can show"
+    if end["high"] < 0:
+        says = "a head start that ends behind the default" if first["low"] > 0 else "no lead, but a loss"
+    else:
+        says = "more than a head start" if end["low"] > 0 else "a head start that these pairs cannot tell from nothing at the end" if first["low"] > 0 else "no lead that these pairs can show"
     return f"{text} In this schedule it is {says}."
 
 
