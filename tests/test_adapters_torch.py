@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from mimetic import MimeticSpec, mimetic_init_
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
+from mimetic.models.blocks import SelfAttention
 from mimetic.scan import attention_layers, scan
 from mimetic.verify import verify
 
@@ -160,3 +162,51 @@ def test_quantised_weights_are_refused():
     model.attn.in_proj_weight = nn.Parameter(model.attn.in_proj_weight.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(UnsupportedAttention, match="float8"):
         attention_layers(model)
+
+
+class CrossAttentionBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.cross_attn = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)
+
+
+class CrossEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(16, 2)
+
+
+class MeanPoolClassifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2)
+
+
+class AttentionPool(MeanPoolClassifier):
+    pass
+
+
+def test_a_layers_own_name_counts_before_its_blocks():
+    assert [(layer.name, layer.kind) for layer in attention_layers(CrossAttentionBlock())] == [("self_attn", "self"), ("cross_attn", "cross")]
+    assert attention_layers(CrossEncoder())[0].kind == attention_layers(MeanPoolClassifier())[0].kind == "self"
+    with pytest.raises(UnsupportedAttention, match="pools with a learned query"):
+        attention_layers(AttentionPool())
+
+
+def test_our_layer_in_another_block_has_gains_that_are_not_known():
+    block = nn.Module()
+    block.ln, block.attn = nn.LayerNorm(16), SelfAttention(16, 2)
+    assert not attention_layers(block)[0].gains_known and attention_layers(SelfAttention(16, 2))[0].gains_known
+    with pytest.raises(UnsupportedAttention):
+        attention_layers(block)[0].qk(0, fold=True)
+
+
+def test_no_two_layers_have_one_name():
+    for order in (("module", "attn"), ("attn", "module")):
+        model = nn.Module()
+        parts = {"module": nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)}), "attn": nn.MultiheadAttention(16, 2)}
+        for name in order:
+            setattr(model, name, parts[name])
+        assert {layer.name for layer in attention_layers(model)} == {"attn", "module.attn"}
+        assert len(mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)))) == 2
+        assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]

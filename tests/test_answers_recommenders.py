@@ -312,8 +312,8 @@ def test_shares_fall_with_the_catalogue_and_are_those_of_a_built_model():
     assert (table.diff().dropna() < 0).all().all() and table.index.max() == 10**7
     built = count_parameters(BERT4Rec(BERT4RecConfig(1_682)))
     assert questions.share_marks()["ML-100K"][1] == pytest.approx(built.share(), rel=1e-9)
-    for label, run in (("Beauty, ours", "beauty"), ("ML-100K", "ml100k")):  # as the records count them
-        counted = read_record(record_path(run, "bert", 0, folder=None))["parameters"]
+    for label, data in (("Beauty, ours", "beauty"), ("ML-100K", "ml100k")):  # as the records count them
+        counted = read_record(record_path(data, "bert", 0))["parameters"]
         attention = counted["attention_qkv"] + counted["attention_proj"]
         assert questions.share_marks()[label][1] == pytest.approx(attention / counted["total"], rel=1e-9)
     assert questions.share_levels()["ViT-Tiny"] == pytest.approx(0.311, abs=0.001)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mimetic import attention_layers, initialize_, measure
-from mimetic.attention_maps import MAP_COLUMNS, PRODUCT_COLUMNS, anatomy, patch_distances, product_table
+from mimetic.attention_maps import MAP_COLUMNS, PRODUCT_COLUMNS, anatomy, attention_map, patch_distances, product_table
 from mimetic.models import ViT, ViTConfig
+from mimetic.models.blocks import SelfAttention
 
 
 def vit(**changes):
@@ -76,3 +77,9 @@ def test_a_multiple_of_the_identity_has_no_z_and_can_be_stored():
     (row,) = [r for r in rows(table) if r["product"] == "vp" and not r["fold"]]
     assert row["diag_mean"] == pytest.approx(-0.05) and row["offdiag_sd"] == 0 and row["sigmas"] is None
     assert json.dumps(table, allow_nan=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tokens_of_any_precision(dtype):
+    layer, tokens = attention_layers(SelfAttention(32, 4))[0], torch.randn(2, 5, 32)
+    torch.testing.assert_close(attention_map(layer, tokens.to(dtype)), attention_map(layer, tokens), atol=0.02, rtol=0)

@@ -63,6 +63,7 @@ def test_time_limit_is_not_an_error(capsys):
         ("train digits --experiment mine --train-size 1400", "digits has 1390 training images with the same number of each class"),
         ("train digits --experiment mine --curve-images 360", "at most 350, not 360"),
         ("train pydoc --experiment mine --context 90000", "context"),
+        ("train digits --init mimetic --arm timm", "arm 'timm' of digits sets what was given otherwise: init='mimetic'"),
         ("train cifar10-lab10 --arm swapped --qk-beta 0.1", "arm 'swapped' of cifar10-lab10 sets what was given otherwise: qk_beta=0.1"),
         ("train cifar10-lab10 --arm swapped --experiment mine", "'swapped' is an arm of cifar10-lab10"),
         ("audit minilm-l6 --transposed", "needs both --num-heads and --proj"),

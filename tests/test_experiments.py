@@ -11,6 +11,7 @@ import torch
 from mimetic import attention_layers
 from mimetic.attention_maps import attention_map
 from mimetic.experiments import construction, live, pattern, report
+from mimetic.experiments.configs import named
 from mimetic.models.blocks import SelfAttention
 from mimetic.training.records import load_runs
 
@@ -144,3 +145,10 @@ def test_a_stopped_run_is_gone_on_with_as_if_nothing_had_happened(tmp_path, monk
     whole, resumed = live.interrupted(epochs=3, stop_after=1, train_size=480, d_model=16, depth=1, num_heads=2)
     assert (whole["resumed"], resumed["resumed"]) == (0, 1) and whole["curve"] == resumed["curve"]
     assert not list(tmp_path.iterdir())  # what it makes, it makes elsewhere, and removes
+
+
+@pytest.mark.parametrize("changes", [{"arm": "swapped", "qk_alpha": 0.7}, {"arm": "mimetic", "init": "timm"}])
+def test_an_arm_is_not_given_a_setting_that_it_changes(changes):
+    """Also the base's own value, which an arm cannot tell from none given: the keywords can."""
+    with pytest.raises(ValueError, match=f"arm '{changes['arm']}' of cifar10-lab10 sets what was given otherwise"):
+        named("cifar10-lab10", **changes)

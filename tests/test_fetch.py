@@ -160,6 +160,13 @@ def test_download_refuses_a_wrong_checksum_and_leaves_nothing(server, tmp_path):
         download(f"{server.url}/file", tmp_path / "file", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
+    def not_text(path):  # a portal's page in place of a text
+        return b"\xff\xfe".decode("utf-8")
+
+    with pytest.raises(ChecksumError, match="file: SHA-256 is not to be had .*, expected"):
+        download(f"{server.url}/file", tmp_path / "file", SHA256, digest=not_text)
+    assert list(tmp_path.iterdir()) == []
+
 
 @pytest.mark.parametrize("where", ["broken", "missing"])
 def test_download_that_fails_is_one_line_and_leaves_nothing(server, tmp_path, where):

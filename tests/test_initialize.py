@@ -190,6 +190,12 @@ def test_constants_may_be_numpys():
     assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25
 
 
+@pytest.mark.parametrize("value", [None, torch.tensor(0.7), "0.7", float("nan")])
+def test_constants_that_are_none_are_named(value):
+    with pytest.raises(ValueError, match="qk_beta must be a finite number or a sequence of them, one a layer; got"):
+        MimeticSpec(qk_beta=value)
+
+
 def test_a_forward_that_was_put_back_is_none_that_was_replaced():
     model = vit()
     qkv = model.blocks[0].attn.qkv
@@ -597,6 +603,15 @@ def test_grouped_query_attention():
         semi_diagonal(d, 1, 1, generator=g)
     target = semi_diagonal(d, 0.4, -0.4, generator=g)
     torch.testing.assert_close(layer.vp(), best_rank_k(target, kv_heads * k), atol=2e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
+def test_a_bare_identity_of_low_rank_has_no_favourite_coordinates():
+    model = nn.Sequential(grouped(32, 4, 1, 8), grouped(32, 4, 1, 8))
+    mimetic_init_(model, MimeticSpec(vp_alpha=0, vp_beta=0.4), generator=seeded())
+    first, second = (layer.vp() for layer in attention_layers(model))
+    assert first.trace() == pytest.approx(8 * 0.4, rel=0.01) and not torch.allclose(first, second, atol=0.01)
+    assert first.diagonal().min() > 0.01 and first.diagonal().max() < 0.3  # spread over all of them, not 0.4 on eight
 
 
 @pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")

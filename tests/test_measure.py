@@ -139,3 +139,20 @@ def test_only_cross_attention():
     layer = nn.TransformerDecoderLayer(32, 4)
     assert set(measure(layer).name) == {"self_attn"}
     assert set(measure(layer, cross=True).name) == {"self_attn", "multihead_attn"}
+
+
+def test_a_bare_identity_cut_to_a_head_is_imitated_as_well_as_it_can_be():
+    layer = nn.MultiheadAttention(32, 2)
+    with torch.no_grad():
+        layer.in_proj_weight.copy_(torch.eye(32).repeat(3, 1))
+    with pytest.warns(MimeticWarning, match="beta = 10 alpha is taken"):
+        spec = fit(layer)
+    assert spec.qk_beta[0] == pytest.approx(10 * spec.qk_alpha[0]) and np.isfinite(spec.qk_alpha[0])
+
+
+def test_one_head_that_is_no_number_is_not_passed_over():
+    layer = nn.MultiheadAttention(32, 2)
+    with torch.no_grad():
+        layer.in_proj_weight[0, 0] = float("nan")
+    with pytest.raises(UnsupportedAttention, match="not finite"):
+        fit(layer)

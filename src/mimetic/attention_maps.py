@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
 from mimetic.measure import product_rows
-from mimetic.scan import attention_layers
+from mimetic.scan import attention_layers, evaluating
 
 PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")
@@ -25,6 +25,7 @@ def attention_map(layer: AttentionLayer, x_BND: Tensor) -> Tensor:
 
     With the layer's biases, without masks, position rotations or relative biases.
     """
+    x_BND = x_BND.float()
     q_BHNK = torch.einsum("bnd,dhk->bhnk", x_BND, layer.q.float())
     k_BHNK = torch.einsum("bnd,dhk->bhnk", x_BND, layer.k.float())
     if layer.q_bias is not None:
@@ -66,11 +67,10 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
     layers = attention_layers(model)
     seen: list[Tensor] = []
     hooks = [block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in model.blocks]
-    training = model.training
     try:
-        model.eval()(images)
+        with evaluating(model):
+            model(images)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     prefix = 0 if model.cls_token is None else 1

@@ -100,6 +100,11 @@ def _top_right_vectors(A: Tensor, k: int) -> Tensor:
     They are the top eigenvectors of A^T A. Float64 keeps the squared matrix's small gaps apart: two neighbouring
     singular values at the cut differ by about 1e-3 relative, far above 1e-15 and not far enough above 1e-7.
     """
-    G = A.double()
+    G = double(A)
     _, V = torch.linalg.eigh(G.mT @ G)
-    return V[:, -k:].flip(-1).to(A.dtype)
+    return V[:, -k:].flip(-1).to(A.device, A.dtype)
+
+
+def double(t: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none (Apple's MPS)."""
+    return t.cpu().double() if t.device.type == "mps" else t.double()

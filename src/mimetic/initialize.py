@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -46,7 +46,7 @@ class MimeticSpec:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
         for name in self.constants():
             value = getattr(self, name)
-            values = (value,) if isinstance(value, Real) else tuple(value)
+            values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()
             if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if max(map(abs, values)) > LARGEST:
@@ -153,7 +153,7 @@ def mimetic_init_(
         ValueError: bad biases, spec or combination of arguments. Nothing was written.
 
     Warns:
-        MimeticWarning: RoPE, QK-norm and other things that change the effect; layers that were left alone.
+        MimeticWarning: RoPE, QK-norm and other things that change the effect; frozen layers; layers that were left alone.
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
@@ -165,7 +165,7 @@ def mimetic_init_(
     layers, constants, tied = planned.layers, planned.constants, planned.tied
     for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
         warnings.warn(note, MimeticWarning, stacklevel=3)
-    generator = generator or _first_process_generator(model)
+    generator = generator or first_process_generator(model)
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
@@ -197,7 +197,7 @@ def mimetic_init_(
     return [reports[name] for name in planned.names]
 
 
-def _first_process_generator(model: nn.Module) -> torch.Generator | None:
+def first_process_generator(model: nn.Module) -> torch.Generator | None:
     """For a model whose replicas must stay equal (DistributedDataParallel): a generator with one seed in all their processes."""
     replicas = next((m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)), None)
     if replicas is None or replicas.process_group.size() == 1:
@@ -217,8 +217,16 @@ def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, 
                 stack = _qk_targets(layer.d_model, group, c["qk_alpha"], c["qk_beta"], noise, generator)
                 yield (layer, c, "qk", g), stack, layer.head_dim
         if vp:
-            target = semi_diagonal(layer.d_model, c["vp_alpha"], c["vp_beta"], generator=generator, noise=noise)
-            yield (layer, c, "vp", 0), target[None], layer.v.shape[1] * layer.v.shape[2]
+            rank = layer.v.shape[1] * layer.v.shape[2]
+            alpha = _drawn(c["vp_alpha"], c["vp_beta"]) if rank < layer.d_model else c["vp_alpha"]
+            target = semi_diagonal(layer.d_model, alpha, c["vp_beta"], generator=generator, noise=noise)
+            yield (layer, c, "vp", 0), target[None], rank
+
+
+def _drawn(alpha: float, beta: float) -> float:
+    """alpha for a target that is cut to a lower rank. A bare multiple of I has no directions of its own: a trace of noise draws them, else
+    all heads and layers would keep the same ones."""
+    return alpha or TIE_BREAK * abs(beta)
 
 
 def _qk_targets(d, group, alpha, beta, noise, generator) -> Tensor:
@@ -228,8 +236,7 @@ def _qk_targets(d, group, alpha, beta, noise, generator) -> Tensor:
     keep, with the same noise the heads are copies of each other. Half and half keeps 90 to 93 % and the heads apart
     (measured for groups of 3 to 8).
     """
-    # a bare multiple of I has no directions of its own: a trace of noise draws them, else all heads would get the same ones
-    alpha = alpha or TIE_BREAK * abs(beta)
+    alpha = _drawn(alpha, beta)
     if group == 1:
         return semi_diagonal(d, alpha, beta, generator=generator, noise=noise)[None]
     common = semi_diagonal(d, alpha * SHARED_NOISE**0.5, beta, generator=generator, noise=noise)

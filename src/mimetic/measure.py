@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
-from mimetic.construct import factor_top_k, semi_diagonal
+from mimetic.construct import double, factor_top_k, semi_diagonal
 from mimetic.initialize import MimeticSpec
 from mimetic.scan import attention_layers
 
@@ -27,9 +28,9 @@ def measure(
     """One row a product: W_Q W_K^T of every head ("qk"), W_V W_proj of every head and of the layer ("vp", head -1).
 
     Columns: layer (index), name, head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries;
-    z = diag_mean / offdiag_sd; and what z would be by chance: null_mean and null_sd, the exact mean and standard
-    deviation of z over all ways to pair the product's rows with its columns at random (Hoeffding 1951); for unrelated
-    random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
+    z = diag_mean / offdiag_sd; and what it would be by chance: null_mean and null_sd, the exact mean and standard
+    deviation of the mean diagonal over all ways to pair the product's rows with its columns at random (Hoeffding 1951), in
+    units of the same offdiag_sd; for unrelated random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
 
     Args:
         model: a module, or a list of AttentionLayer.
@@ -59,7 +60,7 @@ def product_rows(layers: list[AttentionLayer], fold: bool = False, heads: bool =
 
 def statistics(A: Tensor) -> dict[str, float]:
     """The numbers of one (d, d) product; see measure."""
-    A = A.double()
+    A = double(A)
     d = A.shape[0]
     diagonal = A.diagonal()
     mean, grand = diagonal.mean().item(), A.mean()
@@ -119,20 +120,22 @@ def fit_layer(rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None 
     """
     vp = rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)].iloc[0]
     qk = rows[rows["product"] == "qk"]
-    spread = float(np.sqrt(np.mean(qk.offdiag_sd**2)))
+    spread = float(np.sqrt(np.mean(qk.offdiag_sd.to_numpy() ** 2)))  # numpy's mean does not pass over nan
     vp_alpha, vp_beta = _untruncate(vp.diag_mean, vp.offdiag_sd, d_model, min(d_model, rank or d_model), name)
-    qk_alpha, qk_beta = _untruncate(float(qk.diag_mean.mean()), spread, d_model, min(d_model, head_dim), name)
+    qk_alpha, qk_beta = _untruncate(float(qk.diag_mean.to_numpy().mean()), spread, d_model, min(d_model, head_dim), name)
     return {"qk_alpha": qk_alpha, "qk_beta": qk_beta, "vp_alpha": vp_alpha, "vp_beta": vp_beta}
 
 
 def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tuple[float, float]:
     """(alpha, beta) whose rank-k truncation in width d has this mean diagonal and off-diagonal sd."""
+    if not (math.isfinite(diagonal) and math.isfinite(spread)):
+        raise UnsupportedAttention(f"{name}: a product of its weights has entries that are not finite")
     if not diagonal and not spread:
         raise UnsupportedAttention(f"{name}: a product of its weights is 0, so there is nothing to imitate")
     if k == d:
         return spread * d**0.5, diagonal
     ratios, means, spreads = truncation_curve(d, k)
-    wanted = abs(diagonal) / spread
+    wanted = abs(diagonal) / spread if spread else math.inf
     if wanted > (means / spreads)[-1]:
         warnings.warn(
             f"{name}: a diagonal of {wanted:.2f} times the spread is more than a rank-{k} product in width {d} can have "
@@ -141,8 +144,8 @@ def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tu
             stacklevel=5,
         )
     ratio = float(np.interp(wanted, means / spreads, ratios))
-    # both scale with alpha: the spread fixes it
-    alpha = spread / float(np.interp(ratio, ratios, spreads))
+    # both scale with alpha: the spread fixes it, or the diagonal where it has none
+    alpha = spread / float(np.interp(ratio, ratios, spreads)) if spread else abs(diagonal) / float(means[-1])
     return alpha, float(np.copysign(ratio * alpha, diagonal))
 
 

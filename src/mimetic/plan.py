@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, UnsupportedAttention
-from mimetic.scan import scan
+from mimetic.scan import plain, scan
 
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
@@ -48,6 +48,9 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
             raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
     notes = [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"] if left else []
     notes += [f"{name}: left alone, {reason}" for name, reason in found.passed_over.items()]
+    frozen = {p.untyped_storage().data_ptr() for p in model.parameters() if plain(p) and not p.requires_grad}
+    stuck = [layer.name for layer in layers if any(place in frozen for place, _ in _places(layer))]
+    notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
         for caveat in layer.caveats:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +44,9 @@ def scan(model: nn.Module) -> Scan:
     modules = dict(model.named_modules())
     found = Scan([], {}, {})
     claimed: list[str] = []
-    names: set[str] = set()
+    cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
-    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if _plain(t)}
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
         if reader is None:
@@ -52,9 +55,8 @@ def scan(model: nn.Module) -> Scan:
             continue
         claimed.append(name)
         shown = clean_name(name) or type(module).__name__
-        if shown in names:  # a part of the model that is itself called like a wrapper
-            shown = name
-        names.add(shown)
+        if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
+            shown = name or type(module).__name__
         try:
             if replaced_forward(module):
                 raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
@@ -74,7 +76,19 @@ def scan(model: nn.Module) -> Scan:
     return found
 
 
-def _plain(t: Tensor) -> bool:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards every module in the mode that it was in, a frozen trunk still in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def plain(t: Tensor) -> bool:
     """Whether a parameter or buffer is numbers in memory (not lazy, meta, sparse, sharded or quantised)."""
     return not is_lazy(t) and type(t.data) is Tensor and not t.is_meta and t.layout is torch.strided
 

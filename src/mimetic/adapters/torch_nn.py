@@ -5,7 +5,8 @@ import re
 from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, split_out, usable
 from mimetic.attention import AttentionLayer
 
-POOLING = re.compile(r"pool|probe|(^| )mab|resampler", re.IGNORECASE)
+POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)
+SELF = re.compile(r"^self_?att", re.IGNORECASE)
 
 
 def multihead_attention(module, name, ancestors) -> AttentionLayer:
@@ -21,8 +22,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
         bs = usable(module.in_proj_bias, name, "in_proj_bias").view(3, heads, -1).unbind(0)
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)
-    # the layer itself does not know what it is called with: the names around it do
-    around = [path, *(type(a).__name__ for _, a in ancestors[:1])]
+    # the layer itself does not know what it is called with: its own name does, or that of its block
+    around = [path] if SELF.search(path) else [path, *(type(a).__name__ for _, a in ancestors[:1])]
     context = " ".join(around)
     if POOLING.search(context):
         raise NotSelfAttention(f"{type(parent).__name__} pools with a learned query: its keys and queries are different tokens")

@@ -127,12 +127,14 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
     """
     path = Path(path)
     why = "not in the cache"
-    if path.is_file():
+    def checked(file: Path) -> str:
         try:
-            found = digest(path)
+            return digest(file)
         except ValueError as error:  # a digest of text that is none
-            found = f"not to be had ({error})"
-        if found == sha256.lower():
+            return f"not to be had ({error})"
+
+    if path.is_file():
+        if (found := checked(path)) == sha256.lower():
             return path
         why = f"the file in {path.parent} is another one (SHA-256 {found}, expected {sha256.lower()})"
     require_network(path.name, why)
@@ -147,6 +149,6 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
             raise Unavailable(f"{path.name}: cannot be fetched from {url} ({reason})") from None
         if promised is not None and temporary.stat().st_size < int(promised):
             raise Unavailable(f"{path.name}: the connection to {url} broke before the end")
-        if (found := digest(temporary)) != sha256.lower():
+        if (found := checked(temporary)) != sha256.lower():
             raise ChecksumError(f"{path.name}: SHA-256 is {found}, expected {sha256.lower()}")
     return path

@@ -12,11 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mimetic.construct import double
+
 CUTOFF = 10
 
 
 def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Tensor:
-    """The rank (from 1) of each user's target among the items that are not in the history, (B,) float64, on the device.
+    """The rank (from 1) of each user's target among the items that are not in the history, (B,) float64.
 
     An item with the target's own score counts as half in front of it: the mean rank over all orders of the tied items.
 
@@ -32,14 +34,14 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     others_BI = ~had_BI[:, 1:]
     above = ((scores_BI > wanted_B1) & others_BI).sum(1)
     level = ((scores_BI == wanted_B1) & others_BI).sum(1)
-    return 1 + above.double() + level.double() / 2
+    return 1 + double(above) + double(level) / 2
 
 
 def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
     """Means over users of Recall@k, NDCG@k (one relevant item: 1 / log2(1 + rank)) and MRR (1 / rank, no cutoff)."""
     found = ranks_B <= k
     gain = torch.where(found, 1 / torch.log2(1 + ranks_B), 0.0)
-    return {f"ndcg{k}": float(gain.mean()), f"recall{k}": float(found.double().mean()), "mrr": float((1 / ranks_B).mean())}
+    return {f"ndcg{k}": float(gain.mean()), f"recall{k}": float(double(found).mean()), "mrr": float((1 / ranks_B).mean())}
 
 
 def pad_left(sequences, length: int | None = None) -> Tensor:

@@ -31,7 +31,7 @@ METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
 MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have different numbers
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/sequences.py", "experiments/ranking.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/sequences.py", "defaults.py", "experiments/ranking.py",
     "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/bert4rec.py",
     "models/blocks.py", "plan.py", "scan.py", "training/loop.py", "training/precision.py",
 )  # fmt: skip

@@ -180,8 +180,8 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
     from mimetic.training.loop import resolve_backend
 
     backend = resolve_backend(train_config(config))
-    parts = ("type", "precision", "compiled")
-    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": ", ".join(f"{k} {backend[k]}" for k in parts)}
+    parts = ("type", "precision", "products", "compiled")
+    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": ", ".join(f"{k} {backend[k]}" for k in parts if k in backend)}
 
 
 def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:

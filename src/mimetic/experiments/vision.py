@@ -28,7 +28,7 @@ METRIC = ACCURACY
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/augment.py", "data/images.py",
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/augment.py", "data/images.py", "defaults.py",
     "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/vit.py",
     "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py",
 )  # fmt: skip

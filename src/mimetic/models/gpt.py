@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import Block
+from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
 
@@ -90,14 +91,11 @@ def generate(model: GPT, ids: list[int], length: int, *, seed: int = 0, temperat
         raise ValueError("no tokens to begin with")
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, not {temperature!r}")
-    training, device = model.training, model.pos_embed.device
+    device = model.pos_embed.device
     generator, out = torch.Generator().manual_seed(seed), list(ids)
-    try:
-        model.eval()
+    with evaluating(model):
         for _ in range(length):
             logits = model(torch.tensor([out[-model.config.context :]], device=device))[0, -1]
-            p = (logits.double().cpu() / temperature).softmax(0)  # drawn on the CPU: the same numbers on every device
+            p = (logits.cpu().double() / temperature).softmax(0)  # drawn on the CPU: the same numbers on every device
             out.append(int(torch.multinomial(p, 1, generator=generator)))
-    finally:
-        model.train(training)
     return out[len(ids) :]

@@ -89,7 +89,7 @@ class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021): images (B, C, img_size, img_size) to logits (B, num_classes).
 
     The constructor leaves PyTorch's default initialization (position embedding and class token: normal, .02);
-    ``mimetic.initialize.initialize_`` sets another one by name.
+    ``mimetic.initialize_`` sets another one by name.
     """
 
     def __init__(self, config: ViTConfig) -> None:

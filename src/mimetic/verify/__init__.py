@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from mimetic.adapters.views import GATE, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import AttentionLayer
-from mimetic.scan import scan
+from mimetic.construct import double
+from mimetic.scan import evaluating, scan
 from mimetic.verify.fold import fold_errors
 from mimetic.verify.record import Record, Session, arrange, relative_error
 
@@ -72,18 +73,13 @@ def verify(
         One Check a layer, in the order of the layers. Check.problem is empty where the layer is right.
     """
     layers = scan(model).layers if layers is None else layers
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            session = Session(model, layers, seed)
-            records = [session.run(run, r) for r in range(RUNS)]
-            checks = [_compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)]
-            if fold:
-                errors = fold_errors(session, run)
-                checks = [_with_fold(c, layer, errors.get(i), tolerance) for i, (c, layer) in enumerate(zip(checks, layers))]
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        session = Session(model, layers, seed)
+        records = [session.run(run, r) for r in range(RUNS)]
+        checks = [_compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)]
+        if fold:
+            errors = fold_errors(session, run)
+            checks = [_with_fold(c, layer, errors.get(i), tolerance) for i, (c, layer) in enumerate(zip(checks, layers))]
     return checks
 
 
@@ -200,7 +196,7 @@ def _logit_ratio(logits, q, k) -> float:
     dots = [(a * b).sum(-1) for a, b in zip(q, k)]
     if diagonal[0].shape != dots[0].shape:
         return math.nan
-    error, ratio = _fit((diagonal[0] - diagonal[3]).double(), (dots[0] - dots[3]).double())
+    error, ratio = _fit(double(diagonal[0] - diagonal[3]), double(dots[0] - dots[3]))
     return ratio if error < 1e-2 else math.nan
 
 

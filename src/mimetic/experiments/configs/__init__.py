@@ -26,7 +26,12 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     for name in changes:
         if name not in base.known():
             raise ValueError(f"{name!r} is not a field of {type(base).__name__}; the fields are {', '.join(base.known())}")
-    return with_arm(replace(base, **changes))
+    given = replace(base, **changes)
+    config = with_arm(given)
+    against = [f"{name}={getattr(given, name)!r} ({given.arm} has {getattr(config, name)!r})" for name in changes if name != "arm" and getattr(config, name) != getattr(given, name)]
+    if against:
+        raise ValueError(f"arm {given.arm!r} of {experiment} sets what was given otherwise: {', '.join(against)}")
+    return config
 
 
 def with_arm(config: RunConfig) -> RunConfig:
@@ -58,6 +63,8 @@ def with_arm(config: RunConfig) -> RunConfig:
             raise ValueError(f"arm {config.arm!r} of {config.experiment} sets what was given otherwise: {', '.join(against)}")
         return replace(config, **changes)
     if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
+        if config.init not in (config.arm, base.init):
+            raise ValueError(f"arm {config.arm!r} of {config.experiment} sets what was given otherwise: init={config.init!r}")
         return replace(config, init=config.arm, arm="")
     raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
 
