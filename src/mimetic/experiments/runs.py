@@ -181,7 +181,8 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
 
     backend = resolve_backend(train_config(config))
     parts = ("type", "precision", "products", "compiled")
-    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": ", ".join(f"{k} {backend[k]}" for k in parts if k in backend)}
+    made_with = ", ".join(f"{k} {backend[k]}" for k in parts)
+    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": made_with, "torch": versions()["torch"]}
 
 
 def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
