@@ -65,7 +65,7 @@ $(BUILT): $(PAGES) $(SOURCES) $(INSTALLED)
 # Offline and with an empty data folder, so that the result does not depend on what can be reached or was fetched
 # before; nbval compares every notebook strictly.
 test: $(INSTALLED)  ## unit tests, every notebook against its stored outputs, then the site
-	MIMETIC_OFFLINE=1 MIMETIC_DATA=$(CURDIR)/_build/no-data $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 \
+	unset MIMETIC_RUNS; MIMETIC_OFFLINE=1 MIMETIC_DATA="$(CURDIR)/_build/no-data" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 \
 	  --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --ignore=tests/book/test_site.py tests $(NOTEBOOKS)
 	@$(MAKE) --no-print-directory book

@@ -37,6 +37,7 @@ def _empty_data_folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _isolated(request, monkeypatch, _empty_data_folder):
     """No test sees the data another user of this checkout has fetched."""
+    monkeypatch.delenv("MIMETIC_RUNS", raising=False)
     if "network" not in request.keywords:
         monkeypatch.setenv("MIMETIC_DATA", str(_empty_data_folder))
 

@@ -1,5 +1,6 @@
 """The audit: its numbers against the weights, its sentences against its numbers, and every family it must take."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def test_cross_attention_is_left_out_and_said():
         audit([other])
 
 
-@pytest.mark.parametrize("name", ["minilm-l6", "whisper-tiny-encoder", "dinov2-vit-s", "svtrv2-base", "whisper-tiny-decoder"])
+@pytest.mark.parametrize("name", ["minilm-l6", "whisper-tiny-encoder", "dinov2-vit-s", "svtrv2-base", "whisper-tiny-decoder", "smollm2-135m"])
 def test_pretrained_by_name_from_the_recorded_measurement(name):
     """Offline, with an empty cache."""
     found = audit(name)
@@ -264,6 +265,42 @@ def test_separate_transposed_and_gains():
     found, whole = audit(state, names=names), audit(model)
     assert np.allclose(found.products["explained"], whole.products["explained"], atol=1e-6)
     assert (found.parameters.items, found.parameters.per_item) == (502, 64)
+
+
+def test_grouped_queries_are_audited_with_the_rank_that_they_have():
+    found = audit("smollm2-135m")  # 9 heads of 64, 3 of them with keys and values
+    limits = found.layers.groupby("product")["limit"].first()
+    assert limits["vp"] == pytest.approx(3 * 64 / 576) and limits["qk"] == pytest.approx(64 / 576) and any("RoPE" in note for note in found.notes)
+
+
+def test_which_product_is_out_of_reach_is_told_apart_with_one_key_head():
+    q, proj = torch.randn(64, 4, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 16, 64)
+    v = torch.randn(64, 1, 16, generator=torch.Generator().manual_seed(1)) / 8
+    proj.copy_(torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(2)))
+    basis = torch.eye(64)[:, :16]
+    layer = AttentionLayer("mqa", basis[:, None].expand(64, 4, 16).contiguous() + 1e-4 * q, basis[:, None].contiguous(), v, proj)
+    assert audit([layer]).layers.set_index("product")["reachable"].to_dict() == {"qk": False, "vp": True}
+
+
+def test_without_a_gain_a_state_dict_is_audited_raw_and_says_so():
+    model = recommender(norm_first=True)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.norm1.weight.copy_(torch.linspace(0.1, 3, 64))
+    found = audit(model.state_dict(), names=NAMES)
+    assert not found.fold and "raw weights" in found.notes[0]
+    whole = audit(model.state_dict(), names=dataclasses.replace(NAMES, in_gain="blocks.{}.norm1.weight"))
+    assert whole.fold and np.allclose(whole.products["explained"], audit(model).products["explained"], atol=1e-6)
+    assert not np.allclose(whole.products["explained"], found.products["explained"], atol=1e-3)
+
+
+def test_masks_and_patches_are_no_parameters_of_a_catalogue():
+    model = recommender()
+    state = model.state_dict()
+    masked = state | {f"blocks.{i}.attn.mask": torch.ones(1, 1, 64, 64).tril() for i in range(2)}
+    assert audit(masked, names=NAMES).parameters == audit(state, names=NAMES).parameters
+    vit = {k: v for k, v in state.items() if k.startswith("blocks.")} | {"patch_embed.proj.weight": torch.zeros(64, 48), "patch_embed.proj.bias": torch.zeros(64)}
+    assert audit(vit, names=NAMES).parameters.items is None
 
 
 def test_what_a_state_dict_lacks_is_named():

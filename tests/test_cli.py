@@ -1,9 +1,11 @@
 """The command line: help with examples, one-line errors with exit status 2, a run from start to record."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from mimetic.cli import main
 
@@ -125,3 +127,14 @@ def test_text_experiments_train_and_refuse(capsys):
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_an_output_that_is_not_utf8_gets_plain_signs():
+    done = subprocess.run([sys.executable, "-m", "mimetic", "audit", "whisper-tiny-encoder"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=True)
+    assert "W_V W_proj  -5.56" in done.stdout.decode("cp1252")  # a minus that is lost would be another sign
+
+
+def test_a_file_without_names_is_told_the_options(tmp_path, capsys):
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "my.pt")
+    assert main(["audit", str(tmp_path / "my.pt")]) == 2
+    assert "needs --num-heads, --proj, and --qkv" in capsys.readouterr().err

@@ -31,6 +31,9 @@ def test_flops_are_those_of_the_formula(name):
 def test_parameters_without_weights_and_known_peaks():
     config = ViTConfig(img_size=32, patch_size=4, d_model=32, depth=2, num_heads=2, num_classes=10)
     assert parameters(config) == sum(p.numel() for p in ViT(config).parameters())
+    for name, value in {"NVIDIA H100 PCIe": 756e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA GeForce RTX 4090": 165e12}.items():
+        assert peak(name) == value, name
+    assert peak("NVIDIA GeForce RTX 4090 Laptop GPU") != peak("NVIDIA GeForce RTX 4090 Laptop GPU")
     assert peak("NVIDIA H100 80GB HBM3") == 989e12 and peak("a card of tomorrow") != peak("a card of tomorrow")
 
 

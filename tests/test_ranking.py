@@ -1,6 +1,7 @@
 """Ranks and metrics against ranx, scikit-learn and worked examples; the baselines against a plain loop."""
 
 import json
+import math
 import warnings
 
 import numpy as np
@@ -37,6 +38,18 @@ def test_worked_example():
 def test_ties_count_half():
     ranks, _ = ours(np.array([[1.0, 1, 1, 0, 2]]), [np.array([2])], np.array([1]))
     assert ranks.tolist() == [1 + 1 + 0.5]  # item 5 above, item 3 level; item 2 is history
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_no_numbers_have_no_rank(bad):
+    """Not the first rank, which comparing with nan would give."""
+    scores = torch.tensor([[0.1, bad, 0.3], [0.1, 0.2, 0.3]])
+    ranks = target_ranks(scores, torch.tensor([2, 3]), torch.zeros(2, 1, dtype=torch.int64))
+    assert ranks[0].isnan() and ranks[1] == 1 and math.isnan(ranking_metrics(ranks)["mrr"])
+
+
+def test_padding_to_no_length_is_not_the_longest():
+    assert pad_left([[1, 2]], 0).shape == (1, 0) and pad_left([[1, 2]]).tolist() == [[1, 2]] and pad_left([[1, 2, 3]], 2).tolist() == [[2, 3]]
 
 
 def test_against_scikit_learn():

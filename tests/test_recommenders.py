@@ -154,6 +154,7 @@ def test_arms_share_what_their_initializers_do_not_set():
         (dict(mask_prob=0.0), "mask_prob"),
         (dict(last_only=1.5), "last_only"),
         (dict(passes=0), "passes"),
+        (dict(max_len=1), "max_len must be a whole number of at least 2"),
         (dict(num_heads=3), "num_heads"),
         (dict(items=7), "items must be"),
         (dict(qk_beta=(0.1, 0.2, 0.3)), "3 values"),

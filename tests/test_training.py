@@ -220,6 +220,7 @@ def test_run_trains_once_then_reads(monkeypatch):
     assert not list((cache_dir() / "checkpoints").rglob("*.pt"))
     monkeypatch.setattr(runs, "_train", None)  # training again would fail
     assert run(tiny(), progress=False) == record
+    assert run(tiny(threads=2), progress=False)["device"]["threads"] == 1  # the same run of another machine is this run
     with pytest.raises(RecordError, match=r"timm-seed0 exists with another config \(lr: 0.001 there, 0.002 here\)"):
         run(tiny(lr=0.002), progress=False)
     with pytest.raises(TypeError):

@@ -5,6 +5,7 @@ Every command is a dataclass whose fields are its options; what a command needs 
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -255,6 +256,8 @@ class AuditModel:
                 if self.num_heads is None or self.proj is None:
                     raise ValueError("a state dict needs both --num-heads and --proj, and --qkv or --q, --k and --v")
                 names = StateNames(**given)
+            elif Path(self.model).is_file():
+                raise ValueError("a file with a state dict needs --num-heads, --proj, and --qkv or --q, --k and --v: where its attention weights are")
             print(audit(self.model, fold=False if self.raw else None, names=names))
         except (ValueError, UnsupportedAttention) as error:
             raise Mistake(error) from None
@@ -340,8 +343,15 @@ class Mistake(Exception):
     """The user asked for something that cannot be; the message says what can."""
 
 
+_ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # what is printed where the output is not UTF-8
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 if what was asked for cannot be had."""
+    codecs.register_error("ascii_signs", lambda error: (_ASCII.get(error.object[error.start], "?"), error.start + 1))
+    for stream in (sys.stdout, sys.stderr):  # a Windows pipe, a Latin-1 terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="ascii_signs")
     args = list(sys.argv[1:] if args is None else args)
     if " ".join(args[:2]) in COMMANDS:  # "bench init" is one command of two words
         args[:2] = [" ".join(args[:2])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import torch
@@ -9,8 +10,11 @@ from torch import nn
 
 from mimetic.models.vit import ViT, ViTConfig
 
-# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by a part of the card's name.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
+# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the card's name; the longer names first.
+PEAKS = {
+    "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "RTX 4090": 165e12,
+}  # fmt: skip
 
 # Where a product counts, by the end of its module's name.
 _PARTS = {"qkv": "queries, keys, values", "attn.proj": "projection", "attn": "attention itself", "mlp": "MLP", "patch_embed": "patches", "head": "head"}
@@ -45,8 +49,9 @@ def total(config: ViTConfig) -> float:
 
 
 def peak(name: str) -> float:
-    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known."""
-    return next((value for part, value in PEAKS.items() if part in name), float("nan"))
+    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known (a laptop's card shares the name and not the peak)."""
+    known = {} if "Laptop" in name else PEAKS
+    return next((value for part, value in known.items() if re.search(rf"\b{part}\b", name)), float("nan"))
 
 
 def parameters(config: ViTConfig) -> int:

@@ -118,12 +118,15 @@ def fit_layer(rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None 
         rows: the columns head, product, diag_mean and offdiag_sd: qk of every head, and vp of the layer (head -1).
         rank: num_kv_heads * head_dim, the rank of W_V W_proj; d_model by default.
     """
-    vp = rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)].iloc[0]
-    qk = rows[rows["product"] == "qk"]
-    spread = float(np.sqrt(np.mean(qk.offdiag_sd.to_numpy() ** 2)))  # numpy's mean does not pass over nan
-    vp_alpha, vp_beta = _untruncate(vp.diag_mean, vp.offdiag_sd, d_model, min(d_model, rank or d_model), name)
-    qk_alpha, qk_beta = _untruncate(float(qk.diag_mean.to_numpy().mean()), spread, d_model, min(d_model, head_dim), name)
+    vp_alpha, vp_beta = fit_product(rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)], d_model, rank or d_model, name)
+    qk_alpha, qk_beta = fit_product(rows[rows["product"] == "qk"], d_model, head_dim, name)
     return {"qk_alpha": qk_alpha, "qk_beta": qk_beta, "vp_alpha": vp_alpha, "vp_beta": vp_beta}
+
+
+def fit_product(rows: pd.DataFrame, d_model: int, rank: int, name: str = "") -> tuple[float, float]:
+    """(alpha, beta) of one product of a layer, from its rows of measure: the mean diagonal and the root-mean-square spread over them."""
+    diagonal, spread = (rows[column].to_numpy() for column in ("diag_mean", "offdiag_sd"))  # numpy's mean does not pass over nan
+    return _untruncate(float(diagonal.mean()), float(np.sqrt(np.mean(spread**2))), d_model, min(d_model, rank), name)
 
 
 def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tuple[float, float]:

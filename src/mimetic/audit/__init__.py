@@ -108,8 +108,9 @@ def _pretrained(given: str, fold: bool | None, name: str | None) -> Audit:
     has_gains = bool(table["fold"].any())
     fold = has_gains if fold is None else fold
     table = table[table["fold"] == (fold and has_gains)]
-    sizes = {i: (d, d // heads, d) for i, (d, heads) in enumerate(src.layer_dims())}
-    return from_table(name or src.title, table.reset_index(drop=True), sizes, fold, None, only)
+    kv_heads, caveats = getattr(src.origin, "kv_heads", None), getattr(src.origin, "caveats", ())
+    sizes = {i: (d, d // heads, (kv_heads or heads) * (d // heads)) for i, (d, heads) in enumerate(src.layer_dims())}
+    return from_table(name or src.title, table.reset_index(drop=True), sizes, fold, None, (*caveats, *only))
 
 
 def _our_run(config, fold: bool | None, name: str) -> Audit:

@@ -77,7 +77,10 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
         if t.numel() and place in seen:
             continue
         seen.add(place)
-        entries.append((key, tuple(t.shape), key in attention, key == names.table or bool(t.ndim == 2 and _EMBEDDING.search(key))))
+        table = key == names.table or bool(t.ndim == 2 and _EMBEDDING.search(key) and "patch" not in key)
+        if t.ndim > 2 and t.shape[0] == 1 and t.shape[-1] == t.shape[-2] > 1:
+            continue  # a causal mask kept as a buffer, (1, 1, N, N)
+        entries.append((key, tuple(t.shape), key in attention, table))
     if rows is None:
         rows = max((shape[0] for key, shape, _, table in entries if table and not _POSITION.search(key)), default=None)
     return _count(entries, [names.proj.format(i).rsplit(".", 2)[0] for i in numbers], rows)

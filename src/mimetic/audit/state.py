@@ -28,7 +28,7 @@ class StateNames:
     k: str | None = None  #: of the keys
     v: str | None = None  #: of the values
     transposed: bool = False  #: weights are (in, out)
-    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN
+    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN; None: the raw weights are audited
     table: str | None = None  #: the item or token embedding, (items, width); None: found by its name
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ def layers_from_state(state: Mapping[str, Tensor], names: StateNames) -> list[At
             if gain.shape != (d,):
                 raise UnsupportedAttention(f"{names.in_gain.format(i)}: shape {tuple(gain.shape)}, expected {(d,)}")
         name = proj_key.rsplit(".", 2)[0]
-        layers.append(AttentionLayer(name, q, k, v, proj.unflatten(0, (names.num_heads, -1)), in_gain=gain))
+        layers.append(AttentionLayer(name, q, k, v, proj.unflatten(0, (names.num_heads, -1)), in_gain=gain, gains_known=gain is not None))
     return layers
 
 

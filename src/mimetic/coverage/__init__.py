@@ -24,7 +24,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -49,6 +48,7 @@ from mimetic.coverage.build import (
     transformers_runs,
 )
 from mimetic.coverage.page import VERDICTS, page
+from mimetic.data.fetch import atomic_path
 from mimetic.scan import Scan, scan
 from mimetic.verify import verify
 
@@ -221,10 +221,12 @@ def _worker(library: str, connection) -> None:
     def up(*_):
         raise TimeUp
 
-    signal.signal(signal.SIGALRM, up)
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # on Windows there is none: what hangs is ended from outside
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, up)
     while True:
         name = connection.recv()
-        signal.alarm(SECONDS)
+        alarm(SECONDS)
         try:
             row = examine(library, name)
         except TimeUp:
@@ -232,7 +234,7 @@ def _worker(library: str, connection) -> None:
         except Exception as e:  # noqa: BLE001  one model must not stop the table, and its error is shown in it
             row = {"name": name, "model": name, "verdict": "not built", "finding": short_error(e)}
         finally:
-            signal.alarm(0)
+            alarm(0)
         gc.collect()
         connection.send({"layers": 0, "error": None, **row})
 
@@ -351,9 +353,9 @@ def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes
         for row in table["architectures"]:
             print(f"{row['name']}: {row['verdict']}" + (f" ({row['finding']})" if row["finding"] else ""))
     elif write:
-        _write_atomically(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        tables = [json.loads(table_path(name).read_text()) for name in LIBRARIES if table_path(name).exists()]
-        _write_atomically(page_path(), page(tables))
+        _write(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        tables = [json.loads(table_path(name).read_text(encoding="utf-8")) for name in LIBRARIES if table_path(name).exists()]
+        _write(page_path(), page(tables))
         print(f"wrote {table_path(library)} and {page_path()}")
     for verdict in VERDICTS:
         print(f"{table['counts'][verdict]:5d}  {VERDICTS[verdict]}")
@@ -364,9 +366,6 @@ def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes
         raise SystemExit(1)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "w") as f:
-        f.write(text)
-    os.replace(temporary, path)
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

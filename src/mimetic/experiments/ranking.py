@@ -23,7 +23,7 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     An item with the target's own score counts as half in front of it: the mean rank over all orders of the tied items.
 
     Args:
-        scores_BI: any finite scores, higher is better; column i is item i + 1.
+        scores_BI: any scores, higher is better; column i is item i + 1. Of a row with a nan or an infinity the rank is nan.
         target_B: int64, from 1. A target that is in the history is ranked all the same.
         history_BL: int64, padded with 0.
     """
@@ -34,7 +34,8 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     others_BI = ~had_BI[:, 1:]
     above = ((scores_BI > wanted_B1) & others_BI).sum(1)
     level = ((scores_BI == wanted_B1) & others_BI).sum(1)
-    return 1 + double(above) + double(level) / 2
+    known = torch.where(scores_BI.isfinite().all(1), 1.0, torch.nan)  # nothing is above a nan, which would make its rank the best
+    return double(known) + double(above) + double(level) / 2
 
 
 def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
@@ -46,10 +47,10 @@ def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
 
 def pad_left(sequences, length: int | None = None) -> Tensor:
     """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in front; length None: that of the longest."""
-    length = length or max(len(s) for s in sequences)
+    length = max(len(s) for s in sequences) if length is None else length
     out = torch.zeros(len(sequences), length, dtype=torch.int64)
     for row, s in zip(out, sequences):
-        s = s[-length:]
+        s = s[-length:] if length else ()
         if len(s):
             row[-len(s) :] = torch.tensor(s)
     return out

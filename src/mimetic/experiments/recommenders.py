@@ -52,10 +52,11 @@ def check(config: RecommenderConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high or (name == "mask_prob" and not value):
             raise ValueError(f"{name} is a probability, not {value!r}")
-    for name in ("passes", "max_len"):
+    # a mask needs an item beside it
+    for name, least in (("passes", 1), ("max_len", 2 if config.objective == "mask" else 1)):
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     _model_config(config)
 
 

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mimetic.experiments.configs import check_named, with_arm
-from mimetic.experiments.configs.base import RunConfig
+from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.training.records import (
     RecordError,
     check_name,
@@ -250,7 +250,7 @@ def existing(config: RunConfig) -> dict[str, Any] | None:
     wanted = json.loads(json.dumps(asdict(config)))  # tuples are lists in a record
     for values in (stored, wanted):  # an arm that is called like its initializer may have been named or not
         values["arm"] = values["arm"] or values["init"]
-    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if stored.get(k) != v]
+    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if k not in MACHINE and stored.get(k) != v]
     if differs:
         raise RecordError(
             f"a record {config.name} exists with another config ({'; '.join(differs)}): "

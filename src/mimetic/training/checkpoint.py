@@ -108,4 +108,6 @@ def exclusive(path: str | Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyCheckpoint(f"another process is training this run (it holds {lock})") from None
+        except OSError:  # a network disk without locks: two processes on one run are then not noticed
+            pass
         yield

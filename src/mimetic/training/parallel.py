@@ -104,7 +104,7 @@ def connect() -> Group:
     if not launched():
         return ALONE
     if not dist.is_initialized():
-        gpu = torch.cuda.is_available()
+        gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()  # else they train on the CPU
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-# What may differ between two runs of one named experiment.
-FREE = ("arm", "seed", "device", "threads", "compile")
+# What may differ between two runs of one named experiment, and between two machines that make the same run.
+MACHINE = ("device", "threads", "compile")
+FREE = ("arm", "seed", *MACHINE)
 
 
 @dataclass(frozen=True)
