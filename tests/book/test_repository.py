@@ -94,7 +94,9 @@ def _make(folder, *arguments, **environment):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy with the real Makefile, in which the tools of .venv only write down how they were called."""
+    """A copy with the real Makefile, in a folder with a space in its name, in which the tools of .venv only write down how they were called."""
+    tmp_path = tmp_path / "a checkout"
+    tmp_path.mkdir()
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "book").mkdir()
