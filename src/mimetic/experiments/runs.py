@@ -275,7 +275,7 @@ def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
 
     seed = derive_seed(config.seed, "init")
     with torch.random.fork_rng(devices=[]):  # PyTorch's constructors draw from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's only, as in mimetic.defaults
         model = build()
     generator = torch.Generator().manual_seed(seed)
     initialize_(
