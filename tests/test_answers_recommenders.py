@@ -75,17 +75,18 @@ def test_whether_it_is_the_size(no_rates):
 
 def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     runs = finals(bert=BASE, timm_rescaled=BETTER, mimetic=BETTER)
-    same = rec.verdict({"ml100k": runs})
-    assert "these say something else:\n\n* MovieLens-100K: none." in same and "do not say so" not in same and "on the users' last but one items, too" in advice.monday({"ml100k": runs})
+    assert "these say something else:\n\n* MovieLens-100K: none." in rec.other_settings({"ml100k": runs})
+    assert "last but one" not in rec.verdict({"ml100k": runs}) and "on the users' last but one items, too" in advice.monday({"ml100k": runs})
     size = runs["arm"] == "timm-rescaled"
     runs.loc[size, "test_validation_ndcg10"] = BASE
     text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
-    assert "without one; neither" not in text and "On the users' last but one items (below) there is more to it than the size of the weights." in text
-    assert "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*" in text
+    assert "without one; neither" not in text and "On the users' [last but one items](#other-items) there is more to it than the size of the weights." in text
+    changed = "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*"
+    assert changed in rec.other_settings({"ml100k": runs})
     assert "not so on the users' last but one items, where it is the diagonal that gains (vision signs minus default at their norms +0.0105" in said
     neither = runs.copy()
     neither["test_validation_ndcg10"] = neither["seed"].map(dict(enumerate(BASE)))
-    assert "On the users' last but one items (below) no such thing can be said." in rec.verdict({"ml100k": neither})
+    assert "On the users' [last but one items](#other-items) no such thing can be said." in rec.verdict({"ml100k": neither})
 
 
 @pytest.fixture

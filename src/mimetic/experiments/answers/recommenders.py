@@ -68,8 +68,6 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     tables, others = (compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     parts = ["\n".join(f"* {conclusion(data, table, others[data])}" for data, table in tables.items()), _in_numbers(tables)]
-    if settings := in_how_many_settings(finals):
-        parts += [f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}", other_items(finals)]
     return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
@@ -141,7 +139,7 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     if so:
         text += f" **So, at this learning rate and on these items, {so}.**"
     if so and so != other_so:
-        text += f" On the users' last but one items (below) {other_so or 'no such thing can be said'}."
+        text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}."
     return text
 
 
@@ -215,6 +213,12 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
                 }
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns).reindex(order).fillna("")
+
+
+def other_settings(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What the other learning rate and the last but one items change, in short; "" while no setting has enough pairs."""
+    settings = in_how_many_settings(finals)
+    return f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}\n\n{other_items(finals)}" if settings else ""
 
 
 def in_how_many_settings(finals: Mapping[str, pd.DataFrame]) -> str:
