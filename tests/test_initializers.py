@@ -193,10 +193,13 @@ def test_weights_on_another_device_are_made_on_the_cpu(name, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # of the generator
 @pytest.mark.parametrize("name", initializers.INITIALIZERS)
-def test_the_same_whole_model_on_a_gpu(name):
-    reference, model = initialised(vit(), name), initialised(vit().cuda(), name)
+def test_the_same_whole_model_on_a_gpu(name, device):
+    reference, model = vit(), vit().cuda()
     state = torch.cuda.get_rng_state()
+    for m in (reference, model):
+        mimetic.initialize_(m, name, generator=torch.Generator(device).manual_seed(0))
     for n, p in model.named_parameters():
         assert torch.equal(p.cpu(), reference.get_parameter(n)), n
     assert torch.equal(state, torch.cuda.get_rng_state())

@@ -35,11 +35,12 @@ def init_torch_(model: nn.Module, generator: Generator = None) -> None:
     and class token, which PyTorch has no default for, as timm has them."""
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
-    every = list(model.modules())
-    leaves = [m for m in every if next(m.children(), None) is None]
+    leaves, others = [], []
+    for module in model.modules():
+        (leaves if next(module.children(), None) is None else others).append(module)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would reseed the GPUs as well
-        for module in (*leaves, *(m for m in reversed(every) if m not in leaves)):  # what a module sets of its parts comes after them
+        for module in (*leaves, *reversed(others)):  # what a module sets of its parts comes after them
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             elif isinstance(module, nn.MultiheadAttention):

@@ -148,7 +148,7 @@ def initialize_(
         default: the default initialization that the mimetic names write over, "timm" or another of DEFAULTS.
         spec: constants of the mimetic names and of timm-rescaled; ignored by the defaults.
         qk_rank: rank of W_Q W_K^T, None for head_dim; mimetic names only.
-        generator: source of randomness; None takes torch's global one.
+        generator: source of randomness, of one on another device the seed; None takes torch's global one.
 
     Raises:
         ValueError: unknown name (the message lists the choices), a qk_rank that the name does not take, a shape that a control is not
@@ -173,6 +173,8 @@ def initialize_(
             _check_rank(layer, qk_rank)
             _check_control(layer, name)
     generator = generator or first_process_generator(model)
+    if generator is not None and generator.device.type != "cpu":
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     there, model = model, _on_cpu(model)
     _default_(model, name if name in DEFAULTS else default, generator)
     if name not in DEFAULTS:
