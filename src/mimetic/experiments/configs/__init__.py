@@ -29,9 +29,14 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     given = replace(base, **changes)
     config = with_arm(given)
     against = [f"{name}={getattr(given, name)!r} ({given.arm} has {getattr(config, name)!r})" for name in changes if name != "arm" and getattr(config, name) != getattr(given, name)]
-    if against:
-        raise ValueError(f"arm {given.arm!r} of {experiment} sets what was given otherwise: {', '.join(against)}")
+    _refuse(given, against)
     return config
+
+
+def _refuse(given: RunConfig, against: list[str]) -> None:
+    """ValueError if settings were given against the arm."""
+    if against:
+        raise ValueError(f"arm {given.arm!r} of {given.experiment} sets what was given otherwise: {', '.join(against)}")
 
 
 def with_arm(config: RunConfig) -> RunConfig:
@@ -59,12 +64,10 @@ def with_arm(config: RunConfig) -> RunConfig:
         changes = arms[config.arm]
         given = {name: getattr(config, name) for name in changes}
         against = [f"{name}={value!r} ({config.arm} has {changes[name]!r})" for name, value in given.items() if value not in (changes[name], getattr(base, name))]
-        if against:
-            raise ValueError(f"arm {config.arm!r} of {config.experiment} sets what was given otherwise: {', '.join(against)}")
+        _refuse(config, against)
         return replace(config, **changes)
     if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
-        if config.init not in (config.arm, base.init):
-            raise ValueError(f"arm {config.arm!r} of {config.experiment} sets what was given otherwise: init={config.init!r}")
+        _refuse(config, [f"init={config.init!r}"] if config.init not in (config.arm, base.init) else [])
         return replace(config, init=config.arm, arm="")
     raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
 

@@ -78,6 +78,7 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
 }  # fmt: skip
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned
+RANDOM = {"init": "mimetic-random-directions"}  # a control: the singular values without the diagonal
 SIGN_ARMS = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}  # the three arms that ask which sign
 CHECK_RATES = (3e-4, 1e-3, 3e-3)
 THE_SAME = {"ml100k-recipe": "lr-0.001-epochs-40", "beauty-recipe": "epochs-40"}  # what the search calls the default at the common rate
@@ -152,13 +153,13 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         # measured on Beauty, imitated here: no weights and no items in common
         "fit-beauty": {"init": "mimetic", **FITTED["beauty"]},
         # controls: the singular values without the diagonal; BERT's weights at the norms of mimetic initialization's
-        "random-directions": {"init": "mimetic-random-directions"},
+        "random-directions": RANDOM,
         **_variants("pre-ln", norm_first=True),
         **_variants("next", **NEXT),  # the model that 40 epochs train past its best, kept to show what that changes
         **_variants("short-next", **NEXT, epochs=NEXT_EPOCHS),
         "short-next-fit-beauty": {"init": "mimetic", **FITTED["beauty-next"], **NEXT, "epochs": NEXT_EPOCHS},
         "short-next-timm-rescaled": {"init": "timm-rescaled", **NEXT, "epochs": NEXT_EPOCHS},
-        "short-next-random-directions": {"init": "mimetic-random-directions", **NEXT, "epochs": NEXT_EPOCHS},
+        "short-next-random-directions": {**RANDOM, **NEXT, "epochs": NEXT_EPOCHS},
         # the model between the two: masked items, causal attention; and both with pre-LN
         "causal-bert": {"init": "bert", **CAUSAL},
         "pre-ln-causal-bert": {"init": "bert", "norm_first": True, **CAUSAL},
@@ -168,10 +169,10 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "beauty": {
         "opposite": OPPOSITE,
         "fit-ml100k": {"init": "mimetic", **FITTED["ml100k"]},
-        "random-directions": {"init": "mimetic-random-directions"},
+        "random-directions": RANDOM,
         **_variants("pre-ln", norm_first=True),
         "short-next-bert": {"init": "bert", **NEXT, "epochs": NEXT_EPOCHS},
     },
-    **{name: {"opposite": OPPOSITE, "random-directions": {"init": "mimetic-random-directions"}} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
+    **{name: {"opposite": OPPOSITE, "random-directions": RANDOM} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
     **RECIPE,
 }  # fmt: skip
