@@ -58,6 +58,13 @@ def test_command_line_without_tyro(machine):
     assert wrong.returncode == 2 and "queue must be one of lab, paper, recipe" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+def test_speed_is_measured_without_tyro(machine):
+    shown = python(machine, "-m", "mimetic", "bench", "profile", "--experiment", "digits", "--steps", "2", "--device", "cpu")
+    assert shown.returncode == 0 and "backward" in shown.stdout, shown.stderr
+    wrong = python(machine, "-m", "mimetic", "bench", "profile", "--steps", "0")
+    assert wrong.returncode == 2 and wrong.stderr == "error: steps must be at least 1, not 0\n"
+
+
 WORK = """
 import json, sys
 from mimetic.experiments import queue

@@ -63,6 +63,7 @@ def test_profile_names_every_phase_and_kind(capsys):
         ("pytorch_flash::flash_bwd_kernel", "attention kernels"), ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention kernels"),
         ("multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"), ("Memcpy HtoD", "copies and casts"),
         ("triton_per_fused_native_layer_norm_3", "norms, softmax, GELU, sums"),
+        ("triton_poi_fused__to_copy_convolution_native_layer_norm_3", "norms, softmax, GELU, sums"),
     ],
 )  # fmt: skip
 def test_kinds_of_operators_and_kernels(name, kind):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,28 @@ def test_stops_on_sigterm_and_takes_its_workers_along(tmp_path):
     assert process.wait(timeout=30) == 143
     process.stdout.close()
     wait_for(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1, seconds=5)
+    assert "leaked" not in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.parametrize(("visible", "cards"), [(None, ["0", "1", "2"]), ("5, 7", ["5", "7"])])
+def test_every_worker_sees_one_card_of_its_own(monkeypatch, visible, cards):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given, start = [], queue._Worker.__init__
+
+    def watched(worker, card):
+        start(worker, card)
+        seen = Path(f"/proc/{worker.process.pid}/environ")
+        if seen.is_file():  # Linux
+            wait_for(lambda: f"CUDA_VISIBLE_DEVICES={card}" in seen.read_text().split("\0"))  # empty for a moment
+        given.append(card)
+
+    monkeypatch.setattr(queue._Worker, "__init__", watched)
+    assert queue.side_by_side(toy(1, device="cpu")) == 2
+    queue.work(toy(4, epochs=1), processes=4, say=lambda line: None)
+    assert given[: len(cards)] == cards and set(given) == set(cards)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
 def test_a_failing_run_is_named_and_the_others_go_on():
@@ -142,8 +165,8 @@ def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
     workers = []
 
     class Watched(queue._Worker):
-        def __init__(self):
-            super().__init__()
+        def __init__(self, card):
+            super().__init__(card)
             workers.append(self)
 
     def say(line):
@@ -226,6 +249,15 @@ def test_bad_input_before_anything_runs():
         queue.work(toy(1), processes=0)
     with pytest.raises(ValueError, match="pos_embed must be one of"):
         queue.work(toy(1, pos_embed="rotary"), say=pytest.fail)
+
+
+@pytest.mark.parametrize("variable", ["MIMETIC_RUNS", "MIMETIC_DATA"])
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_runs(tmp_path, monkeypatch, variable):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
+    with pytest.raises(ValueError, match=f"nothing can be written to .*folder .*file is a file.*{variable}"):
+        check(toy(1)[0])
+    check(toy(1)[0], store=False)
 
 
 # ------------------------------------------------------------------------------------------------ the programme

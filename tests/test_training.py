@@ -533,9 +533,31 @@ def test_explicit_bfloat16_attention_is_the_fused_one():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_nothing_waits_for_the_gpu_inside_an_epoch():
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_the_same_run_twice_on_a_gpu_and_stopped_in_between(tmp_path, monkeypatch, compiled):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+    config = tiny(device="cuda", precision="bfloat16", compile=compiled, randaugment_ops=2, epochs=3)
+    curves = [run(config, store=False, progress=False)["curve"] for _ in range(2)]
+    assert curves[0] == curves[1]
+
+    class Stop(Exception):
+        pass
+
+    def stop(entry):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(config, progress=False, on_epoch=stop)
+    record = run(config, progress=False)
+    assert record["resumed"] == 1 and record["curve"] == curves[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_nothing_waits_for_the_gpu_inside_an_epoch(compiled):
     """Between the first and the last step of an epoch any synchronisation is an error."""
-    config = tiny(device="cuda", compile="off", randaugment_ops=2, epochs=2)
+    config = tiny(device="cuda", compile=compiled, randaugment_ops=2, epochs=2)
     prepared = vision.prepare(config, torch.device("cuda"))
     task, batch = prepared.task, prepared.task.batch
     checked = []

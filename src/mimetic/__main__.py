@@ -3,11 +3,16 @@
 import importlib.util
 import sys
 
-if importlib.util.find_spec("tyro") is None and sys.argv[1:2] == ["queue"]:
-    # a bare GPU machine: the queue, and what it runs, need torch, torchvision and NumPy only
-    from mimetic.experiments.queue import main
+if importlib.util.find_spec("tyro") is None:
+    # a bare GPU machine: the queue, what it runs and the measurements of speed need torch, torchvision, timm and NumPy only
+    if sys.argv[1:2] == ["queue"]:
+        from mimetic.experiments.queue import main
 
-    sys.exit(main(sys.argv[2:]))
+        sys.exit(main(sys.argv[2:]))
+    if sys.argv[1:2] == ["bench"]:
+        from mimetic.bench.commands import main
+
+        sys.exit(main(sys.argv[2:]))
 
 from mimetic.cli import main
 

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
 from tyro.extras import subcommand_type_from_defaults
 
+from mimetic.bench.commands import BenchInit, BenchProfile, BenchTrain, Mistake
 from mimetic.experiments.configs import EXPERIMENTS, with_arm
 
 EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
@@ -101,81 +102,6 @@ class Coverage:
         from mimetic import coverage
 
         coverage.main(self.library)
-
-
-@dataclass(frozen=True)
-class BenchInit:
-    """Time mimetic_init_ on a ViT-B/16 against the plain way, a full SVD a head, on the same random numbers.
-
-    example: python -m mimetic bench init --plain-layers 1
-    """
-
-    d_model: int = 768  # width of the tokens
-    depth: int = 12  # number of layers
-    num_heads: int = 12
-    seed: int = 0
-    repeats: int = 1  # how often ours is timed; the median counts
-    plain_layers: int = 0  # time the plain way on this many layers and scale up; 0: all
-    store: bool = False  # keep the numbers in data/speed, which the speed page reads
-
-    def __call__(self) -> None:
-        from mimetic.bench import bench_init
-
-        _bench("init", bench_init, self, "cpu")
-
-
-@dataclass(frozen=True)
-class BenchTrain:
-    """Time training steps of an experiment, against timm's model and DataLoader with the same batch and augmentations.
-
-    example: python -m mimetic bench train --steps 10
-    """
-
-    experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
-    steps: int = 20  # timed steps of each
-    workers: int = 2  # worker processes of timm's DataLoader, besides a measurement with none
-    device: str = "auto"  # auto, cpu, cuda, mps
-    store: bool = False  # keep the numbers in data/speed, which the speed page reads
-
-    def __call__(self) -> None:
-        from mimetic.bench import bench_train
-
-        _bench("train", bench_train, self, self.device)
-
-
-@dataclass(frozen=True)
-class BenchProfile:
-    """Where the time of a training step goes: batch, forward, backward, update; matrix products and the rest.
-
-    example: python -m mimetic bench profile --experiment cifar10-paper
-    """
-
-    experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
-    steps: int = 20  # timed steps
-    device: str = "auto"  # auto, cpu, cuda, mps
-    store: bool = False  # keep the numbers in data/speed, which the speed page and the GPU chapter read
-
-    def __call__(self) -> None:
-        from mimetic.bench import bench_profile
-
-        _bench("profile", bench_profile, self, self.device)
-
-
-def _bench(kind: str, measure, command, device: str) -> None:
-    """Measure with a command's options, and keep the result if that is one of them."""
-    import torch
-
-    from mimetic.bench import store_bench
-    from mimetic.training.loop import TrainConfig, resolve_backend
-
-    arguments = {name: value for name, value in vars(command).items() if name not in ("store", "device")}
-    try:
-        name = resolve_backend(TrainConfig(epochs=1, device=device))["name"]
-        result = measure(**arguments) if kind == "init" else measure(**arguments, device=device)
-    except ValueError as error:
-        raise Mistake(error) from None
-    if command.store:
-        print(f"kept in {store_bench(kind, arguments, result, name, torch.get_num_threads()).name}")
 
 
 @dataclass(frozen=True)
@@ -280,7 +206,7 @@ class Queue:
 
     name: Positional[str]
     minutes: float | None = None  # stop after this time, everything saved; default: when all is done
-    processes: int | None = None  # runs side by side; default: one on a GPU, else two
+    processes: int | None = None  # runs side by side; default: one on each GPU, else two
     list: bool = False  # only show what is done and what is left
 
     def __call__(self) -> None:
@@ -337,10 +263,6 @@ COMMANDS = {
     "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "bench profile": BenchProfile,
     "data fetch": DataFetch,
 }  # fmt: skip
-
-
-class Mistake(Exception):
-    """The user asked for something that cannot be; the message says what can."""
 
 
 _ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # what is printed where the output is not UTF-8

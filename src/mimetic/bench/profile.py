@@ -22,7 +22,10 @@ KINDS = {
 
 
 def kind_of(name: str) -> str:
-    """The kind (of KINDS) of an operator or kernel."""
+    """The kind (of KINDS) of an operator or kernel. A compiled one is named after all that is fused in it, and is none of the library
+    calls that the other kinds are."""
+    if name.startswith("triton_"):
+        return list(KINDS)[-1]
     return next(kind for kind, words in KINDS.items() if any(word in name.lower() for word in words))
 
 
@@ -45,7 +48,7 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
     Raises:
         ValueError: unknown experiment or device, or steps below 1.
     """
-    with Bench(experiment, steps, device) as bench:
+    with Bench(experiment, steps, device) as bench, bench.as_trained():
         phases = bench.our_phases()
         per_second = bench.images_per_second(bench.chained(phases))
         step = bench.config.batch_size / per_second

@@ -130,7 +130,8 @@ def _affine(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude:
     xs = torch.arange(X, device=x_BCYX.device) - (X - 1) / 2
     points = torch.stack([xs.repeat(Y), ys.repeat_interleave(X), torch.ones(Y * X, device=x_BCYX.device)])
     source = (theta @ points).transpose(1, 2).view(B, Y, X, 2)
-    grid = source / torch.tensor([X / 2, Y / 2], device=x_BCYX.device)
+    # two numbers made into a tensor here would be copied to a GPU, which waits for all it has to do
+    grid = torch.stack([source[..., 0] / (X / 2), source[..., 1] / (Y / 2)], dim=-1)
     moved = F.grid_sample(x_BCYX.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return moved.to(torch.uint8)
 
@@ -159,9 +160,10 @@ def _lookup(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude:
     stretched = ((value - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255)
     table = where("AutoContrast", torch.where(high > low, stretched, value), table)
 
-    counts = torch.zeros(B, C, 256, dtype=torch.long, device=x_BCYX.device).scatter_add_(2, flat, torch.ones_like(flat))
-    step = (Y * X - counts.gather(2, high.long())) // 255  # pixels below the brightest value, spread over the range
-    before = counts.cumsum(2) - counts  # number of darker pixels
+    # number of darker pixels, by sorting: a histogram by scatter_add_ is many times slower where PyTorch must be deterministic
+    levels = torch.arange(256, dtype=torch.uint8, device=x_BCYX.device).expand(B, C, 256).contiguous()
+    before = torch.searchsorted(x_BCYX.flatten(2).sort(2).values, levels)
+    step = before.gather(2, high.long()) // 255  # pixels below the brightest value, spread over the range
     even = ((before + step // 2) // step.clamp(min=1)).clamp(0, 255).float()
     even[..., 0] = 0
     table = where("Equalize", torch.where(step > 0, even, value), table)
@@ -174,7 +176,7 @@ def _blend(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude: 
     size = magnitudes(magnitude, Y, X)
     image = x_BCYX.float()
     kernel = torch.ones(3, 3, device=x_BCYX.device)
-    kernel[1, 1] = 5
+    kernel[1:2, 1:2] = 5  # a slice: before PyTorch 2.12 setting one element waits for the GPU
     smooth = image.clone()  # the border stays as it is
     smooth[:, :, 1:-1, 1:-1] = F.conv2d(image, (kernel / 13).expand(C, 1, 3, 3), groups=C).round().clamp(0, 255)
     colour, sharpness = (is_op[name].view(B, 1, 1, 1) for name in ("Color", "Sharpness"))

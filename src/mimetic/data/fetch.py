@@ -27,6 +27,7 @@ __all__ = [
     "atomic_path",
     "cache_dir",
     "check_sha256",
+    "check_writable",
     "data_dir",
     "download",
     "offline",
@@ -59,6 +60,13 @@ def cache_dir() -> Path:
     """The folder for fetched data: ``$MIMETIC_DATA``, or ``cache`` in :func:`data_dir`. It is not created here."""
     named = os.environ.get("MIMETIC_DATA", "").strip()
     return Path(named).expanduser().resolve() if named else data_dir() / "cache"
+
+
+def check_writable(folder: Path, variable: str) -> None:
+    """Raise ValueError, naming the environment variable that chooses the folder, unless files can be written there; makes nothing."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"nothing can be written to {folder} ({there} is {'not writable' if there.is_dir() else 'a file'}): let {variable} name a folder of yours")
 
 
 def offline() -> bool:

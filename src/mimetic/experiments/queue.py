@@ -18,7 +18,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -26,7 +27,8 @@ from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.runs import existing, family
 from mimetic.training.records import RecordError
 
-LEAST_SECONDS = 15.0  # with less time than this no run is begun or resumed
+# With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
+LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
 
 
 @dataclass
@@ -73,7 +75,8 @@ def work(
         ValueError: a bad config, or a bad limit; nothing has been computed.
         RecordError: a record of the queue is damaged.
     """
-    from mimetic.experiments.runs import check
+    from mimetic.experiments.runs import check, train_config
+    from mimetic.training.loop import resolve_backend
     from mimetic.training.parallel import launched
 
     if launched():
@@ -84,17 +87,21 @@ def work(
         check(config)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     waiting = [config for config in runs if not is_done(config)]
+    compiled = any(resolve_backend(train_config(config))["compiled"] for config in waiting)
+    least = LEAST_SECONDS_COMPILED if compiled else LEAST_SECONDS
+    cards = _cards()
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
     workers: list[_Worker] = []
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         while True:
-            enough = deadline is None or deadline - time.monotonic() > LEAST_SECONDS
+            enough = deadline is None or deadline - time.monotonic() > least
             idle = [w for w in workers if w.config is None]
             while enough and waiting and (idle or len(workers) < processes):
                 if not idle:
-                    workers.append(_Worker())
+                    taken = [w.card for w in workers]
+                    workers.append(_Worker(min(cards, key=taken.count) if cards else None))
                     idle.append(workers[-1])
                 worker = idle.pop()
                 try:
@@ -151,9 +158,9 @@ def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress
 
 
 class _Worker:
-    """A process that trains one run after another."""
+    """A process that trains one run after another, on the one card that it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, card: str | None = None) -> None:
         # glibc gives tensors of some MB back to the system and asks for them again, page by page, all the time: keeping
         # them makes training a fifth faster. It reads these at the start of a process.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
@@ -161,7 +168,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
+        self.card = card
+        with _environment("CUDA_VISIBLE_DEVICES", card):  # CUDA reads it when the process first uses a card
+            self.process.start()
         theirs.close()
         self.config: RunConfig | None = None
 
@@ -170,18 +179,44 @@ class _Worker:
         self.connection.send((config, deadline, checkpoint_seconds))
 
     def stop(self) -> None:
-        """End the process: one in a run at once, an idle one by itself. (Killed, it leaves semaphores of its libraries behind, and Python
-        warns of them on the user's terminal.)"""
+        """End the process: one in a run when its step is over, an idle one by itself. (Killed, it leaves semaphores of its libraries
+        behind, and Python warns of them on the user's terminal.)"""
         self.connection.close()
-        if self.config is None:
-            self.process.join(timeout=5.0)
-        self.process.terminate()
+        if self.config is not None:
+            self.process.terminate()
+        self.process.join(timeout=5.0)
+        self.process.kill()
         self.process.join()
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable for the processes that are started meanwhile; None: as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None:
+            del os.environ[name]
+            os.environ.update({} if before is None else {name: before})
+
+
+def _cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; [] without."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [card.strip() for card in visible.split(",")] if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _serve(connection: Connection) -> None:
     """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in which libraries remove their semaphores
     from mimetic.attention import MimeticWarning
     from mimetic.experiments.runs import run_or_restart
     from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
@@ -273,10 +308,10 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
 
 
 def side_by_side(runs: Sequence[RunConfig]) -> int:
-    """How many runs at a time: one on a GPU, which one run can fill; else two, on two cores."""
+    """How many runs at a time: one on each GPU, which one run can fill; else two, on two cores."""
     from mimetic.training.loop import resolve_device
 
-    return 1 if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
+    return len(_cards()) if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -284,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mimetic.experiments.queue", description="Work off a named list of runs.")
     parser.add_argument("name")
     parser.add_argument("--minutes", type=float, help="stop after this time, everything saved")
-    parser.add_argument("--processes", type=int, help="runs side by side (default: one on a GPU, else two)")
+    parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two)")
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)
     try:

@@ -29,6 +29,7 @@ from mimetic.training.records import (
     now,
     read_record,
     record_path,
+    runs_dir,
     source_hash,
     versions,
     write_record,
@@ -62,6 +63,7 @@ def family(config: RunConfig) -> ModuleType:
 
 def check(config: RunConfig, *, store: bool = True) -> None:
     """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
+    from mimetic.data.fetch import cache_dir, check_writable
     from mimetic.initializers import INITIALIZERS
     from mimetic.training.loop import resolve_device
 
@@ -79,6 +81,8 @@ def check(config: RunConfig, *, store: bool = True) -> None:
     resolve_device(config.device)
     if store:
         check_named(config)
+        check_writable(runs_dir(), "MIMETIC_RUNS")
+        check_writable(cache_dir(), "MIMETIC_DATA")
 
 
 def check_processes(config: RunConfig, processes: int) -> None:
@@ -194,6 +198,8 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
     task, model = prepared.task, prepared.model
     before = prepared.anatomy(model)
     setup = {"setup": monotonic() - clock}
+    if options["time_limit"] is not None:
+        options["time_limit"] = max(0.0, options["time_limit"] - setup["setup"])
     result = train(
         model, task, settings, seed=config.seed, checkpoint=checkpoint, started=now(), label=config.name,
         identity=identity, group=group, **options,

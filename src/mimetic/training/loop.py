@@ -39,9 +39,13 @@ from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpo
 from mimetic.training.parallel import ALONE, Group
 from mimetic.training.precision import cast, cpu_has_bfloat16, products
 
+# Deterministic products on a GPU need it, and cuBLAS reads it once, at a process's first product: so it is set before any.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
+CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
@@ -101,7 +105,7 @@ class Result:
     """What training gave."""
 
     curve: list[dict[str, float]]  # one dict an epoch: epoch (from 1), step, lr, train_loss, train_*, test_*
-    seconds: dict[str, float] = field(default_factory=dict)  # train, evaluate
+    seconds: dict[str, float] = field(default_factory=dict)  # compile (the first step of a compiled model), train, evaluate, save
     units_per_second: float = 0.0
     resumed: int = 0  # how often the run went on from a checkpoint
     started: str | None = None  # what was passed as ``started`` when the run first began
@@ -198,10 +202,10 @@ def train(
         checkpoint: file to resume from if it exists and to save to; None: neither. The caller deletes it.
         identity: what a checkpoint must have been saved with (see load_checkpoint).
         started: kept in the checkpoint and handed back, so that a resumed run knows when it began.
-        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after every epoch.
+        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after an epoch if that costs little.
         time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
         progress: a bar (in a terminal) and a line an epoch.
-        on_epoch: called with the entry of the curve after every epoch, when it has been saved.
+        on_epoch: called with the entry of the curve after every epoch.
         label: what the progress display calls the run.
         group: the processes that train it together (see training.parallel); each takes its rows of every batch.
 
@@ -215,8 +219,9 @@ def train(
         raise ValueError(f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch")
     backend, steps = resolve_backend(config), task.steps_per_epoch
     began = saved = time.monotonic()
-    result = Result(curve=[], seconds={"train": 0.0, "evaluate": 0.0}, started=started)
-    with _settings(config, backend, seed), products(backend):
+    cost = 0.0  # seconds that the last checkpoint took
+    result = Result(curve=[], seconds=dict.fromkeys(("compile", "train", "evaluate", "save"), 0.0), started=started)
+    with settings(config, backend, seed), products(backend):
         optimizer = make_optimizer(model, config)
         step, sums = 0, {}
         state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
@@ -231,18 +236,23 @@ def train(
             torch.manual_seed(derive_seed(seed, "global", group.rank, step))
 
         def save() -> None:
-            nonlocal saved
+            nonlocal saved, cost
+            before = time.monotonic()
             if checkpoint and group.first:
                 save_checkpoint(checkpoint, {
                     "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                     "rng": rng_state(), "step": step, "sums": sums, "result": vars(result),
                 })  # fmt: skip
             saved = time.monotonic()
+            cost = saved - before
+            result.seconds["save"] += cost
 
         forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
         if backend["compiled"]:
-            forward = torch.compile(forward)
-            evaluated = forward if group.size == 1 else torch.compile(model)
+            # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
+            forward = torch.compile(forward, dynamic=False)
+            evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
+        compiling = backend["compiled"]
         bar = _Progress(label, step, config.epochs * steps, progress and group.first)
         try:
             for epoch in range(len(result.curve), config.epochs):
@@ -261,6 +271,9 @@ def train(
                         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                     optimizer.step()
                     step += 1
+                    if compiling:  # no part of the speed
+                        result.seconds["compile"] += time.perf_counter() - clock
+                        clock, compiling = time.perf_counter(), False
                     # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at
                     # every step, so that a checkpoint inside an epoch holds what belongs to the whole batch
                     values = {name: value.detach().to(_sum_dtype(backend)) for name, value in {"loss": loss, **metrics}.items()}
@@ -293,7 +306,8 @@ def train(
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
                 result.units_per_second = step * task.units_per_step / result.seconds["train"]
                 sums = {}
-                save()
+                if time.monotonic() - saved > min(checkpoint_seconds, cost / CHECKPOINT_SHARE):
+                    save()
                 bar.epoch(result, config.epochs, task.unit)
                 if on_epoch is not None:
                     on_epoch(result.curve[-1])
@@ -311,7 +325,7 @@ def _sum_dtype(backend: dict[str, Any]) -> torch.dtype:
 
 
 @contextmanager
-def _settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterator[None]:
+def settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterator[None]:
     """Threads, global generators and, on a GPU, deterministic kernels, for the time of a run; all restored after."""
     threads, gpu = torch.get_num_threads(), backend["type"] == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -320,9 +334,8 @@ def _settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterat
         torch.manual_seed(derive_seed(seed, "global"))
         try:
             torch.set_num_threads(config.threads)
-            if gpu:  # the same run twice gives the same bits; CPU kernels do so anyway
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True, warn_only=True)
+            if gpu:  # the same run twice gives the same bits; CPU kernels do so anyway. With warn_only attention's backward would not
+                torch.use_deterministic_algorithms(True)
                 torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
             yield
         finally:
