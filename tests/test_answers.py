@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mimetic import figures
 from mimetic.experiments.answers import common, growth, kept, published
@@ -126,7 +127,7 @@ def test_an_arm_is_not_sooner_than_itself():
 
 def test_recipe_rule():
     finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.52, 0.515, 0.4]})
-    assert "`a`, is +0.5 points" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
+    assert "`a`, is 0.5 points ahead of the base" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
     better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
     assert "it replaces the base's value" in answers.recipe_sentence(better)
     assert answers.recipe_table(finals).index[0] == "a"
@@ -161,7 +162,7 @@ def test_contrasts_are_worked_out_seed_by_seed():
     expected = (wide["mimetic"] - wide["random-directions"]).mean()
     assert table.loc["mimetic minus random directions", "difference"] == pytest.approx(expected) and expected > 0.02
     text = answers.found("structure", finals)
-    assert "* mimetic minus random directions: +3.0 points" in text.replace("+2.9", "+3.0").replace("+3.1", "+3.0") and "; as expected" in text
+    assert f"* mimetic minus random directions: {answers.points(expected)} points" in text and "; as expected" in text
     turned = finals.assign(test_accuracy=finals["test_accuracy"] + 0.06 * (finals["arm"] == "random-directions"))
     assert "**against our expectation**" in answers.found("structure", turned)
     assert "too few pairs for a verdict" in answers.found("structure", finals[finals["seed"] < 3])
@@ -203,6 +204,21 @@ def test_figures_of_the_whole_programme():
     assert set(answers.numbers(table)) >= {"p", "p_holm"} and growth.attention_share(finals)["attention (%)"].eq(33.3).all()
 
 
+def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():
+    from mimetic.experiments.runs import train_config
+    from mimetic.training.loop import learning_rate, make_optimizer
+
+    settings, model = train_config(EXPERIMENTS["cifar10-lab30"]), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer = make_optimizer(model, settings)
+    steps = 10_000 // EXPERIMENTS["cifar10-lab30"].batch_size
+    for step in range(settings.epochs * steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, settings, steps)
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    assert kept.left_by_decay("cifar10-lab30") == pytest.approx(model.weight.item() ** 2, rel=1e-4)
+
+
 def test_anatomy_of_recorded_runs():
     products, maps = kept.load_anatomy("cifar10-recipe", arms=("base",))
     assert set(products["when"]) == {"before", "after"} and products["fold"].all()
@@ -211,9 +227,14 @@ def test_anatomy_of_recorded_runs():
     assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1) and len(maps) == 2 * seeds * config.depth * config.num_heads
     table = kept.table(products, maps)
     assert list(table.columns) == [("base", "before"), ("base", "after")]
-    both = [frame.assign(arm=arm) for arm in ("timm", "mimetic") for frame in (products,)]
-    text = kept.sentence(pd.concat(both))
-    assert "Under the default, diagonals of $W_QW_K^T$ grow" in text and text.count("the default ends at") == 2
+    central, _ = kept.load_anatomy()
+    text = kept.sentence(central)
+    of_mimetic = central[(central["arm"] == "mimetic") & (central["product"] == "vp")].groupby(["seed", "when"])["diag_mean"].mean().unstack()
+    share = common.percent((of_mimetic["after"] / of_mimetic["before"]).mean())
+    assert text.startswith("Yes: ") and f"{share} of that written into $W_VW_{{proj}}$" in text and "grows a negative one by itself" in text
+    lost = central.assign(diag_mean=central["diag_mean"].where(central["when"] == "before", 0.1 * central["diag_mean"]))
+    assert kept.sentence(lost).startswith("No: ")
+    assert len(kept.by_layer(central)) == config.depth
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 

@@ -108,14 +108,12 @@ def test_overview_profiles_show_the_spike_where_it_is():
     assert frame["trained", "vp", 0] < -2 and abs(frame["trained", "vp", 5]) < 1
 
 
-def test_readme_holds_the_number_of_the_records():
-    from pathlib import Path
-
-    readme = Path(__file__).parents[1] / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert text == report.with_number(text), "README.md is out of date: python -m mimetic.experiments.report"
+@pytest.mark.parametrize("name", report.WRITTEN)
+def test_pages_hold_the_numbers_of_the_records(name):
+    text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
+    assert text == report.with_sentence(text, report.WRITTEN[name]()), f"{name} is out of date: python -m mimetic.experiments.report"
     with pytest.raises(ValueError, match="lacks the marks"):
-        report.with_number("# nothing")
+        report.with_sentence("# nothing", "")
 
 
 def test_live_runs_refuse_bad_values_before_training():

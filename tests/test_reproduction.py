@@ -30,7 +30,7 @@ def no_records(tmp_path, monkeypatch):
 
 
 def test_a_verdict_follows_from_the_interval_the_pairs_and_what_was_expected():
-    assert judge.judged(AHEAD, ACCURACY, 5) == (HOLDS, "+2.5 points (+1.9 to +3.1, 5 pairs)")
+    assert judge.judged(AHEAD, ACCURACY, 5) == (HOLDS, "+2.5 points (+1.9 to +3.1, 5 pairs, p 0.062)")
     assert judge.judged(-AHEAD, ACCURACY, 5)[0] == NOT
     assert judge.judged(-AHEAD, ACCURACY, 5, expected=-1)[0] == HOLDS
     assert judge.judged(AHEAD, BITS, 5)[0] == NOT and judge.judged(-AHEAD, BITS, 5)[0] == HOLDS  # fewer bits are better
@@ -77,7 +77,7 @@ def test_without_records_what_needs_training_is_open(no_records):
     untrained = {"_trained_vision", "_trained_text", "_construction", "_meaningful_share"}
     for claim in judge.CLAIMS:
         assert (table.loc[claim.says, "verdict"] == OPEN) != (claim.judge.__name__ in untrained)
-    assert report.shown() == [] and report.programme()["recorded"].sum() == 0
+    assert report.shown() == [] and report.queues()["recorded"].sum() == 0
 
 
 def _gains(rows):
@@ -144,7 +144,7 @@ def test_the_runs_of_a_pair_were_made_alike(experiment):
 
 
 def test_what_was_run_counts_the_committed_records():
-    table = report.programme()
+    table = report.queues()
     assert list(table.index) == list(QUEUES) and (table["recorded"] <= table["planned"]).all()
     assert table.loc["recipe", "recorded"] == table.loc["recipe", "planned"] and table.loc["lab", "hours"] > 1
     committed = sum(path.parent.name in EXPERIMENTS for path in (ROOT / "data" / "runs").glob("*/*.json"))  # a reader's own are beside them

@@ -1,17 +1,18 @@
 """Sentences and files that are written from records: when the records change, so do the numbers and the verdict words.
 
-    python -m mimetic.experiments.report      writes README.md's number and book/_static/overview.png
+    python -m mimetic.experiments.report      writes README.md's number, what book/index.md says was found, and book/_static/overview.png
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
+from mimetic.experiments.answers import reproduction
+from mimetic.experiments.answers.claims import claims
 from mimetic.experiments.answers.vision import central
 from mimetic.experiments.pattern import effective, overview_profiles
 from mimetic.experiments.programmes.vision import CENTRAL
@@ -27,7 +28,7 @@ RESULTS = {
     "not built": "could not be built small",
     "wrong": "silently wrong",
 }
-BEGIN, END = "<!-- number: begin (one sentence, written from the run records) -->", "<!-- number: end -->"
+BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
 
 
 def setting(finals: pd.DataFrame) -> str:
@@ -64,29 +65,38 @@ def readme_number() -> str:
     return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)}"
 
 
-def with_number(text: str) -> str:
-    """A README with the sentence between its two marks. Raises ValueError if the marks are not there."""
+def index_findings() -> str:
+    """What the start page says was found so far."""
+    return f"{readme_number()}\n\n{reproduction.answer(claims()).removeprefix('**Answer.** ').partition(' The central one')[0]}"
+
+
+WRITTEN = {"README.md": readme_number, "book/index.md": index_findings}
+
+
+def with_sentence(text: str, sentence: str) -> str:
+    """A page with the sentence between its two marks. Raises ValueError if the marks are not there."""
     if BEGIN not in text or END not in text:
-        raise ValueError(f"the README lacks the marks {BEGIN} and {END}")
+        raise ValueError(f"the page lacks the marks {BEGIN} and {END}")
     head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{readme_number()}\n{END}{rest.partition(END)[2]}"
+    return f"{head}{BEGIN}\n{sentence}\n{END}{rest.partition(END)[2]}"
 
 
 def main(root: Path = Path()) -> None:
-    """Write README.md's number and the overview figure below root."""
+    """Write the pages of WRITTEN and the overview figure below root."""
     import matplotlib
 
     matplotlib.use("agg")
     from mimetic import figures
     from mimetic.data.fetch import atomic_path
 
-    readme = root / "README.md"
-    with atomic_path(readme) as part:
-        Path(part).write_text(with_number(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, sentence in WRITTEN.items():
+        page = root / name
+        with atomic_path(page) as part:
+            part.write_text(with_sentence(page.read_text(encoding="utf-8"), sentence()), encoding="utf-8")
     figure = figures.overview(overview_profiles(), load_runs(LAB))
     with atomic_path(root / "book" / "_static" / "overview.png") as part:
         figure.savefig(part, format="png", metadata={"Software": None})
-    print(f"wrote {readme} and {os.path.join('book', '_static', 'overview.png')}")
+    print(f"wrote {', '.join(WRITTEN)} and book/_static/overview.png")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def comparisons(
     scale: float = 100,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups.
+    """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups. A hollow dot has too few
+    pairs for a claim.
 
     Args:
         table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are shown times scale.
@@ -118,8 +119,7 @@ def _height(table: pd.DataFrame) -> int:
     return len(table) + table["group"].nunique()
 
 
-def _comparison_rows(ax, table, points, scale, solid_from: int = 1) -> None:
-    """solid_from: pairs from which the mean's dot is filled."""
+def _comparison_rows(ax, table, points, scale) -> None:
     y, ticks = 0.0, []
     for group, rows in table.groupby("group", sort=False):
         y += 1
@@ -130,7 +130,7 @@ def _comparison_rows(ax, table, points, scale, solid_from: int = 1) -> None:
             ax.plot(dots, np.full(len(dots), y + 0.16), ".", ms=4, color="#999999")
             if np.isfinite(row["low"]):
                 ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
-            ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= solid_from else "white")
+            ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= ENOUGH else "white")
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
@@ -153,7 +153,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
     heights = [_height(table) + 2.2 for _, table, _ in shown]  # and the axis below
     figure, axes = panels(7.4, _ROW * sum(heights), nrows=len(shown), height_ratios=heights)
     for ax, (metric, table, points) in zip(axes[:, 0], shown):
-        _comparison_rows(ax, table, points, metric.scale, solid_from=ENOUGH)
+        _comparison_rows(ax, table, points, metric.scale)
         unit = f" ({metric.difference})" if metric.difference not in metric.name else ""
         ax.set_xlabel(f"difference in last-epoch {metric.name}{unit}: better to the right")
         if metric.lower_is_better:
@@ -190,14 +190,17 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
     figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
         table = table.sort_values("x")
-        ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999")
-        ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt="o-", ms=4.5, lw=1.3, color=VP)
+        beside = 1.04 if title in log else 1.0
+        ax.plot(beside * points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999")
+        # means of other numbers of seeds are no line
+        line = "o-" if table["pairs"].nunique() == 1 else "o"
+        ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt=line, ms=4.5, lw=1.3, color=VP)
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")
         ax.set_xticks(table["x"], [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in table["x"]])
         ax.minorticks_off()
-        ax.set(title=title, xlabel=xlabels[title])
+        ax.set(xlabel=xlabels[title])
         ax.grid(axis="y", color="#eeeeee")
     reach = 100 * max(p["difference"].abs().max() for p in points.values())
     axes[0, 0].set(ylabel="mimetic − default (points)", ylim=(-0.6 * reach - 0.5, 1.8 * reach + 0.5))

@@ -12,7 +12,7 @@ from mimetic.statistics import ENOUGH, compare, mean_interval, slopes_per_doubli
 
 # Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
 GAIN_PANELS = {
-    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width"),
+    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width (heads of 32)"),
     "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
     "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
 }

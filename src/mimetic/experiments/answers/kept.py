@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
+from mimetic.audit import CHANCE
+from mimetic.audit.report import sign
+from mimetic.data.images import TRAIN_SIZES
 from mimetic.experiments.answers import common
+from mimetic.experiments.answers.common import PRODUCTS
 from mimetic.experiments.answers.vision import COMMAND
+from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
 from mimetic.experiments.recorded import recorded_products, records_of, table_of
+from mimetic.experiments.runs import train_config
 from mimetic.figures.style import LABELS
+from mimetic.statistics import mean_interval
+from mimetic.training.loop import learning_rate
 
 
 def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -37,32 +47,54 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
                 these = part[part["product"] == product]
                 row |= {
                     f"{name} mean diagonal": these["diag_mean"].mean(), f"{name} off-diagonal spread": these["offdiag_sd"].mean(),
-                    f"{name} diagonal / spread": these["z"].mean(), f"{name} {unit} above chance (%)": 100 * (these["sigmas"] > 2).mean(),
-                    f"{name} {unit} below chance (%)": 100 * (these["sigmas"] < -2).mean(),
+                    f"{name} diagonal / spread": these["z"].mean(), f"{name} {unit} above chance (%)": 100 * (these["sigmas"] > CHANCE).mean(),
+                    f"{name} {unit} below chance (%)": 100 * (these["sigmas"] < -CHANCE).mean(),
                 }  # fmt: skip
             row |= {"distance attended (patches)": looks["distance"].mean(), "attention to itself (%)": 100 * looks["itself"].mean()}
             rows[LABELS.get(arm, arm).split(" (")[0], when] = row
     found = pd.DataFrame(rows)  # a column for each arm before and after: the names of the rows are long
-    digits = [3 if name.endswith(("mean diagonal", "off-diagonal spread")) else 2 for name in found.index]
+    digits = [3 if name.endswith(("mean diagonal", "off-diagonal spread")) else 0 if name.endswith("(%)") else 2 for name in found.index]
     return found.apply(lambda column: [round(v, d) for v, d in zip(column, digits)])
 
 
-def sentence(products: pd.DataFrame) -> str:
-    """What the default grows by itself, and how much of the written diagonals mimetic initialization keeps."""
+def by_layer(products: pd.DataFrame) -> pd.DataFrame:
+    """Layer by layer: the mean diagonal of both products over its off-diagonal spread, after training; mean over heads and seeds."""
+    after = products[products["when"] == "after"] if len(products) else products
+    table = pd.DataFrame({
+        (LABELS.get(arm, arm).split(" (")[0], PRODUCTS[product]): part.groupby("layer")["z"].mean()
+        for (arm, product), part in after.groupby(["arm", "product"], sort=False)
+    })  # fmt: skip
+    return table.round(2)
+
+
+def left_by_decay(experiment: str) -> float:
+    """The share of a product of two weight matrices that weight decay alone would leave, if no gradient ever moved them."""
+    config = EXPERIMENTS[experiment]
+    settings = train_config(config)
+    steps = (config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]) // config.batch_size
+    return math.prod(1 - learning_rate(step, settings, steps) * settings.weight_decay for step in range(settings.epochs * steps)) ** 2
+
+
+def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> str:
+    """How much of the written diagonals mimetic initialization keeps, and whether the default grows any by itself."""
     if products.empty or not set(PAIR) <= set(products["arm"]):
         return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
     grown, mimetic = (products[products["arm"] == arm] for arm in PAIR)
-    after, parts = grown[grown["when"] == "after"], []
-    for product, name, unit in (("qk", common.PRODUCTS["qk"], "heads"), ("vp", common.PRODUCTS["vp"], "layers")):
-        some = after[after["product"] == product]
-        above, below = (some["sigmas"] > 2).mean(), (some["sigmas"] < -2).mean()
-        lean = "in both directions" if min(above, below) > 0.1 else "upwards" if above > below else "downwards"
-        by_layer = ", ".join(f"{z:+.2f}" for z in some.groupby("layer")["z"].mean())
-        parts.append(f"diagonals of {name} grow {lean}, above chance in {common.percent(above)} of {unit} and below in {common.percent(below)} (by layer, in spreads: {by_layer})")
-    text = f"Under the default, {parts[0]}; {parts[1]}. "
-    shares = []
-    for product, name in common.PRODUCTS.items():
-        mean = mimetic[mimetic["product"] == product].groupby("when")["diag_mean"].mean()
-        other = after[after["product"] == product]["diag_mean"].mean()
-        shares.append(f"{common.percent(mean['after'] / mean['before'])} of that of {name} ({mean['before']:+.3f} to {mean['after']:+.3f}; the default ends at {other:+.3f})")
-    return (text + f"Mimetic models keep {' and '.join(shares)}.").replace("-", "−")
+    kept, grows = {}, []
+    for product, name in PRODUCTS.items():
+        means = mimetic[mimetic["product"] == product].groupby(["seed", "when"])["diag_mean"].mean().unstack()
+        shares = means["after"] / means["before"]
+        low, high = mean_interval(shares) if len(shares) > 1 else (float("nan"),) * 2
+        span = f" ({100 * low:.0f} to {100 * high:.0f}, {len(shares)} seeds)" if len(shares) > 1 else ""
+        kept[f"{common.percent(shares.mean())} of {'that' if kept else 'the diagonal'} written into {name}{span}"] = shares.mean()
+        after = grown[(grown["product"] == product) & (grown["when"] == "after")]
+        unit, what = ("heads", "one way in its heads") if product == "qk" else ("layers", "one way")
+        where = f"above chance in {common.percent((after['sigmas'] > CHANCE).mean())} of {unit}, below in {common.percent((after['sigmas'] < -CHANCE).mean())}"
+        how = {"+": f"grows a positive one by itself ({where}", "−": f"grows a negative one by itself ({where}", "none": f"does not grow {what} ({where}"}[sign(after["sigmas"])]
+        grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {means['after'].mean():+.3f})".replace("-", "−"))
+    most = sum(share > 0.5 for share in kept.values())
+    answer = ("No", "In part", "Yes")[most]
+    return (
+        f"{answer}: {' and '.join(kept)} are left after training. Weight decay alone, with no gradient, would leave {common.percent(left_by_decay(experiment))} of either. "
+        f"Under the default {'; '.join(grows)}."
+    )

@@ -9,6 +9,7 @@ from mimetic.experiments.answers.claims import ASKED, MEANING, OURS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.runs import existing, family
 from mimetic.training.records import load_runs
@@ -60,20 +61,28 @@ def _rows(experiment: str, title: str, reference: str, arms: dict[str, str]) -> 
     return Study("report", title, experiment, (reference, *arms.values()), {name: (reference, arm) for name, arm in arms.items()})
 
 
+SIGNS_AND_SIZES = {
+    "vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE,
+    "the default at their norms": programme.RESCALED, "their singular values, random directions": programme.RANDOM,
+}  # fmt: skip
 SHOWN = (  # every one against the default of its experiment
     (
         _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
         _rows(
             "cifar10-lab10", "CIFAR-10, 10 epochs", "timm",
             {"mimetic": "mimetic", "QK only": "mimetic-qk", "V·proj only": "mimetic-vp", "the default at mimetic's norms": "timm-rescaled",
-             "its singular values, random directions": "random-directions", "both signs turned": "both-flipped"},
+             "its singular values, random directions": "random-directions", "both signs flipped": "both-flipped"},
         ),
     ),
     (
         _rows("tinyshakespeare", "tiny Shakespeare", "gpt2", {"vision's signs": "vision", "a language model's signs": "language"}),
         _rows("wikitext2", "WikiText-2", "gpt2", {"vision's signs": "vision", "a language model's signs": "language"}),
     ),
-    tuple(_rows(data, title, "bert", {"vision's signs": "mimetic", "opposite signs": "opposite"}) for data, title in recommenders.TITLES.items()),
+    (
+        *(_rows(data, title, programme.DEFAULT, SIGNS_AND_SIZES) for data, title in recommenders.TITLES.items()),
+        _rows("ml100k", "the causal sibling on MovieLens-100K", f"{programme.SIBLING_PREFIX}{programme.DEFAULT}",
+              {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()}),
+    ),
 )  # fmt: skip
 
 
@@ -91,7 +100,7 @@ def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
 # --- what was run ----------------------------------------------------------------------------------------------------
 
 
-def programme() -> pd.DataFrame:
+def queues() -> pd.DataFrame:
     """One row a queue: how many of its runs are recorded and planned, the hours that the recorded ones took, on what."""
     rows = {}
     for name, runs in QUEUES.items():

@@ -42,6 +42,11 @@ def points(value: float) -> str:
     return ACCURACY.signed(value)
 
 
+def ahead(value: float) -> str:
+    """A difference of accuracies against something, in words."""
+    return f"{points(abs(value))[1:]} points {'ahead of' if value > 0 else 'behind'}"
+
+
 def found(study_name: str, finals: pd.DataFrame) -> str:
     """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
     study = STUDIES[study_name]
@@ -72,6 +77,15 @@ def central(finals: pd.DataFrame) -> str:
         f"{mean}: **{points(row.difference)} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
         f"ahead in {row.wins:.0f} of {n}; {verdict}."
     )
+
+
+def relative(finals: pd.DataFrame) -> str:
+    """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; "" without pairs."""
+    if not set(PAIR) <= set(finals["arm"]):
+        return ""
+    row = compare(finals, {"central": PAIR}).iloc[0]
+    share, errors = (common.percent(abs(row.difference) / whole, 1) for whole in (row.reference, 1 - row.reference))
+    return f"Here {points(row.difference)} points are {share} of the default's accuracy, and {errors} of its errors."
 
 
 def by_arm(curves: pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +176,7 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
     gain = others[best] - base.mean()
     kept = "so the base was kept" if 100 * gain <= SEED_WORTH else "so by the rule it replaces the base's value"
     return (
-        f"The best setting, `{best}`, is {points(gain)} points from the base ({100 * base.mean():.1f} %{seeds}), {kept}. "
+        f"The best setting, `{best}`, is {ahead(gain)} the base ({100 * base.mean():.1f} %{seeds}), {kept}. "
         "One seed a setting tells large differences only; that is all it was for."
     )
 
@@ -191,19 +205,27 @@ def why(finals: pd.DataFrame) -> str:
     if not set(PAIR) <= set(finals["arm"]):
         return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
     asked = {
-        "QK only": {"mimetic-qk": 1, "timm": -1}, "V·proj only": {"mimetic-vp": 1, "timm": -1},
-        "the same size without structure (random directions)": {"random-directions": 1, "timm": -1},
-        "the default at that size": {"timm-rescaled": 1, "timm": -1}, "untransposed": {"untransposed": 1, "timm": -1},
-        "QK sign flipped": {"qk-minus": 1, "timm": -1}, "V·proj sign flipped": {"vp-plus": 1, "timm": -1}, "both flipped": {"both-flipped": 1, "timm": -1},
-    }  # fmt: skip
+        "One half of it": {"QK only": "mimetic-qk", "V·proj only": "mimetic-vp"},
+        "Weights as large, without a diagonal": {"random directions": "random-directions", "the default at its norms": "timm-rescaled"},
+        "Other signs": {"QK flipped": "qk-minus", "V·proj flipped": "vp-plus", "both flipped": "both-flipped"},
+        "V·proj stored untransposed": {"": "untransposed"},
+    }
     whole = contrast(finals, {"mimetic": 1, "timm": -1})
-    text = f"**Answer.** After 10 epochs mimetic initialization is {points(whole.mean())} points from the default ({len(whole)} pairs). "
-    found = {name: values for name, arms in asked.items() if len(values := contrast(finals, arms))}
-    parts = [f"{name} {points(values.mean())}" for name, values in found.items()]
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} the default ({len(whole)} pairs). "
+    parts, fewest = [], len(whole)
+    for what, arms in asked.items():
+        said = []
+        for name, arm in arms.items():
+            if len(values := contrast(finals, {arm: 1, "timm": -1})):
+                fewest = min(fewest, len(values))
+                word = f" ({common.word(pd.Series(summary(values)))})" if len(values) >= ENOUGH else ""
+                said.append(f"{name} {points(values.mean())}{word}".strip())
+        if said:
+            parts.append(f"{what}: {', '.join(said)}.")
     if not parts:
         return text + "The controls are not in yet."
-    few = " None of these is a claim yet: there are fewer than five pairs." if min(map(len, found.values())) < ENOUGH else ""
-    return text + f"Other arms against the same default: {'; '.join(parts)}.{few} Intervals, and the differences between these arms, are below."
+    few = f" With {fewest} pair{'s' if fewest > 1 else ''} none of these is a claim." if fewest < ENOUGH else ""
+    return f"{text}Other arms, in points against the same default. {' '.join(parts)}{few} Intervals, and the differences between these arms, are below."
 
 
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:
@@ -253,8 +275,9 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     """A table of compare for the page: accuracies and differences in percent, p corrected over all its rows."""
     if table.empty:
         return table
-    values = ["reference", "arm", "difference", "low", "high"]
-    return common.rounded(table.assign(**{name: 100 * table[name] for name in values}), digits=1)
+    units = {"reference": "%", "arm": "%", "difference": "points", "low": "points", "high": "points"}
+    shown = common.rounded(table.assign(**{name: 100 * table[name] for name in units}), digits=1)
+    return shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
 
 
 def paper_scale() -> str:

@@ -134,11 +134,11 @@ CHECK_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-lab10": {
         **ABLATIONS,
-        # one constant at half and at twice its value; lower ranks than the head size, 32
+        # one constant at nothing (no noise, no diagonal), half and twice its value; lower ranks than the head size, 32
         **{
-            f"{part}-{letter}-{value:g}": {"init": "mimetic", f"{part}_{letter}": sign * value}
+            f"{part}-{letter}-{value:g}": {"init": "mimetic", f"{part}_{letter}": sign * value if value else 0.0}
             for part, letter, sign, constant in (("qk", "alpha", 1, 0.7), ("qk", "beta", 1, 0.7), ("vp", "alpha", 1, 0.4), ("vp", "beta", -1, 0.4))
-            for value in (constant / 2, constant * 2)
+            for value in (0, constant / 2, constant * 2)
         },
         **{f"qk-rank-{rank}": {"init": "mimetic", "qk_rank": rank} for rank in (8, 16)},
         # does bfloat16 change the answer?
