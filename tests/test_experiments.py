@@ -67,11 +67,6 @@ def test_map_statistics_of_known_maps():
     assert table.loc["uniform", "attention to itself"] == pytest.approx(1 / 9)
 
 
-def test_position_similarity_falls_with_distance():
-    P = construction.position_similarity(4, 48)
-    assert torch.allclose(P.diagonal(), torch.ones(16)) and P[0, 1] > P[0, 3]
-
-
 def test_gauge_freedom_changes_the_factors_and_not_the_product():
     changes = pattern.gauge_freedom(attention_layers(SelfAttention(48, 3))[0])
     assert changes["W_Q"] > 0.5 and changes["W_K"] > 0.5 and changes["W_Q W_K^T"] < 1e-9

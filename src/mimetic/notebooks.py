@@ -32,11 +32,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimetic.data.fetch import atomic_path
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
-
-__all__ = ["NotebookError", "check_parameters", "choose", "choose_int", "choose_ints", "execute", "find_notebooks",
-           "local_paths", "parameter_names", "strip_metadata"]
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
@@ -207,16 +206,8 @@ def _write(notebook: NotebookNode, path: Path) -> None:
     import nbformat
 
     nbformat.validate(notebook)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(nbformat.writes(notebook).rstrip("\n") + "\n")
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as temporary:
+        temporary.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", encoding="utf-8")
 
 
 # Execution ------------------------------------------------------------------------------------------------------------

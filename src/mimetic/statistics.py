@@ -220,6 +220,6 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95
         raise ValueError(f"a correlation with an interval needs at least four points, x and y alike; got {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("x and y must be finite and not constant")
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1 + 1e-12, 1 - 1e-12))
-    half = stats.norm.ppf((1 + confidence) / 2) / (x.size - 3) ** 0.5
-    return r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
+    found = stats.pearsonr(x, y)
+    low, high = found.confidence_interval(confidence)
+    return float(found.statistic), float(low), float(high)

@@ -17,6 +17,7 @@ from mimetic.attention import UnsupportedAttention
 
 __all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
 
+READERS: dict[str, Reader] = own.READERS | torch_nn.READERS | timm.READERS | transformers.READERS
 _CUSTOM: dict[type, Reader] = {}
 
 
@@ -36,15 +37,12 @@ def register_adapter(attention_class: type, reader: Reader) -> None:
 
 def find_reader(cls: type) -> Reader | None:
     """The reader for a class, or for the listed class whose forward it inherits unchanged."""
-    tables = (own.READERS, torch_nn.READERS, timm.READERS, getattr(transformers, "READERS", {}))
     for base in cls.__mro__:
         if base in _CUSTOM:
             known = base.forward is nn.Module.forward or cls.forward is base.forward  # an abstract base says nothing of a forward
             return _CUSTOM[base] if known else _changed(base)
-        key = f"{base.__module__}.{base.__qualname__}"
-        for table in tables:
-            if key in table:
-                return table[key] if cls.forward is base.forward else _changed(base)
+        if reader := READERS.get(f"{base.__module__}.{base.__qualname__}"):
+            return reader if cls.forward is base.forward else _changed(base)
     return None
 
 

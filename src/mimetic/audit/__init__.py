@@ -117,10 +117,9 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
     """A half-done run by its checkpoint, a finished one by its record."""
     import pandas as pd
 
-    from mimetic.data.fetch import cache_dir
-    from mimetic.experiments.runs import existing, family
+    from mimetic.experiments.runs import checkpoint_path, existing, family
 
-    checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+    checkpoint = checkpoint_path(config)
     record = existing(config)
     if record is None:
         if not checkpoint.is_file():

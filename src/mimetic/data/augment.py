@@ -21,7 +21,6 @@ RANDAUGMENT_OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
-_SIGNED = RANDAUGMENT_OPS[1:10]  # these may be applied in either direction
 _BINS = 31  # magnitudes are 0..30
 
 

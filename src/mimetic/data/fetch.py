@@ -21,21 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = [
-    "ChecksumError",
-    "Unavailable",
-    "atomic_path",
-    "cache_dir",
-    "check_sha256",
-    "check_writable",
-    "data_dir",
-    "download",
-    "offline",
-    "link_or_copy",
-    "require_network",
-    "sha256_of",
-]
-
 TIMEOUT = 20  # seconds without a byte from the server before it counts as unreachable
 
 

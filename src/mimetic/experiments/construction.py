@@ -15,7 +15,7 @@ from mimetic.attention_maps import attention_map, patch_distances
 from mimetic.construct import factor, factor_top_k, semi_diagonal
 from mimetic.initializers import initialize_
 from mimetic.measure import statistics
-from mimetic.models.vit import ViT, ViTConfig, sincos2d
+from mimetic.models.vit import ViT, ViTConfig
 from mimetic.scan import attention_layers
 
 
@@ -131,9 +131,3 @@ def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
-
-
-def position_similarity(side: int, d_model: int) -> Tensor:
-    """Cosine similarity of the sin-cos position embeddings of all pairs of patches, (side^2, side^2)."""
-    P = torch.nn.functional.normalize(sincos2d(side, side, d_model), dim=1)
-    return P @ P.mT

@@ -22,11 +22,8 @@ from mimetic.scan import attention_layers
 def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
     """The recorded products as the layer computes them: gains folded in where the model has any, raw otherwise."""
     measurements = load_measurements() if measurements is None else measurements
-    return measurements[measurements["fold"] | ~measurements["source"].isin(_with_gains(measurements))]
-
-
-def _with_gains(measurements: pd.DataFrame) -> set[str]:
-    return set(measurements.loc[measurements["fold"], "source"])
+    with_gains = measurements.loc[measurements["fold"], "source"]
+    return measurements[measurements["fold"] | ~measurements["source"].isin(with_gains)]
 
 
 def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.runs import existing, family
+from mimetic.experiments.runs import checkpoint_path, existing, family
 from mimetic.training.records import RecordError
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
@@ -279,13 +279,10 @@ class _Progress:
 
 def listing(runs: Sequence[RunConfig]) -> str:
     """A table as text: every run of the queue, done or how far."""
-    from mimetic.data.fetch import cache_dir
-
     lines = []
     for config in runs:
-        checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
         try:
-            state = "done" if is_done(config) else "half done" if checkpoint.is_file() else "waiting"
+            state = "done" if is_done(config) else "half done" if checkpoint_path(config).is_file() else "waiting"
         except RecordError as error:
             state = f"DAMAGED: {error}"
         lines.append(f"{config.name:48s} {state}")

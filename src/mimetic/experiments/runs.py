@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,6 +86,13 @@ def check(config: RunConfig, *, store: bool = True) -> None:
         check_writable(cache_dir(), "MIMETIC_DATA")
 
 
+def checkpoint_path(config: RunConfig) -> Path:
+    """Where a half-done run is kept."""
+    from mimetic.data.fetch import cache_dir
+
+    return cache_dir() / "checkpoints" / f"{config.name}.pt"
+
+
 def check_processes(config: RunConfig, processes: int) -> None:
     """Raise ValueError unless so many processes can train the run together."""
     if config.batch_size % processes:
@@ -128,7 +136,6 @@ def run(
     options = {
         "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
     }  # fmt: skip
-    from mimetic.data.fetch import cache_dir
     from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, remove_checkpoint
     from mimetic.training.parallel import connect
 
@@ -138,7 +145,7 @@ def run(
         source = source_hash(family(config).SOURCE)
         if not store:
             return _train(config, source, None, {}, options, group)
-        checkpoint = cache_dir() / "checkpoints" / f"{config.name}.pt"
+        checkpoint = checkpoint_path(config)
         if not force and (record := group.agree(lambda: existing(config))):
             return record
 
@@ -206,7 +213,6 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return {
-        "schema": 1,
         "experiment": config.experiment,
         "arm": config.arm or config.init,
         "seed": config.seed,

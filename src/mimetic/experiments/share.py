@@ -24,7 +24,7 @@ from mimetic.experiments.answers.common import blank
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.runs import family
-from mimetic.statistics import correlation, mean_interval
+from mimetic.statistics import correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import read_record, record_files, runs_dir
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
@@ -157,13 +157,12 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
         part, by_seed = part.set_index("point"), {}
         for along, names in ALONG.items():
-            names = [name for name in names if name in part.index]
-            seeds = set.intersection(*(set(part.loc[name, "by_seed"]) for name in names)) if len(names) > 2 else set()
-            x = np.log2([part.loc[name, "share"] for name in names]) if names else np.array([])
-            found = [100 * np.polyfit(x, [part.loc[name, "by_seed"][seed] for name in names], 1)[0] for seed in sorted(seeds)]
-            if found:
-                by_seed[along] = pd.Series(found, sorted(seeds))
-                rows[signs, f"along {along}"] = _slope_row(by_seed[along], len(names))
+            there = part.loc[[name for name in names if name in part.index]]
+            dots = [(row.share, seed, gain) for row in there.itertuples() for seed, gain in row.by_seed.items()]
+            found = 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]))
+            if len(found):
+                by_seed[along] = found
+                rows[signs, f"along {along}"] = _slope_row(found, len(there))
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
             rows[signs, "vocabulary minus MLP"] = _slope_row(difference, "")
     return pd.DataFrame.from_dict(rows, orient="index").round(2)

@@ -123,6 +123,3 @@ def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric:
     ax.legend(loc="lower right", fontsize=7.5)
     ax.grid(axis="y", color="#eeeeee")
     return figure
-
-
-__all__ = ["catalogue", "diagonals", "explained", "ranking_curves"]

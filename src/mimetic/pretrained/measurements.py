@@ -27,16 +27,6 @@ from mimetic.measure import LAYER_HEAD, measure
 from mimetic.pretrained.cache import PROBLEMS, load, one_line
 from mimetic.pretrained.sources import SOURCES, Wheel, source
 
-__all__ = [
-    "DamagedRecord",
-    "diagonal_profile",
-    "load_measurements",
-    "load_profiles",
-    "measure_all",
-    "measure_source",
-    "recorded",
-]
-
 SCHEMA = 1
 PROFILE_WIDTH = 32  # offsets -32 to 32 around the diagonal
 _KEYS = {  # of a record, with the type of each

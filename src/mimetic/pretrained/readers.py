@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FORMATS", "WeightFileError", "read_ctranslate2", "read_gguf", "read_onnx", "read_safetensors"]
-
 
 class WeightFileError(ValueError):
     """A weight file that is damaged or of a kind that the reader does not know."""

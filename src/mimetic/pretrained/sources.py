@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from mimetic.adapters.views import ROPE
 
-__all__ = ["SOURCES", "Hub", "Source", "Wheel", "source"]
-
 
 @dataclass(frozen=True)
 class Hub:

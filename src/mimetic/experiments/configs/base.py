@@ -1,4 +1,4 @@
-"""What the config of every run has, whatever is trained; and configs by name.
+"""What the config of every run has, whatever is trained.
 
 A named experiment is a config (EXPERIMENTS of a family's module); an arm is what a run of it changes (its ARMS); everything
 else the arms of an experiment have in common.
