@@ -204,9 +204,9 @@ def test_bad_settings_are_refused_before_any_data_is_read(changes, words):
 
 
 def test_a_context_longer_than_a_text_of_unknown_length_is_refused_before_training(monkeypatch):
-    from mimetic.training import loop
+    from mimetic.experiments import runs
 
-    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("it was trained"))
+    monkeypatch.setattr(runs, "train", lambda *a, **k: pytest.fail("it was trained"))
     config = named("pydoc", **{**TOY, "context": 200_000})
     with pytest.raises(ValueError, match="context=200000 is longer than the text: pydoc has"):
         run(config, store=False, progress=False)

@@ -300,14 +300,14 @@ TRAINER = """
 import os, sys, traceback
 import torch
 from mimetic.experiments import configs, runs, vision
-from mimetic.training import loop
 
-train = loop.train
+
+train = runs.train
 def train_and_keep(model, *args, **kwargs):
     result = train(model, *args, **kwargs)
     torch.save(model.state_dict(), {weights!r})
     return result
-loop.train = train_and_keep
+runs.train = train_and_keep
 torch.optim.AdamW([torch.zeros(1)])  # its first use imports much
 vision.build_model(configs.named("digits"))
 while sys.stdin.readline():
@@ -329,13 +329,13 @@ def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypat
     """SIGKILL to a real process, again and again; then weights and curve are those of a run that was left alone."""
     alone_config = tiny(experiment="alone", epochs=3, init="mimetic")
     final = {}
-    keep = loop.train
+    keep = runs.train
 
     def train_and_keep(model, *args, **kwargs):
         final["model"] = model
         return keep(model, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "train", train_and_keep)
+    monkeypatch.setattr(runs, "train", train_and_keep)
     alone = run(alone_config, progress=False)
 
     weights, checkpoint = tmp_path / "weights.pt", tmp_path / "cache" / "checkpoints" / "killed" / "mimetic-seed0.pt"

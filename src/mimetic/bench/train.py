@@ -19,10 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimetic.data.fetch import Unavailable
+from mimetic.data.images import ImageData
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.vision import VisionConfig
+from mimetic.experiments.runs import train_config
+from mimetic.experiments.vision import VisionTask, build_model, vit_config
 from mimetic.flops import peak as card_peak
 from mimetic.flops import total
+from mimetic.training.loop import make_optimizer, resolve_backend, resolve_device, settings
+from mimetic.training.precision import cast, products
 
 
 class Bench:
@@ -33,10 +39,6 @@ class Bench:
     """
 
     def __init__(self, experiment: str, steps: int, device: str) -> None:
-        from mimetic.experiments.runs import train_config
-        from mimetic.experiments.vision import vit_config
-        from mimetic.training.loop import resolve_backend, resolve_device
-
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self.config, self.device, self.steps = named(experiment), resolve_device(device), steps
@@ -64,8 +66,6 @@ class Bench:
 
     def as_trained(self) -> AbstractContextManager:
         """The settings under which the training loop runs: on a GPU deterministic kernels, which timm's ingredients do not ask for."""
-        from mimetic.training.loop import settings
-
         return settings(self.settings, self.backend, seed=0)
 
     def how(self) -> dict[str, str]:
@@ -85,11 +85,6 @@ class Bench:
 
     def our_phases(self) -> dict[str, Callable[[Any], Any]]:
         """A training step in pieces, name -> function of what the one before returned (the first: of anything)."""
-        from mimetic.data.images import ImageData
-        from mimetic.experiments.vision import VisionTask, build_model
-        from mimetic.training.loop import make_optimizer
-        from mimetic.training.precision import cast, products
-
         config, device = self.config, self.device
         x, y = self.images.to(device), self.labels.to(device)
         mean, sd = (torch.full((x.shape[1], 1, 1), value, device=device) for value in (127.0, 64.0))
@@ -158,8 +153,6 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
         ValueError: unknown experiment or device, an experiment without images, steps below 1 or workers below 0.
         Unavailable: timm is not installed.
     """
-    from mimetic.data.fetch import Unavailable
-
     try:
         import timm  # noqa: F401
     except ImportError:
@@ -190,8 +183,6 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
 
 def _timm_step(bench: Bench, batches: Iterator, bfloat16: bool) -> Callable[[], Tensor]:
     from timm.models.vision_transformer import VisionTransformer
-
-    from mimetic.training.loop import make_optimizer
 
     config, device, v = bench.config, bench.device, bench.vit
     model = VisionTransformer(

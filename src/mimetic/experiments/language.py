@@ -12,18 +12,19 @@ and only the very first token of the text is not predicted. After the last epoch
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimetic.attention_maps import product_table
+from mimetic.data.text import CORPORA, HELD_OUT, TextData, check_text, load_text
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import Prepared, initialized
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from mimetic.data.text import TextData
-    from mimetic.models.gpt import GPT
+from mimetic.models.gpt import GPT, GPTConfig, generate
+from mimetic.training.loop import derive_seed
 
 METRIC = Metric("test_bits_per_byte", "validation bits per byte", "", "bits per byte", digits=3, lower_is_better=True)
 MEAN_OVER_ROWS = True
@@ -38,8 +39,6 @@ PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in 
 
 def check(config: LanguageConfig) -> None:
     """Raise ValueError, naming the choices, unless the config's data and model make sense; reads no data."""
-    from mimetic.data.text import CORPORA, HELD_OUT, check_text
-
     check_text(config.dataset, config.tokenizer, config.vocab_size)
     if not isinstance(config.validation, bool):
         raise ValueError(f"validation must be one of True, False, not {config.validation!r}")
@@ -61,8 +60,6 @@ def prepare(config: LanguageConfig, device: torch.device) -> Prepared:
     Raises:
         ValueError: the text is shorter than the context.
     """
-    from mimetic.data.text import load_text
-
     data = load_text(
         config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation, device=device
     )
@@ -74,8 +71,6 @@ def prepare(config: LanguageConfig, device: torch.device) -> Prepared:
 
 def cost(config: LanguageConfig) -> float:
     """Work of a run: tokens seen, forward and backward, times multiply-adds a token; evaluation with three bytes a token of a BPE."""
-    from mimetic.data.text import CORPORA
-
     d = config.d_model
     token = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * config.context) + max(config.vocab_size, 100) * d
     tests = (CORPORA[config.dataset].test_bytes or 50_000) / (1 if config.tokenizer == "char" or config.vocab_size < 400 else 3)
@@ -90,8 +85,6 @@ class LanguageTask:
     mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: TextData, config: LanguageConfig) -> None:
-        import torch
-
         self.data, self.config = data, config
         self.units_per_step = config.batch_size * config.context
         self.steps_per_epoch = config.steps_per_epoch
@@ -99,10 +92,6 @@ class LanguageTask:
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Token ids (B, N) and the ids that follow them (B, N): a function of seed, epoch and step only."""
-        import torch
-
-        from mimetic.training.loop import derive_seed
-
         # drawn on the CPU: the same windows on every device
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "windows", epoch, step))
         starts = torch.randint(len(self.data.train) - self.config.context, (self.config.batch_size,), generator=generator)
@@ -111,16 +100,12 @@ class LanguageTask:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy, in nats a token."""
-        import torch.nn.functional as F
-
         ids, following = batch
         return F.cross_entropy(model(ids).float().flatten(0, 1), following.flatten()), {}
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
         """Over the whole evaluated text (before the last epoch over curve_tokens of it, in windows from beginning to end), in
         windows that do not overlap: loss (nats a token), bits_per_byte, and perplexity (a token)."""
-        import torch
-
         ids, N, part = self.data.test, self.config.context, self.config.curve_tokens
         starts = torch.arange(0, len(ids) - N, N, device=ids.device)
         rest = ids[len(starts) * N :] if last or part is None else ids[:0]  # what is left is a shorter window
@@ -143,14 +128,10 @@ class LanguageTask:
 
     def _nats(self, model: nn.Module, windows: Tensor) -> Tensor:
         """(B, N): -log p of every token of the windows but the first."""
-        import torch.nn.functional as F
-
         return F.cross_entropy(model(windows[:, :-1]).float().transpose(1, 2), windows[:, 1:], reduction="none")
 
     def cases(self, model: nn.Module) -> dict[str, list[float]]:
         """Nats and bytes of every whole window of the evaluated text."""
-        import torch
-
         ids, N = self.data.test, self.config.context
         found: dict[str, list[float]] = {"nats": [], "bytes": []}
         for batch in self._batches(torch.arange(0, len(ids) - N, N, device=ids.device)):
@@ -161,17 +142,12 @@ class LanguageTask:
 
 def build_model(config: LanguageConfig, vocab_size: int) -> GPT:
     """The model with its initial weights, on the CPU: a function of the config and the number of tokens only."""
-    from mimetic.models.gpt import GPT
-
     return initialized(lambda: GPT(_gpt_config(config, vocab_size)), config)
 
 
 def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
     """What the record keeps of the weights: the products of every layer and head, raw and with the LayerNorm gain, and a sample
     of text that follows the first tokens of the evaluated text."""
-    from mimetic.attention_maps import product_table
-    from mimetic.models.gpt import generate
-
     prompt = data.test[:PROMPT_TOKENS].tolist()
     ids = generate(model, prompt, SAMPLE_TOKENS, seed=SAMPLE_SEED)
     sample = {"prompt": data.decode(prompt), "text": data.decode(ids), "seed": SAMPLE_SEED}
@@ -184,7 +160,5 @@ def _check_context(config: LanguageConfig, tokens: float) -> None:
 
 
 def _gpt_config(config: LanguageConfig, vocab_size: int):
-    from mimetic.models.gpt import GPTConfig
-
     names = ("context", "d_model", "depth", "num_heads", "mlp_ratio")
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})

@@ -23,8 +23,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
+import torch
+
+from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.runs import checkpoint_path, existing, family
+from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
+from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
+from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
+from mimetic.training.parallel import launched
 from mimetic.training.records import RecordError
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
@@ -46,8 +53,6 @@ def queue_runs(name: str) -> list[RunConfig]:
     Raises:
         ValueError: unknown name; the message lists the choices.
     """
-    from mimetic.experiments.programmes import QUEUES
-
     if name not in QUEUES:
         raise ValueError(f"queue must be one of {', '.join(QUEUES)}, not {name!r}")
     return QUEUES[name]()
@@ -75,10 +80,6 @@ def work(
         ValueError: a bad config, or a bad limit; nothing has been computed.
         RecordError: a record of the queue is damaged.
     """
-    from mimetic.experiments.runs import check, train_config
-    from mimetic.training.loop import resolve_backend
-    from mimetic.training.parallel import launched
-
     if launched():
         raise ValueError("a queue starts its own processes: run it plainly, and single runs (train) under torchrun")
     if processes < 1 or (minutes is not None and not minutes > 0):
@@ -205,8 +206,6 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
 
 def _cards() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; [] without."""
-    import torch
-
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -217,11 +216,6 @@ def _serve(connection: Connection) -> None:
     """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in which libraries remove their semaphores
-    from mimetic.attention import MimeticWarning
-    from mimetic.experiments.runs import run_or_restart
-    from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
-    from mimetic.training.loop import TimeLimit
-
     warnings.simplefilter("ignore", MimeticWarning)
     while True:
         try:
@@ -306,8 +300,6 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
 
 def side_by_side(runs: Sequence[RunConfig]) -> int:
     """How many runs at a time: one on each GPU, which one run can fill; else two, on two cores."""
-    from mimetic.training.loop import resolve_device
-
     return len(_cards()) if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
 
 

@@ -14,18 +14,21 @@ recipe, validation=True, on the items before them); test_validation_ndcg10 is ND
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimetic.attention_maps import product_table
+from mimetic.data.sequences import SequenceData, check_sequences, load_sequences, num_items, num_users
 from mimetic.experiments.configs.recommenders import RecommenderConfig
 from mimetic.experiments.metrics import Metric
+from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 from mimetic.experiments.runs import Prepared, initialized
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from mimetic.data.sequences import SequenceData
-    from mimetic.models.bert4rec import BERT4Rec
+from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
+from mimetic.training.loop import derive_seed
 
 METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
 MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have different numbers
@@ -41,8 +44,6 @@ EVALUATION_BATCH = 256  # users
 
 def check(config: RecommenderConfig) -> None:
     """Raise ValueError, naming the choices, unless the config's data, objective and model make sense; reads no data."""
-    from mimetic.data.sequences import check_sequences
-
     check_sequences(config.dataset, config.items)
     if config.objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}")
@@ -62,8 +63,6 @@ def check(config: RecommenderConfig) -> None:
 
 def prepare(config: RecommenderConfig, device: torch.device) -> Prepared:
     """Data on the device, the model with its initial weights, and what the record says of its weights."""
-    from mimetic.data.sequences import load_sequences
-
     data = load_sequences(config.dataset, items=config.items)
     if config.batch_size > data.num_users:
         raise ValueError(f"batch_size={config.batch_size} is more than the {data.num_users} users of {config.dataset}")
@@ -73,8 +72,6 @@ def prepare(config: RecommenderConfig, device: torch.device) -> Prepared:
 
 def cost(config: RecommenderConfig) -> float:
     """Work of a run: positions seen, forward and backward, times multiply-adds a position, with its share of scores."""
-    from mimetic.data.sequences import num_items, num_users
-
     d, n, items = config.d_model, config.max_len, num_items(config.dataset, config.items)
     users = num_users(config.dataset, config.items)
     block = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * n)
@@ -86,8 +83,6 @@ def cost(config: RecommenderConfig) -> float:
 
 def anatomy(model: nn.Module) -> dict[str, Any]:
     """What the record keeps of the weights: the products; fold has the gain of the LayerNorm in front, which only pre-LN blocks have."""
-    from mimetic.attention_maps import product_table
-
     return {"products": product_table(model)}
 
 
@@ -98,11 +93,6 @@ class RecommenderTask:
     mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: SequenceData, config: RecommenderConfig, device: torch.device | str = "cpu") -> None:
-        import numpy as np
-        import torch
-
-        from mimetic.experiments.ranking import pad_left
-
         self.data, self.config, self.device = data, config, torch.device(device)
         users = range(data.num_users)
         self.units_per_step = config.batch_size
@@ -126,8 +116,6 @@ class RecommenderTask:
     def windows(self, users: Tensor, size: int) -> Tensor:
         """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in front. Of
         a sequence that is not longer than the window it is all of it."""
-        import torch
-
         length = self._length[users]
         spare = (length - size).clamp_min(0)
         end = length - (torch.rand(len(users), generator=self._generator) * (spare + 1)).long()
@@ -138,10 +126,6 @@ class RecommenderTask:
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Input items (B, N), where the loss looks (B, N), and the items that are right there (T,) from 0: a function of
         seed, epoch and step only, the same on every device."""
-        import torch
-
-        from mimetic.training.loop import derive_seed
-
         config, size = self.config, self.config.batch_size
         turn, place = divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass)
         if self._order is None or self._order[0] != turn:
@@ -164,8 +148,6 @@ class RecommenderTask:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy over the whole catalogue, mean over the positions that are asked for."""
-        import torch.nn.functional as F
-
         inputs, at, answers = batch
         return F.cross_entropy(model(inputs, at).float(), answers), {}
 
@@ -177,16 +159,10 @@ class RecommenderTask:
 
     def metrics(self, model: nn.Module, validation: bool) -> dict[str, float]:
         """The metrics on one of the two splits."""
-        from mimetic.experiments.ranking import ranking_metrics
-
         return ranking_metrics(self.ranks(model, validation))
 
     def ranks(self, model: nn.Module, validation: bool) -> Tensor:
         """The rank of every user's held-out item of one of the two splits."""
-        import torch
-
-        from mimetic.experiments.ranking import target_ranks
-
         ranks = []
         for inputs, history, target in zip(*(t.split(EVALUATION_BATCH) for t in self._splits[validation]), strict=True):
             last_BD = model.features(inputs)[:, -1]
@@ -201,14 +177,9 @@ class RecommenderTask:
 
 def build_model(config: RecommenderConfig) -> BERT4Rec:
     """The model with its initial weights, on the CPU: a function of the config only."""
-    from mimetic.models.bert4rec import BERT4Rec
-
     return initialized(lambda: BERT4Rec(_model_config(config)), config)
 
 
 def _model_config(config: RecommenderConfig):
-    from mimetic.data.sequences import num_items
-    from mimetic.models.bert4rec import BERT4RecConfig
-
     names = ("max_len", "d_model", "depth", "num_heads", "mlp_ratio", "norm_first", "causal", "dropout")
     return BERT4RecConfig(num_items(config.dataset, config.items), **{name: getattr(config, name) for name in names})

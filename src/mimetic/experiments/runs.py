@@ -20,10 +20,21 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from time import monotonic
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
+from torch import nn
+
+from mimetic.data.fetch import cache_dir, check_writable
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
+from mimetic.initialize import MimeticSpec
+from mimetic.initializers import INITIALIZERS, initialize_
+from mimetic.models.blocks import parameter_counts
+from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, remove_checkpoint
+from mimetic.training.loop import Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
+from mimetic.training.parallel import Group, connect
+from mimetic.training.precision import cast, products
 from mimetic.training.records import (
     RecordError,
     check_name,
@@ -35,13 +46,6 @@ from mimetic.training.records import (
     versions,
     write_record,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mimetic.initialize import MimeticSpec
-    from mimetic.training.loop import Task, TrainConfig
-    from mimetic.training.parallel import Group
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -64,10 +68,6 @@ def family(config: RunConfig) -> ModuleType:
 
 def check(config: RunConfig, *, store: bool = True) -> None:
     """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
-    from mimetic.data.fetch import cache_dir, check_writable
-    from mimetic.initializers import INITIALIZERS
-    from mimetic.training.loop import resolve_device
-
     check_name("experiment", config.experiment)
     if config.arm:
         check_name("arm", config.arm)
@@ -88,8 +88,6 @@ def check(config: RunConfig, *, store: bool = True) -> None:
 
 def checkpoint_path(config: RunConfig) -> Path:
     """Where a half-done run is kept."""
-    from mimetic.data.fetch import cache_dir
-
     return cache_dir() / "checkpoints" / f"{config.name}.pt"
 
 
@@ -136,9 +134,6 @@ def run(
     options = {
         "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
     }  # fmt: skip
-    from mimetic.training.checkpoint import CheckpointError, exclusive, load_checkpoint, remove_checkpoint
-    from mimetic.training.parallel import connect
-
     group = connect()
     with ExitStack() as held:
         check_processes(config, group.size)
@@ -178,8 +173,6 @@ def run(
 
 def run_or_restart(config: RunConfig, **options: Any) -> dict[str, Any]:
     """run, as a queue does it: a half-done run of other code, config or backend starts again."""
-    from mimetic.training.checkpoint import ForeignCheckpoint
-
     try:
         return run(config, **options)
     except ForeignCheckpoint:
@@ -188,8 +181,6 @@ def run_or_restart(config: RunConfig, **options: Any) -> dict[str, Any]:
 
 def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
     """What a checkpoint must have been made with, so that going on from it is one run."""
-    from mimetic.training.loop import resolve_backend
-
     backend = resolve_backend(train_config(config))
     parts = ("type", "precision", "products", "compiled")
     made_with = ", ".join(f"{k} {backend[k]}" for k in parts)
@@ -197,9 +188,6 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
 
 
 def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
-    from mimetic.models.blocks import parameter_counts
-    from mimetic.training.loop import resolve_backend, resolve_device, train
-
     clock, settings = monotonic(), train_config(config)
     prepared = family(config).prepare(config, resolve_device(config.device))
     task, model = prepared.task, prepared.model
@@ -235,11 +223,6 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
 
 def _cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
     """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file short."""
-    import torch
-
-    from mimetic.training.loop import resolve_backend
-    from mimetic.training.precision import cast, products
-
     if prepared.cases is None:
         return {}
     backend = resolve_backend(settings)
@@ -280,11 +263,6 @@ def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
     The weights are drawn from generators of their own, so two arms with one seed share every weight that their
     initializers do not set differently.
     """
-    import torch
-
-    from mimetic.initializers import initialize_
-    from mimetic.training.loop import derive_seed
-
     seed = derive_seed(config.seed, "init")
     with torch.random.fork_rng(devices=[]):  # PyTorch's constructors draw from the global generator
         torch.default_generator.manual_seed(seed)  # the CPU's only, as in mimetic.defaults
@@ -298,8 +276,6 @@ def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
 
 def mimetic_spec(config: RunConfig) -> MimeticSpec:
     """The config's constants; ValueError if there is not one value a layer."""
-    from mimetic.initialize import MimeticSpec
-
     spec = MimeticSpec(**{name: getattr(config, name) for name in MimeticSpec.constants()})
     spec.layer(0, config.depth)
     return spec
@@ -307,8 +283,6 @@ def mimetic_spec(config: RunConfig) -> MimeticSpec:
 
 def train_config(config: RunConfig) -> TrainConfig:
     """The part of the config that the training loop reads."""
-    from mimetic.training.loop import TrainConfig
-
     return TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)})
 
 

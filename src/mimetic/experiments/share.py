@@ -19,11 +19,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mimetic.experiments.answers.common import blank
-from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
+from mimetic.experiments.configs.language import SHARES
 from mimetic.experiments.runs import family
+from mimetic.models.blocks import parameter_counts
+from mimetic.models.gpt import GPT, GPTConfig
+from mimetic.models.vit import ViT, ViTConfig
 from mimetic.statistics import correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import read_record, record_files, runs_dir
 
@@ -224,9 +229,6 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
 
 def sweep_table(experiment: str = "share") -> pd.DataFrame:
     """The points of the sweep: what each changes, parameters by kind, and attention's share, smallest first."""
-    from mimetic.experiments.configs import named
-    from mimetic.experiments.configs.language import SHARES
-
     rows = {}
     for point, changes in SHARES.items():
         config = named(experiment, arm=f"{point}-gpt2")
@@ -237,10 +239,6 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
 
 def known_models() -> pd.DataFrame:
     """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers (timm's)."""
-    import torch
-
-    from mimetic.models.vit import ViT, ViTConfig
-
     rows = {}
     for name, d, depth, heads in (("GPT-2 small", 768, 12, 12), ("GPT-2 medium", 1024, 24, 16), ("GPT-2 large", 1280, 36, 20), ("GPT-2 XL", 1600, 48, 25)):
         rows[name] = _sizes(50_257, 1024, d, depth, heads, 4.0)
@@ -252,17 +250,11 @@ def known_models() -> pd.DataFrame:
 
 
 def _sizes(vocab_size: int, context: int, d_model: int, depth: int, num_heads: int, mlp_ratio: float) -> dict[str, Any]:
-    import torch
-
-    from mimetic.models.gpt import GPT, GPTConfig
-
     with torch.device("meta"):  # counted, not made
         return _counted(GPT(GPTConfig(vocab_size, context, d_model, depth, num_heads, mlp_ratio)))
 
 
 def _counted(model) -> dict[str, Any]:
-    from mimetic.models.blocks import parameter_counts
-
     counts = parameter_counts(model)
     attention = counts["attention_qkv"] + counts["attention_proj"]
     return {

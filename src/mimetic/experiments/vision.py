@@ -11,18 +11,29 @@ order of the images and their augmentation follow from the seed alone.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimetic.attention_maps import anatomy
+from mimetic.data.augment import Augmentation
+from mimetic.data.images import (
+    IMAGE_SHAPES,
+    NUM_CLASSES,
+    SMALLEST_CLASS,
+    TEST_SIZES,
+    TRAIN_SIZES,
+    ImageData,
+    balanced_subset,
+    check_dataset,
+    load_images,
+)
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.runs import Prepared, initialized
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from mimetic.data.images import ImageData
-    from mimetic.models.vit import ViT, ViTConfig
+from mimetic.models.vit import ViT, ViTConfig
+from mimetic.training.loop import derive_seed
 
 METRIC = ACCURACY
 MEAN_OVER_ROWS = True
@@ -38,8 +49,6 @@ EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 
 def check(config: VisionConfig) -> None:
     """Raise ValueError, naming the choices, unless the config's data, augmentation and model make sense; reads no data."""
-    from mimetic.data.images import NUM_CLASSES, SMALLEST_CLASS, TRAIN_SIZES, check_dataset
-
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
     check_dataset(config.dataset, config.train_size, config.validation)
@@ -57,9 +66,6 @@ def check(config: VisionConfig) -> None:
 
 def prepare(config: VisionConfig, device: torch.device) -> Prepared:
     """Data on the device, the model with its initial weights, and what the record says of its weights."""
-    from mimetic.attention_maps import anatomy
-    from mimetic.data.images import load_images
-
     data = load_images(config.dataset, train_size=config.train_size, validation=config.validation, device=device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
     return Prepared(VisionTask(data, config), build_model(config).to(device), lambda model: anatomy(model, looked_at))
@@ -67,8 +73,6 @@ def prepare(config: VisionConfig, device: torch.device) -> Prepared:
 
 def cost(config: VisionConfig) -> float:
     """Work of a run: images seen, forward and backward, times multiply-adds an image."""
-    from mimetic.data.images import IMAGE_SHAPES, TEST_SIZES, TRAIN_SIZES
-
     d, tokens = config.d_model, (IMAGE_SHAPES[config.dataset][1] // config.patch_size) ** 2
     image = config.depth * tokens * d * ((4 + 2 * config.mlp_ratio) * d + 2 * tokens)
     trained = config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]
@@ -84,8 +88,6 @@ class VisionTask:
     mean_over_rows = MEAN_OVER_ROWS
 
     def __init__(self, data: ImageData, config: VisionConfig) -> None:
-        import torch
-
         self.data, self.config = data, config
         self.augment = _augmentation(config)
         self.units_per_step = config.batch_size
@@ -96,10 +98,6 @@ class VisionTask:
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, Y, X) float32, normalised, and labels (B,): a function of seed, epoch and step only."""
-        import torch
-
-        from mimetic.training.loop import derive_seed
-
         data, size = self.data, self.config.batch_size
         # an epoch is a pass over the images unless epoch_images says otherwise
         turn, place = divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass)
@@ -114,8 +112,6 @@ class VisionTask:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy, and the accuracy on the augmented batch."""
-        import torch.nn.functional as F
-
         images, labels = batch
         logits = model(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
@@ -123,11 +119,6 @@ class VisionTask:
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
         """Cross entropy (without smoothing) and accuracy on the whole test set; before the last epoch on curve_images of it."""
-        import torch
-        import torch.nn.functional as F
-
-        from mimetic.data.images import balanced_subset
-
         data, loss, correct, part = self.data, 0.0, 0, self.config.curve_images
         x, y = data.x_test, data.y_test
         if part and not last:
@@ -143,23 +134,16 @@ class VisionTask:
 
 def build_model(config: VisionConfig) -> ViT:
     """The model with its initial weights, on the CPU: a function of the config only."""
-    from mimetic.models.vit import ViT
-
     return initialized(lambda: ViT(vit_config(config)), config)
 
 
 def _augmentation(config: VisionConfig):
-    from mimetic.data.augment import Augmentation
-
     names = [f.name for f in fields(Augmentation)]
     return Augmentation(**{name: getattr(config, name) for name in names})
 
 
 def vit_config(config: VisionConfig) -> ViTConfig:
     """The shape of the config's model."""
-    from mimetic.data.images import IMAGE_SHAPES, NUM_CLASSES
-    from mimetic.models.vit import ViTConfig
-
     channels, size, _ = IMAGE_SHAPES[config.dataset]
     names = ("d_model", "depth", "num_heads", "mlp_ratio", "patch_size", "global_pool", "pos_embed")
     return ViTConfig(

@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.text import load_text
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import EVERY
+from mimetic.experiments.language import build_model
 from mimetic.figures.style import LABELS
+from mimetic.scan import attention_layers
 
 
 def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
@@ -24,10 +28,6 @@ def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
 
     Raises what data.text.load_text raises.
     """
-    import torch
-
-    from mimetic.data.text import load_text
-
     data = load_text(dataset, validation=validation)
     V = data.vocab_size
     train, test = data.train.long(), data.test.long()
@@ -42,12 +42,6 @@ def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("
 
     Raises what data.text.load_text raises.
     """
-    import torch
-
-    from mimetic.data.text import load_text
-    from mimetic.experiments.language import build_model
-    from mimetic.scan import attention_layers
-
     data, rows = load_text(dataset), {}
     for arm in arms:
         config = replace(named("tinyshakespeare"), arm=arm, **EVERY[arm])

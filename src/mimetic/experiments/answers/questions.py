@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mimetic.audit import CHANCE, EXPLAINED, MEANINGFUL, Parameters, audit
 from mimetic.audit.report import sign
@@ -15,7 +16,12 @@ from mimetic.experiments.answers.recommenders import COMMAND, TITLES
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
 from mimetic.experiments.recorded import recorded_products, records_of
+from mimetic.initialize import mimetic_init_
+from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
+from mimetic.models.blocks import Block, parameter_counts
+from mimetic.models.vit import ViT, ViTConfig
 from mimetic.pretrained import SOURCES
+from mimetic.scan import attention_layers
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
 
@@ -167,12 +173,6 @@ def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable, times chance
     (explained, against independent entries of that width); means over layers and, for our runs, seeds. The paper's own vision target for
     a model of our shape, then what was measured."""
-    import torch
-
-    from mimetic.initialize import mimetic_init_
-    from mimetic.models.blocks import Block
-    from mimetic.scan import attention_layers
-
     frames = []
     blocks = torch.nn.Sequential(*(Block(64, 2) for _ in range(4)))
     mimetic_init_(blocks, generator=torch.Generator().manual_seed(0))
@@ -225,11 +225,6 @@ SHAPES = {"d 64, 2 layers (BERT4Rec on Beauty)": (64, 2, 2), "d 256, 4 layers": 
 
 def shape_parameters(d_model: int, depth: int, num_heads: int, items: int = 1_000, max_len: int = 50) -> Parameters:
     """The parameters of a BERT4Rec of this shape, counted on a model without weights."""
-    import torch
-
-    from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
-    from mimetic.models.blocks import parameter_counts
-
     with torch.device("meta"):
         model = BERT4Rec(BERT4RecConfig(items, max_len, d_model, depth, num_heads))
     counts = parameter_counts(model)
@@ -252,11 +247,6 @@ def share_marks() -> dict[str, tuple[int, float]]:
 
 def share_levels() -> dict[str, float]:
     """Models whose size does not depend on a catalogue, counted: ViT-Tiny."""
-    import torch
-
-    from mimetic.models.blocks import parameter_counts
-    from mimetic.models.vit import ViT, ViTConfig
-
     with torch.device("meta"):
         counts = parameter_counts(ViT(ViTConfig()))
     return {"ViT-Tiny": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]}

@@ -14,6 +14,9 @@ from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
 from mimetic.figures.style import LABELS
+from mimetic.initializers import initialize_
+from mimetic.models.blocks import Block
+from mimetic.scan import attention_layers
 from mimetic.statistics import (
     ENOUGH,
     compare,
@@ -245,10 +248,6 @@ def norm_table() -> pd.DataFrame:
     """How large each initialization's attention is against mimetic initialization's: ratios of Frobenius norms of one matrix of
     queries, of values and of the two products (mean over layers and heads, seed 0), at several widths with heads of 32; and the mean
     diagonal of W_Q W_K^T that truncation to the head size leaves."""
-    from mimetic.initializers import initialize_
-    from mimetic.models.blocks import Block
-    from mimetic.scan import attention_layers
-
     rows = {}
     for width in (64, 96, 128, 192):
         norms = {}
