@@ -81,6 +81,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
         ax.legend(loc="lower right", fontsize=7.5)
+    axes[0, 1].set_ylim(axes[0, 0].get_ylim())  # the trained layer's peak is the higher one
     _pairs(axes[0, 2], finals, metric, 100, arms)
     axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
     return figure
@@ -218,7 +219,9 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
         uniform_distance: of a head that attends everywhere alike.
     """
     arms = list(dict.fromkeys(products["arm"]))
-    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True, sharey="row")
+    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True)
+    for ax in axes[2, 1:]:  # the diagonals have a scale for each arm: a default's are a tenth of what is written
+        ax.sharey(axes[2, 0])
     rows = (("$W_QW_K^T$: diagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
             ("$W_VW_{proj}$: diagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
             ("mean distance attended (patches)", maps, "distance", "#009e73"))  # fmt: skip
