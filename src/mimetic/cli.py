@@ -201,19 +201,21 @@ class Queue:
 
     examples:
       python -m mimetic queue lab --minutes 9
+      python -m mimetic queue lab --together 36
       python -m mimetic queue lab --list
     """
 
     name: Positional[str]
     minutes: float | None = None  # stop after this time, everything saved; default: when all is done
     processes: int | None = None  # runs side by side; default: one on each GPU, else two
+    together: int | None = None  # train up to so many vision runs of one shape in the same kernels: for small runs on a GPU
     list: bool = False  # only show what is done and what is left
 
     def __call__(self) -> None:
         from mimetic.experiments.queue import run_queue
 
         try:
-            outcome = run_queue(self.name, self.minutes, self.processes, self.list)
+            outcome = run_queue(self.name, self.minutes, self.processes, self.list, self.together)
         except ValueError as error:
             raise Mistake(error) from None
         if outcome and outcome.failed:

@@ -3,6 +3,7 @@
     python -m mimetic queue lab                    until all is done
     python -m mimetic queue lab --minutes 9        for nine minutes, then save and stop
     python -m mimetic queue lab --list             what is done and what is left
+    python -m mimetic queue lab --together 36      many small runs at once, on a GPU (experiments.together)
     python -m mimetic.experiments.queue paper      the same on a machine that has torch, torchvision and NumPy only
 
 The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run that
@@ -29,6 +30,7 @@ from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
+from mimetic.experiments.together import PROCESSES, work_together
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
 from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
 from mimetic.training.parallel import launched
@@ -283,7 +285,7 @@ def listing(runs: Sequence[RunConfig]) -> str:
     return "\n".join(lines)
 
 
-def run_queue(name: str, minutes: float | None, processes: int | None, show: bool) -> Outcome | None:
+def run_queue(name: str, minutes: float | None, processes: int | None, show: bool, together: int | None = None) -> Outcome | None:
     """What `queue NAME` does on the command line: list the runs, or work them off and say what is left.
 
     Raises:
@@ -293,7 +295,15 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     if show:
         print(listing(runs))
         return None
-    outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=lambda line: print(line, flush=True))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if together is None:
+        outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=say)
+    else:
+        finished, failed = work_together(runs, together, minutes=minutes, processes=processes or PROCESSES, say=say)
+        outcome = Outcome(finished, sum(not is_done(config) for config in runs), failed)
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
     return outcome
 
@@ -309,10 +319,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--minutes", type=float, help="stop after this time, everything saved")
     parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two)")
+    parser.add_argument("--together", type=int, help="train up to so many vision runs of one shape in the same kernels (for a GPU)")
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)
     try:
-        outcome = run_queue(options.name, options.minutes, options.processes, options.list)
+        outcome = run_queue(options.name, options.minutes, options.processes, options.list, options.together)
     except (ValueError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

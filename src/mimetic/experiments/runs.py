@@ -32,7 +32,7 @@ from mimetic.initialize import MimeticSpec
 from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.models.blocks import parameter_counts
 from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, remove_checkpoint
-from mimetic.training.loop import Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
+from mimetic.training.loop import Result, Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
 from mimetic.training.parallel import Group, connect
 from mimetic.training.precision import cast, products
 from mimetic.training.records import (
@@ -200,6 +200,17 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
         identity=identity, group=group, **options,
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
+    return make_record(
+        config, result, model, source=source, unit=task.unit, seconds=seconds, anatomy={"before": before, "after": prepared.anatomy(model)},
+        cases=_cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size},
+    )  # fmt: skip
+
+
+def make_record(
+    config: RunConfig, result: Result, model: nn.Module, *, source: dict[str, Any], unit: str, seconds: dict[str, float], anatomy: dict[str, Any],
+    cases: dict[str, str], device: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What is written of a finished run (see training.records)."""
     return {
         "experiment": config.experiment,
         "arm": config.arm or config.init,
@@ -207,12 +218,12 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
         "config": asdict(config),
         "curve": result.curve,
         "final": result.curve[-1],
-        "anatomy": {"before": before, "after": prepared.anatomy(model)},
-        "cases": _cases(prepared, model, settings),
+        "anatomy": anatomy,
+        "cases": cases,
         "parameters": parameter_counts(model),
-        "throughput": {"unit": task.unit, "per_second": round(result.units_per_second, 1)},
+        "throughput": {"unit": unit, "per_second": round(result.units_per_second, 1)},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "device": resolve_backend(settings) | {"processes": group.size},
+        "device": device,
         "versions": versions(),
         "source": source,
         "started": result.started,

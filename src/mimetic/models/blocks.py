@@ -15,6 +15,20 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-6  # timm's; PyTorch's own default is 1e-5
 
 
+def attend(
+    q_BHNK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v, (B, H, N, K); ``mask`` as in SelfAttention, ``dropout`` of the attention weights."""
+    if mask is None and not dropout and q_BHNK.dtype == torch.bfloat16 and not q_BHNK.is_cuda:
+        # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal: four)
+        N, K = q_BHNK.shape[-2:]
+        scores_BHNN = q_BHNK @ k_BHNK.mT * K**-0.5
+        if causal:
+            scores_BHNN = scores_BHNN + scores_BHNN.new_full((N, N), -torch.inf).triu(1)
+        return scores_BHNN.softmax(dim=-1).to(v_BHNK.dtype) @ v_BHNK
+    return F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused query, key and value layer.
 
@@ -51,18 +65,7 @@ class SelfAttention(nn.Module):
         q_BHNK, k_BHNK, v_BHNK = self.qkv(x_BND).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if mask is not None and self.causal:
             raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
-        dropout = self.dropout if self.training else 0.0
-        plain = mask is None and not dropout
-        if plain and q_BHNK.dtype == torch.bfloat16 and not q_BHNK.is_cuda:
-            # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal: four)
-            scores_BHNN = q_BHNK @ k_BHNK.mT * self.head_dim**-0.5
-            if self.causal:
-                scores_BHNN = scores_BHNN + scores_BHNN.new_full((N, N), -torch.inf).triu(1)
-            x_BHNK = scores_BHNN.softmax(dim=-1).to(v_BHNK.dtype) @ v_BHNK
-        else:
-            x_BHNK = F.scaled_dot_product_attention(
-                q_BHNK, k_BHNK, v_BHNK, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
-            )
+        x_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, mask, causal=self.causal, dropout=self.dropout if self.training else 0.0)
         return self.proj(x_BHNK.transpose(1, 2).reshape(B, N, D))
 
 

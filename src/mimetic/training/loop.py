@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,13 +169,18 @@ def learning_rate(step: int, config: TrainConfig, steps_per_epoch: int) -> float
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW in two groups: with weight decay (matrices) and without (the rest)."""
+    return adamw([(name, parameter, parameter.ndim) for name, parameter in model.named_parameters()], config)
+
+
+def adamw(parameters: Sequence[tuple[str, nn.Parameter, int]], config: TrainConfig) -> torch.optim.AdamW:
+    """As make_optimizer, of parameters with the name and the number of dimensions that each has in the model."""
     decay, rest = [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter, dimensions in parameters:
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.rpartition(".")[2] in _NO_DECAY
+            exempt = dimensions < 2 or name.rpartition(".")[2] in _NO_DECAY
             (rest if exempt else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    fused = parameters[0][1].device.type in ("cpu", "cuda")
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
 
 

@@ -78,7 +78,7 @@ LAB = VisionConfig(
 # schedule, weight decay, augmentation, clipping and smoothing are ordinary choices of ours, not tuned at this scale.
 PAPER = VisionConfig(
     "cifar10-paper", dataset="cifar10", d_model=192, depth=12, num_heads=3, patch_size=2, epochs=100, batch_size=512,
-    lr=1e-3, weight_decay=0.05, warmup=0.1, randaugment_ops=2, randaugment_magnitude=9,
+    lr=1e-3, weight_decay=0.05, warmup=0.1, randaugment_ops=2, randaugment_magnitude=9, curve_images=2_000,
 )  # fmt: skip
 EXPERIMENTS: dict[str, VisionConfig] = {
     "cifar10-lab30": LAB,

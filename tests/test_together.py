@@ -1,0 +1,148 @@
+"""Many runs in the same kernels: each is the run that it would be alone."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from mimetic.experiments import together
+from mimetic.experiments.configs import named
+from mimetic.experiments.queue import main
+from mimetic.experiments.runs import run
+from mimetic.models.stacked import StackedViT
+from mimetic.models.vit import GLOBAL_POOL, POS_EMBED, ViT, ViTConfig
+from mimetic.training.checkpoint import BusyCheckpoint, exclusive
+from mimetic.training.records import read_record, record_path
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+
+
+def toy(**changes):
+    return named("digits", experiment="toy", compile="off", **{"epochs": 2, "epoch_images": 160, "device": "cpu", "precision": "float32"} | changes)
+
+
+def stored(config):
+    return read_record(record_path(config.experiment, config.arm or config.init, config.seed))
+
+
+@pytest.mark.parametrize("pool", GLOBAL_POOL)
+@pytest.mark.parametrize("pos_embed", POS_EMBED)
+def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
+    torch.manual_seed(0)
+    config = ViTConfig(img_size=16, patch_size=4, num_classes=10, d_model=48, depth=2, num_heads=3, global_pool=pool, pos_embed=pos_embed)
+    models = [ViT(config) for _ in range(3)]
+    with torch.no_grad():
+        for model in models:
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    stacked, images = StackedViT(models), torch.randn(3, 5, 3, 16, 16)
+    got, wanted = stacked(images), torch.stack([model(x) for model, x in zip(models, images)])
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    got.square().sum().backward(), wanted.square().sum().backward()
+    for name, weight in zip(stacked.names, stacked.weights):
+        for i, model in enumerate(models):
+            torch.testing.assert_close(weight.grad[i], model.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(stacked(images[:1]), torch.stack([model(images[0]) for model in models]), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_go_back_into_the_models():
+    models = [ViT(ViTConfig(img_size=8, patch_size=4, d_model=16, depth=1, num_heads=2)) for _ in range(2)]
+    stacked = StackedViT(models)
+    with torch.no_grad():
+        for weight in stacked.weights:
+            weight += 1
+    before = [p.clone() for p in models[1].parameters()]
+    stacked.unstack_(models)
+    assert all(torch.equal(new, old + 1) for new, old in zip(models[1].parameters(), before))
+    with pytest.raises(ValueError, match="of one shape"):
+        StackedViT([models[0], ViT(ViTConfig(img_size=8, patch_size=4, d_model=32, depth=1, num_heads=2))])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_run_is_what_it_is_alone(device):
+    """Other initializers, seeds, images and constants side by side, clipped and with weight decay; then each alone."""
+    base = toy(device=device, lr=3e-3, weight_decay=0.3, grad_clip=0.3)
+    configs = [dataclasses.replace(base, init=init, seed=seed) for init in ("timm", "mimetic") for seed in (0, 1)]
+    configs += [dataclasses.replace(base, arm="few", init="mimetic", train_size=400), dataclasses.replace(base, arm="plus", init="mimetic", vp_beta=0.4)]
+    assert together.run_together(configs, lambda line: None) == {}
+    for config in configs:
+        got, wanted = stored(config), run(config, store=False, progress=False)
+        assert got["device"]["together"] == len(configs) and got["parameters"] == wanted["parameters"]
+        for entry, alone in zip(got["curve"], wanted["curve"], strict=True):
+            assert entry == pytest.approx(alone, abs=2e-3 if device == "cuda" else 2e-5), config.name
+        assert got["anatomy"]["before"] == wanted["anatomy"]["before"]
+        rows = [table["anatomy"]["after"]["products"]["rows"] for table in (got, wanted)]
+        assert [row[4] for row in rows[0]] == pytest.approx([row[4] for row in rows[1]], abs=1e-3)
+        assert run(config) == got  # and it is the record of the run
+
+
+def test_the_gradient_of_each_is_clipped_alone():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(3, *shape)) for shape in ((4, 5), (6,))]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight) * torch.tensor([0.01, 1.0, 10.0]).view(-1, *[1] * (weight.ndim - 1))
+    alone = [[torch.nn.Parameter(weight[i].detach().clone()) for weight in weights] for i in range(3)]
+    for i, model in enumerate(alone):
+        for mine, weight in zip(model, weights):
+            mine.grad = weight.grad[i].clone()
+        torch.nn.utils.clip_grad_norm_(model, 1.0)
+    together.clip_each_(weights, 1.0)
+    for i, model in enumerate(alone):
+        for mine, weight in zip(model, weights):
+            torch.testing.assert_close(weight.grad[i], mine.grad)
+
+
+def test_one_that_diverges_leaves_the_others_alone(monkeypatch):
+    def build(config):
+        model = build_model(config)
+        if config.arm == "wild":
+            model.head.weight.data.fill_(torch.inf)
+        return model
+
+    build_model = together.build_model
+    monkeypatch.setattr(together, "build_model", build)
+    configs = [toy(), toy(arm="wild")]
+    failed = together.run_together(configs, lambda line: None)
+    assert failed == {"toy/wild-seed0": "Diverged: its loss is no longer a finite number"}
+    assert math.isfinite(stored(configs[0])["final"]["train_loss"])
+    wanted = run(configs[0], store=False, progress=False)["final"]
+    assert stored(configs[0])["final"] == pytest.approx(wanted, abs=2e-5)
+
+
+def test_groups_have_one_shape_and_are_about_equal():
+    runs = [toy(seed=seed) for seed in range(5)] + [toy(arm="wide", d_model=128)] + [toy(seed=5)]
+    made = together.groups(runs, 4)
+    assert [[config.name for config in group] for group in made] == [
+        ["toy/timm-seed0", "toy/timm-seed1", "toy/timm-seed2"], ["toy/timm-seed3", "toy/timm-seed4", "toy/timm-seed5"], ["toy/wide-seed0"],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="together must be at least 1, not 0"):
+        together.groups(runs, 0)
+    with pytest.raises(ValueError, match="only vision runs can be trained together, and pydoc/gpt2-seed0 is none"):
+        together.groups([named("pydoc")], 4)
+    with pytest.raises(ValueError, match="of different shape"):
+        together.run_together([toy(), toy(arm="wide", d_model=128)])
+
+
+def test_work_skips_what_is_done_and_names_what_fails():
+    done, other, bad = toy(), toy(seed=1), toy(arm="n", d_model=32, lr=1e38)
+    before = run(done, progress=False)
+    lines = []
+    finished, failed = together.work_together([done, other, bad], 8, processes=1, say=lines.append)
+    assert finished == ["toy/timm-seed1"] and list(failed) == ["toy/n-seed0"] and "Diverged" in failed["toy/n-seed0"]
+    assert stored(done) == before and any("FAILED" in line for line in lines)
+    assert together.work_together([done, other], 8, processes=1) == ([], {})
+    with exclusive(together.checkpoint_path(toy(seed=2))), pytest.raises(BusyCheckpoint):
+        together.run_together([toy(seed=2)])
+
+
+def test_command_line(capsys):
+    assert main(["language", "--together", "4"]) == 2
+    assert "only vision runs can be trained together" in capsys.readouterr().err
+    assert main(["lab", "--together", "0"]) == 2
