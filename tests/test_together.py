@@ -1,16 +1,18 @@
 """Many runs in the same kernels: each is the run that it would be alone."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
 
-from mimetic.experiments import together
+from mimetic.experiments import together, vision
 from mimetic.experiments.configs import named
 from mimetic.experiments.queue import main
 from mimetic.experiments.runs import run
-from mimetic.models.stacked import StackedViT
+from mimetic.models.gpt import GPT, GPTConfig
+from mimetic.models.stacked import StackedGPT, StackedViT, stack
 from mimetic.models.vit import GLOBAL_POOL, POS_EMBED, ViT, ViTConfig
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive
 from mimetic.training.records import read_record, record_path
@@ -42,27 +44,46 @@ def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
         for model in models:
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    alone = [copy.deepcopy(model) for model in models]
     stacked, images = StackedViT(models), torch.randn(3, 5, 3, 16, 16)
-    got, wanted = stacked(images), torch.stack([model(x) for model, x in zip(models, images)])
+    got, wanted = stacked(images), torch.stack([model(x) for model, x in zip(alone, images)])
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     got.square().sum().backward(), wanted.square().sum().backward()
     for name, weight in zip(stacked.names, stacked.weights):
-        for i, model in enumerate(models):
+        for i, model in enumerate(alone):
             torch.testing.assert_close(weight.grad[i], model.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(stacked(images[:1]), torch.stack([model(images[0]) for model in models]), atol=1e-5, rtol=1e-5)
 
 
-def test_weights_go_back_into_the_models():
+def test_the_same_of_gpts():
+    torch.manual_seed(0)
+    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3)) for _ in range(3)]
+    with torch.no_grad():
+        for model in models:
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    alone = [copy.deepcopy(model) for model in models]
+    stacked, ids = StackedGPT(models), torch.randint(30, (3, 4, 7))
+    got, wanted = stacked(ids), torch.stack([model(i) for model, i in zip(alone, ids)])
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    got.square().sum().backward(), wanted.square().sum().backward()
+    for name, weight in zip(stacked.names, stacked.weights):
+        for i, model in enumerate(alone):
+            torch.testing.assert_close(weight.grad[i], model.get_parameter(name).grad, atol=1e-3, rtol=1e-4)
+
+
+def test_the_models_are_views_of_the_stack():
     models = [ViT(ViTConfig(img_size=8, patch_size=4, d_model=16, depth=1, num_heads=2)) for _ in range(2)]
-    stacked = StackedViT(models)
+    before = [p.clone() for p in models[1].parameters()]
+    stacked = stack(models)
     with torch.no_grad():
         for weight in stacked.weights:
             weight += 1
-    before = [p.clone() for p in models[1].parameters()]
-    stacked.unstack_(models)
     assert all(torch.equal(new, old + 1) for new, old in zip(models[1].parameters(), before))
     with pytest.raises(ValueError, match="of one shape"):
         StackedViT([models[0], ViT(ViTConfig(img_size=8, patch_size=4, d_model=32, depth=1, num_heads=2))])
+    with pytest.raises(ValueError, match="only ViT and GPT"):
+        stack([torch.nn.Linear(2, 2)])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -71,6 +92,7 @@ def test_each_run_is_what_it_is_alone(device):
     base = toy(device=device, lr=3e-3, weight_decay=0.3, grad_clip=0.3)
     configs = [dataclasses.replace(base, init=init, seed=seed) for init in ("timm", "mimetic") for seed in (0, 1)]
     configs += [dataclasses.replace(base, arm="few", init="mimetic", train_size=400), dataclasses.replace(base, arm="plus", init="mimetic", vp_beta=0.4)]
+    configs.append(dataclasses.replace(base, arm="gentle", lr=1e-3))
     assert together.run_together(configs, lambda line: None) == {}
     for config in configs:
         got, wanted = stored(config), run(config, store=False, progress=False)
@@ -81,6 +103,23 @@ def test_each_run_is_what_it_is_alone(device):
         rows = [table["anatomy"]["after"]["products"]["rows"] for table in (got, wanted)]
         assert [row[4] for row in rows[0]] == pytest.approx([row[4] for row in rows[1]], abs=1e-3)
         assert run(config) == got  # and it is the record of the run
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_run_of_text_is_what_it_is_alone(device):
+    base = named(
+        "pydoc", experiment="toy", context=16, d_model=32, depth=2, batch_size=4, epochs=2, steps_per_epoch=5, curve_tokens=500, lr=1e-2, weight_decay=1.0,
+        device=device, precision="float32", compile="off",
+    )  # fmt: skip
+    configs = [dataclasses.replace(base, init=init, seed=seed) for init in ("gpt2", "mimetic") for seed in (0, 1)]
+    configs.append(dataclasses.replace(base, arm="gentle", lr=1e-3))
+    assert together.run_together(configs, lambda line: None) == {}
+    for config in configs:
+        got, wanted = stored(config), run(config, store=False, progress=False)
+        for entry, alone in zip(got["curve"], wanted["curve"], strict=True):
+            assert entry == pytest.approx(alone, rel=2e-3 if device == "cuda" else 1e-4), config.name
+        assert got["anatomy"]["before"]["products"] == wanted["anatomy"]["before"]["products"]
+        assert got["cases"]["bytes"] == wanted["cases"]["bytes"]
 
 
 def test_the_gradient_of_each_is_clipped_alone():
@@ -106,8 +145,8 @@ def test_one_that_diverges_leaves_the_others_alone(monkeypatch):
             model.head.weight.data.fill_(torch.inf)
         return model
 
-    build_model = together.build_model
-    monkeypatch.setattr(together, "build_model", build)
+    build_model = vision.build_model
+    monkeypatch.setattr(vision, "build_model", build)
     configs = [toy(), toy(arm="wild")]
     failed = together.run_together(configs, lambda line: None)
     assert failed == {"toy/wild-seed0": "Diverged: its loss is no longer a finite number"}
@@ -124,8 +163,8 @@ def test_groups_have_one_shape_and_are_about_equal():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="together must be at least 1, not 0"):
         together.groups(runs, 0)
-    with pytest.raises(ValueError, match="only vision runs can be trained together, and pydoc/gpt2-seed0 is none"):
-        together.groups([named("pydoc")], 4)
+    with pytest.raises(ValueError, match="only ViTs and GPTs can be trained together, and clusters/bert-seed0 is neither"):
+        together.groups([named("clusters")], 4)
     with pytest.raises(ValueError, match="of different shape"):
         together.run_together([toy(), toy(arm="wide", d_model=128)])
 
@@ -143,6 +182,6 @@ def test_work_skips_what_is_done_and_names_what_fails():
 
 
 def test_command_line(capsys):
-    assert main(["language", "--together", "4"]) == 2
-    assert "only vision runs can be trained together" in capsys.readouterr().err
+    assert main(["recommenders", "--together", "4"]) == 2
+    assert "only ViTs and GPTs can be trained together" in capsys.readouterr().err
     assert main(["lab", "--together", "0"]) == 2

@@ -54,15 +54,20 @@ def check(config: LanguageConfig) -> None:
         _check_context(config, min(known, corpus.train_characters or known))
 
 
-def prepare(config: LanguageConfig, device: torch.device) -> Prepared:
-    """Text on the device, the model with its initial weights, and what the record says of its weights.
+def load(config: LanguageConfig, device: torch.device) -> TextData:
+    """The config's text on the device."""
+    return load_text(
+        config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation, device=device
+    )
+
+
+def prepare(config: LanguageConfig, device: torch.device, data: TextData | None = None) -> Prepared:
+    """Text on the device (what load gives, if it is not given), the model with its initial weights, and what the record says of its weights.
 
     Raises:
         ValueError: the text is shorter than the context.
     """
-    data = load_text(
-        config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation, device=device
-    )
+    data = data or load(config, device)
     _check_context(config, min(len(data.train), len(data.test)))
     model = build_model(config, data.vocab_size).to(device)
     task = LanguageTask(data, config)
@@ -119,7 +124,6 @@ class LanguageTask:
             tokens, size = tokens + len(following), size + int(self.data.token_bytes[following].sum())
         loss = float(nats) / tokens
         return {"loss": loss, "bits_per_byte": float(nats) / math.log(2) / size, "perplexity": math.exp(min(loss, 700.0))}
-
 
     def _batches(self, starts: Tensor) -> tuple[Tensor, ...]:
         """The windows (.., N + 1) that begin at these places, a few at a time."""

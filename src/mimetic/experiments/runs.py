@@ -202,7 +202,7 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return make_record(
         config, result, model, source=source, unit=task.unit, seconds=seconds, anatomy={"before": before, "after": prepared.anatomy(model)},
-        cases=_cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size},
+        cases=cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size},
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def make_record(
     }
 
 
-def _cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
+def cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
     """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file short."""
     if prepared.cases is None:
         return {}

@@ -1,4 +1,4 @@
-"""Many small runs at once on one GPU: those of one shape are trained in the same kernels (models.stacked).
+"""Many small runs of ViTs or GPTs at once on one GPU: those of one shape are trained in the same kernels (models.stacked).
 
     python -m mimetic queue lab --together 36          the whole laboratory in minutes instead of a day
 
@@ -22,38 +22,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimetic.attention_maps import anatomy
-from mimetic.data.images import ImageData, balanced_subset, load_images
 from mimetic.experiments.configs import with_arm
+from mimetic.experiments.configs.base import RunConfig
+from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.runs import check, checkpoint_path, existing, make_record, train_config
-from mimetic.experiments.vision import ANATOMY_IMAGES, SOURCE, VisionTask, build_model
-from mimetic.models.stacked import StackedViT
-from mimetic.models.vit import ViT
+from mimetic.experiments.runs import Prepared, cases, check, checkpoint_path, existing, family, make_record, train_config
+from mimetic.models.stacked import stack
 from mimetic.training.checkpoint import exclusive, remove_checkpoint
-from mimetic.training.loop import Result, adamw, learning_rate, resolve_backend, resolve_device, settings
+from mimetic.training.loop import Result, adamw, learning_rate, resolve_backend, resolve_device
+from mimetic.training.loop import settings as loop_settings
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record
 
-# What the runs of one group may differ in: initial weights, seed, and which training images there are (not how many an epoch has)
-FREE = ("experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "train_size")
-EVALUATION_BATCH = 250  # of each run
+# What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are (not how many
+# an epoch has)
+FREE = ("experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "lr", "train_size")
 PROCESSES = 4  # groups side by side: one alone does not fill a GPU all the time
-_SOURCE = (*SOURCE, "experiments/together.py", "models/stacked.py")
+_SOURCE = ("experiments/together.py", "models/stacked.py")  # besides the family's
 
 
-def groups(runs: Sequence[VisionConfig], at_most: int) -> list[list[VisionConfig]]:
+def groups(runs: Sequence[RunConfig], at_most: int) -> list[list[RunConfig]]:
     """The runs in groups of one shape, none larger than ``at_most`` and all of a shape about equally large; in the order of their first runs.
 
     Raises:
-        ValueError: at_most is below 1, or a run is not of a vision experiment.
+        ValueError: at_most is below 1, or a run is of another kind of model.
     """
     if at_most < 1:
         raise ValueError(f"together must be at least 1, not {at_most}")
-    shapes: dict[tuple, list[VisionConfig]] = {}
+    shapes: dict[tuple, list[RunConfig]] = {}
     for config in runs:
-        if not isinstance(config, VisionConfig):
-            raise ValueError(f"only vision runs can be trained together, and {config.name} is none")
+        if not isinstance(config, (VisionConfig, LanguageConfig)):
+            raise ValueError(f"only ViTs and GPTs can be trained together, and {config.name} is neither")
         shapes.setdefault(_shape(config), []).append(config)
     made = []
     for same in shapes.values():
@@ -65,10 +64,11 @@ def groups(runs: Sequence[VisionConfig], at_most: int) -> list[list[VisionConfig
 def _shape(config: VisionConfig) -> tuple:
     """What all runs of a group have in common."""
     common = {name: value for name, value in asdict(with_arm(config)).items() if name not in FREE}
-    return *common.items(), config.epoch_images or config.train_size
+    epoch = (config.epoch_images or config.train_size) if isinstance(config, VisionConfig) else config.steps_per_epoch
+    return type(config), *common.items(), epoch
 
 
-def run_together(configs: Sequence[VisionConfig], say: Callable[[str], None] = print) -> dict[str, str]:
+def run_together(configs: Sequence[RunConfig], say: Callable[[str], None] = print) -> dict[str, str]:
     """Train those of the runs that have no record, all at once, and write their records.
 
     Args:
@@ -89,7 +89,7 @@ def run_together(configs: Sequence[VisionConfig], say: Callable[[str], None] = p
         check(config)
     if len({_shape(config) for config in configs}) > 1:
         raise ValueError("runs of different shape cannot be trained together")
-    source, failed = source_hash(_SOURCE), {}
+    source, failed = source_hash((*family(configs[0]).SOURCE, *_SOURCE)), {}
     with ExitStack() as held:
         for config in configs:
             held.enter_context(exclusive(checkpoint_path(config)))
@@ -103,78 +103,113 @@ def run_together(configs: Sequence[VisionConfig], say: Callable[[str], None] = p
     return failed
 
 
-def _train(configs: Sequence[VisionConfig], source: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any] | str]:
+def _train(configs: Sequence[RunConfig], source: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any] | str]:
     """The record of each run, or why there is none."""
     clock, started, size = time.perf_counter(), now(), len(configs)
-    first = train_config(configs[0])
-    device = resolve_device(first.device)
-    backend = resolve_backend(replace(first, compile="off"))
-    data = {config.train_size: None for config in configs}
-    for train_size in data:
-        data[train_size] = load_images(configs[0].dataset, train_size=train_size, validation=configs[0].validation, device=device)
-    looked_at = {train_size: d.normalise(d.x_test[:ANATOMY_IMAGES]) for train_size, d in data.items()}
-    models = [build_model(config).to(device) for config in configs]
-
-    def look() -> list[dict[str, Any]]:
-        return [anatomy(model, looked_at[config.train_size]) for model, config in zip(models, configs, strict=True)]
-
-    before = look()
-    # runs that differ in their weights only see the same images
-    tasks = {(config.seed, config.train_size): VisionTask(data[config.train_size], config) for config in configs}
-    stream = torch.tensor([list(tasks).index((config.seed, config.train_size)) for config in configs], device=device)
-    task = next(iter(tasks.values()))
-    test = _Test(configs, data, device)
-    stacked = StackedViT(models)
-    optimizer = adamw([(n, p, p.ndim - 1) for n, p in zip(stacked.names, stacked.weights, strict=True)], first)
+    settings = [train_config(config) for config in configs]
+    first = settings[0]
+    device, backend = resolve_device(first.device), resolve_backend(replace(first, compile="off"))
+    prepared = _prepare(configs, device)
+    before = [each.anatomy(each.model) for each in prepared]
+    # runs that differ in their weights only see the same batches
+    streams = {_stream(config): each.task for config, each in zip(configs, prepared, strict=True)}
+    stream = torch.tensor([list(streams).index(_stream(config)) for config in configs], device=device)
+    task = prepared[0].task
+    stacked = stack([each.model for each in prepared])
+    optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], first)
+    highest = max(settings, key=lambda s: s.lr)
+    rates = torch.tensor([s.lr / highest.lr for s in settings], device=device)
     seconds = {"setup": time.perf_counter() - clock, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
     curves: list[list[dict[str, float]]] = [[] for _ in configs]
     step, steps = 0, task.steps_per_epoch
-    with settings(first, backend, seed=0), products(backend):
+    with loop_settings(first, backend, seed=0), products(backend):
         for epoch in range(first.epochs):
-            clock, sums = time.perf_counter(), torch.zeros(2, size, dtype=torch.float64, device=device)
+            clock, sums = time.perf_counter(), {}
             while step < (epoch + 1) * steps:
-                images, labels = (torch.stack(parts)[stream] for parts in zip(*(t.batch(epoch, step - epoch * steps) for t in tasks.values()), strict=True))
+                batches = [each.batch(epoch, step - epoch * steps) for each in streams.values()]
+                inputs, targets = (torch.stack(parts)[stream] for parts in zip(*batches, strict=True))
                 for part in optimizer.param_groups:
-                    part["lr"] = learning_rate(step, first, steps)
+                    part["lr"] = learning_rate(step, highest, steps)
                 with cast(backend):
-                    logits = stacked(images).float()
-                    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=configs[0].label_smoothing, reduction="none")
-                losses = losses.view(size, -1).mean(1)
+                    losses, metrics = _losses(stacked(inputs).float(), targets, configs[0])
                 optimizer.zero_grad(set_to_none=True)
                 losses.sum().backward()
                 if first.grad_clip:
                     clip_each_(stacked.weights, first.grad_clip)
-                optimizer.step()
+                step_each_(optimizer, stacked.weights, rates if highest.lr > min(s.lr for s in settings) else None)
                 step += 1
-                sums += torch.stack([losses.detach(), (logits.detach().argmax(2) == labels).float().mean(1)])
-            trained = (sums / steps).tolist()
+                for name, value in {"loss": losses.detach(), **metrics}.items():
+                    sums[name] = sums.get(name, 0) + value.double()
+            trained = {f"train_{name}": (value / steps).tolist() for name, value in sums.items()}
             seconds["train"] += time.perf_counter() - clock
             clock = time.perf_counter()
             with torch.no_grad(), cast(backend):
-                tested = test(stacked, epoch + 1 == first.epochs)
+                for run, each in enumerate(prepared):
+                    tested = each.task.evaluate(each.model.eval(), epoch + 1 == first.epochs)
+                    curves[run].append(
+                        {"epoch": epoch + 1, "step": step, "lr": learning_rate(step - 1, settings[run], steps)}
+                        | {name: values[run] for name, values in trained.items()} | {f"test_{name}": float(value) for name, value in tested.items()}
+                    )  # fmt: skip
             seconds["evaluate"] += time.perf_counter() - clock
-            rate = learning_rate(step - 1, first, steps)
-            for run, curve in enumerate(curves):
-                curve.append({
-                    "epoch": epoch + 1, "step": step, "lr": rate, "train_loss": trained[0][run], "train_accuracy": trained[1][run],
-                    "test_loss": tested[0][run], "test_accuracy": tested[1][run],
-                })  # fmt: skip
             say(f"{size} runs, {configs[0].name} and others: epoch {epoch + 1}/{first.epochs}, "
                 f"{size * step * task.units_per_step / seconds['train']:.0f} {task.unit}/s")  # fmt: skip
-    clock = time.perf_counter()
-    stacked.unstack_(models)
-    after = look()
+    clock, after, seen = time.perf_counter(), {}, {}
+    for run, each in enumerate(prepared):
+        if all(math.isfinite(value) for entry in curves[run] for value in entry.values()):
+            after[run], seen[run] = each.anatomy(each.model), cases(each, each.model, first)
     seconds["setup"] += time.perf_counter() - clock
     share = {name: value / size for name, value in seconds.items() if name != "setup"} | {"total": sum(seconds.values()) / size}
     for run, config in enumerate(configs):
-        if not all(math.isfinite(value) for entry in curves[run] for value in entry.values()):
+        if run not in after:
             yield "Diverged: its loss is no longer a finite number"
             continue
         result = Result(curves[run], units_per_second=size * step * task.units_per_step / seconds["train"], started=started)
         yield make_record(
-            config, result, models[run], source=source, unit=task.unit, seconds=share, anatomy={"before": before[run], "after": after[run]},
-            cases={}, device=backend | {"processes": 1, "together": size},
+            config, result, prepared[run].model, source=source, unit=task.unit, seconds=share, anatomy={"before": before[run], "after": after[run]},
+            cases=seen[run], device=backend | {"processes": 1, "together": size},
         )  # fmt: skip
+
+
+def _prepare(configs: Sequence[RunConfig], device: torch.device) -> list[Prepared]:
+    """Each run's task and model; the data are read once for all runs that have them in common."""
+    data: dict[int | None, Any] = {}
+    for config in configs:
+        if _images(config) not in data:
+            data[_images(config)] = family(config).load(config, device)
+    return [family(config).prepare(config, device, data[_images(config)]) for config in configs]
+
+
+def _images(config: RunConfig) -> int | None:
+    """In what the data of a group's runs may differ."""
+    return getattr(config, "train_size", None)
+
+
+def _stream(config: RunConfig) -> tuple:
+    """What the batches of a run follow from, within a group."""
+    return config.seed, _images(config)
+
+
+def _losses(logits: Tensor, targets: Tensor, config: RunConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each run's loss and metrics, as its task has them, (R,): logits (R, ..., classes) and classes (R, ...)."""
+    smoothing = getattr(config, "label_smoothing", 0.0)
+    rows = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=smoothing, reduction="none")
+    metrics = {"accuracy": (logits.detach().argmax(2) == targets).float().mean(1)} if isinstance(config, VisionConfig) else {}
+    return rows.view(len(logits), -1).mean(1), metrics
+
+
+@torch.no_grad()
+def step_each_(optimizer: torch.optim.AdamW, weights: Sequence[Tensor], rates: Tensor | None) -> None:
+    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have that.
+
+    AdamW's step, weight decay included, is proportional to the learning rate, and its state does not depend on it.
+    """
+    if rates is None:
+        optimizer.step()
+        return
+    before = [weight.clone() for weight in weights]
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        weight.copy_(torch.lerp(old, weight, rates.view(-1, *[1] * (weight.ndim - 1))))
 
 
 @torch.no_grad()
@@ -186,32 +221,8 @@ def clip_each_(weights: Sequence[Tensor], largest: float) -> None:
         weight.grad *= factor.view(-1, *[1] * (weight.ndim - 1))
 
 
-class _Test:
-    """Cross entropy and accuracy of every run on the test set: VisionTask.evaluate for stacked models."""
-
-    def __init__(self, configs: Sequence[VisionConfig], data: dict[int | None, ImageData], device: torch.device) -> None:
-        self.part = configs[0].curve_images
-        self.data = list(data.values())  # they have their test images in common, but not what these are normalised with
-        self.of = torch.tensor([list(data).index(config.train_size) for config in configs], device=device)
-
-    def __call__(self, stacked: StackedViT, last: bool) -> tuple[list[float], list[float]]:
-        """Loss and accuracy of every run; before the last epoch on curve_images of the test set."""
-        x, y = self.data[0].x_test, self.data[0].y_test
-        if self.part and not last:
-            chosen = torch.from_numpy(balanced_subset(y.cpu().numpy(), self.part)).to(y.device)
-            x, y = x[chosen], y[chosen]
-        loss, correct = torch.zeros(2, stacked.size, dtype=torch.float64, device=y.device)
-        for images, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-            normal = torch.stack([data.normalise(images) for data in self.data])
-            logits = stacked(normal[self.of] if len(normal) > 1 else normal).float()
-            every = labels.expand(stacked.size, -1)
-            loss += F.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none").view(stacked.size, -1).sum(1)
-            correct += (logits.argmax(2) == every).sum(1)
-        return (loss / len(y)).tolist(), (correct / len(y)).tolist()
-
-
 def work_together(
-    runs: Sequence[VisionConfig], at_most: int, *, processes: int = PROCESSES, minutes: float | None = None, say: Callable[[str], None] = print
+    runs: Sequence[RunConfig], at_most: int, *, processes: int = PROCESSES, minutes: float | None = None, say: Callable[[str], None] = print
 ) -> tuple[list[str], dict[str, str]]:
     """Train the runs without a record, group by group, some groups side by side (what one leaves of the GPU another one takes).
 
@@ -235,7 +246,7 @@ def work_together(
     waiting = groups([config for config in runs if existing(config) is None], at_most)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     began, finished, failed = time.monotonic(), [], {}
-    running: dict[Future, list[VisionConfig]] = {}
+    running: dict[Future, list[RunConfig]] = {}
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     try:
         while running or (waiting and time.monotonic() < deadline):

@@ -64,9 +64,14 @@ def check(config: VisionConfig) -> None:
     _augmentation(config), vit_config(config)
 
 
-def prepare(config: VisionConfig, device: torch.device) -> Prepared:
-    """Data on the device, the model with its initial weights, and what the record says of its weights."""
-    data = load_images(config.dataset, train_size=config.train_size, validation=config.validation, device=device)
+def load(config: VisionConfig, device: torch.device) -> ImageData:
+    """The config's images on the device."""
+    return load_images(config.dataset, train_size=config.train_size, validation=config.validation, device=device)
+
+
+def prepare(config: VisionConfig, device: torch.device, data: ImageData | None = None) -> Prepared:
+    """Data on the device (what load gives, if it is not given), the model with its initial weights, and what the record says of its weights."""
+    data = data or load(config, device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
     return Prepared(VisionTask(data, config), build_model(config).to(device), lambda model: anatomy(model, looked_at))
 

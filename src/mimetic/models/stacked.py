@@ -1,9 +1,10 @@
-"""Several ViTs of one shape side by side: every weight has a leading axis of models, every product is one batched product.
+"""Several models of one shape side by side: every weight has a leading axis of models, every product is one batched product.
 
 A small model leaves a GPU idle: what it waits for is the start of the next kernel. Forty small models in the same kernels take hardly
 longer than one. The models have nothing to do with one another, so the gradient of the sum of their losses is each one's own gradient.
 
-Shape suffixes: R models, B batch, C channels, Y X pixels, P pixels of a patch times channels, N tokens, D d_model, H heads, K head_dim.
+Shape suffixes: R models, B batch, C channels, Y X pixels, P pixels of a patch times channels, N tokens, T tokens of the whole batch,
+D d_model, H heads, K head_dim, V vocab_size.
 """
 
 from __future__ import annotations
@@ -15,74 +16,108 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import LAYER_NORM_EPS, attend
+from mimetic.models.gpt import GPT, GPT2_EPS
 from mimetic.models.vit import ViT
 
 
-class StackedViT(nn.Module):
-    """The weights of several ViTs (models.vit) as one module; the models themselves stay as they are until ``unstack_``.
+class Stacked(nn.Module):
+    """The weights of several models as one module. The models live on as views of it: what changes here changes there.
 
-    ``names[i]`` is the name that parameter i of ``parameters()`` has in each model.
+    ``names[i]`` is the name that parameter i of ``weights`` has in each model.
 
     Raises:
         ValueError: no model, or models of different shape.
     """
 
-    def __init__(self, models: Sequence[ViT]) -> None:
+    eps: float  # of the LayerNorms
+    causal: bool
+    gelu: str
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         if not models or any(model.config != models[0].config for model in models):
             raise ValueError("the models must be at least one, and of one shape")
         self.config, self.size = models[0].config, len(models)
         self.names = [name for name, _ in models[0].named_parameters()]
-        together = zip(*(model.parameters() for model in models), strict=True)
-        self.weights = nn.ParameterList(nn.Parameter(torch.stack([p.detach() for p in each])) for each in together)
-        fixed = self.config.pos_embed == "sincos2d"
-        self.register_buffer("fixed_pos_embed", models[0].pos_embed.detach().clone() if fixed else None)
+        self.weights = nn.ParameterList()
+        for name in self.names:
+            each = [model.get_parameter(name) for model in models]
+            self.weights.append(nn.Parameter(torch.stack([parameter.detach() for parameter in each])))
+            for parameter, view in zip(each, self.weights[-1].detach(), strict=True):
+                parameter.data = view
 
-    @torch.no_grad()
-    def unstack_(self, models: Sequence[ViT]) -> None:
-        """Write the weights into as many models of the same shape."""
-        for name, weight in zip(self.names, self.weights, strict=True):
-            for model, value in zip(models, weight, strict=True):
-                model.get_parameter(name).copy_(value)
+    def linear(self, name: str, x_RTD: Tensor) -> Tensor:
+        """nn.Linear of every model."""
+        return torch.baddbmm(self.weight(f"{name}.bias")[:, None], x_RTD, self.weight(f"{name}.weight").mT)
+
+    def norm(self, name: str, x_RTD: Tensor) -> Tensor:
+        """nn.LayerNorm of every model."""
+        normal = F.layer_norm(x_RTD, x_RTD.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.weight(f"{name}.bias")[:, None], normal, self.weight(f"{name}.weight")[:, None])
+
+    def blocks(self, x_RBND: Tensor) -> Tensor:
+        """models.blocks.Block, pre-LN and without dropout, of every model and depth; (R, B, N, D) to (R, B * N, D)."""
+        R, B, N, _ = x_RBND.shape
+        x_RTD = x_RBND.flatten(1, 2)
+        for i in range(self.config.depth):
+            at = f"blocks.{i}."
+            qkv = self.linear(at + "attn.qkv", self.norm(at + "norm1", x_RTD))
+            q, k, v = qkv.view(R * B, N, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = attend(q, k, v, causal=self.causal).transpose(1, 2).reshape(x_RTD.shape)
+            x_RTD = x_RTD + self.linear(at + "attn.proj", mixed)
+            hidden = self.linear(at + "mlp.fc1", self.norm(at + "norm2", x_RTD))
+            x_RTD = x_RTD + self.linear(at + "mlp.fc2", F.gelu(hidden, approximate=self.gelu))
+        return x_RTD
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter of every model, by its name in each."""
+        return self.weights[self.names.index(name)]
+
+
+class StackedViT(Stacked):
+    """models.vit.ViT: images (R, B, C, Y, X), or (1, B, C, Y, X) for all models the same, to logits (R, B, classes)."""
+
+    eps, causal, gelu = LAYER_NORM_EPS, False, "none"
+
+    def __init__(self, models: Sequence[ViT]) -> None:
+        super().__init__(models)
+        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.pos_embed == "sincos2d" else None)
 
     def forward(self, x_RBCYX: Tensor) -> Tensor:
-        """Each model's own images, or (1, B, C, Y, X): the same for all, to logits (R, B, classes)."""
-        w, c = dict(zip(self.names, self.weights, strict=True)), self.config
-        one, B = x_RBCYX.shape[:2]
-        patches = F.unfold(x_RBCYX.flatten(0, 1), c.patch_size, stride=c.patch_size)  # (one * B, P, N)
-        N = patches.shape[-1]
-        patches_RTP = patches.mT.reshape(one, B * N, -1).expand(self.size, -1, -1)
-        kernel_RPD = w["patch_embed.proj.weight"].flatten(2).mT
-        x_RBND = torch.baddbmm(w["patch_embed.proj.bias"][:, None], patches_RTP, kernel_RPD).view(self.size, B, N, -1)
+        c, (one, B) = self.config, x_RBCYX.shape[:2]
+        patches = F.unfold(x_RBCYX.flatten(0, 1), c.patch_size, stride=c.patch_size).mT  # (one * B, N, P)
+        patches_RTP = patches.reshape(one, -1, patches.shape[-1]).expand(self.size, -1, -1)
+        kernel_RPD = self.weight("patch_embed.proj.weight").flatten(2).mT
+        x_RTD = torch.baddbmm(self.weight("patch_embed.proj.bias")[:, None], patches_RTP, kernel_RPD)
+        x_RBND = x_RTD.view(self.size, B, -1, c.d_model)
         if c.global_pool == "token":
-            x_RBND = torch.cat([w["cls_token"].expand(-1, B, -1, -1), x_RBND], dim=2)
-        if c.pos_embed == "sincos2d":
-            x_RBND = x_RBND + self.fixed_pos_embed
-        elif c.pos_embed == "learned":
-            x_RBND = x_RBND + w["pos_embed"]
-        N = x_RBND.shape[2]
-        x_RTD = x_RBND.flatten(1, 2)
-        for i in range(c.depth):
-            at = f"blocks.{i}."
-            qkv = _linear(w, at + "attn.qkv", _norm(w, at + "norm1", x_RTD))
-            q, k, v = qkv.view(self.size * B, N, 3, c.num_heads, -1).permute(2, 0, 3, 1, 4)
-            x_RTD = x_RTD + _linear(w, at + "attn.proj", attend(q, k, v).transpose(1, 2).reshape(x_RTD.shape))
-            hidden = _linear(w, at + "mlp.fc1", _norm(w, at + "norm2", x_RTD))
-            x_RTD = x_RTD + _linear(w, at + "mlp.fc2", F.gelu(hidden))
-        x_RBND = x_RTD.view(self.size, B, N, -1)
-        if c.global_pool == "token":
-            x_RBD = _norm(w, "norm", x_RBND[:, :, 0])
-        else:
-            x_RBD = _norm(w, "fc_norm", x_RBND.mean(dim=2))
-        return _linear(w, "head", x_RBD)
+            x_RBND = torch.cat([self.weight("cls_token").expand(-1, B, -1, -1), x_RBND], dim=2)
+        if c.pos_embed != "none":
+            x_RBND = x_RBND + (self.weight("pos_embed") if c.pos_embed == "learned" else self.fixed)
+        x_RBND = self.blocks(x_RBND).view(x_RBND.shape)
+        x_RBD = self.norm("norm", x_RBND[:, :, 0]) if c.global_pool == "token" else self.norm("fc_norm", x_RBND.mean(dim=2))
+        return self.linear("head", x_RBD)
 
 
-def _linear(w: dict[str, Tensor], name: str, x_RTD: Tensor) -> Tensor:
-    """nn.Linear of every model."""
-    return torch.baddbmm(w[f"{name}.bias"][:, None], x_RTD, w[f"{name}.weight"].mT)
+class StackedGPT(Stacked):
+    """models.gpt.GPT: token ids (R, B, N) to logits (R, B, N, V)."""
+
+    eps, causal, gelu = GPT2_EPS, True, "tanh"
+
+    def __init__(self, models: Sequence[GPT]) -> None:
+        super().__init__(models)
+
+    def forward(self, ids_RBN: Tensor) -> Tensor:
+        R, B, N = ids_RBN.shape
+        tokens_RVD = self.weight("token_embed.weight")
+        first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
+        x_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1)) + self.weight("pos_embed")[:, None, :N]
+        return (self.norm("norm", self.blocks(x_RBND)) @ tokens_RVD.mT).view(R, B, N, -1)
 
 
-def _norm(w: dict[str, Tensor], name: str, x_RTD: Tensor) -> Tensor:
-    """nn.LayerNorm of every model."""
-    normal = F.layer_norm(x_RTD, x_RTD.shape[-1:], eps=LAYER_NORM_EPS)
-    return torch.addcmul(w[f"{name}.bias"][:, None], normal, w[f"{name}.weight"][:, None])
+def stack(models: Sequence[nn.Module]) -> Stacked:
+    """The models as one; ValueError for others than ViT and GPT."""
+    kinds = {ViT: StackedViT, GPT: StackedGPT}
+    if not models or type(models[0]) not in kinds:
+        raise ValueError("only ViT and GPT can be stacked")
+    return kinds[type(models[0])](models)
