@@ -201,7 +201,7 @@ class Queue:
 
     examples:
       python -m mimetic queue lab --minutes 9
-      python -m mimetic queue lab --together 36
+      python -m mimetic queue lab --together 60
       python -m mimetic queue lab --list
     """
 

@@ -61,15 +61,20 @@ def load(config: LanguageConfig, device: torch.device) -> TextData:
     )
 
 
-def prepare(config: LanguageConfig, device: torch.device, data: TextData | None = None) -> Prepared:
-    """Text on the device (what load gives, if it is not given), the model with its initial weights, and what the record says of its weights.
+def bare_model(config: LanguageConfig, data: TextData) -> GPT:
+    """The model, its weights not initialised."""
+    return GPT(_gpt_config(config, data.vocab_size))
+
+
+def prepare(config: LanguageConfig, device: torch.device, data: TextData | None = None, model: GPT | None = None) -> Prepared:
+    """Text on the device (None: what load gives), the model (None: with its initial weights), and what the record says of its weights.
 
     Raises:
         ValueError: the text is shorter than the context.
     """
     data = data or load(config, device)
     _check_context(config, min(len(data.train), len(data.test)))
-    model = build_model(config, data.vocab_size).to(device)
+    model = model or build_model(config, data.vocab_size).to(device)
     task = LanguageTask(data, config)
     return Prepared(task, model, lambda model: anatomy(model, data), task.cases)
 

@@ -3,7 +3,7 @@
     python -m mimetic queue lab                    until all is done
     python -m mimetic queue lab --minutes 9        for nine minutes, then save and stop
     python -m mimetic queue lab --list             what is done and what is left
-    python -m mimetic queue lab --together 36      many small runs at once, on a GPU (experiments.together)
+    python -m mimetic queue lab --together 60      many small runs at once, on a GPU (experiments.together)
     python -m mimetic.experiments.queue paper      the same on a machine that has torch, torchvision and NumPy only
 
 The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run that
@@ -30,7 +30,7 @@ from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
-from mimetic.experiments.together import PROCESSES, work_together
+from mimetic.experiments.together import work_together
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
 from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
 from mimetic.training.parallel import launched
@@ -302,7 +302,7 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     if together is None:
         outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=say)
     else:
-        finished, failed = work_together(runs, together, minutes=minutes, processes=processes or PROCESSES, say=say)
+        finished, failed = work_together(runs, together, minutes=minutes, processes=processes, say=say)
         outcome = Outcome(finished, sum(not is_done(config) for config in runs), failed)
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
     return outcome

@@ -1,23 +1,28 @@
 """Many small runs of ViTs or GPTs at once on one GPU: those of one shape are trained in the same kernels (models.stacked).
 
-    python -m mimetic queue lab --together 36          the whole laboratory in minutes instead of a day
+    python -m mimetic queue lab --together 60          the whole laboratory in minutes instead of a day
 
 What each run sees and does is what it would alone (experiments.runs): its own weights, images, augmentation, gradient norm and
-optimiser state; the numbers agree to the order of a sum. There are no checkpoints: a group that is stopped starts again, which costs
-less than a minute.
+optimiser state; the numbers agree to the order of a sum. On a GPU a step is one CUDA graph. Meanwhile other processes, one on each
+core, make the initial weights of the next runs and look into those of the last. There are no checkpoints: a group that is stopped starts
+again, which costs about a minute.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,10 +31,10 @@ from mimetic.experiments.configs import with_arm
 from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.runs import Prepared, cases, check, checkpoint_path, existing, family, make_record, train_config
-from mimetic.models.stacked import stack
+from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
+from mimetic.models.stacked import Stacked, stack
 from mimetic.training.checkpoint import exclusive, remove_checkpoint
-from mimetic.training.loop import Result, adamw, learning_rate, resolve_backend, resolve_device
+from mimetic.training.loop import Result, TrainConfig, adamw, learning_rate, resolve_backend, resolve_device
 from mimetic.training.loop import settings as loop_settings
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record
@@ -37,8 +42,9 @@ from mimetic.training.records import now, source_hash, write_record
 # What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are (not how many
 # an epoch has)
 FREE = ("experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "lr", "train_size")
-PROCESSES = 4  # groups side by side: one alone does not fill a GPU all the time
+_DATA = ("dataset", "train_size", "validation", "tokenizer", "vocab_size")  # what a run's data follow from
 _SOURCE = ("experiments/together.py", "models/stacked.py")  # besides the family's
+DIVERGED = "Diverged: its loss is no longer a finite number"
 
 
 def groups(runs: Sequence[RunConfig], at_most: int) -> list[list[RunConfig]]:
@@ -68,12 +74,13 @@ def _shape(config: VisionConfig) -> tuple:
     return type(config), *common.items(), epoch
 
 
-def run_together(configs: Sequence[RunConfig], say: Callable[[str], None] = print) -> dict[str, str]:
+def run_together(configs: Sequence[RunConfig], say: Callable[[str], None] = print, pool: Executor | None = None) -> dict[str, str]:
     """Train those of the runs that have no record, all at once, and write their records.
 
     Args:
         configs: of one shape (see groups).
         say: called with a line after every epoch.
+        pool: processes that make the initial weights and look into the trained ones; None: this one does.
 
     Returns:
         The runs that failed, name -> why; the others are not touched by it.
@@ -89,104 +96,232 @@ def run_together(configs: Sequence[RunConfig], say: Callable[[str], None] = prin
         check(config)
     if len({_shape(config) for config in configs}) > 1:
         raise ValueError("runs of different shape cannot be trained together")
-    source, failed = source_hash((*family(configs[0]).SOURCE, *_SOURCE)), {}
+    pool = pool or _Here()
     with ExitStack() as held:
         for config in configs:
             held.enter_context(exclusive(checkpoint_path(config)))
         waiting = [config for config in configs if existing(config) is None]
-        for config, record in zip(waiting, _train(waiting, source, say) if waiting else (), strict=True):
-            if isinstance(record, str):
-                failed[config.name] = record
-            else:
-                write_record(record)
-                remove_checkpoint(checkpoint_path(config))
-    return failed
+        begun = [pool.submit(begin, config) for config in waiting]
+        return {name: why for name, why in finished(train_group(waiting, begun, pool, say)) if why}
 
 
-def _train(configs: Sequence[RunConfig], source: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any] | str]:
-    """The record of each run, or why there is none."""
+def finished(ends: Sequence[tuple[str, Future]]) -> Iterator[tuple[str, str]]:
+    """Name of each run, and why it failed ("": it did not), when it is written."""
+    for name, end in ends:
+        try:
+            yield name, end.result()
+        except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
+            yield name, f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+class _Here(Executor):
+    """A pool of no processes: what is submitted is done at once."""
+
+    def submit(self, function, /, *args, **kwargs) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  it belongs to the future, as in a pool
+            future.set_exception(error)
+        return future
+
+
+# --- in the pool: before and after training ----------------------------------------------------------------------------
+
+
+def begin(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A run's initial weights, and what its record says of them."""
+    prepared = family(config).prepare(config, torch.device("cpu"), _data(config, "cpu"))
+    return _arrays(prepared.model), prepared.anatomy(prepared.model)
+
+
+def end(config: RunConfig, arrays: dict[str, np.ndarray], before: dict[str, Any], result: Result, **rest: Any) -> str:
+    """Look into a run's trained weights and write its record; "", or why there is none."""
+    if not all(math.isfinite(value) for entry in result.curve for value in entry.values()):
+        return DIVERGED
+    data = _data(config, "cpu")
+    prepared = family(config).prepare(config, torch.device("cpu"), data, _model(config, data, arrays, "cpu"))
+    write_record(make_record(config, result, prepared.model, anatomy={"before": before, "after": prepared.anatomy(prepared.model)}, **rest))
+    remove_checkpoint(checkpoint_path(config))
+    return ""
+
+
+_loaded: dict[tuple, Any] = {}
+
+
+def _data(config: RunConfig, device: torch.device | str) -> Any:
+    """The data of a run; kept for the next one."""
+    key = (config.family, str(device), *(getattr(config, name, None) for name in _DATA))
+    if key not in _loaded:
+        if len(_loaded) > 3:
+            _loaded.pop(next(iter(_loaded)))
+        _loaded[key] = family(config).load(config, torch.device(device))
+    return _loaded[key]
+
+
+def _arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A model's state as NumPy arrays, which go from process to process by value."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: torch.device | str) -> torch.nn.Module:
+    """The model of a run with these weights."""
+    with torch.device("meta"):
+        model = family(config).bare_model(config, data)
+    model.to_empty(device=device)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    return model
+
+
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+def train_group(configs: Sequence[RunConfig], begun: Sequence[Future], pool: Executor, say: Callable[[str], None]) -> list[tuple[str, Future]]:
+    """Train the runs from what ``begin`` gives of each; name of each run and what ``end`` will return."""
+    if not configs:
+        return []
     clock, started, size = time.perf_counter(), now(), len(configs)
+    source = source_hash((*family(configs[0]).SOURCE, *_SOURCE))
     settings = [train_config(config) for config in configs]
     first = settings[0]
     device, backend = resolve_device(first.device), resolve_backend(replace(first, compile="off"))
-    prepared = _prepare(configs, device)
-    before = [each.anatomy(each.model) for each in prepared]
+    before, prepared = [], []
+    for config, future in zip(configs, begun, strict=True):
+        arrays, looked = future.result()
+        data = _data(config, device)
+        before.append(looked)
+        prepared.append(family(config).prepare(config, device, data, _model(config, data, arrays, device)))
     # runs that differ in their weights only see the same batches
     streams = {_stream(config): each.task for config, each in zip(configs, prepared, strict=True)}
     stream = torch.tensor([list(streams).index(_stream(config)) for config in configs], device=device)
     task = prepared[0].task
-    stacked = stack([each.model for each in prepared])
-    optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], first)
-    highest = max(settings, key=lambda s: s.lr)
-    rates = torch.tensor([s.lr / highest.lr for s in settings], device=device)
-    seconds = {"setup": time.perf_counter() - clock, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+    seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
     curves: list[list[dict[str, float]]] = [[] for _ in configs]
-    step, steps = 0, task.steps_per_epoch
+    done, steps = 0, task.steps_per_epoch
     with loop_settings(first, backend, seed=0), products(backend):
+        step = _Step(stack([each.model for each in prepared]), configs[0], settings, backend)
         for epoch in range(first.epochs):
-            clock, sums = time.perf_counter(), {}
-            while step < (epoch + 1) * steps:
-                batches = [each.batch(epoch, step - epoch * steps) for each in streams.values()]
+            timer = time.perf_counter()
+            while done < (epoch + 1) * steps:
+                batches = [each.batch(epoch, done - epoch * steps) for each in streams.values()]
                 inputs, targets = (torch.stack(parts)[stream] for parts in zip(*batches, strict=True))
-                for part in optimizer.param_groups:
-                    part["lr"] = learning_rate(step, highest, steps)
-                with cast(backend):
-                    losses, metrics = _losses(stacked(inputs).float(), targets, configs[0])
-                optimizer.zero_grad(set_to_none=True)
-                losses.sum().backward()
-                if first.grad_clip:
-                    clip_each_(stacked.weights, first.grad_clip)
-                step_each_(optimizer, stacked.weights, rates if highest.lr > min(s.lr for s in settings) else None)
-                step += 1
-                for name, value in {"loss": losses.detach(), **metrics}.items():
-                    sums[name] = sums.get(name, 0) + value.double()
-            trained = {f"train_{name}": (value / steps).tolist() for name, value in sums.items()}
-            seconds["train"] += time.perf_counter() - clock
-            clock = time.perf_counter()
+                step(inputs, targets, learning_rate(done, step.highest, steps))
+                done += 1
+            trained = step.means(steps)
+            seconds["train"] += time.perf_counter() - timer
+            timer = time.perf_counter()
             with torch.no_grad(), cast(backend):
                 for run, each in enumerate(prepared):
                     tested = each.task.evaluate(each.model.eval(), epoch + 1 == first.epochs)
                     curves[run].append(
-                        {"epoch": epoch + 1, "step": step, "lr": learning_rate(step - 1, settings[run], steps)}
-                        | {name: values[run] for name, values in trained.items()} | {f"test_{name}": float(value) for name, value in tested.items()}
+                        {"epoch": epoch + 1, "step": done, "lr": learning_rate(done - 1, settings[run], steps)}
+                        | {f"train_{name}": values[run] for name, values in trained.items()}
+                        | {f"test_{name}": float(value) for name, value in tested.items()}
                     )  # fmt: skip
-            seconds["evaluate"] += time.perf_counter() - clock
+            seconds["evaluate"] += time.perf_counter() - timer
             say(f"{size} runs, {configs[0].name} and others: epoch {epoch + 1}/{first.epochs}, "
-                f"{size * step * task.units_per_step / seconds['train']:.0f} {task.unit}/s")  # fmt: skip
-    clock, after, seen = time.perf_counter(), {}, {}
-    for run, each in enumerate(prepared):
-        if all(math.isfinite(value) for entry in curves[run] for value in entry.values()):
-            after[run], seen[run] = each.anatomy(each.model), cases(each, each.model, first)
-    seconds["setup"] += time.perf_counter() - clock
-    share = {name: value / size for name, value in seconds.items() if name != "setup"} | {"total": sum(seconds.values()) / size}
+                f"{size * done * task.units_per_step / seconds['train']:.0f} {task.unit}/s")  # fmt: skip
+        seen = [cases(each, each.model, first) for each in prepared]
+    share = {name: value / size for name, value in seconds.items()} | {"total": (time.perf_counter() - clock) / size}
+    ends = []
     for run, config in enumerate(configs):
-        if run not in after:
-            yield "Diverged: its loss is no longer a finite number"
-            continue
-        result = Result(curves[run], units_per_second=size * step * task.units_per_step / seconds["train"], started=started)
-        yield make_record(
-            config, result, prepared[run].model, source=source, unit=task.unit, seconds=share, anatomy={"before": before[run], "after": after[run]},
-            cases=seen[run], device=backend | {"processes": 1, "together": size},
-        )  # fmt: skip
+        result = Result(curves[run], units_per_second=size * done * task.units_per_step / seconds["train"], started=started)
+        ends.append((config.name, pool.submit(
+            end, config, _arrays(prepared[run].model), before[run], result, source=source, unit=task.unit, seconds=share, cases=seen[run],
+            device=backend | {"processes": 1, "together": size},
+        )))  # fmt: skip
+    return ends
 
 
-def _prepare(configs: Sequence[RunConfig], device: torch.device) -> list[Prepared]:
-    """Each run's task and model; the data are read once for all runs that have them in common."""
-    data: dict[int | None, Any] = {}
-    for config in configs:
-        if _images(config) not in data:
-            data[_images(config)] = family(config).load(config, device)
-    return [family(config).prepare(config, device, data[_images(config)]) for config in configs]
+class _Step:
+    """A step of all runs of a group: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU it is a CUDA graph."""
 
+    def __init__(self, stacked: Stacked, config: RunConfig, settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:
+        self.stacked, self.config, self.backend = stacked, config, backend
+        self.highest = max(settings, key=lambda s: s.lr)
+        self.optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
+        device = stacked.weights[0].device
+        same = all(s.lr == self.highest.lr for s in settings)
+        self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
+        names = ("loss", "accuracy") if isinstance(config, VisionConfig) else ("loss",)
+        self.sums = {name: torch.zeros(stacked.size, dtype=torch.float64, device=device) for name in names}
+        self.replay: Callable[[], None] | None = None
+        if device.type == "cuda":
+            for group in self.optimizer.param_groups:  # a graph reads its learning rate from the device
+                group |= {"lr": torch.tensor(0.0, device=device), "capturable": True}
 
-def _images(config: RunConfig) -> int | None:
-    """In what the data of a group's runs may differ."""
-    return getattr(config, "train_size", None)
+    def __call__(self, inputs: Tensor, targets: Tensor, rate: float) -> None:
+        if not inputs.is_cuda:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._run(inputs, targets)
+            return
+        if self.replay is None:
+            self.inputs, self.targets = inputs.clone(), targets.clone()
+            self.replay = self._capture()
+        self.inputs.copy_(inputs)
+        self.targets.copy_(targets)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate)
+        self.replay()
+
+    def means(self, steps: int) -> dict[str, list[float]]:
+        """The mean of each sum over the steps since the last call, run by run."""
+        found = {name: (value / steps).tolist() for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()
+        return found
+
+    def _run(self, inputs: Tensor, targets: Tensor) -> None:
+        with cast(self.backend):
+            losses, metrics = _losses(self.stacked(inputs).float(), targets, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        if self.highest.grad_clip:
+            clip_each_(self.stacked.weights, self.highest.grad_clip)
+        step_each_(self.optimizer, self.stacked.weights, self.rates)
+        for name, value in {"loss": losses.detach(), **metrics}.items():
+            self.sums[name] += value
+
+    def _capture(self) -> Callable[[], None]:
+        """The step as one CUDA graph; as it is where it cannot be captured. Nothing of the trial steps stays."""
+        weights = [weight.detach().clone() for weight in self.stacked.weights]
+
+        def restore() -> None:
+            with torch.no_grad():
+                for weight, value in zip(self.stacked.weights, weights, strict=True):
+                    weight.copy_(value)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+            for value in self.sums.values():
+                value.zero_()
+
+        step = partial(self._run, self.inputs, self.targets)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # for the graph, which has memory of its own
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            print(f"no CUDA graph ({' '.join(str(error).split())[:200]})", flush=True)
+            restore()
+            return step
+        restore()
+        return graph.replay
 
 
 def _stream(config: RunConfig) -> tuple:
     """What the batches of a run follow from, within a group."""
-    return config.seed, _images(config)
+    return config.seed, getattr(config, "train_size", None)
 
 
 def _losses(logits: Tensor, targets: Tensor, config: RunConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -222,13 +357,13 @@ def clip_each_(weights: Sequence[Tensor], largest: float) -> None:
 
 
 def work_together(
-    runs: Sequence[RunConfig], at_most: int, *, processes: int = PROCESSES, minutes: float | None = None, say: Callable[[str], None] = print
+    runs: Sequence[RunConfig], at_most: int, *, processes: int | None = None, minutes: float | None = None, say: Callable[[str], None] = print
 ) -> tuple[list[str], dict[str, str]]:
-    """Train the runs without a record, group by group, some groups side by side (what one leaves of the GPU another one takes).
+    """Train the runs without a record, group by group.
 
     Args:
-        at_most: runs in a group.
-        processes: groups at a time.
+        at_most: runs in a group: as many as the GPU's memory holds.
+        processes: that make initial weights and look into trained ones; None: one less than there are cores.
         minutes: begin no group after this time; None: no limit.
         say: called with a line after every group.
 
@@ -239,34 +374,54 @@ def work_together(
         ValueError: a bad config, or a bad limit; nothing has been computed.
         RecordError: a record is damaged.
     """
-    if processes < 1 or (minutes is not None and not minutes > 0):
+    if (processes is not None and processes < 1) or (minutes is not None and not minutes > 0):
         raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
     for config in runs:
         check(config)
-    waiting = groups([config for config in runs if existing(config) is None], at_most)
+    waiting = groups([with_arm(config) for config in runs if existing(config) is None], at_most)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    began, finished, failed = time.monotonic(), [], {}
-    running: dict[Future, list[RunConfig]] = {}
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    clock, written, failed = time.monotonic(), [], {}
+    pool = ProcessPoolExecutor(processes or max(1, (os.cpu_count() or 2) - 1), multiprocessing.get_context("spawn"), initializer=_on_one_core)
+    ends: list[tuple[str, Future]] = []
+
+    def settle(wait: bool) -> None:
+        for name, end in [pair for pair in ends if wait or pair[1].done()]:
+            ((_, why),) = finished([(name, end)])
+            ends.remove((name, end))
+            if why:
+                failed[name] = why
+                say(f"{name}  FAILED: {why}")
+            else:
+                written.append(name)
+
+    begun = {index: [pool.submit(begin, config) for config in group] for index, group in enumerate(waiting[:1])}
     try:
-        while running or (waiting and time.monotonic() < deadline):
-            while waiting and len(running) < processes and time.monotonic() < deadline:
-                group = waiting.pop(0)
-                running[pool.submit(run_together, group, _silent)] = group
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                group = running.pop(future)
+        for index, group in enumerate(waiting):
+            if time.monotonic() > deadline:
+                break
+            if index + 1 < len(waiting):  # the cores make the next group's weights while the GPU trains this one
+                begun[index + 1] = [pool.submit(begin, config) for config in waiting[index + 1]]
+            with ExitStack() as held:
                 try:
-                    wrong = future.result()
+                    for config in group:
+                        held.enter_context(exclusive(checkpoint_path(config)))
+                    ends += train_group(group, begun.pop(index), pool, lambda line: None)
                 except Exception as error:  # noqa: BLE001  one group must not stop the others; its error is shown
-                    wrong = dict.fromkeys((config.name for config in group), f"{type(error).__name__}: {' '.join(str(error).split())}")
-                failed |= wrong
-                finished += [config.name for config in group if config.name not in wrong]
-                for name, why in wrong.items():
-                    say(f"{name}  FAILED: {why}")
-                say(f"[{time.monotonic() - began:.0f} s, {len(finished)} runs]  {len(group)} runs, {group[0].name} to {group[-1].name}: done")
+                    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    failed |= {config.name: why for config in group}
+                    say(f"{group[0].name} and {len(group) - 1} others  FAILED: {why}")
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            settle(wait=False)
+            say(f"[{time.monotonic() - clock:.0f} s, {index + 1} of {len(waiting)} groups]  {len(group)} runs, {group[0].name} to {group[-1].name}: trained")
+        settle(wait=True)
     finally:
         pool.shutdown(cancel_futures=True)
-    return finished, failed
+    return written, failed
 
 
-def _silent(_: str) -> None: ...
+def _on_one_core() -> None:
+    """In each process of the pool: one thread, and no GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)

@@ -69,11 +69,17 @@ def load(config: VisionConfig, device: torch.device) -> ImageData:
     return load_images(config.dataset, train_size=config.train_size, validation=config.validation, device=device)
 
 
-def prepare(config: VisionConfig, device: torch.device, data: ImageData | None = None) -> Prepared:
-    """Data on the device (what load gives, if it is not given), the model with its initial weights, and what the record says of its weights."""
+def bare_model(config: VisionConfig, data: ImageData) -> ViT:
+    """The model, its weights not initialised."""
+    return ViT(vit_config(config))
+
+
+def prepare(config: VisionConfig, device: torch.device, data: ImageData | None = None, model: ViT | None = None) -> Prepared:
+    """Data on the device (None: what load gives), the model (None: with its initial weights), and what the record says of its weights."""
     data = data or load(config, device)
+    model = model or build_model(config).to(device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
-    return Prepared(VisionTask(data, config), build_model(config).to(device), lambda model: anatomy(model, looked_at))
+    return Prepared(VisionTask(data, config), model, lambda model: anatomy(model, looked_at))
 
 
 def cost(config: VisionConfig) -> float:
