@@ -15,6 +15,7 @@ from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.stacked import StackedGPT, StackedViT, stack
 from mimetic.models.vit import GLOBAL_POOL, POS_EMBED, ViT, ViTConfig
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive
+from mimetic.training.group import clip_each_
 from mimetic.training.records import read_record, record_path
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -133,7 +134,7 @@ def test_the_gradient_of_each_is_clipped_alone():
         for mine, weight in zip(model, weights):
             mine.grad = weight.grad[i].clone()
         torch.nn.utils.clip_grad_norm_(model, 1.0)
-    together.clip_each_(weights, 1.0)
+    clip_each_(weights, 1.0)
     for i, model in enumerate(alone):
         for mine, weight in zip(model, weights):
             torch.testing.assert_close(weight.grad[i], mine.grad)

@@ -32,9 +32,10 @@ from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
-from mimetic.models.stacked import Stacked, stack
+from mimetic.models.stacked import stack
 from mimetic.training.checkpoint import exclusive, remove_checkpoint
-from mimetic.training.loop import Result, TrainConfig, adamw, learning_rate, resolve_backend, resolve_device
+from mimetic.training.group import GroupStep
+from mimetic.training.loop import Result, learning_rate, resolve_backend, resolve_device
 from mimetic.training.loop import settings as loop_settings
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record
@@ -43,7 +44,7 @@ from mimetic.training.records import now, source_hash, write_record
 # an epoch has)
 FREE = ("experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "lr", "train_size")
 _DATA = ("dataset", "train_size", "validation", "tokenizer", "vocab_size")  # what a run's data follow from
-_SOURCE = ("experiments/together.py", "models/stacked.py")  # besides the family's
+_SOURCE = ("experiments/together.py", "models/stacked.py", "training/group.py")  # besides the family's
 DIVERGED = "Diverged: its loss is no longer a finite number"
 
 
@@ -199,7 +200,7 @@ def train_group(configs: Sequence[RunConfig], begun: Sequence[Future], pool: Exe
     curves: list[list[dict[str, float]]] = [[] for _ in configs]
     done, steps = 0, task.steps_per_epoch
     with loop_settings(first, backend, seed=0), products(backend):
-        step = _Step(stack([each.model for each in prepared]), configs[0], settings, backend)
+        step = GroupStep(stack([each.model for each in prepared]), partial(_losses, configs[0]), _metrics(configs[0]), settings, backend)
         for epoch in range(first.epochs):
             timer = time.perf_counter()
             while done < (epoch + 1) * steps:
@@ -233,127 +234,22 @@ def train_group(configs: Sequence[RunConfig], begun: Sequence[Future], pool: Exe
     return ends
 
 
-class _Step:
-    """A step of all runs of a group: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU it is a CUDA graph."""
-
-    def __init__(self, stacked: Stacked, config: RunConfig, settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:
-        self.stacked, self.config, self.backend = stacked, config, backend
-        self.highest = max(settings, key=lambda s: s.lr)
-        self.optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
-        device = stacked.weights[0].device
-        same = all(s.lr == self.highest.lr for s in settings)
-        self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
-        names = ("loss", "accuracy") if isinstance(config, VisionConfig) else ("loss",)
-        self.sums = {name: torch.zeros(stacked.size, dtype=torch.float64, device=device) for name in names}
-        self.replay: Callable[[], None] | None = None
-        if device.type == "cuda":
-            for group in self.optimizer.param_groups:  # a graph reads its learning rate from the device
-                group |= {"lr": torch.tensor(0.0, device=device), "capturable": True}
-
-    def __call__(self, inputs: Tensor, targets: Tensor, rate: float) -> None:
-        if not inputs.is_cuda:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self._run(inputs, targets)
-            return
-        if self.replay is None:
-            self.inputs, self.targets = inputs.clone(), targets.clone()
-            self.replay = self._capture()
-        self.inputs.copy_(inputs)
-        self.targets.copy_(targets)
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(rate)
-        self.replay()
-
-    def means(self, steps: int) -> dict[str, list[float]]:
-        """The mean of each sum over the steps since the last call, run by run."""
-        found = {name: (value / steps).tolist() for name, value in self.sums.items()}
-        for value in self.sums.values():
-            value.zero_()
-        return found
-
-    def _run(self, inputs: Tensor, targets: Tensor) -> None:
-        with cast(self.backend):
-            losses, metrics = _losses(self.stacked(inputs).float(), targets, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        if self.highest.grad_clip:
-            clip_each_(self.stacked.weights, self.highest.grad_clip)
-        step_each_(self.optimizer, self.stacked.weights, self.rates)
-        for name, value in {"loss": losses.detach(), **metrics}.items():
-            self.sums[name] += value
-
-    def _capture(self) -> Callable[[], None]:
-        """The step as one CUDA graph; as it is where it cannot be captured. Nothing of the trial steps stays."""
-        weights = [weight.detach().clone() for weight in self.stacked.weights]
-
-        def restore() -> None:
-            with torch.no_grad():
-                for weight, value in zip(self.stacked.weights, weights, strict=True):
-                    weight.copy_(value)
-            for state in self.optimizer.state.values():
-                for value in state.values():
-                    value.zero_()
-            for value in self.sums.values():
-                value.zero_()
-
-        step = partial(self._run, self.inputs, self.targets)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                step()
-        torch.cuda.current_stream().wait_stream(aside)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # for the graph, which has memory of its own
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-        except RuntimeError as error:
-            print(f"no CUDA graph ({' '.join(str(error).split())[:200]})", flush=True)
-            restore()
-            return step
-        restore()
-        return graph.replay
-
-
 def _stream(config: RunConfig) -> tuple:
     """What the batches of a run follow from, within a group."""
     return config.seed, getattr(config, "train_size", None)
 
 
-def _losses(logits: Tensor, targets: Tensor, config: RunConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def _metrics(config: RunConfig) -> tuple[str, ...]:
+    """What is averaged over an epoch besides the loss."""
+    return ("accuracy",) if isinstance(config, VisionConfig) else ()
+
+
+def _losses(config: RunConfig, logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Each run's loss and metrics, as its task has them, (R,): logits (R, ..., classes) and classes (R, ...)."""
     smoothing = getattr(config, "label_smoothing", 0.0)
     rows = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=smoothing, reduction="none")
-    metrics = {"accuracy": (logits.detach().argmax(2) == targets).float().mean(1)} if isinstance(config, VisionConfig) else {}
+    metrics = {"accuracy": (logits.detach().argmax(2) == targets).float().mean(1)} if _metrics(config) else {}
     return rows.view(len(logits), -1).mean(1), metrics
-
-
-@torch.no_grad()
-def step_each_(optimizer: torch.optim.AdamW, weights: Sequence[Tensor], rates: Tensor | None) -> None:
-    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have that.
-
-    AdamW's step, weight decay included, is proportional to the learning rate, and its state does not depend on it.
-    """
-    if rates is None:
-        optimizer.step()
-        return
-    before = [weight.clone() for weight in weights]
-    optimizer.step()
-    for weight, old in zip(weights, before, strict=True):
-        weight.copy_(torch.lerp(old, weight, rates.view(-1, *[1] * (weight.ndim - 1))))
-
-
-@torch.no_grad()
-def clip_each_(weights: Sequence[Tensor], largest: float) -> None:
-    """torch.nn.utils.clip_grad_norm_ of each model: ``weights`` have a leading axis of models."""
-    squares = torch.stack([weight.grad.flatten(1).square().sum(1) for weight in weights]).sum(0)
-    factor = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-    for weight in weights:
-        weight.grad *= factor.view(-1, *[1] * (weight.ndim - 1))
 
 
 def work_together(

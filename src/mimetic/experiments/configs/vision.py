@@ -1,7 +1,7 @@
 """Vision experiments by name, and their arms: every setting of every run, nothing that computes.
 
-Times are those of one run beside another on two cores of an AMD EPYC (about 300 images/s each, bfloat16), or counted for an H100 (see
-mimetic.flops); expected numbers are last-epoch test accuracies of records that exist, as mean over seeds, default and mimetic.
+Times are those of one run beside another on two cores of an AMD EPYC (about 300 images/s each, bfloat16), or of the card that is named (see
+mimetic.flops for what is counted); expected numbers are last-epoch test accuracies of records that exist, as mean over seeds, default and mimetic.
 
 cifar10-lab30    the central comparison: 10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4 (0.68 M
                parameters), 30 epochs
@@ -9,15 +9,16 @@ cifar10-lab30    the central comparison: 10,000 class-balanced images of CIFAR-1
 cifar10-lab10  the same with 10 epochs, for the questions about the central comparison; its arms are in ARMS. An epoch is 10,000
                images however many there are, so that arms with other data make equal numbers of steps
                python -m mimetic queue lab                                      6 minutes a run; see chapter 7
+               python -m mimetic queue lab --together 60                        on a GPU, 3.5 seconds a run (H200)
 cifar10-recipe the search that chose the recipe: default arm, 10 epochs, judged on 5,000 other training images
                python -m mimetic queue recipe                                   6 minutes a run; see chapter 6
 cifar10-rates  is that recipe unfair to an arm? Defaults, mimetic initialization and two controls at four learning rates, on the same images
                python -m mimetic queue lab                                      6 minutes a run; see chapter 7
 cifar10-paper  the size of the papers, for a GPU: all of CIFAR-10, ViT-Tiny (192/12/3, 5.4 M parameters), patch 2, 100 epochs, batch 512
-               python -m mimetic queue paper --minutes 9                        4.2 minutes a run at 20 % of an H100's peak; not run
-               yet. Published elsewhere (arXiv 2505.19985, another recipe): 92.3 and 93.2 %
+               python -m mimetic queue paper --minutes 9                        6.1 minutes a run by a step that was measured on
+               an H200 (14 % of its peak); not run yet. Published elsewhere (arXiv 2505.19985, another recipe): 92.3 and 93.2 %
 cifar100-paper the same on CIFAR-100: as long; not run yet. Published elsewhere (the same): 71.8 and 74.6 %
-cifar10-small  the same as cifar10-paper with ViT-Small (384/12/6): 15 minutes at 20 %; not run yet
+cifar10-small  the same as cifar10-paper with ViT-Small (384/12/6): 15 minutes at 20 % of the peak; not run yet
 digits         scikit-learn's digits (8 x 8 pixels), ViT of d 64, depth 4, patch 2 (0.20 M parameters), 10 epochs. No download, a
                demonstration that everything works, not evidence
                python -m mimetic train digits --init mimetic                    10 seconds

@@ -1,0 +1,80 @@
+"""What the chapters say of the machines that made their runs, and of runs that two machines made."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.data.fetch import data_dir
+from mimetic.experiments.answers.common import comparisons_of
+from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.programmes.study import Study
+from mimetic.statistics import mean_interval
+from mimetic.training.records import load_runs
+
+KEY = ["arm", "seed"]
+
+
+def made_on(finals: pd.DataFrame, studies: tuple[Study, ...] = ()) -> str:
+    """Which machines made the runs, in a sentence; and that the two runs of every pair of the studies are of one machine, if so."""
+    if finals.empty:
+        return ""
+    counts = finals["device.name"].value_counts()
+    machines = " and ".join(f"{name} ({count})" for name, count in counts.items())
+    if len(counts) == 1:
+        return f"All {len(finals)} runs were made on one kind of machine, {counts.index[0]}."
+    mixed = mixed_pairs(finals, studies)
+    pairs = "the two runs of a pair always on one of them" if not mixed else f"{len(mixed)} pairs on two of them"
+    return f"The runs were made on {machines}; {pairs}."
+
+
+def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[str, int]]:
+    """(arm, seed) of every pair of the studies whose runs are of two machines."""
+    device = finals.set_index(KEY)["device.name"]
+    pairs = {pair for study in studies for pair in comparisons_of(study).values()}
+    return sorted(
+        (arm, seed) for reference, arm in pairs for seed in set(finals["seed"])
+        if {(reference, seed), (arm, seed)} <= set(device.index) and device[reference, seed] != device[arm, seed]
+    )  # fmt: skip
+
+
+def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the devices."""
+    here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
+    if here.empty or there.empty:
+        return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
+    columns = [*KEY, metric.column, "device.name"]
+    both = here[columns].merge(there[columns], on=KEY, suffixes=("_here", "_there"))
+    both.columns = [*KEY, "here", "device", "there", "other device"]
+    return both[both["device"] != both["other device"]].reset_index(drop=True)
+
+
+def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic")) -> str:
+    """Whether two machines agree: single runs, and the gain of the arms; "" without runs of both."""
+    both = replicas(experiment)
+    if len(both) < 2:
+        return ""
+    difference = 100 * (both["here"] - both["there"])
+    low, high = mean_interval(difference)
+    text = (
+        f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`). The order of the images is the "
+        f"same there, the random numbers of the augmentation are not. On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points "
+        f"({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median) and at most {difference.abs().max():.1f}: about what another seed changes."
+    )
+    wide = both.pivot(index="seed", columns="arm", values=["here", "there"])
+    if all((side, arm) in wide for side in ("here", "there") for arm in arms):
+        gains = {side: (wide[side, arms[1]] - wide[side, arms[0]]).dropna() for side in ("here", "there")}
+        text += (
+            f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have: {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
+        )
+    return text
+
+
+def together_sentence(finals: pd.DataFrame) -> str:
+    """What it took to make runs side by side in the same kernels; "" without such runs."""
+    if "device.together" not in finals:
+        return ""
+    made = finals[finals["device.together"].notna()]
+    if made.empty:
+        return ""
+    minutes, cards = made["seconds.total"].sum() / 60, ", ".join(sorted(set(made["device.name"])))
+    return f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one {cards}, data, evaluation and records included: {60 * minutes / len(made):.1f} seconds a run."

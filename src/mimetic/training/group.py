@@ -1,0 +1,133 @@
+"""A training step of many stacked models (models.stacked): what the loop does for one, for each of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimetic.models.stacked import Stacked
+from mimetic.training.loop import TrainConfig, adamw
+from mimetic.training.precision import cast
+
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+class GroupStep:
+    """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU it is a CUDA graph.
+
+    Args:
+        stacked: the models.
+        losses: of logits (R, ...) and targets (R, ...): each model's loss (R,), and metrics, each (R,).
+        metrics: their names.
+        settings: of each model; they may differ in the learning rate.
+        backend: of loop.resolve_backend.
+    """
+
+    def __init__(self, stacked: Stacked, losses: Losses, metrics: Sequence[str], settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:
+        self.stacked, self.losses, self.backend = stacked, losses, backend
+        self.highest = max(settings, key=lambda s: s.lr)
+        self.optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
+        device = stacked.weights[0].device
+        same = all(s.lr == self.highest.lr for s in settings)
+        self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
+        self.sums = {name: torch.zeros(stacked.size, dtype=torch.float64, device=device) for name in ("loss", *metrics)}
+        self.replay: Callable[[], None] | None = None
+        if device.type == "cuda":
+            for group in self.optimizer.param_groups:  # a graph reads its learning rate from the device
+                group |= {"lr": torch.tensor(0.0, device=device), "capturable": True}
+
+    def __call__(self, inputs: Tensor, targets: Tensor, rate: float) -> None:
+        if not inputs.is_cuda:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._run(inputs, targets)
+            return
+        if self.replay is None:
+            self.inputs, self.targets = inputs.clone(), targets.clone()
+            self.replay = self._capture()
+        self.inputs.copy_(inputs)
+        self.targets.copy_(targets)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate)
+        self.replay()
+
+    def means(self, steps: int) -> dict[str, list[float]]:
+        """The mean of each sum over the steps since the last call, run by run."""
+        found = {name: (value / steps).tolist() for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()
+        return found
+
+    def _run(self, inputs: Tensor, targets: Tensor) -> None:
+        with cast(self.backend):
+            losses, metrics = self.losses(self.stacked(inputs).float(), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        if self.highest.grad_clip:
+            clip_each_(self.stacked.weights, self.highest.grad_clip)
+        step_each_(self.optimizer, self.stacked.weights, self.rates)
+        for name, value in {"loss": losses.detach(), **metrics}.items():
+            self.sums[name] += value
+
+    def _capture(self) -> Callable[[], None]:
+        """The step as one CUDA graph; as it is where it cannot be captured. Nothing of the trial steps stays."""
+        weights = [weight.detach().clone() for weight in self.stacked.weights]
+
+        def restore() -> None:
+            with torch.no_grad():
+                for weight, value in zip(self.stacked.weights, weights, strict=True):
+                    weight.copy_(value)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+            for value in self.sums.values():
+                value.zero_()
+
+        step = partial(self._run, self.inputs, self.targets)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # for the graph, which has memory of its own
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            print(f"no CUDA graph ({' '.join(str(error).split())[:200]})", flush=True)
+            restore()
+            return step
+        restore()
+        return graph.replay
+
+
+@torch.no_grad()
+def step_each_(optimizer: torch.optim.AdamW, weights: Sequence[Tensor], rates: Tensor | None) -> None:
+    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have that.
+
+    AdamW's step, weight decay included, is proportional to the learning rate, and its state does not depend on it.
+    """
+    if rates is None:
+        optimizer.step()
+        return
+    before = [weight.clone() for weight in weights]
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        weight.copy_(torch.lerp(old, weight, rates.view(-1, *[1] * (weight.ndim - 1))))
+
+
+@torch.no_grad()
+def clip_each_(weights: Sequence[Tensor], largest: float) -> None:
+    """torch.nn.utils.clip_grad_norm_ of each model: ``weights`` have a leading axis of models."""
+    squares = torch.stack([weight.grad.flatten(1).square().sum(1) for weight in weights]).sum(0)
+    factor = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for weight in weights:
+        weight.grad *= factor.view(-1, *[1] * (weight.ndim - 1))
