@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimetic import figures
-from mimetic.experiments.answers import common, growth, kept, published
+from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
@@ -92,7 +92,7 @@ def test_central_answer(gain, seeds, words):
 
 def test_nothing_yet_everywhere():
     assert "No pair of runs is in yet" in answers.central(EMPTY)
-    assert "not in yet" in answers.why(EMPTY) and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
+    assert "not in yet" in parts.answer(EMPTY) and parts.constants_sentence(EMPTY) == "" and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and "not enough runs" in growth.trend(points, "width")
     assert answers.pair_table(EMPTY).empty and growth.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty

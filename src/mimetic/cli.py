@@ -208,7 +208,7 @@ class Queue:
     name: Positional[str]
     minutes: float | None = None  # stop after this time, everything saved; default: when all is done
     processes: int | None = None  # runs side by side; default: one on each GPU, else two
-    together: int | None = None  # train up to so many vision runs of one shape in the same kernels: for small runs on a GPU
+    together: int | None = None  # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
     list: bool = False  # only show what is done and what is left
 
     def __call__(self) -> None:

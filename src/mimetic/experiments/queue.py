@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--minutes", type=float, help="stop after this time, everything saved")
     parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two)")
-    parser.add_argument("--together", type=int, help="train up to so many vision runs of one shape in the same kernels (for a GPU)")
+    parser.add_argument("--together", type=int, help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)")
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)
     try:

@@ -29,7 +29,7 @@ from mimetic.experiments.runs import family
 from mimetic.models.blocks import parameter_counts
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
-from mimetic.statistics import correlation, mean_interval, slopes_per_doubling
+from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import read_record, record_files, runs_dir
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
@@ -196,6 +196,19 @@ def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
 
 
 ANCHORS = ("cifar10-lab30", "tinyshakespeare")  # a vision and a language experiment whose models have nearly the same share
+
+
+def within_vision(points: pd.DataFrame) -> str:
+    """How far apart the gains of the vision models are, in one unit and at nearly one share, in words; "" before there are claims."""
+    part = points[(points["family"] == "vision") & (points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)]
+    if len(part) < 2:
+        return ""
+    ends = [part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]]
+    said = [f"{100 * row['gain']:+.1f} % ({row['point']}; {100 * row['low']:+.1f} to {100 * row['high']:+.1f})".replace("-", "−") for row in ends]
+    shares = sorted(100 * part["share"])
+    apart = ends[0]["high"] < ends[1]["low"]
+    end = " The share alone does not decide." if apart else ""
+    return f"Among the {len(part)} vision models with the published signs, all with {shares[0]:.0f} to {shares[-1]:.0f} % attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
 
 
 def at_equal_share(points: pd.DataFrame) -> str:

@@ -204,8 +204,13 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
         ax.minorticks_off()
         ax.set(xlabel=xlabels[title])
         ax.grid(axis="y", color="#eeeeee")
-    reach = 100 * max(p["difference"].abs().max() for p in points.values())
-    axes[0, 0].set(ylabel="mimetic − default (points)", ylim=(-0.6 * reach - 0.5, 1.8 * reach + 0.5))
+    # every pair is in the picture, and every interval as far as three times the pairs' own reach (that of two or three pairs has no end)
+    every = 100 * pd.concat([p["difference"] for p in points.values()])
+    ends = 100 * pd.concat([table[end].clip(-3 * every.abs().max() / 100, 3 * every.abs().max() / 100) for table in tables.values() for end in ("low", "high") if (table["pairs"] >= 5).any()] or [every / 100])
+    low, high = min(every.min(), ends.min(), 0), max(every.max(), ends.max(), 0)
+    axes[0, 0].set(ylabel="mimetic − default (points)", ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)))
+    for ax in axes[0]:
+        ax.margins(x=0.12)
     return figure
 
 

@@ -8,7 +8,7 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
 from mimetic.experiments.answers.vision import points
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
-from mimetic.statistics import ENOUGH, compare, mean_interval, slopes_per_doubling
+from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, slopes_per_doubling
 
 # Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
 GAIN_PANELS = {
@@ -72,3 +72,47 @@ def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
         return f"Against {title}: {value}; too few seeds for a verdict."
     says = f"The gain grows with {title}" if low > 0 else f"The gain shrinks with {title}" if high < 0 else f"Whether the gain grows or shrinks with {title} these runs cannot say"
     return f"{says}: {value}."
+
+
+def where(dots: dict[str, pd.DataFrame], title: str) -> str:
+    """The gains at each x, and between which neighbours they differ, by the differences of each seed: a slope does not say whether a change
+    is steady."""
+    if title not in dots or dots[title]["x"].nunique() < 2:
+        return ""
+    wide = dots[title].pivot_table(index="seed", columns="x", values="difference")
+    at = ", ".join(f"{points(wide[x].mean())} at {x:,.0f}" for x in wide)
+    changes = []
+    for x, following in zip(wide, wide.columns[1:]):
+        steps = (wide[following] - wide[x]).dropna()
+        if len(steps) >= ENOUGH:
+            low, high = mean_interval(steps)
+            if low > 0 or high < 0:
+                changes.append(f"{points(steps.mean())} ({points(low)} to {points(high)}) from {x:,.0f} to {following:,.0f}")
+    between = f"; between neighbours only {' and '.join(changes)}" if changes else "; between no two neighbours a difference that these pairs can show"
+    return f"Gains: {at}{between}."
+
+
+def deeper(finals: pd.DataFrame) -> str:
+    """What twelve layers in place of six do to each arm, in words; "" without those runs."""
+    said = {}
+    for name, arms in {"the default": ("timm", "depth12-timm"), "mimetic initialization": ("mimetic", "depth12-mimetic")}.items():
+        values = contrast(finals, {arms[1]: 1, arms[0]: -1})
+        if len(values) < ENOUGH:
+            return ""
+        low, high = mean_interval(values)
+        said[name] = f"{name} {points(values.mean())} points ({points(low)} to {points(high)})"
+    behind = contrast(finals, {"depth12-mimetic": 1, "depth12-timm": -1})
+    return (
+        f"With twelve layers in place of six, {' and '.join(said.values())}. At twelve mimetic initialization is behind in {int((behind < 0).sum())} of {len(behind)} pairs. "
+        "The learning rate was chosen at six layers, and this may be the rate's doing."
+    )
+
+
+def answer(finals: pd.DataFrame) -> str:
+    """The chapter's answer: against width, depth and number of images the trend, and where it comes from."""
+    _, dots, _ = gain_panels(finals)
+    lines = []
+    for title in GAIN_PANELS:
+        gap = " (So far: not all sizes are in.)" if title in dots and dots[title]["x"].nunique() < len(panel_arms(title)) else ""
+        lines.append(f"* {trend(dots, title)} {where(dots, title)}".rstrip() + gap)
+    return "**Answer.**\n\n" + "\n".join(lines)

@@ -21,6 +21,9 @@ from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
 
+NEAR = 0.05  # a share that differs by less from what weight decay leaves says nothing else
+
+
 def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The products (gains folded in) and attention maps before and after training, of every recorded run of the arms.
 
@@ -94,7 +97,21 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {means['after'].mean():+.3f})".replace("-", "−"))
     most = sum(share > 0.5 for share in kept.values())
     answer = ("No", "In part", "Yes")[most]
+    decay = left_by_decay(experiment)
+    near = all(abs(share - decay) < NEAR for share in kept.values())
+    meaning = " So nearly all that is lost is lost to weight decay: the pattern stays, but that does not show that training wants it." if near else ""
     return (
-        f"{answer}: {' and '.join(kept)} are left after training. Weight decay alone, with no gradient, would leave {common.percent(left_by_decay(experiment))} of either. "
+        f"{answer}: {' and '.join(kept)} are left after training. Weight decay alone, with no gradient, would leave {common.percent(decay)} of either.{meaning} "
         f"Under the default {'; '.join(grows)}."
     )
+
+
+def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions") -> str:
+    """Whether weights as large as mimetic initialization's grow as much of a V·proj diagonal as the default's small ones, in words; "" without runs."""
+    products = recorded_products(experiment, (PAIR[0], size))
+    after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
+    if after.empty or set(after["arm"]) != {PAIR[0], size}:
+        return ""
+    share = {arm: (part["sigmas"] < -CHANCE).mean() for arm, part in after.groupby("arm")}
+    conclusion = " Large weights move little in so many steps, and a diagonal that they start with is kept as one that they start without is not grown." if share[size] < share[PAIR[0]] / 2 else ""
+    return f"After ten epochs {PRODUCTS['vp']} is below chance in {common.percent(share[PAIR[0]])} of the default's layers, and in {common.percent(share[size])} of those that began with large random weights.{conclusion}"

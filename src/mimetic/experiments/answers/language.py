@@ -38,6 +38,18 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
 
+def plain_answer() -> str:
+    """Yes or no to the chapter's question, where both texts and both sets of signs agree; else ""."""
+    words = set()
+    for study in (CENTRAL, WIKITEXT2):
+        table = study_table(study, load_runs(study.experiment), METRIC)
+        words |= {common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in ("language", "vision")}
+    return {
+        frozenset({"loses"}): "No: with constants of the published size a small GPT ends worse than from GPT-2's own start, with either set of signs and on both texts.",
+        frozenset({"gains"}): "Yes, with either set of signs and on both texts.",
+    }.get(frozenset(words), "")
+
+
 def answer(study: Study = CENTRAL) -> str:
     """What the comparison on a corpus shows so far, the two sets of signs first."""
     table = study_table(study, load_runs(study.experiment), METRIC)
@@ -55,6 +67,8 @@ def answer(study: Study = CENTRAL) -> str:
         strength = f" {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
+    if study is CENTRAL:  # the controls are of the same text, in a study of their own
+        table = pd.concat([table, controls]) if len(controls := study_table(STRUCTURE, load_runs(study.experiment), METRIC)) else table
     others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
     if len(others):
         best = others["difference"].idxmin()
@@ -80,7 +94,7 @@ def run_table(experiment: str) -> pd.DataFrame:
     if finals.empty:
         return pd.DataFrame(columns=columns)
     table = finals[columns].sort_values(["seed", "test_bits_per_byte"], ignore_index=True)
-    return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 0})
+    return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 1})
 
 
 # --- the search for learning rates -----------------------------------------------------------------------------------
@@ -168,6 +182,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
             text += "The singular values are enough, without the identity; size alone is not."
         elif {"language", "vision"} & set(slow):
             text += "Neither the size nor the singular values do it: it takes the identity."
+    if {"gpt2-signs", "both-minus"} <= set(slow):
+        text += " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not the reason, or not the only one."
     return text.strip() + " (One seed an arm.)"
 
 

@@ -203,34 +203,6 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     return f"{text} Each at its best rate, in percent: {best}. (One seed, which is worth about a point.)"
 
 
-def why(finals: pd.DataFrame) -> str:
-    """Chapter 7's answer: the gain, what each half has of it, and what is left without the structure, the signs, the transposition."""
-    if not set(PAIR) <= set(finals["arm"]):
-        return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
-    asked = {
-        "One half of it": {"QK only": "mimetic-qk", "V·proj only": "mimetic-vp"},
-        "Weights as large, without a diagonal": {"random directions": "random-directions", "the default at its norms": "timm-rescaled"},
-        "Other signs": {"QK flipped": "qk-minus", "V·proj flipped": "vp-plus", "both flipped": "both-flipped"},
-        "V·proj stored untransposed": {"": "untransposed"},
-    }
-    whole = contrast(finals, {"mimetic": 1, "timm": -1})
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} the default ({len(whole)} pairs). "
-    parts, fewest = [], len(whole)
-    for what, arms in asked.items():
-        said = []
-        for name, arm in arms.items():
-            if len(values := contrast(finals, {arm: 1, "timm": -1})):
-                fewest = min(fewest, len(values))
-                word = f" ({common.word(pd.Series(summary(values)))})" if len(values) >= ENOUGH else ""
-                said.append(f"{name} {points(values.mean())}{word}".strip())
-        if said:
-            parts.append(f"{what}: {', '.join(said)}.")
-    if not parts:
-        return text + "The controls are not in yet."
-    few = f" With {fewest} pair{'s' if fewest > 1 else ''} none of these is a claim." if fewest < ENOUGH else ""
-    return f"{text}Other arms, in points against the same default. {' '.join(parts)}{few} Intervals, and the differences between these arms, are below."
-
-
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:
     """The 95 % interval of mimetic minus default, which the ablation figure shows behind every row; None before there are two pairs."""
     values = contrast(finals, {"mimetic": 1, "timm": -1})

@@ -66,9 +66,11 @@ QUESTIONS = (  # in the order of the queue
         "signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic", "mimetic-qk", "mimetic-vp"),
         {name: ("timm", arm) for name, arm in (("QK sign flipped", "qk-minus"), ("V·proj sign flipped", "vp-plus"), ("both signs flipped", "both-flipped"))},
         {
-            "what flipping QK costs where V·proj is right": _minus("mimetic-vp", "qk-minus", 1),
-            "what flipping V·proj costs where QK is right": _minus("mimetic-qk", "vp-plus", 1),
+            "mimetic minus QK flipped": _minus("mimetic", "qk-minus", 1),
+            "mimetic minus V·proj flipped": _minus("mimetic", "vp-plus", 1),
             "mimetic minus both signs flipped": _minus("mimetic", "both-flipped", 1),
+            "QK left at its default minus QK flipped (V·proj right)": _minus("mimetic-vp", "qk-minus", 1),
+            "V·proj left at its default minus V·proj flipped (QK right)": _minus("mimetic-qk", "vp-plus", 1),
         },
     ),
     _paired(

@@ -1,0 +1,97 @@
+"""What chapter 7 says of all its arms together: the answer, and what the constants' sensitivity amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
+from mimetic.experiments.metrics import ACCURACY
+from mimetic.experiments.programmes.vision import PAIR, STUDIES
+from mimetic.statistics import ENOUGH, contrast, summary
+
+# What the answer names: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
+ASKED: dict[str, dict[str, Mapping[str, float]]] = {
+    "One half alone": {"queries and keys": {"mimetic-qk": 1, "timm": -1}, "values and projection": {"mimetic-vp": 1, "timm": -1}},
+    "Only the size": {"the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1}, "its singular values in random directions": {"random-directions": 1, "timm": -1}},
+    "A wrong sign": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
+    "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
+    "The gain with another position embedding": {
+        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
+    },
+    "Against other defaults": {"PyTorch's": {"mimetic": 1, "torch": -1}, "Xavier": {"mimetic": 1, "xavier": -1}},
+}  # fmt: skip
+
+
+def answer(finals: pd.DataFrame) -> str:
+    """Chapter 7's answer: the gain, what each half has of it, and what is left without the structure, the signs, the position embedding."""
+    if not set(PAIR) <= set(finals["arm"]):
+        return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
+    whole = contrast(finals, {"mimetic": 1, "timm": -1})
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pairs). "
+    parts, fewest = [], len(whole)
+    for what, arms in ASKED.items():
+        said = []
+        for name, sums in arms.items():
+            values = contrast(finals, sums)
+            if len(values):
+                fewest = min(fewest, len(values))
+                said.append(f"{name} {points(values.mean())}{_word(values)}".strip())
+        if said:
+            parts.append(f"{what}: {', '.join(said)}.")
+    if not parts:
+        return text + "The controls are not in yet."
+    few = f" With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims." if fewest < ENOUGH else ""
+    return f"{text}In points, against the same default unless said otherwise. {' '.join(parts)}{few} Intervals, and the differences between these arms, are below."
+
+
+def _word(values: pd.Series) -> str:
+    return f" ({common.word(pd.Series(summary(values)))})" if len(values) >= ENOUGH else ""
+
+
+def constants_sentence(finals: pd.DataFrame) -> str:
+    """What doubling, halving and leaving out each constant does to the accuracy of mimetic initialization, in short; "" without runs."""
+    values = {arm: contrast(finals, {arm: 1, "mimetic": -1}) for arm in STUDIES["constants"].arms[1:]}
+    values = {arm: v for arm, v in values.items() if len(v) >= ENOUGH}
+    usual = {"qk-alpha": 0.7, "qk-beta": 0.7, "vp-alpha": 0.4, "vp-beta": 0.4}
+
+    def arms(ratio: float) -> dict[str, pd.Series]:
+        named = {f"{part}-{ratio * constant:g}": part for part, constant in usual.items()}
+        return {named[arm]: v for arm, v in values.items() if arm in named}
+
+    def lost(these: dict[str, pd.Series]) -> str:
+        means = [v.mean() for v in these.values()]
+        worse = sum(summary(v)["high"] < 0 for v in these.values())
+        return f"a loss in {worse} of {len(these)} ({ACCURACY.span(min(means), max(means))} points)"
+
+    parts = [f"{word} a constant: {lost(these)}." for word, ratio in (("Doubling", 2), ("Halving", 0.5)) if (these := arms(ratio))]
+    names = {"qk-alpha": "no noise in QK", "vp-alpha": "no noise in V·proj", "qk-beta": "no diagonal in QK", "vp-beta": "no diagonal in V·proj"}
+    without = arms(0)
+    if without:
+        parts.append("Left out: " + ", ".join(f"{names[part]} {points(without[part].mean())}{_word(without[part])}" for part in names if part in without) + ".")
+    ranks = {arm: v for arm, v in values.items() if arm.startswith("qk-rank")}
+    if ranks:
+        parts.append(f"A lower rank of QK, {' or '.join(arm.rpartition('-')[2] for arm in ranks)} of 32: {lost(ranks)}.")
+    return f"**In short**, against 0.7 and 0.4. {' '.join(parts)} With so many rows one interval without 0 may be chance." if parts else ""
+
+
+def precision(finals: pd.DataFrame) -> str:
+    """Whether bfloat16 changes the answer; what is there of it, before runs of both precisions are."""
+    missing = common.missing(STUDIES["precision"], finals, (0, 1, 2), COMMAND)
+    if not set(STUDIES["precision"].arms) <= set(finals["arm"]):
+        return f"No pair of float32 runs is in yet. {missing}"
+    return found("precision", finals)
+
+
+def learned_position(finals: pd.DataFrame) -> str:
+    """What mimetic initialization gains with a learned position embedding, which GPTs have, and with a sin-cos one, in words; "" without runs."""
+    said = []
+    for name, arms in {"a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"), "a sin-cos one": PAIR}.items():
+        values = contrast(finals, {arms[1]: 1, arms[0]: -1})
+        if len(values) < ENOUGH:
+            return ""
+        row = summary(values)
+        said.append(f"with {name} {points(row['difference'])} points ({ACCURACY.span(row['low'], row['high'])}, {len(values)} pairs)")
+    return f"on CIFAR-10 mimetic initialization changes the accuracy {said[0]}, {said[1]}"
