@@ -48,12 +48,33 @@ def test_budget_of_the_paper_runs():
     assert known["our choice"] > known["papers that compare with it"] > 0
 
 
+NONE = pd.DataFrame(columns=["device"])  # no measurement of speed
+
+
 def test_the_chapter_says_that_there_is_nothing_until_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    monkeypatch.setattr(gpu, "load_bench", lambda kind: NONE)
     assert "no GPU result is in" in gpu.answer()
     assert gpu.state()["recorded"].sum() == 0 and gpu.state()["runs"].sum() == 57
     assert gpu.throughput().empty
     assert "No share of the peak has been measured" in gpu.imagenet_sentence()
+
+
+def test_a_measured_step_says_what_a_run_will_take(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    steps = [
+        {"arguments.experiment": name, "device": device, "step": 0.02, "images_per_second": speed, "peak": speed / 1e5}
+        for name, device, speed in (("cifar10-small", "NVIDIA H100", 5_000.0), ("cifar10-paper", "AMD EPYC", 100.0), ("cifar10-paper", "NVIDIA H200", 25_000.0))
+    ]  # fmt: skip
+    speeds = [{"arguments.experiment": "cifar10-paper", "device": d, "ours": 20_000.0, "timm": {"a": 100.0, "b": t}, "ratio": 20_000 / t} for d, t in (("NVIDIA H200", 4_000.0), ("NVIDIA A100", 9.0))]
+    monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps if kind == "profile" else speeds))
+    said = gpu.answer()
+    assert "no run at this scale is in" in said and "NVIDIA H200, 25,000 images a second and 25 %" in said
+    assert "3.3 minutes of training, within our target of 4" in said and "(b) reached 4,000" in said and "5.0 times as many" in said
+    assert set(gpu.minutes()[1]["minutes"].round(1)) == {3.3, 16.7}
+    assert "reaches 25 % of the peak of an NVIDIA H200" in gpu.imagenet_sentence()
+    steps[-1]["images_per_second"] = 10_000.0
+    assert "8.3 minutes of training, which misses our target" in gpu.answer()
 
 
 def test_the_chapter_follows_records(monkeypatch):
@@ -74,6 +95,7 @@ def test_the_chapter_follows_records(monkeypatch):
 
 def test_minutes_of_the_figure_are_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    monkeypatch.setattr(gpu, "load_bench", lambda kind: NONE)
     lines, points = gpu.minutes()
     row = lines[(lines["label"] == "ViT-Tiny, 100 epochs") & (lines["share"] == 0.2)].iloc[0]
     assert row["minutes"] == pytest.approx(gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20 %"], abs=0.05) and points.empty

@@ -206,8 +206,8 @@ class Queue:
     """
 
     name: Positional[str]
-    minutes: float | None = None  # stop after this time, everything saved; default: when all is done
-    processes: int | None = None  # runs side by side; default: one on each GPU, else two
+    minutes: float | None = None  # stop after this time, everything saved (with --together: begin nothing that would take longer); default: when all is done
+    processes: int | None = None  # runs side by side; default: one on each GPU, else two; with --together: helpers on the CPU
     together: int | None = None  # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
     list: bool = False  # only show what is done and what is left
 

@@ -30,7 +30,7 @@ from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
-from mimetic.experiments.together import work_together
+from mimetic.experiments.together import groups, work_together
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
 from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
 from mimetic.training.parallel import launched
@@ -302,6 +302,9 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     if together is None:
         outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=say)
     else:
+        groups(runs, together)
+        if any(resolve_device(config.device).type != "cuda" for config in runs):
+            raise ValueError("runs are trained together on a GPU (CUDA), and PyTorch finds none here: leave --together out")
         finished, failed = work_together(runs, together, minutes=minutes, processes=processes, say=say)
         outcome = Outcome(finished, sum(not is_done(config) for config in runs), failed)
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
@@ -317,8 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of this module, with the standard library only."""
     parser = argparse.ArgumentParser(prog="python -m mimetic.experiments.queue", description="Work off a named list of runs.")
     parser.add_argument("name")
-    parser.add_argument("--minutes", type=float, help="stop after this time, everything saved")
-    parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two)")
+    parser.add_argument("--minutes", type=float, help="stop after this time, everything saved (with --together: begin nothing that would take longer)")
+    parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two); with --together: helpers on the CPU")
     parser.add_argument("--together", type=int, help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)")
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)

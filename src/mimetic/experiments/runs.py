@@ -78,6 +78,9 @@ def check(config: RunConfig, *, store: bool = True) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     family(config).check(config)
+    head = config.d_model // config.num_heads
+    if config.qk_rank is not None and not 1 <= config.qk_rank <= head:
+        raise ValueError(f"qk_rank must be from 1 to the head size, {head}, not {config.qk_rank!r}")
     mimetic_spec(config), train_config(config)
     resolve_device(config.device)
     if store:

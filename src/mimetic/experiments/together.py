@@ -3,9 +3,9 @@
     python -m mimetic queue lab --together 60          the whole laboratory in minutes instead of a day
 
 What each run sees and does is what it would alone (experiments.runs): its own weights, images, augmentation, gradient norm and
-optimiser state; the numbers agree to the order of a sum. On a GPU a step is one CUDA graph. Meanwhile other processes, one on each
-core, make the initial weights of the next runs and look into those of the last. There are no checkpoints: a group that is stopped starts
-again, which costs about a minute.
+optimiser state; the numbers agree to the order of a sum. On a GPU a step is one CUDA graph. Meanwhile helpers, a process on each core,
+make the initial weights of the next runs and look into those of the last. There are no checkpoints: a group that is stopped starts again
+(with small runs that is a minute or two), and what a run has half done alone is not gone on with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import gc
 import math
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -33,10 +36,11 @@ from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.stacked import stack
-from mimetic.training.checkpoint import exclusive, remove_checkpoint
+from mimetic.training.checkpoint import BusyCheckpoint, exclusive, remove_checkpoint
 from mimetic.training.group import GroupStep
 from mimetic.training.loop import Result, learning_rate, resolve_backend, resolve_device
 from mimetic.training.loop import settings as loop_settings
+from mimetic.training.parallel import launched
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record
 
@@ -75,59 +79,7 @@ def _shape(config: VisionConfig) -> tuple:
     return type(config), *common.items(), epoch
 
 
-def run_together(configs: Sequence[RunConfig], say: Callable[[str], None] = print, pool: Executor | None = None) -> dict[str, str]:
-    """Train those of the runs that have no record, all at once, and write their records.
-
-    Args:
-        configs: of one shape (see groups).
-        say: called with a line after every epoch.
-        pool: processes that make the initial weights and look into the trained ones; None: this one does.
-
-    Returns:
-        The runs that failed, name -> why; the others are not touched by it.
-
-    Raises:
-        ValueError: a bad config, or configs of different shape; nothing has been computed.
-        Unavailable: the data set cannot be had.
-        RecordError: a record exists, but it is damaged or has another config.
-        BusyCheckpoint: another process trains one of the runs.
-    """
-    configs = [with_arm(config) for config in configs]
-    for config in configs:
-        check(config)
-    if len({_shape(config) for config in configs}) > 1:
-        raise ValueError("runs of different shape cannot be trained together")
-    pool = pool or _Here()
-    with ExitStack() as held:
-        for config in configs:
-            held.enter_context(exclusive(checkpoint_path(config)))
-        waiting = [config for config in configs if existing(config) is None]
-        begun = [pool.submit(begin, config) for config in waiting]
-        return {name: why for name, why in finished(train_group(waiting, begun, pool, say)) if why}
-
-
-def finished(ends: Sequence[tuple[str, Future]]) -> Iterator[tuple[str, str]]:
-    """Name of each run, and why it failed ("": it did not), when it is written."""
-    for name, end in ends:
-        try:
-            yield name, end.result()
-        except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
-            yield name, f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-class _Here(Executor):
-    """A pool of no processes: what is submitted is done at once."""
-
-    def submit(self, function, /, *args, **kwargs) -> Future:
-        future: Future = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  it belongs to the future, as in a pool
-            future.set_exception(error)
-        return future
-
-
-# --- in the pool: before and after training ----------------------------------------------------------------------------
+# --- in the helpers: before and after training -------------------------------------------------------------------------
 
 
 def begin(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -152,12 +104,16 @@ _loaded: dict[tuple, Any] = {}
 
 def _data(config: RunConfig, device: torch.device | str) -> Any:
     """The data of a run; kept for the next one."""
-    key = (config.family, str(device), *(getattr(config, name, None) for name in _DATA))
+    key = _key(config, device)
     if key not in _loaded:
         if len(_loaded) > 3:
             _loaded.pop(next(iter(_loaded)))
         _loaded[key] = family(config).load(config, torch.device(device))
     return _loaded[key]
+
+
+def _key(config: RunConfig, device: torch.device | str) -> tuple:
+    return config.family, str(device), *(getattr(config, name, None) for name in _DATA)
 
 
 def _arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -177,18 +133,22 @@ def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: 
 # --- training ----------------------------------------------------------------------------------------------------------
 
 
-def train_group(configs: Sequence[RunConfig], begun: Sequence[Future], pool: Executor, say: Callable[[str], None]) -> list[tuple[str, Future]]:
-    """Train the runs from what ``begin`` gives of each; name of each run and what ``end`` will return."""
-    if not configs:
-        return []
+def train_group(
+    configs: Sequence[RunConfig], begun: Sequence[tuple[dict[str, np.ndarray], dict[str, Any]]], say: Callable[[str], None]
+) -> list[Callable[[], str]]:
+    """Train the runs from what ``begin`` gives of each; for each a call of ``end``, which writes its record.
+
+    Args:
+        configs: of one shape (see groups).
+        say: called with a line after every epoch.
+    """
     clock, started, size = time.perf_counter(), now(), len(configs)
     source = source_hash((*family(configs[0]).SOURCE, *_SOURCE))
     settings = [train_config(config) for config in configs]
     first = settings[0]
     device, backend = resolve_device(first.device), resolve_backend(replace(first, compile="off"))
     before, prepared = [], []
-    for config, future in zip(configs, begun, strict=True):
-        arrays, looked = future.result()
+    for config, (arrays, looked) in zip(configs, begun, strict=True):
         data = _data(config, device)
         before.append(looked)
         prepared.append(family(config).prepare(config, device, data, _model(config, data, arrays, device)))
@@ -227,10 +187,10 @@ def train_group(configs: Sequence[RunConfig], begun: Sequence[Future], pool: Exe
     ends = []
     for run, config in enumerate(configs):
         result = Result(curves[run], units_per_second=size * done * task.units_per_step / seconds["train"], started=started)
-        ends.append((config.name, pool.submit(
+        ends.append(partial(
             end, config, _arrays(prepared[run].model), before[run], result, source=source, unit=task.unit, seconds=share, cases=seen[run],
             device=backend | {"processes": 1, "together": size},
-        )))  # fmt: skip
+        ))  # fmt: skip
     return ends
 
 
@@ -252,72 +212,215 @@ def _losses(config: RunConfig, logits: Tensor, targets: Tensor) -> tuple[Tensor,
     return rows.view(len(logits), -1).mean(1), metrics
 
 
+# --- the list of runs --------------------------------------------------------------------------------------------------
+
+
 def work_together(
     runs: Sequence[RunConfig], at_most: int, *, processes: int | None = None, minutes: float | None = None, say: Callable[[str], None] = print
 ) -> tuple[list[str], dict[str, str]]:
-    """Train the runs without a record, group by group.
+    """Train the runs without a record, group by group, on one GPU.
+
+    What a group has trained is recorded whatever happens afterwards: Ctrl-C and SIGTERM end the group that is in training, and wait for the
+    records of those before it.
 
     Args:
         at_most: runs in a group: as many as the GPU's memory holds.
-        processes: that make initial weights and look into trained ones; None: one less than there are cores.
-        minutes: begin no group after this time; None: no limit.
-        say: called with a line after every group.
+        processes: helpers that make initial weights and look into trained ones; 0: none, this process does it; None: one on every core but one.
+        minutes: begin no group that will not be done in this time, by the time of the last one; None: no limit.
+        say: called with a line after every epoch and every group.
 
     Returns:
-        Names of the runs whose records were written; and those that failed, name -> why.
+        Names of the runs whose records were written; and those that failed, name -> why. A run that another process trains is passed over.
 
     Raises:
         ValueError: a bad config, or a bad limit; nothing has been computed.
+        Unavailable: a data set cannot be had.
         RecordError: a record is damaged.
     """
-    if (processes is not None and processes < 1) or (minutes is not None and not minutes > 0):
-        raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
+    if launched():
+        raise ValueError("runs are trained together by one process: run the queue plainly, not under torchrun")
+    if (processes is not None and processes < 0) or (minutes is not None and not minutes > 0):
+        raise ValueError(f"processes must be at least 0 and minutes more than 0, not {processes} and {minutes}")
+    runs = list({config.name: config for config in map(with_arm, runs)}.values())
     for config in runs:
         check(config)
-    waiting = groups([with_arm(config) for config in runs if existing(config) is None], at_most)
+    waiting = groups([config for config in runs if existing(config) is None], at_most)
+    for config in {_key(config, "cpu"): config for group in waiting for config in group}.values():
+        _data(config, "cpu")  # fetched once, and not by every helper
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    clock, written, failed = time.monotonic(), [], {}
-    pool = ProcessPoolExecutor(processes or max(1, (os.cpu_count() or 2) - 1), multiprocessing.get_context("spawn"), initializer=_on_one_core)
-    ends: list[tuple[str, Future]] = []
+    with _Helpers(_cores() if processes is None else processes) as helpers, _until_terminated():
+        work = _Work(helpers, say)
+        try:
+            pace = 0.0  # seconds a unit of cost
+            begun = work.begin(waiting[0]) if waiting else []
+            for index, group in enumerate(waiting):
+                cost = sum(family(config).cost(config) for config in group)
+                if time.monotonic() + pace * cost > deadline:
+                    break
+                # the helpers make the next group's weights while the GPU trains this one
+                following = work.begin(waiting[index + 1]) if index + 1 < len(waiting) else []
+                clock = time.monotonic()
+                work.train(group, begun)
+                begun, pace = following, (time.monotonic() - clock) / cost
+                work.settle(wait=False)
+        finally:
+            helpers.forget()
+            work.settle(wait=True)
+    return work.written, work.failed
 
-    def settle(wait: bool) -> None:
-        for name, end in [pair for pair in ends if wait or pair[1].done()]:
-            ((_, why),) = finished([(name, end)])
-            ends.remove((name, end))
-            if why:
-                failed[name] = why
-                say(f"{name}  FAILED: {why}")
-            else:
-                written.append(name)
 
-    begun = {index: [pool.submit(begin, config) for config in group] for index, group in enumerate(waiting[:1])}
-    try:
-        for index, group in enumerate(waiting):
-            if time.monotonic() > deadline:
-                break
-            if index + 1 < len(waiting):  # the cores make the next group's weights while the GPU trains this one
-                begun[index + 1] = [pool.submit(begin, config) for config in waiting[index + 1]]
-            with ExitStack() as held:
-                try:
-                    for config in group:
-                        held.enter_context(exclusive(checkpoint_path(config)))
-                    ends += train_group(group, begun.pop(index), pool, lambda line: None)
-                except Exception as error:  # noqa: BLE001  one group must not stop the others; its error is shown
-                    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                    failed |= {config.name: why for config in group}
-                    say(f"{group[0].name} and {len(group) - 1} others  FAILED: {why}")
+class _Work:
+    """What work_together has in hand: runs that are trained and not yet recorded, each with its lock; and what came of the others."""
+
+    def __init__(self, helpers: _Helpers, say: Callable[[str], None]) -> None:
+        self.helpers, self.say = helpers, say
+        self.written: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.ending: list[tuple[RunConfig, _Job, ExitStack]] = []
+
+    def begin(self, group: Sequence[RunConfig]) -> list[_Job]:
+        return [self.helpers.submit(partial(begin, config)) for config in group]
+
+    def train(self, group: Sequence[RunConfig], begun: Sequence[_Job]) -> None:
+        """Those of the group that no other process has finished or holds."""
+        ready: list[tuple[RunConfig, Any, ExitStack]] = []
+        for config, job in zip(group, begun, strict=True):
+            lock = ExitStack()
+            try:
+                lock.enter_context(exclusive(checkpoint_path(config)))
+                if existing(config) is None:
+                    ready.append((config, job.result(), lock))
+                    continue
+            except BusyCheckpoint:
+                self.say(f"{config.name}  passed over: another process is training it")
+            except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
+                self.fail(config, _line(error))
+            lock.close()
+        if not ready:
+            return
+        configs = [config for config, _, _ in ready]
+        try:
+            ends = train_group(configs, [given for _, given, _ in ready], self.say)
+        except Exception as error:  # noqa: BLE001  one group must not stop the others
+            for config, _, lock in ready:
+                self.fail(config, _line(error))
+                lock.close()
+            return
+        finally:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            settle(wait=False)
-            say(f"[{time.monotonic() - clock:.0f} s, {index + 1} of {len(waiting)} groups]  {len(group)} runs, {group[0].name} to {group[-1].name}: trained")
-        settle(wait=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return written, failed
+        self.ending += [(config, self.helpers.submit(finish), lock) for (config, _, lock), finish in zip(ready, ends, strict=True)]
+        self.say(f"{len(ready)} runs, {configs[0].name} to {configs[-1].name}: trained")
+
+    def settle(self, wait: bool) -> None:
+        """Take note of records that are written; wait: until all are."""
+        still = []
+        for config, job, lock in self.ending:
+            if not (wait or job.done()):
+                still.append((config, job, lock))
+                continue
+            try:
+                why = job.result()
+            except Exception as error:  # noqa: BLE001
+                why = _line(error)
+            lock.close()
+            if why:
+                self.fail(config, why)
+            else:
+                self.written.append(config.name)
+        self.ending = still
+
+    def fail(self, config: RunConfig, why: str) -> None:
+        self.failed[config.name] = why
+        self.say(f"{config.name}  FAILED: {why}")
 
 
-def _on_one_core() -> None:
-    """In each process of the pool: one thread, and no GPU."""
+class _Job:
+    """A call that a helper makes, or this process where there is none or it has died."""
+
+    def __init__(self, call: Callable[[], Any], future: Future | None) -> None:
+        self.call, self.future = call, future
+
+    def done(self) -> bool:
+        return self.future is None or self.future.done()
+
+    def result(self) -> Any:
+        if self.future is not None:
+            try:
+                return self.future.result()
+            except BrokenExecutor:  # killed, perhaps for want of memory
+                pass
+        return self.call()
+
+
+class _Helpers:
+    """Processes that share in the work, each with one thread and without a GPU; they end with this one, however it ends."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.jobs = number, []
+        self.pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor | None:
+        if not self.number:
+            return None
+        return ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"), initializer=_help)
+
+    def submit(self, call: Callable[[], Any]) -> _Job:
+        try:
+            future = self.pool.submit(call) if self.pool else None
+        except BrokenExecutor:
+            self.pool = self._new()
+            future = self.pool.submit(call)
+        job = _Job(call, future)
+        self.jobs = [j for j in self.jobs if not j.done()] + [job]
+        return job
+
+    def forget(self) -> None:
+        """Initial weights that nobody waits for any more."""
+        for job in self.jobs:
+            if job.future is not None and job.call.func is begin:
+                job.future.cancel()
+
+    def __enter__(self) -> _Helpers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown()
+
+
+def _help() -> None:
+    """In each helper: one thread, no GPU, deaf to Ctrl-C (which reaches all processes), gone when the queue is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _cores() -> int:
+    """How many helpers by default."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(1, min(16, available - 1))
+
+
+@contextmanager
+def _until_terminated() -> Iterator[None]:
+    """SIGTERM ends the work as an exception does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

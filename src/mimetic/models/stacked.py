@@ -75,7 +75,7 @@ class Stacked(nn.Module):
 
 
 class StackedViT(Stacked):
-    """models.vit.ViT: images (R, B, C, Y, X), or (1, B, C, Y, X) for all models the same, to logits (R, B, classes)."""
+    """models.vit.ViT: images (R, B, C, Y, X) to logits (R, B, classes)."""
 
     eps, causal, gelu = LAYER_NORM_EPS, False, "none"
 
@@ -84,9 +84,9 @@ class StackedViT(Stacked):
         self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.pos_embed == "sincos2d" else None)
 
     def forward(self, x_RBCYX: Tensor) -> Tensor:
-        c, (one, B) = self.config, x_RBCYX.shape[:2]
-        patches = F.unfold(x_RBCYX.flatten(0, 1), c.patch_size, stride=c.patch_size).mT  # (one * B, N, P)
-        patches_RTP = patches.reshape(one, -1, patches.shape[-1]).expand(self.size, -1, -1)
+        c, B = self.config, x_RBCYX.shape[1]
+        patches = F.unfold(x_RBCYX.flatten(0, 1), c.patch_size, stride=c.patch_size).mT  # (R * B, N, P)
+        patches_RTP = patches.reshape(self.size, -1, patches.shape[-1])
         kernel_RPD = self.weight("patch_embed.proj.weight").flatten(2).mT
         x_RTD = torch.baddbmm(self.weight("patch_embed.proj.bias")[:, None], patches_RTP, kernel_RPD)
         x_RBND = x_RTD.view(self.size, B, -1, c.d_model)
@@ -103,9 +103,6 @@ class StackedGPT(Stacked):
     """models.gpt.GPT: token ids (R, B, N) to logits (R, B, N, V)."""
 
     eps, causal, gelu = GPT2_EPS, True, "tanh"
-
-    def __init__(self, models: Sequence[GPT]) -> None:
-        super().__init__(models)
 
     def forward(self, ids_RBN: Tensor) -> Tensor:
         R, B, N = ids_RBN.shape

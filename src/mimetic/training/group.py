@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mimetic.models.stacked import Stacked
-from mimetic.training.loop import TrainConfig, adamw
+from mimetic.training.loop import TrainConfig, adamw, sum_dtype
 from mimetic.training.precision import cast
 
 Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -34,7 +34,7 @@ class GroupStep:
         device = stacked.weights[0].device
         same = all(s.lr == self.highest.lr for s in settings)
         self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
-        self.sums = {name: torch.zeros(stacked.size, dtype=torch.float64, device=device) for name in ("loss", *metrics)}
+        self.sums = {name: torch.zeros(stacked.size, dtype=sum_dtype(backend), device=device) for name in ("loss", *metrics)}
         self.replay: Callable[[], None] | None = None
         if device.type == "cuda":
             for group in self.optimizer.param_groups:  # a graph reads its learning rate from the device

@@ -281,7 +281,7 @@ def train(
                         clock, compiling = time.perf_counter(), False
                     # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at
                     # every step, so that a checkpoint inside an epoch holds what belongs to the whole batch
-                    values = {name: value.detach().to(_sum_dtype(backend)) for name, value in {"loss": loss, **metrics}.items()}
+                    values = {name: value.detach().to(sum_dtype(backend)) for name, value in {"loss": loss, **metrics}.items()}
                     for name, value in group.mean(values).items():
                         sums[name] = sums.get(name, 0) + value
                     bar.advance(sums, step - epoch * steps)
@@ -325,7 +325,8 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _sum_dtype(backend: dict[str, Any]) -> torch.dtype:
+def sum_dtype(backend: dict[str, Any]) -> torch.dtype:
+    """In which sums over an epoch are kept."""
     return torch.float32 if backend["type"] == "mps" else torch.float64
 
 

@@ -41,7 +41,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "parameters": dict,  # number of parameters by kind, and total
     "throughput": dict,  # unit (images, tokens, ...) and per_second, training only
     "seconds": dict,  # train, evaluate, total (with loading and initialization); interrupted runs: of the kept work
-    "device": dict,  # type, name, threads, precision, products (as precision where missing), compiled, processes (1 where missing), together (runs trained in the same kernels; their times and speed are then shares)
+    "device": dict,  # type, name, threads, precision, products (as precision where missing), compiled, processes (1 where missing), together (runs trained in the same kernels: their times are shares of the group's, their speed is the group's)
     "versions": dict,  # python and packages
     "source": dict,  # sha256 of all, and of each file that had a part in the numbers
     "started": str,  # UTC, ISO 8601

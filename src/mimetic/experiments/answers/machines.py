@@ -6,7 +6,7 @@ import pandas as pd
 
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers.common import comparisons_of
-from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.study import Study
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
@@ -14,7 +14,7 @@ from mimetic.training.records import load_runs
 KEY = ["arm", "seed"]
 
 
-def made_on(finals: pd.DataFrame, studies: tuple[Study, ...] = ()) -> str:
+def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
     """Which machines made the runs, in a sentence; and that the two runs of every pair of the studies are of one machine, if so."""
     if finals.empty:
         return ""
@@ -23,7 +23,7 @@ def made_on(finals: pd.DataFrame, studies: tuple[Study, ...] = ()) -> str:
     if len(counts) == 1:
         return f"All {len(finals)} runs were made on one kind of machine, {counts.index[0]}."
     mixed = mixed_pairs(finals, studies)
-    pairs = "the two runs of a pair always on one of them" if not mixed else f"{len(mixed)} pairs on two of them"
+    pairs = "the two runs of a pair always on one of them" if not mixed else f"{len(mixed)} pair{'s' * (len(mixed) != 1)} on two of them"
     return f"The runs were made on {machines}; {pairs}."
 
 
@@ -37,12 +37,12 @@ def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[
     )  # fmt: skip
 
 
-def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the devices."""
+def replicas(experiment: str) -> pd.DataFrame:
+    """Runs of a vision experiment that another machine made, too (data/replicas): arm, seed, here and there (the accuracy), the devices."""
     here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
     if here.empty or there.empty:
         return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
-    columns = [*KEY, metric.column, "device.name"]
+    columns = [*KEY, ACCURACY.column, "device.name"]
     both = here[columns].merge(there[columns], on=KEY, suffixes=("_here", "_there"))
     both.columns = [*KEY, "here", "device", "there", "other device"]
     return both[both["device"] != both["other device"]].reset_index(drop=True)
@@ -63,7 +63,7 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
     wide = both.pivot(index="seed", columns="arm", values=["here", "there"])
     if all((side, arm) in wide for side in ("here", "there") for arm in arms):
         gains = {side: (wide[side, arms[1]] - wide[side, arms[0]]).dropna() for side in ("here", "there")}
-        text += (
+        text += "" if gains["here"].empty else (
             f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have: {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
         )
     return text
@@ -77,4 +77,4 @@ def together_sentence(finals: pd.DataFrame) -> str:
     if made.empty:
         return ""
     minutes, cards = made["seconds.total"].sum() / 60, ", ".join(sorted(set(made["device.name"])))
-    return f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one {cards}, data, evaluation and records included: {60 * minutes / len(made):.1f} seconds a run."
+    return f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one {cards}, data and evaluation included: {60 * minutes / len(made):.1f} seconds a run."

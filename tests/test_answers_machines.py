@@ -1,0 +1,49 @@
+"""What the chapters say of machines: which made the runs, whether two agree, what runs side by side took."""
+
+import pandas as pd
+import pytest
+
+from mimetic.experiments.answers import machines
+from mimetic.experiments.programmes.vision import QUESTIONS, STUDIES
+
+CPU, GPU = "a processor", "a card"
+
+
+def runs(device, gain=0.04, seeds=(0, 1, 2), shift=0.0, **more):
+    rows = [
+        {"experiment": "cifar10-lab10", "arm": arm, "seed": seed, "epoch": 10, "test_accuracy": 0.5 + extra + shift + seed / 100, "device.name": device, **more}
+        for arm, extra in (("timm", 0.0), ("mimetic", gain)) for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_which_machine_made_the_runs():
+    assert machines.made_on(runs(GPU), QUESTIONS) == "All 6 runs were made on one kind of machine, a card."
+    assert machines.made_on(runs(GPU).iloc[:0], QUESTIONS) == ""
+    two = pd.concat([runs(GPU), runs(CPU, seeds=(3,))])
+    assert machines.made_on(two, QUESTIONS) == "The runs were made on a card (6) and a processor (2); the two runs of a pair always on one of them."
+    two.loc[(two["arm"] == "mimetic") & (two["seed"] == 3), "device.name"] = GPU
+    assert machines.mixed_pairs(two, (STUDIES["which-half"],)) == [("mimetic", 3)]
+    assert "1 pair on two of them" in machines.made_on(two, (STUDIES["which-half"],))
+
+
+def test_whether_two_machines_agree(monkeypatch):
+    here, there = runs(GPU, shift=0.002), runs(CPU, gain=0.03, seeds=(0, 1))
+    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
+    both = machines.replicas("cifar10-lab10")
+    assert len(both) == 4 and set(both["other device"]) == {CPU} and (both["here"] - both["there"]).to_numpy() == pytest.approx([0.002, 0.002, 0.012, 0.012])
+    said = machines.replicas_sentence()
+    assert "4 of these runs" in said and "+0.7 points" in said and "with the 2 seeds that both have: +4.0 points here, +3.0 there" in said
+    there = runs(GPU)  # the same machine is no other machine
+    assert machines.replicas("cifar10-lab10").empty and machines.replicas_sentence() == ""
+
+
+def test_the_committed_replicas_are_of_another_machine():
+    both = machines.replicas("cifar10-lab10")
+    assert len(both) >= 50 and set(both["device"]).isdisjoint(both["other device"])
+
+
+def test_what_runs_side_by_side_took():
+    finals = runs(GPU, **{"device.together": 3, "seconds.total": 20.0})
+    assert machines.together_sentence(finals) == "6 runs in groups of up to 3 took 2 minutes of one a card, data and evaluation included: 20.0 seconds a run."
+    assert machines.together_sentence(runs(CPU)) == ""
