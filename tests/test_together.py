@@ -235,8 +235,8 @@ def test_what_is_trained_is_recorded_when_the_queue_is_stopped(monkeypatch):
 
 
 def test_a_helper_that_dies_is_done_without(monkeypatch):
-    submit, killed = together._Helpers.submit, []
-    monkeypatch.setattr(together._Helpers, "submit", lambda self, call: _submit_and_kill(self, call, submit, killed))
+    submit, killed = together.Helpers.submit, []
+    monkeypatch.setattr(together.Helpers, "submit", lambda self, call: _submit_and_kill(self, call, submit, killed))
     assert together.work_together([toy(), toy(seed=1)], 8, processes=1, say=lambda line: None) == (["toy/timm-seed0", "toy/timm-seed1"], {})
     assert killed
 

@@ -12,15 +12,9 @@ from __future__ import annotations
 
 import gc
 import math
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -34,6 +28,7 @@ from mimetic.experiments.configs import with_arm
 from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
+from mimetic.experiments.helpers import Helpers, Job, cores, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.stacked import stack
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive, remove_checkpoint
@@ -248,7 +243,7 @@ def work_together(
     for config in {_key(config, "cpu"): config for group in waiting for config in group}.values():
         _data(config, "cpu")  # fetched once, and not by every helper
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with _Helpers(_cores() if processes is None else processes) as helpers, _until_terminated():
+    with Helpers(cores() if processes is None else processes) as helpers, until_terminated():
         work = _Work(helpers, say)
         try:
             pace = 0.0  # seconds a unit of cost
@@ -264,7 +259,7 @@ def work_together(
                 begun, pace = following, (time.monotonic() - clock) / cost
                 work.settle(wait=False)
         finally:
-            helpers.forget()
+            helpers.forget(lambda job: any(job is ending for _, ending, _ in work.ending))
             work.settle(wait=True)
     return work.written, work.failed
 
@@ -272,16 +267,16 @@ def work_together(
 class _Work:
     """What work_together has in hand: runs that are trained and not yet recorded, each with its lock; and what came of the others."""
 
-    def __init__(self, helpers: _Helpers, say: Callable[[str], None]) -> None:
+    def __init__(self, helpers: Helpers, say: Callable[[str], None]) -> None:
         self.helpers, self.say = helpers, say
         self.written: list[str] = []
         self.failed: dict[str, str] = {}
-        self.ending: list[tuple[RunConfig, _Job, ExitStack]] = []
+        self.ending: list[tuple[RunConfig, Job, ExitStack]] = []
 
-    def begin(self, group: Sequence[RunConfig]) -> list[_Job]:
+    def begin(self, group: Sequence[RunConfig]) -> list[Job]:
         return [self.helpers.submit(partial(begin, config)) for config in group]
 
-    def train(self, group: Sequence[RunConfig], begun: Sequence[_Job]) -> None:
+    def train(self, group: Sequence[RunConfig], begun: Sequence[Job]) -> None:
         """Those of the group that no other process has finished or holds."""
         ready: list[tuple[RunConfig, Any, ExitStack]] = []
         for config, job in zip(group, begun, strict=True):
@@ -334,92 +329,6 @@ class _Work:
     def fail(self, config: RunConfig, why: str) -> None:
         self.failed[config.name] = why
         self.say(f"{config.name}  FAILED: {why}")
-
-
-class _Job:
-    """A call that a helper makes, or this process where there is none or it has died."""
-
-    def __init__(self, call: Callable[[], Any], future: Future | None) -> None:
-        self.call, self.future = call, future
-
-    def done(self) -> bool:
-        return self.future is None or self.future.done()
-
-    def result(self) -> Any:
-        if self.future is not None:
-            try:
-                return self.future.result()
-            except BrokenExecutor:  # killed, perhaps for want of memory
-                pass
-        return self.call()
-
-
-class _Helpers:
-    """Processes that share in the work, each with one thread and without a GPU; they end with this one, however it ends."""
-
-    def __init__(self, number: int) -> None:
-        self.number, self.jobs = number, []
-        self.pool = self._new()
-
-    def _new(self) -> ProcessPoolExecutor | None:
-        if not self.number:
-            return None
-        return ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"), initializer=_help)
-
-    def submit(self, call: Callable[[], Any]) -> _Job:
-        try:
-            future = self.pool.submit(call) if self.pool else None
-        except BrokenExecutor:
-            self.pool = self._new()
-            future = self.pool.submit(call)
-        job = _Job(call, future)
-        self.jobs = [j for j in self.jobs if not j.done()] + [job]
-        return job
-
-    def forget(self) -> None:
-        """Initial weights that nobody waits for any more."""
-        for job in self.jobs:
-            if job.future is not None and job.call.func is begin:
-                job.future.cancel()
-
-    def __enter__(self) -> _Helpers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool:
-            self.pool.shutdown()
-
-
-def _help() -> None:
-    """In each helper: one thread, no GPU, deaf to Ctrl-C (which reaches all processes), gone when the queue is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _cores() -> int:
-    """How many helpers by default."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, min(16, available - 1))
-
-
-@contextmanager
-def _until_terminated() -> Iterator[None]:
-    """SIGTERM ends the work as an exception does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _line(error: Exception) -> str:
