@@ -18,7 +18,7 @@ from mimetic.experiments.configs import named
 from mimetic.experiments.queue import main
 from mimetic.experiments.runs import run
 from mimetic.models.gpt import GPT, GPTConfig
-from mimetic.models.stacked import StackedGPT, StackedViT, stack
+from mimetic.models.stacked import StackedViT, stack
 from mimetic.models.vit import GLOBAL_POOL, POS_EMBED, ViT, ViTConfig
 from mimetic.training.checkpoint import exclusive
 from mimetic.training.group import clip_each_
@@ -47,41 +47,36 @@ def stored(config):
     return read_record(record_path(config.experiment, config.arm or config.init, config.seed))
 
 
-@pytest.mark.parametrize("pool", GLOBAL_POOL)
-@pytest.mark.parametrize("pos_embed", POS_EMBED)
-def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
-    torch.manual_seed(0)
-    config = ViTConfig(img_size=16, patch_size=4, num_classes=10, d_model=48, depth=2, num_heads=3, global_pool=pool, pos_embed=pos_embed)
-    models = [ViT(config) for _ in range(3)]
+def moved_and_stacked(models):
+    """The models with other weights than their first, each once more alone, and all stacked."""
     with torch.no_grad():
-        for model in models:
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    alone = [copy.deepcopy(model) for model in models]
-    stacked, images = StackedViT(models), torch.randn(3, 5, 3, 16, 16)
-    got, wanted = stacked(images), torch.stack([model(x) for model, x in zip(alone, images)])
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    got.square().sum().backward(), wanted.square().sum().backward()
-    for name, weight in zip(stacked.names, stacked.weights):
-        for i, model in enumerate(alone):
-            torch.testing.assert_close(weight.grad[i], model.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
+        for parameter in (p for model in models for p in model.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return copy.deepcopy(models), stack(models)
 
 
-def test_the_same_of_gpts():
-    torch.manual_seed(0)
-    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3)) for _ in range(3)]
-    with torch.no_grad():
-        for model in models:
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    alone = [copy.deepcopy(model) for model in models]
-    stacked, ids = StackedGPT(models), torch.randint(30, (3, 4, 7))
-    got, wanted = stacked(ids), torch.stack([model(i) for model, i in zip(alone, ids)])
+def same_outputs_and_gradients(models, inputs):
+    alone, stacked = moved_and_stacked(models)
+    got, wanted = stacked(inputs), torch.stack([model(x) for model, x in zip(alone, inputs)])
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     got.square().sum().backward(), wanted.square().sum().backward()
     for name, weight in zip(stacked.names, stacked.weights):
         for i, model in enumerate(alone):
             torch.testing.assert_close(weight.grad[i], model.get_parameter(name).grad, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", GLOBAL_POOL)
+@pytest.mark.parametrize("pos_embed", POS_EMBED)
+def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
+    torch.manual_seed(0)
+    config = ViTConfig(img_size=16, patch_size=4, num_classes=10, d_model=48, depth=2, num_heads=3, global_pool=pool, pos_embed=pos_embed)
+    same_outputs_and_gradients([ViT(config) for _ in range(3)], torch.randn(3, 5, 3, 16, 16))
+
+
+def test_the_same_of_gpts():
+    torch.manual_seed(0)
+    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3)) for _ in range(3)]
+    same_outputs_and_gradients(models, torch.randint(30, (3, 4, 7)))
 
 
 def test_the_models_are_views_of_the_stack():

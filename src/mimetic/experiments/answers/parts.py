@@ -40,11 +40,12 @@ def answer(finals: pd.DataFrame) -> str:
                 fewest = min(fewest, len(values))
                 said.append(f"{name} {points(values.mean())}{_word(values)}".strip())
         if said:
-            parts.append(f"{what}: {', '.join(said)}.")
+            parts.append(f"* {what}: {', '.join(said)}.")
     if not parts:
         return text + "The controls are not in yet."
-    few = f" With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims." if fewest < ENOUGH else ""
-    return f"{text}In points, against the same default unless said otherwise. {' '.join(parts)}{few} Intervals, and the differences between these arms, are below."
+    few = f"With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims. " if fewest < ENOUGH else ""
+    lines = "\n".join(parts)
+    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
 
 
 def _word(values: pd.Series) -> str:
