@@ -34,7 +34,8 @@ def _folders(tmp_path, monkeypatch):
 
 
 def toy(**changes):
-    return named("digits", experiment="toy", compile="off", **{"epochs": 2, "epoch_images": 160, "device": "cpu", "precision": "float32"} | changes)
+    small = {"epochs": 2, "epoch_images": 160, "device": "cpu", "precision": "float32", "d_model": 32, "depth": 2, "num_heads": 2}
+    return named("digits", experiment="toy", compile="off", **small | changes)
 
 
 def train(configs):
@@ -178,7 +179,7 @@ def test_groups_have_one_shape_and_are_about_equal():
 
 
 def test_work_skips_what_is_done_and_names_what_fails():
-    done, other, bad = toy(), toy(seed=1), toy(arm="n", d_model=32, lr=1e38)
+    done, other, bad = toy(), toy(seed=1), toy(arm="n", d_model=48, lr=1e38)
     before = run(done, progress=False)
     lines = []
     finished, failed = together.work_together([done, other, bad, other], 8, processes=1, say=lines.append)
