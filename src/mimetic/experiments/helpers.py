@@ -99,3 +99,8 @@ def until_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's type and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

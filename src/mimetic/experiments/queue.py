@@ -28,6 +28,7 @@ import torch
 
 from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
+from mimetic.experiments.helpers import in_a_line
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
 from mimetic.experiments.together import groups, work_together
@@ -241,7 +242,7 @@ def _serve(connection: Connection) -> None:
         except CheckpointError as error:
             message = "failed", str(error)
         except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
-            message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            message = "failed", in_a_line(error)
         try:
             connection.send(message)
         except BrokenPipeError:

@@ -28,7 +28,7 @@ from mimetic.experiments.configs import with_arm
 from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.helpers import Helpers, Job, cores, until_terminated
+from mimetic.experiments.helpers import Helpers, Job, cores, in_a_line, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.stacked import stack
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive, remove_checkpoint
@@ -67,11 +67,11 @@ def groups(runs: Sequence[RunConfig], at_most: int) -> list[list[RunConfig]]:
     return sorted(made, key=lambda group: runs.index(group[0]))
 
 
-def _shape(config: VisionConfig) -> tuple:
+def _shape(config: RunConfig) -> tuple:
     """What all runs of a group have in common."""
     common = {name: value for name, value in asdict(with_arm(config)).items() if name not in FREE}
-    epoch = (config.epoch_images or config.train_size) if isinstance(config, VisionConfig) else config.steps_per_epoch
-    return type(config), *common.items(), epoch
+    images = (config.epoch_images or config.train_size) if isinstance(config, VisionConfig) else None  # of an epoch
+    return type(config), *common.items(), images
 
 
 # --- in the helpers: before and after training -------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class _Work:
             except BusyCheckpoint:
                 self.say(f"{config.name}  passed over: another process is training it")
             except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
-                self.fail(config, _line(error))
+                self.fail(config, in_a_line(error))
             lock.close()
         if not ready:
             return
@@ -298,7 +298,7 @@ class _Work:
             ends = train_group(configs, [given for _, given, _ in ready], self.say)
         except Exception as error:  # noqa: BLE001  one group must not stop the others
             for config, _, lock in ready:
-                self.fail(config, _line(error))
+                self.fail(config, in_a_line(error))
                 lock.close()
             return
         finally:
@@ -318,7 +318,7 @@ class _Work:
             try:
                 why = job.result()
             except Exception as error:  # noqa: BLE001
-                why = _line(error)
+                why = in_a_line(error)
             lock.close()
             if why:
                 self.fail(config, why)
@@ -329,7 +329,3 @@ class _Work:
     def fail(self, config: RunConfig, why: str) -> None:
         self.failed[config.name] = why
         self.say(f"{config.name}  FAILED: {why}")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
