@@ -28,7 +28,7 @@ import torch
 
 from mimetic.attention import MimeticWarning
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import in_a_line
+from mimetic.experiments.helpers import in_a_line, until_terminated
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
 from mimetic.experiments.together import groups, work_together
@@ -66,6 +66,7 @@ def is_done(config: RunConfig) -> bool:
     return existing(config) is not None
 
 
+@until_terminated()
 def work(
     runs: Sequence[RunConfig], *, minutes: float | None = None, processes: int = 2, say=print, checkpoint_seconds: float = 30.0
 ) -> Outcome:
@@ -97,7 +98,6 @@ def work(
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
     workers: list[_Worker] = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         while True:
             enough = deadline is None or deadline - time.monotonic() > least
@@ -125,7 +125,6 @@ def work(
     finally:
         for worker in workers:
             worker.stop()
-        signal.signal(signal.SIGTERM, previous)
     outcome.left = sum(not is_done(config) for config in runs)
     return outcome
 
