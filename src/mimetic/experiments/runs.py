@@ -31,7 +31,13 @@ from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initialize import MimeticSpec
 from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.models.blocks import parameter_counts
-from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, remove_checkpoint
+from mimetic.training.checkpoint import (
+    CheckpointError,
+    ForeignCheckpoint,
+    exclusive,
+    load_checkpoint,
+    remove_checkpoint,
+)
 from mimetic.training.loop import Result, Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
 from mimetic.training.parallel import Group, connect
 from mimetic.training.precision import cast, products

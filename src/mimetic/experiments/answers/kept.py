@@ -20,7 +20,6 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
-
 NEAR = 0.05  # a share that differs by less from what weight decay leaves says nothing else
 
 
