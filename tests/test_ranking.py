@@ -66,7 +66,8 @@ def test_against_scikit_learn():
 
 
 @pytest.mark.slow
-def test_against_ranx():
+def test_against_ranx(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling it takes a minute, running it as Python a moment
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numba, about its own integers
         ranx = pytest.importorskip("ranx")

@@ -182,7 +182,7 @@ def test_work_skips_what_is_done_and_names_what_fails():
     done, other, bad = toy(), toy(seed=1), toy(arm="n", d_model=48, lr=1e38)
     before = run(done, progress=False)
     lines = []
-    finished, failed = together.work_together([done, other, bad, other], 8, processes=1, say=lines.append)
+    finished, failed = together.work_together([done, other, bad, other], 8, processes=0, say=lines.append)
     assert finished == ["toy/timm-seed1"] and list(failed) == ["toy/n-seed0"] and "Diverged" in failed["toy/n-seed0"]
     assert stored(done) == before and any("FAILED" in line for line in lines)
     assert together.work_together([done, other], 8, processes=0) == ([], {})
@@ -268,7 +268,7 @@ from mimetic.experiments import together
 from mimetic.experiments.configs import named
 if __name__ == "__main__":
     config = named("digits", experiment="toy", device="cpu", compile="off", epochs=1000)
-    together.work_together([config], 8, processes=2, say=lambda line: print(line, flush=True))
+    together.work_together([config], 8, processes=1, say=lambda line: print(line, flush=True))
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -16,8 +17,9 @@ PEAKS = {
     "L4": 121e12, "RTX 4090": 165e12,
 }  # fmt: skip
 
-# Where a product counts, by the end of its module's name.
-_PARTS = {"qkv": "queries, keys, values", "attn.proj": "projection", "attn": "attention itself", "mlp": "MLP", "patch_embed": "patches", "head": "head"}
+# Where a product counts, by the end of its module's name: in every block, and once in a model.
+_IN_BLOCKS = {"qkv": "queries, keys, values", "attn.proj": "projection", "attn": "attention itself", "mlp": "MLP"}
+_ONCE = {"patch_embed": "patches", "head": "head"}
 
 
 @lru_cache
@@ -30,15 +32,16 @@ def flops(config: ViTConfig) -> dict[str, float]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        model, images = ViT(config), torch.empty(2, config.in_chans, config.img_size, config.img_size)
+    with torch.device("meta"):  # all blocks cost the same, so one is counted
+        model, images = ViT(replace(config, depth=1)), torch.empty(2, config.in_chans, config.img_size, config.img_size)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         model(images).sum().backward()
     counted = {name.removeprefix("ViT."): sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
-    parts = dict.fromkeys(_PARTS.values(), 0.0)
-    for name, part in _PARTS.items():
-        parts[part] += sum(n for module, n in counted.items() if module == name or module.endswith(f".{name}"))
+    parts = {}
+    for name, part in (_IN_BLOCKS | _ONCE).items():
+        found = sum(n for module, n in counted.items() if module == name or module.endswith(f".{name}"))
+        parts[part] = found * (config.depth if name in _IN_BLOCKS else 1)
     parts["attention itself"] -= parts["queries, keys, values"] + parts["projection"]
     return parts
 

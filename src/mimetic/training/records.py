@@ -128,28 +128,35 @@ def load_runs(
 
     folder = Path(folder or runs_dir())
     pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in record_files(folder, pattern):
-        record = read_record(path)
-        who = {key: record[key] for key in ("experiment", "arm", "seed")}
-        if curves:
-            rows += [who | entry for entry in record["curve"]]
-        else:
-            rows.append(
-                who
-                | record["final"]
-                | {f"config.{key}": value for key, value in record["config"].items()}
-                | {f"parameters.{key}": value for key, value in record["parameters"].items()}
-                | {f"{record['throughput']['unit']}_per_second": record["throughput"]["per_second"]}
-                | {f"seconds.{key}": value for key, value in record["seconds"].items()}
-                | {f"device.{key}": value for key, value in record["device"].items()}
-                | {"source": record["source"]["sha256"], "torch": record["versions"].get("torch")}
-                | {key: record[key] for key in ("started", "finished", "resumed")}
-                | {"file": f"{path.parent.name}/{path.name}"}
-            )
+        found = path.stat()
+        run, epochs = _rows(path, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+        rows += epochs if curves else [run]
     if not rows:
         return pd.DataFrame(columns=["experiment", "arm", "seed", "epoch"])
     return pd.DataFrame(rows).sort_values(["experiment", "arm", "seed", "epoch"], ignore_index=True)
+
+
+@cache
+def _rows(path: Path, *version: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What load_runs shows of a record: of the run, and of each epoch. Read once in a process, unless the file changes (``version``): a
+    chapter asks some thirty times for records of which there are hundreds."""
+    record = read_record(path)
+    who = {key: record[key] for key in ("experiment", "arm", "seed")}
+    run = (
+        who
+        | record["final"]
+        | {f"config.{key}": value for key, value in record["config"].items()}
+        | {f"parameters.{key}": value for key, value in record["parameters"].items()}
+        | {f"{record['throughput']['unit']}_per_second": record["throughput"]["per_second"]}
+        | {f"seconds.{key}": value for key, value in record["seconds"].items()}
+        | {f"device.{key}": value for key, value in record["device"].items()}
+        | {"source": record["source"]["sha256"], "torch": record["versions"].get("torch")}
+        | {key: record[key] for key in ("started", "finished", "resumed")}
+        | {"file": f"{path.parent.name}/{path.name}"}
+    )
+    return run, [who | entry for entry in record["curve"]]
 
 
 @cache
