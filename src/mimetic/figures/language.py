@@ -100,15 +100,25 @@ def rates(table: pd.DataFrame, *, plateau: float) -> Figure:
 
 
 @styled
+def side_by_side(x: pd.Series, apart: float) -> pd.Series:
+    """The values, those that are closer than ``apart`` to their neighbour moved that far from each other, around where they were."""
+    moved = x.astype(float).sort_values(kind="stable")
+    heap = (moved.diff() > apart).cumsum()
+    place = moved.groupby(heap).cumcount() - (moved.groupby(heap).transform("size") - 1) / 2
+    centre = moved.groupby(heap).transform("mean")
+    return (centre + apart * place).where(moved.groupby(heap).transform("size") > 1, moved).reindex(x.index)
+
+
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
-    a colour a set of signs, its points named; right: every family with one set of signs.
+    a colour a set of signs, its points named; right: every family with one set of signs, points of a family with one share side by side.
 
     points: as experiments.share.gain_points gives them.
     """
     figure, axes = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"] == sweep]
     right = points[points["signs"] == signs]
+    right = right.assign(share=right.groupby("family")["share"].transform(side_by_side, apart=0.008).astype(float))
     colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
     for ax, part, column, palette, title in (
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
