@@ -1,8 +1,6 @@
 """mimetic_init_: what it writes, elementwise; what it leaves; what it refuses; reproducibility."""
 
 import copy
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -312,26 +310,6 @@ def test_self_attention_tied_to_cross_attention_is_refused():
     layer.multihead_attn.in_proj_weight, layer.multihead_attn.out_proj.weight = layer.self_attn.in_proj_weight, layer.self_attn.out_proj.weight
     with pytest.raises(UnsupportedAttention, match="multihead_attn: cross-attention that shares its projections"):
         mimetic_init_(layer)
-
-
-WORK = """
-import sys, torch, mimetic
-from torch import nn
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
-torch.manual_seed(rank)  # the processes' own random numbers differ
-model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.MultiheadAttention(32, 4)))
-mimetic.mimetic_init_(model)
-torch.save(model.module[0].in_proj_weight.data, f"{sys.argv[2]}/{rank}.pt")
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_replicas_in_several_processes_stay_equal(tmp_path):
-    processes = [subprocess.Popen([sys.executable, "-c", WORK, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first, second) and attention_norm(first) > 0.5
 
 
 def attention_norm(weight):
