@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mimetic.data import images
+from mimetic.data import augment, images
 from mimetic.data.augment import RANDAUGMENT_OPS, Augmentation, apply_ops, magnitudes, random_crop_flip
 from mimetic.data.fetch import Unavailable
 from mimetic.data.images import balanced_subset, fetch_images, load_images
@@ -251,6 +251,32 @@ def test_mixed_batch_equals_one_by_one():
     together = apply_ops(x, ops, sign, 12)
     alone = torch.cat([apply_ops(x[i : i + 1], ops[i : i + 1], sign[:1], 12) for i in range(n)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+def test_compiled_randaugment_is_the_same(device, monkeypatch):
+    """On a CPU without the compiler of its last step, which takes half a minute; all of it on a GPU, where a product may be rounded otherwise."""
+    if device == "cpu":
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    augment._compiled_ops.cache_clear()
+    x, draw = random_images(64).to(device), (lambda: torch.Generator(device).manual_seed(5))
+    plain, compiled = (Augmentation(crop_padding=4, flip=True, randaugment_ops=2, compiled=c)(x, draw()) for c in (False, True))
+    assert (plain != compiled).float().mean() <= (0 if device == "cpu" else 0.002)
+    augment._compiled_ops.cache_clear()
+
+
+def test_randaugment_that_cannot_be_compiled_is_said_and_done_without(monkeypatch, capsys):
+    def broken(*arguments):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    augment._compiled_ops.cache_clear()
+    x = random_images(8)
+    for seed in (5, 6):
+        plain, compiled = (Augmentation(randaugment_ops=2, compiled=c)(x, generator(seed)) for c in (False, True))
+        assert torch.equal(plain, compiled)
+    augment._compiled_ops.cache_clear()
+    assert capsys.readouterr().out == "RandAugment is not compiled (RuntimeError: no compiler here)\n"
 
 
 def test_grey_images_and_magnitude_zero():

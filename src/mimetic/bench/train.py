@@ -89,7 +89,7 @@ class Bench:
         x, y = self.images.to(device), self.labels.to(device)
         mean, sd = (torch.full((x.shape[1], 1, 1), value, device=device) for value in (127.0, 64.0))
         names = tuple(map(str, range(self.vit.num_classes)))
-        task = VisionTask(ImageData(config.dataset, x, y, x, y, names, mean, sd), config)
+        task = VisionTask(ImageData(config.dataset, x, y, x, y, names, mean, sd), config, compiled=self.gpu)
         model = build_model(config).to(device).train()
         forward = torch.compile(model, dynamic=False) if self.gpu else model
         optimizer = make_optimizer(model, self.settings)

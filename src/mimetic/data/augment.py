@@ -10,7 +10,9 @@ Shape suffixes: B batch, C channels, Y X pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,7 @@ class Augmentation:
     flip: bool = False  # mirror left and right with probability 1/2
     randaugment_ops: int = 0  # operations an image; 0: no RandAugment
     randaugment_magnitude: int = 9  # 0..30
+    compiled: bool = False  # RandAugment through torch.compile: on a GPU a few kernels instead of hundreds
 
     def __post_init__(self) -> None:
         if self.padding_mode not in PADDINGS:
@@ -46,7 +49,7 @@ class Augmentation:
         """uint8 images to uint8 images of the same shape. ``generator`` lives on the device of the images."""
         x_BCYX = random_crop_flip(x_BCYX, self.crop_padding, self.padding_mode, self.flip, generator)
         for _ in range(self.randaugment_ops):
-            x_BCYX = randaugment_step(x_BCYX, self.randaugment_magnitude, generator)
+            x_BCYX = randaugment_step(x_BCYX, self.randaugment_magnitude, generator, self.compiled)
         return x_BCYX
 
 
@@ -81,12 +84,30 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.where(index >= size, period - index, index)
 
 
-def randaugment_step(x_BCYX: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
+def randaugment_step(x_BCYX: Tensor, magnitude: int, generator: torch.Generator, compiled: bool = False) -> Tensor:
     """One operation, drawn for every image on its own, with the sign of its magnitude."""
     B, device = len(x_BCYX), x_BCYX.device
     op = torch.randint(len(RANDAUGMENT_OPS), (B,), generator=generator, device=device)
     sign = torch.randint(0, 2, (B,), generator=generator, device=device).float() * 2 - 1
-    return apply_ops(x_BCYX, op, sign, magnitude)
+    return (_compiled_ops() if compiled else apply_ops)(x_BCYX, op, sign, magnitude)
+
+
+@cache
+def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+    """apply_ops through torch.compile; as it is, and a line that says so, where it cannot be compiled."""
+    compiled = torch.compile(apply_ops, dynamic=False, fullgraph=True)
+
+    def ops(*arguments) -> Tensor:
+        nonlocal compiled
+        try:
+            return compiled(*arguments)
+        except Exception as error:  # a compiler has errors of many types; what is wrong with the arguments is raised below
+            if compiled is not apply_ops:
+                print(f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
+            compiled = apply_ops
+            return apply_ops(*arguments)
+
+    return ops
 
 
 def apply_ops(x_BCYX: Tensor, op_B: Tensor, sign_B: Tensor, magnitude: int) -> Tensor:
@@ -174,10 +195,11 @@ def _blend(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude: 
     B, C, Y, X = x_BCYX.shape
     size = magnitudes(magnitude, Y, X)
     image = x_BCYX.float()
-    kernel = torch.ones(3, 3, device=x_BCYX.device)
-    kernel[1:2, 1:2] = 5  # a slice: before PyTorch 2.12 setting one element waits for the GPU
+    # the mean of 3 x 3 pixels, the middle one counted five times; sums of whole numbers, so in any order the same
+    rows = image[:, :, :-2] + image[:, :, 1:-1] + image[:, :, 2:]
+    middle = image[:, :, 1:-1, 1:-1]
     smooth = image.clone()  # the border stays as it is
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(image, (kernel / 13).expand(C, 1, 3, 3), groups=C).round().clamp(0, 255)
+    smooth[:, :, 1:-1, 1:-1] = ((rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * middle) / 13).round()
     colour, sharpness = (is_op[name].view(B, 1, 1, 1) for name in ("Color", "Sharpness"))
     if C == 1:
         colour = torch.zeros_like(colour)  # grey stays grey

@@ -10,7 +10,7 @@ order of the images and their augmentation follow from the seed alone.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,9 @@ from mimetic.data.images import (
 )
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.runs import Prepared, initialized
+from mimetic.experiments.runs import Prepared, initialized, train_config
 from mimetic.models.vit import ViT, ViTConfig
-from mimetic.training.loop import derive_seed
+from mimetic.training.loop import derive_seed, resolve_backend
 
 METRIC = ACCURACY
 MEAN_OVER_ROWS = True
@@ -79,7 +79,8 @@ def prepare(config: VisionConfig, device: torch.device, data: ImageData | None =
     data = data or load(config, device)
     model = model or build_model(config).to(device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
-    return Prepared(VisionTask(data, config), model, lambda model: anatomy(model, looked_at))
+    compiled = resolve_backend(train_config(config))["compiled"]
+    return Prepared(VisionTask(data, config, compiled=compiled), model, lambda model: anatomy(model, looked_at))
 
 
 def cost(config: VisionConfig) -> float:
@@ -98,9 +99,9 @@ class VisionTask:
     unit = "images"
     mean_over_rows = MEAN_OVER_ROWS
 
-    def __init__(self, data: ImageData, config: VisionConfig) -> None:
+    def __init__(self, data: ImageData, config: VisionConfig, *, compiled: bool = False) -> None:
         self.data, self.config = data, config
-        self.augment = _augmentation(config)
+        self.augment = replace(_augmentation(config), compiled=compiled)
         self.units_per_step = config.batch_size
         self.steps_per_pass = len(data.x_train) // config.batch_size  # the rest of a pass's images is left out
         self.steps_per_epoch = (config.epoch_images or len(data.x_train)) // config.batch_size
@@ -149,7 +150,7 @@ def build_model(config: VisionConfig) -> ViT:
 
 
 def _augmentation(config: VisionConfig):
-    names = [f.name for f in fields(Augmentation)]
+    names = [f.name for f in fields(Augmentation) if f.name != "compiled"]
     return Augmentation(**{name: getattr(config, name) for name in names})
 
 
