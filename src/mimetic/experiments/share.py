@@ -170,7 +170,7 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
                 rows[signs, f"along {along}"] = _slope_row(found, len(there))
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
             rows[signs, "vocabulary minus MLP"] = _slope_row(difference, "")
-    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+    return blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
 
 
 def _slope_row(values: pd.Series, points: int | str) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         if len(part):
             size = 100 * part["gain"].abs().max() + 0.1
             ax.set_ylim(-2 * size, 2 * size)
-            ax.legend(loc="best")
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False)
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
             ax.set_yticks([])
