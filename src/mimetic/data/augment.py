@@ -101,9 +101,10 @@ def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         nonlocal compiled
         try:
             return compiled(*arguments)
-        except Exception as error:  # a compiler has errors of many types; what is wrong with the arguments is raised below
-            if compiled is not apply_ops:
-                print(f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
+        except Exception as error:  # a compiler has errors of many types
+            if compiled is apply_ops:
+                raise
+            print(f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
             compiled = apply_ops
             return apply_ops(*arguments)
 

@@ -10,7 +10,7 @@ order of the images and their augmentation follow from the seed alone.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ class VisionTask:
 
     def __init__(self, data: ImageData, config: VisionConfig, *, compiled: bool = False) -> None:
         self.data, self.config = data, config
-        self.augment = replace(_augmentation(config), compiled=compiled)
+        self.augment = _augmentation(config, compiled)
         self.units_per_step = config.batch_size
         self.steps_per_pass = len(data.x_train) // config.batch_size  # the rest of a pass's images is left out
         self.steps_per_epoch = (config.epoch_images or len(data.x_train)) // config.batch_size
@@ -149,9 +149,9 @@ def build_model(config: VisionConfig) -> ViT:
     return initialized(lambda: ViT(vit_config(config)), config)
 
 
-def _augmentation(config: VisionConfig):
-    names = [f.name for f in fields(Augmentation) if f.name != "compiled"]
-    return Augmentation(**{name: getattr(config, name) for name in names})
+def _augmentation(config: VisionConfig, compiled: bool = False) -> Augmentation:
+    named = {f.name: getattr(config, f.name) for f in fields(Augmentation) if hasattr(config, f.name)}
+    return Augmentation(**named, compiled=compiled)
 
 
 def vit_config(config: VisionConfig) -> ViTConfig:

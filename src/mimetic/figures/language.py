@@ -99,16 +99,15 @@ def rates(table: pd.DataFrame, *, plateau: float) -> Figure:
     return figure
 
 
-@styled
 def side_by_side(x: pd.Series, apart: float) -> pd.Series:
     """The values, those that are closer than ``apart`` to their neighbour moved that far from each other, around where they were."""
-    moved = x.astype(float).sort_values(kind="stable")
-    heap = (moved.diff() > apart).cumsum()
-    place = moved.groupby(heap).cumcount() - (moved.groupby(heap).transform("size") - 1) / 2
-    centre = moved.groupby(heap).transform("mean")
-    return (centre + apart * place).where(moved.groupby(heap).transform("size") > 1, moved).reindex(x.index)
+    ordered = x.astype(float).sort_values(kind="stable")
+    heaps = ordered.groupby((ordered.diff() > apart).cumsum())
+    place = heaps.cumcount() - (heaps.transform("size") - 1) / 2  # from the middle of the heap
+    return (heaps.transform("mean") + apart * place).reindex(x.index)
 
 
+@styled
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
     a colour a set of signs, its points named; right: every family with one set of signs, points of a family with one share side by side.
