@@ -10,9 +10,11 @@ Images are random pixels: the time does not depend on what they show, and nothin
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from mimetic.flops import peak as card_peak
 from mimetic.flops import total
 from mimetic.training.loop import make_optimizer, resolve_backend, resolve_device, settings
 from mimetic.training.precision import cast, products
+from mimetic.training.step import Step
 
 
 class Bench:
@@ -83,22 +86,25 @@ class Bench:
         wait(self.device)
         return self.steps * self.config.batch_size / (time.perf_counter() - start)
 
+    def our_step(self) -> Callable[[], None]:
+        """A training step as training.loop takes it."""
+        task, model, forward, optimizer = self.ours
+        step = Step(model, forward, task, optimizer, self.settings, self.backend)
+        numbers = itertools.count()
+
+        def run() -> None:
+            with products(self.backend):
+                step(task.batch(*divmod(next(numbers), task.steps_per_epoch)), self.config.lr)
+
+        return run
+
     def our_phases(self) -> dict[str, Callable[[Any], Any]]:
         """A training step in pieces, name -> function of what the one before returned (the first: of anything)."""
-        config, device = self.config, self.device
-        x, y = self.images.to(device), self.labels.to(device)
-        mean, sd = (torch.full((x.shape[1], 1, 1), value, device=device) for value in (127.0, 64.0))
-        names = tuple(map(str, range(self.vit.num_classes)))
-        task = VisionTask(ImageData(config.dataset, x, y, x, y, names, mean, sd), config, compiled=self.gpu)
-        model = build_model(config).to(device).train()
-        forward = torch.compile(model, dynamic=False) if self.gpu else model
-        optimizer = make_optimizer(model, self.settings)
-        done = 0
+        task, model, forward, optimizer = self.ours
+        config, numbers = self.config, itertools.count()
 
         def batch(_: Any) -> Any:
-            nonlocal done
-            done += 1
-            return task.batch(*divmod(done - 1, task.steps_per_epoch))
+            return task.batch(*divmod(next(numbers), task.steps_per_epoch))
 
         def loss(made: Any) -> Tensor:
             with cast(self.backend), products(self.backend):
@@ -117,17 +123,17 @@ class Bench:
 
         return {"batch and augmentation": batch, "forward": loss, "backward": backward, "clipping and update": update}
 
-    @staticmethod
-    def chained(phases: dict[str, Callable[[Any], Any]]) -> Callable[[], Any]:
-        """One phase after the other as one function."""
-
-        def step() -> Any:
-            passed = None
-            for phase in phases.values():
-                passed = phase(passed)
-            return passed
-
-        return step
+    @cached_property
+    def ours(self) -> tuple[VisionTask, nn.Module, nn.Module, torch.optim.AdamW]:
+        """Our task, model, the same as it is called, and optimiser."""
+        config, device = self.config, self.device
+        x, y = self.images.to(device), self.labels.to(device)
+        mean, sd = (torch.full((x.shape[1], 1, 1), value, device=device) for value in (127.0, 64.0))
+        names = tuple(map(str, range(self.vit.num_classes)))
+        task = VisionTask(ImageData(config.dataset, x, y, x, y, names, mean, sd), config, compiled=self.gpu)
+        model = build_model(config).to(device).train()
+        forward = torch.compile(model, dynamic=False) if self.gpu else model
+        return task, model, forward, make_optimizer(model, self.settings)
 
 
 def wait(device: torch.device) -> None:
@@ -162,7 +168,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
     with Bench(experiment, steps, device) as bench:
         config = bench.config
         with bench.as_trained():
-            ours = bench.images_per_second(bench.chained(bench.our_phases()))
+            ours = bench.images_per_second(bench.our_step())
         timms = {}
         for half in (True,) if bench.gpu else (False, True):
             for count in dict.fromkeys((0, workers)):

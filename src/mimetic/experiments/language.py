@@ -31,7 +31,7 @@ MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
 SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/text.py", "defaults.py", "experiments/language.py",
-    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/gpt.py", "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py",
+    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/gpt.py", "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py", "training/step.py",
 )  # fmt: skip
 EVALUATION_TOKENS = {"cpu": 2048}  # tokens of an evaluation batch; else 32,768
 PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in the record

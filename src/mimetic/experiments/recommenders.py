@@ -36,7 +36,7 @@ MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have di
 SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/sequences.py", "defaults.py", "experiments/ranking.py",
     "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/bert4rec.py",
-    "models/blocks.py", "plan.py", "scan.py", "training/loop.py", "training/precision.py",
+    "models/blocks.py", "plan.py", "scan.py", "training/loop.py", "training/precision.py", "training/step.py",
 )  # fmt: skip
 OBJECTIVES = ("mask", "next")
 EVALUATION_BATCH = 256  # users

@@ -41,7 +41,7 @@ MEAN_OVER_ROWS = True
 SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/augment.py", "data/images.py", "defaults.py",
     "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/vit.py",
-    "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py",
+    "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py", "training/step.py",
 )  # fmt: skip
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000

@@ -82,7 +82,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, d_model, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        return self.proj(x_BCYX).flatten(2).transpose(1, 2)
+        # in memory, too, token by token: else every residual sum and every norm's backward pass keeps the order of the convolution
+        return self.proj(x_BCYX).flatten(2).transpose(1, 2).contiguous()
 
 
 class ViT(nn.Module):

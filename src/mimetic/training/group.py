@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mimetic.models.stacked import Stacked
-from mimetic.training.loop import TrainConfig, adamw, sum_dtype
+from mimetic.training.loop import TrainConfig, adamw
 from mimetic.training.precision import cast
+from mimetic.training.step import as_graph, changed, read_rate_from_device, set_rate, sum_dtype
 
 Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
@@ -37,22 +38,18 @@ class GroupStep:
         self.sums = {name: torch.zeros(stacked.size, dtype=sum_dtype(backend), device=device) for name in ("loss", *metrics)}
         self.replay: Callable[[], None] | None = None
         if device.type == "cuda":
-            for group in self.optimizer.param_groups:  # a graph reads its learning rate from the device
-                group |= {"lr": torch.tensor(0.0, device=device), "capturable": True}
+            read_rate_from_device(self.optimizer)
 
     def __call__(self, inputs: Tensor, targets: Tensor, rate: float) -> None:
+        set_rate(self.optimizer, rate)
         if not inputs.is_cuda:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             self._run(inputs, targets)
             return
         if self.replay is None:
             self.inputs, self.targets = inputs.clone(), targets.clone()
-            self.replay = self._capture()
+            self.replay = as_graph(partial(self._run, self.inputs, self.targets), self._changed)
         self.inputs.copy_(inputs)
         self.targets.copy_(targets)
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(rate)
         self.replay()
 
     def means(self, steps: int) -> dict[str, list[float]]:
@@ -73,40 +70,8 @@ class GroupStep:
         for name, value in {"loss": losses.detach(), **metrics}.items():
             self.sums[name] += value
 
-    def _capture(self) -> Callable[[], None]:
-        """The step as one CUDA graph; as it is where it cannot be captured. Nothing of the trial steps stays."""
-        weights = [weight.detach().clone() for weight in self.stacked.weights]
-
-        def restore() -> None:
-            with torch.no_grad():
-                for weight, value in zip(self.stacked.weights, weights, strict=True):
-                    weight.copy_(value)
-            for state in self.optimizer.state.values():
-                for value in state.values():
-                    value.zero_()
-            for value in self.sums.values():
-                value.zero_()
-
-        step = partial(self._run, self.inputs, self.targets)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                step()
-        torch.cuda.current_stream().wait_stream(aside)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # for the graph, which has memory of its own
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-        except RuntimeError as error:
-            print(f"no CUDA graph ({' '.join(str(error).split())[:200]})", flush=True)
-            restore()
-            return step
-        restore()
-        return graph.replay
+    def _changed(self) -> dict[Any, Tensor]:
+        return {**changed(self.optimizer), **self.sums}
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ except ImportError:
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from mimetic.training.parallel import ALONE, Group
 from mimetic.training.precision import cast, cpu_has_bfloat16, products
+from mimetic.training.step import Step
 
 # Deterministic products on a GPU need it, and cuBLAS reads it once, at a process's first product: so it is set before any.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -228,13 +229,13 @@ def train(
     result = Result(curve=[], seconds=dict.fromkeys(("compile", "train", "evaluate", "save"), 0.0), started=started)
     with settings(config, backend, seed), products(backend):
         optimizer = make_optimizer(model, config)
-        step, sums = 0, {}
+        step = 0
         state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
         if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             set_rng_state(state["rng"])
-            step, sums = state["step"], {k: v.to(_device(model)) for k, v in state["sums"].items()}
+            step = state["step"]
             result = Result(**state["result"])
             result.resumed += 1
         if group.size > 1:  # what is random in the model differs by process; and by step, when a run is gone on with
@@ -246,7 +247,7 @@ def train(
             if checkpoint and group.first:
                 save_checkpoint(checkpoint, {
                     "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "rng": rng_state(), "step": step, "sums": sums, "result": vars(result),
+                    "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
                 })  # fmt: skip
             saved = time.monotonic()
             cost = saved - before
@@ -257,6 +258,9 @@ def train(
             # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
             forward = torch.compile(forward, dynamic=False)
             evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
+        trained = Step(model, forward, task, optimizer, config, backend, group)
+        if state is not None:
+            trained.sums = {name: value.to(_device(model)) for name, value in state["sums"].items()}
         compiling = backend["compiled"]
         bar = _Progress(label, step, config.epochs * steps, progress and group.first)
         try:
@@ -265,26 +269,12 @@ def train(
                 clock = time.perf_counter()
                 while step < (epoch + 1) * steps:
                     batch = group.rows(task.batch(epoch, step - epoch * steps))
-                    rate = learning_rate(step, config, steps)
-                    for part in optimizer.param_groups:
-                        part["lr"] = rate
-                    with cast(backend):
-                        loss, metrics = task.loss(forward, batch)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if config.grad_clip:
-                        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-                    optimizer.step()
+                    trained(batch, learning_rate(step, config, steps))
                     step += 1
                     if compiling:  # no part of the speed
                         result.seconds["compile"] += time.perf_counter() - clock
                         clock, compiling = time.perf_counter(), False
-                    # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at
-                    # every step, so that a checkpoint inside an epoch holds what belongs to the whole batch
-                    values = {name: value.detach().to(sum_dtype(backend)) for name, value in {"loss": loss, **metrics}.items()}
-                    for name, value in group.mean(values).items():
-                        sums[name] = sums.get(name, 0) + value
-                    bar.advance(sums, step - epoch * steps)
+                    bar.advance(trained.sums, step - epoch * steps)
                     now = time.monotonic()
                     out_of_time = time_limit is not None and now - began > time_limit
                     if time_limit is not None and group.size > 1:  # clocks differ, and all must stop at the same step
@@ -296,7 +286,7 @@ def train(
                         if out_of_time:
                             total = config.epochs * steps
                             raise TimeLimit(f"{label or 'the run'} stopped after {step} of {total} steps")
-                entry = {f"train_{name}": float(value) / steps for name, value in sums.items()}
+                entry = {f"train_{name}": float(value) / steps for name, value in trained.sums.items()}
                 result.seconds["train"] += time.perf_counter() - clock
                 if not math.isfinite(entry["train_loss"]):
                     raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
@@ -310,7 +300,7 @@ def train(
                 rate = learning_rate(step - 1, config, steps)
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
                 result.units_per_second = step * task.units_per_step / result.seconds["train"]
-                sums = {}
+                trained.reset()
                 if time.monotonic() - saved > min(checkpoint_seconds, cost / CHECKPOINT_SHARE):
                     save()
                 bar.epoch(result, config.epochs, task.unit)
@@ -323,11 +313,6 @@ def train(
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def sum_dtype(backend: dict[str, Any]) -> torch.dtype:
-    """In which sums over an epoch are kept."""
-    return torch.float32 if backend["type"] == "mps" else torch.float64
 
 
 @contextmanager
