@@ -10,7 +10,7 @@ import pytest
 
 from mimetic import figures
 from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
-from mimetic.bench.profile import kind_of
+from mimetic.bench.profile import LARGEST, kind_of, largest
 from mimetic.experiments.answers import speed
 from mimetic.experiments.configs import named
 from mimetic.training.records import RecordError
@@ -68,6 +68,13 @@ def test_profile_names_every_phase_and_kind(capsys):
 )  # fmt: skip
 def test_kinds_of_operators_and_kernels(name, kind):
     assert kind_of(name) == kind
+
+
+def test_alike_kernels_are_named_once_and_added_up():
+    long = "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>, false>(pytorch_flash::Flash_fwd_params)"
+    found = largest({"triton_poi_fused_gelu_view_11": 2.0, "triton_poi_fused_gelu_view_3": 3.0, long: 4.0, "aten::addmm": 1.0})
+    assert found == pytest.approx({"triton_poi_fused_gelu_view": 0.5, "flash_fwd_kernel": 0.4, "aten::addmm": 0.1}) and list(found)[0].endswith("gelu_view")
+    assert len(largest({f"aten::{'op' * n}": 1.0 for n in range(1, 30)})) == LARGEST
 
 
 def test_records_of_speed(tmp_path):

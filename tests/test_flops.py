@@ -63,18 +63,37 @@ def test_the_chapter_says_that_there_is_nothing_until_there_is(tmp_path, monkeyp
 def test_a_measured_step_says_what_a_run_will_take(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
     steps = [
-        {"arguments.experiment": name, "device": device, "step": 0.02, "images_per_second": speed, "peak": speed / 1e5}
+        {"arguments.experiment": name, "device": device, "finished": "2", "step": 0.02, "images_per_second": speed, "peak": speed / 1e5}
         for name, device, speed in (("cifar10-small", "NVIDIA H100", 5_000.0), ("cifar10-paper", "AMD EPYC", 100.0), ("cifar10-paper", "NVIDIA H200", 25_000.0))
     ]  # fmt: skip
-    speeds = [{"arguments.experiment": "cifar10-paper", "device": d, "ours": 20_000.0, "timm": {"a": 100.0, "b": t}, "ratio": 20_000 / t} for d, t in (("NVIDIA H200", 4_000.0), ("NVIDIA A100", 9.0))]
+    speeds = [{"arguments.experiment": "cifar10-paper", "device": d, "finished": "3", "ours": 20_000.0, "timm": {"a": 100.0, "b": t}, "ratio": 20_000 / t} for d, t in (("NVIDIA H200", 4_000.0), ("NVIDIA A100", 9.0))]
     monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps if kind == "profile" else speeds))
     said = gpu.answer()
     assert "no run at this scale is in" in said and "NVIDIA H200, 25,000 images a second and 25 %" in said
-    assert "3.3 minutes of training, within our target of 4" in said and "(b) reached 4,000" in said and "5.0 times as many" in said
+    assert "3.3 minutes of training, within our target of 4" in said and "(b) reached 4,000" in said and "5.0 times as many (in that shorter" in said
+    speeds[0]["finished"] = "1"
+    assert "5.0 times as many (with an earlier version of the step)" in gpu.answer()
     assert set(gpu.minutes()[1]["minutes"].round(1)) == {3.3, 16.7}
     assert "reaches 25 % of the peak of an NVIDIA H200" in gpu.imagenet_sentence()
     steps[-1]["images_per_second"] = 10_000.0
     assert "8.3 minutes of training, which misses our target" in gpu.answer()
+    lone = {"experiment": "cifar10-paper", "arm": "timm", "init": "timm", "seed": 0, "test_accuracy": 0.9, "device.name": "NVIDIA H200", "images_per_second": 20_000.0, "seconds.total": 222.0}
+    monkeypatch.setattr(gpu, "load_runs", lambda name: pd.DataFrame([lone] if name == "cifar10-paper" else []))
+    said = gpu.answer()
+    assert "no pair at this scale is in** (CIFAR-10, ViT-Tiny: default, seed 0, ends at 90.0 %)" in said and "took 3.7 minutes, within our target" in said
+
+
+def test_steps_so_far_and_the_largest_kernels_are_those_that_were_stored(monkeypatch):
+    steps = [
+        {"arguments.experiment": "cifar10-paper", "device": device, "step": step, "busy": 0.5, "phases": {"batch and augmentation": 0.004}, "images_per_second": 1e4, "peak": 0.1, "top": top}
+        for device, step, top in (("NVIDIA H200", 0.04, None), ("AMD EPYC", 9.0, None), ("NVIDIA H200", 0.02, {"flash_bwd": 0.6, "triton_gelu": 0.4}))
+    ]  # fmt: skip
+    monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps))
+    table = gpu.steps_so_far()
+    assert table["ms a step"].tolist() == [40, 20] and table["ms the GPU computes"].tolist() == [20, 10] and table.index.tolist() == [1, 2]
+    assert gpu.largest_kernels().to_dict("list") == {"kind": ["attention kernels", "norms, softmax, GELU, sums"], "share of the GPU's time (%)": [60, 40]}
+    monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps[:2]))
+    assert gpu.largest_kernels().empty
 
 
 def test_the_chapter_follows_records(monkeypatch):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ KINDS = {
     "copies and casts": ("copy", "memcpy", "memset", "aten::to", "aten::cat", "index", "gather", "aten::fill_", "aten::zero_"),
     "norms, softmax, GELU, sums": ("",),
 }
+LARGEST = 12  # how many operators or kernels a record names
 
 
 def kind_of(name: str) -> str:
@@ -43,8 +47,8 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
 
     Returns:
         "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name:
-        share of the measured time}; "busy" share of the step in which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward; "peak" share of the card's
-        bfloat16 peak (nan where it is not known).
+        share of the measured time}; "top" {operator or kernel: share}, the LARGEST; "busy" share of the step in which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image,
+        forward and backward; "peak" share of the card's bfloat16 peak (nan where it is not known).
 
     Raises:
         ValueError: unknown experiment or device, or steps below 1.
@@ -61,8 +65,12 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
                 passed = phase(passed)
                 wait(bench.device)
                 seconds[name] += (turn >= 0) * (time.perf_counter() - start) / steps
-        spent = _kinds(whole, steps, bench.device)
-    total = sum(spent.values())
+        operations = _operations(whole, steps, bench.device)
+    total = sum(operations.values())
+    spent = dict.fromkeys(KINDS, 0.0)
+    for name, value in operations.items():
+        spent[kind_of(name)] += value
+    top = largest(operations)
     busy = total / step if bench.gpu else float("nan")
     peak = per_second * bench.flops / card_peak(bench.device_name)
     print(f"{bench.title}: {per_second:.0f} images/s, {1e3 * step:.1f} ms a step" + (f", {peak:.0%} of the peak" if peak == peak else ""))
@@ -70,14 +78,26 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
         print(f"{name:28s}{1e3 * value:8.1f} ms")
     for name, value in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{name:28s}{value / total:8.0%} of the time of operations")
+    print("most of it:")
+    for name, value in top.items():
+        print(f"  {value:6.1%} {name}")
     if bench.gpu:
         print(f"the GPU computes in {busy:.0%} of the step")
     kinds = {name: value / total for name, value in spent.items()}
-    return {**bench.how(), "step": step, "phases": seconds, "kinds": kinds, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
+    return {**bench.how(), "step": step, "phases": seconds, "kinds": kinds, "top": top, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
 
 
-def _kinds(step, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds a step by kind of operation."""
+def largest(operations: dict[str, float]) -> dict[str, float]:
+    """The LARGEST operators or kernels and their share of all, names without types, arguments and counters, alike ones added up."""
+    together: dict[str, float] = defaultdict(float)
+    for name, value in operations.items():
+        bare = re.sub(r"<.*|\(.*|^void ", "", name).rpartition("::")[2] if name.startswith("void ") else name
+        together[re.sub(r"_\d+$", "", bare)[:80]] += value / sum(operations.values())
+    return {name: together[name] for name in sorted(together, key=together.get, reverse=True)[:LARGEST]}
+
+
+def _operations(step: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds a step by operator (on a CPU) or kernel (on a GPU)."""
     from torch.profiler import ProfilerActivity, profile
 
     gpu = device.type == "cuda"
@@ -86,10 +106,10 @@ def _kinds(step, steps: int, device: torch.device) -> dict[str, float]:
         for _ in range(steps):
             step()
         wait(device)
-    spent = dict.fromkeys(KINDS, 0.0)
+    spent: dict[str, float] = defaultdict(float)
     for event in profiler.events():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
         if on_gpu == gpu and not getattr(event, "is_user_annotation", False) and not event.name.startswith("ProfilerStep"):
             micro = event.self_device_time_total if gpu else event.self_cpu_time_total
-            spent[kind_of(event.name)] += micro / 1e6 / steps
-    return spent
+            spent[event.name] += micro / 1e6 / steps
+    return dict(spent)

@@ -55,10 +55,11 @@ def curves_and_pairs(
 
 
 def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
-    wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna() * scale
+    wide = finals.pivot(index="seed", columns="arm", values=metric).reindex(columns=list(arms)) * scale
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
-        ax.annotate(f"seed {seed}", (1, b), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
+        at, value = (0, a) if np.isnan(b) else (1, b)  # a run without its partner stands alone
+        ax.annotate(f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
     for i, arm in enumerate(arms):
         ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
     ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])

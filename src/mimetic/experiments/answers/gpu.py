@@ -8,6 +8,7 @@ import pandas as pd
 
 from mimetic import flops
 from mimetic.bench import load_bench
+from mimetic.bench.profile import kind_of
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.vision import central
 from mimetic.experiments.configs import named
@@ -30,42 +31,80 @@ IMAGENET_IMAGES, IMAGENET_EPOCHS = 1_281_167, 300
 
 
 def answer() -> str:
-    """The chapter's answer: what the records say of each of the three comparisons, or that there are none."""
-    said = []
-    for experiment in PAPER:
-        finals = load_runs(experiment)
-        if len(finals):
-            devices = ", ".join(sorted(set(finals["device.name"])))
-            said.append(f"* {TITLES[experiment]} ({devices}): {central(finals)}")
-    if not said:
-        measured = steps_measured()
-        measured = measured[measured["experiment"] == PAPER[0]]
-        if measured.empty:
-            return (
-                "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU. "
-                f"Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page follows."
-            )
-        row = measured.iloc[-1]
-        target = "within" if row["minutes"] <= TARGET_MINUTES else "which misses"
+    """The chapter's answer: what the records say of each of the three comparisons; without a pair, what there is and what a run costs."""
+    tables = {experiment: finals for experiment in PAPER if len(finals := load_runs(experiment))}
+    said = [
+        f"* {TITLES[experiment]} ({', '.join(sorted(set(finals['device.name'])))}): {central(finals)}"
+        for experiment, finals in tables.items() if set(PAIR) <= set(finals["arm"])
+    ]  # fmt: skip
+    if said:
+        return "**Answer.**\n\n" + "\n".join(said)
+    measured = steps_measured()
+    measured = measured[measured["experiment"] == PAPER[0]]
+    if measured.empty and not tables:
         return (
-            f"**Answer.** Whether the gain survives is not known yet: **no run at this scale is in**; `{COMMAND}` makes them, and this page follows. What a GPU needs is: a training step of "
-            f"{TITLES[row['experiment']]} takes {1e3 * row['step']:.0f} ms on an {row['device']}, {row['images_per_second']:,.0f} images a second and {percent(row['peak'])} of the card's peak. So a run is "
-            f"{row['minutes']:.1f} minutes of training, {target} our target of {TARGET_MINUTES:.0f} (set for an H100). {versus_timm(row['device'])}"
+            "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU. "
+            f"Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page follows."
         )
-    return "**Answer.**\n\n" + "\n".join(said)
+    missing = f"**no pair at this scale is in** ({'; '.join(map(_alone, tables.values()))})" if tables else "**no run at this scale is in**"
+    text = f"**Answer.** Whether the gain survives is not known yet: {missing}; `{COMMAND}` makes them, and this page follows."
+    return text if measured.empty else f"{text} {_cost(measured.iloc[-1])}"
+
+
+def _alone(finals: pd.DataFrame) -> str:
+    """Runs of one experiment that have no partner yet, in words."""
+    names = dict(zip(PAIR, ("default", "mimetic"), strict=True))
+    runs = [f"{names.get(row['arm'], row['arm'])}, seed {row['seed']}, ends at {percent(row['test_accuracy'], 1)}" for _, row in finals.iterrows()]
+    return f"{TITLES[finals['experiment'].iloc[0]]}: {', '.join(runs)}"
+
+
+def _cost(row: pd.Series) -> str:
+    """What a GPU needs for a run, by a measured step and, where there are any, by whole runs."""
+    whole = throughput((row["experiment"],))
+    whole = whole[whole["device"] == row["device"]] if len(whole) else whole
+    minutes = whole["minutes a run"].iloc[0] if len(whole) else row["minutes"]
+    took = f"a whole run, evaluation and saving included, took {minutes:.1f} minutes" if len(whole) else f"a run is {minutes:.1f} minutes of training"
+    target = "within" if minutes <= TARGET_MINUTES else "which misses"
+    return (
+        f"What a GPU needs is: a training step of {TITLES[row['experiment']]} takes {1e3 * row['step']:.0f} ms on an {row['device']}, {row['images_per_second']:,.0f} images a second and "
+        f"{percent(row['peak'])} of the card's peak; {took}, {target} our target of {TARGET_MINUTES:.0f} (set for an H100). {versus_timm(row['device'])}"
+    )
 
 
 def steps_measured() -> pd.DataFrame:
     """One row an experiment of this chapter and card, the newest `bench profile`: experiment, device, step (seconds), images_per_second, peak
-    (share), minutes of training in a run."""
+    (share), finished, minutes of training in a run."""
     table = load_bench("profile")
     rows = []
     for _, row in table.iterrows():
         if row["arguments.experiment"] in PAPER and flops.peak(row["device"]) > 0:
             minutes = 50_000 * named(row["arguments.experiment"]).epochs / row["images_per_second"] / 60
-            rows.append({"experiment": row["arguments.experiment"], "minutes": minutes} | {name: row[name] for name in ("device", "step", "images_per_second", "peak")})
-    columns = ["experiment", "minutes", "device", "step", "images_per_second", "peak"]
+            rows.append({"experiment": row["arguments.experiment"], "minutes": minutes} | {name: row[name] for name in ("device", "step", "images_per_second", "peak", "finished")})
+    columns = ["experiment", "minutes", "device", "step", "images_per_second", "peak", "finished"]
     return pd.DataFrame(rows, columns=columns).drop_duplicates(["experiment", "device"], keep="last", ignore_index=True)
+
+
+def steps_so_far(experiment: str = PAPER[0]) -> pd.DataFrame:
+    """One row a stored `bench profile` on a GPU, oldest first: what a step took, and what of it the GPU computed."""
+    table = load_bench("profile")
+    rows = [
+        {
+            "card": row["device"], "ms a step": round(1e3 * row["step"], 1), "ms the GPU computes": round(1e3 * row["step"] * row["busy"], 1),
+            "ms to make a batch, alone": round(1e3 * row["phases"]["batch and augmentation"], 1), "images/s": round(row["images_per_second"]),
+            "share of peak (%)": round(100 * row["peak"], 1),
+        }
+        for _, row in table.iterrows() if row["arguments.experiment"] == experiment and flops.peak(row["device"]) > 0
+    ]  # fmt: skip
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="measurement"))
+
+
+def largest_kernels(experiment: str = PAPER[0]) -> pd.DataFrame:
+    """The kernels that took most of the GPU's time in the newest profile that names them: kind and share (percent); empty without one."""
+    table = load_bench("profile")
+    named_ones = table[(table["arguments.experiment"] == experiment) & table["top"].notna()] if "top" in table else table.iloc[:0]
+    top = named_ones["top"].iloc[-1] if len(named_ones) else {}
+    rows = {name: {"kind": kind_of(name), "share of the GPU's time (%)": round(100 * share, 1)} for name, share in top.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "share of the GPU's time (%)"]).rename_axis("kernel")
 
 
 def versus_timm(device: str) -> str:
@@ -76,9 +115,12 @@ def versus_timm(device: str) -> str:
         return ""
     row = table.iloc[-1]
     best = max(row["timm"], key=row["timm"].get)
+    steps = steps_measured()
+    newer = len(steps) and (steps["finished"][(steps["experiment"] == PAPER[0]) & (steps["device"] == device)] > row["finished"]).any()
+    which = "with an earlier version of the step" if newer else "in that shorter measurement"
     return (
         f"timm's model of the same size, compiled, with its own per-image transforms ({best}) reached {row['timm'][best]:,.0f} images a second there, ours {row['ours']:,.0f} in the same call: "
-        f"{row['ratio']:.1f} times as many (in that shorter measurement)."
+        f"{row['ratio']:.1f} times as many ({which})."
     )
 
 
