@@ -80,8 +80,8 @@ def test_points(folder):
 def test_verdicts_follow_the_interval(folder):
     points = share.gain_points(folder)
     text = share.verdict(points)
-    assert f"with {PLUS_MINUS}: the gain grows with attention's share, as the guess has it (r = +0.9" in text
-    assert f"with {PLUS_PLUS}: there is no gain at most points that could follow the share; the difference falls as attention's share grows" in text and "ahead at 0 of 7" in text
+    assert f"With {PLUS_MINUS}: ahead at 7 of 7 points, and the gain grows with attention's share, as the guess has it (r = +0.9" in text
+    assert f"With {PLUS_PLUS}: ahead at 0 of 7 points, and the difference falls as attention's share grows" in text and "What changes the share" not in text
     assert "n = 7" in text and "families" not in text  # the point with half the attention layers is not among them
     shrinking = points.assign(gain=np.where(points["gain"] < 0, -1 - points["gain"], points["gain"]))
     assert "the difference rises as attention's share grows" in share.verdict(shrinking)
@@ -90,6 +90,15 @@ def test_verdicts_follow_the_interval(folder):
     assert "cannot say" in share.relation(points.assign(gain=5 + rng.standard_normal(len(points))), "x")
     text = share.relation(points.iloc[:3].assign(pairs=[3, 3, 1]), "x")
     assert "2 points so far (1 more with fewer than 3 pairs), too few for a correlation" in text
+
+
+def test_a_gain_that_goes_by_what_changes_the_share_is_said(folder):
+    points = share.gain_points(folder)
+    base = points.set_index(["signs", "point"]).loc[(PLUS_MINUS, "base"), "by_seed"]
+    mirrored = points["point"].isin(["v256", "v4000", "v16000"]) & (points["signs"] == PLUS_MINUS)
+    points.loc[mirrored, "by_seed"] = points.loc[mirrored, "by_seed"].map(lambda seeds: {seed: 2 * base[seed] - gain for seed, gain in seeds.items()})
+    (said,) = share.by_cause(points)
+    assert f"smaller, in the other (−3.5 (−3.5 to −3.5) against +2.9 (+2.9 to +2.9) with {PLUS_MINUS}; percentage points, 3 seeds)" in said and said in share.verdict(points)
 
 
 def test_slopes_along_one_thing_at_a_time(folder):

@@ -139,9 +139,8 @@ def relation(points: pd.DataFrame, what: str) -> str:
     found, n = correlated(points), len(points) - thin
     if found is None:
         aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
-        return f"Over {what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
+        return f"{what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
     _, low, high, _ = found
-    ahead = gaining(points)
     if mostly_gains(points):
         says = (
             "the gain grows with attention's share, as the guess has it" if low > 0
@@ -149,10 +148,10 @@ def relation(points: pd.DataFrame, what: str) -> str:
             else "these points cannot say whether the gain follows the share"
         )  # fmt: skip
     else:
-        says = "there is no gain at most points that could follow the share; the difference " + (
-            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else "does not follow it that these points can show"
+        says = "the difference " + (
+            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else "does not follow the share, as far as these points can show"
         )
-    return f"Over {what}: {says} ({correlation_words(*found)}; mimetic initialization is ahead at {ahead} of {n} points)."
+    return f"{what}: ahead at {gaining(points)} of {n} points, and {says} ({correlation_words(*found)})."
 
 
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
@@ -186,8 +185,31 @@ def smallest_r(n: int) -> float:
 def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
     """The answer of a sweep, for each set of signs. Not of all families together: they differ in more than the share."""
     part = held_fixed(points, sweep)
-    lines = [relation(part[part["signs"] == signs], f"the sweep, where attention is held fixed, with {signs}") for signs in dict.fromkeys(part["signs"])]
-    return " ".join(lines or [relation(part, "the sweep, where attention is held fixed")])
+    if part.empty:
+        return relation(part, "The sweep")
+    lines = [relation(part[part["signs"] == signs], f"With {signs}") for signs in dict.fromkeys(part["signs"])]
+    return f"Mimetic initialization against the default, attention held fixed and its share from {_range(part['share'])}. {' '.join([*lines, *by_cause(points, sweep)])}"
+
+
+def by_cause(points: pd.DataFrame, sweep: str = "share") -> list[str]:
+    """Where the gain goes up with the share along one thing and down along another, for one or more sets of signs: a sentence."""
+    table, said, seeds = slopes(points, sweep), [], 0
+    for signs in dict.fromkeys(points.loc[points["experiment"] == sweep, "signs"]):
+        rows = [table.loc[(signs, name)] for name in ("along the vocabulary", "along the MLP", "vocabulary minus MLP") if (signs, name) in table.index]
+        if len(rows) == 3 and rows[0]["slope"] * rows[1]["slope"] < 0 < rows[2]["low"] * rows[2]["high"]:
+            vocabulary, mlp, _ = (f"{row['slope']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})".replace("-", "−") for row in rows)
+            seeds = int(rows[2]["seeds"])
+            said.append(f"{vocabulary} against {mlp} with {signs}")
+    return [
+        "What changes the share matters more than the share: where it doubles because the vocabulary is smaller, the relative gain changes in one direction, and where it doubles because the MLP is "
+        f"smaller, in the other ({'; '.join(said)}; percentage points, {seeds} seeds)."
+    ] if said else []  # fmt: skip
+
+
+def _range(shares: pd.Series) -> str:
+    """From the smallest to the largest share, in percent; one number if they read the same."""
+    low, high = (f"{100 * value:.0f}" for value in (shares.min(), shares.max()))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
@@ -205,10 +227,9 @@ def within_vision(points: pd.DataFrame) -> str:
         return ""
     ends = [part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]]
     said = [f"{100 * row['gain']:+.1f} % ({row['point']}; {100 * row['low']:+.1f} to {100 * row['high']:+.1f})".replace("-", "−") for row in ends]
-    shares = sorted(100 * part["share"])
     apart = ends[0]["high"] < ends[1]["low"]
     end = " The share alone does not decide." if apart else ""
-    return f"Among the {len(part)} vision models with the published signs, all with {shares[0]:.0f} to {shares[-1]:.0f} % attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
+    return f"Among the {len(part)} vision models with the published signs, all with {_range(part['share'])} attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
 
 
 def at_equal_share(points: pd.DataFrame) -> str:
