@@ -83,6 +83,10 @@ def test_verdicts_follow_the_interval(folder):
     assert f"With {PLUS_MINUS}: ahead at 7 of 7 points, and the gain grows with attention's share, as the guess has it (r = +0.9" in text
     assert f"With {PLUS_PLUS}: ahead at 0 of 7 points, and the difference falls as attention's share grows" in text and "What changes the share" not in text
     assert "n = 7" in text and "families" not in text  # the point with half the attention layers is not among them
+    assert "this sweep" not in text  # one set of signs says yes
+    assert share.verdict(points[points["signs"] == PLUS_MINUS]).startswith("**Yes, in this sweep.** ")
+    flat = share.verdict(points.assign(gain=[-0.1 + 0.01 * (-1) ** i for i in range(len(points))]))
+    assert flat.startswith("**Not that this sweep can show, and there is hardly a gain that could follow anything.** ")
     shrinking = points.assign(gain=np.where(points["gain"] < 0, -1 - points["gain"], points["gain"]))
     assert "the difference rises as attention's share grows" in share.verdict(shrinking)
     assert "against the guess" in share.verdict(points.assign(gain=1 - points["gain"]))
@@ -136,7 +140,8 @@ def test_figure_and_table(folder):
     assert {t.get_text() for t in left.texts} == set(SHARES)
     assert [t.get_text() for t in left.get_legend().get_texts()] == [PLUS_PLUS, PLUS_MINUS]
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["language", "vision"]
-    assert share.points_table(points).loc[("vision", "cifar10-lab30", PLUS_MINUS, "cifar10-lab30"), "gain (%)"] == 10
+    assert share.points_table(points).loc[("vision", PLUS_MINUS, "cifar10-lab30"), "gain (%)"].startswith("+10.00 (")
+    assert share.points_table(points).loc[("language", PLUS_PLUS, "share: mlp8"), "gain (%)"].startswith("−")
 
 
 def test_a_damaged_record_is_named(folder):

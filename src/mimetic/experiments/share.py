@@ -13,6 +13,7 @@ not a common unit: one per cent of an accuracy and one per cent of a cross entro
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,23 @@ def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
     part = held_fixed(points, sweep)
     if part.empty:
         return relation(part, "The sweep")
-    lines = [relation(part[part["signs"] == signs], f"With {signs}") for signs in dict.fromkeys(part["signs"])]
-    return f"Mimetic initialization against the default, attention held fixed and its share from {_range(part['share'])}. {' '.join([*lines, *by_cause(points, sweep)])}"
+    every = [part[part["signs"] == signs] for signs in dict.fromkeys(part["signs"])]
+    lines = [relation(rows, f"With {rows['signs'].iloc[0]}") for rows in every]
+    said = "\n".join(f"* {line}" for line in [*lines, *by_cause(points, sweep)])
+    return f"{lead(every)}Mimetic initialization against the default, attention held fixed and its share from {_range(part['share'])}:\n\n{said}"
+
+
+def lead(every: Sequence[pd.DataFrame]) -> str:
+    """The verdict in a few words, where the points of all sets of signs agree; "" where they do not, or are too few."""
+    found = [correlated(rows) for rows in every]
+    if None in found:
+        return ""
+    gains = [mostly_gains(rows) for rows in every]
+    if all(gains) and all(r[1] > 0 for r in found):
+        return "**Yes, in this sweep.** "
+    if all(r[1] <= 0 <= r[2] for r in found):
+        return "**Not that this sweep can show" + (".** " if any(gains) else ", and there is hardly a gain that could follow anything.** ")
+    return ""
 
 
 def by_cause(points: pd.DataFrame, sweep: str = "share") -> list[str]:
@@ -251,11 +267,14 @@ def at_equal_share(points: pd.DataFrame) -> str:
 
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
     """gain_points for the page, in percent."""
-    out = points.rename(columns={"share": "attention (%)", "gain": "gain (%)", "low": "from", "high": "to"})
-    for column in ("attention (%)", "gain (%)", "from", "to"):
-        out[column] = (100 * out[column].astype(float)).round(2 if column != "attention (%)" else 1)
-    out["parameters"] = out["parameters"].map(_millions)
-    return blank(out.drop(columns="by_seed")).set_index(["family", "experiment", "signs", "point"])
+    out = points[["family", "signs"]].copy()
+    out["model"] = [row.experiment if row.point == row.experiment else f"{row.experiment}: {row.point}" for row in points.itertuples()]
+    out["attention (%)"] = (100 * points["share"].astype(float)).round(1)
+    gains = [f"{100 * row.gain:+.2f}" + (f" ({100 * row.low:+.2f} to {100 * row.high:+.2f})" if np.isfinite(row.low) else "") for row in points.itertuples()]
+    out["gain (%)"] = [gain.replace("-", "−") for gain in gains]
+    out["pairs"] = points["pairs"]
+    out["parameters"] = points["parameters"].map(_millions)
+    return out.set_index(["family", "signs", "model"]).sort_index(level=0, sort_remaining=False)
 
 
 # --- sizes, before anything is trained -------------------------------------------------------------------------------

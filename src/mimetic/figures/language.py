@@ -122,9 +122,10 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
     for ax, part, column, palette, title in (
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
     ):  # fmt: skip
-        for name, rows in part.groupby(column):
+        for i, (name, rows) in enumerate(part.groupby(column)):
             bars = 100 * interval_bars(rows, "gain")
-            ax.errorbar(100 * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
+            beside = 1 + 0.03 * (i - 0.5) * (part is left)  # two sets of signs have the same shares
+            ax.errorbar(100 * beside * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
             size = 100 * part["gain"].abs().max() + 0.1
@@ -135,8 +136,10 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
             ax.set_yticks([])
         ax.set(title=title, xlabel="attention's share of all parameters (%)", xlim=(0, 70))
         ax.grid(color="#eeeeee")
+    ax = axes[0, 0]  # doublings, as the correlation and the slopes have them, and room for the names
+    ax.set(xscale="log", xlim=(7, 75), xticks=(10, 20, 40, 60), xticklabels=(10, 20, 40, 60))
+    ax.minorticks_off()
     for point, rows in left.groupby("point"):
-        ax, x, y = axes[0, 0], 100 * rows["share"].iloc[0], 100 * rows["gain"].max()
-        ax.annotate(point, (x, y), (2, 4), textcoords="offset points", fontsize=6.5, rotation=35)
-    axes[0, 0].set_ylabel("relative gain of mimetic (%)")
+        ax.annotate(point, (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points", fontsize=7, rotation=90, ha="center", va="top")
+    ax.set_ylabel("relative gain of mimetic (%)")
     return figure
