@@ -90,7 +90,7 @@ def test_central_answer(gain, seeds, words):
     assert words in answers.central(invented(gain, seeds, "cifar10-lab30"))
 
 
-def test_nothing_yet_everywhere():
+def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair of runs is in yet" in answers.central(EMPTY)
     assert "not in yet" in parts.answer(EMPTY) and parts.constants_sentence(EMPTY) == "" and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
@@ -100,7 +100,11 @@ def test_nothing_yet_everywhere():
     assert table.empty and points.empty and answers.numbers(table).empty
     products, maps = kept.load_anatomy("nothing-of-this-name")
     assert "not in yet" in kept.sentence(products) and kept.table(products, maps).empty
-    assert answers.by_arm(EMPTY).empty and "no record yet" in answers.paper_scale()
+    assert answers.by_arm(EMPTY).empty
+    monkeypatch.setattr(answers, "load_runs", lambda name: EMPTY)
+    assert "no record yet" in answers.paper_scale()
+    monkeypatch.setattr(answers, "load_runs", lambda name: pd.DataFrame({"arm": ["timm"], "seed": [0], "test_accuracy": [0.9]}))
+    assert "No pair of runs is in yet. `python -m mimetic queue paper" in answers.paper_scale()
 
 
 def test_steps_saved_worked_example():

@@ -10,7 +10,7 @@ from mimetic import flops
 from mimetic.bench import load_bench
 from mimetic.bench.profile import kind_of
 from mimetic.experiments.answers.common import percent
-from mimetic.experiments.answers.vision import central
+from mimetic.experiments.answers.vision import PAPER_COMMAND, central
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.vision import PAIR, PAPER_SEEDS
@@ -20,7 +20,7 @@ from mimetic.models.vit import ViTConfig
 from mimetic.training.records import load_runs
 
 PAPER = ("cifar10-paper", "cifar100-paper", "cifar10-small")
-COMMAND = "python -m mimetic queue paper --minutes 9"
+COMMAND = PAPER_COMMAND
 TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small"}
 TARGET_MINUTES = 4.0  # for ViT-Tiny on an H100
 SHARES = (0.1, 0.2, 0.4)  # of a card's peak: from poor to very good for models this small
