@@ -38,6 +38,18 @@ def test_whether_two_machines_agree(monkeypatch):
     assert machines.replicas("cifar10-lab10").empty and machines.replicas_sentence() == ""
 
 
+def test_whether_two_machines_agree_on_text(monkeypatch):
+    here, there = (runs(device).assign(test_bits_per_byte=2.0) for device in (GPU, CPU))
+    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
+    there.loc[[0, 1, 2, 3], "test_bits_per_byte"] = [2.01, 1.99, 2.01, 2.03]
+    said = machines.text_replicas_sentence("share")
+    assert "6 of these runs" in said and "by 0.010 bits per byte (median), most at " in said and said.endswith(": by 0.030.")
+    there.loc[3, "test_bits_per_byte"] = 2.3
+    assert "by 0.300. Where rounding decides so much" in machines.text_replicas_sentence("share")
+    there = here
+    assert machines.text_replicas_sentence("share") == ""
+
+
 def test_the_committed_replicas_are_of_another_machine():
     both = machines.replicas("cifar10-lab10")
     assert len(both) >= 50 and set(both["device"]).isdisjoint(both["other device"])

@@ -91,7 +91,7 @@ def test_steps_so_far_and_the_largest_kernels_are_those_that_were_stored(monkeyp
     monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps))
     table = gpu.steps_so_far()
     assert table["ms a step"].tolist() == [40, 20] and table["ms the GPU computes"].tolist() == [20, 10] and table.index.tolist() == [1, 2]
-    assert gpu.largest_kernels().to_dict("list") == {"kind": ["attention kernels", "norms, softmax, GELU, sums"], "share of the GPU's time (%)": [60, 40]}
+    assert gpu.largest_kernels().to_dict("list") == {"kind": ["attention kernels", "norms, softmax, GELU, sums"], "share (%)": [60, 40]}
     monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps[:2]))
     assert gpu.largest_kernels().empty
 

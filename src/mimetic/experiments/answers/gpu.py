@@ -103,8 +103,8 @@ def largest_kernels(experiment: str = PAPER[0]) -> pd.DataFrame:
     table = load_bench("profile")
     named_ones = table[(table["arguments.experiment"] == experiment) & table["top"].notna()] if "top" in table else table.iloc[:0]
     top = named_ones["top"].iloc[-1] if len(named_ones) else {}
-    rows = {name: {"kind": kind_of(name), "share of the GPU's time (%)": round(100 * share, 1)} for name, share in top.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "share of the GPU's time (%)"]).rename_axis("kernel")
+    rows = {name: {"kind": kind_of(name), "share (%)": round(100 * share, 1)} for name, share in top.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "share (%)"]).rename_axis("kernel")
 
 
 def versus_timm(device: str) -> str:

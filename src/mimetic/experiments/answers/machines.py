@@ -6,7 +6,8 @@ import pandas as pd
 
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers.common import comparisons_of
-from mimetic.experiments.metrics import ACCURACY
+from mimetic.experiments.language import METRIC as BITS
+from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
@@ -37,12 +38,12 @@ def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[
     )  # fmt: skip
 
 
-def replicas(experiment: str) -> pd.DataFrame:
-    """Runs of a vision experiment that another machine made, too (data/replicas): arm, seed, here and there (the accuracy), the devices."""
+def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the devices."""
     here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
     if here.empty or there.empty:
         return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
-    columns = [*KEY, ACCURACY.column, "device.name"]
+    columns = [*KEY, metric.column, "device.name"]
     both = here[columns].merge(there[columns], on=KEY, suffixes=("_here", "_there"))
     both.columns = [*KEY, "here", "device", "there", "other device"]
     return both[both["device"] != both["other device"]].reset_index(drop=True)
@@ -67,6 +68,20 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
             f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have: {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
         )
     return text
+
+
+def text_replicas_sentence(experiment: str) -> str:
+    """Whether two machines agree on runs of text, single runs only; "" without runs of both."""
+    both = replicas(experiment, BITS)
+    if len(both) < 2:
+        return ""
+    apart = (both["here"] - both["there"]).abs()
+    row, median = both.loc[apart.idxmax()], apart.median()
+    text = (
+        f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`), from the same weights and in the "
+        f"same order of the text. The two differ by {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by {apart.max():.{BITS.digits}f}."
+    )
+    return text if apart.max() < 5 * median else text + " Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little."
 
 
 def together_sentence(finals: pd.DataFrame) -> str:
