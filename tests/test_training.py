@@ -1,5 +1,6 @@
 """Training: the schedule, the groups, the pairing of arms, and exact resume after a real SIGKILL."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, excl
 from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
 from mimetic.training.precision import InFloat32
 from mimetic.training.records import RecordError, load_runs, read_record, record_path
+from mimetic.training.step import Step
 
 
 @pytest.fixture(autouse=True)
@@ -574,3 +577,46 @@ def test_nothing_waits_for_the_gpu_inside_an_epoch(compiled):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sum(checked) > 10
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+def test_trial_steps_before_a_graph_leave_nothing_behind(monkeypatch, capsys, begun):
+    """A graph is captured at the first step, after two trials, in a new run or one that goes on; here a device that cannot hold one."""
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+
+    @contextlib.contextmanager
+    def graph(_):
+        raise RuntimeError("no room\nfor it")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+    class Noisy(Line):
+        def loss(self, model, batch):
+            x, y = batch
+            return (torch.dropout(model(x), 0.5, True) - y).square().mean(), {"size": y.abs().mean()}
+
+    config, backend = TrainConfig(epochs=1, lr=0.1, weight_decay=0.3), {"type": "cpu", "precision": "float32", "compiled": False}
+    ends = []
+    for captures in (False, True):
+        torch.manual_seed(0)
+        model, task = line_model(), Noisy()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        step = Step(model, model, task, optimizer, config, backend)
+        for i in range(begun):
+            step(task.batch(0, i), 0.1 / (i + 1))
+        step.captures = captures
+        for i in range(begun, 4):
+            step(task.batch(0, i), 0.1 / (i + 1))
+        ends.append([*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values()), *step.sums.values()])
+    assert len(ends[0]) == len(ends[1]) > 5 and all(map(torch.equal, *ends))
+    assert capsys.readouterr().out == "no CUDA graph (no room for it)\n"
+    step.replay = lambda: pytest.fail("a batch of another shape is not the graph's")
+    step(tuple(part[:1] for part in task.batch(0, 0)), 0.1)
