@@ -1,5 +1,7 @@
 """Every figure draws what its table holds: counted in lines, dots and labels, not in pixels."""
 
+import inspect
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -13,7 +15,7 @@ from torch import nn
 from mimetic import figures, mimetic_init_
 from mimetic.experiments import construction
 from mimetic.figures.language import side_by_side
-from mimetic.figures.style import interval_bars
+from mimetic.figures.style import interval_bars, styled
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
 
@@ -107,3 +109,10 @@ def test_points_at_one_place_stand_side_by_side():
     moved = side_by_side(x, 0.02)
     assert list(moved.index) == list("edcba") and moved["d"] == 0.1 and moved["a"] == 0.2
     assert sorted(moved[["e", "c", "b"]]) == pytest.approx([0.31, 0.33, 0.35])
+
+
+def test_every_figure_is_drawn_in_the_books_style():
+    """A function without its decorator would draw in the reader's own style."""
+    kinds = {"Figure", "matplotlib.figure.Figure"}
+    drawing = [f for name in figures.__all__ if inspect.isfunction(f := getattr(figures, name)) and f.__annotations__.get("return") in kinds]
+    assert len(drawing) > 20 and [f.__name__ for f in drawing if f.__code__ is not styled(f).__code__] == []
