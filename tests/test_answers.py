@@ -158,6 +158,20 @@ def test_trend_is_a_slope_over_seeds():
     assert "not enough runs" in growth.trend(two, "width")
 
 
+@pytest.mark.parametrize(
+    ("slopes", "said"),
+    [((1, 1, -1), "Both: the gain grows with the model, and is larger where there are fewer images."), ((-1, -1, 1), "Neither: the gain shrinks"),
+     ((1, 1, 1), "The first: "), ((-1, -1, -1), "The second: "), ((1, -1, 1), ""), ((0, 0, 1), ""), ((1, 1, 0), "")],
+)  # fmt: skip
+def test_the_answer_on_growth_in_a_few_words(slopes, said):
+    def dots(slope):
+        return pd.DataFrame([{"x": 2.0**k, "seed": s, "difference": slope * k * 0.01 + 0.002 * (s - 2) * k} for s in range(5) for k in range(3)])
+
+    panels = dict(zip(("width", "depth", "data"), map(dots, slopes), strict=True))
+    got = growth.lead(panels).strip()
+    assert got.startswith(said) and bool(got) == bool(said) and growth.lead({}) == ""
+
+
 def test_contrasts_are_worked_out_seed_by_seed():
     finals = invented(0.03, seeds=range(5), noise=0.002)
     finals.loc[finals["arm"] == "random-directions", "test_accuracy"] -= 0.03  # no better than the default

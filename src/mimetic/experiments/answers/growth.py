@@ -115,4 +115,21 @@ def answer(finals: pd.DataFrame) -> str:
     for title in GAIN_PANELS:
         gap = " (So far: not all sizes are in.)" if title in dots and dots[title]["x"].nunique() < len(panel_arms(title)) else ""
         lines.append(f"* {trend(dots, title)} {where(dots, title)}".rstrip() + gap)
-    return "**Answer.**\n\n" + "\n".join(lines)
+    return f"**Answer.**{lead(dots)}\n\n" + "\n".join(lines)
+
+
+def lead(dots: dict[str, pd.DataFrame]) -> str:
+    """The answer in a few words, where all slopes are known and those of size have one direction; else ""."""
+    signs = {}
+    for title in GAIN_PANELS:
+        slopes = slopes_per_doubling(dots[title]) if title in dots else []
+        if len(slopes) < ENOUGH:
+            return ""
+        low, high = mean_interval(slopes)
+        signs[title] = 1 if low > 0 else -1 if high < 0 else 0
+    size, data = {signs["width"], signs["depth"]}, signs["data"]
+    if len(size) > 1 or 0 in (*size, data):
+        return ""
+    size, data = size == {1}, data < 0
+    word = {(True, True): "Both", (False, False): "Neither", (True, False): "The first", (False, True): "The second"}[size, data]
+    return f" {word}: the gain {'grows' if size else 'shrinks'} with the model, and is larger where there are {'fewer' if data else 'more'} images."
