@@ -80,8 +80,9 @@ def test_points(folder):
 def test_verdicts_follow_the_interval(folder):
     points = share.gain_points(folder)
     text = share.verdict(points)
-    assert f"With {PLUS_MINUS}: ahead at 7 of 7 points, and the gain grows with attention's share, as the guess has it (r = +0.9" in text
-    assert f"With {PLUS_PLUS}: ahead at 0 of 7 points, and the difference falls as attention's share grows" in text and "What changes the share" not in text
+    assert f"With {PLUS_MINUS}: ahead at 7 of 7 points (7 with an interval above 0), and the gain grows with attention's share, as the guess has it (r = +0.9" in text
+    assert f"With {PLUS_PLUS}: ahead at 0 of 7 points (none with an interval above 0), and the difference falls as attention's share grows" in text
+    assert "; with one point left out, r from +0.9" in text and "so without `depth2`" in text
     assert "n = 7" in text and "families" not in text  # the point with half the attention layers is not among them
     assert "this sweep" not in text  # one set of signs says yes
     assert share.verdict(points[points["signs"] == PLUS_MINUS]).startswith("**Yes, in this sweep.** ")
@@ -96,15 +97,6 @@ def test_verdicts_follow_the_interval(folder):
     assert "2 points so far (1 more with fewer than 3 pairs), too few for a correlation" in text
 
 
-def test_a_gain_that_goes_by_what_changes_the_share_is_said(folder):
-    points = share.gain_points(folder)
-    base = points.set_index(["signs", "point"]).loc[(PLUS_MINUS, "base"), "by_seed"]
-    mirrored = points["point"].isin(["v256", "v4000", "v16000"]) & (points["signs"] == PLUS_MINUS)
-    points.loc[mirrored, "by_seed"] = points.loc[mirrored, "by_seed"].map(lambda seeds: {seed: 2 * base[seed] - gain for seed, gain in seeds.items()})
-    (said,) = share.by_cause(points)
-    assert f"smaller, in the other (−3.5 (−3.5 to −3.5) against +2.9 (+2.9 to +2.9) with {PLUS_MINUS}; percentage points, 3 seeds)" in said and said in share.verdict(points)
-
-
 def test_slopes_along_one_thing_at_a_time(folder):
     table = share.slopes(share.gain_points(folder))
     assert list(table.index) == [(signs, row) for signs in (PLUS_PLUS, PLUS_MINUS) for row in ("along the vocabulary", "along the MLP", "vocabulary minus MLP")]
@@ -112,6 +104,10 @@ def test_slopes_along_one_thing_at_a_time(folder):
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
     expected = np.polyfit(x, 100 * (2**x) / 5, 1)[0]
     assert table.loc[(PLUS_MINUS, "along the MLP"), "slope"] == pytest.approx(expected, rel=0.02) == -table.loc[(PLUS_PLUS, "along the MLP"), "slope"]
+    x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the vocabulary"]])
+    others = [np.polyfit(np.delete(x, i), np.delete(100 * (2**x) / 5, i), 1)[0] for i in range(4)]
+    assert table.loc[(PLUS_MINUS, "along the vocabulary"), ["least without one point", "most"]].tolist() == pytest.approx([min(others), max(others)], rel=0.02)
+    assert table.loc[(PLUS_MINUS, "along the MLP"), "most"] == ""  # two points make no slope
     assert share.slopes(share.gain_points(folder), "share-gpu").empty and share.smallest_r(8) == pytest.approx(0.705, abs=1e-3)
 
 

@@ -152,25 +152,35 @@ def relation(points: pd.DataFrame, what: str) -> str:
         says = "the difference " + (
             "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else "does not follow the share, as far as these points can show"
         )
-    return f"{what}: ahead at {gaining(points)} of {n} points, and {says} ({correlation_words(*found)})."
+    sure = int((points.loc[points["pairs"] >= FEW, "low"] > 0).sum())
+    ahead = f"ahead at {gaining(points)} of {n} points ({'none' if not sure else sure} with an interval above 0)"
+    others = [r[0] for name in points["point"] if (r := correlated(points[points["point"] != name]))]
+    left_out = f"; with one point left out, r from {min(others):+.2f} to {max(others):+.2f}".replace("-", "−") if others else ""
+    return f"{what}: {ahead}, and {says} ({correlation_words(*found)}{left_out})."
 
 
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """How much the gain changes when attention's share doubles, in percentage points: one row a set of signs and a thing that changes
-    the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds."""
+    the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds; and the least and the most that the mean
+    is when one point is left out."""
     rows = {}
     for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
         part, by_seed = part.set_index("point"), {}
         for along, names in ALONG.items():
             there = part.loc[[name for name in names if name in part.index]]
-            dots = [(row.share, seed, gain) for row in there.itertuples() for seed, gain in row.by_seed.items()]
-            found = 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]))
-            if len(found):
+            if len(found := _slopes(there)):
                 by_seed[along] = found
-                rows[signs, f"along {along}"] = _slope_row(found, len(there))
+                others = [_slopes(there.drop(index=name)).mean() for name in there.index]
+                rows[signs, f"along {along}"] = _slope_row(found, len(there)) | {"least without one point": min(others), "most": max(others)}
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
             rows[signs, "vocabulary minus MLP"] = _slope_row(difference, "")
     return blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
+
+
+def _slopes(points: pd.DataFrame) -> pd.Series:
+    """The slope of every seed, in percentage points a doubling."""
+    dots = [(row.share, seed, gain) for row in points.itertuples() for seed, gain in row.by_seed.items()]
+    return 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]))
 
 
 def _slope_row(values: pd.Series, points: int | str) -> dict[str, Any]:
@@ -190,8 +200,8 @@ def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
         return relation(part, "The sweep")
     every = [part[part["signs"] == signs] for signs in dict.fromkeys(part["signs"])]
     lines = [relation(rows, f"With {rows['signs'].iloc[0]}") for rows in every]
-    said = "\n".join(f"* {line}" for line in [*lines, *by_cause(points, sweep)])
-    return f"{lead(every)}Mimetic initialization against the default, attention held fixed and its share from {_range(part['share'])}:\n\n{said}"
+    said = "\n".join(f"* {line}" for line in lines)
+    return f"{lead(every)}Mimetic initialization against the default, attention held fixed (so without `{HALVED}`) and its share from {_range(part['share'])}:\n\n{said}"
 
 
 def lead(every: Sequence[pd.DataFrame]) -> str:
@@ -205,21 +215,6 @@ def lead(every: Sequence[pd.DataFrame]) -> str:
     if all(r[1] <= 0 <= r[2] for r in found):
         return "**Not that this sweep can show" + (".** " if any(gains) else ", and there is hardly a gain that could follow anything.** ")
     return ""
-
-
-def by_cause(points: pd.DataFrame, sweep: str = "share") -> list[str]:
-    """Where the gain goes up with the share along one thing and down along another, for one or more sets of signs: a sentence."""
-    table, said, seeds = slopes(points, sweep), [], 0
-    for signs in dict.fromkeys(points.loc[points["experiment"] == sweep, "signs"]):
-        rows = [table.loc[(signs, name)] for name in ("along the vocabulary", "along the MLP", "vocabulary minus MLP") if (signs, name) in table.index]
-        if len(rows) == 3 and rows[0]["slope"] * rows[1]["slope"] < 0 < rows[2]["low"] * rows[2]["high"]:
-            vocabulary, mlp, _ = (f"{row['slope']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})".replace("-", "−") for row in rows)
-            seeds = int(rows[2]["seeds"])
-            said.append(f"{vocabulary} against {mlp} with {signs}")
-    return [
-        "What changes the share matters more than the share: where it doubles because the vocabulary is smaller, the relative gain changes in one direction, and where it doubles because the MLP is "
-        f"smaller, in the other ({'; '.join(said)}; percentage points, {seeds} seeds)."
-    ] if said else []  # fmt: skip
 
 
 def _range(shares: pd.Series) -> str:
@@ -245,7 +240,7 @@ def within_vision(points: pd.DataFrame) -> str:
     said = [f"{100 * row['gain']:+.1f} % ({row['point']}; {100 * row['low']:+.1f} to {100 * row['high']:+.1f})".replace("-", "−") for row in ends]
     apart = ends[0]["high"] < ends[1]["low"]
     end = " The share alone does not decide." if apart else ""
-    return f"Among the {len(part)} vision models with the published signs, all with {_range(part['share'])} attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
+    return f"Among the {len(part)} comparisons in vision with the published signs and at least {ENOUGH} pairs, all with {_range(part['share'])} attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
 
 
 def at_equal_share(points: pd.DataFrame) -> str:

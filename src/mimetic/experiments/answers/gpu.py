@@ -211,7 +211,7 @@ def priority() -> str:
     runs = QUEUES["paper"]()
     pairs = len(PAPER_SEEDS)
     rest = len(runs) - pairs * len(PAIR) * len(PAPER)
-    return f"{len(runs)} runs: {pairs} pairs of each of {', '.join(TITLES[name] for name in PAPER)}, then {rest} runs for questions 1 to 3 of chapter 7."
+    return f"{len(runs)} runs: {pairs} pairs of each of {'; '.join(TITLES[name] for name in PAPER)}; then {rest} runs for questions 1 to 3 of chapter 7."
 
 
 # --- ImageNet --------------------------------------------------------------------------------------------------------

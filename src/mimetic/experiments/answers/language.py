@@ -13,7 +13,7 @@ from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, FITTED, RATES, SIGNS, end_rates, searched
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, LONG, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table
 from mimetic.figures.style import LABELS
@@ -72,7 +72,7 @@ def answer(study: Study = CENTRAL) -> str:
     others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
     if len(others):
         best = others["difference"].idxmin()
-        lines.append(f"best of the other arms, {best}: {finding(others.loc[best], METRIC)}")
+        lines.append(f"best of {len(others)} other arms (and chosen as that), {best}: {finding(others.loc[best], METRIC)}")
     return f"On {study.question}, after {steps:,} steps, against the default: " + "; ".join(lines) + f". Fewer bits per byte are better.{strength}"
 
 
@@ -195,7 +195,7 @@ def fitted_sentence() -> str:
     ratios = {part: [b * np.sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])] for part in ("qk", "vp")}
     spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
     return (
-        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK and {spans['vp']} for V·proj, where mimetic initialization has "
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has "
         f"{np.sqrt(d):.0f}. What it tests is mostly that size; it says little about diagonals."
     )
 
@@ -272,20 +272,39 @@ def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
         says = better if high < 0 else worse if low > 0 else f"no difference that {'these pairs' if n > 1 else 'one pair'} can show"
         parts.append(f"after {step:,} steps {says}, {METRIC.signed(mean)}{interval}")
     few = f"; {n} pair{'s' * (n != 1)}, too few for a claim" if n < ENOUGH else f"; {n} pairs"
-    return f"For the {LABELS[arm]}: {'; '.join(parts)}{few}."
+    return f"For the {LABELS[arm]}: {'; '.join(parts)}{few}.{ahead_between(gap)}"
+
+
+def ahead_between(gap: pd.DataFrame, least: int = 3) -> str:
+    """The longest stretch of the run in which every seed of the arm is ahead, if it is ``least`` points long and does not reach the end, in
+    words. gap: bits per byte of arm minus reference, step x seed; the last step is the end."""
+    ahead, best, now = (gap.iloc[:-1] < 0).all(axis=1), [], []
+    for step, yes in ahead.items():
+        now = [*now, step] if yes else []
+        best = max(best, now, key=len)
+    if len(best) < least or (best[-1] == ahead.index[-1] and (gap.iloc[-1] < 0).all()):
+        return ""
+    lowest = gap.loc[best].mean(axis=1)
+    return f" On the way ahead with every seed from step {best[0]:,} to {best[-1]:,}, most at step {lowest.idxmin():,} ({METRIC.signed(lowest.min())})."
+
+
+def longer(study: Study = LONG) -> str:
+    """How the two sets of signs end in the longer runs, in a sentence; "" without them."""
+    finals = load_runs(study.experiment)
+    table = study_table(study, finals, METRIC) if len(finals) else finals
+    said = [f"{LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC, more=False)}" for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index]
+    return f"In runs of {finals['step'].max():,} steps: {'; '.join(said)}." if said else ""
 
 
 def overfitting(curves: pd.DataFrame) -> str:
-    """Where each arm's mean curve has its lowest point, and where it ends."""
+    """Where each arm's mean curve has its lowest point. The last entry of a curve is of other text than those before it, and left out."""
     parts = []
     for arm, runs in curves.groupby("arm", sort=False):
-        mean = runs.groupby("step")["test_bits_per_byte"].mean()
-        best = mean.idxmin()
-        if best == mean.index[-1]:
-            parts.append(f"{LABELS.get(arm, arm)}: still falling at the last step, {mean.iloc[-1]:.3f}")
-        else:
-            parts.append(f"{LABELS.get(arm, arm)}: {mean[best]:.3f} at step {best:,}, {mean.iloc[-1]:.3f} at the end")
-    return f"Lowest point of each mean curve: {'; '.join(parts)}." if parts else ""
+        mean = runs.groupby("step")["test_bits_per_byte"].mean().iloc[:-1]
+        if len(mean):
+            best, last = mean.idxmin(), mean.index[-1]
+            parts.append(f"{LABELS.get(arm, arm)}: {mean[best]:.3f}, at step {best:,}" + (", the last of them" if best == last else f" ({mean[last]:.3f} at step {last:,})"))
+    return f"Lowest point of each mean curve before the end: {'; '.join(parts)}." if parts else ""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------

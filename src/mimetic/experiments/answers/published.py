@@ -18,10 +18,10 @@ def table() -> str:
     return common.markdown(numbers())
 
 
-def cifar() -> pd.DataFrame:
-    """Published CIFAR numbers of ViT-Tiny-like models with their sources."""
+def cifar() -> str:
+    """The rows of numbers() on CIFAR as Markdown."""
     found = numbers()
-    return found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)].reset_index(drop=True)
+    return common.markdown(found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)])
 
 
 def implementations() -> str:
