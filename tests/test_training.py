@@ -603,13 +603,13 @@ def test_trial_steps_before_a_graph_leave_nothing_behind(monkeypatch, capsys, be
             x, y = batch
             return (torch.dropout(model(x), 0.5, True) - y).square().mean(), {"size": y.abs().mean()}
 
-    config, backend = TrainConfig(epochs=1, lr=0.1, weight_decay=0.3), {"type": "cpu", "precision": "float32", "compiled": False}
+    backend = {"type": "cpu", "precision": "float32"}
     ends = []
     for captures in (False, True):
         torch.manual_seed(0)
         model, task = line_model(), Noisy()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        step = Step(model, model, task, optimizer, config, backend)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True, weight_decay=0.3)
+        step = Step(model, model, task.loss, optimizer, 1.0, backend)
         for i in range(begun):
             step(task.batch(0, i), 0.1 / (i + 1))
         step.captures = captures

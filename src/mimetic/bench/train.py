@@ -89,7 +89,7 @@ class Bench:
     def our_step(self) -> Callable[[], None]:
         """A training step as training.loop takes it."""
         task, model, forward, optimizer = self.ours
-        step = Step(model, forward, task, optimizer, self.settings, self.backend)
+        step = Step(model, forward, task.loss, optimizer, self.config.grad_clip, self.backend, captures=self.gpu)
         numbers = itertools.count()
 
         def run() -> None:

@@ -258,7 +258,9 @@ def train(
             # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
             forward = torch.compile(forward, dynamic=False)
             evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
-        trained = Step(model, forward, task, optimizer, config, backend, group)
+        # a graph holds one shape of batch, and no other process
+        captures = backend["type"] == "cuda" and backend["compiled"] and group.size == 1 and task.mean_over_rows
+        trained = Step(model, forward, task.loss, optimizer, config.grad_clip, backend, captures, group)
         if state is not None:
             trained.sums = {name: value.to(_device(model)) for name, value in state["sums"].items()}
         compiling = backend["compiled"]

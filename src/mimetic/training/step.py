@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +12,30 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mimetic.training.parallel import ALONE, Group
 from mimetic.training.precision import cast
 
-if TYPE_CHECKING:
-    from mimetic.training.loop import Task, TrainConfig
+Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Step:
     """A step of one model: forward, backward, clipping, AdamW, and the sums of loss and metrics (``sums``; reset() after an epoch).
 
-    A compiled model alone on its GPU is trained by a CUDA graph, which the first call captures. Batches of another shape than the
-    first are trained without it.
-
     Args:
-        forward: the model as the task calls it: compiled, wrapped for several processes.
+        forward: the model as the loss calls it: compiled, wrapped for several processes.
+        loss: of forward and a batch: the loss, and metrics to sum.
+        grad_clip: largest norm of the gradient; 0: no clipping.
         backend: of loop.resolve_backend.
+        captures: make the step a CUDA graph at the first call. Batches of another shape than the first are then trained without it.
         group: the processes that train together.
     """
 
     def __init__(
-        self, model: nn.Module, forward: nn.Module, task: Task, optimizer: torch.optim.AdamW, config: TrainConfig,
-        backend: dict[str, Any], group: Group = ALONE,
+        self, model: nn.Module, forward: nn.Module, loss: Loss, optimizer: torch.optim.AdamW, grad_clip: float, backend: dict[str, Any],
+        captures: bool = False, group: Group = ALONE,
     ) -> None:  # fmt: skip
-        self.model, self.forward, self.task, self.optimizer = model, forward, task, optimizer
-        self.config, self.backend, self.group = config, backend, group
+        self.model, self.forward, self.loss, self.optimizer = model, forward, loss, optimizer
+        self.grad_clip, self.backend, self.captures, self.group = grad_clip, backend, captures, group
         self.sums: dict[str, Tensor] = {}
-        self.captures = backend["type"] == "cuda" and backend["compiled"] and group.size == 1 and task.mean_over_rows
         self.replay: Callable[[], None] | None = None
-        if self.captures:
+        if captures:
             read_rate_from_device(optimizer)
 
     def __call__(self, batch: Any, rate: float) -> None:
@@ -63,17 +61,19 @@ class Step:
 
     def _run(self, batch: Any) -> None:
         with cast(self.backend):
-            loss, metrics = self.task.loss(self.forward, batch)
+            loss, metrics = self.loss(self.forward, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        if self.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
         # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at every step, so
         # that a checkpoint inside an epoch holds what belongs to the whole batch
         values = {name: value.detach().to(sum_dtype(self.backend)) for name, value in {"loss": loss, **metrics}.items()}
         for name, value in self.group.mean(values).items():
-            self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+            self.sums[name] += value
 
     def _changed(self) -> dict[Any, Tensor]:
         return {**changed(self.optimizer), **self.sums}
