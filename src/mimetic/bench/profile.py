@@ -90,9 +90,10 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
 def largest(operations: dict[str, float]) -> dict[str, float]:
     """The LARGEST operators or kernels and their share of all, names without types, arguments and counters, alike ones added up."""
     together: dict[str, float] = defaultdict(float)
+    total = sum(operations.values())
     for name, value in operations.items():
         bare = re.sub(r"<.*|\(.*|^void ", "", name).rpartition("::")[2] if name.startswith("void ") else name
-        together[re.sub(r"_\d+$", "", bare)[:80]] += value / sum(operations.values())
+        together[re.sub(r"_\d+$", "", bare)[:80]] += value / total
     return {name: together[name] for name in sorted(together, key=together.get, reverse=True)[:LARGEST]}
 
 

@@ -161,7 +161,7 @@ def train_group(
             while done < (epoch + 1) * steps:
                 batches = [each.batch(epoch, done - epoch * steps) for each in streams.values()]
                 inputs, targets = (torch.stack(parts)[stream] for parts in zip(*batches, strict=True))
-                step(inputs, targets, learning_rate(done, step.highest, steps))
+                step((inputs, targets), learning_rate(done, step.highest, steps))
                 done += 1
             trained = step.means(steps)
             seconds["train"] += time.perf_counter() - timer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor
 from mimetic.models.stacked import Stacked
 from mimetic.training.loop import TrainConfig, adamw
 from mimetic.training.precision import cast
-from mimetic.training.step import as_graph, changed, read_rate_from_device, set_rate, sum_dtype
+from mimetic.training.step import Captured, sum_dtype
 
 Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
-class GroupStep:
+class GroupStep(Captured):
     """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU it is a CUDA graph.
 
     Args:
@@ -29,37 +28,23 @@ class GroupStep:
     """
 
     def __init__(self, stacked: Stacked, losses: Losses, metrics: Sequence[str], settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:
-        self.stacked, self.losses, self.backend = stacked, losses, backend
+        self.stacked, self.losses = stacked, losses
         self.highest = max(settings, key=lambda s: s.lr)
-        self.optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
+        optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
+        super().__init__(optimizer, backend, captures=backend["type"] == "cuda")
         device = stacked.weights[0].device
         same = all(s.lr == self.highest.lr for s in settings)
         self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
         self.sums = {name: torch.zeros(stacked.size, dtype=sum_dtype(backend), device=device) for name in ("loss", *metrics)}
-        self.replay: Callable[[], None] | None = None
-        if device.type == "cuda":
-            read_rate_from_device(self.optimizer)
-
-    def __call__(self, inputs: Tensor, targets: Tensor, rate: float) -> None:
-        set_rate(self.optimizer, rate)
-        if not inputs.is_cuda:
-            self._run(inputs, targets)
-            return
-        if self.replay is None:
-            self.inputs, self.targets = inputs.clone(), targets.clone()
-            self.replay = as_graph(partial(self._run, self.inputs, self.targets), self._changed)
-        self.inputs.copy_(inputs)
-        self.targets.copy_(targets)
-        self.replay()
 
     def means(self, steps: int) -> dict[str, list[float]]:
         """The mean of each sum over the steps since the last call, run by run."""
         found = {name: (value / steps).tolist() for name, value in self.sums.items()}
-        for value in self.sums.values():
-            value.zero_()
+        self.reset()
         return found
 
-    def _run(self, inputs: Tensor, targets: Tensor) -> None:
+    def _run(self, batch: tuple[Tensor, Tensor]) -> None:
+        inputs, targets = batch
         with cast(self.backend):
             losses, metrics = self.losses(self.stacked(inputs).float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -69,9 +54,6 @@ class GroupStep:
         step_each_(self.optimizer, self.stacked.weights, self.rates)
         for name, value in {"loss": losses.detach(), **metrics}.items():
             self.sums[name] += value
-
-    def _changed(self) -> dict[Any, Tensor]:
-        return {**changed(self.optimizer), **self.sums}
 
 
 @torch.no_grad()

@@ -15,24 +15,12 @@ from mimetic.training.precision import cast
 Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
-class Step:
-    """A step of one model: forward, backward, clipping, AdamW, and the sums of loss and metrics (``sums``; reset() after an epoch).
+class Captured:
+    """A step that a GPU may be given as one CUDA graph, which the first call captures. Batches of another shape than the first are trained
+    without it. What a step is says ``_run``; ``sums`` are of loss and metrics (reset() after an epoch)."""
 
-    Args:
-        forward: the model as the loss calls it: compiled, wrapped for several processes.
-        loss: of forward and a batch: the loss, and metrics to sum.
-        grad_clip: largest norm of the gradient; 0: no clipping.
-        backend: of loop.resolve_backend.
-        captures: make the step a CUDA graph at the first call. Batches of another shape than the first are then trained without it.
-        group: the processes that train together.
-    """
-
-    def __init__(
-        self, model: nn.Module, forward: nn.Module, loss: Loss, optimizer: torch.optim.AdamW, grad_clip: float, backend: dict[str, Any],
-        captures: bool = False, group: Group = ALONE,
-    ) -> None:  # fmt: skip
-        self.model, self.forward, self.loss, self.optimizer = model, forward, loss, optimizer
-        self.grad_clip, self.backend, self.captures, self.group = grad_clip, backend, captures, group
+    def __init__(self, optimizer: torch.optim.AdamW, backend: dict[str, Any], captures: bool) -> None:
+        self.optimizer, self.backend, self.captures = optimizer, backend, captures
         self.sums: dict[str, Tensor] = {}
         self.replay: Callable[[], None] | None = None
         if captures:
@@ -45,7 +33,7 @@ class Step:
             return
         if self.replay is None:
             self.batch = tree_map(torch.clone, batch)
-            self.replay = as_graph(lambda: self._run(self.batch), self._changed)
+            self.replay = as_graph(lambda: self._run(self.batch), lambda: {**changed(self.optimizer), **self.sums})
         given, kept = tree_leaves(batch), tree_leaves(self.batch)
         if [tensor.shape for tensor in given] != [tensor.shape for tensor in kept]:
             self._run(batch)
@@ -58,6 +46,29 @@ class Step:
         """Begin the sums again."""
         for value in self.sums.values():
             value.zero_()
+
+    def _run(self, batch: Any) -> None:
+        raise NotImplementedError
+
+
+class Step(Captured):
+    """A step of one model: forward, backward, clipping, AdamW, and the sums of loss and metrics.
+
+    Args:
+        forward: the model as the loss calls it: compiled, wrapped for several processes.
+        loss: of forward and a batch: the loss, and metrics to sum.
+        grad_clip: largest norm of the gradient; 0: no clipping.
+        backend: of loop.resolve_backend.
+        captures: make the step a CUDA graph.
+        group: the processes that train together.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: nn.Module, loss: Loss, optimizer: torch.optim.AdamW, grad_clip: float, backend: dict[str, Any],
+        captures: bool = False, group: Group = ALONE,
+    ) -> None:  # fmt: skip
+        super().__init__(optimizer, backend, captures)
+        self.model, self.forward, self.loss, self.grad_clip, self.group = model, forward, loss, grad_clip, group
 
     def _run(self, batch: Any) -> None:
         with cast(self.backend):
@@ -74,9 +85,6 @@ class Step:
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(value)
             self.sums[name] += value
-
-    def _changed(self) -> dict[Any, Tensor]:
-        return {**changed(self.optimizer), **self.sums}
 
 
 def sum_dtype(backend: dict[str, Any]) -> torch.dtype:

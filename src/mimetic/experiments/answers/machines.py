@@ -49,6 +49,10 @@ def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
     return both[both["device"] != both["other device"]].reset_index(drop=True)
 
 
+def _made_there(both: pd.DataFrame) -> str:
+    return f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
+
+
 def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic")) -> str:
     """Whether two machines agree: single runs, and the gain of the arms; "" without runs of both."""
     both = replicas(experiment)
@@ -57,7 +61,7 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
     difference = 100 * (both["here"] - both["there"])
     low, high = mean_interval(difference)
     text = (
-        f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`). The order of the images is the "
+        f"{_made_there(both)}. The order of the images is the "
         f"same there, the random numbers of the augmentation are not. On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points "
         f"({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median) and at most {difference.abs().max():.1f}: about what another seed changes."
     )
@@ -78,7 +82,7 @@ def text_replicas_sentence(experiment: str) -> str:
     apart = (both["here"] - both["there"]).abs()
     row, median = both.loc[apart.idxmax()], apart.median()
     text = (
-        f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`), from the same weights and in the "
+        f"{_made_there(both)}, from the same weights and in the "
         f"same order of the text. The two differ by {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by {apart.max():.{BITS.digits}f}."
     )
     return text if apart.max() < 5 * median else text + " Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little."
