@@ -6,11 +6,13 @@ compared with what those modules compute. The one test that fetches a real wheel
 
 import dataclasses
 import hashlib
+import http.server
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -653,6 +655,99 @@ def test_a_hub_that_refuses_connections_fails_fast(tmp_path):
     kind, seconds, reason = done.stdout.split(maxsplit=2)
     assert kind == "Unavailable" and "Connection refused" in reason
     assert float(seconds) < 12, f"took {seconds} s of {time.monotonic() - start:.1f} s"
+
+
+HUB_CODE = """
+import dataclasses, sys
+from mimetic import pretrained
+from mimetic.pretrained.sources import SOURCES
+name, sha256 = sys.argv[1:]
+src = SOURCES[name]
+if sha256:
+    SOURCES[name] = dataclasses.replace(src, origin=dataclasses.replace(src.origin, sha256=sha256))
+try:
+    layers = pretrained.load(name)
+    print(len(layers), layers[5].qk(1).diagonal().sum().item())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A server that answers as the hub does for one file: what a revision is, and where its file lies (elsewhere, by a redirection)."""
+    asked, file = [], tmp_path / "served.safetensors"
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            asked.append((self.command, self.path))
+            data = file.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            if self.path == "/store/file":
+                self.answer(200, {"Content-Type": "application/octet-stream", "ETag": f'"{digest}"'}, data)
+            elif self.path.startswith("/api/models/") and "/revision/" in self.path:
+                repo, revision = self.path.removeprefix("/api/models/").split("/revision/")
+                about = {"id": repo, "sha": revision, "siblings": [{"rfilename": "model.safetensors"}], "tags": [], "private": False}
+                self.answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+            elif self.path.endswith("/model.safetensors") and "/resolve/" in self.path:
+                headers = {"X-Repo-Commit": self.path.split("/")[-2], "X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
+                store = f"http://localhost:{self.server.server_port}/store/file"  # another host: the client asks the hub for headers
+                self.answer(302, headers | {"Location": store})
+            else:
+                self.answer(404, {"X-Error-Code": "EntryNotFound"})
+
+        do_HEAD = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        httpd.file, httpd.asked = file, asked
+        yield httpd
+        httpd.shutdown()
+
+
+def test_the_hubs_own_client_fetches_a_pinned_file(monkeypatch, hub, tmp_path):
+    """The whole way with nothing replaced but the hub's address, and the checksum of a file that only this test has."""
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = timm.create_model("vit_tiny_patch16_224")
+    save_file(model.state_dict(), hub.file, {"format": "pt"})
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE") and "proxy" not in key.lower()}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
+
+    def load(sha256: str) -> list[str]:
+        command = [sys.executable, "-c", HUB_CODE, "vit_tiny_patch16_224", sha256]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120).stdout.split(maxsplit=2)
+
+    # what the published file's checksum refuses, is not kept
+    assert load("")[:2] == ["ChecksumError", "vit_tiny_patch16_224:"]
+    assert not (tmp_path / "cache").exists()
+    origin = SOURCES["vit_tiny_patch16_224"].origin
+    assert ("GET", "/store/file") in hub.asked
+    assert {path for _, path in hub.asked} >= {
+        f"/api/models/{origin.repo}/revision/{origin.revision}",
+        f"/{origin.repo}/resolve/{origin.revision}/model.safetensors",
+    }
+    sha256 = hashlib.sha256(hub.file.read_bytes()).hexdigest()
+    number, trace = load(sha256)
+    expected = attention_layers(model)[5].qk(1).diagonal().sum().item()
+    assert (int(number), float(trace)) == (12, pytest.approx(expected, rel=1e-4))
+    src = SOURCES["vit_tiny_patch16_224"]
+    monkeypatch.setitem(SOURCES, src.name, dataclasses.replace(src, origin=dataclasses.replace(origin, sha256=sha256)))
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    same_layers(pretrained.load(src.name), model)  # from the cache
 
 
 # --- names, and what can be had -------------------------------------------------------------------------------------

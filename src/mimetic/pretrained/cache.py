@@ -302,6 +302,6 @@ def _download_hub(src: Source, folder: Path) -> Path:
             HfApi().model_info(hub.repo, revision=hub.revision, timeout=HUB_TIMEOUT)
             file = Path(hf_hub_download(hub.repo, "model.safetensors", revision=hub.revision, local_dir=folder))
         except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
-            raise Unavailable(f"{src.name}: {hub} cannot be fetched from the hub ({one_line(error)[:120]})") from None
+            raise Unavailable(f"{src.name}: {hub} cannot be fetched from the hub ({one_line(error)[:200]})") from None
     check_sha256(file, hub.sha256, f"{src.name}: model.safetensors")
     return file
