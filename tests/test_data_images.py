@@ -137,49 +137,53 @@ def server(tmp_path):
         httpd.shutdown()
 
 
-def test_fetch_goes_through_torchvision_with_its_checksum(tmp_path, monkeypatch, server):
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_fetch_goes_through_torchvision_with_its_checksum(tmp_path, monkeypatch, server, name):
     """torchvision's own code on a made-up archive: with the right MD5 it is unpacked, with the wrong one refused."""
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("MIMETIC_OFFLINE", raising=False)
-    cifar = torchvision.datasets.CIFAR10
+    cifar = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    labels, classes = {"cifar10": ("labels", 10), "cifar100": ("fine_labels", 100)}[name]
     rng = np.random.default_rng(0)
     blobs, archive = {}, tmp_path / "www" / cifar.filename
-    for names in (cifar.train_list, cifar.test_list):
-        for name, _ in names:
-            entry = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": list(range(10)) * 2}
-            blobs[name] = pickle.dumps(entry)
-    blobs[cifar.meta["filename"]] = pickle.dumps({"label_names": [f"c{i}" for i in range(10)]})
+    for member, _ in cifar.train_list + cifar.test_list:
+        entry = {"data": rng.integers(0, 256, (2 * classes, 3072), dtype=np.uint8), labels: list(range(classes)) * 2}
+        if name == "cifar100":
+            entry["coarse_labels"] = [0] * 2 * classes  # which nobody must take for the labels
+        blobs[member] = pickle.dumps(entry)
+    blobs[cifar.meta["filename"]] = pickle.dumps({cifar.meta["key"]: [f"c{i}" for i in range(classes)]})
     with tarfile.open(archive, "w:gz") as tar:
-        for name, blob in blobs.items():
-            info = tarfile.TarInfo(f"{cifar.base_folder}/{name}")
+        for member, blob in blobs.items():
+            info = tarfile.TarInfo(f"{cifar.base_folder}/{member}")
             info.size = len(blob)
             tar.addfile(info, io.BytesIO(blob))
-    md5 = {name: hashlib.md5(blob).hexdigest() for name, blob in blobs.items()}
+    md5 = {member: hashlib.md5(blob).hexdigest() for member, blob in blobs.items()}
     monkeypatch.setattr(cifar, "url", f"{server}/{cifar.filename}")
-    with pytest.raises(Unavailable, match="torchvision could not fetch cifar10"):
-        fetch_images("cifar10")
+    with pytest.raises(Unavailable, match=f"torchvision could not fetch {name}"):
+        fetch_images(name)
     assert not list((tmp_path / "cache").glob("*"))  # nothing half-done is left
     monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar, "train_list", [[name, md5[name]] for name, _ in cifar.train_list])
-    monkeypatch.setattr(cifar, "test_list", [[name, md5[name]] for name, _ in cifar.test_list])
+    monkeypatch.setattr(cifar, "train_list", [[member, md5[member]] for member, _ in cifar.train_list])
+    monkeypatch.setattr(cifar, "test_list", [[member, md5[member]] for member, _ in cifar.test_list])
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": md5[cifar.meta["filename"]]})
-    path = fetch_images("cifar10")
-    monkeypatch.setattr(images, "_COUNTS", {"train": 100, "test": 20})
-    data = load_images("cifar10")
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [path.name] == ["cifar10.npz"]
-    first = pickle.loads(blobs["data_batch_1"])["data"][0].reshape(3, 32, 32)
+    path = fetch_images(name)
+    monkeypatch.setattr(images, "_COUNTS", {"train": 2 * classes * len(cifar.train_list), "test": 2 * classes})
+    data = load_images(name)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [path.name] == [f"{name}.npz"]
+    first = pickle.loads(blobs[cifar.train_list[0][0]])["data"][0].reshape(3, 32, 32)
     assert (data.x_train[0].numpy() == first).all() and data.classes[0] == "c0"
+    assert data.y_test.tolist() == list(range(classes)) * 2
     # an archive that is given is unpacked without a network, a wrong one refused
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
     monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "given"))
     (tmp_path / "given").mkdir()
     given = tmp_path / "given" / cifar.filename
     given.write_bytes(archive.read_bytes()[:-1])
-    with pytest.raises(Unavailable, match="is not the archive of cifar10's host"):
-        fetch_images("cifar10")
+    with pytest.raises(Unavailable, match=f"is not the archive of {name}'s host"):
+        fetch_images(name)
     given.write_bytes(archive.read_bytes())
-    assert torch.equal(load_images("cifar10").x_train, data.x_train) and given.is_file()
+    assert torch.equal(load_images(name).x_train, data.x_train) and given.is_file()
 
 
 def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):
