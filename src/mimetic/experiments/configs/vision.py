@@ -141,6 +141,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
             for part, letter, sign, constant in (("qk", "alpha", 1, 0.7), ("qk", "beta", 1, 0.7), ("vp", "alpha", 1, 0.4), ("vp", "beta", -1, 0.4))
             for value in (0, constant / 2, constant * 2)
         },
+        # without any noise V·proj's factors are coordinate axes, in every layer the same ones; a trace of noise gives them directions of their own
+        "vp-alpha-0.001": {"init": "mimetic", "vp_alpha": 0.001},
         **{f"qk-rank-{rank}": {"init": "mimetic", "qk_rank": rank} for rank in (8, 16)},
         # does bfloat16 change the answer?
         **{f"float32-{init}": {"init": init, "precision": "float32"} for init in ("timm", "mimetic")},
