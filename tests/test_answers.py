@@ -38,7 +38,10 @@ def test_whether_one_rate_suits_every_arm():
         {"arm": f"{arm}-lr-{lr:g}", "test_accuracy": 0.5 + (0.02 if lr == best.get(arm) else 0)} for arm in CHECKED for lr in CHECK_RATES
     ])  # fmt: skip
     text = answers.rates_sentence(finals)
-    assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). Each at its best rate, in percent: ")
+    assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ") and "Each at its best rate, in percent: " in text
+    assert "A lower rate than the default's suits default at mimetic's norms, mimetic's singular values, random directions." in text  # level: the lowest counts
+    none = finals.assign(test_accuracy=[0.5 + 0.02 * arm.endswith("lr-0.001") for arm in finals["arm"]])
+    assert "suits none of the arms with large weights, **against our expectation**." in answers.rates_sentence(none)
     assert answers.rates_sentence(finals.assign(test_accuracy=0.5)).startswith("No arm is better by more than 1 point")
     assert "Not all" in answers.rates_sentence(finals[1:]) and answers.rates_table(finals[1:]).isna().sum().sum() == 1
 
@@ -130,8 +133,8 @@ def test_an_arm_is_not_sooner_than_itself():
 
 
 def test_recipe_rule():
-    finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.52, 0.515, 0.4]})
-    assert "`a`, is 0.5 points ahead of the base" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
+    finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.502, 0.505, 0.4]})
+    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
     better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
     assert "it replaces the base's value" in answers.recipe_sentence(better)
     assert answers.recipe_table(finals).index[0] == "a"
@@ -180,8 +183,8 @@ def test_contrasts_are_worked_out_seed_by_seed():
     expected = (wide["mimetic"] - wide["random-directions"]).mean()
     assert table.loc["mimetic minus random directions", "difference"] == pytest.approx(expected) and expected > 0.02
     text = answers.found("structure", finals)
-    assert f"* mimetic minus random directions: {answers.points(expected)} points" in text and "; as expected" in text
-    turned = finals.assign(test_accuracy=finals["test_accuracy"] + 0.06 * (finals["arm"] == "random-directions"))
+    assert f"* mimetic minus random directions: {answers.points(expected)} points" in text and "; a difference" in text
+    turned = finals.assign(test_accuracy=finals["test_accuracy"] + 0.06 * (finals["arm"] == "untransposed"))
     assert "**against our expectation**" in answers.found("structure", turned)
     assert "too few pairs for a verdict" in answers.found("structure", finals[finals["seed"] < 3])
     both = common.contrast_table(STUDIES["which-half"], finals).loc["both, beyond the sum of the halves", "difference"]
@@ -219,7 +222,7 @@ def test_figures_of_the_whole_programme():
     assert list(tables) == ["width", "depth", "data"]
     assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [2000, 5000, 10000, 50000]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
-    assert set(answers.numbers(table)) >= {"p", "p_holm"} and growth.attention_share(finals)["attention (%)"].eq(33.3).all()
+    assert "p" in answers.numbers(table) and growth.attention_share(finals)["attention (%)"].eq(33.3).all()
 
 
 def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():

@@ -34,38 +34,66 @@ MIXED = [v + (0.01 if i % 2 else -0.01) for i, v in enumerate(BASE)]
 def test_the_answer_follows_from_the_pairs(no_rates):
     text = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, opposite=MIXED), "beauty": finals()})
     words = text.splitlines()[0]
-    assert "against the default: vision signs: *gains*; opposite signs: *no difference that these pairs can show*" in words
+    assert "NDCG@10 against the default's 0.1000: vision signs +0.0105: *gains*; opposite signs +0.0000: *no difference that these pairs can show*." in words
     assert "* **Amazon Beauty (1,000 items)**: no pair yet." in text and "**So" not in text
-    assert "| default | 0.1000 |  |" in text and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in text
-    three, one = (rec.verdict({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])}) for n in (3, 1))
-    assert "vision signs: *ahead so far*" in three and "p 0.250" in three
-    assert "vision signs: *only one pair so far*" in one and "| vision signs | +0.0100, one pair |" in one
-    worse = rec.verdict({"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)})
-    assert "opposite signs: *loses*" in worse and "opposite minus vision signs: *below 0*" in worse and "−0.0105" in worse
+    table = rec.in_numbers({"ml100k": finals(bert=BASE, mimetic=BETTER, opposite=MIXED), "beauty": finals()})
+    assert "| default | 0.1000 |  |" in table and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
+    three, one = ({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])} for n in (3, 1))
+    assert "vision signs +0.0102: *ahead so far*" in rec.verdict(three) and "p 0.250" in rec.in_numbers(three)
+    assert "vision signs +0.0100: *only one pair so far*" in rec.verdict(one) and "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
+    worse = {"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)}
+    assert "opposite signs −0.0105: *loses*" in rec.verdict(worse) and "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
 
 
 def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     runs = finals(bert=BASE, mimetic=BASE[::-1], short_next_bert=BETTER, short_next_mimetic=BASE, short_next_opposite=[v + 0.01 for v in BETTER])
     text = rec.verdict({"ml100k": runs})
-    assert "* **MovieLens-100K, causal next-item sibling**, against the default: vision signs: *loses*; opposite signs: *gains*." in text
+    assert "* **MovieLens-100K, causal next-item sibling**, NDCG@10 against the default's 0.1105: vision signs −0.0105: *loses*; opposite signs +0.0100: *gains*." in text
     assert text.count("**So") == 1 and "**So, at this learning rate and on these items, the sign matters: opposite signs do better than vision's.**" in text
-    assert "| vision signs | +0.0000 (" in text and "| opposite minus vision signs |  | +0.0205 (" in text
+    table = rec.in_numbers({"ml100k": runs})
+    assert "| vision signs | +0.0000 (" in table and "| opposite minus vision signs |  | +0.0205 (" in table
     said = advice.monday({"ml100k": runs}).splitlines()
     assert len(said) == 2 and said[1].startswith("* MovieLens-100K, causal next-item sibling: one pattern gains and the other loses")
 
 
-def test_which_product_does_it():
-    said = advice.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
-    assert said.endswith("Of the products of vision's signs: QK alone: no difference that these pairs can show; V·proj alone: gains.")
-    assert "Of the products" not in advice.monday({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
+def test_which_product_does_it(no_rates):
+    said = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
+    halves = "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), QK besides V·proj +0.0000 (+0.0000 to +0.0000)."
+    assert f"Of vision's two products: {halves}" in said
+    assert "two products" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
+
+
+def test_what_the_learning_rate_does_by_itself(monkeypatch):
+    other = finals(bert=BETTER, mimetic=BETTER)
+    monkeypatch.setattr(rec, "load_runs", lambda name: other)
+    text = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER)})
+    said = "At 0.003 in place of 0.001 the default itself ends +0.0105 (+0.0101 to +0.0109) on MovieLens-100K; over it, there, vision signs +0.0000 (+0.0000 to +0.0000)."
+    assert f"* **The learning rate.** {said}" in text
+    other = finals(bert=BETTER[:3], mimetic=BETTER[:3])
+    assert "The learning rate" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER)})
+
+
+def test_the_sibling_at_its_best_epoch():
+    rows = [
+        {"arm": f"short-next-{arm}", "seed": seed, "epoch": epoch, "test_validation_ndcg10": peak - abs(epoch - 2), "test_ndcg10": value + 0.1 * (epoch > 2)}
+        for arm, peak, values in (("bert", 5, BASE), ("mimetic", 4, BASE), ("opposite", 3, BETTER)) for seed, value in enumerate(values) for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    text = convergence.at_best_epoch(pd.DataFrame(rows))
+    assert "default after 2, vision signs after 2, opposite signs after 2 epochs" in text and "opposite signs +0.0105 (+0.0101 to +0.0109, 6 pairs)." in text
+    assert convergence.at_best_epoch(pd.DataFrame(rows[:6])) == "" == convergence.at_best_epoch(pd.DataFrame())
 
 
 def test_whether_it_is_the_size(no_rates):
     same = [v + 0.0001 * (-1) ** i for i, v in enumerate(BETTER)]
     size = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])})
-    assert "vision signs, opposite signs, default at their norms (no diagonal): *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
-    beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, mimetic=BETTER)})
-    assert "**So, at this learning rate and on these items, there is more to it than the size of the weights.**" in beyond
+    assert "vision signs +0.0105, opposite signs +0.0105, default at their norms (no diagonal) +0.0105: *gains*" in size and "**So, at this learning rate and on these items, larger attention weights gain, with a diagonal or without one;" in size
+    beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, random_directions=BASE, mimetic=BETTER)})
+    assert "**So, at this learning rate and on these items, vision signs gain beyond the size of the weights and their singular values.**" in beyond
+    for one in ({"timm_rescaled": BASE}, {"timm_rescaled": BASE, "random_directions": BETTER}, {"timm_rescaled": BETTER, "random_directions": BASE}):
+        assert "gain beyond" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, **one)})  # both controls must be beaten
+    lower = [v + 0.005 for v in BASE]
+    neither = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, mimetic=BETTER, opposite=lower)})
+    assert "vision signs do better than the opposite, but neither does better than weights as large without a diagonal.**" in neither
     assert "neither the diagonal nor its sign adds anything" in size
     part = rec.verdict({"ml100k": finals(bert=BASE, random_directions=BETTER, mimetic=BETTER)})
     assert "with a diagonal or without one.**" in part  # nothing is said of the sign without the arms that ask
@@ -74,16 +102,17 @@ def test_whether_it_is_the_size(no_rates):
 
 
 def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
-    runs = finals(bert=BASE, timm_rescaled=BETTER, mimetic=BETTER)
+    runs = finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, mimetic=BETTER)
     assert "these say something else:\n\n* MovieLens-100K: none." in rec.other_settings({"ml100k": runs})
     assert "last but one" not in rec.verdict({"ml100k": runs}) and "on the users' last but one items, too" in advice.monday({"ml100k": runs})
-    size = runs["arm"] == "timm-rescaled"
-    runs.loc[size, "test_validation_ndcg10"] = BASE
+    size = runs["arm"].isin(["timm-rescaled", "random-directions"])
+    runs.loc[size, "test_validation_ndcg10"] = [*BASE, *BASE]
     text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
-    assert "without one; neither" not in text and "On the users' [last but one items](#other-items) there is more to it than the size of the weights." in text
-    changed = "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); vision signs minus default at their norms: *above 0*"
-    assert changed in rec.other_settings({"ml100k": runs})
-    assert "not so on the users' last but one items, where it is the diagonal that gains (vision signs minus default at their norms +0.0105" in said
+    assert "without one; neither" not in text and "On the users' [last but one items](#other-items) vision signs gain beyond the size of the weights and their singular values." in text
+    changed = "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); "
+    assert changed in rec.other_settings({"ml100k": runs}) and "vision signs minus default at their norms: *above 0*" in rec.other_settings({"ml100k": runs})
+    assert "not so on the users' last but one items, where vision signs gain beyond it (vision signs minus default at their norms +0.0105" in said
+    assert "multiply the attention weights of its default (here, against BERT's .02, queries and keys by 8, values and projection by 5.0)" in said
     neither = runs.copy()
     neither["test_validation_ndcg10"] = neither["seed"].map(dict(enumerate(BASE)))
     assert "On the users' [last but one items](#other-items) no such thing can be said." in rec.verdict({"ml100k": neither})
@@ -105,12 +134,12 @@ def test_both_rates_and_both_items_are_shown(monkeypatch):
     settings = rec.in_how_many_settings({"ml100k": common, "beauty": finals()}).splitlines()
     assert settings[2:4] == ["| vision signs | above in 2, below in 2 of 4 |  |", "| opposite signs | above in 0, below in 0 of 2 |  |"]
     assert settings[4].endswith("(no diagonal) |  |  |") and rec.in_how_many_settings({"beauty": finals()}) == ""
-    change = convergence.rate_sentence("ml100k", common, other)
-    both = "default (BERT's trunc-normal .02) +0.0105 (+0.0101 to +0.0109, 6 seeds); vision signs −0.0105 (−0.0109 to −0.0101, 6 seeds)"
-    assert f"0.003 minus 0.001. Last items: {both}. Last but one: {both}." in change
-    assert change.endswith("The default at 0.003 minus an arm at 0.001, last items: vision signs +0.0000 (+0.0000 to +0.0000, 6 seeds); opposite signs +0.0105 (−0.0009 to +0.0219, 6 seeds).")
-    assert "no runs at both rates yet" in convergence.rate_sentence("ml100k", common, load_runs("nothing"))
-    assert convergence.rate_sentence("ml100k", load_runs("nothing"), load_runs("nothing")).endswith("no runs at both rates yet.")
+    change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
+    assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
+    assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all() and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
+    assert change.loc["default at 0.003 minus opposite signs at 0.001"].eq("+0.0105 (−0.0009 to +0.0219), 6").all()
+    assert convergence.rate_table({"ml100k": common}, {"ml100k": load_runs("nothing")}).empty
+    assert convergence.rate_table({"ml100k": load_runs("nothing")}, {"ml100k": load_runs("nothing")}).empty
 
 
 def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
@@ -135,7 +164,7 @@ def test_monday_follows_from_the_intervals():
     assert "no interval of the signs leaves out 0 (vision signs +0.0000" in said(bert=BASE, mimetic=MIXED)
     assert "larger attention weights gain without any diagonal" in said(bert=BASE, mimetic=BETTER, timm_rescaled=BETTER)
     assert "larger attention weights gain without any diagonal" in said(bert=BASE, mimetic=MIXED, timm_rescaled=BETTER)
-    assert "gains beyond what the size" in said(bert=BASE, mimetic=BETTER, timm_rescaled=BASE)
+    assert "gains beyond what the size" in said(bert=BASE, mimetic=BETTER, timm_rescaled=BASE, random_directions=BASE)
     assert "too few pairs" in said(bert=BASE[:3], mimetic=BETTER[:3])
     assert len(advice.monday({"ml100k": finals(), "beauty": finals()}).splitlines()) == 2
 
@@ -253,10 +282,10 @@ def test_other_users_are_an_interval_of_their_own(records):
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
     assert difference.shape == (1, 600) and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
     assert len(rec.user_differences("ml100k", "opposite")) == 0
-    assert "over seeds and users" not in rec.verdict({"ml100k": load_runs("ml100k")})  # one seed
+    assert "over seeds and users" not in rec.in_numbers({"ml100k": load_runs("ml100k")})  # one seed
     run(named("ml100k", arm="bert", seed=1), progress=False)
     run(named("ml100k", arm="mimetic", seed=1), progress=False)
-    assert "| vision signs, over seeds and users | (" in rec.verdict({"ml100k": load_runs("ml100k")})
+    assert "| vision signs, over seeds and users | (" in rec.in_numbers({"ml100k": load_runs("ml100k")})
 
 
 def test_whether_the_recipe_is_fair(monkeypatch):
@@ -277,7 +306,7 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
     short = questions.in_short(table.reset_index())
-    assert "*Layers worth imitating?* BERT4Rec on MovieLens-100K: QK in no layer, V·proj in no layer." in short and "MovieLens-100K: hardly; a multiple of the identity is " in short
+    assert "*Layers worth imitating?* BERT4Rec on MovieLens-100K: QK in no layer, V·proj in no layer." in short and "MovieLens-100K: hardly; of the energy a multiple of the identity carries " in short
     assert "imitate them?* no run is in yet." in questions.in_short(table.reset_index().iloc[:8])
     assert "**hardly**" in questions.second_answer(table.reset_index())
     assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])

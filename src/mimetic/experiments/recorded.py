@@ -44,10 +44,10 @@ def records_of(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     return found
 
 
-def recorded_products(experiment: str, arms: Iterable[str]) -> pd.DataFrame:
-    """product_table before and after training, gains folded in, of every recorded run of the arms, with columns arm, seed, when."""
+def recorded_products(experiment: str, arms: Iterable[str], fold: bool = True) -> pd.DataFrame:
+    """product_table before and after training, of every recorded run of the arms, with columns arm, seed, when."""
     frames = [
-        product_table(record, when, fold=True).assign(arm=record["arm"], seed=record["seed"], when=when)
+        product_table(record, when, fold).assign(arm=record["arm"], seed=record["seed"], when=when)
         for record in records_of(experiment, arms) for when in ("before", "after")
     ]  # fmt: skip
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)

@@ -13,12 +13,15 @@ import pandas as pd
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import reproduction
 from mimetic.experiments.answers.claims import claims
+from mimetic.experiments.answers.parts import conditions
 from mimetic.experiments.answers.vision import central
 from mimetic.experiments.pattern import effective, overview_profiles
-from mimetic.experiments.programmes.vision import CENTRAL
+from mimetic.experiments.programmes.vision import CENTRAL, STUDIES
+from mimetic.pretrained import load_measurements
 from mimetic.training.records import load_runs
 
 LAB = CENTRAL.experiment
+QUESTIONS = STUDIES["structure"].experiment
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
@@ -28,6 +31,8 @@ RESULTS = {
     "not built": "could not be built small",
     "wrong": "silently wrong",
 }
+POSITIONS = {"sincos2d": "fixed sin-cos positions", "learned": "learned positions", "none": "no position embedding"}
+POOLS = {"avg": "average pooling", "token": "class token"}
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
 
 
@@ -36,17 +41,20 @@ def setting(finals: pd.DataFrame) -> str:
     row = finals.iloc[0]
     return (
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
-        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters"
+        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters, "
+        f"{POSITIONS[row['config.pos_embed']]}, {POOLS[row['config.global_pool']]}"
     )
 
 
 def shown_layer(source: str, layer: int) -> str:
     """How the layer of the overview figure compares with the model's other layers."""
-    table = effective().query("source == @source and product == 'vp' and head == -1").set_index("layer")
-    z = table["z"]
+    measurements = load_measurements([source]).query("product == 'vp' and head == -1")
+    z = effective(measurements).set_index("layer")["z"]
+    raw = measurements[~measurements["fold"]].set_index("layer")["z"]
+    without = "" if raw.equals(z) else f", without the gains {raw[layer]:+.1f} ([chapter 2](02_looking_inside.ipynb) says why)"
     return (
-        f"Shown is layer {layer} of {len(z)}: the diagonal of its $W_VW_{{proj}}$ is {z[layer]:.1f} off-diagonal spreads; "
-        f"the median layer's is {z.median():.1f}."
+        f"Shown is layer {layer}, counted from 0, of {len(z)}: the diagonal of its $W_VW_{{proj}}$ is {z[layer]:+.1f} off-diagonal spreads{without}; "
+        f"the median layer's is {z.median():+.1f}."
     ).replace(" -", " −")
 
 
@@ -62,12 +70,12 @@ def coverage_counts() -> pd.DataFrame:
 def readme_number() -> str:
     """The README's one number."""
     finals = load_runs(LAB)
-    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)}"
+    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)} {conditions(load_runs(QUESTIONS))}".strip()
 
 
 def index_findings() -> str:
     """What the start page says was found so far."""
-    return f"{readme_number()}\n\n{reproduction.answer(claims()).removeprefix('**Answer.** ').partition(' The central one')[0]}"
+    return f"{readme_number()}\n\n{reproduction.answer(claims()).removeprefix('**Answer.** ')}"
 
 
 WRITTEN = {"README.md": readme_number, "book/index.md": index_findings}

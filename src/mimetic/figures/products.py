@@ -115,6 +115,8 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     left.legend(loc="lower right")
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
     right.plot(means.index, means.kept, color=QK, lw=1.2)
+    right.plot([0, 1], [0, 1], color="#7a7a7a", ls=":", lw=1, label="k/d: random directions")
+    right.legend(loc="lower right")
     right.set(xlabel="rank kept, k/d", ylabel="share of squared norm", title="What the best rank-k keeps", xlim=(0, 1), ylim=(0, 1.05))
     return figure
 

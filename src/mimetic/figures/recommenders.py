@@ -100,12 +100,12 @@ def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric:
     """Learning curves, a thin line a run, a thick one an arm's mean, with horizontal lines for what does not learn.
 
     curves: columns arm, seed, epoch and the metric."""
-    figure, axes = panels(7.4, 2.9)
+    figure, axes = panels(7.4, 3.4)
     ax = axes[0, 0]
     palette = ("#7a7a7a", "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#e69f00")
     for color, (arm, part) in zip(palette, curves.groupby("arm", sort=False)):
         for _, run in part.groupby("seed"):
-            ax.plot(run["epoch"], run[metric], color=color, lw=0.8, alpha=0.45)
+            ax.plot(run["epoch"], run[metric], color=color, lw=0.6, alpha=0.25)  # faint: the means are what is compared
         mean = part.groupby("epoch")[metric].mean()
         seeds = part["seed"].nunique()
         ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})")
@@ -120,6 +120,6 @@ def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric:
     for label, value in names:
         ax.annotate(label, (curves["epoch"].max(), value), (0, 2), textcoords="offset points", fontsize=7.5, ha="right")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="lower right", fontsize=7.5)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     ax.grid(axis="y", color="#eeeeee")
     return figure

@@ -77,12 +77,14 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
     names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
     titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
-        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
-            ax.plot(part.offset, part.value, color=colors[label], lw=1.3, label=names[label])
         ax.axhline(0, color="black", lw=0.6)
+        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
+            ax.plot(part.offset, part.value, color=colors[label], lw=2 if label == "untrained" else 1.3, label=names[label])
         ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
         ax.legend(loc="lower right", fontsize=7.5)
-    axes[0, 1].set_ylim(axes[0, 0].get_ylim())  # the trained layer's peak is the higher one
+    limits = [ax.get_ylim() for ax in axes[0, :2]]
+    for ax in axes[0, :2]:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     _pairs(axes[0, 2], finals, metric, 100, arms)
     axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
     return figure
@@ -229,9 +231,9 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
     figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True)
     for ax in axes[2, 1:]:  # the diagonals have a scale for each arm: a default's are a tenth of what is written
         ax.sharey(axes[2, 0])
-    rows = (("$W_QW_K^T$: diagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
-            ("$W_VW_{proj}$: diagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
-            ("mean distance attended (patches)", maps, "distance", "#009e73"))  # fmt: skip
+    rows = (("$W_QW_K^T$:\ndiagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
+            ("$W_VW_{proj}$:\ndiagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
+            ("mean distance attended\n(patches)", maps, "distance", "#009e73"))  # fmt: skip
     for i, (title, frame, column, color) in enumerate(rows):
         for ax, arm in zip(axes[i], arms):
             for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
@@ -246,7 +248,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
             if i == len(rows) - 1:
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(title, fontsize=8)
-    axes[0, 0].legend(loc="upper left")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -6,37 +6,52 @@ from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
+import torch
 
 from mimetic.experiments.answers.recommenders import (
     AGAINST_DEFAULT,
     COMPARED,
+    CONTROLS,
     SHOWN,
     SIGN_PAIRS,
     VALIDATION_COLUMN,
     beyond_size,
     compared,
     interval,
-    words_of,
 )
-from mimetic.experiments.programmes.recommenders import DEFAULT
+from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.recommenders import METRIC
+from mimetic.initializers import initialize_
+from mimetic.models.blocks import Block
+from mimetic.scan import attention_layers
 from mimetic.statistics import ENOUGH
 
-HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp")}
+def size_factors() -> tuple[float, float]:
+    """How many times larger than BERT's default vision's signs make queries and keys, and values and projection, in our models."""
+    made = []
+    for name in ("bert", "mimetic"):
+        blocks = torch.nn.Sequential(*(Block(EXPERIMENTS["ml100k"].d_model, EXPERIMENTS["ml100k"].num_heads) for _ in range(4)))
+        initialize_(blocks, name, default="bert", generator=torch.Generator().manual_seed(0))
+        layers = attention_layers(blocks)
+        made.append([torch.stack([t for layer in layers for t in pair(layer)]).norm().item() for pair in (lambda a: (a.q, a.k), lambda a: (a.v, a.proj.movedim(2, 0)))])
+    return tuple(large / small for small, large in zip(*made))
 
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
     """Advice to a practitioner, data set by data set, by what the comparisons say; as Markdown list items."""
-    halves, others = compared(finals, HALVES), compared(finals, COMPARED, VALIDATION_COLUMN)
-    return "\n".join(f"* {SHOWN[data]}: {_advice(table, others[data])}{_halves(halves.get(data))}" for data, table in compared(finals, COMPARED).items())
-
-
-def _halves(table: pd.DataFrame | None) -> str:
-    """Which product of vision's signs does it, where one of them gains; else ""."""
-    words = {} if table is None else words_of(table)
-    if "gains" not in words.values():
-        return ""
-    return f" Of the products of vision's signs: {'; '.join(f'{name}: {words[name]}' for name in words)}."
+    others, advised = compared(finals, COMPARED, VALIDATION_COLUMN), False
+    lines = []
+    for data, table in compared(finals, COMPARED).items():
+        text, scale = _advice(table, others[data])
+        lines.append(f"* {SHOWN[data]}: {text}")
+        advised |= scale
+    if advised:
+        qk, vp = size_factors()
+        lines.append(
+            f"* How: on a model of your own, multiply the attention weights of its default (here, against BERT's .02, queries and keys by {qk:.0f}, values and projection by {vp:.1f}); "
+            'on one of ours, `mimetic.initialize_(model, "timm-rescaled", default="bert")`.'
+        )
+    return "\n".join(lines)
 
 
 def _values(table: pd.DataFrame, names: list[str]) -> str:
@@ -44,30 +59,29 @@ def _values(table: pd.DataFrame, names: list[str]) -> str:
     return ", ".join(f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in names)
 
 
-def _advice(table: pd.DataFrame, other: pd.DataFrame) -> str:
-    """Advice from the comparisons on the last items, held against those on the last but one."""
+def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
+    """Advice from the comparisons on the last items, held against those on the last but one, and whether it is to make weights larger."""
     rows = {name: row for name, row in table.iterrows() if row["pairs"] >= ENOUGH}
     signs = {name: row for name, row in rows.items() if name in SIGN_PAIRS}
     if not signs:
-        return "too few pairs for advice about the initialization."
+        return "too few pairs for advice about the initialization.", False
 
     values = partial(_values, table)
     good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
     size = [name for name in good if name not in SIGN_PAIRS]
     if beyond := beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
-        return f"mimetic initialization gains beyond what the size of its weights gives ({values([f'{name} minus default at their norms' for name in beyond])}): worth a paired run on your data."
+        against = [f"{name} minus {control}" for name in beyond for control in CONTROLS]
+        return f"mimetic initialization gains beyond what the size of its weights gives ({values(against)}): worth a paired run on your data.", False
     if size:
         again = [name for name in size if other.loc[name, "low"] > 0]
         held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
-        there = beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0)
-        diagonals = [f"{name} minus default at their norms" for name in there]
-        if diagonals:
-            held += f", where it is the diagonal that gains ({_values(other, diagonals)})"
-        return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try, since they need no measurement (`timm-rescaled` and `mimetic-random-directions` of `mimetic.initializers`)."
+        if there := beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0):
+            held += f", where {' and '.join(there)} gain beyond it ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
+        return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try.", True
     if good and bad:
-        return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say."
+        return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say.", False
     if good:
-        return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data."
+        return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data.", False
     if bad:
-        return f"it loses ({values(bad)}): keep the default."
-    return f"no interval of the signs leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough."
+        return f"it loses ({values(bad)}): keep the default.", False
+    return f"no interval of the signs leaves out 0 ({values(list(signs))}): keep the default, and spend the time on training long enough.", False

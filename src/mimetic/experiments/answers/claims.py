@@ -11,7 +11,7 @@ from functools import cache
 
 import pandas as pd
 
-from mimetic.audit import CHANCE, CLEAR, MEANINGFUL
+from mimetic.audit import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern, share
 from mimetic.experiments.answers import gpu, questions, recommenders
@@ -52,6 +52,7 @@ class Claim:
     whose: str
     page: str  # the chapter's file in book/
     judge: Callable[[], Judgement]
+    key: str = ""  # by which the report's answer in words finds it
 
 
 def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1, least: float = 0.0, unit: str = "") -> Judgement:
@@ -228,8 +229,22 @@ def _worth_imitating() -> Judgement:
         products = questions.trained(data)
         seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
         found = f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)" if seeds else "no run yet"
+        if seeds:
+            whole = {name: sign(products.loc[products["product"] == product, "sigmas"]) for product, name in (("qk", "QK"), ("vp", "V·proj"))}
+            found += f"; over all layers, as `audit` asks, {_sign_words(*whole.values())}"
         parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
     return joined(parts)
+
+
+def _imitable() -> Judgement:
+    ours = questions.explained_table()
+    parts = {}
+    for data, title in recommenders.TITLES.items():
+        part = ours[ours["model"] == f"BERT4Rec, {title.split(' (')[0]}"]
+        carried = " and ".join(f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}" for _, row in part.iterrows())
+        parts[title] = counted(part["explained"] >= EXPLAINED), f"the identity carries {carried}" if len(part) else "no run yet"
+    verdict, found = joined(parts)
+    return verdict, f"{found} (of the energy; {percent(EXPLAINED)} would say something)"
 
 
 def _meaningful_share() -> Judgement:
@@ -244,13 +259,15 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
 
 def _vision_signs() -> Judgement:
     verdict, found = _recommenders(recommender_programme.VISION)
-    metric = family(EXPERIMENTS["ml100k"]).METRIC
-    arms = {"ml100k": recommender_programme.VISION, "ml100k-rate": recommender_programme.DEFAULT}
-    runs = [table[table["arm"] == arm] for name, arm in arms.items() if len(table := load_runs(name))]
-    values = contrast(pd.concat(runs), {recommender_programme.VISION: 1, recommender_programme.DEFAULT: -1}, metric.column) if runs else ()
-    if len(values):
-        found += f"; MovieLens-100K, against the default at three times the rate: {judged(values, metric, 1)[1]}"
-    return verdict, found
+    there = joined({
+        title: _against(f"{data}-rate", recommender_programme.VISION, recommender_programme.DEFAULT, len(recommender_programme.SEEDS[data]))
+        for data, title in recommenders.TITLES.items()
+    })  # fmt: skip
+    return verdict, f"{found}. Both arms at three times the rate: {there[1]}"
+
+
+def _other_positions() -> Judgement:
+    return joined({words: _against("cifar10-lab10", f"{name}-avg-mimetic", f"{name}-avg-timm", len(ALL_SEEDS)) for words, name in (("learned", "learned"), ("none", "none"))})
 
 
 def _sibling(reference: str) -> Judgement:
@@ -274,27 +291,30 @@ CLAIMS = (
     Claim(PATTERN, "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I", PAPER, "02_looking_inside", _trained_vision),
     Claim(PATTERN, "Products of GPT-type models are semi-diagonal, too", REVIEW, "02_looking_inside", _trained_text),
     Claim(PATTERN, "αZ + βI, cut to the rank that a head has, is still semi-diagonal", OURS, "03_construction", _construction),
-    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS))),
+    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)), "central"),
     Claim(VISION, "and trains faster: in the same schedule it passes the default's final accuracy earlier", PAPER, "06_cifar_claim", _sooner),
-    Claim(VISION, "by over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs; the paper's recipe is not known)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05)),
+    Claim(VISION, "by over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs; the paper's recipe is not known)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05), "points"),
     Claim(VISION, "also on CIFAR-100", PAPER, "05b_gpu", lambda: _against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS)),
     Claim(VISION, "by over 4 % on ImageNet", PAPER, "05c_imagenet", _imagenet),
     Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
+    Claim(VISION, "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs)", OURS, "08_size_and_data", lambda: _against("cifar10-lab10", "depth12-mimetic", "depth12-timm", len(ALL_SEEDS)), "depth"),
     Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
     Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
     Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
-    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
-    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
+    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled"), "size"),
+    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions"), "values"),
+    Claim(WHY, "It is there without sin-cos positions, too (average pooling)", OURS, "07_why", _other_positions, "positions"),
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains with the published signs, if less (the paper: WikiText-103; here: these two texts)", PAPER, "10_gpt", lambda: _texts("vision")),
+    Claim(TEXT, "A GPT gains with the published signs, if less (the paper: WikiText-103; here: these two texts)", PAPER, "10_gpt", lambda: _texts("vision"), "texts"),
     Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains", OURS, "10_gpt", lambda: _texts("language")),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
+    Claim(ITEMS, "Matrix operations can imitate them", ASKED, "12_recommenders", _imitable),
     Claim(ITEMS, "They are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),
-    Claim(ITEMS, "BERT4Rec gains with vision's signs (both arms at the common learning rate, judged by the last items; so with all of these)", OURS, "12_recommenders", _vision_signs),
-    Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
+    Claim(ITEMS, "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)", OURS, "12_recommenders", _vision_signs, "items"),
+    Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure, "beyond"),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
     Claim(ITEMS, "A causal next-item BERT4Rec gains with the signs that its training finds, QK − and V·proj +", OURS, "12_recommenders", lambda: _sibling(recommender_programme.DEFAULT)),
@@ -304,11 +324,11 @@ PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 
 def claims(part: str | None = None) -> pd.DataFrame:
-    """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page."""
+    """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page, key."""
     _gains.cache_clear()
     rows = []
     for claim in CLAIMS:
         if part in (None, claim.part):
             verdict, found = claim.judge()
-            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page})
+            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page, "key": claim.key})
     return pd.DataFrame(rows)

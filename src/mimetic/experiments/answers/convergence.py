@@ -10,7 +10,7 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
-from mimetic.experiments.programmes.recommenders import DEFAULT
+from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
@@ -109,28 +109,42 @@ def fairness_sentence(data: str = "ml100k") -> str:
     return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
 
 
-def rate_sentence(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What the other learning rate changes for the default and both sign patterns, on both held-out items, over all seeds that have both;
-    and the default at the other rate against both sign patterns at the common one."""
-    common_lr, other_lr = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the other learning rate changes for the default and both sign patterns, and the default at the other rate against both sign
+    patterns at the common one: mean over all seeds that have both, 95 % interval, number of seeds, as text; a column a data set and kind of
+    held-out item. Empty without runs at both rates."""
+    rows: dict[str, dict[str, str]] = {}
+    for data, runs in finals.items():
+        other, (here, there) = others[data], (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+        pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in SIGN_ARMS}
+        pairs |= {f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm) for arm in SIGN_ARMS if arm != DEFAULT}
+        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
+            for name, arms in pairs.items():
+                values = [table[table["arm"] == arm].set_index("seed")[column] if len(table) else pd.Series(dtype=float) for table, arm in zip((other, runs), arms)]
+                change = (values[0] - values[1]).dropna()
+                if len(change) > 1:
+                    low, high = mean_interval(change)
+                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = f"{METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {len(change)}"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
-    def changes(pairs: dict[str, tuple[str, str]], column: str) -> str:
-        """label -> (arm at the other rate, arm at the common rate), in words"""
-        parts = []
-        for label, (there, here) in pairs.items():
-            values = [table[table["arm"] == arm].set_index("seed")[column] if len(table) else pd.Series(dtype=float) for table, arm in ((other, there), (finals, here))]
-            change = (values[0] - values[1]).dropna()
-            if len(change) > 1:
-                low, high = mean_interval(change)
-                parts.append(f"{label} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} seeds)")
-        return "; ".join(parts)
 
-    own = {arm_label(arm): (arm, arm) for arm in SIGN_ARMS}
-    if not (last := changes(own, METRIC.column)):
-        return f"{TITLES[data]}: no runs at both rates yet."
-    text = f"{TITLES[data]}, {other_lr:g} minus {common_lr:g}. Last items: {last}. Last but one: {changes(own, VALIDATION_COLUMN)}."
-    crossed = changes({arm_label(arm): (DEFAULT, arm) for arm in SIGN_ARMS if arm != DEFAULT}, METRIC.column)
-    return f"{text} The default at {other_lr:g} minus an arm at {common_lr:g}, last items: {crossed}." if crossed else text
+def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
+    """The sign patterns against the default where every run is judged at the epoch that is best by its own validation items; "" without runs."""
+    best = {}
+    for arm in SIGN_ARMS:
+        part = curves[curves["arm"] == prefix + arm] if len(curves) else curves
+        if part.empty:
+            return ""
+        rows = part.loc[part.groupby("seed")[VALIDATION_COLUMN].idxmax()].set_index("seed")
+        best[arm] = rows[METRIC.column], rows["epoch"].mean()
+    said = []
+    for arm in SIGN_ARMS:
+        if arm != DEFAULT:
+            change = (best[arm][0] - best[DEFAULT][0]).dropna()
+            low, high = mean_interval(change)
+            said.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} pairs)")
+    epochs = ", ".join(f"{arm_label(arm).split(' (')[0]} after {epoch:.0f}" for arm, (_, epoch) in best.items())
+    return f"Judged where each run's own validation NDCG@10 is highest ({epochs} epochs on average), the differences to the default are: {'; '.join(said)}."
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
-NEAR = 0.05  # a share that differs by less from what weight decay leaves says nothing else
+SHORT = {"qk": "QK", "vp": "V·proj"}  # where a name stands in the head of a table
 
 
 def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -56,14 +56,14 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
             rows[LABELS.get(arm, arm).split(" (")[0], when] = row
     found = pd.DataFrame(rows)  # a column for each arm before and after: the names of the rows are long
     digits = [3 if name.endswith(("mean diagonal", "off-diagonal spread")) else 0 if name.endswith("(%)") else 2 for name in found.index]
-    return found.apply(lambda column: [round(v, d) for v, d in zip(column, digits)])
+    return found.apply(lambda column: [f"{round(v, d) + 0.0:.{d}f}".replace("-", "−") for v, d in zip(column, digits)])
 
 
 def by_layer(products: pd.DataFrame) -> pd.DataFrame:
     """Layer by layer: the mean diagonal of both products over its off-diagonal spread, after training; mean over heads and seeds."""
     after = products[products["when"] == "after"] if len(products) else products
     table = pd.DataFrame({
-        (LABELS.get(arm, arm).split(" (")[0], PRODUCTS[product]): part.groupby("layer")["z"].mean()
+        (LABELS.get(arm, arm).split(" (")[0], SHORT[product]): part.groupby("layer")["z"].mean()
         for (arm, product), part in after.groupby(["arm", "product"], sort=False)
     })  # fmt: skip
     return table.round(2)
@@ -77,31 +77,51 @@ def left_by_decay(experiment: str) -> float:
     return math.prod(1 - learning_rate(step, settings, steps) * settings.weight_decay for step in range(settings.epochs * steps)) ** 2
 
 
+def layers_sentence(products: pd.DataFrame) -> str:
+    """In which layers the default's heads grow which sign of W_Q W_K^T, in words; "" without runs."""
+    after = products[(products["arm"] == PAIR[0]) & (products["when"] == "after") & (products["product"] == "qk")] if len(products) else products
+    if after.empty:
+        return ""
+    up, down = (after.assign(beyond=side * after["sigmas"] > CHANCE).groupby("layer")["beyond"].mean() for side in (1, -1))
+    shares = ", ".join(f"{100 * up[layer]:.0f}/{100 * down[layer]:.0f}" for layer in up.index)
+    return f"The default's {PRODUCTS['qk']}, heads above/below chance in percent, from the first layer to the last: {shares}."
+
+
+def shares_kept(products: pd.DataFrame) -> pd.DataFrame:
+    """What is left of the diagonals that mimetic initialization wrote, mean after / mean before training: a row a seed, a column a product."""
+    means = products[products["arm"] == PAIR[1]].groupby(["product", "seed", "when"])["diag_mean"].mean().unstack()
+    return (means["after"] / means["before"]).unstack("product")[list(PRODUCTS)]
+
+
+def _share(values: pd.Series) -> tuple[str, float, float]:
+    """A share in words, with the 95 % interval over seeds, and the interval's ends."""
+    low, high = mean_interval(values) if len(values) > 1 else (float("nan"),) * 2
+    return common.percent(values.mean(), 1) + (f" (95 % interval {100 * low:.1f} to {100 * high:.1f})" if len(values) > 1 else ""), low, high
+
+
 def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> str:
-    """How much of the written diagonals mimetic initialization keeps, and whether the default grows any by itself."""
+    """How much of the written diagonals mimetic initialization keeps, against what weight decay alone leaves, and whether the default grows any."""
     if products.empty or not set(PAIR) <= set(products["arm"]):
         return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
-    grown, mimetic = (products[products["arm"] == arm] for arm in PAIR)
-    kept, grows = {}, []
+    folded, decay = shares_kept(products), left_by_decay(experiment)
+    raw = shares_kept(recorded_products(experiment, PAIR[1:], fold=False))  # decay acts on weights, not on the gains of norms
+    answer = ("No", "In part", "Yes")[sum(folded.mean() > 0.5)]
+    kept = " and ".join(f"{common.percent(folded[product].mean())} of {'the diagonal' if product == 'qk' else 'that'} written into {name}" for product, name in PRODUCTS.items())
+    against = []
     for product, name in PRODUCTS.items():
-        means = mimetic[mimetic["product"] == product].groupby(["seed", "when"])["diag_mean"].mean().unstack()
-        shares = means["after"] / means["before"]
-        low, high = mean_interval(shares) if len(shares) > 1 else (float("nan"),) * 2
-        span = f" ({100 * low:.0f} to {100 * high:.0f}, {len(shares)} seeds)" if len(shares) > 1 else ""
-        kept[f"{common.percent(shares.mean())} of {'that' if kept else 'the diagonal'} written into {name}{span}"] = shares.mean()
-        after = grown[(grown["product"] == product) & (grown["when"] == "after")]
+        words, low, high = _share(raw[product])
+        does = "training adds to it" if low > decay else "training takes some away" if high < decay else "which is no more than that"
+        against.append(f"{words} of {name}, {does}")
+    grows = []
+    for product, name in PRODUCTS.items():
+        after, other = (products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == "after")] for arm in PAIR)
         unit, what = ("heads", "one way in its heads") if product == "qk" else ("layers", "one way")
         where = f"above chance in {common.percent((after['sigmas'] > CHANCE).mean())} of {unit}, below in {common.percent((after['sigmas'] < -CHANCE).mean())}"
         how = {"+": f"grows a positive one by itself ({where}", "−": f"grows a negative one by itself ({where}", "none": f"does not grow {what} ({where}"}[sign(after["sigmas"])]
-        grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {means['after'].mean():+.3f})".replace("-", "−"))
-    most = sum(share > 0.5 for share in kept.values())
-    answer = ("No", "In part", "Yes")[most]
-    decay = left_by_decay(experiment)
-    near = all(abs(share - decay) < NEAR for share in kept.values())
-    meaning = " So nearly all that is lost is lost to weight decay: the pattern stays, but that does not show that training wants it." if near else ""
+        grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {other['diag_mean'].mean():+.3f})".replace("-", "−"))
     return (
-        f"{answer}: {' and '.join(kept)} are left after training. Weight decay alone, with no gradient, would leave {common.percent(decay)} of either.{meaning} "
-        f"Under the default {'; '.join(grows)}."
+        f"{answer}: {kept} are left after training ({len(folded)} seeds, LayerNorm's gains folded in). Against inertia: weight decay alone, with no gradient, would leave "
+        f"{common.percent(decay)} of the weights' own products; left are {'; '.join(against)}. Under the default {'; '.join(grows)}."
     )
 
 
@@ -111,6 +131,12 @@ def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions"
     after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
     if after.empty or set(after["arm"]) != {PAIR[0], size}:
         return ""
-    share = {arm: (part["sigmas"] < -CHANCE).mean() for arm, part in after.groupby("arm")}
-    conclusion = " Large weights move little in so many steps, and a diagonal that they start with is kept as one that they start without is not grown." if share[size] < share[PAIR[0]] / 2 else ""
-    return f"After ten epochs {PRODUCTS['vp']} is below chance in {common.percent(share[PAIR[0]])} of the default's layers, and in {common.percent(share[size])} of those that began with large random weights.{conclusion}"
+    means = after.groupby(["arm", "seed"])["diag_mean"].mean()
+    (small, low, high), (large, large_low, large_high) = ((means[arm].mean(), *mean_interval(means[arm])) for arm in (PAIR[0], size))
+    spreads = after.groupby("arm")["offdiag_sd"].mean()
+    beyond = after.assign(below=after["sigmas"] < -CHANCE).groupby("arm")["below"].mean()
+    says = "So size hides the growth and does not stop it." if large_high < 0 and abs(large) > 0.5 * abs(small) else "So weights of that size grow less of it."
+    return (
+        f"After ten epochs the mean diagonal of {PRODUCTS['vp']} is {small:+.4f} ({low:+.4f} to {high:+.4f}) under the default and {large:+.4f} ({large_low:+.4f} to {large_high:+.4f}) in models that "
+        f"began with large random weights. {says} Their other entries spread by {spreads[PAIR[0]]:.3f} and {spreads[size]:.3f}, so the first is beyond chance in {common.percent(beyond[PAIR[0]])} of the layers and the second in {common.percent(beyond[size])}."
+    ).replace("-", "−")

@@ -12,14 +12,21 @@ from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
 from mimetic.statistics import ENOUGH, contrast, summary
 
+TRACE = "vp-alpha-0.001"
 # What the answer names: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
 ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "One half alone": {"queries and keys": {"mimetic-qk": 1, "timm": -1}, "values and projection": {"mimetic-vp": 1, "timm": -1}},
+    "Without the diagonal of one product, against mimetic initialization": {"of QK": {"qk-beta-0": 1, "mimetic": -1}, "of V·proj": {"vp-beta-0": 1, "mimetic": -1}},
+    "What queries and keys add to values and projection": {"with their diagonal": {"mimetic": 1, "mimetic-vp": -1}, "without": {"qk-beta-0": 1, "mimetic-vp": -1}},
     "Only the size": {"the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1}, "its singular values in random directions": {"random-directions": 1, "timm": -1}},
     "A wrong sign": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
     "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
-    "The gain with another position embedding": {
+    "The gain with another position embedding, average pooling": {
         "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
+    },
+    "With a class token": {
+        "sin-cos": {"sincos2d-token-mimetic": 1, "sincos2d-token-timm": -1}, "learned": {"learned-token-mimetic": 1, "learned-token-timm": -1},
+        "none": {"none-token-mimetic": 1, "none-token-timm": -1},
     },
     "Against other defaults": {"PyTorch's": {"mimetic": 1, "torch": -1}, "Xavier": {"mimetic": 1, "xavier": -1}},
 }  # fmt: skip
@@ -30,7 +37,7 @@ def answer(finals: pd.DataFrame) -> str:
     if not set(PAIR) <= set(finals["arm"]):
         return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
     whole = contrast(finals, {"mimetic": 1, "timm": -1})
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pairs). "
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pairs). {_conclusion(finals)}"
     parts, fewest = [], len(whole)
     for what, arms in ASKED.items():
         said = []
@@ -46,6 +53,35 @@ def answer(finals: pd.DataFrame) -> str:
     few = f"With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims. " if fewest < ENOUGH else ""
     lines = "\n".join(parts)
     return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
+
+
+def _conclusion(finals: pd.DataFrame) -> str:
+    """What the parts come to, a sentence each, as far as the pairs decide them; "" before they are in."""
+    asked = {
+        "half": {"mimetic-vp": 1, "mimetic-qk": -1}, "size": {"mimetic": 1, "timm-rescaled": -1}, "directions": {"mimetic": 1, "random-directions": -1},
+        "signs": {"both-flipped": 1, "timm": -1}, "qk": {"qk-beta-0": 1, "mimetic": -1}, "vp": {"vp-beta-0": 1, "mimetic": -1},
+        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
+    }  # fmt: skip
+    values = {name: contrast(finals, arms) for name, arms in asked.items()}
+    if min(map(len, values.values())) < ENOUGH:
+        return ""
+    found = {name: pd.Series(summary(v)) for name, v in values.items()}
+    says = {name: common.word(row) for name, row in found.items()}
+    parts = []
+    if says["half"] in ("gains", "loses"):
+        first, second = ("values and projection", "queries and keys") if says["half"] == "gains" else ("queries and keys", "values and projection")
+        parts.append(f"More of it comes from {first} than from {second}")
+    if says["size"] == says["directions"] == "gains":
+        low, high = sorted(found[name]["difference"] for name in ("size", "directions"))
+        parts.append(f"{points(low)[1:]} to {points(high)[1:]} of these points need more than large weights")
+    lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
+    if any(lost.values()):
+        parts.append("; ".join(f"{name} diagonal {'is worth ' + points(-found[part]['difference'])[1:] + ' of them' if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
+    if says["signs"] == "loses":
+        parts.append("With both signs flipped there is a loss")
+    if not any(says[name] == "gains" for name in ("learned", "none")):
+        parts.append("There is no gain where the model, with average pooling, has no sin-cos positions")
+    return "".join(f"{part[:1].upper()}{part[1:]}. " for part in parts)
 
 
 def _word(values: pd.Series) -> str:
@@ -68,14 +104,17 @@ def constants_sentence(finals: pd.DataFrame) -> str:
         return f"a loss in {worse} of {len(these)} ({ACCURACY.span(min(means), max(means))} points)"
 
     parts = [f"{word} a constant: {lost(these)}." for word, ratio in (("Doubling", 2), ("Halving", 0.5)) if (these := arms(ratio))]
-    names = {"qk-alpha": "no noise in QK", "vp-alpha": "no noise in V·proj", "qk-beta": "no diagonal in QK", "vp-beta": "no diagonal in V·proj"}
+    names = {"qk-alpha": "no noise in QK", "vp-alpha": "no noise in V·proj (and axes for directions)", "qk-beta": "no diagonal in QK", "vp-beta": "no diagonal in V·proj"}
     without = arms(0)
     if without:
         parts.append("Left out: " + ", ".join(f"{names[part]} {points(without[part].mean())}{_word(without[part])}" for part in names if part in without) + ".")
     ranks = {arm: v for arm, v in values.items() if arm.startswith("qk-rank")}
     if ranks:
         parts.append(f"A lower rank of QK, {' or '.join(arm.rpartition('-')[2] for arm in ranks)} of 32: {lost(ranks)}.")
-    return f"**In short**, against 0.7 and 0.4. {' '.join(parts)} With so many rows one interval without 0 may be chance." if parts else ""
+    if TRACE in values and "vp-alpha-0" in values:
+        between = contrast(finals, {TRACE: 1, "vp-alpha-0": -1})
+        parts.append(f"With a trace of noise in V·proj in place of none: {points(values[TRACE].mean())}{_word(values[TRACE])}, {ahead(between.mean())} none at all.")
+    return f"**In short**, against 0.7 and 0.4. {' '.join(parts)} Of {len(values)} such intervals chance alone would leave 0 outside of {0.05 * len(values):.1f}." if parts else ""
 
 
 def precision(finals: pd.DataFrame) -> str:
@@ -84,6 +123,22 @@ def precision(finals: pd.DataFrame) -> str:
     if not set(STUDIES["precision"].arms) <= set(finals["arm"]):
         return f"No pair of float32 runs is in yet. {missing}"
     return found("precision", finals)
+
+
+def conditions(finals: pd.DataFrame) -> str:
+    """What the gain hangs on, in numbers only: the position embedding, and the default that it is over; "" without runs."""
+    asked = {
+        "with sin-cos positions": PAIR, "with a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"),
+        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"),
+    }  # fmt: skip
+    gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
+    if min(len(values) for values in gains.values()) < ENOUGH:
+        return ""
+    own, learned, none, torch = (points(values.mean()) for values in gains.values())
+    names = list(asked)
+    return (
+        f"It hangs on its company: after ten epochs the gain is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]}, and {torch} {names[3]} (chapter 7)."
+    )
 
 
 def learned_position(finals: pd.DataFrame) -> str:

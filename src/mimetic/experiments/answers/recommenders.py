@@ -30,7 +30,7 @@ from mimetic.experiments.programmes.recommenders import (
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, crossed_interval
+from mimetic.statistics import ENOUGH, compare, crossed_interval, mean_interval
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -48,8 +48,11 @@ AGAINST_DEFAULT = SIGN_PAIRS | {
 }  # fmt: skip
 AGAINST_EACH_OTHER = {
     "opposite minus vision signs": (VISION, OPPOSITE),
-    "vision signs minus default at their norms": (RESCALED, VISION), "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
+    "vision signs minus default at their norms": (RESCALED, VISION), "vision signs minus random directions": (RANDOM, VISION),
+    "opposite signs minus default at their norms": (RESCALED, OPPOSITE), "opposite signs minus random directions": (RANDOM, OPPOSITE),
 }  # fmt: skip
+CONTROLS = ("default at their norms", "random directions")  # as large, without a diagonal
+HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "QK besides V·proj": ("mimetic-vp", VISION)}
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
@@ -64,11 +67,42 @@ def arm_label(arm: str) -> str:
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: each data set, and the causal sibling, in a sentence, all comparisons as a table, and how many runs are missing."""
-    tables, others = (compared(finals, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN))
+    """The chapter's answer: each data set, and the causal sibling, in a few sentences, what the learning rate does, and how many runs are missing."""
+    tables, others, halves = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), compared(finals, HALVES)
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    parts = ["\n".join(f"* {conclusion(data, table, others[data])}" for data, table in tables.items()), _in_numbers(tables)]
-    return "\n\n".join([*filter(None, parts), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+    lines = [f"* {conclusion(data, table, others[data])}{halves_in_words(halves.get(data))}" for data, table in tables.items()]
+    rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
+    lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
+    return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+
+
+def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
+    """All comparisons that the answer rests on, as a Markdown table, a column a data set; "" without a pair."""
+    return _in_numbers(compared(finals, COMPARED))
+
+
+def halves_in_words(table: pd.DataFrame | None) -> str:
+    """Which product of vision's signs does it, where one of them gains by itself; else ""."""
+    words = {} if table is None else words_of(table)
+    if "gains" not in (words.get("QK alone"), words.get("V·proj alone")):
+        return ""
+    said = [f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in words]
+    return f" Of vision's two products: {', '.join(said)}."
+
+
+def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
+    """What another learning rate does for the default, and what the sign patterns add to it there; "" without enough pairs."""
+    own = [table[table["arm"] == DEFAULT].set_index("seed")[METRIC.column] if len(table) else pd.Series(dtype=float) for table in (other, finals)]
+    change = (own[0] - own[1]).dropna()
+    there = compare(other, SIGN_PAIRS, METRIC.column) if len(other) else pd.DataFrame()
+    if len(change) < ENOUGH or there.empty:
+        return ""
+    low, high = mean_interval(change)
+    adds = ", ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in there.iterrows())
+    return (
+        f"At {EXPERIMENTS[f'{data}-rate'].lr:g} in place of {EXPERIMENTS[data].lr:g} the default itself ends {METRIC.signed(change.mean())} {interval(low, high)} on {TITLES[data]}; "
+        f"over it, there, {adds}."
+    )
 
 
 def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
@@ -130,11 +164,10 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         said: dict[str, list[str]] = {}
         for name in names:
             if name in words:
-                said.setdefault(_says(name, words[name]), []).append(name)
+                said.setdefault(_says(name, words[name]), []).append(f"{name} {METRIC.signed(table.loc[name, 'difference'])}")
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
-    groups = {"against the default": listed(AGAINST_DEFAULT), "against each other": listed(AGAINST_EACH_OTHER)}
-    text = f"{title}, {'. '.join(f'{name}: {said}' for name, said in groups.items() if said)}.".replace(". against", ". Against")
+    text = f"{title}, NDCG@10 against the default's {table['reference'].iloc[0]:.4f}: {listed(AGAINST_DEFAULT)}." if listed(AGAINST_DEFAULT) else f"{title}."
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
     if so:
         text += f" **So, at this learning rate and on these items, {so}.**"
@@ -144,8 +177,8 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
 
 
 def beyond_size(said: Callable[[str], bool]) -> list[str]:
-    """The sign patterns that gain against the default and against the default at their norms; said: whether a comparison gains."""
-    return [name for name in SIGN_PAIRS if said(name) and said(f"{name} minus default at their norms")]
+    """The sign patterns that gain against the default and against both controls of their size; said: whether a comparison gains."""
+    return [name for name in SIGN_PAIRS if said(name) and all(said(f"{name} minus {control}") for control in CONTROLS)]
 
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
@@ -154,8 +187,10 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
-    if beyond_size(lambda name: words.get(name) == "gains"):
-        return f"there is more to it than the size of the weights{rest}"
+    elif better and not any(words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS):
+        rest += ", but neither does better than weights as large without a diagonal"
+    if beyond := beyond_size(lambda name: words.get(name) == "gains"):
+        return f"{' and '.join(beyond)} gain beyond the size of the weights and their singular values{rest}"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
     return f"the sign matters: {better}" if better else ""
@@ -218,7 +253,12 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
 def other_settings(finals: Mapping[str, pd.DataFrame]) -> str:
     """What the other learning rate and the last but one items change, in short; "" while no setting has enough pairs."""
     settings = in_how_many_settings(finals)
-    return f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}\n\n{other_items(finals)}" if settings else ""
+    if not settings:
+        return ""
+    return (
+        f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}\n\n"
+        f"The settings share runs and users, so this is no vote.\n\n{other_items(finals)}"
+    )
 
 
 def in_how_many_settings(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -253,6 +293,12 @@ def found(name: str, finals: pd.DataFrame, seeds: tuple[int, ...]) -> str:
     return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND), METRIC, "mean difference of NDCG@10")
 
 
+def against(name: str, finals: pd.DataFrame) -> str:
+    """The arms of a study against each other, seed by seed, as Markdown list items; its comparisons with a reference are rows of a figure."""
+    table = common.contrast_table(STUDIES[name], finals, METRIC)
+    return "\n".join(common.contrast_line(contrast, row, METRIC) for contrast, row in table.iterrows())
+
+
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables and points of several studies on one data set (for figures.comparisons)."""
     return common.stacked(((STUDIES[name], finals) for name in names), METRIC)
@@ -264,18 +310,19 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines and every recorded arm of the central comparison, test metrics: mean, and sd of NDCG@10 over seeds."""
+    """Baselines, every recorded arm of the central comparison and the causal sibling's default, test metrics: mean, and sd of NDCG@10 over seeds."""
     rows = [
-        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": 0} | {k: row[k] for k in ("ndcg10", "recall10", "mrr")}
+        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–"} | {k: row[k] for k in ("ndcg10", "recall10", "mrr")}
         for row in json.loads(baselines_path().read_text(encoding="utf-8"))
         if row["split"] == "test" and row["dataset"] in finals
     ]
     for data, table in finals.items():
-        for arm in CENTRAL[data].arms:
+        for arm in (*CENTRAL[data].arms, SIBLING_PREFIX + DEFAULT):
             part = table[table["arm"] == arm]
             if len(part):
+                model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
                 rows.append({
-                    "data": TITLES[data], "recommender": f"BERT4Rec, {arm_label(arm)}", "seeds": len(part),
+                    "data": TITLES[data], "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}", "seeds": len(part),
                     **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")},
                     "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
                 })  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.experiments.answers import common, recommenders
-from mimetic.experiments.answers.claims import ASKED, MEANING, OURS
+from mimetic.experiments.answers.claims import ASKED, HOLDS, MEANING, NOT, OPEN, OURS, UNDECIDED
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
@@ -17,7 +17,7 @@ from mimetic.training.records import load_runs
 
 def claims_table(table: pd.DataFrame) -> str:
     """claims() as a Markdown table under the names of the parts, each verdict a link to its chapter."""
-    table = table.assign(verdict=_linked(table)).drop(columns="page").rename(columns={"found": "found (95 % interval)"})
+    table = table.assign(verdict=_linked(table)).drop(columns=["page", "key"]).rename(columns={"found": "found (95 % interval)"})
     rows = []
     for part, claims_of_it in table.groupby("part", sort=False):
         claims_of_it = claims_of_it.drop(columns="part")
@@ -34,14 +34,35 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
+def in_words(table: pd.DataFrame) -> str:
+    """What the claims come to, a sentence each for vision, language, recommenders and what was not run; "" for a part of them."""
+    verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
+    keys = ("central", "size", "values", "positions", "depth", "texts", "items", "beyond", "points")
+    if not set(keys) <= set(verdicts):
+        return ""
+    central = found["central"].partition(" (")[0]
+    vision = {HOLDS: f"gains: {central} at laboratory scale", NOT: f"does not gain ({central})"}.get(verdicts["central"], "may gain, the pairs do not decide it")
+    if verdicts["central"] == HOLDS:
+        vision += ", more than the size of the weights and their singular values explain" if {verdicts["size"], verdicts["values"]} == {HOLDS} else ""
+        hangs = [words for key, words in (("positions", "without sin-cos positions"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
+        vision += f"; no gain was found {' or '.join(hangs)}" if hangs else ""
+    texts = {HOLDS: "gains with the published signs", NOT: "does not", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
+    items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
+    if verdicts["items"] == HOLDS:
+        items += ", by more than weights as large without a diagonal give" if verdicts["beyond"] == HOLDS else ", as far as these pairs show no more than with weights as large and no diagonal"
+    text = f"A small ViT on CIFAR-10 {vision}. A small GPT {texts}. BERT4Rec {items}."
+    return text + (" The paper's own scale has not been run yet." if verdicts["points"] == OPEN else "")
+
+
 def answer(table: pd.DataFrame) -> str:
-    """How many claims have which verdict, others' and our own, and the central one."""
+    """What the claims come to, and how many of them have which verdict, others' and our own."""
     ours, asked = table["whose"] == OURS, table["whose"] == ASKED
-    groups = (("claims by others", table[~ours & ~asked]), ("questions that a review asked", table[asked]), ("questions of our own", table[ours]))
+    groups = (("claims by others", table[~ours & ~asked]), ("questions of a review of the paper", table[asked]), ("questions of our own", table[ours]))
     parts = [f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows)]
     text = "; ".join(parts)
-    central = table[table["page"] == "06_cifar_claim"].head(1)
-    return f"**Answer.** {text[:1].upper()}{text[1:]}." + "".join(f" The central one, at laboratory scale: {row.found}, *{row.verdict}*." for row in central.itertuples())
+    counts = f"{text[:1].upper()}{text[1:]}."
+    words = in_words(table)
+    return f"**Answer.** {words}\n\n{counts}" if words else f"**Answer.** {counts}"
 
 
 def _counts(table: pd.DataFrame) -> str:

@@ -56,8 +56,8 @@ QUESTIONS = (  # in the order of the queue
             "V·proj untransposed, as in public code": ("timm", "untransposed"), "0.4 for QK, 0.7 for V·proj": ("timm", "swapped"),
         },
         {
-            "mimetic minus default at its norms": _minus("mimetic", "timm-rescaled", 1),
-            "mimetic minus random directions": _minus("mimetic", "random-directions", 1),
+            "mimetic minus default at its norms": _minus("mimetic", "timm-rescaled"),
+            "mimetic minus random directions": _minus("mimetic", "random-directions"),
             "mimetic minus untransposed": _minus("mimetic", "untransposed", 1),
             "mimetic minus swapped constants": _minus("mimetic", "swapped"),
         },
@@ -109,6 +109,7 @@ QUESTIONS = (  # in the order of the queue
     Study(
         "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
         ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")))),
+        None, {"QK without a diagonal and V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
 )  # fmt: skip
 PRECISION = _paired(
@@ -135,8 +136,8 @@ def lab_runs() -> list[RunConfig]:
 
 
 def recipe_runs() -> list[RunConfig]:
-    """The search: every setting once, and the base with a second seed to see what a seed is worth. The rule, fixed before:
-    a setting replaces the base's if it is better by more than a point, which is about what a seed is worth."""
+    """The search: every setting once, and the base with a second seed to see what a seed is worth. The rule: a setting
+    replaces the base's if it is better by more than a point, which is about what a seed is worth."""
     return [*RECIPE.runs((0,)), named(RECIPE.experiment, arm="base", seed=1)]
 
 
