@@ -6,6 +6,7 @@ import math
 import matplotlib
 
 matplotlib.use("agg")
+import pandas as pd
 import pytest
 
 from mimetic import figures
@@ -121,3 +122,14 @@ def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
     assert "No GPU has been profiled yet" not in speed.profile_sentence()
     assert len(figures.init_seconds(speed.init_measurements()).axes) == 1
     assert [len(ax.patches) for ax in figures.step_shares(table).axes] == [4, 10]
+
+
+def test_a_step_that_was_profiled_after_its_comparison_is_named(monkeypatch):
+    compared = pd.DataFrame({"arguments.experiment": ["digits"], "device": ["a GPU"], "finished": ["2026-01-02"]})
+    steps = pd.DataFrame({"arguments.experiment": ["digits"] * 2, "device": ["a GPU"] * 2, "finished": ["2026-01-01", "2026-01-03"], "images_per_second": [500.0, 700.0], "peak": [0.1, 0.2]})
+    tables = {"train": compared, "profile": steps}
+    monkeypatch.setattr(speed, "load_bench", tables.__getitem__)
+    assert speed.newer_step() == "On the a GPU the step has become faster since: 700 images/s and 20 % of the peak in the newest profile of digits."
+    for other in (steps.iloc[:1], steps.assign(device="another"), steps.iloc[:0]):
+        tables["profile"] = other
+        assert speed.newer_step() == ""

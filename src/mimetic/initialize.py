@@ -83,7 +83,7 @@ VISION = MimeticSpec()
 """The signs of trained vision transformers (Trockman & Kolter 2023) and the constants of most public code, 0.7 and +0.7 for W_Q W_K^T,
 0.4 and −0.4 for W_V W_proj."""
 LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
-"""VISION's sizes with the signs of the one pretrained text model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):
+"""VISION's sizes with the signs of the one pretrained language model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):
 W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so in the upper half. It is not a law of language
 models: the decoder of Whisper (data/pretrained/whisper-tiny-decoder.json) and small GPTs that we trained (data/runs, chapter 10) have
 W_Q W_K^T positive but W_V W_proj negative in most layers, and for GPT-2 a secondary source reports W_Q W_K^T negative and W_V W_proj

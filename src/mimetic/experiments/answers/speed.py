@@ -66,7 +66,7 @@ def one_thread() -> str:
     if table.empty:
         return "On one thread nothing has been measured."
     ratios = table.groupby("arguments.d_model")["ratio"].median()
-    return "On one thread it is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" for d, ratio in ratios.items()) + "."
+    return "On one thread it is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" if ratio >= 1.05 else f"no faster at width {d}" for d, ratio in ratios.items()) + "."
 
 
 def _lacking(table: pd.DataFrame) -> pd.Series:
@@ -92,6 +92,19 @@ def train_table() -> pd.DataFrame:
             "ratio": _range(part["ratio"], ".2f"), "peak (%)": _share(part["peak"]),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("experiment")
+
+
+def newer_step() -> str:
+    """That a step was profiled later than it was compared with timm's, if so, on the same card; else ""."""
+    compared, steps = load_bench("train"), load_bench("profile")
+    if compared.empty or steps.empty:
+        return ""
+    says = []
+    for (experiment, device), part in compared.groupby(["arguments.experiment", "device"], sort=False):
+        later = steps[(steps["arguments.experiment"] == experiment) & (steps["device"] == device) & (steps["finished"] > part["finished"].max()) & steps["peak"].notna()]
+        if len(later):
+            says.append(f"On the {device} the step has become faster since: {later['images_per_second'].iloc[-1]:,.0f} images/s and {percent(later['peak'].iloc[-1])} of the peak in the newest profile of {experiment}.")
+    return " ".join(says)
 
 
 def without_sentence() -> str:
