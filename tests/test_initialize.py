@@ -350,6 +350,11 @@ def computed_in_proj():
     return model
 
 
+def spectral_in_proj():
+    """The old way: in_proj_weight is a plain attribute that starts in the memory of in_proj_weight_orig and is made anew by every forward."""
+    return nn.Sequential(torch.nn.utils.spectral_norm(nn.MultiheadAttention(32, 4), "in_proj_weight"))
+
+
 def pruned_in_proj():
     model = nn.Sequential(nn.MultiheadAttention(32, 4))
     prune.l1_unstructured(model[0], "in_proj_weight", 0.2)
@@ -472,6 +477,7 @@ def in_inference_mode():
         (changed_forward, r"0: changed_forward.<locals>.Scaled overrides the forward of MultiheadAttention"),
         (nameless_attention, r"mix: .*Mixer is not a known attention class"),
         (computed_in_proj, "0: q is no view of a parameter .it is computed"),
+        (spectral_in_proj, "0: q is no view of a parameter .it is computed"),
         (pruned_in_proj, "0: q is no view of a parameter .it is computed"),
         (pruned_bias, r"blocks\.0\.attn: q_bias is no view of a parameter"),
         (lora_by_forward, r"blocks\.1\.attn: the forward of qkv was replaced"),
@@ -482,7 +488,7 @@ def in_inference_mode():
         (sharded_away, r"blocks\.0\.attn: qkv\.weight has no elements"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_refusals_name_the_layer_and_the_reason(make, words):
     with pytest.raises(UnsupportedAttention, match=words):
         mimetic_init_(make())

@@ -25,7 +25,7 @@ OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_
 
 
 # names of cross-attention, in a class or in the path to a layer
-CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|token_to_image|image_to_token", re.IGNORECASE)
+CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|^(src|source|memory)_att|token_to_image|image_to_token", re.IGNORECASE)
 
 
 def replaced_forward(module: nn.Module) -> bool:
@@ -58,6 +58,14 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     if data.is_inference():
         raise UnsupportedAttention(f"{name}: {what} was made under torch.inference_mode and cannot be written in place")
     return data.detach()
+
+
+def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Tensor:
+    """A parameter that a module holds itself, as usable() gives it. A plain attribute in its place is computed anew in every forward, even
+    where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
+    if attribute not in module._parameters:
+        raise UnsupportedAttention(f"{name}: {view} is no view of a parameter (it is computed: {attribute} is parametrised or pruned)")
+    return usable(module._parameters[attribute], name, attribute)
 
 
 _PLAIN_FORWARDS = {nn.Linear.forward, nn.Conv2d.forward}
