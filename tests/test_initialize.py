@@ -448,6 +448,22 @@ def nameless_attention():
     return model
 
 
+def named_projections(*names):
+    """A layer without attention in its class's name, beside one that is known."""
+    return lambda: nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Linear(8, 8) for name in names}))
+
+
+def packed_projections(**more):
+    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({"in_proj": nn.Linear(8, 24), "out_proj": nn.Linear(8, 8), **more}))
+
+
+def own_projections():
+    layer = nn.Module()
+    for part in "qkvo":
+        setattr(layer, f"W_{part}", nn.Parameter(torch.randn(8, 8)))
+    return nn.Sequential(nn.MultiheadAttention(8, 2), layer)
+
+
 def lazy():
     model = vit()
     model.blocks[0].attn.qkv = nn.LazyLinear(144)
@@ -476,6 +492,12 @@ def in_inference_mode():
         (unknown_attention, r"extra: .*FancyAttention is not a known attention class"),
         (changed_forward, r"0: changed_forward.<locals>.Scaled overrides the forward of MultiheadAttention"),
         (nameless_attention, r"mix: .*Mixer is not a known attention class"),
+        (named_projections("wq", "wk", "wv", "wo"), "1: .* is not a known attention class"),
+        (named_projections("W_Q", "W_K"), "1: .* is not a known attention class"),
+        (named_projections("qk", "v", "proj"), "1: .* is not a known attention class"),
+        (named_projections("linear_query", "linear_key"), "1: .* is not a known attention class"),
+        (packed_projections, "1: .* is not a known attention class"),
+        (own_projections, "1: .*Module is not a known attention class"),
         (computed_in_proj, "0: q is no view of a parameter .it is computed"),
         (spectral_in_proj, "0: q is no view of a parameter .it is computed"),
         (pruned_in_proj, "0: q is no view of a parameter .it is computed"),
@@ -492,6 +514,18 @@ def in_inference_mode():
 def test_refusals_name_the_layer_and_the_reason(make, words):
     with pytest.raises(UnsupportedAttention, match=words):
         mimetic_init_(make())
+
+
+@pytest.mark.parametrize("make", [named_projections("key", "value"), lambda: packed_projections(conv=nn.Conv1d(8, 8, 3)), named_projections("in_proj", "out_proj")])
+def test_what_only_has_names_of_attention_is_none(make):
+    """RWKV's channel mix, a gated convolution, any two layers."""
+    assert [w.name for w in mimetic_init_(make())] == ["0"]
+
+
+def test_a_learned_query_beside_keys_is_no_layer_of_ones_own():
+    pool = nn.ModuleDict({"kv": nn.Linear(8, 16)})
+    pool.query = nn.Parameter(torch.randn(1, 8))
+    assert [w.name for w in mimetic_init_(nn.Sequential(nn.MultiheadAttention(8, 2), pool))] == ["0"]
 
 
 @pytest.mark.parametrize(
