@@ -236,6 +236,11 @@ def test_attention_to_the_source_is_cross_attention():
     assert [layer.kind for layer in attention_layers(block)] == ["self", "cross"]
 
 
+def test_zeros_that_are_attended_to_are_a_caveat():
+    (layer,) = attention_layers(nn.MultiheadAttention(16, 2, add_zero_attn=True))
+    assert "adds one token of zeros" in layer.caveats[0]
+
+
 def test_our_layer_in_another_block_has_gains_that_are_not_known():
     block = nn.Module()
     block.ln, block.attn = nn.LayerNorm(16), SelfAttention(16, 2)

@@ -31,6 +31,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     in_gain, known, caveats = _pre_norm(path, parent, name)
     if module.bias_k is not None:
         caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
+    if module.add_zero_attn:
+        caveats += ("add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it leaves",)
     return AttentionLayer(name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=caveats)
 
 

@@ -62,6 +62,9 @@ CAVEAT_NAMES = {
     views.VALUE_NORM: "norm on values",
     views.OUT_NORM: "norm after proj",
     views.GATE: "gated heads",
+    views.BIAS_GATE: "gated position bias",
+    views.CLAMPED: "clamped q, k and v",
+    views.SINKS: "attention sinks",
     views.UNSCALED: "another logit scale",
 }
 
