@@ -312,6 +312,53 @@ def test_self_attention_tied_to_cross_attention_is_refused():
         mimetic_init_(layer)
 
 
+def test_a_weight_that_is_also_another_modules_is_refused():
+    model = nn.Sequential(nn.MultiheadAttention(32, 4), nn.Linear(32, 32))
+    model[1].weight = model[0].out_proj.weight
+    assert unchanged_by(model, mimetic_init_, UnsupportedAttention)
+    with pytest.raises(UnsupportedAttention, match=r"0: one of its weights is also 1\.weight, outside of attention"):
+        mimetic_init_(model)
+    assert len(mimetic_init_(model, vp=False)) == len(attention_layers(model)) == 1
+
+
+def test_an_output_matrix_beside_its_layer_is_no_other_modules():
+    """BERT's; tied to another layer's it has two holders for two layers, and a third is another module's."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=30)
+    layers = transformers.BertModel(config).encoder.layer
+    first, second = (layer.attention for layer in layers)
+    for part in ("query", "key", "value"):
+        getattr(second.self, part).weight = getattr(first.self, part).weight
+    second.output.dense.weight = first.output.dense.weight
+    assert [w.tied_to for w in mimetic_init_(layers)] == [None, "0.attention.self"]
+    layers[1].output.dense.weight = first.output.dense.weight
+    with pytest.raises(UnsupportedAttention, match=r"and 1 more, outside of attention"):
+        mimetic_init_(layers)
+
+
+def test_one_module_under_two_names():
+    attention = nn.MultiheadAttention(32, 4)
+    assert [w.name for w in mimetic_init_(nn.ModuleList([attention, nn.Sequential(attention)]))] == ["0"]
+    block = nn.Module()
+    block.self_attn = block.cross_attn = attention
+    with pytest.raises(UnsupportedAttention, match="self_attn: one module is self-attention as self_attn and cross-attention as cross_attn"):
+        mimetic_init_(block)
+
+
+def test_a_reader_that_forgets_the_name(monkeypatch):
+    from mimetic.adapters import READERS
+
+    class Layer(nn.MultiheadAttention):
+        pass
+
+    plain = READERS["torch.nn.modules.activation.MultiheadAttention"]
+    monkeypatch.setattr("mimetic.adapters._CUSTOM", {Layer: lambda module, name, ancestors: plain(module, "layer", ancestors)})
+    model = nn.Sequential(Layer(32, 4), Layer(32, 4))
+    written = mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)), generator=seeded())
+    assert [w.name for w in written] == ["0", "1"] and [w.vp_target[1] for w in written] == [-0.4, 0.4]
+    assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]
+
+
 def attention_norm(weight):
     return weight.norm() / weight.shape[1] ** 0.5
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Scan:
     layers: list[AttentionLayer]
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
     passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
+    modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
         """The layers, or UnsupportedAttention if something was refused or nothing was found."""
@@ -46,6 +47,7 @@ def scan(model: nn.Module) -> Scan:
     claimed: list[str] = []
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
+    aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
@@ -60,7 +62,11 @@ def scan(model: nn.Module) -> Scan:
         try:
             if replaced_forward(module):
                 raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
-            found.layers.append(_checked(reader(module, shown, ancestors(modules, name)), owned))
+            layer = replace(_checked(reader(module, shown, ancestors(modules, name)), owned), name=shown)  # a reader may not pass the name on
+            for other in aliases.get(module, ()):
+                _check_alias(layer, reader(module, shown, ancestors(modules, other)), other)
+            found.layers.append(layer)
+            found.modules[shown] = module
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
@@ -102,6 +108,23 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
         if view is not None and any(s == 0 and n > 1 for s, n in zip(view.stride(), view.shape)):
             raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
     return layer
+
+
+def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
+    """The further names of modules that are registered in more than one place; named_modules gives the first."""
+    further: dict[nn.Module, list[str]] = {}
+    for parent_name, parent in modules.items():
+        for attribute, child in parent._modules.items():  # named_children leaves out a second name, too
+            if child is not None:
+                further.setdefault(child, []).append(f"{parent_name}.{attribute}".lstrip("."))
+    return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
+
+
+def _check_alias(layer: AttentionLayer, again: AttentionLayer, other: str) -> None:
+    """UnsupportedAttention if one module is self-attention by one of its names and cross-attention by another."""
+    if again.kind != layer.kind:
+        kinds = {layer.kind: layer.name, again.kind: clean_name(other)}
+        raise UnsupportedAttention(f"{layer.name}: one module is self-attention as {kinds['self']} and cross-attention as {kinds['cross']}")
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:
