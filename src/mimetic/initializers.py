@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, MimeticWarning
+from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
 from mimetic.initialize import VISION, MimeticSpec, first_process_generator, mimetic_init_
 from mimetic.plan import plan
@@ -71,7 +72,8 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
             spread = _orthonormal(layer.head_dim, rank, generator).mT
             for factor in (layer.q, layer.k):
                 kept = _wide(factor[:, h, :rank])
-                factor[:, h] = kept @ spread.to(kept.dtype)
+                with torch.autocast(kept.device.type, enabled=False):
+                    factor[:, h] = kept @ spread.to(kept.dtype)
 
 
 def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
@@ -165,6 +167,7 @@ def initialize_(
         raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
     if default not in DEFAULTS:
         raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
+    check_generator(generator)
     qk, vp = name != "mimetic-vp", name != "mimetic-qk"
     if name not in DEFAULTS:
         plan(model, spec, qk=qk, vp=vp)  # nothing is written into a model that cannot be initialised
@@ -172,7 +175,7 @@ def initialize_(
         for layer in _written(model):
             _check_rank(layer, qk_rank)
             _check_control(layer, name)
-    generator = generator or first_process_generator(model)
+    generator = first_process_generator(model) if generator is None else generator
     if generator is not None and generator.device.type != "cpu":
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     there, model = model, _on_cpu(model)
