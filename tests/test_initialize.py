@@ -341,7 +341,7 @@ def test_one_module_under_two_names():
     assert [w.name for w in mimetic_init_(nn.ModuleList([attention, nn.Sequential(attention)]))] == ["0"]
     block = nn.Module()
     block.self_attn = block.cross_attn = attention
-    with pytest.raises(UnsupportedAttention, match="self_attn: one module is self-attention as self_attn and cross-attention as cross_attn"):
+    with pytest.raises(UnsupportedAttention, match=r"self_attn: one module is self-attention .* cross-attention under another \(cross_attn, self_attn\)"):
         mimetic_init_(block)
 
 
@@ -357,6 +357,21 @@ def test_a_reader_that_forgets_the_name(monkeypatch):
     written = mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)), generator=seeded())
     assert [w.name for w in written] == ["0", "1"] and [w.vp_target[1] for w in written] == [-0.4, 0.4]
     assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_a_projection_is_warned_of(register):
+    """A LoRA as a hook; a hook on the layer itself, which looks at it, is none."""
+    model = vit()
+    model.blocks[0].attn.register_forward_hook(lambda module, args, output: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(model)
+    handle = getattr(model.blocks[1].attn.qkv, register)(lambda module, *args: None)
+    with pytest.warns(MimeticWarning, match=r"blocks\.1\.attn: a forward hook sits on one of its projections"):
+        mimetic_init_(model)
+    handle.remove()
+    assert not attention_layers(model)[1].caveats
 
 
 def attention_norm(weight):
@@ -582,6 +597,11 @@ def test_a_learned_query_beside_keys_is_no_layer_of_ones_own():
         (lambda m: mimetic_init_(m, qk=False, vp=False), ValueError, "nothing to write"),
         (lambda m: mimetic_init_(m, {"qk_alpha": 1}), TypeError, "MimeticSpec"),
         (lambda m: mimetic_init_("vit"), TypeError, "torch.nn.Module"),
+        (lambda m: mimetic_init_(m, generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
+        (lambda m: mimetic_init_(m, generator=42), TypeError, "generator must be a torch.Generator or None, got 42"),
+        (lambda m: mimetic.initialize_(m, "timm", generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
+        (lambda m: MimeticSpec(qk_beta={0: 0.7, 1: 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a dict"),
+        (lambda m: MimeticSpec(qk_beta={0.7, 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a set"),
         (lambda m: MimeticSpec(noise="gauss"), ValueError, "normal, uniform"),
         (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
@@ -845,6 +865,13 @@ def test_xavier_treats_queries_keys_and_values_as_three_matrices():
         bound = (6 / (d + d)) ** 0.5
         for matrix in (layer.q, layer.k, layer.v, layer.proj):
             assert 0.9 * bound < matrix.abs().max() <= bound
+
+
+def test_qk_rank_under_autocast():
+    outside = initialised("mimetic", qk_rank=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = initialised("mimetic", qk_rank=2)
+    assert torch.equal(outside[0].q, inside[0].q)
 
 
 def unchanged_by(model, call, error):

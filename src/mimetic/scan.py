@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mimetic.adapters import find_reader, has_projections, looks_like_attention, unknown
-from mimetic.adapters.views import NotSelfAttention, replaced_forward
+from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
+from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 
 
@@ -48,6 +48,11 @@ def scan(model: nn.Module) -> Scan:
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
     aliases = _aliases(modules)
+    holders: dict[int, list[nn.Module]] = {}  # of parameters, by memory
+    for module in modules.values():
+        for p in module.parameters(recurse=False):
+            if plain(p):
+                holders.setdefault(p.untyped_storage().data_ptr(), []).append(module)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
@@ -60,12 +65,9 @@ def scan(model: nn.Module) -> Scan:
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
         try:
-            if replaced_forward(module):
-                raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
-            layer = replace(_checked(reader(module, shown, ancestors(modules, name)), owned), name=shown)  # a reader may not pass the name on
-            for other in aliases.get(module, ()):
-                _check_alias(layer, reader(module, shown, ancestors(modules, other)), other)
-            found.layers.append(layer)
+            layer = _read(reader, module, shown, [ancestors(modules, place) for place in (name, *aliases.get(module, ()))])
+            layer = _checked(layer, owned)
+            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, holders) else layer)
             found.modules[shown] = module
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
@@ -99,6 +101,25 @@ def plain(t: Tensor) -> bool:
     return not is_lazy(t) and type(t.data) is Tensor and not t.is_meta and t.layout is torch.strided
 
 
+def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors]) -> AttentionLayer:
+    """The layer as its reader sees it, in every place where its module is registered."""
+    if replaced_forward(module):
+        raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
+    layer = reader(module, name, places[0])
+    for place in places[1:]:
+        if reader(module, name, place).kind != layer.kind:
+            attributes = sorted(p[0][0] for p in places if p)
+            raise UnsupportedAttention(f"one module is self-attention under one of its names and cross-attention under another ({', '.join(attributes)})")
+    return replace(layer, name=name)  # a reader of one's own may not have passed it on
+
+
+def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[nn.Module]]) -> bool:
+    """Whether a projection, a module that does nothing but hold weights of this layer, has forward hooks: what they do is not known."""
+    views = (getattr(layer, name) for name in VIEWS)
+    near = {m for view in views if view is not None for m in holders.get(view.untyped_storage().data_ptr(), ()) if m is not module}
+    return any((m._forward_hooks or m._forward_pre_hooks) and next(m.children(), None) is None for m in near)
+
+
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
     """The layer, if all its views look into the model's own parameters: what is written into a copy would be lost."""
     for name in VIEWS:
@@ -118,13 +139,6 @@ def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
             if child is not None:
                 further.setdefault(child, []).append(f"{parent_name}.{attribute}".lstrip("."))
     return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
-
-
-def _check_alias(layer: AttentionLayer, again: AttentionLayer, other: str) -> None:
-    """UnsupportedAttention if one module is self-attention by one of its names and cross-attention by another."""
-    if again.kind != layer.kind:
-        kinds = {layer.kind: layer.name, again.kind: clean_name(other)}
-        raise UnsupportedAttention(f"{layer.name}: one module is self-attention as {kinds['self']} and cross-attention as {kinds['cross']}")
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:

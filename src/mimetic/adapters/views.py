@@ -22,6 +22,7 @@ GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts
 BIAS_GATE = "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside positions changes with it"
 CLAMPED = "queries, keys and values are clamped after these weights (clip_qkv): the products are the layer's as long as nothing reaches the bound"
 SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts with what is left"
+HOOKED = "a forward hook sits on one of its projections: what that hook changes is not in these products"
 UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
 VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"

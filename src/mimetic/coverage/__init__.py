@@ -65,6 +65,7 @@ CAVEAT_NAMES = {
     views.BIAS_GATE: "gated position bias",
     views.CLAMPED: "clamped q, k and v",
     views.SINKS: "attention sinks",
+    views.HOOKED: "hooks on projections",
     views.UNSCALED: "another logit scale",
 }
 
