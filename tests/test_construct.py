@@ -105,7 +105,10 @@ def test_factors_are_full_precision_under_autocast(call):
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(inside, outside))
 
 
-@pytest.mark.parametrize("dtype, size", [(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30), (torch.float32, 1e-12)])
+SIZES = [(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30), (torch.float32, 1e-12)]
+
+
+@pytest.mark.parametrize("dtype, size", SIZES)
 def test_very_small_and_very_large_matrices(dtype, size):
     """Their squares leave the range of the numbers."""
     A = semi_diagonal(24, 0.7, 0.7, generator=seeded(), dtype=dtype)

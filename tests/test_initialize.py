@@ -578,7 +578,10 @@ def test_refusals_name_the_layer_and_the_reason(make, words):
         mimetic_init_(make())
 
 
-@pytest.mark.parametrize("make", [named_projections("key", "value"), lambda: packed_projections(conv=nn.Conv1d(8, 8, 3)), named_projections("in_proj", "out_proj")])
+GATED = lambda: packed_projections(conv=nn.Conv1d(8, 8, 3))  # noqa: E731
+
+
+@pytest.mark.parametrize("make", [named_projections("key", "value"), GATED, named_projections("in_proj", "out_proj")])
 def test_what_only_has_names_of_attention_is_none(make):
     """RWKV's channel mix, a gated convolution, any two layers."""
     assert [w.name for w in mimetic_init_(make())] == ["0"]
@@ -906,6 +909,25 @@ def test_models_on_meta_and_in_inference_mode_are_not_asked_for_versions():
         mimetic.initialize_(vit(), "timm")
     with torch.inference_mode():
         mimetic.initialize_(vit(), "timm", generator=seeded())
+
+
+def linear_in_inference_mode():
+    with torch.inference_mode():
+        return nn.Linear(8, 8)
+
+
+def meta_linear():
+    return nn.Linear(8, 8, device="meta")
+
+
+@pytest.mark.parametrize("make, words", [(linear_in_inference_mode, "1.weight was made under"), (meta_linear, "1.weight is a meta tensor")])
+@pytest.mark.parametrize("name", ["timm", "gpt2", "mimetic"])
+def test_what_cannot_be_written_is_named_before_anything_is(make, words, name):
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 16), make())
+    before = copy.deepcopy(model[0].state_dict())
+    with pytest.raises(ValueError, match=words):
+        mimetic.initialize_(model, name)
+    assert all(torch.equal(p, before[n]) for n, p in model[0].state_dict().items())
 
 
 def test_parameters_without_a_rule_are_named():

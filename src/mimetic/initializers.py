@@ -154,7 +154,8 @@ def initialize_(
 
     Raises:
         ValueError: unknown name (the message lists the choices), a qk_rank that the name does not take, a shape that a control is not
-            for, or a model in which "gpt2" does not find the layers that it sets apart. Nothing was written.
+            for, a model in which "gpt2" does not find the layers that it sets apart, or one with parameters that cannot be written (made
+            under torch.inference_mode, or on the meta device beside others that are not). Nothing was written.
         UnsupportedAttention: a mimetic name, and a layer cannot be handled. Nothing was written.
 
     Warns:
@@ -175,6 +176,7 @@ def initialize_(
         for layer in _written(model):
             _check_rank(layer, qk_rank)
             _check_control(layer, name)
+    _check_writable(model)
     generator = first_process_generator(model) if generator is None else generator
     if generator is not None and generator.device.type != "cpu":
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
@@ -208,6 +210,17 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     memo = {id(t): nn.Parameter(t.detach().cpu(), t.requires_grad) if isinstance(t, nn.Parameter) else t.cpu() for t in tensors}
     return copy.deepcopy(bare, memo)  # with these in place of its own: no second copy on the device
+
+
+def _check_writable(model: nn.Module) -> None:
+    """ValueError before the first write, where one of the later ones would fail or would write nothing."""
+    parameters = dict(model.named_parameters())
+    meta = [n for n, p in parameters.items() if p.is_meta]
+    if meta and len(meta) < len(parameters):
+        raise ValueError(f"{meta[0]} is a meta tensor (no storage) and others are not; materialise the model first (to_empty)")
+    stuck = next((n for n, p in parameters.items() if p.is_inference()), None)
+    if stuck is not None and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{stuck} was made under torch.inference_mode and cannot be written in place")
 
 
 def _default_(model: nn.Module, name: str, generator: Generator) -> None:
