@@ -519,6 +519,11 @@ def packed_projections(**more):
     return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({"in_proj": nn.Linear(8, 24), "out_proj": nn.Linear(8, 8), **more}))
 
 
+def wrapped_fused_projections():
+    """As convolutions with a norm behind them."""
+    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Sequential(nn.Linear(8, 8)) for name in ("qkv", "proj")}))
+
+
 def own_projections():
     layer = nn.Module()
     for part in "qkvo":
@@ -559,6 +564,7 @@ def in_inference_mode():
         (named_projections("qk", "v", "proj"), "1: .* is not a known attention class"),
         (named_projections("linear_query", "linear_key"), "1: .* is not a known attention class"),
         (packed_projections, "1: .* is not a known attention class"),
+        (wrapped_fused_projections, "1: .* is not a known attention class"),
         (own_projections, "1: .*Module is not a known attention class"),
         (computed_in_proj, "0: q is no view of a parameter .it is computed"),
         (spectral_in_proj, "0: q is no view of a parameter .it is computed"),

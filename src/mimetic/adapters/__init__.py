@@ -73,14 +73,14 @@ _PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"})
 def looks_like_attention(module: nn.Module) -> bool:
     """True for a module that owns weights, directly or in its direct children, and is named like attention or has children (or
     weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
-    children = dict(module.named_children())
-    if not (_LOOKS.search(type(module).__name__) or has_projections(module)):
+    children, projections = dict(module.named_children()), has_projections(module)
+    if not (_LOOKS.search(type(module).__name__) or projections):
         return False
     own = list(module.parameters(recurse=False))
     for child in children.values():
         own += child.parameters(recurse=False)
-    # in wrapped linear layers (LoRA, quantisation) the weights lie deeper
-    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= 3
+    # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
+    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= (2 if projections else 3)
 
 
 def has_projections(module: nn.Module) -> bool:
