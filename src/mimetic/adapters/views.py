@@ -68,7 +68,7 @@ def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Te
     """A parameter that a module holds itself, as usable() gives it. A plain attribute in its place is computed anew in every forward, even
     where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
     if attribute not in module._parameters:
-        raise UnsupportedAttention(f"{name}: {view} is no view of a parameter (it is computed: {attribute} is parametrised or pruned)")
+        raise UnsupportedAttention(f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
     return usable(module._parameters[attribute], name, attribute)
 
 
