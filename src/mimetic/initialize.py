@@ -151,11 +151,12 @@ def mimetic_init_(
         One WrittenLayer for each layer, in order.
 
     Raises:
-        UnsupportedAttention: a layer cannot be handled; names it and the reason. Nothing was written.
+        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights, too; names it and the reason. Nothing
+            was written.
         ValueError, TypeError: bad biases, spec, generator or combination of arguments. Nothing was written.
 
     Warns:
-        MimeticWarning: RoPE, QK-norm and other things that change the effect; frozen layers; layers that were left alone.
+        MimeticWarning: RoPE, QK-norm, hooks on projections and other things that change the effect; frozen layers; layers that were left alone.
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")

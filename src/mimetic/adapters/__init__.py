@@ -96,16 +96,18 @@ def _roles(names: Iterable[str]) -> set[str]:
 
 
 def _packed(module: nn.Module) -> bool:
-    """Whether a module has nn.MultiheadAttention's in_proj (3 d, d) and out_proj (d, d), and no convolution (as gated ones have)."""
+    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's are, and no convolution, as gated ones have."""
+    parts = {**module._modules, **module._parameters}
 
     def shape(*names: str) -> tuple[int, ...]:
-        found = (getattr(module, n, None) for n in names)
-        w = next((w for w in (getattr(f, "weight", f) for f in found) if isinstance(w, Tensor)), None)
+        found = (getattr(parts.get(n), "weight", parts.get(n)) for n in names)
+        w = next((w for w in found if isinstance(w, Tensor)), None)
         return () if w is None or is_lazy(w) else tuple(w.shape)
 
     first, last = shape("in_proj_weight", "in_proj", "c_attn"), shape("out_proj", "o_proj", "c_proj", "proj", "out")
-    d = last[0] if last else 0
-    return last == (d, d) and first in ((3 * d, d), (d, 3 * d)) and not any(isinstance(m, _ConvNd) for m in module.modules())
+    if len(first) != 2 or len(last) != 2 or any(isinstance(m, _ConvNd) for m in module.modules()):
+        return False
+    return first in ((3 * last[1], last[0]), (last[1], 3 * last[0]))  # the second as transformers' Conv1D stores them
 
 
 _HINTS = (  # an attribute that gives the kind of attention away -> what it is
