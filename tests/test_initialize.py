@@ -330,6 +330,7 @@ def test_an_output_matrix_beside_its_layer_is_no_other_modules():
     for part in ("query", "key", "value"):
         getattr(second.self, part).weight = getattr(first.self, part).weight
     second.output.dense.weight = first.output.dense.weight
+    layers.attentions = nn.ModuleList([first.self, second.self])  # a further name from where the output matrix is not seen
     assert [w.tied_to for w in mimetic_init_(layers)] == [None, "0.attention.self"]
     layers[1].output.dense.weight = first.output.dense.weight
     with pytest.raises(UnsupportedAttention, match=r"and 1 more, outside of attention"):
@@ -341,7 +342,11 @@ def test_one_module_under_two_names():
     assert [w.name for w in mimetic_init_(nn.ModuleList([attention, nn.Sequential(attention)]))] == ["0"]
     block = nn.Module()
     block.self_attn = block.cross_attn = attention
-    with pytest.raises(UnsupportedAttention, match=r"self_attn: one module is self-attention .* cross-attention under another \(cross_attn, self_attn\)"):
+    with pytest.raises(UnsupportedAttention, match="self_attn: one module, called cross_attn and self_attn, is cross and self attention at once"):
+        mimetic_init_(block)
+    del block.cross_attn
+    block.attn_pool = attention
+    with pytest.raises(UnsupportedAttention, match="called attn_pool and self_attn, is pooling and self attention at once"):
         mimetic_init_(block)
 
 

@@ -106,10 +106,17 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     if replaced_forward(module):
         raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
     layer = reader(module, name, places[0])
+    kinds = {layer.kind}
     for place in places[1:]:
-        if reader(module, name, place).kind != layer.kind:
-            attributes = sorted(p[0][0] for p in places if p)
-            raise UnsupportedAttention(f"one module is self-attention under one of its names and cross-attention under another ({', '.join(attributes)})")
+        try:
+            kinds.add(reader(module, name, place).kind)
+        except NotSelfAttention:
+            kinds.add("pooling")
+        except UnsupportedAttention:  # not readable from there: a plain list of BERT's layers, without their output matrices
+            continue
+    if len(kinds) > 1:
+        attributes = sorted(p[0][0] for p in places if p)
+        raise UnsupportedAttention(f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once")
     return replace(layer, name=name)  # a reader of one's own may not have passed it on
 
 
