@@ -127,7 +127,8 @@ def judge(model: nn.Module, runs) -> dict:
         checks = {c.name: c for c in verify(model, run, layers=chosen)}
     for layer in chosen:  # what the model's own call did not reach is called on its own
         if layer.name not in checks or checks[layer.name].problem.startswith("unverified"):
-            run_alone = _first_run(model, lambda _: ((None, call) for call in attention_calls(layer, modules[layer.name])))
+            block = modules.get(layer.name.rpartition(".")[0])
+            run_alone = _first_run(model, lambda _: ((None, call) for call in attention_calls(layer, modules[layer.name], block)))
             if run_alone is not None:
                 checks[layer.name] = verify(model, run_alone, layers=[layer], fold=False)[0]
     row = {"layers": len(found.layers)}

@@ -233,8 +233,8 @@ def _inputs(model):
         yield {"past_values": torch.randn(2, length, features, generator=g)}
 
 
-def attention_calls(layer: AttentionLayer, module: nn.Module):
-    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed."""
+def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module | None = None):
+    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed; block is what holds it."""
     D, K, kv_width = layer.d_model, layer.head_dim, layer.v.shape[0]
     g = torch.Generator().manual_seed(0)
 
@@ -247,7 +247,8 @@ def attention_calls(layer: AttentionLayer, module: nn.Module):
         x, kv = tokens(*shape, D), tokens(*shape[:-1], 12 if len(shape) < 3 else 4, kv_width)
         n = 16
         pairs = [(shape, True) for shape in ((1, n, rotate), (n, rotate), (n, rotate // 2))]
-        bare = [((1, n, rotate), False)] if "rotary_pos_emb" in names else []  # CLVP takes the angles themselves, and places to read them at
+        # CLVP takes the angles themselves, and places to read them at, in those of its blocks that are given angles
+        bare = [((1, n, rotate), False)] if "rotary_pos_emb" in names and block is not None and _takes(block, "rotary_pos_emb") else []
         for angle_shape, pair in (*pairs, *bare, (None, True)):
             kwargs = {}
             for name, p in names.items():
@@ -273,6 +274,10 @@ def attention_calls(layer: AttentionLayer, module: nn.Module):
                     kwargs[name] = torch.arange(n)[None]
             args = () if "query" in kwargs or "queries" in kwargs else (x,)
             yield functools.partial(_call_attention, module, args, kwargs)
+
+
+def _takes(module: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(module.forward).parameters
 
 
 def _call_attention(module, args, kwargs, _model=None):
