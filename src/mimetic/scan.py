@@ -47,12 +47,7 @@ def scan(model: nn.Module) -> Scan:
     claimed: list[str] = []
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
-    aliases = _aliases(modules)
-    holders: dict[int, list[nn.Module]] = {}  # of parameters, by memory
-    for module in modules.values():
-        for p in module.parameters(recurse=False):
-            if plain(p):
-                holders.setdefault(p.untyped_storage().data_ptr(), []).append(module)
+    aliases, holders = _aliases(modules), _holders(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
@@ -146,6 +141,16 @@ def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
             if child is not None:
                 further.setdefault(child, []).append(f"{parent_name}.{attribute}".lstrip("."))
     return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
+
+
+def _holders(modules: dict[str, nn.Module]) -> dict[int, list[nn.Module]]:
+    """The modules that hold a parameter themselves, by where its memory begins."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in modules.values():
+        for p in module.parameters(recurse=False):
+            if plain(p):
+                holders.setdefault(p.untyped_storage().data_ptr(), []).append(module)
+    return holders
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:
