@@ -126,6 +126,9 @@ def test_pooling_and_pooled_queries_are_passed_over():
         ("levit_128s", "batch norm"),
         ("mvitv2_tiny", "pooled"),
         ("mobilevitv2_050", "linear attention"),
+        ("convit_tiny", r"blocks\.0\.attn: gated positional attention"),
+        ("shvit_s1", "batch norm follows q, k, v and proj"),
+        ("iformer_t", "a sigmoid follows v"),
     ],
 )
 def test_refused_with_a_reason(name, reason):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimetic import MimeticSpec, mimetic_init_
+from mimetic import MimeticSpec, MimeticWarning, mimetic_init_
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.models.blocks import SelfAttention
@@ -191,6 +191,54 @@ def test_a_layers_own_name_counts_before_its_blocks():
     assert attention_layers(CrossEncoder())[0].kind == attention_layers(MeanPoolClassifier())[0].kind == "self"
     with pytest.raises(UnsupportedAttention, match="pools with a learned query"):
         attention_layers(AttentionPool())
+
+
+class Lists(nn.Module):
+    """Layers in containers: the container's attribute is their name."""
+
+    def __init__(self):
+        super().__init__()
+        mha = lambda: nn.MultiheadAttention(16, 2)  # noqa: E731
+        self.sa, self.layers = mha(), nn.ModuleList([mha()])
+        self.cross_attn, self.self_attns = nn.ModuleList([mha()]), nn.ModuleList([mha()])
+        self.steps = nn.ModuleList([nn.ModuleDict({"self_attn": mha(), "x_attn": mha(), "multihead_attn": mha()})])
+        self.encoder_attn = nn.Sequential(nn.Sequential(mha()))
+        self.attn_pool = nn.ModuleList([mha()])
+
+
+def test_a_layer_in_a_list_is_called_like_the_list():
+    found = scan(Lists())
+    assert {layer.name: layer.kind for layer in found.layers} == {
+        "sa": "self", "layers.0": "self", "cross_attn.0": "cross", "self_attns.0": "self", "steps.0.self_attn": "self", "steps.0.x_attn": "cross",
+        "steps.0.multihead_attn": "cross", "encoder_attn.0.0": "cross",
+    }  # fmt: skip
+    assert list(found.passed_over) == ["attn_pool.0"] and "Lists pools with a learned query" in found.passed_over["attn_pool.0"]
+    with pytest.warns(MimeticWarning, match="cross_attn.0 to encoder_attn.0.0.: cross-attention, left alone"):
+        assert len(mimetic_init_(Lists())) == 4
+
+
+@pytest.mark.parametrize(("siblings", "kind"), [((), "self"), (("norm",), "self"), (("self_attn",), "cross")])
+def test_multihead_attn_is_cross_attention_beside_a_self_attn_only(siblings, kind):
+    block = nn.Module()
+    for name in siblings:
+        setattr(block, name, nn.LayerNorm(16) if name == "norm" else nn.MultiheadAttention(16, 2))
+    block.multihead_attn, model = nn.MultiheadAttention(16, 2), nn.Module()
+    model.block = block
+    assert attention_layers(model)[-1].kind == kind
+    block.__class__ = type("DecoderLayerOptimal", (nn.Module,), {})  # ML-Decoder's has no self-attention
+    assert attention_layers(model)[-1].kind == "cross"
+
+
+def test_attention_to_the_source_is_cross_attention():
+    """As the Annotated Transformer calls it."""
+    block = nn.Module()
+    block.self_attn, block.src_attn = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)
+    assert [layer.kind for layer in attention_layers(block)] == ["self", "cross"]
+
+
+def test_zeros_that_are_attended_to_are_a_caveat():
+    (layer,) = attention_layers(nn.MultiheadAttention(16, 2, add_zero_attn=True))
+    assert "adds one token of zeros" in layer.caveats[0]
 
 
 def test_our_layer_in_another_block_has_gains_that_are_not_known():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import mimetic
-from mimetic.adapters.views import OUT_NORM, QK_NORM, ROPE, UNSCALED
+from mimetic.adapters.views import BIAS_GATE, CLAMPED, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage import make_generic
 from mimetic.coverage.build import plan_transformers
@@ -372,6 +372,76 @@ def test_latent_attention_is_refused_by_name():
     config = t.DeepseekV3Config(**{**TEXT, "num_key_value_heads": H}, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1, n_group=1, topk_group=1)  # fmt: skip
     with pytest.raises(UnsupportedAttention, match=r"layers\.0\.self_attn.*DeepseekV3Attention"):
         attention_layers(t.DeepseekV3Model(config))
+
+
+def clvp_encoder(rotary=True):
+    small = dict(hidden_size=256, projection_dim=256, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64, vocab_size=50)
+    return transformers.models.clvp.modeling_clvp.ClvpEncoder(transformers.ClvpEncoderConfig(use_rotary_embedding=rotary, **small))
+
+
+def test_rotated_values_are_refused():
+    encoder = clvp_encoder()
+    for part in (encoder, encoder.layers[0]):  # in the block alone it is not known whether there is a rotation
+        with pytest.raises(UnsupportedAttention, match="self_attn: RoPE rotates the values, too"):
+            mimetic.mimetic_init_(part)
+    plain = clvp_encoder(rotary=False).eval()
+    (check,) = verify(plain, lambda m: m(inputs_embeds=torch.randn(2, 6, 256)))
+    assert check.ok and not check.caveats
+
+
+@pytest.mark.parametrize("kind", ["Wav2Vec2Conformer", "Wav2Vec2Bert", "SeamlessM4T"])
+def test_tokens_rotated_before_the_weights_are_refused(kind):
+    t = transformers
+    small = dict(hidden_size=D, num_attention_heads=H, num_hidden_layers=1, intermediate_size=48)
+    small |= dict(speech_encoder_attention_heads=H, speech_encoder_layers=1, speech_encoder_intermediate_size=48) if kind == "SeamlessM4T" else {}
+    config = getattr(t, f"{kind}Config")(**small, position_embeddings_type="rotary")
+    cls = t.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4TConformerEncoder if kind == "SeamlessM4T" else getattr(t, f"{kind}Model")
+    with pytest.raises(UnsupportedAttention, match="self_attn: RoPE rotates the tokens by position before W_Q and W_K"):
+        attention_layers(cls(config))
+
+
+def test_queries_and_keys_that_are_pooled_apart_are_passed_over():
+    model = transformers.EfficientLoFTRModel(transformers.EfficientLoFTRConfig(hidden_size=256, num_attention_heads=H, num_attention_layers=1))
+    with pytest.raises(UnsupportedAttention, match="no attention layer found .*pooled in different ways"):
+        mimetic.mimetic_init_(model)
+
+
+def caveats_of(model):
+    return {caveat for layer in attention_layers(model) if layer.kind == "self" for caveat in layer.caveats}
+
+
+def test_caveats_that_a_config_asks_for():
+    t = transformers
+    gpt = dict(n_embd=D, n_head=H, n_layer=LAYERS, n_positions=32, **IDS)
+    deberta = lambda kinds: t.DebertaV2Model(t.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=kinds))  # noqa: E731
+    mpt = lambda **more: t.MptModel(t.MptConfig(d_model=D, n_heads=H, n_layers=1, vocab_size=64, attn_config=more))  # noqa: E731
+    olmo = lambda **more: t.OlmoModel(t.OlmoConfig(**TEXT, **more))  # noqa: E731
+    assert caveats_of(deberta(["c2p", "p2c"])) == caveats_of(deberta(["p2c"])) == {UNSCALED} and not caveats_of(deberta([]))
+    assert caveats_of(mpt(softmax_scale=0.9)) == {UNSCALED} and caveats_of(mpt(clip_qkv=6.0)) == {CLAMPED} and not caveats_of(mpt())
+    assert caveats_of(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_weights=False))) == {UNSCALED}
+    layers = attention_layers(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_by_inverse_layer_idx=True)))
+    assert [layer.caveats for layer in layers] == [(), (UNSCALED,)]  # the first is divided by 1
+    assert caveats_of(olmo(clip_qkv=6.0)) == {ROPE, CLAMPED} and caveats_of(olmo()) == {ROPE}
+
+
+def test_the_scale_of_disentangled_attention_is_that_of_its_forward():
+    model = transformers.DebertaV2Model(transformers.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])).eval()
+    make_generic(model)
+    check = verify(model, lambda m: ids(m, tokens=6))[0]
+    assert check.ok and check.scale == pytest.approx(3**-0.5, rel=1e-3), check
+
+
+def test_idefics_rotates_and_gpt_oss_has_sinks():
+    t = transformers
+    vision = dict(embed_dim=16, image_size=8, patch_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    idefics = t.IdeficsConfig(**TEXT, additional_vocab_size=0, vision_config=vision, use_resampler=False, cross_layer_interval=1)
+    assert caveats_of(t.models.idefics.modeling_idefics.IdeficsDecoderLayer(idefics, layer_idx=0)) == {ROPE}
+    assert caveats_of(t.GptOssModel(t.GptOssConfig(**DECODER, num_local_experts=2))) == {ROPE, SINKS}
+
+
+def test_the_gate_of_a_position_bias_is_not_one_of_the_heads():
+    config = transformers.WavLMConfig(**TEXT, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
+    assert caveats_of(transformers.WavLMModel(config)) == {BIAS_GATE}
 
 
 def test_bare_bert_attention_is_refused():

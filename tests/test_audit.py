@@ -391,3 +391,8 @@ def test_command_line(capsys):
     assert "is no file, no pretrained model" in capsys.readouterr().err
     assert main(["audit", "x.pt", "--num-heads", "2"]) == 2
     assert "needs both --num-heads and --proj" in capsys.readouterr().err
+
+
+def test_tokens_of_width_one_have_no_diagonal_to_compare():
+    with pytest.raises(UnsupportedAttention, match="MultiheadAttention: tokens of width 1"):
+        audit(torch.nn.MultiheadAttention(1, 1))

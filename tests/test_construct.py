@@ -96,6 +96,28 @@ def test_half_precision_is_factored_in_float32():
     assert left.dtype == torch.float32 and relative(left @ right, A) < 2e-6
 
 
+@pytest.mark.parametrize("call", [factor, lambda A: factor_top_k(A, 16)])
+def test_factors_are_full_precision_under_autocast(call):
+    A = semi_diagonal(32, 0.4, -0.4, generator=seeded())
+    outside = call(A)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = call(A)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(inside, outside))
+
+
+SIZES = [(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30), (torch.float32, 1e-12)]
+
+
+@pytest.mark.parametrize("dtype, size", SIZES)
+def test_very_small_and_very_large_matrices(dtype, size):
+    """Their squares leave the range of the numbers."""
+    A = semi_diagonal(24, 0.7, 0.7, generator=seeded(), dtype=dtype)
+    for k in (8, 24):
+        left, right = factor_top_k(A * size, k)
+        scaled = (left * size**-0.5) @ (right * size**-0.5)
+        assert relative(scaled, best_rank_k(A, k)) < (2e-6 if dtype == torch.float32 else 1e-12)
+
+
 def test_one_seed_one_matrix():
     torch.testing.assert_close(
         semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), rtol=0, atol=0
@@ -109,6 +131,8 @@ def test_one_seed_one_matrix():
         (lambda: semi_diagonal(8, 1, 1, noise="gauss"), "normal, uniform"),
         (lambda: semi_diagonal(0, 1, 1), "positive integer"),
         (lambda: semi_diagonal(8.0, 1, 1), "positive integer"),
+        (lambda: semi_diagonal(3, float("nan"), 0.5), "alpha and beta must be finite, got nan and 0.5"),
+        (lambda: semi_diagonal(3, 0.5, float("inf")), "alpha and beta must be finite"),
         (lambda: factor(torch.zeros(3, 4)), "square"),
         (lambda: factor(torch.zeros(3)), "square"),
         (lambda: factor(torch.zeros(3, 3, dtype=torch.int64)), "floating point"),
@@ -121,6 +145,12 @@ def test_one_seed_one_matrix():
 def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("generator", [0, 42])
+def test_a_seed_is_no_generator(generator):
+    with pytest.raises(TypeError, match=f"generator must be a torch.Generator or None, got {generator}; "):
+        semi_diagonal(3, 0.7, 0.7, generator=generator)
 
 
 # --- the fast path of mimetic_init_ ---

@@ -51,6 +51,15 @@ def test_a_wrong_reader_is_found_out(monkeypatch):
     assert row["verdict"] == "wrong" and "W_Q W_K^T" in row["finding"]
 
 
+def test_a_layer_called_alone_is_called_with_its_rotation(monkeypatch):
+    """CLVP's small encoder cannot be run, so its layer is called alone: without the refusal the rotated values must be seen."""
+    pytest.importorskip("transformers")
+    assert "rotates the values" in coverage.examine("transformers", "clvp_encoder")["finding"]
+    monkeypatch.setattr("mimetic.adapters.transformers.refuse_unlike", lambda *args: None)
+    row = coverage.examine("transformers", "clvp_encoder")
+    assert row["verdict"] == "wrong" and "W_V W_proj" in row["finding"]
+
+
 def test_a_model_that_is_not_built_says_why(monkeypatch):
     def fail(name):
         raise build.NotBuilt("no small config: because")

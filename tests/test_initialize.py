@@ -312,6 +312,73 @@ def test_self_attention_tied_to_cross_attention_is_refused():
         mimetic_init_(layer)
 
 
+def test_a_weight_that_is_also_another_modules_is_refused():
+    model = nn.Sequential(nn.MultiheadAttention(32, 4), nn.Linear(32, 32))
+    model[1].weight = model[0].out_proj.weight
+    assert unchanged_by(model, mimetic_init_, UnsupportedAttention)
+    with pytest.raises(UnsupportedAttention, match=r"0: one of its weights is also 1\.weight, outside of attention"):
+        mimetic_init_(model)
+    assert len(mimetic_init_(model, vp=False)) == len(attention_layers(model)) == 1
+
+
+def test_an_output_matrix_beside_its_layer_is_no_other_modules():
+    """BERT's; tied to another layer's it has two holders for two layers, and a third is another module's."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=30)
+    layers = transformers.BertModel(config).encoder.layer
+    first, second = (layer.attention for layer in layers)
+    for part in ("query", "key", "value"):
+        getattr(second.self, part).weight = getattr(first.self, part).weight
+    second.output.dense.weight = first.output.dense.weight
+    layers.attentions = nn.ModuleList([first.self, second.self])  # a further name from where the output matrix is not seen
+    assert [w.tied_to for w in mimetic_init_(layers)] == [None, "0.attention.self"]
+    layers[1].output.dense.weight = first.output.dense.weight
+    with pytest.raises(UnsupportedAttention, match=r"and 1 more, outside of attention"):
+        mimetic_init_(layers)
+
+
+def test_one_module_under_two_names():
+    attention = nn.MultiheadAttention(32, 4)
+    assert [w.name for w in mimetic_init_(nn.ModuleList([attention, nn.Sequential(attention)]))] == ["0"]
+    block = nn.Module()
+    block.self_attn = block.cross_attn = attention
+    with pytest.raises(UnsupportedAttention, match="self_attn: one module, called cross_attn and self_attn, is cross and self attention at once"):
+        mimetic_init_(block)
+    del block.cross_attn
+    block.attn_pool = attention
+    with pytest.raises(UnsupportedAttention, match="called attn_pool and self_attn, is pooling and self attention at once"):
+        mimetic_init_(block)
+
+
+def test_a_reader_that_forgets_the_name(monkeypatch):
+    from mimetic.adapters import READERS
+
+    class Layer(nn.MultiheadAttention):
+        pass
+
+    plain = READERS["torch.nn.modules.activation.MultiheadAttention"]
+    monkeypatch.setattr("mimetic.adapters._CUSTOM", {Layer: lambda module, name, ancestors: plain(module, "layer", ancestors)})
+    model = nn.Sequential(Layer(32, 4), Layer(32, 4))
+    written = mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)), generator=seeded())
+    assert [w.name for w in written] == ["0", "1"] and [w.vp_target[1] for w in written] == [-0.4, 0.4]
+    assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_a_projection_is_warned_of(register):
+    """A LoRA as a hook; a hook on the layer itself, which looks at it, is none."""
+    model = vit()
+    model.blocks[0].attn.register_forward_hook(lambda module, args, output: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(model)
+    handle = getattr(model.blocks[1].attn.qkv, register)(lambda module, *args: None)
+    with pytest.warns(MimeticWarning, match=r"blocks\.1\.attn: a forward hook sits on one of its projections"):
+        mimetic_init_(model)
+    handle.remove()
+    assert not attention_layers(model)[1].caveats
+
+
 def attention_norm(weight):
     return weight.norm() / weight.shape[1] ** 0.5
 
@@ -348,6 +415,11 @@ def computed_in_proj():
     model = nn.Sequential(nn.MultiheadAttention(32, 4))
     torch.nn.utils.parametrizations.weight_norm(model[0], "in_proj_weight")
     return model
+
+
+def spectral_in_proj():
+    """The old way: in_proj_weight is a plain attribute that starts in the memory of in_proj_weight_orig and is made anew by every forward."""
+    return nn.Sequential(torch.nn.utils.spectral_norm(nn.MultiheadAttention(32, 4), "in_proj_weight"))
 
 
 def pruned_in_proj():
@@ -443,6 +515,27 @@ def nameless_attention():
     return model
 
 
+def named_projections(*names):
+    """A layer without attention in its class's name, beside one that is known."""
+    return lambda: nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Linear(8, 8) for name in names}))
+
+
+def packed_projections(**more):
+    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({"in_proj": nn.Linear(8, 24), "out_proj": nn.Linear(8, 8), **more}))
+
+
+def wrapped_fused_projections():
+    """As convolutions with a norm behind them."""
+    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Sequential(nn.Linear(8, 8)) for name in ("qkv", "proj")}))
+
+
+def own_projections():
+    layer = nn.Module()
+    for part in "qkvo":
+        setattr(layer, f"W_{part}", nn.Parameter(torch.randn(8, 8)))
+    return nn.Sequential(nn.MultiheadAttention(8, 2), layer)
+
+
 def lazy():
     model = vit()
     model.blocks[0].attn.qkv = nn.LazyLinear(144)
@@ -471,7 +564,15 @@ def in_inference_mode():
         (unknown_attention, r"extra: .*FancyAttention is not a known attention class"),
         (changed_forward, r"0: changed_forward.<locals>.Scaled overrides the forward of MultiheadAttention"),
         (nameless_attention, r"mix: .*Mixer is not a known attention class"),
+        (named_projections("wq", "wk", "wv", "wo"), "1: .* is not a known attention class"),
+        (named_projections("W_Q", "W_K"), "1: .* is not a known attention class"),
+        (named_projections("qk", "v", "proj"), "1: .* is not a known attention class"),
+        (named_projections("linear_query", "linear_key"), "1: .* is not a known attention class"),
+        (packed_projections, "1: .* is not a known attention class"),
+        (wrapped_fused_projections, "1: .* is not a known attention class"),
+        (own_projections, "1: .*Module is not a known attention class"),
         (computed_in_proj, "0: q is no view of a parameter .it is computed"),
+        (spectral_in_proj, "0: q is no view of a parameter .it is computed"),
         (pruned_in_proj, "0: q is no view of a parameter .it is computed"),
         (pruned_bias, r"blocks\.0\.attn: q_bias is no view of a parameter"),
         (lora_by_forward, r"blocks\.1\.attn: the forward of qkv was replaced"),
@@ -482,10 +583,25 @@ def in_inference_mode():
         (sharded_away, r"blocks\.0\.attn: qkv\.weight has no elements"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_refusals_name_the_layer_and_the_reason(make, words):
     with pytest.raises(UnsupportedAttention, match=words):
         mimetic_init_(make())
+
+
+GATED = lambda: packed_projections(conv=nn.Conv1d(8, 8, 3))  # noqa: E731
+
+
+@pytest.mark.parametrize("make", [named_projections("key", "value"), GATED, named_projections("in_proj", "out_proj")])
+def test_what_only_has_names_of_attention_is_none(make):
+    """RWKV's channel mix, a gated convolution, any two layers."""
+    assert [w.name for w in mimetic_init_(make())] == ["0"]
+
+
+def test_a_learned_query_beside_keys_is_no_layer_of_ones_own():
+    pool = nn.ModuleDict({"kv": nn.Linear(8, 16)})
+    pool.query = nn.Parameter(torch.randn(1, 8))
+    assert [w.name for w in mimetic_init_(nn.Sequential(nn.MultiheadAttention(8, 2), pool))] == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -495,6 +611,11 @@ def test_refusals_name_the_layer_and_the_reason(make, words):
         (lambda m: mimetic_init_(m, qk=False, vp=False), ValueError, "nothing to write"),
         (lambda m: mimetic_init_(m, {"qk_alpha": 1}), TypeError, "MimeticSpec"),
         (lambda m: mimetic_init_("vit"), TypeError, "torch.nn.Module"),
+        (lambda m: mimetic_init_(m, generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
+        (lambda m: mimetic_init_(m, generator=42), TypeError, "generator must be a torch.Generator or None, got 42"),
+        (lambda m: mimetic.initialize_(m, "timm", generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
+        (lambda m: MimeticSpec(qk_beta={0: 0.7, 1: 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a dict"),
+        (lambda m: MimeticSpec(qk_beta={0.7, 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a set"),
         (lambda m: MimeticSpec(noise="gauss"), ValueError, "normal, uniform"),
         (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
@@ -760,6 +881,13 @@ def test_xavier_treats_queries_keys_and_values_as_three_matrices():
             assert 0.9 * bound < matrix.abs().max() <= bound
 
 
+def test_qk_rank_under_autocast():
+    outside = initialised("mimetic", qk_rank=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = initialised("mimetic", qk_rank=2)
+    assert torch.equal(outside[0].q, inside[0].q)
+
+
 def unchanged_by(model, call, error):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(error):
@@ -792,6 +920,25 @@ def test_models_on_meta_and_in_inference_mode_are_not_asked_for_versions():
         mimetic.initialize_(vit(), "timm")
     with torch.inference_mode():
         mimetic.initialize_(vit(), "timm", generator=seeded())
+
+
+def linear_in_inference_mode():
+    with torch.inference_mode():
+        return nn.Linear(8, 8)
+
+
+def meta_linear():
+    return nn.Linear(8, 8, device="meta")
+
+
+@pytest.mark.parametrize("make, words", [(linear_in_inference_mode, "1.weight was made under"), (meta_linear, "1.weight is a meta tensor")])
+@pytest.mark.parametrize("name", ["timm", "gpt2", "mimetic"])
+def test_what_cannot_be_written_is_named_before_anything_is(make, words, name):
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 16), make())
+    before = copy.deepcopy(model[0].state_dict())
+    with pytest.raises(ValueError, match=words):
+        mimetic.initialize_(model, name)
+    assert all(torch.equal(p, before[n]) for n, p in model[0].state_dict().items())
 
 
 def test_parameters_without_a_rule_are_named():

@@ -8,6 +8,8 @@ Source: Trockman & Kolter 2023, "Mimetic Initialization of Self-Attention Layers
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,16 @@ def semi_diagonal(
         dtype: float32 or float64.
 
     Raises:
-        ValueError: d is not a positive integer, or noise is not one of the choices.
+        ValueError: d is not a positive integer, alpha or beta is not finite, or noise is not one of the choices.
+        TypeError: generator is a seed, say.
     """
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
         raise ValueError(f"d must be a positive integer, got {d!r}")
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}")
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise ValueError(f"alpha and beta must be finite, got {alpha!r} and {beta!r}")
+    check_generator(generator)
     device = generator.device if generator is not None else "cpu"
     A = torch.empty(d, d, dtype=dtype, device=device)
     if noise == "normal":
@@ -51,6 +57,12 @@ def semi_diagonal(
         A.uniform_(-1.0, 1.0, generator=generator).mul_(alpha * (3 / d) ** 0.5)
     A.diagonal().add_(beta)
     return A
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """TypeError for anything but a torch.Generator or None; a seed 0 would pass for none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(seed) makes one of a seed")
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +97,18 @@ def factor_top_k(A: Tensor, k: int) -> tuple[Tensor, Tensor]:
         A = A.float()
     if not torch.isfinite(A).all():
         raise ValueError("A has entries that are not finite")
-    V = _top_right_vectors(A, k)
-    # A V = U S: the product (A V) V^T is the projection of A on its top right singular vectors however small the
-    # singular values are, and the column norms of A V are those values, more exactly than the eigenvalues' roots.
-    AV = A @ V
-    root = torch.linalg.vector_norm(AV, dim=0).sqrt()
-    left = AV / root.clamp_min(torch.finfo(A.dtype).tiny)
-    return left, root[:, None] * V.mT
+    # The square of a very small or large matrix would leave the range of its numbers; a power of 4 has an exact square root.
+    exponent = math.frexp(A.abs().max().item())[1] // 2
+    scale = 2.0**exponent if abs(exponent) > 16 else 1.0
+    A = A / scale / scale
+    with torch.autocast(A.device.type, enabled=False):
+        V = _top_right_vectors(A, k)
+        # A V = U S: the product (A V) V^T is the projection of A on its top right singular vectors however small the
+        # singular values are, and the column norms of A V are those values, more exactly than the eigenvalues' roots.
+        AV = A @ V
+        root = torch.linalg.vector_norm(AV, dim=0).sqrt()
+        left = AV / root.clamp_min(torch.finfo(A.dtype).tiny)
+    return left * scale, root[:, None] * V.mT * scale
 
 
 def _top_right_vectors(A: Tensor, k: int) -> Tensor:

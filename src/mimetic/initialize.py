@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mimetic import lapack
 from mimetic.attention import AttentionLayer, MimeticWarning
-from mimetic.construct import NOISES, semi_diagonal
+from mimetic.construct import NOISES, check_generator, semi_diagonal
 from mimetic.plan import plan
 
 BIASES = ("zero", "keep")
@@ -46,6 +46,8 @@ class MimeticSpec:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
         for name in self.constants():
             value = getattr(self, name)
+            if isinstance(value, (Mapping, Set)):  # their order is not that of layers
+                raise TypeError(f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}: {value!r}")
             values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()
             if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
@@ -149,11 +151,12 @@ def mimetic_init_(
         One WrittenLayer for each layer, in order.
 
     Raises:
-        UnsupportedAttention: a layer cannot be handled; names it and the reason. Nothing was written.
-        ValueError: bad biases, spec or combination of arguments. Nothing was written.
+        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights, too; names it and the reason. Nothing
+            was written.
+        ValueError, TypeError: bad biases, spec, generator or combination of arguments. Nothing was written.
 
     Warns:
-        MimeticWarning: RoPE, QK-norm and other things that change the effect; frozen layers; layers that were left alone.
+        MimeticWarning: RoPE, QK-norm, hooks on projections and other things that change the effect; frozen layers; layers that were left alone.
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
@@ -161,11 +164,12 @@ def mimetic_init_(
         raise ValueError("nothing to write: qk and vp are both False")
     if not isinstance(spec, MimeticSpec):
         raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
+    check_generator(generator)
     planned = plan(model, spec, qk=qk, vp=vp, cross=cross)
     layers, constants, tied = planned.layers, planned.constants, planned.tied
     for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
         warnings.warn(note, MimeticWarning, stacklevel=3)
-    generator = generator or first_process_generator(model)
+    generator = first_process_generator(model) if generator is None else generator
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)

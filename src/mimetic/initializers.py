@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, MimeticWarning
+from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
 from mimetic.initialize import VISION, MimeticSpec, first_process_generator, mimetic_init_
 from mimetic.plan import plan
@@ -71,7 +72,8 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
             spread = _orthonormal(layer.head_dim, rank, generator).mT
             for factor in (layer.q, layer.k):
                 kept = _wide(factor[:, h, :rank])
-                factor[:, h] = kept @ spread.to(kept.dtype)
+                with torch.autocast(kept.device.type, enabled=False):
+                    factor[:, h] = kept @ spread.to(kept.dtype)
 
 
 def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
@@ -152,7 +154,8 @@ def initialize_(
 
     Raises:
         ValueError: unknown name (the message lists the choices), a qk_rank that the name does not take, a shape that a control is not
-            for, or a model in which "gpt2" does not find the layers that it sets apart. Nothing was written.
+            for, a model in which "gpt2" does not find the layers that it sets apart, or one with parameters that cannot be written (made
+            under torch.inference_mode, or on the meta device beside others that are not). Nothing was written.
         UnsupportedAttention: a mimetic name, and a layer cannot be handled. Nothing was written.
 
     Warns:
@@ -165,6 +168,7 @@ def initialize_(
         raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
     if default not in DEFAULTS:
         raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
+    check_generator(generator)
     qk, vp = name != "mimetic-vp", name != "mimetic-qk"
     if name not in DEFAULTS:
         plan(model, spec, qk=qk, vp=vp)  # nothing is written into a model that cannot be initialised
@@ -172,7 +176,8 @@ def initialize_(
         for layer in _written(model):
             _check_rank(layer, qk_rank)
             _check_control(layer, name)
-    generator = generator or first_process_generator(model)
+    _check_writable(model)
+    generator = first_process_generator(model) if generator is None else generator
     if generator is not None and generator.device.type != "cpu":
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     there, model = model, _on_cpu(model)
@@ -205,6 +210,17 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     memo = {id(t): nn.Parameter(t.detach().cpu(), t.requires_grad) if isinstance(t, nn.Parameter) else t.cpu() for t in tensors}
     return copy.deepcopy(bare, memo)  # with these in place of its own: no second copy on the device
+
+
+def _check_writable(model: nn.Module) -> None:
+    """ValueError before the first write, where one of the later ones would fail or would write nothing."""
+    parameters = dict(model.named_parameters())
+    meta = [n for n, p in parameters.items() if p.is_meta]
+    if meta and len(meta) < len(parameters):
+        raise ValueError(f"{meta[0]} is a meta tensor (no storage) and others are not; materialise the model first (to_empty)")
+    stuck = next((n for n, p in parameters.items() if p.is_inference()), None)
+    if stuck is not None and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{stuck} was made under torch.inference_mode and cannot be written in place")
 
 
 def _default_(model: nn.Module, name: str, generator: Generator) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, UnsupportedAttention
-from mimetic.scan import plain, scan
+from mimetic.scan import Scan, clean_name, plain, scan
 
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
@@ -42,6 +42,7 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
             raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections with a layer to be written; cross=True writes both")
     for layer in layers:
         _check_shapes(layer, qk, vp)
+    _check_owners(model, found, [*layers, *(layer for layer, _ in tied)], (("q", "k") if qk else ()) + (("v", "proj") if vp else ()))
     constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
@@ -76,6 +77,36 @@ def _untie(chosen: list[AttentionLayer]) -> tuple[list[AttentionLayer], list[tup
             raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in another way")
         tied.append((layer, owner.name))
     return layers, tied
+
+
+def _check_owners(model: nn.Module, found: Scan, written: list[AttentionLayer], views: tuple[str, ...]) -> None:
+    """UnsupportedAttention if a weight to be written belongs to a module outside of the attention layers as well."""
+    within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
+    attention = set().union(*within.values())
+    holders: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}  # by memory
+    for name, module in model.named_modules():
+        for part, p in module._parameters.items():
+            if p is not None and plain(p):
+                holders.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
+    for layer in written:
+        for view in (getattr(layer, part) for part in views):
+            same = [(name, module) for name, module, p in holders.get(view.untyped_storage().data_ptr(), []) if _overlap(view, p)]
+            outside = [name for name, module in same if module not in attention]
+            # BERT's output matrix lies beside its layer: one holder outside for every layer that reads it
+            readers = sum(view.data_ptr() == t.data_ptr() for other in written for t in _weights(other))
+            allowed = 0 if any(module in within[layer.name] for _, module in same) else readers
+            if len(outside) > allowed:
+                raise UnsupportedAttention(f"{layer.name}: one of its weights is also {_listed(outside)}, outside of attention, which would be written over")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
+    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
+    return a0 < b1 and b0 < a1
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _weights(layer: AttentionLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:

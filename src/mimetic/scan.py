@@ -6,14 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mimetic.adapters import find_reader, has_projections, looks_like_attention, unknown
-from mimetic.adapters.views import NotSelfAttention, replaced_forward
+from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
+from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 
 
@@ -24,6 +24,7 @@ class Scan:
     layers: list[AttentionLayer]
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
     passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
+    modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
         """The layers, or UnsupportedAttention if something was refused or nothing was found."""
@@ -46,6 +47,7 @@ def scan(model: nn.Module) -> Scan:
     claimed: list[str] = []
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
+    aliases, holders = _aliases(modules), _holders(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
@@ -58,9 +60,10 @@ def scan(model: nn.Module) -> Scan:
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
         try:
-            if replaced_forward(module):
-                raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
-            found.layers.append(_checked(reader(module, shown, ancestors(modules, name)), owned))
+            layer = _read(reader, module, shown, [ancestors(modules, place) for place in (name, *aliases.get(module, ()))])
+            layer = _checked(layer, owned)
+            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, holders) else layer)
+            found.modules[shown] = module
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
@@ -93,6 +96,32 @@ def plain(t: Tensor) -> bool:
     return not is_lazy(t) and type(t.data) is Tensor and not t.is_meta and t.layout is torch.strided
 
 
+def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors]) -> AttentionLayer:
+    """The layer as its reader sees it, in every place where its module is registered."""
+    if replaced_forward(module):
+        raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
+    layer = reader(module, name, places[0])
+    kinds = {layer.kind}
+    for place in places[1:]:
+        try:
+            kinds.add(reader(module, name, place).kind)
+        except NotSelfAttention:
+            kinds.add("pooling")
+        except UnsupportedAttention:  # not readable from there: a plain list of BERT's layers, without their output matrices
+            continue
+    if len(kinds) > 1:
+        attributes = sorted(p[0][0] for p in places if p)
+        raise UnsupportedAttention(f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once")
+    return replace(layer, name=name)  # a reader of one's own may not have passed it on
+
+
+def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[nn.Module]]) -> bool:
+    """Whether a projection, a module that does nothing but hold weights of this layer, has forward hooks: what they do is not known."""
+    views = (getattr(layer, name) for name in VIEWS)
+    near = {m for view in views if view is not None for m in holders.get(view.untyped_storage().data_ptr(), ()) if m is not module}
+    return any((m._forward_hooks or m._forward_pre_hooks) and next(m.children(), None) is None for m in near)
+
+
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
     """The layer, if all its views look into the model's own parameters: what is written into a copy would be lost."""
     for name in VIEWS:
@@ -102,6 +131,26 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
         if view is not None and any(s == 0 and n > 1 for s, n in zip(view.stride(), view.shape)):
             raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
     return layer
+
+
+def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
+    """The further names of modules that are registered in more than one place; named_modules gives the first."""
+    further: dict[nn.Module, list[str]] = {}
+    for parent_name, parent in modules.items():
+        for attribute, child in parent._modules.items():  # named_children leaves out a second name, too
+            if child is not None:
+                further.setdefault(child, []).append(f"{parent_name}.{attribute}".lstrip("."))
+    return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
+
+
+def _holders(modules: dict[str, nn.Module]) -> dict[int, list[nn.Module]]:
+    """The modules that hold a parameter themselves, by where its memory begins."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in modules.values():
+        for p in module.parameters(recurse=False):
+            if plain(p):
+                holders.setdefault(p.untyped_storage().data_ptr(), []).append(module)
+    return holders
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:

@@ -8,8 +8,11 @@ through its own forward (tests, `python -m mimetic coverage`); anything else tha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
 from mimetic.adapters.views import Reader, fused_out, linear_in, linear_out
@@ -57,27 +60,54 @@ def _changed(base: type) -> Reader:
 
 
 _LOOKS = re.compile(r"attention|attn|^mha|mhsa|^xca$|MLA$", re.IGNORECASE)
-
-
-_PARTS = ({"qkv"}, {"to_qkv"}, {"q_proj", "k_proj"}, {"query", "key"}, {"to_q", "to_k"}, {"to_q", "to_kv"}, {"q", "kv"}, {"q", "k", "v"})
+# a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
+_ROLE = re.compile(
+    r"(to|w|fc|lin|linear|proj|project|c|in)?_?(?P<role>q|k|v|qk|kv|qkv|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|fc|dense|w|weight|map|net)?",
+    re.IGNORECASE,
+)
+_SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv"}
+_PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"})
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """True for a module that owns weights, directly or in its direct children, and is named like attention or has children
-    that are (qkv, q_proj beside k_proj, ...)."""
-    children = dict(module.named_children())
-    if not (_LOOKS.search(type(module).__name__) or any(parts <= children.keys() for parts in _PARTS)):
+    """True for a module that owns weights, directly or in its direct children, and is named like attention or has children (or
+    weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
+    children, projections = dict(module.named_children()), has_projections(module)
+    if not (_LOOKS.search(type(module).__name__) or projections):
         return False
     own = list(module.parameters(recurse=False))
     for child in children.values():
         own += child.parameters(recurse=False)
-    # in wrapped linear layers (LoRA, quantisation) the weights lie deeper
-    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= 3
+    # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
+    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= (2 if projections else 3)
 
 
 def has_projections(module: nn.Module) -> bool:
-    """Whether a module has children that are an attention layer's projections, by name."""
-    return any(parts <= dict(module.named_children()).keys() for parts in _PARTS)
+    """Whether a module has children or weights that are an attention layer's projections, by name or (in_proj) by name and shape."""
+    own = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
+    # not of both kinds together: a learned query beside a kv layer pools
+    return any(parts <= _roles(names) for names in (dict(module.named_children()), own) for parts in _PARTS) or _packed(module)
+
+
+def _roles(names: Iterable[str]) -> set[str]:
+    roles = (m["role"].lower() for m in map(_ROLE.fullmatch, names) if m)
+    return {_SHORT.get(role, role) for role in roles}
+
+
+def _packed(module: nn.Module) -> bool:
+    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's are, and no convolution, as gated ones have."""
+    parts = {**module._modules, **module._parameters}
+
+    def shape(*names: str) -> tuple[int, ...]:
+        found = (getattr(parts.get(n), "weight", parts.get(n)) for n in names)
+        w = next((w for w in found if isinstance(w, Tensor)), None)
+        return () if w is None or is_lazy(w) else tuple(w.shape)
+
+    first, last = shape("in_proj_weight", "in_proj", "c_attn"), shape("out_proj", "o_proj", "c_proj", "proj", "out")
+    if len(first) != 2 or len(last) != 2 or any(isinstance(m, _ConvNd) for m in module.modules()):
+        return False
+    return first in ((3 * last[1], last[0]), (last[1], 3 * last[0]))  # the second as transformers' Conv1D stores them
 
 
 _HINTS = (  # an attribute that gives the kind of attention away -> what it is

@@ -2,38 +2,51 @@
 
 import re
 
-from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, split_out, usable
+from torch import nn
+
+from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, own_parameter, split_out
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)
 SELF = re.compile(r"^self_?att", re.IGNORECASE)
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of them is called like the container
 
 
 def multihead_attention(module, name, ancestors) -> AttentionLayer:
     """W_Q, W_K, W_V are (out, in) rows of in_proj_weight, or q/k/v_proj_weight where key or value widths differ."""
     d, heads = module.embed_dim, module.num_heads
     if module.in_proj_weight is not None:
-        ws = usable(module.in_proj_weight, name, "in_proj_weight").unflatten(0, (3, d)).unbind(0)
+        ws = own_parameter(module, "in_proj_weight", name, "q").unflatten(0, (3, d)).unbind(0)
     else:
-        ws = [usable(getattr(module, f"{part}_proj_weight"), name, f"{part}_proj_weight") for part in "qkv"]
+        ws = [own_parameter(module, f"{part}_proj_weight", name, part) for part in "qkv"]
     q, k, v = (split_out(w.mT, heads, name) for w in ws)
     bs = (None,) * 3
     if module.in_proj_bias is not None:
-        bs = usable(module.in_proj_bias, name, "in_proj_bias").view(3, heads, -1).unbind(0)
+        bs = own_parameter(module, "in_proj_bias", name, "q_bias").view(3, heads, -1).unbind(0)
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)
-    # the layer itself does not know what it is called with: its own name does, or that of its block
-    around = [path] if SELF.search(path) else [path, *(type(a).__name__ for _, a in ancestors[:1])]
-    context = " ".join(around)
-    if POOLING.search(context):
-        raise NotSelfAttention(f"{type(parent).__name__} pools with a learned query: its keys and queries are different tokens")
-    kind = "cross" if path == "multihead_attn" and hasattr(parent, "multihead_attn") or any(map(CROSS.search, around)) else "self"
+    kind = _kind(ancestors)
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
     in_gain, known, caveats = _pre_norm(path, parent, name)
     if module.bias_k is not None:
         caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
+    if module.add_zero_attn:
+        caveats += ("add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it leaves",)
     return AttentionLayer(name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=caveats)
+
+
+def _kind(ancestors) -> str:
+    """"self" or "cross" by what the layer, which does not know what it is called with, and its block are called; NotSelfAttention if it pools."""
+    # its own name, that of the list that holds it; all names down from the block if there are containers in between
+    own, holder = next(((path.split(".")[0], a) for path, a in ancestors if not path[0].isdigit()), ("", None))
+    names, block = next(((path.split("."), a) for path, a in ancestors if type(a) not in CONTAINERS), ([own], holder))
+    around = [own] if SELF.search(own) else [*names, *(type(a).__name__ for _, a in ancestors[:1])]
+    if POOLING.search(" ".join(around)):
+        raise NotSelfAttention(f"{type(block).__name__} pools with a learned query: its keys and queries are different tokens")
+    # what nn.TransformerDecoderLayer calls cross-attention, and its many copies, beside a self_attn or (ML-Decoder) without one
+    decoder = own == "multihead_attn" and ("decoder" in type(holder).__name__.lower() or any(SELF.search(n) for n, _ in holder.named_children()))
+    return "cross" if decoder or any(map(CROSS.search, around)) else "self"
 
 
 def _pre_norm(path, parent, name):

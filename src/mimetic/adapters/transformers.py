@@ -15,16 +15,11 @@ import re
 import torch
 from torch import Tensor, nn
 
-from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLING, SANDWICH_BLOCKS
+from mimetic.adapters.transformers_caveats import caveats, refuse_unlike
+from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLED, POOLING, SANDWICH_BLOCKS
 from mimetic.adapters.views import (
     CROSS,
-    GATE,
-    INNER_NORM,
     OUT_NORM,
-    QK_NORM,
-    ROPE,
-    UNSCALED,
-    VALUE_NORM,
     NotSelfAttention,
     bias,
     gain,
@@ -54,7 +49,6 @@ SIBLINGS = ("output.dense", "output", "attention_output.dense", "dense", "out_pr
 HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "dim_per_head")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
-QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)
 
 
 # --- readers -----------------------------------------------------------------------------------------------------------
@@ -129,6 +123,10 @@ def _falcon(module, name, ancestors) -> AttentionLayer:
 
 def pooling(module, name, ancestors):
     raise NotSelfAttention(f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens")
+
+
+def pooled(module, name, ancestors):
+    raise NotSelfAttention("its queries and keys are pooled in different ways: a query and its key are not the same token")
 
 
 READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
@@ -206,6 +204,7 @@ def _fused_head_dim(module, fused, name) -> int:
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if any(getattr(module, a, 1) > 1 for a in REDUCTIONS) or getattr(module, "linear_attention", False):
         raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
+    refuse_unlike(module, _short(type(module)), name, ancestors)
     H = q[0].shape[1]
     proj, proj_bias = linear_in(out, H, name)
     if H % k[0].shape[1] or k[0].shape[1] != v[0].shape[1]:
@@ -214,10 +213,10 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
     in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind, proj)
-    caveats = _caveats(module, K, kind) + ((OUT_NORM,) if sandwich else ())
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
-        in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind, caveats=caveats,
+        in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind,
+        caveats=caveats(module, _short(type(module)), K, kind) + ((OUT_NORM,) if sandwich else ()),
     )  # fmt: skip
 
 
@@ -226,26 +225,6 @@ def _kind(module, ancestors) -> str:
         return "cross"
     paths = [path.split(".")[0] for path, _ in ancestors[:2]]
     return "cross" if any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
-
-
-def _caveats(module, K: int, kind: str) -> tuple[str, ...]:
-    found = []
-    flags = CLASSES.get(_short(type(module)), ("", ""))[1]
-    if "rope" in flags and kind == "self" and getattr(module, "use_rope", True):
-        found.append(ROPE)
-    norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
-    if "qk_norm" in flags or any(QK_NORMS.match(n) for n in norms):
-        found.append(QK_NORM)
-    if "value_norm" in flags:
-        found.append(VALUE_NORM)
-    if "inner_norm" in flags:
-        found.append(INNER_NORM)
-    if "gate" in flags:
-        found.append(GATE)
-    scaling = getattr(module, "scaling", None)
-    if "unscaled" in flags or (isinstance(scaling, float) and abs(scaling * K**0.5 - 1) > 1e-2):
-        found.append(UNSCALED)
-    return tuple(found)
 
 
 def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
@@ -298,4 +277,4 @@ def _full(short: str) -> str:
 
 
 READERS = {_full(short): READERS_BY_LAYOUT[layout] for short, (layout, *_) in CLASSES.items()}
-READERS |= {_full(short): pooling for short in POOLING}
+READERS |= {_full(short): pooling for short in POOLING} | {_full(short): pooled for short in POOLED}

@@ -10,7 +10,7 @@ def _table(*groups: tuple) -> dict:
     return {name: group[:-1] for group in groups for name in group[-1].split()}
 
 
-# class -> (layout, what the module itself does not show: rope, qk_norm, gate, inner_norm, value_norm, unscaled)
+# class -> (layout, what the module itself does not show: rope, qk_norm, gate, bias_gate, inner_norm, value_norm, unscaled, clamped)
 CLASSES = _table(
     ("interleaved", "", """
     bloom.BloomAttention
@@ -24,10 +24,13 @@ CLASSES = _table(
     decision_transformer.DecisionTransformerGPT2Attention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
     glm_image.GlmImageVisionAttention got_ocr2.GotOcr2VisionAttention gpt2.GPT2Attention
     gpt_bigcode.GPTBigCodeAttention imagegpt.ImageGPTAttention instructblip.InstructBlipAttention
-    instructblipvideo.InstructBlipVideoAttention mgp_str.MgpstrAttention mpt.MptAttention openai.Attention
+    instructblipvideo.InstructBlipVideoAttention mgp_str.MgpstrAttention openai.Attention
     pp_formulanet.PPFormulaNetVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionSdpaAttention
     seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention
     vitdet.VitDetAttention
+    """),
+    ("parts", "clamped", """
+    mpt.MptAttention
     """),
     ("parts", "rope", """
     cohere_compass.CohereCompassVisionAttention dots3_note.Dots3NoteVisionAttention
@@ -51,9 +54,9 @@ CLASSES = _table(
     deimv2.Deimv2SelfAttention deit.DeiTAttention detr.DetrCrossAttention detr.DetrSelfAttention
     dinov2.Dinov2Attention dinov2_with_registers.Dinov2WithRegistersAttention distilbert.DistilBertSelfAttention
     edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention edgetam_video.EdgeTamVideoPerceiverAttention
-    efficientloftr.EfficientLoFTRAttention eomt.EomtAttention flaubert.MultiHeadAttention
+    eomt.EomtAttention flaubert.MultiHeadAttention
     fun_asr_nano.FunAsrNanoAttention git.GitVisionAttention granite_docling.GraniteDoclingVisionAttention
-    groupvit.GroupViTAttention hubert.HubertAttention idefics.IdeficsAttention idefics.vision.IdeficsVisionAttention
+    groupvit.GroupViTAttention hubert.HubertAttention idefics.vision.IdeficsVisionAttention
     idefics2.Idefics2VisionAttention idefics3.Idefics3VisionAttention ijepa.IJepaAttention
     internvl.InternVLVisionAttention janus.JanusVisionAttention kosmos2.Kosmos2VisionAttention
     kosmos2_5.Kosmos2_5TextAttention kosmos2_5.Kosmos2_5VisionAttention led.LEDDecoderAttention
@@ -89,8 +92,11 @@ CLASSES = _table(
     wav2vec2_conformer.Wav2Vec2ConformerSelfAttention whisper.WhisperAttention x_clip.XCLIPAttention
     x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
     """),
-    ("separate", "gate", """
+    ("separate", "bias_gate", """
     wavlm.WavLMAttention
+    """),
+    ("separate", "clamped rope", """
+    olmo.OlmoAttention olmoe.OlmoeAttention
     """),
     ("separate", "gate inner_norm rope", """
     muse_spark.MuseSparkTextAttention
@@ -120,7 +126,7 @@ CLASSES = _table(
     granite4_vision.Granite4VisionTextAttention granite_docling.GraniteDoclingTextAttention
     granitemoe.GraniteMoeAttention granitemoeshared.GraniteMoeSharedAttention gte.GteAttention
     helium.HeliumAttention higgs_audio_v2.HiggsAudioV2Attention hy_v3.HYV3Attention
-    hyperclovax.HyperCLOVAXAttention inkling2.Inkling2VisionAttention jais2.Jais2Attention
+    hyperclovax.HyperCLOVAXAttention idefics.IdeficsAttention inkling2.Inkling2VisionAttention jais2.Jais2Attention
     jina_embeddings_v3.JinaEmbeddingsV3Attention kimi_k25.Kimi_K25VisionAttention kolibri1.Kolibri1Attention
     lasr.LasrEncoderAttention lfm2.Lfm2Attention lfm3_vl.Lfm3VlVisionAttention llama.LlamaAttention
     llama4.Llama4TextAttention mellum.MellumAttention mimi.MimiAttention minimax.MiniMaxAttention
@@ -129,8 +135,8 @@ CLASSES = _table(
     mllama.MllamaTextSelfAttention modernbert_decoder.ModernBertDecoderAttention molmo2.Molmo2Attention
     moonshine.MoonshineAttention muse_glimmer.MuseGlimmerVisionAttention muse_spark.MuseSparkVisionAttention
     nanochat.NanoChatAttention nemotron3_5_transcribe.Nemotron3_5TranscribeAttention
-    nemotron3_diarization.Nemotron3DiarizationAttention nomic_bert.NomicBertAttention olmo.OlmoAttention
-    olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention olmoe.OlmoeAttention
+    nemotron3_diarization.Nemotron3DiarizationAttention nomic_bert.NomicBertAttention
+    olmo2.Olmo2Attention olmo3.Olmo3Attention olmo_hybrid.OlmoHybridAttention
     openai_privacy_filter.OpenAIPrivacyFilterAttention paddleocr_vl.PaddleOCRAttention
     paddleocr_vl.PaddleOCRVisionAttention pe_audio.PeAudioEncoderAttention phi.PhiAttention phimoe.PhimoeAttention
     pixtral.PixtralAttention pocket_tts.PocketTTSAttention
@@ -392,3 +398,6 @@ POOLING = (
     "aimv2.Aimv2AttentionPoolingHead",
     "videoprism.VideoPrismMultiheadAttentionPoolingHead",
 )
+
+# Queries and keys are made from tokens that were pooled, each in its own way
+POOLED = ("efficientloftr.EfficientLoFTRAttention",)

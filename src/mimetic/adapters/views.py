@@ -19,13 +19,17 @@ ROPE = "RoPE rotates queries and keys by position after these weights: the produ
 QK_NORM = "QK-norm rescales every query and key after these weights: the direction of W_Q W_K^T is kept, its size is not"
 INNER_NORM = "a norm sits between the heads and proj: W_V W_proj acts only up to that norm's scale"
 GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts only up to that gate"
+BIAS_GATE = "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside positions changes with it"
+CLAMPED = "queries, keys and values are clamped after these weights (clip_qkv): the products are the layer's as long as nothing reaches the bound"
+SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts with what is left"
+HOOKED = "a forward hook sits on one of its projections: what that hook changes is not in these products"
 UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
 VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
 # names of cross-attention, in a class or in the path to a layer
-CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|token_to_image|image_to_token", re.IGNORECASE)
+CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|^(src|source|memory)_att|token_to_image|image_to_token", re.IGNORECASE)
 
 
 def replaced_forward(module: nn.Module) -> bool:
@@ -58,6 +62,14 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     if data.is_inference():
         raise UnsupportedAttention(f"{name}: {what} was made under torch.inference_mode and cannot be written in place")
     return data.detach()
+
+
+def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Tensor:
+    """A parameter that a module holds itself, as usable() gives it. A plain attribute in its place is computed anew in every forward, even
+    where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
+    if attribute not in module._parameters:
+        raise UnsupportedAttention(f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
+    return usable(module._parameters[attribute], name, attribute)
 
 
 _PLAIN_FORWARDS = {nn.Linear.forward, nn.Conv2d.forward}

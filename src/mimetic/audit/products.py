@@ -24,6 +24,8 @@ def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, para
         notes.append(f"{len(layers) - len(kept)} of {len(layers)} attention layers are not audited: cross-attention, or widths that differ")
     if not kept:
         raise UnsupportedAttention(f"{name}: none of its {len(layers)} attention layers is self-attention of one width: no diagonal")
+    if narrow := [layer.name for layer in kept if layer.d_model == 1]:
+        raise UnsupportedAttention(f"{narrow[0]}: tokens of width 1, whose products are one number: there is nothing off the diagonal to compare it with")
     known = all(layer.gains_known for layer in kept)
     fold = known if fold is None else fold
     if not known and not fold:

@@ -62,6 +62,10 @@ CAVEAT_NAMES = {
     views.VALUE_NORM: "norm on values",
     views.OUT_NORM: "norm after proj",
     views.GATE: "gated heads",
+    views.BIAS_GATE: "gated position bias",
+    views.CLAMPED: "clamped q, k and v",
+    views.SINKS: "attention sinks",
+    views.HOOKED: "hooks on projections",
     views.UNSCALED: "another logit scale",
 }
 
@@ -123,7 +127,8 @@ def judge(model: nn.Module, runs) -> dict:
         checks = {c.name: c for c in verify(model, run, layers=chosen)}
     for layer in chosen:  # what the model's own call did not reach is called on its own
         if layer.name not in checks or checks[layer.name].problem.startswith("unverified"):
-            run_alone = _first_run(model, lambda _: ((None, call) for call in attention_calls(layer, modules[layer.name])))
+            block = modules.get(layer.name.rpartition(".")[0])
+            run_alone = _first_run(model, lambda _: ((None, call) for call in attention_calls(layer, modules[layer.name], block)))
             if run_alone is not None:
                 checks[layer.name] = verify(model, run_alone, layers=[layer], fold=False)[0]
     row = {"layers": len(found.layers)}

@@ -233,8 +233,8 @@ def _inputs(model):
         yield {"past_values": torch.randn(2, length, features, generator=g)}
 
 
-def attention_calls(layer: AttentionLayer, module: nn.Module):
-    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed."""
+def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module | None = None):
+    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed; block is what holds it."""
     D, K, kv_width = layer.d_model, layer.head_dim, layer.v.shape[0]
     g = torch.Generator().manual_seed(0)
 
@@ -246,14 +246,17 @@ def attention_calls(layer: AttentionLayer, module: nn.Module):
     for shape in ((2, 16), (16,), (2, 4, 4)):
         x, kv = tokens(*shape, D), tokens(*shape[:-1], 12 if len(shape) < 3 else 4, kv_width)
         n = 16
-        for angle_shape in ((1, n, rotate), (n, rotate), (n, rotate // 2), None):
+        pairs = [(shape, True) for shape in ((1, n, rotate), (n, rotate), (n, rotate // 2))]
+        # CLVP takes the angles themselves, and places to read them at, in those of its blocks that are given angles
+        bare = [((1, n, rotate), False)] if "rotary_pos_emb" in names and block is not None and _takes(block, "rotary_pos_emb") else []
+        for angle_shape, pair in (*pairs, *bare, (None, True)):
             kwargs = {}
             for name, p in names.items():
                 required = p.default is inspect.Parameter.empty
                 if name in ("position_embeddings", "rotary_pos_emb", "position_embedding") and angle_shape:
                     # one angle a position for all dimensions: a rotation in the half-split and in the interleaved layout
                     angles = torch.arange(n).view(n, 1).expand(angle_shape).float() / 3
-                    kwargs[name] = (angles.cos(), angles.sin())
+                    kwargs[name] = (angles.cos(), angles.sin()) if pair else angles
                 elif name in ("cu_seqlens", "cu_seq_lens"):
                     kwargs[name] = torch.tensor([0, n], dtype=torch.int32)
                 elif name == "max_seqlen":
@@ -267,10 +270,14 @@ def attention_calls(layer: AttentionLayer, module: nn.Module):
                     kwargs[name] = kv if layer.kind == "cross" else x
                 elif required and name == "attention_mask":
                     kwargs[name] = None
-                elif required and name == "position_ids":
+                elif name == "position_ids" and (required or not pair):
                     kwargs[name] = torch.arange(n)[None]
             args = () if "query" in kwargs or "queries" in kwargs else (x,)
             yield functools.partial(_call_attention, module, args, kwargs)
+
+
+def _takes(module: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(module.forward).parameters
 
 
 def _call_attention(module, args, kwargs, _model=None):

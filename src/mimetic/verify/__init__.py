@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mimetic.adapters.views import GATE, QK_NORM, ROPE, UNSCALED
+from mimetic.adapters.views import BIAS_GATE, GATE, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import AttentionLayer
 from mimetic.construct import double
 from mimetic.scan import evaluating, scan
@@ -106,8 +106,8 @@ def _compare(layer: AttentionLayer, recs: list[Record], c_H: Tensor, tolerance: 
         problem = "wrong: W_Q W_K^T has the opposite sign in the forward"
     else:
         needed = set().union(*(rec.taken_out for rec in recs)) | ({ROPE} if rope else set())
-        if any(not torch.equal(a, b) for a, b in zip(recs[0].gates, recs[4].gates)):
-            needed.add(GATE)
+        if any(not torch.equal(a, b) for a, b in zip(recs[0].gates, recs[4].gates)):  # of the heads, or of the position bias
+            needed.add(BIAS_GATE if BIAS_GATE in layer.caveats else GATE)
         if abs(scale - 1) > 0.01 and QK_NORM not in needed:
             needed.add(UNSCALED)
         missing = needed - set(layer.caveats)
