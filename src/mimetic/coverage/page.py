@@ -49,6 +49,8 @@ def page(tables: list[dict]) -> str:
                 if plain:
                     lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
                 rows = [r for r in rows if r["finding"]]
+                if rows and verdict == "supported":
+                    lines += ["Supported, too; beside the layers that are written these have others that are no self-attention over one set of tokens, and are left alone:", ""]
             if rows:
                 lines += ["| architecture | finding |", "| :-- | :-- |"]
                 lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]
