@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mimetic.experiments import live
-from mimetic.experiments.answers import advice, common, convergence, questions
+from mimetic.experiments.answers import advice, common, convergence, questions, settings
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
@@ -103,14 +103,14 @@ def test_whether_it_is_the_size(no_rates):
 
 def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     runs = finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, mimetic=BETTER)
-    assert "these say something else:\n\n* MovieLens-100K: none." in rec.other_settings({"ml100k": runs})
+    assert "these say something else:\n\n* MovieLens-100K: none." in settings.other_settings({"ml100k": runs})
     assert "last but one" not in rec.verdict({"ml100k": runs}) and "on the users' last but one items, too" in advice.monday({"ml100k": runs})
     size = runs["arm"].isin(["timm-rescaled", "random-directions"])
     runs.loc[size, "test_validation_ndcg10"] = [*BASE, *BASE]
     text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
     assert "without one; neither" not in text and "On the users' [last but one items](#other-items) vision signs gain beyond the size of the weights and their singular values." in text
     changed = "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); "
-    assert changed in rec.other_settings({"ml100k": runs}) and "vision signs minus default at their norms: *above 0*" in rec.other_settings({"ml100k": runs})
+    assert changed in settings.other_settings({"ml100k": runs}) and "vision signs minus default at their norms: *above 0*" in settings.other_settings({"ml100k": runs})
     assert "not so on the users' last but one items, where vision signs gain beyond it (vision signs minus default at their norms +0.0105" in said
     assert "multiply the attention weights of its default (here, against BERT's .02, queries and keys by 8, values and projection by 5.0)" in said
     neither = runs.copy()
@@ -121,19 +121,20 @@ def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
 @pytest.fixture
 def no_rates(monkeypatch):
     monkeypatch.setattr(rec, "load_runs", lambda name: finals())
+    monkeypatch.setattr(settings, "load_runs", lambda name: finals())
 
 
 def test_both_rates_and_both_items_are_shown(monkeypatch):
     common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
-    table = rec.elsewhere("ml100k", common, other)
+    table = settings.elsewhere("ml100k", common, other)
     assert list(table) == ["last items, 0.001", "last items, 0.003", "last but one, 0.001", "last but one, 0.003"]
     assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
     assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
-    assert rec.elsewhere("ml100k", finals(), finals()).empty
-    monkeypatch.setattr(rec, "load_runs", {"ml100k-rate": other, "beauty-rate": finals()}.__getitem__)
-    settings = rec.in_how_many_settings({"ml100k": common, "beauty": finals()}).splitlines()
-    assert settings[2:4] == ["| vision signs | above in 2, below in 2 of 4 |  |", "| opposite signs | above in 0, below in 0 of 2 |  |"]
-    assert settings[4].endswith("(no diagonal) |  |  |") and rec.in_how_many_settings({"beauty": finals()}) == ""
+    assert settings.elsewhere("ml100k", finals(), finals()).empty
+    monkeypatch.setattr(settings, "load_runs", {"ml100k-rate": other, "beauty-rate": finals()}.__getitem__)
+    counted = settings.in_how_many_settings({"ml100k": common, "beauty": finals()}).splitlines()
+    assert counted[2:4] == ["| vision signs | above in 2, below in 2 of 4 |  |", "| opposite signs | above in 0, below in 0 of 2 |  |"]
+    assert counted[4].endswith("(no diagonal) |  |  |") and settings.in_how_many_settings({"beauty": finals()}) == ""
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
     assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all() and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"

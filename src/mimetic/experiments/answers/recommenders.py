@@ -120,24 +120,9 @@ def words_of(table: pd.DataFrame) -> dict[str, str]:
     return {name: common.word(row, METRIC) for name, row in table.iterrows()}
 
 
-def _says(name: str, word: str) -> str:
+def says(name: str, word: str) -> str:
     """The word for a comparison of COMPARED: two arms neither of which is the default do not gain."""
     return OF_A_DIFFERENCE.get(word, word) if name in AGAINST_EACH_OTHER else word
-
-
-def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which of the comparisons say something else on each user's last but one item, at the common learning rate."""
-    tables, others, parts = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), []
-    for data, other in others.items():
-        if other.empty or (other["pairs"] < ENOUGH).all():
-            continue
-        last, said = words_of(tables[data]), words_of(other)
-        changed = [f"{name}: *{_says(name, said[name])}*, {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in other.iterrows()
-                   if row["pairs"] >= ENOUGH and said[name] != last[name]]  # fmt: skip
-        parts.append(f"* {SHOWN[data]}: {'; '.join(changed) or 'none'}.")
-    if not parts:
-        return ""
-    return "On each user's last but one item, which the models have not seen either, these say something else:\n\n" + "\n".join(parts)
 
 
 def _missing(data: str, finals: pd.DataFrame) -> str:
@@ -164,7 +149,7 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         said: dict[str, list[str]] = {}
         for name in names:
             if name in words:
-                said.setdefault(_says(name, words[name]), []).append(f"{name} {METRIC.signed(table.loc[name, 'difference'])}")
+                said.setdefault(says(name, words[name]), []).append(f"{name} {METRIC.signed(table.loc[name, 'difference'])}")
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
     text = f"{title}, NDCG@10 against the default's {table['reference'].iloc[0]:.4f}: {listed(AGAINST_DEFAULT)}." if listed(AGAINST_DEFAULT) else f"{title}."
@@ -226,56 +211,6 @@ def _cell(row: pd.Series) -> str:
     if row["pairs"] == 1:
         return f"{METRIC.signed(row['difference'])}, one pair"
     return f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
-
-
-def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
-    each difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
-
-    Args:
-        finals: the runs at the common rate.
-        other: those of the same arms at the other one.
-    """
-    columns = {}
-    for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
-        for name, runs in ((data, finals), (f"{data}-rate", other)):
-            table = compare(runs, COMPARED, column)
-            if len(table):
-                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
-                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
-                    row.Index: f"{METRIC.signed(row.difference)} {interval(row.low, row.high)}, {row.pairs}" if row.pairs > 1 else f"{METRIC.signed(row.difference)}, one pair"
-                    for row in table.itertuples()
-                }
-    order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
-    return pd.DataFrame(columns).reindex(order).fillna("")
-
-
-def other_settings(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What the other learning rate and the last but one items change, in short; "" while no setting has enough pairs."""
-    settings = in_how_many_settings(finals)
-    if not settings:
-        return ""
-    return (
-        f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}\n\n"
-        f"The settings share runs and users, so this is no vote.\n\n{other_items(finals)}"
-    )
-
-
-def in_how_many_settings(finals: Mapping[str, pd.DataFrame]) -> str:
-    """In how many of the four settings of elsewhere() that have enough pairs each comparison lies above 0, or below it, as a Markdown table,
-    a column a data set; "" if no setting has."""
-    columns = {}
-    for data, runs in finals.items():
-        tables = [compare(part, COMPARED, column) for column in (METRIC.column, VALIDATION_COLUMN) for part in (runs, load_runs(f"{data}-rate"))]
-        cells = []
-        for name in COMPARED:
-            rows = [table.loc[name] for table in tables if name in table.index and table.loc[name, "pairs"] >= ENOUGH]
-            up, down = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
-            cells.append(f"above in {up}, below in {down} of {len(rows)}" if rows else "")
-        columns[TITLES[data]] = cells
-    if not any(any(cells) for cells in columns.values()):
-        return ""
-    return common.markdown(pd.DataFrame({"comparison": list(COMPARED), **columns}))
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
