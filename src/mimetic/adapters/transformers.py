@@ -10,7 +10,6 @@ The layouts:
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 
