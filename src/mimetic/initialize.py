@@ -33,7 +33,11 @@ TIE_BREAK = 1e-3
 
 @dataclass(frozen=True)
 class MimeticSpec:
-    """The constants of the targets. Signs live in beta. Each is one number, or one number a layer."""
+    """The constants of the targets. Signs live in beta. Each is one number, or one number a layer.
+
+    Without noise a target has no directions of its own. Queries and keys are given a trace of it to draw theirs; with vp_alpha=0 the factors
+    of V·proj are coordinate axes, so that each head reads and writes coordinates of its own, in every layer the same (0.001 avoids that).
+    """
 
     qk_alpha: float | Sequence[float] = 0.7  #: noise of W_Q W_K^T
     qk_beta: float | Sequence[float] = 0.7  #: identity of W_Q W_K^T
