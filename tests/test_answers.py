@@ -264,3 +264,13 @@ def test_published_numbers_have_a_source():
     assert table["source"].str.len().gt(5).all() and len(table) > 5
     assert published.table().count("\n") == len(table) + 1
     assert CENTRAL.experiment == "cifar10-lab30"
+
+
+@pytest.mark.parametrize(("values", "says"), [((0.50, 0.51, 0.505), "it is the noise that is missed"), ((0.60, 0.61, 0.60), "it may have been the directions")])
+def test_what_a_trace_of_noise_tells_apart(monkeypatch, values, says):
+    usual = [0.60, 0.61, 0.605]
+    runs = pd.DataFrame([{"arm": arm, "seed": s, "test_accuracy": v} for arm, column in (("mimetic", usual), ("vp-alpha-0.001", values)) for s, v in enumerate(column)])
+    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: runs)
+    assert says in parts.trace_sentence() and f"{100 * (np.mean(values) - np.mean(usual)):+.1f} points".replace("-", "−") in parts.trace_sentence()
+    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: runs[runs["seed"] == 0])
+    assert parts.trace_sentence() == ""

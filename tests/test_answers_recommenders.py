@@ -58,7 +58,7 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
 
 def test_which_product_does_it(no_rates):
     said = rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
-    halves = "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), QK besides V·proj +0.0000 (+0.0000 to +0.0000)."
+    halves = "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), both minus V·proj alone +0.0000 (+0.0000 to +0.0000)."
     assert f"Of vision's two products: {halves}" in said
     assert "two products" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)})
 
@@ -112,7 +112,7 @@ def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     changed = "* MovieLens-100K: default at their norms (no diagonal): *no difference that these pairs can show*, +0.0000 (+0.0000 to +0.0000); "
     assert changed in settings.other_settings({"ml100k": runs}) and "vision signs minus default at their norms: *above 0*" in settings.other_settings({"ml100k": runs})
     assert "not so on the users' last but one items, where vision signs gain beyond it (vision signs minus default at their norms +0.0105" in said
-    assert "multiply the attention weights of its default (here, against BERT's .02, queries and keys by 8, values and projection by 5.0)" in said
+    assert "(at our width of 64, against BERT's .02, queries and keys by 8, values and projection by 5; at BERT's own 768 and 12 heads that would be 2.6 and 1.5)" in said
     neither = runs.copy()
     neither["test_validation_ndcg10"] = neither["seed"].map(dict(enumerate(BASE)))
     assert "On the users' [last but one items](#other-items) no such thing can be said." in rec.verdict({"ml100k": neither})

@@ -26,11 +26,11 @@ from mimetic.models.blocks import Block
 from mimetic.scan import attention_layers
 from mimetic.statistics import ENOUGH
 
-def size_factors() -> tuple[float, float]:
-    """How many times larger than BERT's default vision's signs make queries and keys, and values and projection, in our models."""
+def size_factors(d_model: int, num_heads: int) -> tuple[float, float]:
+    """How many times larger than BERT's default vision's signs make queries and keys, and values and projection, at a shape."""
     made = []
     for name in ("bert", "mimetic"):
-        blocks = torch.nn.Sequential(*(Block(EXPERIMENTS["ml100k"].d_model, EXPERIMENTS["ml100k"].num_heads) for _ in range(4)))
+        blocks = Block(d_model, num_heads)
         initialize_(blocks, name, default="bert", generator=torch.Generator().manual_seed(0))
         layers = attention_layers(blocks)
         made.append([torch.stack([t for layer in layers for t in pair(layer)]).norm().item() for pair in (lambda a: (a.q, a.k), lambda a: (a.v, a.proj.movedim(2, 0)))])
@@ -46,9 +46,11 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
         lines.append(f"* {SHOWN[data]}: {text}")
         advised |= scale
     if advised:
-        qk, vp = size_factors()
+        ours, bert = EXPERIMENTS["ml100k"], (768, 12)
+        (qk, vp), (large_qk, large_vp) = size_factors(ours.d_model, ours.num_heads), size_factors(*bert)
         lines.append(
-            f"* How: on a model of your own, multiply the attention weights of its default (here, against BERT's .02, queries and keys by {qk:.0f}, values and projection by {vp:.1f}); "
+            f"* How: on a model of your own, multiply the attention weights of its default (at our width of {ours.d_model}, against BERT's .02, queries and keys by {qk:.0f}, values and projection by "
+            f"{vp:.0f}; at BERT's own {bert[0]} and {bert[1]} heads that would be {large_qk:.1f} and {large_vp:.1f}); "
             'on one of ours, `mimetic.initialize_(model, "timm-rescaled", default="bert")`.'
         )
     return "\n".join(lines)

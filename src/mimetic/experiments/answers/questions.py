@@ -30,8 +30,8 @@ from mimetic.training.records import load_runs
 SECONDARY = (
     "An earlier reading of public checkpoints, which could not be reached from here any more, found the opposite signs on both products: in four SASRec on "
     "MovieLens-1M (causal, next item) QK from −1.13 to −0.04 and V·proj from +1.7 to +5.1 off-diagonal spreads, in three S3-Rec on Beauty, LastFM and Toys "
-    "(bidirectional, masked items, BERT's post-LN block: the nearest to ours) QK from −1.28 to −0.98 and V·proj from +0.63 to +2.15. We cannot repeat it, and "
-    "it is the reverse of what we find, so two data sets of ours do not settle the question. SASRec's block, unlike ours, normalises the queries alone, and its residual starts from them."
+    "(bidirectional, masked items, BERT's post-LN block: the nearest to ours) QK from −1.28 to −0.98 and V·proj from +0.63 to +2.15. We cannot repeat it. The "
+    "causal models agree with our causal sibling (below); the bidirectional ones are the reverse of the few signs that we find in BERT4Rec, so two data sets of ours do not settle that. SASRec's block, unlike ours, normalises the queries alone, and its residual starts from them."
 )
 
 

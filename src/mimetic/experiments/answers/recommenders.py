@@ -52,7 +52,7 @@ AGAINST_EACH_OTHER = {
     "opposite signs minus default at their norms": (RESCALED, OPPOSITE), "opposite signs minus random directions": (RANDOM, OPPOSITE),
 }  # fmt: skip
 CONTROLS = ("default at their norms", "random directions")  # as large, without a diagonal
-HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "QK besides V·proj": ("mimetic-vp", VISION)}
+HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "both minus V·proj alone": ("mimetic-vp", VISION)}
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)

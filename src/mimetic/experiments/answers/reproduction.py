@@ -44,12 +44,13 @@ def in_words(table: pd.DataFrame) -> str:
     vision = {HOLDS: f"gains: {central} at laboratory scale", NOT: f"does not gain ({central})"}.get(verdicts["central"], "may gain, the pairs do not decide it")
     if verdicts["central"] == HOLDS:
         vision += ", more than the size of the weights and their singular values explain" if {verdicts["size"], verdicts["values"]} == {HOLDS} else ""
-        hangs = [words for key, words in (("positions", "without sin-cos positions"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
+        hangs = [words for key, words in (("positions", "without sin-cos positions (average pooling)"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
         vision += f"; no gain was found {' or '.join(hangs)}" if hangs else ""
     texts = {HOLDS: "gains with the published signs", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
-        items += ", by more than weights as large without a diagonal give" if verdicts["beyond"] == HOLDS else ", as far as these pairs show no more than with weights as large and no diagonal"
+        more = verdicts["beyond"] == HOLDS
+        items += f"; on the users' last items, at the common rate, vision's signs {'do better than' if more else 'show no more than'} weights as large without a diagonal"
     text = f"A small ViT on CIFAR-10 {vision}. A small GPT {texts}. BERT4Rec {items}."
     return text + (" The paper's own scale has not been run yet." if verdicts["points"] == OPEN else "")
 

@@ -15,6 +15,7 @@ from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
 PAIR = ("timm", "mimetic")
+TRACE = "vp-alpha-0.001"  # asked once, on a CPU: its runs, with those of mimetic initialization beside them, are in data/replicas
 CENTRAL_SEEDS = tuple(range(6))
 PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
@@ -108,7 +109,7 @@ QUESTIONS = (  # in the order of the queue
     ),
     Study(
         "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
-        ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")))),
+        ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")) and arm != TRACE)),
         None, {"QK without a diagonal and V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
 )  # fmt: skip
