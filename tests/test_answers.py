@@ -10,7 +10,7 @@ from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
-from mimetic.experiments.programmes.vision import CENTRAL, PAIR, QUESTIONS, STUDIES, lab_runs
+from mimetic.experiments.programmes.vision import CENTRAL, PAIR, QUESTIONS, STUDIES, TRACE, lab_runs
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
@@ -48,7 +48,7 @@ def test_whether_one_rate_suits_every_arm():
 
 def test_every_arm_is_compared_and_has_a_name():
     compared = {arm for study in QUESTIONS for arms in common.comparisons_of(study).values() for arm in arms}
-    assert compared | {"float32-timm", "float32-mimetic"} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
+    assert compared | {"float32-timm", "float32-mimetic", TRACE} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
     for study in STUDIES.values():
         names = common.comparisons_of(study)
         assert len(set(names.values())) == len(names)
