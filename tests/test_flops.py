@@ -109,7 +109,7 @@ def test_the_chapter_follows_records(monkeypatch):
     (row,) = gpu.throughput().to_dict("records")
     image = total(vit_config(named("cifar10-paper")))
     assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
-    assert "reach 20 to 20 % of the peak" in gpu.imagenet_sentence()
+    assert "reached 20 % of the peak of their card" in gpu.imagenet_sentence()
 
 
 def test_minutes_of_the_figure_are_the_budget(tmp_path, monkeypatch):
