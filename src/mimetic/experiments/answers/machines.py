@@ -50,7 +50,7 @@ def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
 
 
 def _made_there(both: pd.DataFrame) -> str:
-    return f"{len(both)} of these runs were made before, one at a time, on another machine ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
+    return f"{len(both)} of these runs were made on another machine, too, one at a time ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
 
 
 def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic")) -> str:
