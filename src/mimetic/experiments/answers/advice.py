@@ -30,10 +30,10 @@ def size_factors(d_model: int, num_heads: int) -> tuple[float, float]:
     """How many times larger than BERT's default vision's signs make queries and keys, and values and projection, at a shape."""
     made = []
     for name in ("bert", "mimetic"):
-        blocks = Block(d_model, num_heads)
-        initialize_(blocks, name, default="bert", generator=torch.Generator().manual_seed(0))
-        layers = attention_layers(blocks)
-        made.append([torch.stack([t for layer in layers for t in pair(layer)]).norm().item() for pair in (lambda a: (a.q, a.k), lambda a: (a.v, a.proj.movedim(2, 0)))])
+        block = Block(d_model, num_heads)
+        initialize_(block, name, default="bert", generator=torch.Generator().manual_seed(0))
+        (layer,) = attention_layers(block)
+        made.append([torch.hypot(a.norm(), b.norm()).item() for a, b in ((layer.q, layer.k), (layer.v, layer.proj))])
     return tuple(large / small for small, large in zip(*made))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
+from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label, baseline_levels, between_runs
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
@@ -120,8 +120,7 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
         pairs |= {f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm) for arm in SIGN_ARMS if arm != DEFAULT}
         for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
             for name, arms in pairs.items():
-                values = [table[table["arm"] == arm].set_index("seed")[column] if len(table) else pd.Series(dtype=float) for table, arm in zip((other, runs), arms)]
-                change = (values[0] - values[1]).dropna()
+                change = between_runs(other, runs, arms, column)
                 if len(change) > 1:
                     low, high = mean_interval(change)
                     rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = f"{METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {len(change)}"

@@ -76,11 +76,6 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
-def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
-    """All comparisons that the answer rests on, as a Markdown table, a column a data set; "" without a pair."""
-    return _in_numbers(compared(finals, COMPARED))
-
-
 def halves_in_words(table: pd.DataFrame | None) -> str:
     """Which product of vision's signs does it, where one of them gains by itself; else ""."""
     words = {} if table is None else words_of(table)
@@ -90,10 +85,15 @@ def halves_in_words(table: pd.DataFrame | None) -> str:
     return f" Of vision's two products: {', '.join(said)}."
 
 
+def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
+    """A metric of an arm of one experiment minus that of an arm of another, of the seeds that both have."""
+    values = [runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float) for runs, arm in zip((there, here), arms)]
+    return (values[0] - values[1]).dropna()
+
+
 def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     """What another learning rate does for the default, and what the sign patterns add to it there; "" without enough pairs."""
-    own = [table[table["arm"] == DEFAULT].set_index("seed")[METRIC.column] if len(table) else pd.Series(dtype=float) for table in (other, finals)]
-    change = (own[0] - own[1]).dropna()
+    change = between_runs(other, finals, (DEFAULT, DEFAULT), METRIC.column)
     there = compare(other, SIGN_PAIRS, METRIC.column) if len(other) else pd.DataFrame()
     if len(change) < ENOUGH or there.empty:
         return ""
@@ -181,10 +181,10 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
     return f"the sign matters: {better}" if better else ""
 
 
-def _in_numbers(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The comparisons of all data sets as a Markdown table, a column a data set; for the sign patterns also with other users taken into
+def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
+    """The comparisons that the answer rests on, of all data sets, as a Markdown table, a column a data set; for the sign patterns also with other users taken into
     account; "" without a pair."""
-    rows: dict[str, dict[str, str]] = {}
+    tables, rows = compared(finals, COMPARED), {}
     for data, table in tables.items():
         for name, row in table.iterrows():
             reference, arm = COMPARED[name]
