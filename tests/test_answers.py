@@ -11,6 +11,7 @@ from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR, QUESTIONS, STUDIES, TRACE, lab_runs
+from mimetic.statistics import rests_on
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
@@ -158,6 +159,10 @@ def test_trend_is_a_slope_over_seeds():
     assert "too few seeds for a verdict" in growth.trend(dots(0.01, seeds=3), "width")
     assert "in the only seed so far" in growth.trend(dots(0.01, seeds=1), "width")
     two = {"width": dots(0.01)["width"].query("x < 100")}
+    broken = dots(0.0)["width"].assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
+    text = growth.trend({"width": broken}, "width")
+    assert "falls with width" in text and "But that hangs on one size: without 192 " in text and text.count("without") == 1
+    assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)["width"]) == {} == rests_on(dots(0)["width"])
     assert "not enough runs" in growth.trend(two, "width")
 
 
@@ -173,6 +178,39 @@ def test_the_answer_on_growth_in_a_few_words(slopes, said):
     panels = dict(zip(("width", "depth", "data"), map(dots, slopes), strict=True))
     got = growth.lead(panels).strip()
     assert got.startswith(said) and bool(got) == bool(said) and growth.lead({}) == ""
+
+
+def test_a_trend_that_one_size_decides_is_said_to_be_one():
+    def dots(slope):
+        return pd.DataFrame([{"x": 2.0**k, "seed": s, "difference": (slope if k == 2 else 0) + 0.002 * (s - 2)} for s in range(5) for k in range(3)])
+
+    noisy = {title: frame.assign(difference=frame["difference"] + 0.001 * np.sin(frame.index * 7.0)) for title, frame in zip(("width", "depth", "data"), map(dots, (-0.05, -0.05, 0.05)))}
+    assert growth.lead(noisy).startswith(" Neither: the gain does not grow with the model") and "single sizes at the ends" in growth.lead(noisy)
+
+
+def test_what_twelve_layers_and_few_images_do():
+    rows = [{"arm": arm, "seed": s, "test_loss": 1.3 - (0.1 + 0.001 * s) * (arm.endswith("mimetic") and not arm.startswith("n2000")) + 0.01 * (s - 2) * arm.startswith("n2000-m"),
+             "train_accuracy": 0.6, "test_accuracy": 0.5 - (0.02 + 0.01 * s) * (arm == "depth12-mimetic")}
+            for arm in (*(f"{p}{a}" for p in ("", "n2000-", "n5000-", "n50000-", "depth12-") for a in ("timm", "mimetic")),) for s in range(5)]  # fmt: skip
+    finals = pd.DataFrame(rows)
+    text = growth.scarce(finals)
+    assert "No gain in loss: 2,000 images, where 60 %" in text and "5,000 images −0.102" in text and growth.scarce(finals[finals["seed"] < 3]) == ""
+    assert "behind in 5 of 5 pairs: −6.0, −5.0, −4.0, −3.0, −2.0" in growth.deeper(finals)
+    table = pd.DataFrame({"difference": [-0.02, -0.09, -0.05, -0.04, -0.02]}, index=range(1, 6))
+    assert growth.catching_up(table) == "it is furthest behind after epoch 2 (−9.0) and still catching up when training stops (−2.0)."
+    assert growth.catching_up(table.assign(difference=[-0.02, -0.03, -0.05, -0.06, -0.09])).endswith("and −9.0 at the end.") and growth.catching_up(-table) == ""
+
+
+def test_other_rates_at_twelve_layers(tmp_path, monkeypatch):
+    found = {(arm, lr): 0.5 + 0.01 * i + (0.03 if arm == "mimetic" and lr < 1e-3 else 0) for arm in ("timm", "mimetic") for i, lr in enumerate(CHECK_RATES)}
+    rows = [{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for (arm, lr), v in found.items()]
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows))
+    text = growth.rates_at_twelve()
+    assert "at 0.0005 default 50.0 %, mimetic 53.0 %" in text and "Each at its best of these: +0.0 points. At the recipe's 0.001 it is +0.0." in text and "not in yet" not in text
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows[1:]))
+    assert "(0.0005 not in yet" in growth.rates_at_twelve()
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: EMPTY)
+    assert "may be the rate's doing" in growth.rates_at_twelve()
 
 
 def test_contrasts_are_worked_out_seed_by_seed():
@@ -222,7 +260,7 @@ def test_figures_of_the_whole_programme():
     assert list(tables) == ["width", "depth", "data"]
     assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [2000, 5000, 10000, 50000]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
-    assert "p" in answers.numbers(table) and growth.attention_share(finals)["attention (%)"].eq(33.3).all()
+    assert "p" in answers.numbers(table) and growth.attention_share(finals)["in attention (%)"].eq(33.3).all()
 
 
 def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():

@@ -180,17 +180,37 @@ def summary(values: Sequence[float], confidence: float = 0.95) -> dict[str, floa
     return {"pairs": len(values), "difference": float(np.mean(values)), "low": low, "high": high, "p": sign_flip_test(values)}
 
 
-def slopes_per_doubling(points: pd.DataFrame) -> pd.Series:
-    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer than three x.
+def slopes_per_doubling(points: pd.DataFrame, least: int = 3) -> pd.Series:
+    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer x than least.
 
     Args:
         points: columns x (above 0), seed, difference.
     """
     wide = points.pivot(index="seed", columns="x", values="difference").dropna()
-    if wide.shape[1] < 3 or wide.empty:
+    if wide.shape[1] < least or wide.empty:
         return pd.Series(dtype=float)
     x = np.log2(wide.columns.to_numpy(float))
     return pd.Series(np.polyfit(x, wide.to_numpy().T, 1)[0], index=wide.index)
+
+
+def rests_on(points: pd.DataFrame) -> dict[float, pd.Series]:
+    """The x without which slopes_per_doubling would not have the side of 0 that they have with all: x -> the slopes without it. Empty if the
+    interval of all slopes holds 0, or if no single x decides.
+
+    Args:
+        points: columns x (above 0), seed, difference.
+    """
+    slopes = slopes_per_doubling(points)
+    if len(slopes) < 2 or not (seen := side(slopes)):
+        return {}
+    without = {x: slopes_per_doubling(points[points["x"] != x], least=2) for x in sorted(points["x"].unique())}
+    return {x: values for x, values in without.items() if side(values) != seen}
+
+
+def side(values: pd.Series) -> int:
+    """On which side of 0 the 95 % interval of the mean lies: 1, -1, or 0 for both."""
+    low, high = mean_interval(values)
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accuracy") -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -172,15 +172,30 @@ def gap(table: pd.DataFrame, *, ylabel: str = "mimetic − default (points)") ->
 
     table: index epoch; columns difference, low, high (experiments.answers.vision.gap_by_epoch)."""
     figure, axes = panels(7.4, 2.4)
-    ax = axes[0, 0]
+    _gap(axes[0, 0], table)
+    axes[0, 0].set(ylabel=ylabel)
+    return figure
+
+
+@styled
+def gaps(tables: Mapping[str, pd.DataFrame], *, ylabel: str = "mimetic − default\n(points of test accuracy)") -> Figure:
+    """Several of figures.gap side by side, on one scale: title -> table."""
+    figure, axes = panels(7.4, 2.6, ncols=len(tables), sharey=True)
+    for ax, (title, table) in zip(axes[0], tables.items()):
+        _gap(ax, table)
+        ax.set_title(title)
+    axes[0, 0].set(ylabel=ylabel)
+    return figure
+
+
+def _gap(ax, table) -> None:
     if np.isfinite(table["low"]).all():
         ax.fill_between(table.index, 100 * table["low"], 100 * table["high"], color=VP, alpha=0.2, lw=0)
     ax.plot(table.index, 100 * table["difference"], "o-", ms=3, lw=1.5, color=VP)
     ax.axhline(0, color="black", lw=0.8)
-    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.set(xlabel="epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", color="#eeeeee")
-    return figure
 
 
 @styled
@@ -205,14 +220,14 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
             ax.set_xscale("log")
         ax.set_xticks(table["x"], [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in table["x"]])
         ax.minorticks_off()
-        ax.set(xlabel=xlabels[title])
+        ax.set(xlabel=xlabels[title], title=title)
         ax.grid(axis="y", color="#eeeeee")
     # every pair is in the picture, and every interval that can carry a claim (that of a few pairs has no end)
     every = pd.concat([p["difference"] for p in points.values()])
     carrying = pd.concat([table[table["pairs"] >= ENOUGH] for table in tables.values()])
     every = 100 * pd.concat([every, carrying["low"], carrying["high"]])
     low, high = min(every.min(), 0), max(every.max(), 0)
-    axes[0, 0].set(ylabel="mimetic − default (points)", ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)))
+    axes[0, 0].set(ylabel="mimetic − default\n(points of test accuracy)", ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)))
     for ax in axes[0]:
         ax.margins(x=0.12)
     return figure

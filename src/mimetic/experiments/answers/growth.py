@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
-from mimetic.experiments.answers.vision import points
+from mimetic.experiments.answers.vision import gap_by_epoch, points
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.vision import CHECK_RATES, DEEP
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
-from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, slopes_per_doubling
+from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, side, slopes_per_doubling
+from mimetic.training.records import load_runs
 
 # Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
 GAIN_PANELS = {
@@ -50,8 +54,8 @@ def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
     out = pd.DataFrame(
         {
             "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
-            "attention (%)": 100 * pd.Series(attention),
-            "default (%)": 100 * table["reference"], "mimetic (%)": 100 * table["arm"],
+            "in attention (%)": 100 * pd.Series(attention),
+            "default: accuracy (%)": 100 * table["reference"], "mimetic: accuracy (%)": 100 * table["arm"],
             "gain (points)": 100 * table["difference"], "low": 100 * table["low"], "high": 100 * table["high"], "pairs": table["pairs"],
         }
     )  # fmt: skip
@@ -59,24 +63,33 @@ def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
 
 
 def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
-    """How much the gain changes when x doubles: the slope of every seed over all x, its mean and 95 % interval over seeds."""
+    """How much the gain changes when x doubles: the slope of every seed over all x, its mean and 95 % interval over seeds; and the sizes
+    without which it would not be there, since a slope does not say whether a change is steady."""
     slopes = slopes_per_doubling(dots[title]) if title in dots else []
     if not len(slopes):
         return f"Against {title}: not enough runs yet."
     value = f"{points(slopes.mean())} points a doubling"
     if len(slopes) == 1:
         return f"Against {title}: {value}, in the only seed so far."
-    low, high = mean_interval(slopes)
-    value += f" ({points(low)} to {points(high)}, {len(slopes)} seeds)"
+    value = _slope(slopes, " points a doubling")
     if len(slopes) < ENOUGH:
         return f"Against {title}: {value}; too few seeds for a verdict."
-    says = f"The gain grows with {title}" if low > 0 else f"The gain shrinks with {title}" if high < 0 else f"Whether the gain grows or shrinks with {title} these runs cannot say"
-    return f"{says}: {value}."
+    where_to = side(slopes)
+    says = {1: f"The gain grows with {title}", -1: f"The gain shrinks with {title}"}.get(where_to, f"Whether the gain grows or shrinks with {title} these runs cannot say")
+    without = rests_on(dots[title])
+    if not without:
+        return f"{says}: {value}."
+    alone = " or ".join(f"without {x:,.0f} {_slope(values)}" for x, values in without.items())
+    return f"A line through all gains {'rises' if where_to > 0 else 'falls'} with {title}: {value}. But that hangs on one size: {alone}."
+
+
+def _slope(slopes: pd.Series, unit: str = "") -> str:
+    low, high = mean_interval(slopes)
+    return f"{points(slopes.mean())}{unit} ({points(low)} to {points(high)}, {len(slopes)} seeds)"
 
 
 def where(dots: dict[str, pd.DataFrame], title: str) -> str:
-    """The gains at each x, and between which neighbours they differ, by the differences of each seed: a slope does not say whether a change
-    is steady."""
+    """The gains at each x, and between which neighbours they differ, by the differences of each seed."""
     if title not in dots or dots[title]["x"].nunique() < 2:
         return ""
     wide = dots[title].pivot_table(index="seed", columns="x", values="difference")
@@ -102,10 +115,64 @@ def deeper(finals: pd.DataFrame) -> str:
         low, high = mean_interval(values)
         said[name] = f"{name} {points(values.mean())} points ({points(low)} to {points(high)})"
     behind = contrast(finals, {"depth12-mimetic": 1, "depth12-timm": -1})
-    return (
-        f"With twelve layers in place of six, {' and '.join(said.values())}. At twelve mimetic initialization is behind in {int((behind < 0).sum())} of {len(behind)} pairs. "
-        "The learning rate was chosen at six layers, and this may be the rate's doing."
-    )
+    text = f"With twelve layers in place of six, {' and '.join(said.values())}. At twelve mimetic initialization is behind in {int((behind < 0).sum())} of {len(behind)} pairs: {', '.join(points(d) for d in sorted(behind))}."
+    there = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    again = contrast(there, {"depth12-mimetic": 1, "depth12-timm": -1}) if len(there) else []
+    if len(again):
+        text += " Runs of the same seeds on another machine: " + ", ".join(f"seed {seed} {points(d)} (here {points(behind[seed])})" for seed, d in again.items() if seed in behind) + "."
+    return text
+
+
+def catching_up(table: pd.DataFrame) -> str:
+    """Of a gap by epoch that ends below 0: where it was largest, in words, and whether it was closing when training stopped; "" else."""
+    if len(table) < 3 or table["difference"].iloc[-1] >= 0:
+        return ""
+    worst, late = table["difference"].idxmin(), table["difference"].iloc[-3:]
+    text = f"it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])})"
+    return text + (f" and still catching up when training stops ({points(late.iloc[-1])})." if late.is_monotonic_increasing and worst < table.index[-3] else f", and {points(late.iloc[-1])} at the end.")
+
+
+def rates_at_twelve() -> str:
+    """Whether twelve layers want another learning rate, by one seed and validation images (experiment cifar10-rates); or which command asks."""
+    finals = load_runs("cifar10-rates")
+    values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
+    table = pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in CHECK_RATES} for arm in PAIR}, dtype=float).dropna()
+    if len(table) < 2:
+        return "The learning rate was chosen at six layers, and this may be the rate's doing: `python -m mimetic queue lab` asks it at twelve, and this page follows."
+    lines = "; ".join(f"at {lr:g} default {100 * row['timm']:.1f} %, mimetic {100 * row['mimetic']:.1f} %" for lr, row in table.iterrows())
+    best = table.max()
+    text = f"Another learning rate? By one seed and 5,000 images held back from training: {lines}. Each at its best of these: {points(best['mimetic'] - best['timm'])} points."
+    own = EXPERIMENTS["cifar10-rates"].lr
+    if own in table.index:
+        text += f" At the recipe's {own:g} it is {points(table.loc[own, 'mimetic'] - table.loc[own, 'timm'])}."
+    lacking = [f"{lr:g}" for lr in CHECK_RATES if lr not in table.index]
+    return text + (f" ({', '.join(lacking)} not in yet: `python -m mimetic queue lab`.)" if lacking else "")
+
+
+def scarce(finals: pd.DataFrame, metric: str = "test_loss") -> str:
+    """Mimetic minus default in the last epoch's test loss at each number of images, and both arms' accuracy in training, in words: where a set
+    is read often enough to be learned by heart, accuracy alone hides it. "" without all pairs."""
+    rows = []
+    for name, (reference, arm) in panel_arms("data").items():
+        values = contrast(finals, {arm: 1, reference: -1}, metric)
+        if len(values) < ENOUGH:
+            return ""
+        low, high = mean_interval(values)
+        seen = [100 * finals.loc[finals["arm"] == a, "train_accuracy"].mean() for a in (arm, reference)]
+        rows.append((name, f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−"), seen, values.mean(), high))
+    none = [row for row in rows if not row[4] < 0]
+    text = f"In test loss (less is better): {'; '.join(f'{name} {value}' for name, value, *_ in rows)}."
+    if none and len(none) < len(rows):
+        text += " No gain in loss: " + "; ".join(f"{name}, where {mine:.0f} % of the training images are classified right with mimetic initialization and {its:.0f} % with the default" for name, _, (mine, its), *_ in none)
+        text += ". There both arms overfit, and mimetic initialization more."
+    return text
+
+
+def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs are left out."""
+    arms = {name: pair for title in GAIN_PANELS for name, pair in panel_arms(title).items()}
+    tables = {name: gap_by_epoch(curves, *arms[name]) for name in names}
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 def answer(finals: pd.DataFrame) -> str:
@@ -114,22 +181,26 @@ def answer(finals: pd.DataFrame) -> str:
     lines = []
     for title in GAIN_PANELS:
         gap = " (So far: not all sizes are in.)" if title in dots and dots[title]["x"].nunique() < len(panel_arms(title)) else ""
-        lines.append(f"* {trend(dots, title)} {where(dots, title)}".rstrip() + gap)
+        lines.append(" ".join(filter(None, (f"* **{title.capitalize()}.**", where(dots, title), trend(dots, title)))) + gap)
     return f"**Answer.**{lead(dots)}\n\n" + "\n".join(lines)
 
 
 def lead(dots: dict[str, pd.DataFrame]) -> str:
     """The answer in a few words, where all slopes are known and those of size have one direction; else ""."""
-    signs = {}
+    sides, steady = {}, True
     for title in GAIN_PANELS:
         slopes = slopes_per_doubling(dots[title]) if title in dots else []
         if len(slopes) < ENOUGH:
             return ""
-        low, high = mean_interval(slopes)
-        signs[title] = 1 if low > 0 else -1 if high < 0 else 0
-    size, data = {signs["width"], signs["depth"]}, signs["data"]
+        sides[title], steady = side(slopes), steady and not rests_on(dots[title])
+    size, data = {sides["width"], sides["depth"]}, sides["data"]
     if len(size) > 1 or 0 in (*size, data):
         return ""
     size, data = size == {1}, data < 0
     word = {(True, True): "Both", (False, False): "Neither", (True, False): "The first", (False, True): "The second"}[size, data]
-    return f" {word}: the gain {'grows' if size else 'shrinks'} with the model, and is larger where there are {'fewer' if data else 'more'} images."
+    if steady:
+        return f" {word}: the gain {'grows' if size else 'shrinks'} with the model, and is larger where there are {'fewer' if data else 'more'} images."
+    if word == "Neither":
+        return " Neither: the gain does not grow with the model, and is not larger where there are fewer images. What falls off are single sizes at the ends; in between the gain is about the same."
+    return f" {word}, by a line through all sizes; but single sizes at the ends decide it."
+

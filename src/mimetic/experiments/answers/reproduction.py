@@ -46,7 +46,7 @@ def in_words(table: pd.DataFrame) -> str:
         vision += ", more than the size of the weights and their singular values explain" if {verdicts["size"], verdicts["values"]} == {HOLDS} else ""
         hangs = [words for key, words in (("positions", "without sin-cos positions (average pooling)"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
         vision += f"; no gain was found {' or '.join(hangs)}" if hangs else ""
-    texts = {HOLDS: "gains with the published signs", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
+    texts = {HOLDS: "gains with vision's signs", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS

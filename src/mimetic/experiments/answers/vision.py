@@ -147,11 +147,11 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}."
 
 
-def gap_by_epoch(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mimetic minus default of the same seed, by epoch: difference, low, high (95 % interval over seeds), pairs."""
+def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mimetic") -> pd.DataFrame:
+    """Arm minus reference of the same seed, by epoch: difference, low, high (95 % interval over seeds), pairs."""
     rows = {}
     for epoch, part in curves.groupby("epoch"):
-        values = contrast(part, {"mimetic": 1, "timm": -1})
+        values = contrast(part, {arm: 1, reference: -1})
         if len(values):
             rows[epoch] = summary(values)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch")
