@@ -72,30 +72,34 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
 
 
 @styled
-def rates(table: pd.DataFrame, *, plateau: float) -> Figure:
+def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[str]] | None = None) -> Figure:
     """Held-out bits per byte against the learning rate, a line an arm, its best rate as a large dot.
 
     Args:
         table: arms in rows, learning rates in columns; nan where nothing was run.
         plateau: bits per byte of predicting from the last character alone, a dashed line.
+        groups: title -> the arms of a panel; one panel of all by default.
     """
-    figure, axes = panels(7.4, 3.2)
-    ax = axes[0, 0]
-    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")  # dashed, the second time round
-    looks = {arm: (COLORS[arm], "-") for arm in table.index if arm in COLORS}
-    for i, arm in enumerate(arm for arm in table.index if arm not in COLORS):
-        looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--")
-    for arm, row in table.iterrows():
-        row = row.dropna()
-        color, line = looks[arm]
-        ax.plot(row.index, row, "o", ls=line, ms=3, lw=2 if arm in COLORS else 1, color=color, label=LABELS.get(arm, arm))
-        ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
-    ax.axhline(plateau, color="black", lw=0.8, ls="--")
-    ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)
-    ax.set(xscale="log", xlabel="learning rate", ylabel="held-out bits per byte", xticks=list(table.columns), xticklabels=[f"{c:g}" for c in table.columns])
-    ax.minorticks_off()
-    ax.grid(color="#eeeeee")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=7.5)
+    groups = groups or {"": list(table.index)}
+    figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
+    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
+    for ax, (title, arms) in zip(axes[0], groups.items()):
+        plain = iter(palette)
+        for arm in (a for a in arms if a in table.index):
+            row, known = table.loc[arm].dropna(), arm in COLORS
+            color = COLORS[arm] if known else next(plain)
+            ax.plot(row.index, row, "o-", ms=3, lw=2 if known else 1, color=color, label=LABELS.get(arm, arm))
+            ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
+        ax.axhline(plateau, color="black", lw=0.8, ls="--")
+        ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)
+        ax.set(xscale="log", xlabel="learning rate", xticks=list(table.columns), xticklabels=[f"{c:g}" for c in table.columns], title=title)
+        ax.minorticks_off()
+        ax.grid(color="#eeeeee")
+        if len(groups) > 1:
+            ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7.5)
+    axes[0, 0].set(ylabel="held-out bits per byte")
+    if len(groups) == 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7.5)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What the language chapters say (10 and 11): the comparison, the search for rates, the products, convergence, samples."""
+"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples; what they say of learning rates is in rates."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, FITTED, RATES, SIGNS, end_rates, searched
+from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import CENTRAL, LONG, SEARCH, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, LONG, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, mean_interval, smallest_p
+from mimetic.statistics import ENOUGH, contrast, mean_interval, smallest_p
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
-XLABEL = "difference in last-epoch bits per byte (left of 0 is better)"
+XLABEL = "arm minus default in last-epoch bits per byte (left of 0 is better)"
 draw = partial(common.draw, command=COMMAND)
 
 
@@ -39,15 +39,28 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
 
 
 def plain_answer() -> str:
-    """Yes or no to the chapter's question, where both texts and both sets of signs agree; else ""."""
+    """Yes or no to the chapter's question after the steps of the central comparison, where both texts and both sets of signs agree, and what
+    becomes of it in the longer runs; else ""."""
     words = set()
     for study in (CENTRAL, WIKITEXT2):
         table = study_table(study, load_runs(study.experiment), METRIC)
         words |= {common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in ("language", "vision")}
+    config = named(CENTRAL.experiment)
     return {
-        frozenset({"loses"}): "No: with constants of the published size a small GPT ends worse than from GPT-2's own start, with either set of signs and on both texts.",
-        frozenset({"gains"}): "Yes, with either set of signs and on both texts.",
+        frozenset({"loses"}): f"Not with vision's constants, 0.7 and 0.4: after {config.epochs * config.steps_per_epoch:,} steps a small GPT predicts worse than from GPT-2's own start, with either set of signs and on both texts.{caught_up()}",
+        frozenset({"gains"}): f"Yes: after {config.epochs * config.steps_per_epoch:,} steps, with either set of signs and on both texts.",
     }.get(frozenset(words), "")
+
+
+def caught_up(study: Study = LONG) -> str:
+    """Which of the two sets of signs are still behind after the longer runs, and which are not, in a sentence; "" without those runs."""
+    finals = load_runs(study.experiment)
+    table = study_table(study, finals, METRIC) if len(finals) else finals
+    said = {arm: common.word(table.loc[LABELS[arm]], METRIC, more=False) for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
+    if len(said) < 2:
+        return ""
+    words = {"behind": "still are behind", "loses": "still are behind", common.NO_DIFFERENCE: "have caught up, as far as these few pairs can show", "ahead": "are ahead", "gains": "are ahead"}
+    return f" After {finals['step'].max():,} steps " + " and ".join(f"{LABELS[arm]} {words[word]}" for arm, word in said.items()) + "."
 
 
 def answer(study: Study = CENTRAL) -> str:
@@ -58,22 +71,39 @@ def answer(study: Study = CENTRAL) -> str:
     config, lines = named(study.experiment), []
     for arm in ("language", "vision"):
         if LABELS[arm] in table.index:
-            row = table.loc[LABELS[arm]]
-            lines.append(f"{LABELS[arm]}: {finding(row, METRIC)}, on the default's {row['reference']:.3f}")
+            lines.append(f"* {LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC)}")
     steps = config.epochs * config.steps_per_epoch
     pairs = int(table["pairs"].max())
     strength = ""
     if pairs < ENOUGH:
-        strength = f" {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
+        strength = f"\n* {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
     if study is CENTRAL:  # the controls are of the same text, in a study of their own
         table = pd.concat([table, controls]) if len(controls := study_table(STRUCTURE, load_runs(study.experiment), METRIC)) else table
     others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
     if len(others):
-        best = others["difference"].idxmin()
-        lines.append(f"best of {len(others)} other arms (and chosen as that), {best}: {finding(others.loc[best], METRIC)}")
-    return f"On {study.question}, after {steps:,} steps, against the default: " + "; ".join(lines) + f". Fewer bits per byte are better.{strength}"
+        lines.append(f"* {best_of(others)}")
+    return f"On {study.question}, after {steps:,} steps, against the default's {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines) + strength
+
+
+def best_of(others: pd.DataFrame) -> str:
+    """The best of several arms, without a verdict, since it was chosen as the best; and by the seeds alone that were added after the others
+    had been seen, if it is one of the arms to which that happened."""
+    row = others.loc[others["difference"].idxmin()]
+    few = f" ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs)" if row["pairs"] > 1 else " in the only pair so far"
+    text = f"best of {len(others)} other arms, and chosen as that, so without a verdict: {row.name}, {METRIC.signed(row['difference'])} {METRIC.difference}{few}"
+    added = fresh(row["compared"]) if row["group"] == STRUCTURE.question else pd.Series(dtype=float)
+    if len(added) > 1:
+        text += f"; by the {len(added)} seeds alone that were added after it had been seen to be ahead, {METRIC.signed(added.mean())} ({METRIC.span(*mean_interval(added))})"
+    return text
+
+
+def fresh(compared: tuple[str, str, str]) -> pd.Series:
+    """Arm minus reference of the seeds that were added to the plan after the first ones had been seen. compared: experiment, reference, arm."""
+    experiment, reference, arm = compared
+    values = contrast(load_runs(experiment), {arm: 1, reference: -1}, METRIC.column)
+    return values[[seed for seed in values.index if seed not in FIRST_SEEDS]]
 
 
 def found(study: Study) -> str:
@@ -95,96 +125,6 @@ def run_table(experiment: str) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     table = finals[columns].sort_values(["seed", "test_bits_per_byte"], ignore_index=True)
     return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 1})
-
-
-# --- the search for learning rates -----------------------------------------------------------------------------------
-
-
-def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not run."""
-    finals = load_runs(SEARCH) if finals is None else finals
-    if finals.empty:
-        return pd.DataFrame()
-    values = finals.groupby("arm")["test_bits_per_byte"].mean()
-    rates = sorted({*RATES, *finals.get("config.lr", pd.Series(dtype=float))})
-    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in EVERY} for lr in rates}, dtype=float)
-    return table.dropna(how="all").rename_axis(columns="learning rate")
-
-
-def best_rates(finals: pd.DataFrame | None = None) -> dict[str, float]:
-    """arm -> the rate with the fewest held-out bits per byte, of the arms that were run at all of RATES."""
-    table = rate_table(finals)
-    whole = table[table[list(RATES)].notna().all(axis=1)] if len(table) else table
-    return {arm: float(row.idxmin()) for arm, row in whole.iterrows()}
-
-
-def rates_sentence(finals: pd.DataFrame | None = None) -> str:
-    """What the search chose for every arm, and which arms it has still to try."""
-    table, best = rate_table(finals), best_rates(finals)
-    if not best:
-        return "The search has no records yet: `python -m mimetic queue language-recipe`."
-    parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
-    lacking = [LABELS[arm] for arm in EVERY if arm not in best]
-    text = f"Chosen rate, with its held-out bits per byte: {'; '.join(parts)}."
-    for end, pick in (("lowest", min), ("highest", max)):
-        edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
-        text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
-    return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
-
-
-def ends_sentence(finals: pd.DataFrame | None = None) -> str:
-    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed)."""
-    finals = load_runs("share-recipe") if finals is None else finals
-    values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
-    parts = []
-    for point in ENDS:
-        for arm in SIGNS:
-            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in end_rates(arm)}
-            if None not in tried.values():
-                best, cost = min(tried, key=tried.get), tried[CHOSEN[arm]] - min(tried.values())
-                parts.append(f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate"))
-    if len(parts) < len(ENDS) * len(SIGNS):
-        return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
-    return f"{'; '.join(parts)}. (One seed.)"
-
-
-def first_look() -> str:
-    """The search's best values, arm by arm, as long as the central comparison has no pair; else ""."""
-    table, best = rate_table(), best_rates()
-    if len(best) < 2 or len(study_table(CENTRAL, load_runs(CENTRAL.experiment), METRIC)):
-        return ""
-    values = sorted((table.loc[arm, lr], LABELS[arm]) for arm, lr in best.items())
-    return (
-        "A first look, from the search for learning rates (one seed, each arm at its best rate, a held-out part of the training text): "
-        f"{', '.join(f'{name} {value:.3f}' for value, name in values)} bits per byte."
-    )
-
-
-def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
-    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about size and identity.
-
-    Args:
-        plateau: bits per byte of predicting from the last character alone.
-    """
-    table = rate_table(finals)
-    if rate not in table or "gpt2" not in table.index or table[rate].notna().sum() < 2:
-        return "The runs that test it are not in yet."
-    values = table[rate].dropna()
-    limit = (values["gpt2"] + plateau) / 2
-    slow = [arm for arm in values.index if values[arm] > limit]
-    text = f"At {rate:g} the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
-    for arms, word in ((slow, "Nearer to that plateau"), ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default")):
-        text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
-    if {"rescaled", "random-directions"} <= set(values.index):
-        if "rescaled" in slow:
-            text += "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is asked under Result."
-        elif "random-directions" in slow:
-            text += "The singular values are enough, without the identity; size alone is not."
-        elif {"language", "vision"} & set(slow):
-            text += "Neither the size nor the singular values do it: it takes the identity."
-    if {"gpt2-signs", "both-minus"} <= set(slow):
-        text += " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not the reason, or not the only one."
-    return text.strip() + " (One seed an arm.)"
 
 
 def fitted_sentence() -> str:

@@ -22,11 +22,12 @@ def _ready(names) -> tuple[str, ...]:
     return tuple(name for name in names if name in CHOSEN)
 
 
-SIGN = {"language signs minus vision signs (the sign of V·proj)": Contrast({"language": 1, "vision": -1})}
+# Every arm at its own rate, so a difference between two of them is not of the signs alone; answers.rates.signs_at_one_rate has that
+SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
 CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
 WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
 STRUCTURE = Study(
-    "structure", "Is it structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
+    "structure", "tiny Shakespeare, controls: structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
     {
         "default at mimetic's norms": ("gpt2", "rescaled"), "mimetic's singular values, random directions": ("gpt2", "random-directions"),
         "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"), "QK −, V·proj −": ("gpt2", "both-minus"), "a tenth of vision's constants": ("gpt2", "tenth"),
@@ -34,7 +35,7 @@ STRUCTURE = Study(
     {
         f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
         for sign in ("vision", "language") for name, arm in (("default at their norms", "rescaled"), ("random directions", "random-directions"))
-    } | {"language signs minus GPT-2's signs (the sign of QK)": Contrast({"language": 1, "gpt2-signs": -1})},
+    } | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
 )  # fmt: skip
 RATE = Study(
     "rate", "tiny Shakespeare, one learning rate for all", "tinyshakespeare-rate", (*at_rate(GENTLE), *at_rate(CHOSEN["gpt2"])),

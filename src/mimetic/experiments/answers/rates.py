@@ -1,0 +1,207 @@
+"""What the language chapters say of learning rates (10 and 11): the search, the rate that came second in it, one rate for all, and what of the
+signs is left at one rate."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.experiments.answers.common import study_table
+from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, GENTLE, RATES, RUNNER_UP, SIGNS, TIE, end_rates, rated, searched
+from mimetic.experiments.language import METRIC
+from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SECOND
+from mimetic.figures.style import LABELS
+from mimetic.statistics import ENOUGH, contrast, mean_interval
+from mimetic.training.records import load_runs
+
+
+# --- the search --------------------------------------------------------------------------------------------------------
+
+
+def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not run."""
+    finals = load_runs(SEARCH) if finals is None else finals
+    if finals.empty:
+        return pd.DataFrame()
+    values = finals.groupby("arm")["test_bits_per_byte"].mean()
+    rates = sorted({*RATES, *finals.get("config.lr", pd.Series(dtype=float))})
+    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in EVERY} for lr in rates}, dtype=float)
+    return table.dropna(how="all").rename_axis(columns="learning rate")
+
+
+def best_rates(finals: pd.DataFrame | None = None) -> dict[str, float]:
+    """arm -> the rate with the fewest held-out bits per byte, of the arms that were run at all of RATES."""
+    table = rate_table(finals)
+    whole = table[table[list(RATES)].notna().all(axis=1)] if len(table) else table
+    return {arm: float(row.idxmin()) for arm, row in whole.iterrows()}
+
+
+def rates_sentence(finals: pd.DataFrame | None = None) -> str:
+    """What the search chose for every arm, and which arms it has still to try."""
+    table, best = rate_table(finals), best_rates(finals)
+    if not best:
+        return "The search has no records yet: `python -m mimetic queue language-recipe`."
+    parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
+    lacking = [LABELS[arm] for arm in EVERY if arm not in best]
+    text = f"Chosen rate, with its held-out bits per byte: {'; '.join(parts)}."
+    for end, pick in (("lowest", min), ("highest", max)):
+        edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
+        text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
+    return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
+
+
+def ends_sentence(finals: pd.DataFrame | None = None) -> str:
+    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed)."""
+    finals = load_runs("share-recipe") if finals is None else finals
+    values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
+    parts = []
+    for point in ENDS:
+        for arm in SIGNS:
+            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in end_rates(arm)}
+            if None not in tried.values():
+                best, cost = min(tried, key=tried.get), tried[CHOSEN[arm]] - min(tried.values())
+                parts.append(f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate"))
+    if len(parts) < len(ENDS) * len(SIGNS):
+        return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
+    return f"{'; '.join(parts)}. (One seed.)"
+
+
+def first_look() -> str:
+    """The search's best values, arm by arm, as long as the central comparison has no pair; else ""."""
+    table, best = rate_table(), best_rates()
+    if len(best) < 2 or len(study_table(CENTRAL, load_runs(CENTRAL.experiment), METRIC)):
+        return ""
+    values = sorted((table.loc[arm, lr], LABELS[arm]) for arm, lr in best.items())
+    return (
+        "A first look, from the search for learning rates (one seed, each arm at its best rate, a held-out part of the training text): "
+        f"{', '.join(f'{name} {value:.3f}' for value, name in values)} bits per byte."
+    )
+
+
+def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
+    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about size and identity.
+
+    Args:
+        plateau: bits per byte of predicting from the last character alone.
+    """
+    table = rate_table(finals)
+    if rate not in table or "gpt2" not in table.index or table[rate].notna().sum() < 2:
+        return "The runs that test it are not in yet."
+    values = table[rate].dropna()
+    limit = (values["gpt2"] + plateau) / 2
+    slow = [arm for arm in values.index if values[arm] > limit]
+    text = f"At {rate:g} the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
+    for arms, word in ((slow, "Nearer to that plateau"), ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default")):
+        text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
+    if {"rescaled", "random-directions"} <= set(values.index):
+        if "rescaled" in slow:
+            text += "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is asked under Result."
+        elif "random-directions" in slow:
+            text += "The singular values are enough, without the identity; size alone is not."
+        elif {"language", "vision"} & set(slow):
+            text += "Neither the size nor the singular values do it: it takes the identity."
+    if {"gpt2-signs", "both-minus"} <= set(slow):
+        text += " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not the reason, or not the only one."
+    return text.strip() + " (One seed an arm.)"
+
+
+# --- the second rate of the search, and one rate for all -------------------------------------------------------------
+
+
+def runners_up(finals: pd.DataFrame | None = None) -> dict[str, float]:
+    """arm -> the second rate of the search, of the arms whose second is not worse by more than TIE than their best."""
+    table, found = rate_table(finals), {}
+    for arm, row in table.iterrows():
+        best, second = row.dropna().sort_values().index[:2]
+        if row[second] - row[best] <= TIE:
+            found[arm] = float(second)
+    return found
+
+
+def _by_arm() -> pd.DataFrame:
+    """The runs of the central comparison and those at other rates, in one table: the arms' names differ."""
+    return pd.concat([load_runs(CENTRAL.experiment), load_runs(SECOND.experiment)], ignore_index=True)
+
+
+def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per byte at each, the
+    difference (other minus chosen) with its 95 % interval over seeds, and how far the arm is behind the default's better rate at its own better
+    one (behind, with its interval; nothing for the default)."""
+    finals, rows = _by_arm() if finals is None else finals, {}
+    there, values = set(finals["arm"]) if len(finals) else set(), finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
+    better = {}
+    for arm, lr in RUNNER_UP.items():
+        names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
+        if set(names.values()) <= there:
+            change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
+            better[arm] = names[lr] if change.mean() < 0 else arm
+            low, high = mean_interval(change)
+            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change)}
+    for arm in rows:
+        if arm != "gpt2":
+            behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)
+            low, high = mean_interval(behind)
+            rows[arm] |= {"behind": behind.mean(), "behind low": low, "behind high": high}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def second_sentence(table: pd.DataFrame | None = None) -> str:
+    """What the second rates change, in words."""
+    table = second_table() if table is None else table
+    few = table[table["pairs"] >= ENOUGH] if len(table) else table
+    if few.empty:
+        return "The runs at the second rate are not in yet: `python -m mimetic queue language`."
+    lines = []
+    for arm, row in few.iterrows():
+        clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
+        says = f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs): {clear}"
+        if arm != "gpt2":
+            says += f"; at the better of the two, against the default at the better of its own, {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
+        lines.append(f"* {says}")
+    lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
+    return "\n".join(lines) + (f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else "")
+
+
+# The four pairs of signs at one rate: each arm's name where it was run at GENTLE
+AT_ONE_RATE = {name: name if CHOSEN[name] == GENTLE else rated(name, GENTLE) for name in ("language", "vision", "gpt2-signs", "both-minus")}
+
+
+def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
+    """What the sign of each product does at one rate for all four pairs of signs, over both signs of the other product, in words."""
+    finals = _by_arm() if finals is None else finals
+    if finals.empty or not set(AT_ONE_RATE.values()) <= set(finals["arm"]):
+        return "The four pairs of signs at one rate are not all in yet: `python -m mimetic queue language`."
+    one = AT_ONE_RATE
+    lines = []
+    for product, plus, minus in (("V·proj", ("language", "gpt2-signs"), ("vision", "both-minus")), ("QK", ("language", "vision"), ("gpt2-signs", "both-minus"))):
+        values = contrast(finals, {one[a]: 0.5 for a in plus} | {one[a]: -0.5 for a in minus}, METRIC.column)
+        low, high = mean_interval(values)
+        says = "these pairs cannot say" if low <= 0 <= high else "plus is worse" if low > 0 else "plus is better"
+        lines.append(f"{product} + instead of −: {METRIC.signed(values.mean())} ({METRIC.span(low, high)}, {len(values)} pairs), {says}")
+    return f"All four pairs of signs at {GENTLE:g}, the mean over both signs of the other product: {'; '.join(lines)}."
+
+
+def twins_sentence() -> str:
+    """How far runs of one configuration and seed that were made twice on one machine differ, in words; "" without any."""
+    central, again = (load_runs(e) for e in (CENTRAL.experiment, SECOND.experiment))
+    if central.empty or again.empty:
+        return ""
+    apart = []
+    for arm in EVERY:
+        twin = rated(arm, CHOSEN[arm])
+        both = central[central["arm"] == arm].merge(again[again["arm"] == twin], on=["seed", "device.name"])
+        apart += list((both[f"{METRIC.column}_y"] - both[f"{METRIC.column}_x"]).abs())
+    if not apart:
+        return ""
+    apart = pd.Series(apart)
+    return f"Noise to compare with: {len(apart)} runs were made twice with one configuration, seed and card, in groups of different sizes; the two differ by {apart.median():.3f} bits per byte (median) and up to {apart.max():.3f}."
+
+
+def one_rate_sentence() -> str:
+    """The default's own bits per byte at each of the rates that all arms were run at, in words."""
+    finals = load_runs(SECOND.experiment)
+    said = []
+    for lr in (GENTLE, CHOSEN["gpt2"]):
+        values = finals.loc[finals["arm"] == rated("gpt2", lr), METRIC.column] if len(finals) else []
+        if len(values):
+            said.append(f"{values.mean():.3f} at {lr:g}")
+    return f"(The default's own: {', '.join(said)}.)" if said else ""
