@@ -12,8 +12,9 @@ from mimetic import figures
 from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers import language as answers
+from mimetic.experiments.answers import rates
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, RATES, SHARES, SIGNS, end_rates, searched
+from mimetic.experiments.configs.language import CHOSEN, CONTROLS, ENDS, EVERY, GENTLE, RATES, SHARES, SIGNS, TRIED, end_rates, searched
 from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
@@ -44,15 +45,15 @@ def put(study, effect, seeds=(0, 1, 2), arms=None, noise=0.002):
 def test_every_arm_has_a_label():
     for study in (CENTRAL, WIKITEXT2, STRUCTURE, LONG):
         assert set(study.arms) <= set(LABELS)
-    assert {"central", "structure", "rate", "wikitext2", "share", "long"} == set(STUDIES) and set(EVERY) <= set(LABELS)
+    assert {"central", "structure", "rate", "wikitext2", "share", "long", "second"} == set(STUDIES) and set(EVERY) <= set(LABELS)
 
 
 def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
     assert "no pair of runs is in yet" in answers.answer() and f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
-    assert "No samples yet" in answers.samples() and "no records yet" in answers.rates_sentence() and answers.best_rates() == {}
-    assert answers.rate_table().empty and "not in yet" in answers.slow_sentence(3.6)
+    assert "No samples yet" in answers.samples() and "no records yet" in rates.rates_sentence() and rates.best_rates() == {}
+    assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
     assert "no pair" in answers.head_start(load_runs("x", curves=True), "language") and answers.overfitting(load_runs("x", curves=True)) == ""
@@ -67,8 +68,8 @@ def test_nothing_yet():
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
     text = answers.answer()
-    assert words in text and "3 pairs can at best give p = 0.25" in text and "on the default's 2.000" in text
-    assert re.search(r"; best of \d+ other arms \(and chosen as that\), ", text)
+    assert words in text and "3 pairs can at best give p = 0.25" in text and "against the default's 2.000 bits per byte" in text
+    assert re.search(r"best of \d+ other arms, and chosen as that, so without a verdict: ", text) and "added after" not in text
     assert answers.found(CENTRAL).count(words) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     ahead = answers.numbers(table)["ahead"]
@@ -104,15 +105,67 @@ def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
     (ax,) = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6).axes
     looks = [(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_label() in LABELS.values()]
     assert len(looks) == len(set(looks)) == len(EVERY)
+    groups = {"arms": list(TRIED), "controls": ["gpt2", *CONTROLS]}
+    panels = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6, groups=groups).axes
+    assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in panels] == [[LABELS[a] for a in arms] for arms in groups.values()]
 
 
 def test_the_rates_at_the_ends_of_the_sweep():
     values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in end_rates(arm)}
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
-    assert answers.ends_sentence(finals).count(", its rate") == 6
+    assert rates.ends_sentence(finals).count(", its rate") == 6
     other = finals.assign(test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9))
-    assert "v16000, language signs: best at 0.002, where it needs 0.100 bits per byte fewer than at its 0.004" in answers.ends_sentence(other)
-    assert answers.ends_sentence(finals[:-1]).startswith("Not all of these runs are in yet") and answers.ends_sentence(finals[:0]).endswith("`.")
+    assert "v16000, language signs: best at 0.002, where it needs 0.100 bits per byte fewer than at its 0.004" in rates.ends_sentence(other)
+    assert rates.ends_sentence(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends_sentence(finals[:0]).endswith("`.")
+
+
+def test_the_second_rate_of_the_search():
+    tied = search(gpt2=[2.7, 2.6, 2.42, 2.4, 2.45], language=[3, 2.8, 2.81, 3.3], vision=[3, 2.6, 2.7, 3.3])
+    assert rates.runners_up(tied) == {"gpt2": 4e-3, "language": 4e-3}
+    noise = {s: 0.001 * (s - 2.5) for s in range(6)}
+    level = {"gpt2": 2.5, "lr-0.004-gpt2": 2.52, "language": 2.95, "lr-0.002-language": 2.85}
+    finals = pd.DataFrame([{"arm": arm, "seed": s, "test_bits_per_byte": v + noise[s] * len(arm)} for arm, v in level.items() for s in noise])
+    table = rates.second_table(finals)
+    assert list(table.index) == ["gpt2", "language"] and table.loc["language", "difference"] == pytest.approx(-0.1)
+    assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])  # each at its better rate
+    text = rates.second_sentence(table)
+    assert "language signs: 0.002 instead of 0.004 −0.100 (" in text and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
+    assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
+    assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
+    assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
+
+
+def test_the_signs_at_one_rate_are_each_over_both_signs_of_the_other():
+    level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.6}  # V·proj + costs .2, QK + .1
+    finals = pd.DataFrame([{"arm": rates.AT_ONE_RATE[arm], "seed": s, "test_bits_per_byte": v + 0.001 * s * len(arm)} for arm, v in level.items() for s in range(6)])
+    text = rates.signs_at_one_rate(finals)
+    assert re.search(r"V·proj \+ instead of −: \+0\.20\d .*6 pairs\), plus is worse; QK \+ instead of −: \+0\.09\d", text)
+    assert "not all in yet" in rates.signs_at_one_rate(finals[finals["arm"] != "vision"])
+    assert all(named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE for arm in rates.AT_ONE_RATE.values())
+
+
+def test_runs_made_twice_and_the_best_of_many():
+    assert rates.twins_sentence() == "" == rates.one_rate_sentence()
+    put(CENTRAL, 0.1, seeds=SEEDS["central"])
+    put(RATE, 0.1, seeds=(0, 1))
+    assert re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence()) and "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
+    put(STRUCTURE, -0.05, seeds=SEEDS["central"], arms=("gpt2", "tenth"))
+    assert re.search(r"a tenth of vision's constants, −0\.050 .*; by the 3 seeds alone that were added after it had been seen to be ahead, −0\.047 \(", answers.answer())
+
+
+def test_the_plain_answer_says_what_becomes_of_it():
+    assert answers.plain_answer() == "" == answers.caught_up()
+    for study in (CENTRAL, WIKITEXT2):
+        put(study, 0.1, seeds=SEEDS["central"])
+    assert answers.plain_answer().endswith("on both texts.")
+    put(LONG, 0.1, arms=("gpt2", "language"))
+    put(LONG, 0.0, arms=("vision",))
+    assert answers.plain_answer().endswith("steps language signs still are behind and vision signs have caught up, as far as these few pairs can show.")
+
+
+def test_signs_by_layer():
+    said = answers.signs_by_layer()
+    assert said == ""
 
 
 def test_which_text_models_have_a_sign():
@@ -122,16 +175,16 @@ def test_which_text_models_have_a_sign():
 
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest(monkeypatch):
     finals = search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6])
-    assert answers.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
-    assert answers.rate_table(finals).shape == (3, 5)
-    text = answers.rates_sentence(finals)
+    assert rates.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
+    assert rates.rate_table(finals).shape == (3, 5)
+    text = rates.rates_sentence(finals)
     assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text and "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
-    monkeypatch.setattr(answers, "load_runs", lambda name: finals if name == answers.SEARCH else pd.DataFrame(columns=["arm", "seed"]))
-    assert "default (GPT-2's) 2.400, language signs 2.600 bits per byte" in answers.first_look()
+    monkeypatch.setattr(rates, "load_runs", lambda name: finals if name == rates.SEARCH else pd.DataFrame(columns=["arm", "seed"]))
+    assert "default (GPT-2's) 2.400, language signs 2.600 bits per byte" in rates.first_look()
     monkeypatch.undo()
-    (ax,) = figures.rates(answers.rate_table(finals), plateau=3.6).axes
-    assert [t.get_text() for t in figures.rates(answers.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
+    (ax,) = figures.rates(rates.rate_table(finals), plateau=3.6).axes
+    assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
     assert len(ax.lines) == 2 * 3 + 1
 
 
@@ -145,7 +198,7 @@ def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest(monkeypatc
 )
 def test_what_slows_a_model_down(rescaled, random, words):
     rows = {"gpt2": [2.7, 2.6, 2.5, 2.4, 2.45], "language": [2.6, 2.8, 3.0, 3.3], "rescaled": [3, 3, 3, rescaled], "random-directions": [3, 3, 3, random]}
-    text = answers.slow_sentence(3.6, 8e-3, search(**rows))
+    text = rates.slow_sentence(3.6, 8e-3, search(**rows))
     assert words in text and "language signs 3.300" in text.split("Nearer to the default")[0] and "One seed an arm" in text
 
 

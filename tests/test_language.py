@@ -9,9 +9,9 @@ import torch
 import mimetic
 from mimetic.data.text import encode_characters, on_device
 from mimetic.experiments import language, live
-from mimetic.experiments.answers.language import best_rates
+from mimetic.experiments.answers.rates import best_rates, runners_up
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.configs.language import CHOSEN, EDGE_RATE, ENDS, EVERY, FITTED, SHARES, SIGNS, LanguageConfig
+from mimetic.experiments.configs.language import CHOSEN, EDGE_RATE, ENDS, EVERY, FITTED, RUNNER_UP, SHARES, SIGNS, LanguageConfig
 from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIES
@@ -157,6 +157,7 @@ def test_fitted_constants_are_those_of_the_committed_record():
 
 
 def test_every_arm_has_the_rate_that_the_committed_search_chose():
+    assert runners_up(load_runs("tinyshakespeare-recipe")) == RUNNER_UP
     assert best_rates(load_runs("tinyshakespeare-recipe")) == CHOSEN  # an arm that is not searched through has no rate and no runs yet
     for experiment in ("tinyshakespeare", "wikitext2", "tinyshakespeare-long"):
         for name in ARMS[experiment]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -82,13 +84,14 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     """
     groups = groups or {"": list(table.index)}
     figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
-    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
+    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")  # dashed, the second time round
     for ax, (title, arms) in zip(axes[0], groups.items()):
-        plain = iter(palette)
+        looks = {arm: (COLORS[arm], "-", 2) for arm in arms if arm in COLORS}
+        for i, arm in enumerate(a for a in arms if a not in COLORS):
+            looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--", 1)
         for arm in (a for a in arms if a in table.index):
-            row, known = table.loc[arm].dropna(), arm in COLORS
-            color = COLORS[arm] if known else next(plain)
-            ax.plot(row.index, row, "o-", ms=3, lw=2 if known else 1, color=color, label=LABELS.get(arm, arm))
+            row, (color, line, width) = table.loc[arm].dropna(), looks[arm]
+            ax.plot(row.index, row, "o", ls=line, ms=3, lw=width, color=color, label=LABELS.get(arm, arm))
             ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
         ax.axhline(plateau, color="black", lw=0.8, ls="--")
         ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)

@@ -7,6 +7,7 @@ from html import escape
 
 import pandas as pd
 
+from mimetic.audit import CHANCE
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
@@ -15,7 +16,7 @@ from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, LONG, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.recorded import product_table
+from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval, smallest_p
 from mimetic.training.records import load_runs, read_record, record_path
@@ -172,6 +173,19 @@ def signs_sentence() -> str:
     has = table["verdict"].str.contains(r"\+|−|signs")
     clear, others = [f"{name}: {said}" for name, said in table.loc[has, "verdict"].items()], table.index[~has]
     return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if len(others) else "")
+
+
+def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "wikitext2"), arm: str = "gpt2") -> str:
+    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the default (beyond two
+    standard deviations of the null), in words: a model whose layers differ may still be the same from seed to seed."""
+    said = []
+    for experiment in experiments:
+        products = recorded_products(experiment, (arm,))
+        after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
+        if len(after):
+            layers = after.groupby("layer")["sigmas"].agg(plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size")
+            said.append(f"{experiment}: " + ", ".join(f"layer {layer} + in {row.plus}, − in {row.minus} of {row.runs}" for layer, row in layers.iterrows()))
+    return f"Layer by layer and over all seeds, in V·proj of our GPTs: {'; '.join(said)}." if said else ""
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
