@@ -14,7 +14,6 @@ from torch import nn
 
 from mimetic import figures, mimetic_init_
 from mimetic.experiments import construction
-from mimetic.figures.language import side_by_side
 from mimetic.figures.style import interval_bars, styled
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
@@ -102,13 +101,6 @@ def test_style_does_not_leak():
 def test_interval_bars_reach_from_the_value_and_a_single_pair_has_none():
     table = pd.DataFrame({"gain": [2.0, 1.0], "low": [1.5, -np.inf], "high": [3.0, np.inf]})
     assert interval_bars(table, "gain").tolist() == [[0.5, 0.0], [1.0, 0.0]]
-
-
-def test_points_at_one_place_stand_side_by_side():
-    x = pd.Series([0.33, 0.1, 0.33, 0.33, 0.2], index=list("edcba"))
-    moved = side_by_side(x, 0.02)
-    assert list(moved.index) == list("edcba") and moved["d"] == 0.1 and moved["a"] == 0.2
-    assert sorted(moved[["e", "c", "b"]]) == pytest.approx([0.31, 0.33, 0.35])
 
 
 def test_every_figure_is_drawn_in_the_books_style():

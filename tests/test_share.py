@@ -108,6 +108,10 @@ def test_slopes_along_one_thing_at_a_time(folder):
     others = [np.polyfit(np.delete(x, i), np.delete(100 * (2**x) / 5, i), 1)[0] for i in range(4)]
     assert table.loc[(PLUS_MINUS, "along the vocabulary"), ["least without one point", "most"]].tolist() == pytest.approx([min(others), max(others)], rel=0.02)
     assert table.loc[(PLUS_MINUS, "along the MLP"), "most"] == ""  # two points make no slope
+    assert share.along(share.gain_points(folder)) == "" == share.along(share.gain_points(folder), "share-gpu")  # here it is the share that decides
+    turned = share.gain_points(folder)
+    turned["by_seed"] = [{s: -g if row.point in share.ALONG["the MLP"][1:] and row.point not in share.ALONG["the vocabulary"] else g for s, g in row.by_seed.items()} for row in turned.itertuples()]
+    assert "One share, two directions" in share.along(turned)
     assert share.slopes(share.gain_points(folder), "share-gpu").empty and share.smallest_r(8) == pytest.approx(0.705, abs=1e-3)
 
 
@@ -116,8 +120,8 @@ def test_families_at_the_same_share(folder):
     assert "not enough pairs yet" in share.at_equal_share(points)  # one pair of the language model
     points["pairs"] = 3
     text = share.at_equal_share(points.assign(low=points["gain"] - 0.01, high=points["gain"] + 0.01))
-    assert "cifar10-lab30 has 25 % attention and a gain (+10.0 %, +9.0 to +11.0, 3 pairs)" in text
-    assert "tinyshakespeare has 25 % attention and a loss (−5.0 %" in text and "So something else than the share decides" in text
+    assert f"cifar10-lab30 has 25 % attention and, with {PLUS_MINUS}, a gain (+10.0 %, +9.0 to +11.0, 3 pairs)" in text
+    assert f"tinyshakespeare has 25 % attention and, with {PLUS_MINUS}, a loss (−5.0 %" in text and "So something else than the share decides" in text
     alike = share.at_equal_share(points.assign(low=-1.0, high=1.0))
     assert alike.count("neither gain nor loss") == 2 and "something else" not in alike
     one = points.assign(low=np.where(points["experiment"] == "cifar10-lab30", 0.05, -0.1), high=0.2)  # a gain, and one that may be as large

@@ -253,17 +253,34 @@ def at_equal_share(points: pd.DataFrame) -> str:
     def words(row: pd.Series) -> str:
         gain, low, high = (f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("gain", "low", "high"))
         says = "a gain" if row["low"] > 0 else "a loss" if row["high"] < 0 else "neither gain nor loss that these pairs can show"
-        return f"{row.name} has {100 * row['share']:.0f} % attention and {says} ({gain} %, {low} to {high}, {row['pairs']} pairs)"
+        return f"{row.name} has {100 * row['share']:.0f} % attention and, with {PUBLISHED}, {says} ({gain} %, {low} to {high}, {row['pairs']} pairs)"
 
     apart = min(row["high"] for row in rows) < 0 < max(row["low"] for row in rows)
     end = " So something else than the share decides between them." if apart else ""
     return f"The other way round: {' and '.join(words(row) for row in rows)}.{end} (Per cent of an accuracy and of bits per byte are different units; only the signs can be compared.)"
 
 
+def along(points: pd.DataFrame, sweep: str = "share") -> str:
+    """Along which of the two things that change the share the gain moves, in words, where they differ: then it is not the share that it
+    follows; "" else."""
+    table, said = slopes(points, sweep), []
+    for signs in dict.fromkeys(table.index.get_level_values(0)) if len(table) else ():
+        rows = table.loc[signs]
+        if {"along the vocabulary", "along the MLP", "vocabulary minus MLP"} <= set(rows.index):
+            values = [f"{rows.loc[name, 'slope']:+.1f} ({rows.loc[name, 'low']:+.1f} to {rows.loc[name, 'high']:+.1f})".replace("-", "−") for name in ("along the vocabulary", "along the MLP")]
+            apart = rows.loc["vocabulary minus MLP", "low"] > 0 or rows.loc["vocabulary minus MLP", "high"] < 0
+            if apart and rows.loc["along the vocabulary", "slope"] * rows.loc["along the MLP", "slope"] < 0:
+                said.append(f"with {signs} {values[0]} along the vocabulary and {values[1]} along the MLP")
+    return f"Where the share doubles, the gain changes by so many percentage points: {'; '.join(said)}. One share, two directions: it is not the share that it follows. (Three seeds, and along the vocabulary nearly all of it hangs on one point, `v256`.)" if said else ""
+
+
+NAMES = {"next": "next item, 40 epochs", "short-next": "next item, 20 epochs", "pre-ln": "pre-LN"}  # points in words, where the arms' names are not
+
+
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
     """gain_points for the page, in percent."""
     out = points[["family", "signs"]].copy()
-    out["model"] = [row.experiment if row.point == row.experiment else f"{row.experiment}: {row.point}" for row in points.itertuples()]
+    out["model"] = [row.experiment if row.point == row.experiment else f"{row.experiment}: {NAMES.get(row.point, row.point)}" for row in points.itertuples()]
     out["attention (%)"] = (100 * points["share"].astype(float)).round(1)
     gains = [f"{100 * row.gain:+.2f}" + (f" ({100 * row.low:+.2f} to {100 * row.high:+.2f})" if np.isfinite(row.low) else "") for row in points.itertuples()]
     out["gain (%)"] = [gain.replace("-", "−") for gain in gains]

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
 
-FAMILIES = {"vision": "#0072b2", "language": "#e69f00", "recommenders": "#009e73"}  # any other family is drawn in black
+FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black
 
 
 @styled
@@ -106,25 +106,16 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     return figure
 
 
-def side_by_side(x: pd.Series, apart: float) -> pd.Series:
-    """The values, those that are closer than ``apart`` to their neighbour moved that far from each other, around where they were."""
-    ordered = x.astype(float).sort_values(kind="stable")
-    heaps = ordered.groupby((ordered.diff() > apart).cumsum())
-    place = heaps.cumcount() - (heaps.transform("size") - 1) / 2  # from the middle of the heap
-    return (heaps.transform("mean") + apart * place).reindex(x.index)
-
-
 @styled
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
-    a colour a set of signs, its points named; right: every family with one set of signs, points of a family with one share side by side.
+    a colour a set of signs, its points named; right: every family with one set of signs, every point at its share.
 
     points: as experiments.share.gain_points gives them.
     """
     figure, axes = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"] == sweep]
     right = points[points["signs"] == signs]
-    right = right.assign(share=right.groupby("family")["share"].transform(side_by_side, apart=0.008).astype(float))
     colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
     for ax, part, column, palette, title in (
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
@@ -132,11 +123,12 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         for i, (name, rows) in enumerate(part.groupby(column)):
             bars = 100 * interval_bars(rows, "gain")
             beside = 1 + 0.03 * (i - 0.5) * (part is left)  # two sets of signs have the same shares
-            ax.errorbar(100 * beside * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), label=name)
+            ax.errorbar(100 * beside * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), alpha=1 if part is left else 0.6, label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
-            size = 100 * part["gain"].abs().max() + 0.1
-            ax.set_ylim(-2 * size, 2 * size)
+            low, high = (100 * bound for bound in (min(part["gain"].min(), 0), max(part["gain"].max(), 0)))
+            room = 0.35 * (high - low) + 0.1  # intervals that go further are cut
+            ax.set_ylim(low - room, high + room * (2 if part is left else 1))  # the names are above
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False)
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")

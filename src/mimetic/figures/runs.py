@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,7 +117,8 @@ def comparisons(
     return figure
 
 
-_ROW = 0.27  # inches
+_ROW = 0.3  # inches
+_LABEL = 31  # characters; longer labels take two lines, so that a narrow screen shows the rows beside them
 
 
 def _height(table: pd.DataFrame) -> int:
@@ -128,7 +130,7 @@ def _comparison_rows(ax, table, points, scale) -> None:
     y, ticks = 0.0, []
     for group, rows in table.groupby("group", sort=False):
         y += 1
-        ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left")
+        ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left", bbox=dict(fc="white", ec="none", pad=1.5))
         for label, row in rows.iterrows():
             y += 1
             dots = scale * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
@@ -138,12 +140,13 @@ def _comparison_rows(ax, table, points, scale) -> None:
             ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= ENOUGH else "white")
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
-    ax.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
+    ax.set_yticks([t for t, _ in ticks], [fill(label, _LABEL, break_on_hyphens=False) for _, label in ticks], fontsize=8, linespacing=1.05)
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     low, high = scale * min(points["difference"].min(), 0), scale * max(points["difference"].max(), 0)
     room = 0.4 * (high - low) + 0.003 * scale
     ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
     ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color="#eeeeee")
 
 

@@ -49,7 +49,7 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
         ours, bert = EXPERIMENTS["ml100k"], (768, 12)
         (qk, vp), (large_qk, large_vp) = size_factors(ours.d_model, ours.num_heads), size_factors(*bert)
         lines.append(
-            f"* How: on a model of your own, multiply the attention weights of its default (at our width of {ours.d_model}, against BERT's .02, queries and keys by {qk:.0f}, values and projection by "
+            f"* How: on a model of your own, multiply the attention weights of its default (at our width of {ours.d_model}, against BERT's default, queries and keys by {qk:.0f}, values and projection by "
             f"{vp:.0f}; at BERT's own {bert[0]} and {bert[1]} heads that would be {large_qk:.1f} and {large_vp:.1f}); "
             'on one of ours, `mimetic.initialize_(model, "timm-rescaled", default="bert")`.'
         )
@@ -81,7 +81,8 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
             held += f", where {' and '.join(there)} gain beyond it ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
         return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try.", True
     if good and bad:
-        return f"one pattern gains and the other loses ({values(good + bad)}): only a paired run on your data can say.", False
+        again = f"; on the users' last but one items {_values(other, good + bad)}"
+        return f"one pattern gains and the other loses ({values(good + bad)}{again}), in these short runs: only a paired run on your data can say.", False
     if good:
         return f"it gains ({values(good)}), and whether by its size is not known: worth a paired run on your data.", False
     if bad:

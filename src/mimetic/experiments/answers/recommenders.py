@@ -11,7 +11,7 @@ import pandas as pd
 
 from mimetic.experiments.answers import common
 from mimetic.experiments.baselines import baselines_path, bursts_path
-from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs import ARMS, EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
@@ -22,6 +22,7 @@ from mimetic.experiments.programmes.recommenders import (
     RATE,
     RESCALED,
     SEEDS,
+    LONG_SIBLING_PREFIX,
     SIBLING_PREFIX,
     STRUCTURE,
     STUDIES,
@@ -37,7 +38,7 @@ COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
 SIBLING_RUNS = "ml100k-next"  # not an experiment: the arms of one whose names begin so
 SHOWN = TITLES | {SIBLING_RUNS: "MovieLens-100K, causal next-item sibling"}
-NAMES = LABELS | {VISION: "vision signs", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+NAMES = LABELS | {VISION: "vision signs", RESCALED: "default at their norms (no diagonal)", RANDOM: "random directions (no diagonal)", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 VARIANTS = {  # what the arms of a changed model begin with
     "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
     "causal-": "causal, ", "pre-ln-causal-": "causal, pre-LN, ", "pre-ln-": "pre-LN, ",
@@ -70,7 +71,7 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set, and the causal sibling, in a few sentences, what the learning rate does, and how many runs are missing."""
     tables, others, halves = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), compared(finals, HALVES)
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    lines = [f"* {conclusion(data, table, others[data])}{halves_in_words(halves.get(data))}" for data, table in tables.items()]
+    lines = [f"* {conclusion(data, table, others[data])}{halves_in_words(halves.get(data))}{after_more_epochs(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
     return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
@@ -83,6 +84,19 @@ def halves_in_words(table: pd.DataFrame | None) -> str:
         return ""
     said = [f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in words]
     return f" Of vision's two products: {', '.join(said)}."
+
+
+def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What becomes of the sibling's comparisons in twice as many epochs, in a sentence; "" without those runs."""
+    runs = finals.get("ml100k", pd.DataFrame(columns=["arm"]))
+    runs = runs[runs["arm"].str.startswith(LONG_SIBLING_PREFIX)]
+    names = ("vision signs", "opposite signs", "opposite minus vision signs")
+    table = compare(runs.assign(arm=runs["arm"].str.removeprefix(LONG_SIBLING_PREFIX)), {name: COMPARED[name] for name in names}, METRIC.column) if len(runs) else runs
+    if table.empty or table["pairs"].max() < 2:
+        return ""
+    said = "; ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in table.iterrows())
+    epochs = [EXPERIMENTS["ml100k"].epochs, ARMS["ml100k"][SIBLING_PREFIX + DEFAULT]["epochs"]]
+    return f" That is after {epochs[1]} epochs; after {epochs[0]} ({table['pairs'].max():.0f} pairs): {said}."
 
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
