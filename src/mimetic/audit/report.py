@@ -135,7 +135,7 @@ def report(found: Audit) -> list[str]:
         lines += ["", "parameters   " + "   ".join(f"{k} {v:,} ({v / p.total:.1%})" for k, v in
                   (("attention", p.attention), ("MLP", p.mlp), ("embedding", p.embedding), ("rest", p.rest)))]  # fmt: skip
         if shares := found.shares():
-            lines += ["attention by catalogue size   " + "   ".join(f"{n:,}: {s:.2%}" if s >= 1e-4 else f"{n:,}: {s:.1e}" for n, s in shares.items())]
+            lines += ["attention by catalogue size   " + "   ".join(f"{n:,}: {s:.2%}" if s >= 1e-3 else f"{n:,}: {100 * s:.2g}%" for n, s in shares.items())]
     questions = ("1. Layers worth imitating?", "2. Can matrix operations imitate them?", "3. A meaningful share of the model?", "So:")
     for question, answer in zip(questions, found.answers):
         lines += ["", f"{question} {answer}"]

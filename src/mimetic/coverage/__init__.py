@@ -32,7 +32,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mimetic.adapters import views
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 from mimetic.coverage.build import (
     NotBuilt,
@@ -47,7 +46,7 @@ from mimetic.coverage.build import (
     timm_runs,
     transformers_runs,
 )
-from mimetic.coverage.page import VERDICTS, page
+from mimetic.coverage.page import CAVEAT_NAMES, VERDICTS, page
 from mimetic.data.fetch import atomic_path
 from mimetic.scan import Scan, scan
 from mimetic.verify import verify
@@ -55,19 +54,6 @@ from mimetic.verify import verify
 LIBRARIES = ("timm", "transformers")
 MEMORY = 12 * 2**30  # bytes of address space of one worker
 SECONDS = 180  # for one architecture
-CAVEAT_NAMES = {
-    views.ROPE: "RoPE",
-    views.QK_NORM: "QK-norm",
-    views.INNER_NORM: "norm before proj",
-    views.VALUE_NORM: "norm on values",
-    views.OUT_NORM: "norm after proj",
-    views.GATE: "gated heads",
-    views.BIAS_GATE: "gated position bias",
-    views.CLAMPED: "clamped q, k and v",
-    views.SINKS: "attention sinks",
-    views.HOOKED: "hooks on projections",
-    views.UNSCALED: "another logit scale",
-}
 
 
 # --- one architecture --------------------------------------------------------------------------------------------------------

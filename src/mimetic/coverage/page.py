@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mimetic.adapters import views
+
 VERDICTS = {  # best first
     "supported": "supported: every product verified",
     "with caveat": "supported, with a caveat (RoPE, QK-norm, …)",
@@ -10,6 +12,20 @@ VERDICTS = {  # best first
     "none": "no self-attention",
     "not built": "could not be built small or run",
     "wrong": "wrong product",
+}
+
+CAVEAT_NAMES = {
+    views.ROPE: "RoPE",
+    views.QK_NORM: "QK-norm",
+    views.INNER_NORM: "norm before proj",
+    views.VALUE_NORM: "norm on values",
+    views.OUT_NORM: "norm after proj",
+    views.GATE: "gated heads",
+    views.BIAS_GATE: "gated position bias",
+    views.CLAMPED: "clamped q, k and v",
+    views.SINKS: "attention sinks",
+    views.HOOKED: "hooks on projections",
+    views.UNSCALED: "another logit scale",
 }
 
 _PAGE_HEAD = """# Which models are supported
@@ -24,6 +40,13 @@ A class of attention layer counts as supported only after this check. Whatever e
 no architecture may show a wrong product.
 """
 
+_NAMES_HEAD = """To look a model up, open a list and search the page: a timm family is the file it is in and its name without size words, with `#` for
+numbers, so `vit_base_patch16_224` is `vision_transformer: vit_patch#_#`; a transformers architecture has the name of its config or class. Your own
+model is asked by one line, `mimetic.attention_layers(model)`, which needs no list.
+
+What the caveats mean:
+"""
+
 
 def page(tables: list[dict]) -> str:
     """The coverage page of the book, from the tables."""
@@ -33,6 +56,8 @@ def page(tables: list[dict]) -> str:
     for verdict in VERDICTS:
         lines.append(f"| {VERDICTS[verdict]} | " + " | ".join(str(t["counts"][verdict]) for t in tables) + " |")
     lines.append("| **all** | " + " | ".join(str(len(t["architectures"])) for t in tables) + " |")
+    lines += ["", _NAMES_HEAD, ""]
+    lines += [f"* *{name}*: {sentence}." for sentence, name in CAVEAT_NAMES.items()]
     for table in tables:
         what = "Families of model names (sizes, patches and resolutions left out)" if table["library"] == "timm" else "Model types"
         lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]
@@ -41,20 +66,25 @@ def page(tables: list[dict]) -> str:
             lines += [f"{what}; largest relative error of a verified product: {max(errors):.0e}.", ""]
         for verdict in VERDICTS:
             rows = [r for r in table["architectures"] if r["verdict"] == verdict]
-            if not rows:
-                continue
-            lines += [f"### {table['library']}: {verdict} ({len(rows)})", ""]
-            if verdict in ("none", "supported"):
-                plain = [r["name"] for r in rows if not r["finding"]]
-                if plain:
-                    lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
-                rows = [r for r in rows if r["finding"]]
-                if rows and verdict == "supported":
-                    lines += ["Supported, too; beside the layers that are written these have others that are no self-attention over one set of tokens, and are left alone:", ""]
             if rows:
-                lines += ["| architecture | finding |", "| :-- | :-- |"]
-                lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]
+                lines += [f":::{{dropdown}} {table['library']}: {verdict} ({len(rows)})", *_listed(rows, verdict), ":::", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _listed(rows: list[dict], verdict: str) -> list[str]:
+    """The architectures of one verdict: names alone where there is nothing to say, a table of the others."""
+    lines = []
+    if verdict in ("none", "supported"):
+        plain = [r["name"] for r in rows if not r["finding"]]
+        if plain:
+            lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
+        rows = [r for r in rows if r["finding"]]
+        if rows and verdict == "supported":
+            lines += ["Supported, too; beside the layers that are written these have others that are no self-attention over one set of tokens, and are left alone:", ""]
+    if rows:
+        lines += ["| architecture | finding |", "| :-- | :-- |"]
+        lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]
+    return lines
 
 
 def _cell(text: str, width: int = 220) -> str:

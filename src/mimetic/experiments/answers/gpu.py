@@ -9,7 +9,7 @@ import pandas as pd
 from mimetic import flops
 from mimetic.bench import load_bench
 from mimetic.bench.profile import kind_of
-from mimetic.experiments.answers.common import percent
+from mimetic.experiments.answers.common import blank, percent
 from mimetic.experiments.answers.vision import PAPER_COMMAND, central
 from mimetic.experiments.configs import named
 from mimetic.experiments.programmes import QUEUES
@@ -190,7 +190,7 @@ def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cif
 
 def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.DataFrame:
     """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent; nan where the peak is
-    not known), minutes a run."""
+    not known), minutes a run (medians; least, most: of the runs), evaluation and compiling included."""
     rows = []
     for name in experiments:
         finals = load_runs(name)
@@ -202,8 +202,20 @@ def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.Dat
             rows.append({
                 "experiment": name, "device": device, "runs": len(part), "images/s": round(speed), "TFLOP/s": round(speed * image / 1e12, 3),
                 "share of peak (%)": round(100 * speed * image / flops.peak(device), 1), "minutes a run": round(part["seconds.total"].median() / 60, 1),
+                "least": part["seconds.total"].min() / 60, "most": part["seconds.total"].max() / 60,
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def throughput_table() -> pd.DataFrame:
+    """throughput for the page: medians, the minutes with their range."""
+    table = throughput()
+    if table.empty:
+        return table
+    minutes = [f"{row['minutes a run']:.1f}" + (f" ({row['least']:.0f} to {row['most']:.0f})" if row["runs"] > 1 else "") for _, row in table.iterrows()]
+    out = table.assign(**{"minutes a run, all included": minutes, "TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]})
+    out = out.drop(columns=["minutes a run", "least", "most"]).rename(columns={"images/s": "images/s in training"}).set_index("experiment")
+    return blank(out).replace("", "–")
 
 
 def priority() -> str:

@@ -141,15 +141,15 @@ def conditions(finals: pd.DataFrame) -> str:
     """What the gain hangs on, in numbers only: the position embedding, and the default that it is over; "" without runs."""
     asked = {
         "with sin-cos positions": PAIR, "with a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"),
-        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"),
+        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"), "with a class token and no position": ("none-token-timm", "none-token-mimetic"),
     }  # fmt: skip
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
     if min(len(values) for values in gains.values()) < ENOUGH:
         return ""
-    own, learned, none, torch = (points(values.mean()) for values in gains.values())
+    own, learned, none, torch, token = (points(values.mean()) for values in gains.values())
     names = list(asked)
     return (
-        f"The gain depends on what it is combined with, and on the default: after ten epochs it is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]}; {names[3]} it is {torch}."
+        f"The gain depends on what it is combined with, and on the default: after ten epochs, with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]} ({token} {names[4]}); {names[3]} it is {torch}."
     )
 
 

@@ -44,7 +44,7 @@ def in_words(table: pd.DataFrame) -> str:
     vision = {HOLDS: f"gains: {central} at laboratory scale", NOT: f"does not gain ({central})"}.get(verdicts["central"], "may gain, the pairs do not decide it")
     if verdicts["central"] == HOLDS:
         vision += ", more than the size of the weights and their singular values explain" if {verdicts["size"], verdicts["values"]} == {HOLDS} else ""
-        hangs = [words for key, words in (("positions", "without sin-cos positions (average pooling)"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
+        hangs = [words for key, words in (("positions", "with average pooling and no sin-cos positions"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
         vision += f"; no gain was found {' or '.join(hangs)}" if hangs else ""
     texts = {HOLDS: "gains with vision's signs", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")

@@ -68,7 +68,7 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
     row = compare(finals, {"central": PAIR}).iloc[0]
     n, p = len(pairs), sign_flip_test(pairs["difference"])
-    mean = f"{100 * row.reference:.1f} % with timm's default, {100 * row.arm:.1f} % with mimetic initialization"
+    mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
     least = f", the least that {n} pairs can give" if p <= smallest_p(n, "two-sided") * 1.001 else ""
     tested = f"exact sign-flip test, p = {p:.3f}{least}: how often chance alone would give a mean difference at least this large"
     if n < ENOUGH:
@@ -81,9 +81,9 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
     return (
-        f"{mean}: **{points(row.difference)} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
+        f"{mean}: **{100 * row.difference:+.2f} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
         f"ahead in {row.wins:.0f} of {n}; {verdict}."
-    )
+    ).replace("**-", "**−")
 
 
 def pilot(finals: pd.DataFrame) -> str:
