@@ -86,9 +86,8 @@ def test_killed_half_way_and_gone_on_with(machine):
     process = subprocess.Popen(
         [sys.executable, *command], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    checkpoint = folder / "cache" / "checkpoints" / "toy" / "mimetic-seed0.pt"
     deadline = time.monotonic() + 120
-    while not checkpoint.is_file():
+    while not list((folder / "cache").rglob("checkpoints/**/toy/mimetic-seed0.pt")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read().decode()
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mimetic.data.fetch import Unavailable, cache_dir
+from mimetic.data.fetch import Unavailable
 from mimetic.experiments import cluster
 from mimetic.experiments.cluster import Job, Resources, parameters, report, submit
 from mimetic.experiments.configs import named
-from mimetic.experiments.runs import existing, run
+from mimetic.experiments.runs import checkpoint_path, existing, run
 from mimetic.training.checkpoint import exclusive
 from mimetic.training.loop import TimeLimit
 
@@ -63,7 +63,7 @@ def test_a_job_restarts_a_run_of_other_code_and_leaves_one_that_is_held(monkeypa
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(num_tasks=1))
     with pytest.raises(TimeLimit):
         run(toy(), progress=False, time_limit=0)
-    checkpoint = cache_dir() / "checkpoints" / f"{toy().name}.pt"
+    checkpoint = checkpoint_path(toy())
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["source"] = "of yesterday"
     torch.save(state, checkpoint)

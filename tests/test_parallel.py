@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimetic.data.fetch import cache_dir
 from mimetic.experiments import queue
 from mimetic.experiments.configs import named
-from mimetic.experiments.runs import run
+from mimetic.experiments.runs import checkpoint_path, run
 from mimetic.training.parallel import ALONE, VARIABLES, Group
 from mimetic.training.records import read_record
 
@@ -70,9 +69,10 @@ def trained(tmp_path_factory):
         def stop(entry):
             raise InterruptedError
 
+        patch.setenv("MIMETIC_RUNS", str(folder / "runs"))
         with pytest.raises(InterruptedError):  # one process, stopped after the first epoch
             run(tiny(experiment="half"), progress=False, on_epoch=stop)
-        assert (cache_dir() / "checkpoints" / "half" / "mimetic-seed0.pt").is_file()
+        assert checkpoint_path(tiny(experiment="half")).is_file()
     (folder / "runs" / "damaged").mkdir(parents=True)
     (folder / "runs" / "damaged" / "mimetic-seed0.json").write_text("{")
     (folder / "work.py").write_text(SCRIPT)
@@ -102,7 +102,7 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(trained):
     record = read_record(folder / "runs" / "half" / "mimetic-seed0.json")
     assert record["resumed"] == 1 and record["curve"][0] == alone["curve"][0]
     assert losses(record) == pytest.approx(losses(alone), rel=1e-5)
-    assert not (folder / "cache" / "checkpoints" / "half" / "mimetic-seed0.pt").is_file()
+    assert not list((folder / "cache" / "checkpoints").rglob("half/mimetic-seed0.pt"))
 
 
 def test_two_processes_go_on_inside_an_epoch(trained):

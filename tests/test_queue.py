@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimetic.data.fetch import cache_dir
 from mimetic.experiments import queue
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import vision as programme
-from mimetic.experiments.runs import check, existing, run
+from mimetic.experiments.runs import check, checkpoint_path, existing, run
 from mimetic.experiments.vision import build_model, cost
 from mimetic.training.checkpoint import exclusive
 from mimetic.training.loop import TimeLimit
@@ -89,7 +88,7 @@ def wait_for(condition, seconds=60):
 def test_killed_at_work_loses_nothing(tmp_path, who):
     runs = toy(2 if who == "all" else 1, epochs=12)
     alone = run(dataclasses.replace(runs[0], experiment="alone"), progress=False)
-    checkpoint = cache_dir() / "checkpoints" / "toy" / "timm-seed0.pt"
+    checkpoint = checkpoint_path(runs[0])
     process = start(tmp_path, runs)
     wait_for(checkpoint.is_file)
     if who == "all":
@@ -99,8 +98,8 @@ def test_killed_at_work_loses_nothing(tmp_path, who):
     process.wait()
     process.stdout.close()
     assert not record_path("toy", "timm", 0).is_file(), "the queue was too fast to be killed"
-    if who != "all":  # its workers notice at their next epoch and leave the runs to others
-        wait_for(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1)
+    if who != "all":  # its workers notice at once and leave the runs to others
+        wait_for(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1, seconds=5)
     assert "half done" in queue.listing(runs)
     assert queue.work(runs, processes=1, say=lambda line: None).left == 0
     record = record_of(runs[0])
@@ -117,14 +116,14 @@ def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, monkeypatch):
     assert "leaked" not in (tmp_path / "stderr").read_text(), "what its workers leave behind must not reach the terminal"
     assert time.monotonic() - began < queue.LEAST_SECONDS + 5 + 25  # and the start of three processes
     assert queue.listing(runs).count("half done") == 2
-    # with less time than it takes to begin, nothing is begun
-    assert queue.work(runs, minutes=0.01, say=lambda line: None).left == 2
+    with pytest.raises(ValueError, match="minutes must be more than 0.25: with less time no run is begun"):
+        queue.work(runs, minutes=0.01, say=lambda line: None)
 
 
 def test_stops_on_sigterm_and_takes_its_workers_along(tmp_path):
     runs = toy(2, epochs=2000)
     process = start(tmp_path, runs)
-    wait_for((cache_dir() / "checkpoints" / "toy" / "timm-seed1.pt").is_file)
+    wait_for(checkpoint_path(runs[1]).is_file)
     process.terminate()
     assert process.wait(timeout=30) == 143
     process.stdout.close()
@@ -156,17 +155,52 @@ def test_every_worker_sees_one_card_of_its_own(monkeypatch):
 def test_a_run_that_fails_or_is_held_elsewhere_does_not_stop_the_others():
     bad, held, good, stale = toy(4)
     bad = dataclasses.replace(bad, lr=1e30, grad_clip=0.0)
-    checkpoint = cache_dir() / "checkpoints" / f"{stale.name}.pt"
+    checkpoint = checkpoint_path(stale)
     with pytest.raises(TimeLimit):
         run(stale, progress=False, time_limit=0)
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["source"] = "of yesterday"
     torch.save(state, checkpoint)
-    with exclusive(cache_dir() / "checkpoints" / f"{held.name}.pt"):
-        outcome = queue.work([bad, held, good, stale], processes=1, say=lambda line: None)
+    with exclusive(checkpoint_path(held)):
+        lines = []
+        outcome = queue.work([bad, held, good, stale], processes=1, say=lines.append)
     assert outcome.finished == [good.name, stale.name] and outcome.left == 2
+    assert sum(line.startswith(f"{held.name}  passed over") for line in lines) == 2  # and asked for again at the end
+    assert any("begins anew" in line and "another source" in line for line in lines)
     assert list(outcome.failed) == [bad.name] and "Diverged" in outcome.failed[bad.name]
     assert record_of(stale)["resumed"] == 0  # a half-done run of other source starts again
+
+
+def test_what_would_happen_to_all_stops_all(monkeypatch):
+    """Data that cannot be had are asked for once, not by three hundred runs."""
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    missing = [named("cifar10-lab10", experiment="toy", arm=f"c{seed}", seed=seed, device="cpu", threads=1) for seed in range(3)]
+    outcome, lines = None, []
+    outcome = queue.work([*missing, *toy(1)], processes=1, say=lines.append)
+    assert list(outcome.failed) == [missing[0].name] and "Unavailable" in outcome.failed[missing[0].name] and outcome.left == 3
+    assert outcome.finished == ["toy/timm-seed0"] and "2 other runs that it would happen to are not begun" in " ".join(lines)
+
+
+def test_a_record_that_another_process_wrote_is_not_counted():
+    (config,) = toy(1)
+    workers = []
+
+    def say(line):
+        if line.endswith("start"):  # after the queue has looked, before its worker does
+            workers.append(run(config, progress=False))
+
+    lines = []
+    outcome = queue.work([config], processes=1, say=lambda line: (say(line), lines.append(line)))
+    assert outcome.finished == [] and outcome.left == 0 and workers and "done by another process" in lines[-1]
+
+
+def test_a_record_that_is_damaged_meanwhile_is_counted_and_named():
+    failed = {}
+    runs = toy(2)
+    run(runs[0], progress=False)
+    path = record_path("toy", "timm", 0)
+    path.write_text(path.read_text()[:-40])
+    assert queue.count_left(runs, failed) == 2 and list(failed) == [runs[0].name]
 
 
 def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
@@ -244,7 +278,7 @@ def test_bad_input_before_anything_runs():
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_runs(tmp_path, monkeypatch, variable):
     (tmp_path / "file").touch()
     monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
-    with pytest.raises(ValueError, match=f"nothing can be written to .*folder .*file is a file.*{variable}"):
+    with pytest.raises(ValueError, match=f"nothing can be written to .*folder.* .*file is a file.*{variable}"):
         check(toy(1)[0])
     check(toy(1)[0], store=False)
 

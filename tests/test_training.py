@@ -1,12 +1,14 @@
 """Training: the schedule, the groups, the pairing of arms, and exact resume after a real SIGKILL."""
 
 import contextlib
+import errno
 import dataclasses
 import itertools
 import json
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,15 +19,15 @@ import pytest
 import torch
 from torch import nn
 
-from mimetic.data.fetch import cache_dir
+from mimetic.data.fetch import Unavailable, cache_dir
 from mimetic.data.images import load_images
 from mimetic.experiments import runs, vision
 from mimetic.experiments.configs import EXPERIMENTS, named
-from mimetic.experiments.runs import check, run
+from mimetic.experiments.runs import check, checkpoint_path, run
 from mimetic.experiments.vision import VisionTask, build_model
 from mimetic.models import ViT, ViTConfig
 from mimetic.training import loop
-from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, exclusive, load_checkpoint, save_checkpoint
+from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, aside, exclusive, load_checkpoint, save_checkpoint
 from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
 from mimetic.training.precision import InFloat32
 from mimetic.training.records import RecordError, load_runs, read_record, record_path
@@ -249,19 +251,117 @@ def test_force_that_is_stopped_goes_on_with_force():
     assert record["resumed"] == 3 and record["curve"] == whole["curve"]
     with pytest.raises(TimeLimit):  # the record is another one now: this begins anew
         run(again, force=True, progress=False, time_limit=0)
-    assert torch.load(cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt", weights_only=True)["step"] == 1
+    assert torch.load(checkpoint_path(tiny()), weights_only=True)["step"] == 1
 
 
 def test_a_checkpoint_of_another_precision_is_foreign():
     with pytest.raises(TimeLimit):
         run(tiny(), progress=False, time_limit=0)
-    checkpoint = cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt"
+    checkpoint = checkpoint_path(tiny())
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["backend"] = "type cuda, precision bfloat16, compiled True"  # of the machine where it was begun
     torch.save(state, checkpoint)
     with pytest.raises(ForeignCheckpoint, match="written with another backend: train with force"):
         run(tiny(), progress=False)
-    assert runs.run_or_restart(tiny(), progress=False)["resumed"] == 0
+    with pytest.raises(ForeignCheckpoint, match="written with another backend and threads: "):  # a setting is named
+        run(tiny(threads=2), progress=False)
+    said = []
+    with pytest.raises(TimeLimit):
+        runs.run_or_restart(tiny(), said.append, progress=False, time_limit=0)
+    assert said == [f"tiny/timm-seed0 begins anew: {checkpoint} was written with another backend"]
+    assert torch.load(aside(checkpoint), weights_only=True)["identity"] == state["identity"]  # put aside, until there is a record
+    assert runs.run_or_restart(tiny(), progress=False)["resumed"] == 1 and not aside(checkpoint).exists()
+
+
+def test_a_run_for_another_folder_of_records_has_a_checkpoint_of_its_own(monkeypatch, tmp_path):
+    with pytest.raises(TimeLimit):
+        run(tiny(), progress=False, time_limit=0)
+    half = checkpoint_path(tiny())
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "again"))
+    assert checkpoint_path(tiny()) != half and run(tiny(), progress=False)["resumed"] == 0 and half.is_file()
+    monkeypatch.delenv("MIMETIC_RUNS")
+    assert checkpoint_path(tiny()) == cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt"
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = run(tiny(experiment="whole"), progress=False)
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match="is not saved .*No space left on device.*goes on"):
+        assert run(tiny(), progress=False, checkpoint_seconds=0)["curve"] == whole["curve"]
+    with pytest.raises(OSError, match="No space left"):  # "everything is saved" would not be true
+        run(tiny(experiment="third"), progress=False, time_limit=0)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, {"identity": {}, "step": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(path, {"identity": {}, "step": 2, "weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert load_checkpoint(path, {})["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_folders_and_names_are_checked_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_train", None)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "runs" / "tiny").write_text("")
+    with pytest.raises(ValueError, match="nothing can be written to .*tiny is a file.*MIMETIC_RUNS"):
+        run(tiny(), progress=False)
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "other"))
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="file is a file.*MIMETIC_DATA"):
+        run(tiny(), progress=False)
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="at most 200 characters, not 300"):
+        run(tiny(arm="a" * 300), progress=False)
+    for options in ({"time_limit": float("nan")}, {"time_limit": -5.0}, {"checkpoint_seconds": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            run(tiny(), progress=False, **options)
+
+
+def test_what_was_compiled_before_does_not_make_a_run_eager(monkeypatch):
+    """dynamo counts the graphs of one function over all models of a process, and gives up at eight without a word."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compile_(model, backend="eager", **kwargs))
+    # 5 windows: every run has a whole and a partial batch, with and without gradients
+    small = dict(experiment="compiled", d_model=16, depth=1, num_heads=2, context=16, batch_size=8, epochs=1, steps_per_epoch=2, compile="on", curve_tokens=400)
+    found = [run(named("pydoc", **small, mlp_ratio=r, seed=s), store=False, progress=False) for s, r in enumerate((1.0, 2.0, 3.0, 4.0))]
+    assert all(record["device"]["compiled"] for record in found)
+    again = run(named("pydoc", **small, mlp_ratio=4.0, seed=3), store=False, progress=False)
+    assert again["curve"] == found[-1]["curve"]
+
+
+def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch):
+    def broken(*_, **__):
+        raise type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no compiler\nand a hundred lines more")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: broken)
+    with pytest.raises(Unavailable, match=r"torch.compile fails on this machine \(InductorError: no compiler\): choose --compile off"):
+        run(tiny(compile="on"), store=False, progress=False)
+
+
+def test_a_run_that_moved_says_so():
+    with pytest.raises(TimeLimit):
+        run(tiny(), progress=False, time_limit=0)
+    path = checkpoint_path(tiny())
+    state = torch.load(path, weights_only=True)
+    (here,) = state["result"]["machines"]
+    state["result"]["machines"] = [here | {"name": "another processor"}]
+    torch.save(state, path)
+    machines = run(tiny(), progress=False)["device"]["machines"]
+    assert [(m["name"], m["from_step"]) for m in machines] == [("another processor", 0), (here["name"], 1)]
+    assert "machines" not in run(tiny(experiment="alone"), progress=False)["device"]
 
 
 def test_a_metric_that_is_no_number_is_said_at_once(monkeypatch):
@@ -292,7 +392,7 @@ def test_time_limit_saves_and_the_same_call_goes_on():
 
 def test_two_processes_do_not_train_the_same_run():
     with (
-        exclusive(cache_dir() / "checkpoints" / "tiny" / "timm-seed0.pt"),
+        exclusive(checkpoint_path(tiny())),
         pytest.raises(CheckpointError, match="another process is training this run"),
     ):
         run(tiny(), progress=False)
@@ -341,8 +441,8 @@ def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypat
     monkeypatch.setattr(runs, "train", train_and_keep)
     alone = run(alone_config, progress=False)
 
-    weights, checkpoint = tmp_path / "weights.pt", tmp_path / "cache" / "checkpoints" / "killed" / "mimetic-seed0.pt"
-    config = dataclasses.asdict(dataclasses.replace(alone_config, experiment="killed"))
+    killed_config = dataclasses.replace(alone_config, experiment="killed")
+    weights, checkpoint, config = tmp_path / "weights.pt", checkpoint_path(killed_config), dataclasses.asdict(killed_config)
     script = TRAINER.format(config=config, weights=str(weights))
     trainer = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

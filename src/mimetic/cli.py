@@ -292,7 +292,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command()
     except TimeLimit as stopped:
         print(f"{stopped}; the same command goes on from there")
-    except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError) as error:
+    except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

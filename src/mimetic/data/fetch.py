@@ -3,7 +3,7 @@
 Everything that this package downloads goes through here, so that three promises hold in one place:
 
 * a file in the cache is complete (it is written under a temporary name and renamed when it is whole),
-* a file in the cache is the one that was meant (SHA-256),
+* a file in the cache is the one that was meant (SHA-256; CIFAR's archive by torchvision, which has its MD5),
 * what cannot be reached is one line of text (:class:`Unavailable`), never a minute of retries or a stack of exceptions.
 
 ``MIMETIC_DATA`` names the cache folder; ``MIMETIC_OFFLINE=1`` forbids the network.
@@ -49,7 +49,13 @@ def cache_dir() -> Path:
 
 def check_writable(folder: Path, variable: str) -> None:
     """Raise ValueError, naming the environment variable that chooses the folder, unless files can be written there; makes nothing."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    def exists(path: Path) -> bool:
+        try:
+            return path.exists()
+        except OSError:  # in a folder that may not be looked into
+            return False
+
+    there = next(parent for parent in (folder, *folder.parents) if exists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"nothing can be written to {folder} ({there} is {'not writable' if there.is_dir() else 'a file'}): let {variable} name a folder of yours")
 

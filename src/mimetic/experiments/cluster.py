@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import submitit
 
 EXECUTORS = ("slurm", "local")
+LEAST_SECONDS = 60  # of work, for a job to get on
 SIGNAL_MARGIN = 120  # seconds before the time limit at which Slurm tells a job to stop
 
 
@@ -79,13 +80,16 @@ def submit(
         Unavailable: submitit is not installed, or there is no Slurm here.
         RecordError: a record of the queue is damaged.
     """
-    from mimetic.data.fetch import Unavailable
+    from mimetic.data.fetch import Unavailable, check_writable
 
     if executor not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
     for name, value, low in [("at_once", at_once, 1), *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus"))]:
         if value < low:
             raise ValueError(f"{name} must be at least {int(low)}, not {value}")
+    if executor == "slurm" and 60 * resources.minutes <= SIGNAL_MARGIN + LEAST_SECONDS:
+        raise ValueError(f"minutes must be more than {(SIGNAL_MARGIN + LEAST_SECONDS) // 60}, not {resources.minutes}: a job is told to stop {SIGNAL_MARGIN} seconds before its limit")
+    check_writable(Path(folder), "--folder")
     processes = resources.nodes * max(1, resources.gpus)
     for config in runs:
         check(config)
@@ -99,7 +103,7 @@ def submit(
         raise Unavailable('a sweep needs submitit, which is not installed: pip install "mimetic[cluster]"') from None
     if executor == "slurm" and submitit.SlurmExecutor.affinity() < 0:
         raise Unavailable("there is no Slurm here (no srun command): submit from a cluster's login node, or choose --executor local")
-    options = {"slurm_max_num_timeout": 1000} if executor == "slurm" else {}  # each time goes on from a checkpoint
+    options = {f"{executor}_max_num_timeout": 1000}  # each time goes on from a checkpoint
     queue = submitit.AutoExecutor(folder=folder, cluster=executor, **options)
     queue.update_parameters(**parameters(executor, resources, at_once))
     if executor == "slurm":

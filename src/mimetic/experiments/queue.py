@@ -13,10 +13,12 @@ another process holds is passed over. So the queue and its workers can be killed
 from __future__ import annotations
 
 import argparse
+import errno
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,15 +29,16 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from mimetic.attention import MimeticWarning
+from mimetic.data.fetch import Unavailable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import in_a_line, until_terminated
+from mimetic.experiments.helpers import in_a_line, leave_with_parent, until_terminated
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
 from mimetic.experiments.together import groups, work_together
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
 from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
 from mimetic.training.parallel import launched
-from mimetic.training.records import RecordError
+from mimetic.training.records import RecordError, now
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
 LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
@@ -45,7 +48,7 @@ LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
 class Outcome:
     """What a call of work did."""
 
-    finished: list[str] = field(default_factory=list)  # names of runs whose records it wrote
+    finished: list[str] = field(default_factory=list)  # names of runs whose records it wrote (another queue's are not among them)
     left: int = 0  # runs without a record
     failed: dict[str, str] = field(default_factory=dict)  # name -> one line
 
@@ -86,18 +89,22 @@ def work(
     """
     if launched():
         raise ValueError("a queue starts its own processes: run it plainly, and single runs (train) under torchrun")
-    if processes < 1 or (minutes is not None and not minutes > 0):
-        raise ValueError(f"processes must be at least 1 and minutes more than 0, not {processes} and {minutes}")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, not {processes}")
+    _check_minutes(minutes)
     for config in runs:
         check(config)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     waiting = [config for config in runs if not is_done(config)]
     compiled = any(resolve_backend(train_config(config))["compiled"] for config in waiting)
     least = LEAST_SECONDS_COMPILED if compiled else LEAST_SECONDS
+    if waiting and minutes is not None and 60 * minutes <= least:
+        raise ValueError(f"minutes must be more than {least / 60:g}: with less time no run is begun, not {minutes:g}")
     cards = _cards()
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
     workers: list[_Worker] = []
+    again: set[str] = set()  # runs that another process held, and that were put back once
     try:
         while True:
             enough = deadline is None or deadline - time.monotonic() > least
@@ -121,15 +128,32 @@ def work(
             ready = wait([w.connection for w in busy], timeout=1.0)
             for worker in busy:
                 if worker.connection in ready:
-                    _receive(worker, workers, outcome, progress, say)
+                    _receive(worker, workers, waiting, again, outcome, progress, say)
     finally:
         for worker in workers:
             worker.stop()
-    outcome.left = sum(not is_done(config) for config in runs)
+    outcome.left = count_left(runs, outcome.failed)
     return outcome
 
 
-def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress: _Progress, say) -> None:
+def count_left(runs: Sequence[RunConfig], failed: dict[str, str]) -> int:
+    """How many runs have no record; a record that has been damaged meanwhile counts among them, and is named in failed."""
+    count = 0
+    for config in runs:
+        try:
+            count += not is_done(config)
+        except RecordError as error:
+            failed[config.name] = str(error)
+            count += 1
+    return count
+
+
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be more than 0, not {minutes}")
+
+
+def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], again: set[str], outcome: Outcome, progress: _Progress, say) -> None:
     """Take one message of a worker: an epoch, or the end of its run."""
     name = worker.config.name
     try:
@@ -145,16 +169,31 @@ def _receive(worker: _Worker, workers: list[_Worker], outcome: Outcome, progress
         shown = family(worker.config).METRIC.show(content)
         say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  loss {content['train_loss']:.3f}  {shown}"))
         return
+    if kind == "says":
+        say(content)
+        return
     config, worker.config = worker.config, None
-    if kind == "done":
+    if kind == "there":
+        progress.share[name] = 1.0
+        say(progress.line(f"{name}  done by another process"))
+    elif kind == "done":
         outcome.finished.append(name)
         progress.share[name] = 1.0
         say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
     elif kind == "busy":
-        say(f"{name}  passed over: another process is training it")
+        # of a queue that was killed, its worker is just ending; of another queue that is at work, it may be done when all others are
+        waiting += [config] * (name not in again)
+        say(f"{name}  passed over: another process is training it" + (", asked for again later" if name not in again else ""))
+        again.add(name)
+        time.sleep(1.0)
     elif kind == "failed":
         outcome.failed[name] = content
         say(f"{name}  FAILED: {content}")
+    elif kind in ("unavailable", "full"):  # others would come to the same
+        alike = [c for c in waiting if kind == "full" or c.dataset == config.dataset]
+        waiting[:] = [c for c in waiting if c not in alike]
+        outcome.failed[name] = content
+        say(f"{name}  FAILED: {content}" + (f"; {len(alike)} other runs that it would happen to are not begun" if alike else ""))
 
 
 # --- a worker process ------------------------------------------------------------------------------------------------
@@ -215,27 +254,33 @@ def _cards() -> list[str]:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the pipe, until it is closed (a queue that is killed leaves no workers behind)."""
+    """Train what comes through the pipe, until it is closed or the queue has ended, however."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in which libraries remove their semaphores
     warnings.simplefilter("ignore", MimeticWarning)
+    threading.Thread(target=leave_with_parent, daemon=True).start()  # a queue that is killed leaves none that trains on, and holds its run
     while True:
         try:
             config, deadline, checkpoint_seconds = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
 
+        began = now()
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             record = run_or_restart(
-                config, progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
+                config, say=lambda line: connection.send(("says", line)), progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
                 on_epoch=lambda entry: connection.send(("epoch", entry)),
             )  # fmt: skip
-            message = "done", record["final"]
+            message = "done" if record["finished"] >= began else "there", record["final"]
         except TimeLimit:
             message = "stopped", ""
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
+        except Unavailable as error:
+            message = "unavailable", in_a_line(error)
+        except OSError as error:
+            message = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed", in_a_line(error)
         except BusyCheckpoint:
             message = "busy", ""
         except CheckpointError as error:
@@ -244,7 +289,7 @@ def _serve(connection: Connection) -> None:
             message = "failed", in_a_line(error)
         try:
             connection.send(message)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
 
 
@@ -292,6 +337,7 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
         ValueError: unknown queue, or bad limits.
     """
     runs = queue_runs(name)
+    _check_minutes(minutes)
     if show:
         print(listing(runs))
         return None
@@ -306,7 +352,7 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
         if any(resolve_device(config.device).type != "cuda" for config in runs):
             raise ValueError("runs are trained together on a GPU (CUDA), and PyTorch finds none here: leave --together out")
         finished, failed = work_together(runs, together, minutes=minutes, processes=processes, say=say)
-        outcome = Outcome(finished, sum(not is_done(config) for config in runs), failed)
+        outcome = Outcome(finished, count_left(runs, failed), failed)
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
     return outcome
 

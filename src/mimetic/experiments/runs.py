@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from mimetic.data.fetch import cache_dir, check_writable
+from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initialize import MimeticSpec
@@ -34,12 +35,13 @@ from mimetic.models.blocks import parameter_counts
 from mimetic.training.checkpoint import (
     CheckpointError,
     ForeignCheckpoint,
+    aside,
     exclusive,
     load_checkpoint,
     remove_checkpoint,
 )
 from mimetic.training.loop import Result, Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
-from mimetic.training.parallel import Group, connect
+from mimetic.training.parallel import Group, connect, own_card
 from mimetic.training.precision import cast, products
 from mimetic.training.records import (
     RecordError,
@@ -91,13 +93,16 @@ def check(config: RunConfig, *, store: bool = True) -> None:
     resolve_device(config.device)
     if store:
         check_named(config)
-        check_writable(runs_dir(), "MIMETIC_RUNS")
-        check_writable(cache_dir(), "MIMETIC_DATA")
+        check_writable(record_path(config.experiment, config.arm or config.init, config.seed).parent, "MIMETIC_RUNS")
+        check_writable(checkpoint_path(config).parent, "MIMETIC_DATA")
 
 
 def checkpoint_path(config: RunConfig) -> Path:
-    """Where a half-done run is kept."""
-    return cache_dir() / "checkpoints" / f"{config.name}.pt"
+    """Where a half-done run is kept: a run of one name for another folder of records is another run."""
+    folder = cache_dir() / "checkpoints"
+    if runs_dir().resolve() != (data_dir() / "runs").resolve():
+        folder /= "of-" + hashlib.sha256(str(runs_dir().resolve()).encode()).hexdigest()[:8]
+    return folder / f"{config.name}.pt"
 
 
 def check_processes(config: RunConfig, processes: int) -> None:
@@ -121,17 +126,17 @@ def run(
     """The record of ``config``: read if it exists, else trained (from its checkpoint, if there is one) and written.
 
     Args:
-        force: train again, and replace the record when that is done; a checkpoint of something else is deleted. Stopped and
-            called again with force, it goes on.
+        force: train again, and replace the record when that is done; a checkpoint of something else is put aside until then
+            (training.checkpoint.aside). Stopped and called again with force, it goes on.
         store: False for a run that is only looked at: no record and no checkpoint is read or written.
         progress: a progress bar and a line an epoch.
-        checkpoint_seconds: how often the state is saved, besides after every epoch.
+        checkpoint_seconds: how often the state is saved; besides after an epoch, where that costs little.
         time_limit: seconds after which to save and stop with training.loop.TimeLimit.
         on_epoch: called with the entry of the curve after every epoch.
 
     Raises:
         ValueError: a bad config; nothing has been computed.
-        Unavailable: the data set cannot be had.
+        Unavailable: the data set cannot be had, or torch.compile is wanted and fails.
         RecordError: a record of this name exists, but it is damaged or has another config.
         CheckpointError: the checkpoint is damaged, has another config, source or backend, or is in use.
         Diverged: the loss or a metric is not finite.
@@ -140,12 +145,18 @@ def run(
     """
     config = with_arm(config)
     check(config, store=store)
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds must be at least 0, not {checkpoint_seconds!r}")
+    if time_limit is not None and not time_limit >= 0:
+        raise ValueError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
     options = {
         "progress": progress, "checkpoint_seconds": checkpoint_seconds, "time_limit": time_limit, "on_epoch": on_epoch,
     }  # fmt: skip
     group = connect()
     with ExitStack() as held:
         check_processes(config, group.size)
+        if group.size > 1 and resolve_device(config.device).type == "cuda" and not own_card():
+            raise ValueError(f"device={config.device!r}: more processes than GPUs on this machine; start fewer, or choose device cpu (--device cpu)")
         source = source_hash(family(config).SOURCE)
         if not store:
             return _train(config, source, None, {}, options, group)
@@ -163,7 +174,9 @@ def run(
                 identity["record to replace"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
             try:
                 load_checkpoint(checkpoint, identity)
-            except CheckpointError:  # of another run, or damaged: this one begins anew
+            except ForeignCheckpoint:  # this run begins anew
+                os.replace(checkpoint, aside(checkpoint))
+            except CheckpointError:  # damaged
                 remove_checkpoint(checkpoint)
             return None, identity
 
@@ -180,11 +193,12 @@ def run(
         return group.agree(end)
 
 
-def run_or_restart(config: RunConfig, **options: Any) -> dict[str, Any]:
-    """run, as a queue does it: a half-done run of other code, config or backend starts again."""
+def run_or_restart(config: RunConfig, say: Callable[[str], None] = print, **options: Any) -> dict[str, Any]:
+    """run, as a queue does it: a half-done run of other code, config or backend starts again, and that is said."""
     try:
         return run(config, **options)
-    except ForeignCheckpoint:
+    except ForeignCheckpoint as error:
+        say(f"{config.name} begins anew: {str(error).partition(': train with force')[0]}")
         return run(config, force=True, **options)
 
 
@@ -193,7 +207,8 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
     backend = resolve_backend(train_config(config))
     parts = ("type", "precision", "products", "compiled")
     made_with = ", ".join(f"{k} {backend[k]}" for k in parts)
-    return {"config": _hash(asdict(config)), "source": source["sha256"], "backend": made_with, "torch": versions()["torch"]}
+    # a field an entry, so that the message names what differs
+    return {name: json.dumps(value) for name, value in asdict(config).items()} | {"source": source["sha256"], "backend": made_with, "torch": versions()["torch"]}
 
 
 def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
@@ -211,8 +226,13 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return make_record(
         config, result, model, source=source, unit=task.unit, seconds=seconds, anatomy={"before": before, "after": prepared.anatomy(model)},
-        cases=cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size},
+        cases=cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size} | _moved(result),
     )  # fmt: skip
+
+
+def _moved(result: Result) -> dict[str, Any]:
+    """The machines of a run that was not made on one alone."""
+    return {"machines": result.machines} if len(result.machines) > 1 else {}
 
 
 def make_record(
@@ -305,6 +325,3 @@ def train_config(config: RunConfig) -> TrainConfig:
     """The part of the config that the training loop reads."""
     return TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)})
 
-
-def _hash(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

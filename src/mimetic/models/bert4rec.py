@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.models.blocks import Block
+from mimetic.models.blocks import Block, check_mlp_ratio
 
 PADDING = 0
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -46,8 +46,7 @@ class BERT4RecConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"mlp_ratio must be greater than 0, not {self.mlp_ratio!r}")
+        check_mlp_ratio(self.mlp_ratio, self.d_model)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.models.blocks import Block
+from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
@@ -35,8 +35,7 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"mlp_ratio must be greater than 0, not {self.mlp_ratio!r}")
+        check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mimetic.models.blocks import LAYER_NORM_EPS, Block
+from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
 
 GLOBAL_POOL = ("token", "avg")
 POS_EMBED = ("sincos2d", "learned", "none")
@@ -41,8 +41,7 @@ class ViTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"mlp_ratio must be greater than 0, not {self.mlp_ratio!r}")
+        check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.img_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide img_size={self.img_size}")
         if self.d_model % self.num_heads:

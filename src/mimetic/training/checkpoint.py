@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,15 @@ class BusyCheckpoint(CheckpointError):
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write atomically: whenever the process dies, the file is the old checkpoint or the new one."""
+    """Write atomically: whenever the process dies, the file is the old checkpoint or the new one.
+
+    Raises:
+        OSError: the disk is full, or the like; the old checkpoint is as it was.
+    """
+    whole = io.BytesIO()  # torch's own writer says of a full disk only that a position is unexpected
+    torch.save(state, whole)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(whole.getbuffer())
 
 
 def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any] | None:
@@ -66,8 +73,13 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
 def remove_checkpoint(path: str | Path) -> None:
     """Delete a checkpoint, and what a process that was killed while writing it may have left."""
     path = Path(path)
-    for left in (path, *path.parent.glob(f".{path.stem}.*.tmp{path.suffix}")):
+    for left in (path, aside(path), *path.parent.glob(f".{path.stem}.*.tmp{path.suffix}")):
         left.unlink(missing_ok=True)
+
+
+def aside(path: str | Path) -> Path:
+    """Where a checkpoint of something else is put when its run begins anew, until that run has its record."""
+    return Path(path).with_suffix(".old.pt")
 
 
 def rng_state() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ except ImportError:
         def write(self, line: str) -> None:
             print(line, flush=True)
 
+from mimetic.data.fetch import Unavailable
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from mimetic.training.parallel import ALONE, Group
 from mimetic.training.precision import cast, cpu_has_bfloat16, products
@@ -47,6 +49,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
 CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
+MOST_THREADS = 1024
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
@@ -63,8 +66,8 @@ class TrainConfig:
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
     device: str = "auto"  # "auto": cuda, else mps, else cpu
     threads: int = 2  # of PyTorch on the CPU; sums are ordered by it, so it belongs to the config
-    precision: str = "auto"  # "auto": bfloat16 autocast on cuda, float32 elsewhere
-    compile: str = "auto"  # torch.compile; "auto": on cuda
+    precision: str = "auto"  # "auto": bfloat16 autocast on cards that have it, float32 elsewhere
+    compile: str = "auto"  # torch.compile; "auto": on cards that it supports
 
     def __post_init__(self) -> None:
         for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("compile", COMPILE)):
@@ -73,11 +76,13 @@ class TrainConfig:
         for name, low in (("epochs", 1), ("threads", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be greater than 0, not {self.lr!r}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, not {self.threads!r}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be greater than 0 and finite, not {self.lr!r}")
         for name in ("weight_decay", "grad_clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(self, name)!r}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the run, at least 0 and less than 1, not {self.warmup!r}")
 
@@ -110,6 +115,7 @@ class Result:
     units_per_second: float = 0.0
     resumed: int = 0  # how often the run went on from a checkpoint
     started: str | None = None  # what was passed as ``started`` when the run first began
+    machines: list[dict[str, Any]] = field(default_factory=list)  # name, processes, from which step on; one entry unless it moved
 
 
 class TimeLimit(Exception):
@@ -147,8 +153,9 @@ def resolve_backend(config: TrainConfig) -> dict[str, Any]:
     training.precision), compiled."""
     device = resolve_device(config.device)
     gpu = device.type == "cuda"
-    precision = config.precision if config.precision != "auto" else "bfloat16" if gpu else "float32"
-    compiled = gpu if config.compile == "auto" else config.compile == "on"
+    # older cards have no bfloat16, or only an emulation, and the compiler refuses them
+    precision = config.precision if config.precision != "auto" else "bfloat16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    compiled = gpu and torch.cuda.get_device_capability(device) >= (7, 0) if config.compile == "auto" else config.compile == "on"
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
@@ -208,7 +215,8 @@ def train(
         checkpoint: file to resume from if it exists and to save to; None: neither. The caller deletes it.
         identity: what a checkpoint must have been saved with (see load_checkpoint).
         started: kept in the checkpoint and handed back, so that a resumed run knows when it began.
-        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after an epoch if that costs little.
+        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after an epoch if that costs little. One that cannot be
+            written is said, and the run goes on with the old one.
         time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
         progress: a bar (in a terminal) and a line an epoch.
         on_epoch: called with the entry of the curve after every epoch.
@@ -217,6 +225,8 @@ def train(
 
     Raises:
         TimeLimit: the limit was reached. With a checkpoint, the same call goes on from there.
+        OSError: the limit was reached, and the checkpoint cannot be written.
+        Unavailable: torch.compile fails here, for want of a compiler for example.
         Diverged: the loss or a metric is not finite at the end of an epoch.
         CheckpointError: the checkpoint is damaged or belongs to another run.
         ValueError: several processes, and a task whose loss or batch they cannot share.
@@ -238,23 +248,34 @@ def train(
             step = state["step"]
             result = Result(**state["result"])
             result.resumed += 1
+        here = {"name": backend["name"], "processes": group.size}
+        if not result.machines or {k: result.machines[-1][k] for k in here} != here:
+            result.machines.append(here | {"from_step": step})
         if group.size > 1:  # what is random in the model differs by process; and by step, when a run is gone on with
             torch.manual_seed(derive_seed(seed, "global", group.rank, step))
 
-        def save() -> None:
+        def save(must: bool = False) -> None:
             nonlocal saved, cost
             before = time.monotonic()
             if checkpoint and group.first:
-                save_checkpoint(checkpoint, {
-                    "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
-                })  # fmt: skip
+                try:
+                    save_checkpoint(checkpoint, {
+                        "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
+                    })  # fmt: skip
+                except OSError as error:
+                    if must:
+                        raise
+                    warnings.warn(f"{label or 'the run'} is not saved ({error}); it goes on, and may be lost", stacklevel=2)
             saved = time.monotonic()
             cost = saved - before
             result.seconds["save"] += cost
 
         forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
         if backend["compiled"]:
+            # What was compiled for earlier runs of this process counts against dynamo's limit of graphs for one function, beyond which it would
+            # go on without compiling: other bits, another speed, and nothing said
+            torch.compiler.reset()
             # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
             forward = torch.compile(forward, dynamic=False)
             evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
@@ -271,7 +292,8 @@ def train(
                 clock = time.perf_counter()
                 while step < (epoch + 1) * steps:
                     batch = group.rows(task.batch(epoch, step - epoch * steps))
-                    trained(batch, learning_rate(step, config, steps))
+                    with _compiler_needed() if compiling else nullcontext():
+                        trained(batch, learning_rate(step, config, steps))
                     step += 1
                     if compiling:  # no part of the speed
                         result.seconds["compile"] += time.perf_counter() - clock
@@ -283,7 +305,7 @@ def train(
                         out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
                     if out_of_time or now - saved > checkpoint_seconds:
                         result.seconds["train"] += time.perf_counter() - clock
-                        save()
+                        save(must=out_of_time)
                         clock = time.perf_counter()
                         if out_of_time:
                             total = config.epochs * steps
@@ -313,6 +335,24 @@ def train(
     return result
 
 
+def _no_silent_eager() -> AbstractContextManager:
+    """An error where dynamo would stop compiling."""
+    name = "fail_on_recompile_limit_hit"
+    return torch._dynamo.config.patch(**{name: True}) if hasattr(torch._dynamo.config, name) else nullcontext()
+
+
+@contextmanager
+def _compiler_needed() -> Iterator[None]:
+    """One line in place of a compiler's hundred."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise Unavailable(f"torch.compile fails on this machine ({type(error).__name__}: {said[:160]}): choose --compile off, or install a compiler") from error
+        raise
+
+
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -323,7 +363,7 @@ def settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterato
     threads, gpu = torch.get_num_threads(), backend["type"] == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []), _no_silent_eager() if backend["compiled"] else nullcontext():
         torch.manual_seed(derive_seed(seed, "global"))
         try:
             torch.set_num_threads(config.threads)

@@ -96,6 +96,11 @@ def is_first() -> bool:
     return not launched() or int(os.environ["RANK"]) == 0
 
 
+def own_card() -> bool:
+    """Whether there is a GPU for each of the processes that were launched on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+
+
 def connect() -> Group:
     """The group that this process was launched into; ALONE if it was not launched. Connected once, until the process ends.
 
@@ -104,7 +109,7 @@ def connect() -> Group:
     if not launched():
         return ALONE
     if not dist.is_initialized():
-        gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()  # else they train on the CPU
+        gpu = own_card()  # else they can train on the CPU only
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
