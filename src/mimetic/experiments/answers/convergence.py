@@ -148,7 +148,8 @@ def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """A table of first_reached for the page."""
-    return common.blank(table.round(2))
+    table = table.rename(columns={"earlier than the default by": "earlier than the default by (share of the run)"})
+    return common.blank(table.round({"epochs": 1} | {name: 3 for name in table if name != "epochs"}))
 
 
 def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:

@@ -43,7 +43,7 @@ def other_settings(finals: Mapping[str, pd.DataFrame]) -> str:
     if not settings:
         return ""
     return (
-        f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0:\n\n{settings}\n\n"
+        f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0, of those with at least {ENOUGH} pairs:\n\n{settings}\n\n"
         f"The settings share runs and users, so this is no vote.\n\n{other_items(finals)}"
     )
 
