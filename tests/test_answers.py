@@ -161,7 +161,7 @@ def test_trend_is_a_slope_over_seeds():
     two = {"width": dots(0.01)["width"].query("x < 100")}
     broken = dots(0.0)["width"].assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
     text = growth.trend({"width": broken}, "width")
-    assert "falls with width" in text and "But that hangs on one size: without 192 " in text and text.count("without") == 1
+    assert "falls with width" in text and "But that hangs on one size: without 192 it is " in text and text.count("without") == 1
     assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)["width"]) == {} == rests_on(dots(0)["width"])
     assert "not enough runs" in growth.trend(two, "width")
 

@@ -79,7 +79,7 @@ def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
     without = rests_on(dots[title])
     if not without:
         return f"{says}: {value}."
-    alone = " or ".join(f"without {x:,.0f} {_slope(values)}" for x, values in without.items())
+    alone = " or ".join(f"without {x:,.0f} it is {_slope(values)}" for x, values in without.items())
     return f"A line through all gains {'rises' if where_to > 0 else 'falls'} with {title}: {value}. But that hangs on one size: {alone}."
 
 
