@@ -270,8 +270,9 @@ def along(points: pd.DataFrame, sweep: str = "share") -> str:
             values = [f"{rows.loc[name, 'slope']:+.1f} ({rows.loc[name, 'low']:+.1f} to {rows.loc[name, 'high']:+.1f})".replace("-", "−") for name in ("along the vocabulary", "along the MLP")]
             apart = rows.loc["vocabulary minus MLP", "low"] > 0 or rows.loc["vocabulary minus MLP", "high"] < 0
             if apart and rows.loc["along the vocabulary", "slope"] * rows.loc["along the MLP", "slope"] < 0:
-                said.append(f"with {signs} {values[0]} along the vocabulary and {values[1]} along the MLP")
-    return f"Where the share doubles, the gain changes by so many percentage points: {'; '.join(said)}. One share, two directions: it is not the share that it follows. (Three seeds, and along the vocabulary nearly all of it hangs on one point, `v256`.)" if said else ""
+                ends = " to ".join(f"{rows.loc['along the vocabulary', end]:+.1f}" for end in ("least without one point", "most")).replace("-", "−")
+                said.append(f"with {signs}: {values[0]} along the vocabulary, which with one point left out goes from {ends}, and {values[1]} along the MLP")
+    return f"Where the share doubles, the gain changes by so many percentage points, {'; '.join(said)}. One share, two directions: it is not the share that it follows. (95 % intervals over {min(table['seeds'])} seeds.)" if said else ""
 
 
 NAMES = {"next": "next item, 40 epochs", "short-next": "next item, 20 epochs", "pre-ln": "pre-LN"}  # points in words, where the arms' names are not
