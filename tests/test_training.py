@@ -332,14 +332,25 @@ def test_folders_and_names_are_checked_before_anything_is_computed(tmp_path, mon
 
 def test_what_was_compiled_before_does_not_make_a_run_eager(monkeypatch):
     """dynamo counts the graphs of one function over all models of a process, and gives up at eight without a word."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compile_(model, backend="eager", **kwargs))
-    # 5 windows: every run has a whole and a partial batch, with and without gradients
+    compile_, graphs = torch.compile, []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compile_(model, backend=backend, **kwargs))
     small = dict(experiment="compiled", d_model=16, depth=1, num_heads=2, context=16, batch_size=8, epochs=1, steps_per_epoch=2, compile="on", curve_tokens=400)
-    found = [run(named("pydoc", **small, mlp_ratio=r, seed=s), store=False, progress=False) for s, r in enumerate((1.0, 2.0, 3.0, 4.0))]
-    assert all(record["device"]["compiled"] for record in found)
-    again = run(named("pydoc", **small, mlp_ratio=4.0, seed=3), store=False, progress=False)
-    assert again["curve"] == found[-1]["curve"]
+
+    def compiled(ratio):
+        before = len(graphs)
+        record = run(named("pydoc", **small, mlp_ratio=ratio), store=False, progress=False)
+        assert record["device"]["compiled"]
+        return len(graphs) - before, record["curve"]
+
+    first, *others = [compiled(ratio) for ratio in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    assert first[0] >= 2 and all(count == first[0] for count, _ in others)  # every shape is compiled as the first one was
+    assert compiled(5.0) == (0, others[-1][1])  # and shared by runs of one shape
 
 
 def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch):

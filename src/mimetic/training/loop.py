@@ -50,6 +50,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
 CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
 MOST_THREADS = 1024
+MOST_GRAPHS = 256  # of one function; a shape of GPT takes five
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
@@ -273,9 +274,6 @@ def train(
 
         forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
         if backend["compiled"]:
-            # What was compiled for earlier runs of this process counts against dynamo's limit of graphs for one function, beyond which it would
-            # go on without compiling: other bits, another speed, and nothing said
-            torch.compiler.reset()
             # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
             forward = torch.compile(forward, dynamic=False)
             evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
@@ -336,9 +334,10 @@ def train(
 
 
 def _no_silent_eager() -> AbstractContextManager:
-    """An error where dynamo would stop compiling."""
-    name = "fail_on_recompile_limit_hit"
-    return torch._dynamo.config.patch(**{name: True}) if hasattr(torch._dynamo.config, name) else nullcontext()
+    """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without compiling: other bits, another
+    speed, and nothing said. So there may be many, which runs of one shape then share, and too many are an error."""
+    wanted = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 8 * MOST_GRAPHS, "fail_on_recompile_limit_hit": True}
+    return torch._dynamo.config.patch(**{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)})
 
 
 @contextmanager
