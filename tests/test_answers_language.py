@@ -131,6 +131,8 @@ def test_the_second_rate_of_the_search():
     text = rates.second_sentence(table)
     assert "language signs: 0.002 instead of 0.004 −0.100 (" in text and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
     assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
+    aside = rates.second_aside("language", table)
+    assert aside.startswith("; at 0.002, which the search put second and 6 seeds put first") and "+0.350 (" in aside and rates.second_aside("gpt2", table) == "" == rates.second_aside("vision", table)
     assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
@@ -161,11 +163,6 @@ def test_the_plain_answer_says_what_becomes_of_it():
     put(LONG, 0.1, arms=("gpt2", "language"))
     put(LONG, 0.0, arms=("vision",))
     assert answers.plain_answer().endswith("steps language signs still are behind and vision signs have caught up, as far as these few pairs can show.")
-
-
-def test_signs_by_layer():
-    said = answers.signs_by_layer()
-    assert said == ""
 
 
 def test_which_text_models_have_a_sign():
@@ -281,3 +278,9 @@ def test_samples_products_and_runs():
     assert len(answers.run_table("tinyshakespeare")) == len(CENTRAL.arms)
     signs = answers.measured_signs(answers.causal_products())
     assert "our GPT, tinyshakespeare, d 128" in signs.index and signs.loc["SmolLM2-135M-Instruct", "V·proj z"] > 1
+
+
+def test_the_committed_gpts_have_visions_sign_but_in_the_first_layer(monkeypatch):
+    monkeypatch.delenv("MIMETIC_RUNS")
+    said = answers.signs_by_layer(("tinyshakespeare",))
+    assert re.fullmatch(r"Layer by layer .*: tinyshakespeare: layer 0 \+ in 6, − in 0 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.", said)

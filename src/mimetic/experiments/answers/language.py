@@ -11,6 +11,7 @@ from mimetic.audit import CHANCE
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
+from mimetic.experiments.answers.rates import second_aside
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
@@ -72,7 +73,7 @@ def answer(study: Study = CENTRAL) -> str:
     config, lines = named(study.experiment), []
     for arm in ("language", "vision"):
         if LABELS[arm] in table.index:
-            lines.append(f"* {LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC)}")
+            lines.append(f"* {LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC)}{second_aside(arm) if study is CENTRAL else ''}")
     steps = config.epochs * config.steps_per_epoch
     pairs = int(table["pairs"].max())
     strength = ""

@@ -133,7 +133,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
         if set(names.values()) <= there:
             change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
-            better[arm] = names[lr] if change.mean() < 0 else arm
+            better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
             low, high = mean_interval(change)
             rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change)}
     for arm in rows:
@@ -159,6 +159,17 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
         lines.append(f"* {says}")
     lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
     return "\n".join(lines) + (f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else "")
+
+
+def second_aside(arm: str, table: pd.DataFrame | None = None) -> str:
+    """What an arm is against the default, each at its better rate, where its second rate is better for certain, as a clause; else ""."""
+    table = second_table() if table is None else table
+    if arm not in table.index or table.loc[arm, "pairs"] < ENOUGH or table.loc[arm, "high"] >= 0:
+        return ""
+    row = table.loc[arm]
+    return (
+        f"; at {row['other rate']:g}, which the search put second and six seeds put first ([below](#second-rate)), {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
+    ).replace("six seeds", f"{row['pairs']:.0f} seeds")
 
 
 # The four pairs of signs at one rate: each arm's name where it was run at GENTLE
