@@ -123,7 +123,7 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     [
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
-        (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be greater than 0"),
+        (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),
         (lambda: generate(GPT(SMALL), [], 3), "no tokens to begin with"),
         (lambda: generate(GPT(SMALL), [1], 3, temperature=0), "temperature must be greater than 0"),

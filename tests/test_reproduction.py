@@ -18,7 +18,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.language import SHARES
+from mimetic.experiments.programmes.language import RATE, SHARES
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
 from mimetic.training.records import load_runs
 
@@ -141,11 +141,12 @@ def test_a_trend_waits_for_every_size(monkeypatch):
 def test_the_runs_of_a_pair_were_made_alike(experiment):
     runs = load_runs(experiment)
     alike = ["device.name", "device.threads", "torch"]
-    if experiment == "cifar10-lab10":  # of several machines, each pair of one; the arms of a seed differ in precision on purpose
+    several = {"cifar10-lab10": (*QUESTIONS, PRECISION), "tinyshakespeare-rate": (RATE,)}
+    if experiment in several:  # of several machines or precisions, on purpose, but each pair of one
         runs = runs.set_index(["arm", "seed"])[alike]
-        pairs = {pair for study in (*QUESTIONS, PRECISION) for pair in comparisons_of(study).values()}
+        pairs = {pair for study in several[experiment] for pair in comparisons_of(study).values()}
         both = [(seed, pair) for pair in pairs for seed in range(10) if all((arm, seed) in runs.index for arm in pair)]
-        assert len(both) > 100
+        assert len(both) >= {"cifar10-lab10": 100, "tinyshakespeare-rate": 12}[experiment]
         for seed, (reference, arm) in both:
             assert (runs.loc[(reference, seed)] == runs.loc[(arm, seed)]).all(), (reference, arm, seed)
         return
