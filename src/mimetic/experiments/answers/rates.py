@@ -167,9 +167,8 @@ def second_aside(arm: str, table: pd.DataFrame | None = None) -> str:
     if arm not in table.index or table.loc[arm, "pairs"] < ENOUGH or table.loc[arm, "high"] >= 0:
         return ""
     row = table.loc[arm]
-    return (
-        f"; at {row['other rate']:g}, which the search put second and six seeds put first ([below](#second-rate)), {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
-    ).replace("six seeds", f"{row['pairs']:.0f} seeds")
+    behind = f"{METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
+    return f"; at {row['other rate']:g}, which the search put second and {row['pairs']:.0f} seeds put first ([below](#second-rate)), {behind}"
 
 
 # The four pairs of signs at one rate: each arm's name where it was run at GENTLE
@@ -181,8 +180,7 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
     finals = _by_arm() if finals is None else finals
     if finals.empty or not set(AT_ONE_RATE.values()) <= set(finals["arm"]):
         return "The four pairs of signs at one rate are not all in yet: `python -m mimetic queue language`."
-    one = AT_ONE_RATE
-    lines = []
+    one, lines = AT_ONE_RATE, []
     for product, plus, minus in (("V·proj", ("language", "gpt2-signs"), ("vision", "both-minus")), ("QK", ("language", "vision"), ("gpt2-signs", "both-minus"))):
         values = contrast(finals, {one[a]: 0.5 for a in plus} | {one[a]: -0.5 for a in minus}, METRIC.column)
         low, high = mean_interval(values)

@@ -88,10 +88,7 @@ def halves_in_words(table: pd.DataFrame | None) -> str:
 
 def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
     """What becomes of the sibling's comparisons in twice as many epochs, in a sentence; "" without those runs."""
-    runs = finals.get("ml100k", pd.DataFrame(columns=["arm"]))
-    runs = runs[runs["arm"].str.startswith(LONG_SIBLING_PREFIX)]
-    names = ("vision signs", "opposite signs", "opposite minus vision signs")
-    table = compare(runs.assign(arm=runs["arm"].str.removeprefix(LONG_SIBLING_PREFIX)), {name: COMPARED[name] for name in names}, METRIC.column) if len(runs) else runs
+    table = compare(_sibling(finals, LONG_SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, METRIC.column)
     if table.empty or table["pairs"].max() < 2:
         return ""
     said = "; ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in table.iterrows())
@@ -123,10 +120,16 @@ def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, 
     """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's, behind a prefix)."""
     tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
     if "ml100k" in finals:
-        runs = finals["ml100k"][finals["ml100k"]["arm"].str.startswith(SIBLING_PREFIX)]
-        if len(table := compare(runs.assign(arm=runs["arm"].str.removeprefix(SIBLING_PREFIX)), pairs, column)):
+        if len(table := compare(_sibling(finals, SIBLING_PREFIX), pairs, column)):
             tables[SIBLING_RUNS] = table
     return tables
+
+
+def _sibling(finals: Mapping[str, pd.DataFrame], prefix: str) -> pd.DataFrame:
+    """The causal sibling's runs, its arms named as BERT4Rec's; prefix: what their names begin with."""
+    runs = finals["ml100k"]
+    runs = runs[runs["arm"].str.startswith(prefix)]
+    return runs.assign(arm=runs["arm"].str.removeprefix(prefix))
 
 
 def words_of(table: pd.DataFrame) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -81,9 +82,9 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
     return (
-        f"{mean}: **{100 * row.difference:+.2f} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
+        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
         f"ahead in {row.wins:.0f} of {n}; {verdict}."
-    ).replace("**-", "**−")
+    )
 
 
 def pilot(finals: pd.DataFrame) -> str:
