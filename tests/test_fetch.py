@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,18 @@ def test_a_killed_writer_leaves_no_half_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert done.returncode == 9
     assert not target.exists()
+    (half,) = tmp_path.iterdir()
+    with atomic_path(target) as temporary:  # a minute later it could be another process's that is still writing
+        temporary.write_bytes(b"whole")
+    assert half.exists()
+    a_day_ago = time.time() - fetch.ABANDONED - 60
+    os.utime(half, (a_day_ago, a_day_ago))
+    with atomic_path(tmp_path / "file.txt") as temporary:  # another file's
+        temporary.write_bytes(b"whole")
+    assert half.exists()
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert not half.exists()
 
 
 def test_download(server, tmp_path):

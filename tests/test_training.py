@@ -157,6 +157,8 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
     assert load_checkpoint(path, {"config": "a", "source": "b"})["step"] == 3
     with pytest.raises(CheckpointError, match="x.pt was written with another source"):
         load_checkpoint(path, {"config": "a", "source": "c"})
+    with pytest.raises(CheckpointError, match="another arm, config, depth and 3 more: "):  # of a version that named its parts otherwise
+        load_checkpoint(path, dict.fromkeys(("arm", "depth", "lr", "seed"), "a"))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="x.pt is damaged"):
         load_checkpoint(path, {"config": "a", "source": "b"})

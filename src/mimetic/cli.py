@@ -193,11 +193,15 @@ class AuditModel:
 class Queue:
     """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
 
-    recipe  the search that chose the recipe (10 runs)
-    lab     every question at laboratory scale (about 300 runs, about 16 hours on two CPU cores; --together 60: about 20 minutes on a GPU)
-    paper   the comparison at the paper's scale, for a GPU
-    language, language-recipe, language-gpu    the same three for text (language: about 200 runs, about 23 hours of one core)
-    recommenders, recommenders-recipe, recommenders-gpu  the same three for BERT4Rec (recommenders: about 310 runs, about 20 hours of one core)
+    names:
+      lab                  every question at laboratory scale: 320 runs, 16 hours
+                           of two CPU cores (--together 60: 20 minutes of a GPU)
+      recipe               the search that chose the laboratory's recipe, 10 runs
+      paper                the comparison at the paper's scale, for a GPU
+      language             GPTs on text: 240 runs, 28 hours of one core
+      recommenders         BERT4Rec: 310 runs, 20 hours of one core
+      language-recipe, recommenders-recipe    the searches for their recipes
+      language-gpu, recommenders-gpu          larger ones, for a GPU
 
     examples:
       python -m mimetic queue lab --minutes 9

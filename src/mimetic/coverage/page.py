@@ -28,6 +28,15 @@ CAVEAT_NAMES = {
     views.UNSCALED: "another logit scale",
 }
 
+_MATH = {  # as a warning in a terminal writes it -> as a page does; longer ones first
+    "W_Q W_K^T": r"$W_QW_K^\top$",
+    "W_V W_proj": r"$W_VW_{proj}$",
+    "W_V:": "$W_V$:",
+    "q k^T": r"$qk^\top$",
+    "sqrt(head_dim)": r"$\sqrt{\text{head size}}$",
+    "+beta I": r"$+\beta I$",
+}
+
 _PAGE_HEAD = """# Which models are supported
 
 This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every architecture
@@ -57,7 +66,7 @@ def page(tables: list[dict]) -> str:
         lines.append(f"| {VERDICTS[verdict]} | " + " | ".join(str(t["counts"][verdict]) for t in tables) + " |")
     lines.append("| **all** | " + " | ".join(str(len(t["architectures"])) for t in tables) + " |")
     lines += ["", _NAMES_HEAD, ""]
-    lines += [f"* *{name}*: {sentence}." for sentence, name in CAVEAT_NAMES.items()]
+    lines += [f"* *{name}*: {_math(sentence)}." for sentence, name in CAVEAT_NAMES.items()]
     for table in tables:
         what = "Families of model names (sizes, patches and resolutions left out)" if table["library"] == "timm" else "Model types"
         lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]
@@ -69,6 +78,12 @@ def page(tables: list[dict]) -> str:
             if rows:
                 lines += [f":::{{dropdown}} {table['library']}: {verdict} ({len(rows)})", *_listed(rows, verdict), ":::", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _math(sentence: str) -> str:
+    for plain, formula in _MATH.items():
+        sentence = sentence.replace(plain, formula)
+    return sentence
 
 
 def _listed(rows: list[dict], verdict: str) -> list[str]:

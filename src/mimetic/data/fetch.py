@@ -11,17 +11,20 @@ Everything that this package downloads goes through here, so that three promises
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import http.client
 import os
 import secrets
 import shutil
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TIMEOUT = 20  # seconds without a byte from the server before it counts as unreachable
+ABANDONED = 24 * 3600  # seconds after which nobody writes on a temporary file any more
 
 
 class Unavailable(RuntimeError):
@@ -92,10 +95,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.write_text(...)
 
     Yields a temporary path in the same folder (created if missing), with the same suffix. When the block ends well, the
-    file is flushed to disk and renamed over ``path``; when it raises, the file is removed and ``path`` is as it was.
+    file is flushed to disk and renamed over ``path``; when it raises, the file is removed and ``path`` is as it was. What a
+    killed process left of ``path`` a day ago or earlier is removed, too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.????????.tmp{glob.escape(path.suffix)}"):
+        with suppress(OSError):  # another process was first, or it is somebody else's
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
     # the name is ours alone, so that two processes that fetch the same thing do not write into one file
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:

@@ -64,9 +64,8 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     found = state.get("identity", {})
     differs = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
     if differs:
-        raise ForeignCheckpoint(
-            f"{path} was written with another {' and '.join(differs)}: train with force (--force) to start again"
-        )
+        what = " and ".join(differs) if len(differs) <= 4 else f"{', '.join(differs[:3])} and {len(differs) - 3} more"
+        raise ForeignCheckpoint(f"{path} was written with another {what}: train with force (--force) to start again")
     return state
 
 
