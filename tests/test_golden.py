@@ -75,7 +75,7 @@ def test_bfloat16_is_the_same_with_and_without_instructions_for_it(family, nativ
     golden = json.loads((GOLDEN / f"{family}.json").read_text())
     if golden["torch"] != VERSION:
         pytest.skip(f"written with torch {golden['torch']}, this is {VERSION}")
-    monkeypatch.setattr("mimetic.training.loop.cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("mimetic.training.backend.cpu_has_bfloat16", lambda: native)
     assert losses(family, "bfloat16") == pytest.approx(golden["bfloat16"], rel=5e-3)
 
 

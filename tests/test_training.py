@@ -1,8 +1,8 @@
 """Training: the schedule, the groups, the pairing of arms, and exact resume after a real SIGKILL."""
 
 import contextlib
-import errno
 import dataclasses
+import errno
 import itertools
 import json
 import math
@@ -26,9 +26,18 @@ from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.runs import check, checkpoint_path, run
 from mimetic.experiments.vision import VisionTask, build_model
 from mimetic.models import ViT, ViTConfig
-from mimetic.training import loop
-from mimetic.training.checkpoint import CheckpointError, ForeignCheckpoint, aside, exclusive, load_checkpoint, save_checkpoint
-from mimetic.training.loop import Diverged, TimeLimit, TrainConfig, derive_seed, learning_rate, make_optimizer, train
+from mimetic.training import backend, loop
+from mimetic.training.backend import derive_seed
+from mimetic.training.checkpoint import (
+    CheckpointError,
+    ForeignCheckpoint,
+    aside,
+    exclusive,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mimetic.training.config import TrainConfig
+from mimetic.training.loop import Diverged, TimeLimit, learning_rate, make_optimizer, train
 from mimetic.training.precision import InFloat32
 from mimetic.training.records import RecordError, load_runs, read_record, record_path
 from mimetic.training.step import Step
@@ -555,7 +564,7 @@ def test_missing_device_names_the_ones_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match="device='cuda': PyTorch finds none on this machine; choices here: auto, cpu"):
-        loop.resolve_device("cuda")
+        backend.resolve_device("cuda")
 
 
 def test_named():
@@ -570,7 +579,7 @@ def test_named():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_runs_and_the_record_says_how(native, monkeypatch):
-    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr(backend, "cpu_has_bfloat16", lambda: native)
     record = run(tiny(precision="bfloat16", epochs=1), store=False, progress=False)
     assert record["device"]["precision"] == "bfloat16" and math.isfinite(record["final"]["train_loss"])
     assert record["device"]["products"] == ("bfloat16" if native else "float32")
@@ -578,8 +587,8 @@ def test_bfloat16_runs_and_the_record_says_how(native, monkeypatch):
 
 def test_float32_needs_no_instructions_for_bfloat16(monkeypatch):
     for native in (True, False):
-        monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda native=native: native)
-        assert loop.resolve_backend(runs.train_config(tiny(precision="float32")))["products"] == "float32"
+        monkeypatch.setattr(backend, "cpu_has_bfloat16", lambda native=native: native)
+        assert backend.resolve_backend(runs.train_config(tiny(precision="float32")))["products"] == "float32"
 
 
 def test_products_in_float32_are_rounded_once_forward_and_backward():

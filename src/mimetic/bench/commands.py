@@ -78,7 +78,8 @@ def _bench(kind: str, measure, command, device: str) -> None:
     import torch
 
     from mimetic.bench import store_bench
-    from mimetic.training.loop import TrainConfig, resolve_backend
+    from mimetic.training.backend import resolve_backend
+    from mimetic.training.config import TrainConfig
 
     arguments = {name: value for name, value in vars(command).items() if name not in ("store", "device")}
     try:

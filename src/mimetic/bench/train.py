@@ -29,7 +29,8 @@ from mimetic.experiments.runs import train_config
 from mimetic.experiments.vision import VisionTask, build_model, vit_config
 from mimetic.flops import peak as card_peak
 from mimetic.flops import total
-from mimetic.training.loop import make_optimizer, resolve_backend, resolve_device, settings
+from mimetic.training.backend import resolve_backend, resolve_device, settings
+from mimetic.training.loop import make_optimizer
 from mimetic.training.precision import cast, products
 from mimetic.training.step import Step
 

@@ -22,17 +22,14 @@ from mimetic.attention_maps import product_table
 from mimetic.data.text import CORPORA, HELD_OUT, TextData, check_text, load_text
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.metrics import Metric
-from mimetic.experiments.runs import Prepared, initialized
+from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized
 from mimetic.models.gpt import GPT, GPTConfig, generate
-from mimetic.training.loop import derive_seed
+from mimetic.training.backend import derive_seed
 
 METRIC = Metric("test_bits_per_byte", "validation bits per byte", "", "bits per byte", digits=3, lower_is_better=True)
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/text.py", "defaults.py", "experiments/language.py",
-    "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/gpt.py", "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py", "training/step.py",
-)  # fmt: skip
+SOURCE = (*COMMON_SOURCE, "data/text.py", "experiments/language.py", "models/gpt.py", "training/parallel.py")
 EVALUATION_TOKENS = {"cpu": 2048}  # tokens of an evaluation batch; else 32,768
 PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in the record
 

@@ -35,8 +35,9 @@ from mimetic.experiments.helpers import in_a_line, leave_with_parent, until_term
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
 from mimetic.experiments.together import groups, work_together
+from mimetic.training.backend import resolve_backend, resolve_device
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
-from mimetic.training.loop import TimeLimit, resolve_backend, resolve_device
+from mimetic.training.loop import TimeLimit
 from mimetic.training.parallel import launched
 from mimetic.training.records import RecordError, now
 

@@ -26,18 +26,14 @@ from mimetic.data.sequences import SequenceData, check_sequences, load_sequences
 from mimetic.experiments.configs.recommenders import RecommenderConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
-from mimetic.experiments.runs import Prepared, initialized
+from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized
 from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
-from mimetic.training.loop import derive_seed
+from mimetic.training.backend import derive_seed
 
 METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
 MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have different numbers
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/sequences.py", "defaults.py", "experiments/ranking.py",
-    "experiments/recommenders.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/bert4rec.py",
-    "models/blocks.py", "plan.py", "scan.py", "training/loop.py", "training/precision.py", "training/step.py",
-)  # fmt: skip
+SOURCE = (*COMMON_SOURCE, "data/sequences.py", "experiments/ranking.py", "experiments/recommenders.py", "models/bert4rec.py")
 OBJECTIVES = ("mask", "next")
 EVALUATION_BATCH = 256  # users
 

@@ -32,6 +32,7 @@ from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initialize import MimeticSpec
 from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.models.blocks import parameter_counts
+from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
 from mimetic.training.checkpoint import (
     CheckpointError,
     ForeignCheckpoint,
@@ -40,7 +41,8 @@ from mimetic.training.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
 )
-from mimetic.training.loop import Result, Task, TrainConfig, derive_seed, resolve_backend, resolve_device, train
+from mimetic.training.config import TrainConfig
+from mimetic.training.loop import Result, Task, train
 from mimetic.training.parallel import Group, connect, own_card
 from mimetic.training.precision import cast, products
 from mimetic.training.records import (
@@ -54,6 +56,14 @@ from mimetic.training.records import (
     versions,
     write_record,
 )
+
+# The files that have a part in the numbers of every run; a family adds its own.
+COMMON_SOURCE = (
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py",
+    "defaults.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py",
+    "models/blocks.py", "plan.py", "scan.py", "training/backend.py", "training/config.py", "training/loop.py",
+    "training/precision.py", "training/step.py",
+)  # fmt: skip
 
 Model = TypeVar("Model", bound="nn.Module")
 

@@ -31,10 +31,11 @@ from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.helpers import Helpers, Job, cores, in_a_line, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.stacked import stack
+from mimetic.training.backend import resolve_backend, resolve_device
+from mimetic.training.backend import settings as loop_settings
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive, remove_checkpoint
 from mimetic.training.group import GroupStep
-from mimetic.training.loop import Result, learning_rate, resolve_backend, resolve_device
-from mimetic.training.loop import settings as loop_settings
+from mimetic.training.loop import Result, learning_rate
 from mimetic.training.parallel import launched
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record

@@ -31,18 +31,14 @@ from mimetic.data.images import (
 )
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.runs import Prepared, initialized, train_config
+from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized, train_config
 from mimetic.models.vit import ViT, ViTConfig
-from mimetic.training.loop import derive_seed, resolve_backend
+from mimetic.training.backend import derive_seed, resolve_backend
 
 METRIC = ACCURACY
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py", "data/augment.py", "data/images.py", "defaults.py",
-    "experiments/runs.py", "experiments/vision.py", "initialize.py", "initializers.py", "lapack.py", "measure.py", "models/blocks.py", "models/vit.py",
-    "plan.py", "scan.py", "training/loop.py", "training/parallel.py", "training/precision.py", "training/step.py",
-)  # fmt: skip
+SOURCE = (*COMMON_SOURCE, "data/augment.py", "data/images.py", "experiments/vision.py", "models/vit.py", "training/parallel.py")
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 

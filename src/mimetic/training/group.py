@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mimetic.models.stacked import Stacked
-from mimetic.training.loop import TrainConfig, adamw
+from mimetic.training.config import TrainConfig
+from mimetic.training.loop import adamw
 from mimetic.training.precision import cast
 from mimetic.training.step import Captured, sum_dtype
 

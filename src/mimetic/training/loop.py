@@ -6,13 +6,11 @@ function of (epoch, step), so that a run that was killed and resumed sees what i
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,72 +18,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-try:
-    from tqdm import tqdm
-except ImportError:
-
-    class tqdm:  # noqa: N801  on a bare GPU machine: the lines without the bar
-        disable = True
-
-        def __init__(self, **_: Any) -> None: ...
-
-        def update(self) -> None: ...
-
-        def close(self) -> None: ...
-
-        def write(self, line: str) -> None:
-            print(line, flush=True)
-
-from mimetic.data.fetch import Unavailable
+from mimetic.training.backend import compiler_needed, derive_seed, resolve_backend, settings
 from mimetic.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from mimetic.training.config import TrainConfig
 from mimetic.training.parallel import ALONE, Group
-from mimetic.training.precision import cast, cpu_has_bfloat16, products
+from mimetic.training.precision import cast, products
+from mimetic.training.progress import Progress
 from mimetic.training.step import Step
 
-# Deterministic products on a GPU need it, and cuBLAS reads it once, at a process's first product: so it is set before any.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "float32", "bfloat16")
-COMPILE = ("auto", "on", "off")
 CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
-MOST_THREADS = 1024
-MOST_GRAPHS = 256  # of one function; a shape of GPT takes five
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; nothing about what."""
-
-    epochs: int
-    lr: float = 1e-3  # peak learning rate
-    weight_decay: float = 0.05  # on matrices only: not on biases, norms, position embedding, class token
-    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    warmup: float = 0.1  # share of the run in which lr grows linearly; then a cosine to 0; both step by step
-    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
-    device: str = "auto"  # "auto": cuda, else mps, else cpu
-    threads: int = 2  # of PyTorch on the CPU; sums are ordered by it, so it belongs to the config
-    precision: str = "auto"  # "auto": bfloat16 autocast on cards that have it, float32 elsewhere
-    compile: str = "auto"  # torch.compile; "auto": on cards that it supports
-
-    def __post_init__(self) -> None:
-        for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("compile", COMPILE)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name, low in (("epochs", 1), ("threads", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
-        if self.threads > MOST_THREADS:
-            raise ValueError(f"threads must be at most {MOST_THREADS}, not {self.threads!r}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be greater than 0 and finite, not {self.lr!r}")
-        for name in ("weight_decay", "grad_clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(self, name)!r}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the run, at least 0 and less than 1, not {self.warmup!r}")
 
 
 class Task(Protocol):
@@ -125,46 +68,6 @@ class TimeLimit(Exception):
 
 class Diverged(ArithmeticError):
     """The loss or a metric is no longer a finite number."""
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed for one purpose: a function of its arguments only, unrelated to those of other purposes or neighbours."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device behind "auto", "cpu", "cuda", "mps".
-
-    Raises:
-        ValueError: unknown name, or this machine has no such device.
-    """
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
-    if not there[name]:
-        raise ValueError(f"device={name!r}: PyTorch finds none on this machine; choices here: auto, "
-                         + ", ".join(key for key, value in there.items() if value))  # fmt: skip
-    return torch.device(name)
-
-
-def resolve_backend(config: TrainConfig) -> dict[str, Any]:
-    """What a config means on this machine: type, name, threads, precision, products (the precision they are taken in; see
-    training.precision), compiled."""
-    device = resolve_device(config.device)
-    gpu = device.type == "cuda"
-    # older cards have no bfloat16, or only an emulation, and the compiler refuses them
-    precision = config.precision if config.precision != "auto" else "bfloat16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    compiled = gpu and torch.cuda.get_device_capability(device) >= (7, 0) if config.compile == "auto" else config.compile == "on"
-    return {
-        "type": device.type,
-        "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
-        "threads": config.threads,
-        "precision": precision,
-        "products": "float32" if device.type == "cpu" and not compiled and not cpu_has_bfloat16() else precision,
-        "compiled": compiled,
-    }
 
 
 def learning_rate(step: int, config: TrainConfig, steps_per_epoch: int) -> float:
@@ -283,14 +186,14 @@ def train(
         if state is not None:
             trained.sums = {name: value.to(_device(model)) for name, value in state["sums"].items()}
         compiling = backend["compiled"]
-        bar = _Progress(label, step, config.epochs * steps, progress and group.first)
+        bar = Progress(label, step, config.epochs * steps, progress and group.first)
         try:
             for epoch in range(len(result.curve), config.epochs):
                 model.train()
                 clock = time.perf_counter()
                 while step < (epoch + 1) * steps:
                     batch = group.rows(task.batch(epoch, step - epoch * steps))
-                    with _compiler_needed() if compiling else nullcontext():
+                    with compiler_needed() if compiling else nullcontext():
                         trained(batch, learning_rate(step, config, steps))
                     step += 1
                     if compiling:  # no part of the speed
@@ -333,86 +236,5 @@ def train(
     return result
 
 
-def _no_silent_eager() -> AbstractContextManager:
-    """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without compiling: other bits, another
-    speed, and nothing said. So there may be many, which runs of one shape then share, and too many are an error."""
-    wanted = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 8 * MOST_GRAPHS, "fail_on_recompile_limit_hit": True}
-    return torch._dynamo.config.patch(**{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)})
-
-
-@contextmanager
-def _compiler_needed() -> Iterator[None]:
-    """One line in place of a compiler's hundred."""
-    try:
-        yield
-    except Exception as error:
-        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            raise Unavailable(f"torch.compile fails on this machine ({type(error).__name__}: {said[:160]}): choose --compile off, or install a compiler") from error
-        raise
-
-
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@contextmanager
-def settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterator[None]:
-    """Threads, global generators and, on a GPU, deterministic kernels, for the time of a run; all restored after."""
-    threads, gpu = torch.get_num_threads(), backend["type"] == "cuda"
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []), _no_silent_eager() if backend["compiled"] else nullcontext():
-        torch.manual_seed(derive_seed(seed, "global"))
-        try:
-            torch.set_num_threads(config.threads)
-            if gpu:  # the same run twice gives the same bits; CPU kernels do so anyway. With warn_only attention's backward would not
-                torch.use_deterministic_algorithms(True)
-                torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            if gpu:
-                torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-                torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
-def _cpu_name() -> str:
-    """The processor's model name."""
-    import platform
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-class _Progress:
-    """A bar with loss, accuracy and time left, and one line an epoch; silent if not wanted."""
-
-    def __init__(self, label: str, step: int, total: int, shown: bool) -> None:
-        # disable=None: no bar where the output is a file, only the lines
-        self.shown, self.label, self.read = shown, label, 0.0
-        self.bar = tqdm(
-            total=total, initial=step, desc=label, unit="step", leave=False, dynamic_ncols=True,
-            disable=None if shown else True,
-        )  # fmt: skip
-
-    def advance(self, sums: dict[str, Tensor], steps: int) -> None:
-        self.bar.update()
-        if not self.bar.disable and time.monotonic() - self.read > 0.5:  # reading the sums waits for the device
-            means = {name: float(value) / steps for name, value in sums.items()}
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
-            self.read = time.monotonic()
-
-    def epoch(self, result: Result, epochs: int, unit: str) -> None:
-        if self.shown:
-            last = result.curve[-1]
-            metrics = "  ".join(f"{k} {v:.4f}" for k, v in last.items() if k.startswith(("train_", "test_")))
-            took = sum(result.seconds.values())
-            self.bar.write(f"{self.label}  epoch {last['epoch']}/{epochs}  {metrics}  lr {last['lr']:.1e}  "
-                           f"{result.units_per_second:.0f} {unit}/s  {took:.0f} s")  # fmt: skip
-
-    def close(self) -> None:
-        self.bar.close()
