@@ -39,7 +39,7 @@ def random_directions_(model: nn.Module, generator: Generator = None) -> None:
 
 
 def untransposed_(model: nn.Module, generator: Generator = None) -> None:
-    """Store V's and proj's factors the way most public code does: v.weight = L, proj.weight = R for the target L @ R.
+    """Store V's and proj's factors the way several public codes do: v.weight = L, proj.weight = R for the target L @ R.
     nn.Linear multiplies by the transpose, so the product becomes (R L)^T: the target's eigenvalues, hence its trace, on
     a diagonal that is far from constant."""
     for layer in _written(model):
@@ -118,7 +118,7 @@ CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_
 INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
 """The names that ``initialize_`` takes:
 
-* ``timm``: every nn.Linear trunc-normal with std .02, the default that the paper compares with;
+* ``timm``: every nn.Linear trunc-normal with std .02, the default that this book compares with;
 * ``torch``: PyTorch's own defaults;
 * ``xavier``: Xavier uniform for every matrix, queries, keys and values each on their own;
 * ``gpt2``: GPT-2's, normal with std .02, less in front of the residual stream; the default of text models;
@@ -126,7 +126,7 @@ INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "ti
 * ``mimetic``: the default with both products of every attention layer written over;
 * ``mimetic-qk``, ``mimetic-vp``: one of the two products;
 * ``mimetic-random-directions``, a control: each factor of ``mimetic`` keeps its singular values and gets random directions;
-* ``mimetic-untransposed``, a control: V and proj stored without transposing, as most public code does it;
+* ``mimetic-untransposed``, a control: V and proj stored without transposing, as several public codes do it;
 * ``timm-rescaled``, a control: the default with every attention matrix scaled to its Frobenius norm under ``mimetic``.
 """
 

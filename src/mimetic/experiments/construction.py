@@ -55,7 +55,7 @@ def orientations(d: int = 192, alpha: float = 0.4, beta: float = -0.4, draws: in
 
 def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0) -> pd.DataFrame:
     """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj: the singular values are sorted, so the first head gets
-    the largest."""
+    the largest; and what it would be with both factors stored untransposed."""
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     rows = []
@@ -63,7 +63,8 @@ def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: floa
         left, right = factor(semi_diagonal(d, alpha, beta, generator=generator))
         for h in range(num_heads):
             part = slice(h * k, (h + 1) * k)
-            rows.append({"draw": draw, "head": h, **statistics(left[:, part] @ right[part])})
+            wrong = statistics(left[part].mT @ right[:, part].mT)["diag_mean"]
+            rows.append({"draw": draw, "head": h, **statistics(left[:, part] @ right[part]), "untransposed": wrong})
     return pd.DataFrame(rows)
 
 

@@ -201,6 +201,6 @@ def lead(dots: dict[str, pd.DataFrame]) -> str:
     if steady:
         return f" {word}: the gain {'grows' if size else 'shrinks'} with the model, and is larger where there are {'fewer' if data else 'more'} images."
     if word == "Neither":
-        return " Neither: the gain does not grow with the model, and is not larger where there are fewer images. What falls off are single sizes at the ends; in between the gain is about the same."
+        return " Neither is seen. Lines through all sizes run the other way, but single sizes at the ends decide it (such a trend is undecided in [the report](13_report.ipynb)); in between the gain is about the same."
     return f" {word}, by a line through all sizes; but single sizes at the ends decide it."
 

@@ -60,7 +60,7 @@ def _conclusion(finals: pd.DataFrame) -> str:
     """What the parts come to, a sentence each, as far as the pairs decide them; "" before they are in."""
     asked = {
         "half": {"mimetic-vp": 1, "mimetic-qk": -1}, "size": {"mimetic": 1, "timm-rescaled": -1}, "directions": {"mimetic": 1, "random-directions": -1},
-        "signs": {"both-flipped": 1, "timm": -1}, "qk": {"qk-beta-0": 1, "mimetic": -1}, "vp": {"vp-beta-0": 1, "mimetic": -1},
+        "torch": {"mimetic": 1, "torch": -1}, "signs": {"both-flipped": 1, "timm": -1}, "qk": {"qk-beta-0": 1, "mimetic": -1}, "vp": {"vp-beta-0": 1, "mimetic": -1},
         "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
     }  # fmt: skip
     values = {name: contrast(finals, arms) for name, arms in asked.items()}
@@ -74,10 +74,12 @@ def _conclusion(finals: pd.DataFrame) -> str:
         parts.append(f"More of it comes from {first} than from {second}")
     if says["size"] == says["directions"] == "gains":
         low, high = sorted(found[name]["difference"] for name in ("size", "directions"))
-        parts.append(f"{points(low)[1:]} to {points(high)[1:]} of these points need more than large weights")
+        parts.append(f"{points(low)[1:]} to {points(high)[1:]} of these points need more than attention weights of that size")
+        if says["torch"] == "gains":
+            parts.append(f"Over PyTorch's default, whose weights are larger than timm's outside attention, too, {points(found['torch']['difference'])[1:]} are left")
     lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
     if any(lost.values()):
-        parts.append("; ".join(f"{name} diagonal {'is worth ' + points(-found[part]['difference'])[1:] + ' of them' if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
+        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of them' if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
     if says["signs"] == "loses":
         parts.append("With both signs flipped there is a loss")
     if not any(says[name] == "gains" for name in ("learned", "none")):
@@ -115,8 +117,8 @@ def constants_sentence(finals: pd.DataFrame) -> str:
 
     def lost(these: dict[str, pd.Series]) -> str:
         means = [v.mean() for v in these.values()]
-        worse = sum(summary(v)["high"] < 0 for v in these.values())
-        return f"a loss in {worse} of {len(these)} ({ACCURACY.span(min(means), max(means))} points)"
+        worse, better = (sum(end(summary(v)) for v in these.values()) for end in (lambda row: row["high"] < 0, lambda row: row["low"] > 0))
+        return f"a loss in {worse} of {len(these)}{f', a gain in {better}' if better else ''} ({ACCURACY.span(min(means), max(means))} points)"
 
     parts = [f"{word} a constant: {lost(these)}." for word, ratio in (("Doubling", 2), ("Halving", 0.5)) if (these := arms(ratio))]
     names = {"qk-alpha": "no noise in QK", "vp-alpha": "no noise in V·proj (and axes for directions)", "qk-beta": "no diagonal in QK", "vp-beta": "no diagonal in V·proj"}

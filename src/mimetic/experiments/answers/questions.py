@@ -268,8 +268,8 @@ def third_answer() -> str:
 # --- all three -------------------------------------------------------------------------------------------------------
 
 
-def _beside(explained: pd.DataFrame) -> str:
-    """What the identity carries in the trained encoders beside ours, in brackets; "" without them."""
+def beside(explained: pd.DataFrame) -> str:
+    """What the identity carries of QK and of V·proj in the trained encoders beside ours, in brackets; "" without them."""
     others = explained[~explained["model"].str.startswith("BERT4Rec") & (explained["model"] != WRITTEN)]
     spans = [f"{100 * part.min():.1f} to {common.percent(part.max(), 1)}" for _, part in others.groupby("product", sort=False)["explained"]]
     return f" (in trained encoders of images, speech and text {' and '.join(spans)})" if spans else ""
@@ -287,6 +287,6 @@ def in_short(explained: pd.DataFrame) -> str:
     marks = share_marks()
     third = [f"{common.percent(share, 1)} of the parameters with {n:,} items ({name})" for name, (n, share) in marks.items()]
     if second:
-        second[-1] += _beside(explained)
+        second[-1] += beside(explained)
     answers = {"Layers worth imitating?": first, "Can matrix operations imitate them?": second, "A meaningful share?": third}
     return "\n".join(f"* *{asked}* {'; '.join(parts) or 'no run is in yet'}." for asked, parts in answers.items())

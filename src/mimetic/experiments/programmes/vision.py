@@ -2,7 +2,7 @@
 
     python -m mimetic queue recipe         the search that chose the recipe, on a split of the training set
     python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will; with --together 60 minutes, on a GPU)
-    python -m mimetic queue paper          the comparison at the paper's scale, for a GPU
+    python -m mimetic queue paper          ViT-Tiny, 50,000 images, 100 epochs, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.vision.ARMS.
 """
