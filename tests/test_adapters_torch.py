@@ -258,3 +258,27 @@ def test_no_two_layers_have_one_name():
         assert {layer.name for layer in attention_layers(model)} == {"attn", "module.attn"}
         assert len(mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)))) == 2
         assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["enc_attn", "dec_enc_attn", "encoder_attention", "context_attn", "src_tgt_attn", "mem_attn", "cond_attn", "ca", "xattn", "attn2", "second"])
+def test_a_second_layer_beside_a_self_attn_is_cross_attention(name):
+    block = nn.Module()
+    block.self_attn = nn.MultiheadAttention(16, 2)
+    block.add_module(name, nn.MultiheadAttention(16, 2))
+    assert [(layer.name, layer.kind) for layer in attention_layers(block)] == [("self_attn", "self"), (name, "cross")]
+
+
+@pytest.mark.parametrize("name", ["enc_attn", "decoder_encoder_attention", "ctx_attn", "ca_text", "xattn", "attn2", "guided_attn"])
+def test_its_name_alone_says_cross_attention(name):
+    block = nn.Module()
+    block.add_module(name, nn.MultiheadAttention(16, 2))
+    assert attention_layers(block)[0].kind == "cross"
+
+
+def test_a_sparse_or_complex_weight_is_refused_in_a_line():
+    layer = nn.MultiheadAttention(16, 2)
+    layer.in_proj_weight = nn.Parameter(layer.in_proj_weight.detach().to_sparse())
+    with pytest.raises(UnsupportedAttention, match="in_proj_weight is stored as torch.sparse_coo, not as a plain matrix$"):
+        attention_layers(layer)
+    with pytest.raises(UnsupportedAttention, match="complex weights"):
+        attention_layers(nn.MultiheadAttention(16, 2).to(torch.complex64))

@@ -368,12 +368,12 @@ def test_a_reader_that_forgets_the_name(monkeypatch):
 def test_a_hook_on_a_projection_is_warned_of(register):
     """A LoRA as a hook; a hook on the layer itself, which looks at it, is none."""
     model = vit()
-    model.blocks[0].attn.register_forward_hook(lambda module, args, output: None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    handle = model.blocks[0].attn.register_forward_hook(lambda module, args, output: None)
+    with pytest.warns(MimeticWarning, match=r"blocks\.0\.attn: a forward hook sits on it"):
         mimetic_init_(model)
+    handle.remove()
     handle = getattr(model.blocks[1].attn.qkv, register)(lambda module, *args: None)
-    with pytest.warns(MimeticWarning, match=r"blocks\.1\.attn: a forward hook sits on one of its projections"):
+    with pytest.warns(MimeticWarning, match=r"blocks\.1\.attn: a forward hook sits on it or on one of its projections"):
         mimetic_init_(model)
     handle.remove()
     assert not attention_layers(model)[1].caveats
@@ -558,7 +558,7 @@ def in_inference_mode():
         (lambda: nn.Linear(3, 3), "no attention layer found in Linear"),
         (mha_with_other_widths, "MultiheadAttention: queries are made from width 32, keys from width 16"),
         (on_meta, r"blocks\.0\.attn: qkv\.weight is a meta tensor"),
-        (in_inference_mode, r"blocks\.0\.attn: qkv\.weight was made under torch.inference_mode"),
+        (in_inference_mode, r"blocks\.0\.attn: q was made under torch.inference_mode"),
         (parametrised, r"blocks\.0\.attn: qkv is parametrised"),
         (dynamically_quantised, r"blocks\.0\.attn: qkv "),
         (unknown_attention, r"extra: .*FancyAttention is not a known attention class"),
@@ -953,3 +953,218 @@ def test_controls_refuse_what_they_cannot_do():
     mimetic.initialize_(model, "mimetic-untransposed", generator=seeded())
     with pytest.raises(ValueError, match="init must be one of timm, torch, xavier, .*mimetic"):
         mimetic.initialize_(model, "nope")
+
+
+# --- what a sceptical user tried -------------------------------------------------------------------------------------
+
+
+class Mixer(nn.Module):
+    """Self-attention under a name that says nothing."""
+
+    def __init__(self, d=16):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+
+
+@pytest.fixture
+def adapters():
+    """register_adapter for the time of a test."""
+    from mimetic.adapters import _CUSTOM
+
+    before = dict(_CUSTOM)
+    yield mimetic.register_adapter
+    _CUSTOM.clear()
+    _CUSTOM.update(before)
+
+
+def read_mixer(module, name, ancestors, heads=2, **changed):
+    from mimetic.adapters import fused_out, linear_in
+
+    (q, qb), (k, kb), (v, vb) = fused_out(module.qkv, heads, name)
+    proj, pb = linear_in(module.proj, heads, name)
+    return mimetic.AttentionLayer(**dict(name=name, q=q, k=k, v=v, proj=proj, q_bias=qb, k_bias=kb, v_bias=vb, proj_bias=pb) | changed)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.cross_attn, self.fc = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2), nn.Linear(16, 16)
+
+
+def untouched(model, words, **options):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(UnsupportedAttention, match=words):
+        mimetic_init_(model, **options)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_a_bias_that_belongs_to_something_else_is_refused():
+    model = Pair()
+    nn.init.ones_(model.cross_attn.in_proj_bias)
+    model.self_attn.in_proj_bias = model.cross_attn.in_proj_bias
+    untouched(model, "cross_attn: cross-attention that shares its projections or their biases")
+    model = Pair()
+    nn.init.ones_(model.fc.bias)
+    model.self_attn.out_proj.bias = model.fc.bias
+    untouched(model, "self_attn: one of its biases is also fc.bias, outside of attention")
+    with pytest.warns(MimeticWarning, match="left alone"):
+        mimetic_init_(model, biases="keep")
+    assert model.fc.bias.eq(1).all()
+
+
+def test_a_bias_of_another_shape_is_refused(adapters):
+    adapters(Mixer, lambda module, *rest: read_mixer(module, *rest, q_bias=module.qkv.bias))
+    untouched(Mixer(), r"q_bias has shape \(48,\), its weight asks for \(2, 8\)")
+
+
+def test_weights_that_overlap_in_memory_are_refused(adapters):
+    bank = torch.randn(64, 16)
+    model = nn.ModuleList([nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)])
+    for layer, first in zip(model, (0, 8)):
+        layer.in_proj_weight = nn.Parameter(bank[first : first + 48])
+    untouched(model, "1: its projections overlap in memory")
+
+    def shifted(module, name, ancestors):
+        w = module.qkv.weight.mT.unflatten(1, (6, 8))
+        return read_mixer(module, name, ancestors, k=w[:, 1:3])
+
+    adapters(Mixer, shifted)
+    untouched(Mixer(), "its projections overlap in memory")
+
+
+def test_interleaved_projections_do_not_overlap(adapters):
+    def interleaved(module, name, ancestors):
+        q, k, v = module.qkv.weight.mT.unflatten(1, (2, 3, 8)).unbind(2)
+        bs = module.qkv.bias.view(2, 3, 8).unbind(1)
+        return read_mixer(module, name, ancestors, q=q, k=k, v=v, q_bias=bs[0], k_bias=bs[1], v_bias=bs[2])
+
+    adapters(Mixer, interleaved)
+    model = Mixer()
+    mimetic_init_(model, generator=seeded())
+    check_targets(attention_layers(model), seeded())
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 8, bias=False) for _ in range(3))
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads, self.proj = nn.ModuleList([Head(), Head()]), nn.Linear(16, 16)
+
+
+def test_heads_that_are_modules_of_their_own_are_not_layers(adapters):
+    from mimetic.adapters import linear_in, linear_out
+
+    def read(head, name, ancestors):
+        proj, pb = linear_in(ancestors[1][1].proj, 2, name)
+        q, k, v = (linear_out(part, 1, name)[0] for part in (head.query, head.key, head.value))
+        h = int(ancestors[0][0])
+        return mimetic.AttentionLayer(name, q, k, v, proj[h : h + 1], proj_bias=pb)
+
+    adapters(Head, read)
+    model = nn.Sequential(Heads())
+    untouched(model, r"0\.heads\.1: its projection is a part of 0\.proj\.weight, as that of 0\.heads\.0 is")
+    assert len(mimetic_init_(model, vp=False)) == 2
+
+
+def test_only_what_is_written_must_be_free(adapters):
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, k=read_mixer(module, name, ancestors).q))
+    untouched(Mixer(), "two of its projections are one parameter")
+    mimetic_init_(Mixer(), qk=False)
+    model = nn.ModuleList([nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)])
+    model[1].out_proj.weight = model[0].out_proj.weight
+    untouched(model, "1: shares some but not all of its projections with 0")
+    assert len(mimetic_init_(model, vp=False)) == 2
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, v=read_mixer(module, name, ancestors).k))
+    untouched(Mixer(), "one of its weights is also another of its projections", vp=False)
+
+
+def test_reading_needs_no_place_to_write():
+    with torch.inference_mode():
+        model = nn.MultiheadAttention(16, 2)
+    assert len(mimetic.measure(model)) == 2 * 2 + 1 and mimetic.fit(model).vp_beta
+    with pytest.raises(UnsupportedAttention, match="was made under torch.inference_mode and cannot be written in place"):
+        mimetic_init_(model)
+
+
+def test_a_forward_replaced_on_the_class_is_seen(monkeypatch):
+    timm = pytest.importorskip("timm")
+    model = timm.layers.Attention(16, 2)
+    mimetic_init_(model)
+    cls = type(model)
+    monkeypatch.setattr(cls, "forward", lambda self, x, attn_mask=None, is_causal=False: self.proj(x))
+    untouched(model, "the forward of its class was replaced")
+
+
+def test_attention_in_a_known_layer_that_it_does_not_read_is_refused(adapters):
+    adapters(Mixer, read_mixer)
+    model = Mixer()
+    mimetic_init_(model)
+    model.temporal = nn.Module()
+    model.temporal.q_proj, model.temporal.k_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+    untouched(model, "temporal: .* is not a known attention class")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("kqv", "proj"), ("attn_q", "attn_k", "attn_v"), ("attn_wq", "attn_wk", "attn_wv"), ("query_transform", "key_transform"), ("W_pack", "o_proj"), ("q1", "k1", "v1")],
+)
+def test_projections_under_other_names_are_refused_not_passed_over(parts):
+    other = nn.Module()
+    for name in parts:
+        other.add_module(name, nn.Linear(16, 16))
+    untouched(nn.Sequential(nn.MultiheadAttention(16, 2), other), r"1: .* is not a known attention class\n\(register_adapter teaches")
+
+
+@pytest.mark.parametrize("names", [("query", "key"), ("q", "k"), ("query_net", "key_net")])
+def test_towers_called_query_and_key_are_no_projections(names):
+    model = nn.Module()
+    for name in names:
+        model.add_module(name, nn.TransformerEncoderLayer(16, 2, 32))
+    assert [layer.name for layer in attention_layers(model)] == [f"{name}.self_attn" for name in names]
+    model = nn.Module()
+    model.query, model.key, model.attn = nn.Embedding(4, 16), nn.Embedding(4, 16), nn.MultiheadAttention(16, 2)
+    assert len(attention_layers(model)) == 1
+
+
+def test_a_reader_that_gives_no_layer_is_named(adapters):
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, q=module.qkv.weight[:16].mT))
+    with pytest.raises(UnsupportedAttention, match=r"q must have 3 dimensions .*\(16, 16\)"):
+        mimetic.measure(nn.Sequential(Mixer()))
+    adapters(Mixer, lambda module, name, ancestors: None)
+    with pytest.raises(UnsupportedAttention, match="its reader gave a NoneType"):
+        mimetic_init_(nn.Sequential(Mixer()))
+    with pytest.raises(TypeError, match="reader must be a function"):
+        adapters(Mixer, None)
+
+
+def test_one_frozen_neighbour_in_the_same_storage_is_not_everybodys():
+    model = nn.ModuleList([nn.MultiheadAttention(16, 2), nn.Linear(16, 4)])
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.nn.utils.vector_to_parameters(flat, model.parameters())
+    model[1].requires_grad_(False)
+    model[1].register_forward_hook(lambda *_: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(model)
+    model[0].requires_grad_(False)
+    with pytest.warns(MimeticWarning, match="0: frozen"):
+        mimetic_init_(model)
+
+
+def test_cross_attention_of_two_widths_is_not_measured():
+    model = Pair()
+    model.image_cross_attn = nn.MultiheadAttention(16, 2, kdim=8, vdim=8)
+    assert set(mimetic.measure(model, cross=True).name) == {"self_attn", "cross_attn"}
+    with pytest.raises(TypeError, match="list of AttentionLayer"):
+        mimetic.measure([model])
+
+
+def test_constants_too_small_for_float32_are_refused():
+    assert MimeticSpec(qk_alpha=0).qk_alpha == 0 and semi_diagonal(np.int64(4), 0.7, 0.7).shape == (4, 4)
+    with pytest.raises(ValueError, match="qk_alpha must be 0 or at least 1e-15 in size"):
+        MimeticSpec(qk_alpha=1e-20)

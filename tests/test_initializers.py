@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -241,3 +242,83 @@ def test_a_device_without_float64():
             return torch.ones(2)
 
     assert double(Mps()).dtype is torch.float64 and double(torch.ones(2)).dtype is torch.float64
+
+
+def test_nothing_is_written_where_it_would_fail_later():
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.lock = vit().blocks[0].attn, threading.Lock()
+
+    expanded, quantised = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    expanded[0].weight = nn.Parameter(torch.zeros(1, 4).expand(4, 4))
+    quantised[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    dynamic = nn.Sequential(vit(), torch.ao.nn.quantized.dynamic.Linear(4, 4))
+    wide = nn.MultiheadAttention(48, 3)
+    for model, name, options, error, words in (
+        (vit(), "mimetic", {"qk_rank": 4.0}, ValueError, "qk_rank must be between 1 and the head size"),
+        (vit(), "mimetic", {"qk_rank": "4"}, ValueError, "qk_rank must be between 1 and the head size"),
+        (vit(), "mimetic", {"spec": "vision"}, TypeError, "spec must be a MimeticSpec"),
+        (Locked(), "timm-rescaled", {}, TypeError, "lock"),
+        (expanded, "timm", {}, ValueError, "0.weight is expanded"),
+        (quantised, "timm", {}, ValueError, "0.weight has dtype torch.int8"),
+        (dynamic, "timm", {}, ValueError, "1 is quantised"),
+        (nn.LazyLinear(4), "timm", {}, ValueError, "weight is not initialised yet"),
+    ):
+        there = {n: p.detach().clone() for n, p in model.named_parameters() if not isinstance(p, nn.UninitializedParameter)}
+        with pytest.raises(error, match=words):
+            mimetic.initialize_(model, name, **options)
+        assert all(torch.equal(p, there[n]) for n, p in model.named_parameters() if n in there), words
+    with pytest.raises(TypeError, match="expected a torch.nn.Module, got NoneType"):
+        mimetic.initialize_(None, "timm")
+    mimetic.initialize_(wide, "mimetic")
+
+
+def test_what_a_reset_leaves_is_said():
+    class Low(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.A = nn.Parameter(torch.randn(4, 2))
+
+    class Data(nn.Module):
+        """Its reset goes around autograd's count of writes."""
+
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4))
+
+        def reset_parameters(self):
+            self.w.data.normal_()
+
+    pruned = nn.Sequential(nn.Linear(4, 4))
+    torch.nn.utils.prune.random_unstructured(pruned[0], "weight", 0.5)
+    for model, left in ((nn.Sequential(Low()), "0.A"), (pruned, "0.weight_orig")):
+        with pytest.warns(mimetic.MimeticWarning, match=f"no rule for {left}: left as they were"):
+            mimetic.initialize_(model, "timm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic.initialize_(nn.Sequential(Data(), nn.Linear(4, 4), nn.LayerNorm(4)), "timm")
+
+
+def test_half_precision_has_no_entries_at_the_cut():
+    """PyTorch 2.6's trunc_normal_ puts one in a few hundred at the cut, a hundred standard deviations away."""
+    for dtype in (torch.bfloat16, torch.float16):
+        layer = nn.Linear(200, 200).to(dtype)
+        mimetic.initialize_(layer, "timm")
+        assert layer.weight.abs().max() < 0.2
+
+
+def test_fused_and_residual_layers_by_name():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.mlp = nn.Module(), nn.Module()
+            self.attn.to_qkv, self.attn.proj, self.mlp.fc2 = nn.Linear(48, 144), nn.Linear(48, 48), nn.Linear(96, 48)
+
+    model = nn.Module()
+    model.blocks, model.head = nn.ModuleList([Block(), Block()]), nn.Module()
+    model.head.fc2 = nn.Linear(48, 480)
+    mimetic.initialize_(model, "xavier")
+    assert model.blocks[0].attn.to_qkv.weight.detach().abs().max().item() == pytest.approx((6 / 96) ** 0.5, rel=0.02)
+    mimetic.initialize_(model, "gpt2")
+    assert model.head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05) and model.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.01, rel=0.05)

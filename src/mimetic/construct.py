@@ -9,6 +9,7 @@ Source: Trockman & Kolter 2023, "Mimetic Initialization of Self-Attention Layers
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -42,8 +43,13 @@ def semi_diagonal(
         ValueError: d is not a positive integer, alpha or beta is not finite, or noise is not one of the choices.
         TypeError: generator is a seed, say.
     """
-    if not isinstance(d, int) or isinstance(d, bool) or d < 1:
+    try:
+        size = 0 if isinstance(d, bool) else operator.index(d)
+    except TypeError:
+        size = 0
+    if size < 1:
         raise ValueError(f"d must be a positive integer, got {d!r}")
+    d = size
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}")
     if not (math.isfinite(alpha) and math.isfinite(beta)):

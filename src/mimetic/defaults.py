@@ -4,6 +4,7 @@ Xavier's, GPT-2's, BERT's. By name: mimetic.initializers.initialize_, which also
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +15,7 @@ from mimetic.adapters.views import is_conv1d
 Generator = torch.Generator | None
 
 POSITIONS = ("pos_embed", "pos_embedding")  # learned position embeddings that are parameters, of our models, timm's and torchvision's
-FUSED = ("c_attn", "qkv_proj", "query_key_value", "Wqkv", "in_proj")  # layers of queries, keys and values; also transformers' Conv1D, (in, out)
+FUSED = ("c_attn", "qkv_proj", "to_qkv", "kqv", "qkv_linear", "attn_qkv", "W_pack", "query_key_value", "Wqkv", "in_proj")  # layers of queries, keys and values; also transformers' Conv1D, (in, out)
 CLASS_TOKENS = ("cls_token", "class_token")
 
 
@@ -25,7 +26,7 @@ def init_timm_(model: nn.Module, generator: Generator = None) -> None:
     init_torch_(model, generator)
     for _, weights, bias in _linear(model):
         for weight in weights:
-            nn.init.trunc_normal_(weight, std=0.02, generator=generator)
+            _trunc_normal_(weight, generator)
         if bias is not None:
             nn.init.zeros_(bias)
 
@@ -50,7 +51,7 @@ def init_torch_(model: nn.Module, generator: Generator = None) -> None:
                 nn.init.zeros_(module.bias)
     for name, p in model.named_parameters():
         if name.endswith(POSITIONS) and p.requires_grad:
-            nn.init.trunc_normal_(p, std=0.02, generator=generator)
+            _trunc_normal_(p, generator)
         elif name.endswith(CLASS_TOKENS):
             nn.init.normal_(p, std=1e-6, generator=generator)
 
@@ -78,6 +79,7 @@ def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
         ValueError: no layer has one of those names. Nothing was written.
     """
     attention, mlp = ({name for name, _, _ in _linear(model) if f".{name}".endswith(ends)} for ends in (ATTENTION_OUT, MLP_OUT))
+    mlp = {name for name in mlp if name.endswith(".mlp.fc2") or not name.endswith("fc2") or re.search(r"(^|\.)\d+\.", name)}  # not a head's
     residual = attention | mlp
     for found, what, ends in ((attention, "projection of attention", ATTENTION_OUT), (mlp - attention, "second layer of an MLP", MLP_OUT)):
         if not found:
@@ -107,12 +109,12 @@ def init_bert_(model: nn.Module, generator: Generator = None) -> None:
     init_torch_(model, generator)
     for _, weights, bias in _linear(model, embeddings=True):
         for weight in weights:
-            _bert_normal_(weight, generator)
+            _trunc_normal_(weight, generator, 0.04)
         if bias is not None:
             nn.init.zeros_(bias)
     for name, p in model.named_parameters():
         if name.endswith(POSITIONS):
-            _bert_normal_(p, generator)
+            _trunc_normal_(p, generator, 0.04)
     _zero_padding_(model)
 
 
@@ -136,8 +138,12 @@ def _zero_padding_(model: nn.Module) -> None:
             module.weight[module.padding_idx].zero_()
 
 
-def _bert_normal_(p: Tensor, generator: Generator) -> None:
-    nn.init.trunc_normal_(p, std=0.02, a=-0.04, b=0.04, generator=generator)
+def _trunc_normal_(p: Tensor, generator: Generator, cut: float = 2.0) -> None:
+    """Normal with std .02, cut at +-cut. In half precision by way of float32: there PyTorch before 2.7 or so puts single entries at the cut."""
+    if p.dtype in (torch.float32, torch.float64):
+        nn.init.trunc_normal_(p, std=0.02, a=-cut, b=cut, generator=generator)
+    else:
+        p.copy_(nn.init.trunc_normal_(torch.empty_like(p, dtype=torch.float32), std=0.02, a=-cut, b=cut, generator=generator))
 
 
 DEFAULTS: dict[str, Callable] = {

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ LARGEST = 1e6  # of a constant: its square root must fit into half precision, it
 # Heads that share their keys (grouped-query attention) share this part of their noise's variance; see _qk_targets.
 SHARED_NOISE = 0.5
 TIE_BREAK = 1e-3
+LEAST = 1e-15
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class MimeticSpec:
             values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()
             if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
+            if tiny := next((v for v in values if 0 < abs(v) < LEAST), None):
+                raise ValueError(f"{name} must be 0 or at least {LEAST:g} in size (the factors are made in float32); got {tiny!r}")
             if max(map(abs, values)) > LARGEST:
                 raise ValueError(f"{name} must be between -{LARGEST:g} and {LARGEST:g}; got {value!r}")
             if not isinstance(value, Real):
@@ -169,7 +173,7 @@ def mimetic_init_(
     if not isinstance(spec, MimeticSpec):
         raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
     check_generator(generator)
-    planned = plan(model, spec, qk=qk, vp=vp, cross=cross)
+    planned = plan(model, spec, qk=qk, vp=vp, cross=cross, biases=biases)
     layers, constants, tied = planned.layers, planned.constants, planned.tied
     for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
         warnings.warn(note, MimeticWarning, stacklevel=3)
@@ -206,14 +210,31 @@ def mimetic_init_(
 
 
 def first_process_generator(model: nn.Module) -> torch.Generator | None:
-    """For a model whose replicas must stay equal (DistributedDataParallel): a generator with one seed in all their processes."""
-    replicas = next((m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)), None)
-    if replicas is None or replicas.process_group.size() == 1:
+    """For a model whose replicas must stay equal (DistributedDataParallel and the like): a generator with one seed in all their processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
-    dist, group = torch.distributed, replicas.process_group
+    group = next((g for g in map(_replicated_in, model.modules()) if g is not None), None)
+    if group is None or group.size() == 1:
+        return None
+    dist = torch.distributed
     seed = [int(torch.randint(2**62, ()))]
-    dist.broadcast_object_list(seed, src=dist.get_global_rank(group, 0), group=group, device=next(replicas.parameters()).device)
+    dist.broadcast_object_list(seed, src=dist.get_global_rank(group, 0), group=group, device=next(model.parameters()).device)
     return torch.Generator().manual_seed(seed[0])
+
+
+def _replicated_in(module: nn.Module) -> Any:
+    """The process group whose processes all hold this module: of DistributedDataParallel, of FSDP's (NO_SHARD; what is sharded is refused
+    elsewhere) and of composable replicate(); else None."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
+        return module.process_group
+    from torch.distributed._composable.contract import _get_registry
+
+    if "replicate" not in (_get_registry(module) or ()):
+        return None
+    from torch.distributed._composable.replicate import replicate
+
+    ddp = getattr(replicate.state(module), "_ddp", None)  # made at the first forward pass
+    return torch.distributed.group.WORLD if ddp is None else ddp.process_group
 
 
 def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, Tensor, int]]:

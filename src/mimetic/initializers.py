@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.construct import check_generator
@@ -79,14 +80,16 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
 def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
     if rank is None:
         return
-    if layer.head_dim > layer.d_model:  # there mimetic_init_ has spread the directions over the head already
+    if isinstance(rank, int) and layer.head_dim > layer.d_model:  # there mimetic_init_ has spread the directions over the head already
         raise ValueError(f"{layer.name}: qk_rank is for heads that are no larger than the model is wide, here {layer.head_dim} and {layer.d_model}")
-    if not 1 <= rank <= layer.head_dim:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= layer.head_dim:
         raise ValueError(f"qk_rank must be between 1 and the head size {layer.head_dim}, not {rank!r}")
 
 
 def _check_control(layer: AttentionLayer, name: str) -> None:
     rank = layer.num_heads * layer.head_dim
+    if name in CONTROLS and layer.v.shape[2] != layer.head_dim:
+        raise ValueError(f"{layer.name}: {name} is for values as wide as keys, not {layer.v.shape[2]} and {layer.head_dim}")
     if name in CONTROLS and rank > layer.d_model or name == "mimetic-untransposed" and rank != layer.d_model:
         raise ValueError(f"{layer.name}: {name} is for layers of num_heads * head_dim = d_model, not {layer.num_heads} * {layer.head_dim} in width {layer.d_model}")
 
@@ -168,6 +171,10 @@ def initialize_(
         raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
     if default not in DEFAULTS:
         raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(spec, MimeticSpec):
+        raise TypeError(f"spec must be a MimeticSpec, got {type(spec).__name__}")
     check_generator(generator)
     qk, vp = name != "mimetic-vp", name != "mimetic-qk"
     if name not in DEFAULTS:
@@ -181,9 +188,9 @@ def initialize_(
     if generator is not None and generator.device.type != "cpu":
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     there, model = model, _on_cpu(model)
+    target = copy.deepcopy(model) if name == "timm-rescaled" else model  # some models cannot be copied: before anything is written
     _default_(model, name if name in DEFAULTS else default, generator)
     if name not in DEFAULTS:
-        target = copy.deepcopy(model) if name == "timm-rescaled" else model
         mimetic_init_(target, spec, qk=qk, vp=vp, generator=generator)
     if name == "timm-rescaled":
         rescale_like_(model, target)
@@ -215,22 +222,39 @@ def _on_cpu(model: nn.Module) -> nn.Module:
 def _check_writable(model: nn.Module) -> None:
     """ValueError before the first write, where one of the later ones would fail or would write nothing."""
     parameters = dict(model.named_parameters())
+    if lazy := next((n for n, p in parameters.items() if is_lazy(p)), None):
+        raise ValueError(f"{lazy} is not initialised yet (a lazy layer): run the model once first")
     meta = [n for n, p in parameters.items() if p.is_meta]
     if meta and len(meta) < len(parameters):
         raise ValueError(f"{meta[0]} is a meta tensor (no storage) and others are not; materialise the model first (to_empty)")
     stuck = next((n for n, p in parameters.items() if p.is_inference()), None)
     if stuck is not None and not torch.is_inference_mode_enabled():
         raise ValueError(f"{stuck} was made under torch.inference_mode and cannot be written in place")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise ValueError(f"{name} is quantised ({type(module).__qualname__}): its weights are no parameters, and would be left as they are")
+        if hasattr(module, "reset_parameters"):
+            for part, p in module.named_parameters(recurse=False):
+                if not (p.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) or p.is_complex()):
+                    raise ValueError(f"{name}.{part} has dtype {p.dtype}, which no default can be drawn in")
+                if plain(p) and any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape)):
+                    raise ValueError(f"{name}.{part} is expanded: several of its entries are one number in memory")
 
 
 def _default_(model: nn.Module, name: str, generator: Generator) -> None:
     """One of DEFAULTS; random parameters for which it has no rule are named in a warning and left as they are."""
-    # torch.nn.utils.weight_norm keeps the numbers in weight_g and weight_v, which the layer's own reset does not know
-    covered = {id(p) for m in model.modules() if hasattr(m, "reset_parameters") and not hasattr(m, "weight_v") for p in m.parameters(recurse=False)}
-    others = {n: p for n, p in model.named_parameters() if id(p) not in covered and not (p.is_meta or p.is_inference())}
-    before = {n: p._version for n, p in others.items()}  # counts what is written in place
+    there = {n: p for n, p in model.named_parameters() if plain(p) and not p.is_inference()}
+
+    def seen(p: Tensor) -> tuple[int, Tensor]:  # a write in place is counted, one through .data is not
+        return p._version, p.detach().flatten()[:64].clone()
+
+    before = {n: seen(p) for n, p in there.items()}
     DEFAULTS[name](model, generator)
-    left = [n for n, p in others.items() if p._version == before[n] and not (p == p.flatten()[:1]).all()]
+    left = []
+    for n, p in there.items():
+        (version, start), (now, begins) = before[n], seen(p)
+        if version == now and torch.equal(start, begins) and not (p == p.flatten()[:1]).all():
+            left.append(n)
     if left:
         shown = f"{', '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}"
         warnings.warn(f"{name!r} has no rule for {shown}: left as they were", MimeticWarning, stacklevel=4)

@@ -176,10 +176,12 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _layers(model: nn.Module | list[AttentionLayer], cross: bool) -> list[AttentionLayer]:
     every = model if isinstance(model, list) else attention_layers(model)
+    if not all(isinstance(layer, AttentionLayer) for layer in every):
+        raise TypeError("expected a torch.nn.Module or a list of AttentionLayer, as attention_layers gives it")
     layers = [layer for layer in every if (cross or layer.kind == "self")]
     if not layers:
         raise UnsupportedAttention(f"no self-attention layer among {len(every)} attention layers (cross=True takes them too)")
-    for layer in layers:
-        if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} != {layer.d_model}:
-            raise UnsupportedAttention(f"{layer.name}: its inputs and output have different widths, so there is no diagonal")
-    return layers
+    square = [layer for layer in layers if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}]
+    if wrong := next((layer for layer in layers if layer not in square and (layer.kind == "self" or not square)), None):
+        raise UnsupportedAttention(f"{wrong.name}: its inputs and output have different widths, so there is no diagonal")
+    return square  # without cross-attention of two widths

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, UnsupportedAttention
-from mimetic.scan import Scan, clean_name, plain, scan
+from mimetic.scan import Scan, clean_name, overlap, plain, scan
 
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
+
+WEIGHTS, BIASES = {"qk": ("q", "k"), "vp": ("v", "proj")}, {"qk": ("q_bias", "k_bias"), "vp": ("v_bias", "proj_bias")}  # views of each product
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,11 @@ class Plan:
     notes: list[str]  # what to warn of
 
 
-def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False) -> Plan:
+def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False, biases: str = "zero") -> Plan:
     """The plan for a model; raises what mimetic_init_ raises."""
+    products = (("qk",) if qk else ()) + (("vp",) if vp else ())
+    weights = tuple(view for product in products for view in WEIGHTS[product])
+    zeroed = tuple(view for product in products for view in BIASES[product]) if biases == "zero" else ()
     found = scan(model)
     every = found.require(model)
     chosen = [layer for layer in every if cross or layer.kind == "self"]
@@ -35,22 +43,28 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
         for layer in every:
             _check_shapes(layer, qk, vp)
         raise UnsupportedAttention(f"{left[0].name}: only cross-attention was found; cross=True writes it all the same")
-    layers, tied = _untie(chosen)
-    written = {place for layer in layers for place in _places(layer)}
+    layers, tied = _untie(chosen, weights)
+    written = {place for layer in layers for place in _places(layer, (*weights, *zeroed))}
     for layer in left:
-        if written & set(_places(layer)):
-            raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections with a layer to be written; cross=True writes both")
+        if written & set(_places(layer, sum((*WEIGHTS.values(), *BIASES.values()), ()))):
+            raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections or their biases with a layer to be written; cross=True writes both")
     for layer in layers:
         _check_shapes(layer, qk, vp)
-    _check_owners(model, found, [*layers, *(layer for layer, _ in tied)], (("q", "k") if qk else ()) + (("v", "proj") if vp else ()))
+        for part, view in zip((*weights, *zeroed), (getattr(layer, part) for part in (*weights, *zeroed))):
+            if view is not None and view.is_inference() and not torch.is_inference_mode_enabled():
+                raise UnsupportedAttention(f"{layer.name}: {part} was made under torch.inference_mode and cannot be written in place")
+    parameters = _parameters(model)
+    _check_owners(found, [*layers, *(layer for layer, _ in tied)], (*weights, *zeroed), parameters)
+    _check_apart(layers, weights)
+    if vp:
+        _check_whole(layers, parameters)
     constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
             raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
     notes = [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"] if left else []
     notes += [f"{name}: left alone, {reason}" for name, reason in found.passed_over.items()]
-    frozen = {p.untyped_storage().data_ptr() for p in model.parameters() if plain(p) and not p.requires_grad}
-    stuck = [layer.name for layer in layers if any(place in frozen for place, _ in _places(layer))]
+    stuck = [layer.name for layer in layers if any(not p.requires_grad for part in weights for _, _, p in _held(getattr(layer, part), parameters))]
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
@@ -60,62 +74,108 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
 
 
-def _untie(chosen: list[AttentionLayer]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
-    """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an earlier layer's."""
+def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
+    """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an earlier layer's; of the
+    views that are to be written."""
     layers, tied, seen = [], [], {}
+    kept = {place: layer for layer in chosen for place in _places(layer, [v for v in sum(WEIGHTS.values(), ()) if v not in weights])}
     for layer in chosen:
-        places = _places(layer)
-        if len(set(places)) < 4:
+        places = _places(layer, weights)
+        if len(set(places)) < len(places):
             raise UnsupportedAttention(f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone")
+        if other := next((kept[place] for place in places if place in kept), None):
+            where = "another of its projections" if other is layer else f"a projection of {other.name}"
+            raise UnsupportedAttention(f"{layer.name}: one of its weights is also {where}, which would be written over")
         owner = next((seen[place] for place in places if place in seen), None)
         if owner is None:
             layers.append(layer)
             seen.update(dict.fromkeys(places, layer))
             continue
-        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(_weights(layer), _weights(owner)))
-        if places != _places(owner) or not alike:
+        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(_views(layer, weights), _views(owner, weights)))
+        if places != _places(owner, weights) or not alike:
             raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in another way")
         tied.append((layer, owner.name))
     return layers, tied
 
 
-def _check_owners(model: nn.Module, found: Scan, written: list[AttentionLayer], views: tuple[str, ...]) -> None:
-    """UnsupportedAttention if a weight to be written belongs to a module outside of the attention layers as well."""
-    within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
-    attention = set().union(*within.values())
-    holders: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}  # by memory
+Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]  # by where the memory begins: name, the module that holds it, the parameter
+
+
+def _parameters(model: nn.Module) -> Parameters:
+    found: Parameters = {}
     for name, module in model.named_modules():
         for part, p in module._parameters.items():
             if p is not None and plain(p):
-                holders.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
+                found.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
+    return found
+
+
+def _held(view: Tensor, parameters: Parameters) -> list[tuple[str, nn.Module, Tensor]]:
+    """The parameters that a view has memory in common with."""
+    return [entry for entry in parameters.get(view.untyped_storage().data_ptr(), []) if overlap(view, entry[2])]
+
+
+def _check_owners(found: Scan, written: list[AttentionLayer], views: tuple[str, ...], parameters: Parameters) -> None:
+    """UnsupportedAttention if a weight or bias to be written belongs to a module outside of the attention layers as well."""
+    within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
+    attention = set().union(*within.values())
+    read = Counter(view.data_ptr() for layer in written for part in (*WEIGHTS.values(), *BIASES.values()) for view in _views(layer, part))
     for layer in written:
-        for view in (getattr(layer, part) for part in views):
-            same = [(name, module) for name, module, p in holders.get(view.untyped_storage().data_ptr(), []) if _overlap(view, p)]
-            outside = [name for name, module in same if module not in attention]
+        for part in views:
+            if (view := getattr(layer, part)) is None:
+                continue
+            same = _held(view, parameters)
+            outside = [name for name, module, _ in same if module not in attention]
             # BERT's output matrix lies beside its layer: one holder outside for every layer that reads it
-            readers = sum(view.data_ptr() == t.data_ptr() for other in written for t in _weights(other))
-            allowed = 0 if any(module in within[layer.name] for _, module in same) else readers
+            allowed = 0 if any(module in within[layer.name] for _, module, _ in same) else read[view.data_ptr()]
             if len(outside) > allowed:
-                raise UnsupportedAttention(f"{layer.name}: one of its weights is also {_listed(outside)}, outside of attention, which would be written over")
+                what = "biases" if part.endswith("bias") else "weights"
+                raise UnsupportedAttention(f"{layer.name}: one of its {what} is also {_listed(outside)}, outside of attention, which would be written over")
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
-    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
-    return a0 < b1 and b0 < a1
+def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None:
+    """UnsupportedAttention if two weights to be written have an entry in common: the second would be written over the first."""
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for layer in layers:
+        for part in weights:
+            view = getattr(layer, part)
+            by_storage.setdefault(view.untyped_storage().data_ptr(), []).append((layer.name, view))
+    for views in by_storage.values():
+        views.sort(key=lambda entry: entry[1].data_ptr())
+        if not any(overlap(a, b) for (_, a), (_, b) in zip(views, views[1:])):
+            continue
+        taken = torch.zeros(views[0][1].untyped_storage().nbytes() // views[0][1].element_size(), dtype=torch.bool)  # interleaved views are not to blame
+        for name, view in views:
+            mine = taken.as_strided(view.shape, view.stride(), view.storage_offset())
+            if mine.any():
+                raise UnsupportedAttention(f"{name}: its projections overlap in memory with one another or with another layer's: one would be written over the other")
+            mine.fill_(True)
+
+
+def _check_whole(layers: list[AttentionLayer], parameters: Parameters) -> None:
+    """UnsupportedAttention if the projections of several layers are parts of one matrix: then these are heads of one layer, and each would get
+    the whole target."""
+    seen: dict[int, str] = {}
+    for layer in layers:
+        for name, _, p in _held(layer.proj, parameters):
+            if (other := seen.setdefault(id(p), layer.name)) != layer.name:
+                raise UnsupportedAttention(
+                    f"{layer.name}: its projection is a part of {name}, as that of {other} is: heads that are modules of their own are one layer, of "
+                    "which this library sees only views of whole parameters; keep the heads' weights in one, or write with vp=False"
+                )
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-def _weights(layer: AttentionLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return layer.q, layer.k, layer.v, layer.proj
+def _views(layer: AttentionLayer, names: Iterable[str]) -> list[Tensor]:
+    return [view for name in names if (view := getattr(layer, name)) is not None]
 
 
-def _places(layer: AttentionLayer) -> list[tuple[int, int]]:
-    """Where in memory the four weights begin."""
-    return [(t.untyped_storage().data_ptr(), t.storage_offset()) for t in _weights(layer)]
+def _places(layer: AttentionLayer, names: Iterable[str]) -> list[tuple[int, int]]:
+    """Where in memory the views begin."""
+    return [(t.untyped_storage().data_ptr(), t.storage_offset()) for t in _views(layer, names)]
 
 
 def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:

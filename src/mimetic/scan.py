@@ -31,6 +31,8 @@ class Scan:
         if self.refused:
             lines = [f"{name}: {reason}" for name, reason in list(self.refused.items())[:4]]
             more = f"\n... and {len(self.refused) - 4} more" if len(self.refused) > 4 else ""
+            if any("not a known attention class" in reason for reason in self.refused.values()):
+                more += "\n(register_adapter teaches a class of your own; a part of the model can be passed by itself)"
             raise UnsupportedAttention("cannot handle " + "\n".join(lines) + more)
         if not self.layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
@@ -44,7 +46,7 @@ def scan(model: nn.Module) -> Scan:
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
     found = Scan([], {}, {})
-    claimed: list[str] = []
+    claimed: dict[str, AttentionLayer | None] = {}
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
     aliases, holders = _aliases(modules), _holders(modules)
@@ -55,7 +57,7 @@ def scan(model: nn.Module) -> Scan:
             if looks_like_attention(module):
                 suspects.append((name, unknown(module)))
             continue
-        claimed.append(name)
+        claimed[name] = None
         shown = clean_name(name) or type(module).__name__
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
@@ -63,16 +65,17 @@ def scan(model: nn.Module) -> Scan:
             layer = _read(reader, module, shown, [ancestors(modules, place) for place in (name, *aliases.get(module, ()))])
             layer = _checked(layer, owned)
             found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, holders) else layer)
-            found.modules[shown] = module
+            found.modules[shown], claimed[name] = module, layer
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
             found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
         except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
-            found.refused[shown] = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            found.refused[shown] = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     for name, reason in suspects:
-        # a container around a known layer is not a layer of its own, unless it has projections beside it; a part of one never is
-        inside = any(_within(name, other) for other in claimed)
+        # a container around a known layer is not a layer of its own, unless it has projections beside it; nor is a part of one, unless it has
+        # projections that the layer does not read
+        inside = any(_within(name, other) and (layer is None or not _apart(modules[name], layer)) for other, layer in claimed.items())
         around = any(_within(other, name) for other in claimed) and not has_projections(modules[name])
         if not (inside or around):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
@@ -101,6 +104,8 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     if replaced_forward(module):
         raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
     layer = reader(module, name, places[0])
+    if not isinstance(layer, AttentionLayer):
+        raise UnsupportedAttention(f"its reader gave a {type(layer).__name__}, not an AttentionLayer")
     kinds = {layer.kind}
     for place in places[1:]:
         try:
@@ -115,21 +120,36 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     return replace(layer, name=name)  # a reader of one's own may not have passed it on
 
 
-def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[nn.Module]]) -> bool:
-    """Whether a projection, a module that does nothing but hold weights of this layer, has forward hooks: what they do is not known."""
+def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
+    """Whether a module has projections, and none of its parameters is in the views of a layer."""
+    read = {view.untyped_storage().data_ptr() for name in VIEWS if (view := getattr(layer, name)) is not None}
+    return has_projections(module) and not any(plain(p) and p.untyped_storage().data_ptr() in read for p in module.parameters())
+
+
+def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[tuple[nn.Module, Tensor]]]) -> bool:
+    """Whether the layer's module or a projection, a module that does little but hold weights of this layer, has forward hooks: what they do
+    is not known."""
     views = (getattr(layer, name) for name in VIEWS)
-    near = {m for view in views if view is not None for m in holders.get(view.untyped_storage().data_ptr(), ()) if m is not module}
-    return any((m._forward_hooks or m._forward_pre_hooks) and next(m.children(), None) is None for m in near)
+    near = {m for view in views if view is not None for m, p in holders.get(view.untyped_storage().data_ptr(), ()) if overlap(view, p)}
+    # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer itself
+    near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
+    return any(m._forward_hooks or m._forward_pre_hooks for m in near)
 
 
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
     """The layer, if all its views look into the model's own parameters: what is written into a copy would be lost."""
     for name in VIEWS:
         view = getattr(layer, name)
+        if view is not None and name in ("q", "k", "v", "proj") and view.ndim != 3:
+            raise UnsupportedAttention(f"{layer.name}: {name} must have 3 dimensions (see AttentionLayer), its reader gave {tuple(view.shape)}")
         if view is not None and view.untyped_storage().data_ptr() not in owned:
             raise UnsupportedAttention(f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
         if view is not None and any(s == 0 and n > 1 for s, n in zip(view.stride(), view.shape)):
             raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
+    of = {"q_bias": layer.q.shape[1:], "k_bias": layer.k.shape[1:], "v_bias": layer.v.shape[1:], "proj_bias": layer.proj.shape[2:]}
+    for name, shape in of.items():
+        if (b := getattr(layer, name)) is not None and b.shape != shape:
+            raise UnsupportedAttention(f"{layer.name}: {name} has shape {tuple(b.shape)}, its weight asks for {tuple(shape)}")
     return layer
 
 
@@ -143,13 +163,19 @@ def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
     return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
 
 
-def _holders(modules: dict[str, nn.Module]) -> dict[int, list[nn.Module]]:
-    """The modules that hold a parameter themselves, by where its memory begins."""
-    holders: dict[int, list[nn.Module]] = {}
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
+    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
+    return a0 < b1 and b0 < a1
+
+
+def _holders(modules: dict[str, nn.Module]) -> dict[int, list[tuple[nn.Module, Tensor]]]:
+    """The modules that hold a parameter themselves, with it, by where the memory begins that it is in."""
+    holders: dict[int, list[tuple[nn.Module, Tensor]]] = {}
     for module in modules.values():
         for p in module.parameters(recurse=False):
             if plain(p):
-                holders.setdefault(p.untyped_storage().data_ptr(), []).append(module)
+                holders.setdefault(p.untyped_storage().data_ptr(), []).append((module, p))
     return holders
 
 

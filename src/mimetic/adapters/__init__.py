@@ -35,6 +35,8 @@ def register_adapter(attention_class: type, reader: Reader) -> None:
     """
     if not (isinstance(attention_class, type) and issubclass(attention_class, nn.Module)):
         raise TypeError(f"attention_class must be a torch.nn.Module subclass, got {attention_class!r}")
+    if not callable(reader):
+        raise TypeError(f"reader must be a function (module, name, ancestors) -> AttentionLayer, got {reader!r}")
     _CUSTOM[attention_class] = reader
 
 
@@ -45,8 +47,15 @@ def find_reader(cls: type) -> Reader | None:
             known = base.forward is nn.Module.forward or cls.forward is base.forward  # an abstract base says nothing of a forward
             return _CUSTOM[base] if known else _changed(base)
         if reader := READERS.get(f"{base.__module__}.{base.__qualname__}"):
+            owner = next((c for c in base.__mro__ if "forward" in vars(c)), base)
+            if base.forward.__module__ != owner.__module__:
+                return _patched
             return reader if cls.forward is base.forward else _changed(base)
     return None
+
+
+def _patched(module, name, ancestors):
+    raise UnsupportedAttention(f"{name}: the forward of its class was replaced, so the same weights may mean something else: initialise before that")
 
 
 def _changed(base: type) -> Reader:
@@ -59,14 +68,14 @@ def _changed(base: type) -> Reader:
     return refuse
 
 
-_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^xca$|MLA$", re.IGNORECASE)
+_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|self_?att|^xca$|MLA$", re.IGNORECASE)
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
-    r"(to|w|fc|lin|linear|proj|project|c|in)?_?(?P<role>q|k|v|qk|kv|qkv|query|key|value|querie|query_key_value)s?"
-    r"_?(proj|projection|lin|linear|layer|fc|dense|w|weight|map|net)?",
+    r"(to|attn_w|mha_w|w|fc|lin|linear|proj|project|c|in|attn|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|fc|dense|w|weight|map|net|transform|matrix)?[0-9]?",
     re.IGNORECASE,
 )
-_SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv"}
+_SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv", "kqv": "qkv", "qkvo": "qkv", "w_pack": "qkv"}
 _PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"})
 
 
@@ -86,8 +95,14 @@ def looks_like_attention(module: nn.Module) -> bool:
 def has_projections(module: nn.Module) -> bool:
     """Whether a module has children or weights that are an attention layer's projections, by name or (in_proj) by name and shape."""
     own = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
+    children = [n for n, m in module.named_children() if _ROLE.fullmatch(n) and not _another_part(m)]
     # not of both kinds together: a learned query beside a kv layer pools
-    return any(parts <= _roles(names) for names in (dict(module.named_children()), own) for parts in _PARTS) or _packed(module)
+    return any(parts <= _roles(names) for names in (children, own) for parts in _PARTS) or _packed(module)
+
+
+def _another_part(module: nn.Module) -> bool:
+    """Whether a child that is called like a projection is none: the query tower of a retriever, an embedding of keys."""
+    return isinstance(module, nn.Embedding) or any(find_reader(type(m)) for m in module.modules())
 
 
 def _roles(names: Iterable[str]) -> set[str]:

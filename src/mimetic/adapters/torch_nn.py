@@ -8,7 +8,7 @@ from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, own
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)
-SELF = re.compile(r"^self_?att", re.IGNORECASE)
+SELF = re.compile(r"^(self|slf)_?att|^sa(_|$)", re.IGNORECASE)
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of them is called like the container
 
 
@@ -44,9 +44,11 @@ def _kind(ancestors) -> str:
     around = [own] if SELF.search(own) else [*names, *(type(a).__name__ for _, a in ancestors[:1])]
     if POOLING.search(" ".join(around)):
         raise NotSelfAttention(f"{type(block).__name__} pools with a learned query: its keys and queries are different tokens")
-    # what nn.TransformerDecoderLayer calls cross-attention, and its many copies, beside a self_attn or (ML-Decoder) without one
-    decoder = own == "multihead_attn" and ("decoder" in type(holder).__name__.lower() or any(SELF.search(n) for n, _ in holder.named_children()))
-    return "cross" if decoder or any(map(CROSS.search, around)) else "self"
+    # a second one beside a self_attn, as in nn.TransformerDecoderLayer and its many copies; ML-Decoder has that one alone
+    decoder = own == "multihead_attn" and "decoder" in type(holder).__name__.lower()
+    siblings = [n for n, m in holder.named_children() if type(m) is nn.MultiheadAttention] if holder is not None else []
+    beside = own in siblings and not SELF.search(own) and any(map(SELF.search, siblings))
+    return "cross" if decoder or beside or any(map(CROSS.search, around)) else "self"
 
 
 def _pre_norm(path, parent, name):

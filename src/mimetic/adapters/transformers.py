@@ -222,7 +222,8 @@ def _kind(module, ancestors) -> str:
     if getattr(module, "is_cross_attention", None) is True:
         return "cross"
     paths = [path.split(".")[0] for path, _ in ancestors[:2]]
-    return "cross" if any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
+    within = bool(ancestors) and type(ancestors[0][1]).__name__.endswith(("CrossAttentionLayer", "CrossAttentionBlock"))
+    return "cross" if within or any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
 
 
 def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:

@@ -22,14 +22,18 @@ GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts
 BIAS_GATE = "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside positions changes with it"
 CLAMPED = "queries, keys and values are clamped after these weights (clip_qkv): the products are the layer's as long as nothing reaches the bound"
 SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts with what is left"
-HOOKED = "a forward hook sits on one of its projections: what that hook changes is not in these products"
+HOOKED = "a forward hook sits on it or on one of its projections: what that hook changes is not in these products"
 UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
 VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
 # names of cross-attention, in a class or in the path to a layer
-CROSS = re.compile(r"cross|enc(oder)?_?dec|encoder_attn|^x_attn|^(src|source|memory)_att|token_to_image|image_to_token", re.IGNORECASE)
+CROSS = re.compile(
+    r"cross|enc(oder)?_?dec|dec(oder)?_?enc|(^|[._])enc(oder)?_?att|^x_?attn|^(src|source|mem|memory|context|ctx|cond|inter|co|guided)(_tgt)?_?att"
+    r"|(^|_)ca(_|$)|^attn_?2$|token_to_image|image_to_token",
+    re.IGNORECASE,
+)
 
 
 def replaced_forward(module: nn.Module) -> bool:
@@ -55,12 +59,12 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     data = p.data if isinstance(p, nn.Parameter) else p
     if type(data) is not Tensor:
         raise UnsupportedAttention(f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)")
+    if data.layout is not torch.strided:
+        raise UnsupportedAttention(f"{name}: {what} is stored as {data.layout}, not as a plain matrix")
     if data.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} (quantised weights); use float16, bfloat16 or float32")
+        raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} ({'complex' if data.is_complex() else 'quantised'} weights); use float16, bfloat16 or float32")
     if not data.numel():
         raise UnsupportedAttention(f"{name}: {what} has no elements (sharded, or not initialised yet)")
-    if data.is_inference():
-        raise UnsupportedAttention(f"{name}: {what} was made under torch.inference_mode and cannot be written in place")
     return data.detach()
 
 
@@ -86,7 +90,7 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     """The weight of a plain nn.Linear (out, in), transformers Conv1D or 1x1 nn.Conv2d, as an (in, out) view."""
     layer = getattr(layer, "_orig_mod", layer)
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__name__})")
+        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__module__}.{type(layer).__qualname__})")
     if replaced_forward(layer):
         raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it: initialise before that")
     w = usable(layer.weight, name, f"{what}.weight")

@@ -96,6 +96,8 @@ def _no_silent_eager() -> AbstractContextManager:
     """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without compiling: other bits, another
     speed, and nothing said. So there may be many, which runs of one shape then share, and too many are an error."""
     wanted = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 8 * MOST_GRAPHS, "fail_on_recompile_limit_hit": True}
+    if not hasattr(torch._dynamo.config, "recompile_limit"):  # before PyTorch 2.7
+        wanted = {name.replace("recompile", "cache_size" if name != "fail_on_recompile_limit_hit" else "cache"): value for name, value in wanted.items()}
     return torch._dynamo.config.patch(**{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)})
 
 
