@@ -13,7 +13,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import mimetic
-from mimetic import LANGUAGE, VISION, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, mimetic_init_, semi_diagonal
+from mimetic import (
+    LANGUAGE,
+    VISION,
+    MimeticSpec,
+    MimeticWarning,
+    UnsupportedAttention,
+    attention_layers,
+    mimetic_init_,
+    semi_diagonal,
+)
 from mimetic.models.blocks import Block, SelfAttention
 from mimetic.models.vit import ViT, ViTConfig
 

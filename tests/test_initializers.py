@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import mimetic
 from mimetic import attention_layers, defaults, initializers
@@ -291,7 +292,7 @@ def test_what_a_reset_leaves_is_said():
             self.w.data.normal_()
 
     pruned = nn.Sequential(nn.Linear(4, 4))
-    torch.nn.utils.prune.random_unstructured(pruned[0], "weight", 0.5)
+    prune.random_unstructured(pruned[0], "weight", 0.5)
     for model, left in ((nn.Sequential(Low()), "0.A"), (pruned, "0.weight_orig")):
         with pytest.warns(mimetic.MimeticWarning, match=f"no rule for {left}: left as they were"):
             mimetic.initialize_(model, "timm")
