@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import mimetic
-from mimetic.adapters.views import BIAS_GATE, CLAMPED, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
+from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage import make_generic
 from mimetic.coverage.build import plan_transformers
@@ -457,3 +457,13 @@ def test_pooling_head_is_passed_over():
     assert len(names) == LAYERS and not any("head" in n for n in names)
 
 
+
+
+def test_hooks_that_only_record_are_no_caveat():
+    """transformers keeps attention maps by hooks, which a backbone has from the start."""
+    config = transformers.VitPoseBackboneConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32], patch_size=[8, 8])
+    model = transformers.VitPoseBackbone(config)
+    layers = attention_layers(model)
+    assert len(layers) == 2 and not any(layer.caveats for layer in layers)
+    model.encoder.layer[0].attention.attention.register_forward_hook(lambda *_: None)
+    assert [HOOKED in layer.caveats for layer in attention_layers(model)] == [True, False]

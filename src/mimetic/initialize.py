@@ -159,7 +159,7 @@ def mimetic_init_(
         One WrittenLayer for each layer, in order.
 
     Raises:
-        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights, too; names it and the reason. Nothing
+        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights or biases, too; names it and the reason. Nothing
             was written.
         ValueError, TypeError: bad biases, spec, generator or combination of arguments. Nothing was written.
 

@@ -133,7 +133,8 @@ def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[tu
     near = {m for view in views if view is not None for m, p in holders.get(view.untyped_storage().data_ptr(), ()) if overlap(view, p)}
     # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
-    return any(m._forward_hooks or m._forward_pre_hooks for m in near)
+    hooks = (hook for m in near for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(getattr(hook, "__module__", None) != RECORDER for hook in hooks)
 
 
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
@@ -200,6 +201,7 @@ def ancestors(modules: dict[str, nn.Module], name: str) -> list[tuple[str, nn.Mo
     return chain
 
 
+RECORDER = "transformers.utils.output_capturing"  # its hooks keep what passes by and change nothing
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
