@@ -44,10 +44,10 @@ def semi_diagonal(
         TypeError: generator is a seed, say.
     """
     try:
-        size = 0 if isinstance(d, bool) else operator.index(d)
+        size = operator.index(d)
     except TypeError:
         size = 0
-    if size < 1:
+    if size < 1 or isinstance(d, bool):
         raise ValueError(f"d must be a positive integer, got {d!r}")
     d = size
     if noise not in NOISES:

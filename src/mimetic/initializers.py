@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mimetic.adapters.views import DTYPES, expanded
 from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
@@ -235,9 +236,9 @@ def _check_writable(model: nn.Module) -> None:
             raise ValueError(f"{name} is quantised ({type(module).__qualname__}): its weights are no parameters, and would be left as they are")
         if hasattr(module, "reset_parameters"):
             for part, p in module.named_parameters(recurse=False):
-                if not (p.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) or p.is_complex()):
+                if not (p.dtype in DTYPES or p.is_complex()):
                     raise ValueError(f"{name}.{part} has dtype {p.dtype}, which no default can be drawn in")
-                if plain(p) and any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape)):
+                if plain(p) and expanded(p):
                     raise ValueError(f"{name}.{part} is expanded: several of its entries are one number in memory")
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mimetic.attention import AttentionLayer, UnsupportedAttention
-from mimetic.scan import Scan, clean_name, overlap, plain, scan
+from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
+from mimetic.scan import Parameters, Scan, held, overlap, scan, views
 
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
@@ -46,25 +46,24 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     layers, tied = _untie(chosen, weights)
     written = {place for layer in layers for place in _places(layer, (*weights, *zeroed))}
     for layer in left:
-        if written & set(_places(layer, sum((*WEIGHTS.values(), *BIASES.values()), ()))):
+        if written & set(_places(layer, VIEWS)):
             raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections or their biases with a layer to be written; cross=True writes both")
     for layer in layers:
         _check_shapes(layer, qk, vp)
-        for part, view in zip((*weights, *zeroed), (getattr(layer, part) for part in (*weights, *zeroed))):
-            if view is not None and view.is_inference() and not torch.is_inference_mode_enabled():
+        for part in (*weights, *zeroed):
+            if (view := getattr(layer, part)) is not None and view.is_inference() and not torch.is_inference_mode_enabled():
                 raise UnsupportedAttention(f"{layer.name}: {part} was made under torch.inference_mode and cannot be written in place")
-    parameters = _parameters(model)
-    _check_owners(found, [*layers, *(layer for layer, _ in tied)], (*weights, *zeroed), parameters)
+    _check_owners(found, [*layers, *(layer for layer, _ in tied)], (*weights, *zeroed))
     _check_apart(layers, weights)
     if vp:
-        _check_whole(layers, parameters)
+        _check_whole(layers, found.parameters)
     constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
             raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
     notes = [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"] if left else []
     notes += [f"{name}: left alone, {reason}" for name, reason in found.passed_over.items()]
-    stuck = [layer.name for layer in layers if any(not p.requires_grad for part in weights for _, _, p in _held(getattr(layer, part), parameters))]
+    stuck = [layer.name for layer in layers if any(not p.requires_grad for view in views(layer, weights) for _, _, p in held(view, found.parameters))]
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
@@ -78,7 +77,7 @@ def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list
     """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an earlier layer's; of the
     views that are to be written."""
     layers, tied, seen = [], [], {}
-    kept = {place: layer for layer in chosen for place in _places(layer, [v for v in sum(WEIGHTS.values(), ()) if v not in weights])}
+    kept = {place: layer for layer in chosen for place in _places(layer, {"q", "k", "v", "proj"}.difference(weights))}
     for layer in chosen:
         places = _places(layer, weights)
         if len(set(places)) < len(places):
@@ -91,40 +90,23 @@ def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list
             layers.append(layer)
             seen.update(dict.fromkeys(places, layer))
             continue
-        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(_views(layer, weights), _views(owner, weights)))
+        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(views(layer, weights), views(owner, weights)))
         if places != _places(owner, weights) or not alike:
             raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in another way")
         tied.append((layer, owner.name))
     return layers, tied
 
 
-Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]  # by where the memory begins: name, the module that holds it, the parameter
-
-
-def _parameters(model: nn.Module) -> Parameters:
-    found: Parameters = {}
-    for name, module in model.named_modules():
-        for part, p in module._parameters.items():
-            if p is not None and plain(p):
-                found.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
-    return found
-
-
-def _held(view: Tensor, parameters: Parameters) -> list[tuple[str, nn.Module, Tensor]]:
-    """The parameters that a view has memory in common with."""
-    return [entry for entry in parameters.get(view.untyped_storage().data_ptr(), []) if overlap(view, entry[2])]
-
-
-def _check_owners(found: Scan, written: list[AttentionLayer], views: tuple[str, ...], parameters: Parameters) -> None:
+def _check_owners(found: Scan, written: list[AttentionLayer], parts: tuple[str, ...]) -> None:
     """UnsupportedAttention if a weight or bias to be written belongs to a module outside of the attention layers as well."""
     within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
     attention = set().union(*within.values())
-    read = Counter(view.data_ptr() for layer in written for part in (*WEIGHTS.values(), *BIASES.values()) for view in _views(layer, part))
+    read = Counter(view.data_ptr() for layer in written for view in views(layer))
     for layer in written:
-        for part in views:
+        for part in parts:
             if (view := getattr(layer, part)) is None:
                 continue
-            same = _held(view, parameters)
+            same = held(view, found.parameters)
             outside = [name for name, module, _ in same if module not in attention]
             # BERT's output matrix lies beside its layer: one holder outside for every layer that reads it
             allowed = 0 if any(module in within[layer.name] for _, module, _ in same) else read[view.data_ptr()]
@@ -137,15 +119,15 @@ def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None
     """UnsupportedAttention if two weights to be written have an entry in common: the second would be written over the first."""
     by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for layer in layers:
-        for part in weights:
-            view = getattr(layer, part)
+        for view in views(layer, weights):
             by_storage.setdefault(view.untyped_storage().data_ptr(), []).append((layer.name, view))
-    for views in by_storage.values():
-        views.sort(key=lambda entry: entry[1].data_ptr())
-        if not any(overlap(a, b) for (_, a), (_, b) in zip(views, views[1:])):
+    for there in by_storage.values():
+        there.sort(key=lambda entry: entry[1].data_ptr())
+        if not any(overlap(a, b) for (_, a), (_, b) in zip(there, there[1:])):
             continue
-        taken = torch.zeros(views[0][1].untyped_storage().nbytes() // views[0][1].element_size(), dtype=torch.bool)  # interleaved views are not to blame
-        for name, view in views:
+        first = there[0][1]
+        taken = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)  # interleaved views are not to blame
+        for name, view in there:
             mine = taken.as_strided(view.shape, view.stride(), view.storage_offset())
             if mine.any():
                 raise UnsupportedAttention(f"{name}: its projections overlap in memory with one another or with another layer's: one would be written over the other")
@@ -157,7 +139,7 @@ def _check_whole(layers: list[AttentionLayer], parameters: Parameters) -> None:
     the whole target."""
     seen: dict[int, str] = {}
     for layer in layers:
-        for name, _, p in _held(layer.proj, parameters):
+        for name, _, p in held(layer.proj, parameters):
             if (other := seen.setdefault(id(p), layer.name)) != layer.name:
                 raise UnsupportedAttention(
                     f"{layer.name}: its projection is a part of {name}, as that of {other} is: heads that are modules of their own are one layer, of "
@@ -169,13 +151,9 @@ def _listed(names: list[str]) -> str:
     return " and ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-def _views(layer: AttentionLayer, names: Iterable[str]) -> list[Tensor]:
-    return [view for name in names if (view := getattr(layer, name)) is not None]
-
-
 def _places(layer: AttentionLayer, names: Iterable[str]) -> list[tuple[int, int]]:
     """Where in memory the views begin."""
-    return [(t.untyped_storage().data_ptr(), t.storage_offset()) for t in _views(layer, names)]
+    return [(t.untyped_storage().data_ptr(), t.storage_offset()) for t in views(layer, names)]
 
 
 def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:

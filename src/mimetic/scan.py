@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
-from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, replaced_forward
+from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
+
+Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]  # by where the memory begins: name, the module that holds it, the parameter
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Scan:
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
     passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
     modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
+    parameters: Parameters = field(default_factory=dict)  # of the whole model
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
         """The layers, or UnsupportedAttention if something was refused or nothing was found."""
@@ -45,11 +48,11 @@ def scan(model: nn.Module) -> Scan:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
-    found = Scan([], {}, {})
+    found = Scan([], {}, {}, parameters=_parameters(modules))
     claimed: dict[str, AttentionLayer | None] = {}
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
-    aliases, holders = _aliases(modules), _holders(modules)
+    aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     for name, module in modules.items():
         reader = find_reader(type(module))
@@ -64,7 +67,7 @@ def scan(model: nn.Module) -> Scan:
         try:
             layer = _read(reader, module, shown, [ancestors(modules, place) for place in (name, *aliases.get(module, ()))])
             layer = _checked(layer, owned)
-            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, holders) else layer)
+            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, found.parameters) else layer)
             found.modules[shown], claimed[name] = module, layer
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
@@ -99,6 +102,22 @@ def plain(t: Tensor) -> bool:
     return not is_lazy(t) and type(t.data) is Tensor and not t.is_meta and t.layout is torch.strided
 
 
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
+    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
+    return a0 < b1 and b0 < a1
+
+
+def held(view: Tensor, parameters: Parameters) -> list[tuple[str, nn.Module, Tensor]]:
+    """The parameters that a view has memory in common with."""
+    return [entry for entry in parameters.get(view.untyped_storage().data_ptr(), []) if overlap(view, entry[2])]
+
+
+def views(layer: AttentionLayer, names: Iterable[str] = VIEWS) -> list[Tensor]:
+    """Those of a layer's views that there are."""
+    return [view for name in names if (view := getattr(layer, name)) is not None]
+
+
 def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors]) -> AttentionLayer:
     """The layer as its reader sees it, in every place where its module is registered."""
     if replaced_forward(module):
@@ -122,15 +141,14 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
 
 def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
     """Whether a module has projections, and none of its parameters is in the views of a layer."""
-    read = {view.untyped_storage().data_ptr() for name in VIEWS if (view := getattr(layer, name)) is not None}
+    read = {view.untyped_storage().data_ptr() for view in views(layer)}
     return has_projections(module) and not any(plain(p) and p.untyped_storage().data_ptr() in read for p in module.parameters())
 
 
-def _hooked(layer: AttentionLayer, module: nn.Module, holders: dict[int, list[tuple[nn.Module, Tensor]]]) -> bool:
+def _hooked(layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> bool:
     """Whether the layer's module or a projection, a module that does little but hold weights of this layer, has forward hooks: what they do
     is not known."""
-    views = (getattr(layer, name) for name in VIEWS)
-    near = {m for view in views if view is not None for m, p in holders.get(view.untyped_storage().data_ptr(), ()) if overlap(view, p)}
+    near = {m for view in views(layer) for _, m, _ in held(view, parameters)}
     # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
     hooks = (hook for m in near for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
@@ -145,7 +163,7 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
             raise UnsupportedAttention(f"{layer.name}: {name} must have 3 dimensions (see AttentionLayer), its reader gave {tuple(view.shape)}")
         if view is not None and view.untyped_storage().data_ptr() not in owned:
             raise UnsupportedAttention(f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
-        if view is not None and any(s == 0 and n > 1 for s, n in zip(view.stride(), view.shape)):
+        if view is not None and expanded(view):
             raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
     of = {"q_bias": layer.q.shape[1:], "k_bias": layer.k.shape[1:], "v_bias": layer.v.shape[1:], "proj_bias": layer.proj.shape[2:]}
     for name, shape in of.items():
@@ -164,20 +182,13 @@ def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
     return {module: [n for n in names if n not in modules] for module, names in further.items() if len(names) > 1}
 
 
-def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
-    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
-    return a0 < b1 and b0 < a1
-
-
-def _holders(modules: dict[str, nn.Module]) -> dict[int, list[tuple[nn.Module, Tensor]]]:
-    """The modules that hold a parameter themselves, with it, by where the memory begins that it is in."""
-    holders: dict[int, list[tuple[nn.Module, Tensor]]] = {}
-    for module in modules.values():
-        for p in module.parameters(recurse=False):
-            if plain(p):
-                holders.setdefault(p.untyped_storage().data_ptr(), []).append((module, p))
-    return holders
+def _parameters(modules: dict[str, nn.Module]) -> Parameters:
+    found: Parameters = {}
+    for name, module in modules.items():
+        for part, p in module._parameters.items():
+            if p is not None and plain(p):
+                found.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
+    return found
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:

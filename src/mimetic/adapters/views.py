@@ -28,6 +28,8 @@ VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj i
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that weights can be written in
+
 # names of cross-attention, in a class or in the path to a layer
 CROSS = re.compile(
     r"cross|enc(oder)?_?dec|dec(oder)?_?enc|(^|[._])enc(oder)?_?att|^x_?attn|^(src|source|mem|memory|context|ctx|cond|inter|co|guided)(_tgt)?_?att"
@@ -61,11 +63,16 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
         raise UnsupportedAttention(f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)")
     if data.layout is not torch.strided:
         raise UnsupportedAttention(f"{name}: {what} is stored as {data.layout}, not as a plain matrix")
-    if data.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if data.dtype not in DTYPES:
         raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} ({'complex' if data.is_complex() else 'quantised'} weights); use float16, bfloat16 or float32")
     if not data.numel():
         raise UnsupportedAttention(f"{name}: {what} has no elements (sharded, or not initialised yet)")
     return data.detach()
+
+
+def expanded(t: Tensor) -> bool:
+    """Whether several entries of a tensor are one number in memory."""
+    return any(s == 0 and n > 1 for s, n in zip(t.stride(), t.shape))
 
 
 def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Tensor:

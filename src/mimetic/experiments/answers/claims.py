@@ -213,8 +213,8 @@ def _language_gains_less() -> Judgement:
 def _texts(arm: str) -> Judgement:
     verdict, found = joined({study.question: _against(study.experiment, arm, "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA})
     longer = language_programme.LONG
-    later = _against(longer.experiment, arm, "gpt2", len(language_programme.SEEDS[longer.name]))[1]
-    return verdict, f"{found}. After 6,000 steps, {CORPORA[0].question}: {later}"
+    config, later = EXPERIMENTS[longer.experiment], _against(longer.experiment, arm, "gpt2", len(language_programme.SEEDS[longer.name]))[1]
+    return verdict, f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {CORPORA[0].question}: {later}"
 
 
 def _share_guess() -> Judgement:
@@ -282,7 +282,7 @@ def _sibling(reference: str) -> Judgement:
     verdict, found = _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, planned)
     prefix = recommender_programme.LONG_SIBLING_PREFIX
     later = _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, len(recommender_programme.FIRST_SEEDS))[1]
-    return verdict, f"{found}. After 40 epochs: {later}"
+    return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
 
 
 def _item_structure() -> Judgement:
