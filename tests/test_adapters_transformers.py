@@ -29,6 +29,12 @@ def ids(model, batch=2, tokens=1):
     return model(input_ids=torch.randint(3, 60, (batch, tokens), generator=g))
 
 
+def after_an_encoder(model, batch=2, tokens=1):
+    g = torch.Generator().manual_seed(0)
+    text = torch.randint(3, 60, (batch, tokens), generator=g)
+    return model(input_ids=text, encoder_hidden_states=torch.randn(batch, 5, D, generator=g), use_cache=False)  # ImageGPT fails with a cache
+
+
 def two_texts(model, batch=2, tokens=1):
     g = torch.Generator().manual_seed(0)
     text = torch.randint(3, 60, (batch, tokens), generator=g)
@@ -80,6 +86,8 @@ def build(name, attention=None):
             t.DistilBertConfig(dim=D, n_heads=H, n_layers=LAYERS, hidden_dim=48, vocab_size=64), t.DistilBertModel, ids,
         ),
         "gpt2": (t.GPT2Config(**gpt2), t.GPT2Model, ids),
+        "gpt2-decoder": (t.GPT2Config(**gpt2, add_cross_attention=True), t.GPT2Model, after_an_encoder),
+        "imagegpt-decoder": (t.ImageGPTConfig(**gpt2, add_cross_attention=True), t.ImageGPTModel, after_an_encoder),
         "opt": (
             t.OPTConfig(hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, ffn_dim=48, word_embed_proj_dim=D, **IDS),
             t.OPTModel, ids,
@@ -117,8 +125,8 @@ def build(name, attention=None):
 
 
 FAMILIES = (
-    "vit", "deit", "dinov2", "dinov2-registers", "beit", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "opt", "gpt-neox",
-    "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "bloom", "falcon-multi-query",
+    "vit", "deit", "dinov2", "dinov2-registers", "beit", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "gpt2-decoder", "imagegpt-decoder",
+    "opt", "gpt-neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "bloom", "falcon-multi-query",
     "falcon-multi-head", "gpt-bigcode-multi-query", "gpt-bigcode-multi-head", "whisper", "bart", "t5",
 )  # fmt: skip
 ELEMENTWISE = (  # those whose attention is called with one tensor of tokens
@@ -126,7 +134,7 @@ ELEMENTWISE = (  # those whose attention is called with one tensor of tokens
     "qwen2", "gemma", "phi", "phi3", "whisper", "t5",
 )  # fmt: skip
 SELF_PER_MODEL = {"clip": 4, "whisper": 4, "bart": 4, "t5": 4}  # LAYERS for the others
-CROSS_PER_MODEL = {"whisper": 2, "bart": 2, "t5": 2}
+CROSS_PER_MODEL = {"gpt2-decoder": 2, "imagegpt-decoder": 2, "whisper": 2, "bart": 2, "t5": 2}
 CAVEATS = {
     "gpt-neox": {ROPE}, "gptj": {ROPE}, "llama": {ROPE}, "mistral": {ROPE}, "qwen2": {ROPE}, "qwen3": {ROPE, QK_NORM}, "gemma": {ROPE},
     "gemma2": {ROPE, UNSCALED, OUT_NORM}, "phi": {ROPE}, "phi3": {ROPE}, "falcon-multi-query": {ROPE},

@@ -70,7 +70,7 @@ def parts(module, name, ancestors) -> AttentionLayer:
     """One matrix [q | k | v] or, in grouped-query attention, [all q heads | k heads | v heads]."""
     fused = _fused(module)
     if getattr(module, "is_cross_attention", False) and hasattr(module, "q_attn"):
-        raise UnsupportedAttention(f"{name}: this cross-attention keeps keys and values in one matrix beside its queries")
+        return _queries_apart(module, name, ancestors)
     if getattr(module, "multi_query", None) is False:  # GPT-BigCode with as many key heads as query heads
         return interleaved(module, name, ancestors)
     K = _fused_head_dim(module, fused, name)
@@ -84,6 +84,17 @@ def parts(module, name, ancestors) -> AttentionLayer:
     bs = (None,) * 3 if b is None else b.split([H * K, G * K, G * K])
     q, k, v = (_split(wi, bi, K, name) for wi, bi in zip(ws, bs))
     return _layer(module, name, ancestors, q, k, v, proj, K)
+
+
+def _queries_apart(module, name, ancestors) -> AttentionLayer:
+    """GPT-2's cross-attention: q_attn for queries, c_attn [k | v] for keys and values."""
+    if hasattr(module, "multi_query"):  # GPT-BigCode splits c_attn's output into two single heads, which fits no model of several
+        raise UnsupportedAttention(f"{name}: the cross-attention of {type(module).__name__} does not fit its own weights")
+    K = _head_dim(module, name)
+    q = _split(weight(module.q_attn, name, "q_attn"), bias(module.q_attn, name, "q_attn"), K, name)
+    w, b = weight(module.c_attn, name, "c_attn"), bias(module.c_attn, name, "c_attn")
+    k, v = (_split(wi, bi, K, name) for wi, bi in zip(w.chunk(2, dim=1), (None, None) if b is None else b.chunk(2)))
+    return _layer(module, name, ancestors, q, k, v, _output(module), K)
 
 
 def interleaved(module, name, ancestors) -> AttentionLayer:
