@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mimetic.attention import AttentionLayer
+from mimetic.audit.products import explained
 from mimetic.audit.report import CHANCE, sign
 from mimetic.initializers import initialize_
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
-from mimetic.pretrained import diagonal_profile, load_measurements, load_profiles
+from mimetic.pretrained import SOURCES, diagonal_profile, load_measurements, load_profiles
 from mimetic.scan import attention_layers
 
 
@@ -51,6 +52,15 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("model").round(2)
+
+
+def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
+    """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained): one row a model of
+    the recorded sources, "QK along I" the mean over heads and "V·proj along I" over layers, in percent."""
+    table = measurements[(measurements["product"] == "qk") | (measurements["head"] == -1)]
+    shares = [100 * explained(row, SOURCES[row.source].layer_dims()[row.layer][0]) for row in table.itertuples()]
+    means = table.assign(share=shares).groupby(["title", "product"], sort=False)["share"].mean().unstack()[["qk", "vp"]]
+    return means.rename_axis("model").rename_axis(None, axis=1).rename(columns={"qk": "QK along I (%)", "vp": "V·proj along I (%)"}).round(1)
 
 
 def _verdict(qk: str, vp: str) -> str:

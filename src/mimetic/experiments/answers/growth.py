@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
@@ -79,8 +81,8 @@ def trend(dots: dict[str, pd.DataFrame], title: str) -> str:
     without = rests_on(dots[title])
     if not without:
         return f"{says}: {value}."
-    alone = " or ".join(f"without {x:,.0f} it is {_slope(values)}" for x, values in without.items())
-    return f"A line through all gains {'rises' if where_to > 0 else 'falls'} with {title}: {value}. But that hangs on one size: {alone}."
+    alone = ", ".join(f"without {x:,.0f} the line cannot be told from a level one, {_slope(values)}" for x, values in without.items())
+    return f"A line through all gains {'rises' if where_to > 0 else 'falls'} with {title}: {value}. But one size decides it: {alone}."
 
 
 def _slope(slopes: pd.Series, unit: str = "") -> str:
@@ -89,20 +91,30 @@ def _slope(slopes: pd.Series, unit: str = "") -> str:
 
 
 def where(dots: dict[str, pd.DataFrame], title: str) -> str:
-    """The gains at each x, and between which neighbours they differ, by the differences of each seed."""
+    """The gains at each x, and between which sizes they differ, by the differences of each seed."""
     if title not in dots or dots[title]["x"].nunique() < 2:
         return ""
-    wide = dots[title].pivot_table(index="seed", columns="x", values="difference")
+    wide = _by_size(dots[title])
     at = ", ".join(f"{points(wide[x].mean())} at {x:,.0f}" for x in wide)
-    changes = []
-    for x, following in zip(wide, wide.columns[1:]):
-        steps = (wide[following] - wide[x]).dropna()
+    changes = [f"{x:,.0f} and {y:,.0f} ({points(d.mean())}, {' to '.join(map(points, mean_interval(d)))})" for (x, y), d in _apart(dots[title]).items()]
+    return f"Gains: {at}. " + (f"Sizes that these pairs tell apart: {', '.join(changes)}." if changes else "These pairs tell no two sizes apart.")
+
+
+def _by_size(dots: pd.DataFrame) -> pd.DataFrame:
+    """Gains, a row a seed and a column a size."""
+    return dots.pivot_table(index="seed", columns="x", values="difference")
+
+
+def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
+    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes between which its interval leaves out 0."""
+    wide, found = _by_size(dots), {}
+    for x, y in combinations(wide, 2):
+        steps = (wide[y] - wide[x]).dropna()
         if len(steps) >= ENOUGH:
             low, high = mean_interval(steps)
             if low > 0 or high < 0:
-                changes.append(f"{points(steps.mean())} ({points(low)} to {points(high)}) from {x:,.0f} to {following:,.0f}")
-    between = f"; between neighbours only {' and '.join(changes)}" if changes else "; between no two neighbours a difference that these pairs can show"
-    return f"Gains: {at}{between}."
+                found[x, y] = steps
+    return found
 
 
 def deeper(finals: pd.DataFrame) -> str:
@@ -119,17 +131,18 @@ def deeper(finals: pd.DataFrame) -> str:
     there = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
     again = contrast(there, {"depth12-mimetic": 1, "depth12-timm": -1}) if len(there) else []
     if len(again):
-        text += " Runs of the same seeds on another machine: " + ", ".join(f"seed {seed} {points(d)} (here {points(behind[seed])})" for seed, d in again.items() if seed in behind) + "."
+        moved = (again - behind).abs().max()
+        text += " Runs of the same seeds on another machine: " + ", ".join(f"seed {seed} {points(d)} (here {points(behind[seed])})" for seed, d in again.items() if seed in behind)
+        text += f". So at this depth a pair moves by up to {points(moved)[1:]} points with the machine's rounding alone."
     return text
 
 
-def catching_up(table: pd.DataFrame) -> str:
-    """Of a gap by epoch that ends below 0: where it was largest, in words, and whether it was closing when training stopped; "" else."""
+def furthest_behind(table: pd.DataFrame) -> str:
+    """Of a gap by epoch that ends below 0: where it was largest and what is left at the end, in words; "" else."""
     if len(table) < 3 or table["difference"].iloc[-1] >= 0:
         return ""
-    worst, late = table["difference"].idxmin(), table["difference"].iloc[-3:]
-    text = f"it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])})"
-    return text + (f" and still catching up when training stops ({points(late.iloc[-1])})." if late.is_monotonic_increasing and worst < table.index[-3] else f", and {points(late.iloc[-1])} at the end.")
+    worst, end = table["difference"].idxmin(), table.iloc[-1]
+    return f"it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])}); at the end it is {points(end['difference'])} ({points(end['low'])} to {points(end['high'])})."
 
 
 def rates_at_twelve() -> str:
@@ -151,20 +164,20 @@ def rates_at_twelve() -> str:
 
 def scarce(finals: pd.DataFrame, metric: str = "test_loss") -> str:
     """Mimetic minus default in the last epoch's test loss at each number of images, and both arms' accuracy in training, in words: where a set
-    is read often enough to be learned by heart, accuracy alone hides it. "" without all pairs."""
+    is read often enough to be learned by heart, test accuracy alone hides it. "" without all pairs."""
     rows = []
     for name, (reference, arm) in panel_arms("data").items():
         values = contrast(finals, {arm: 1, reference: -1}, metric)
         if len(values) < ENOUGH:
             return ""
         low, high = mean_interval(values)
-        seen = [100 * finals.loc[finals["arm"] == a, "train_accuracy"].mean() for a in (arm, reference)]
-        rows.append((name, f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−"), seen, values.mean(), high))
-    none = [row for row in rows if not row[4] < 0]
+        ahead = [100 * (finals.loc[finals["arm"] == a, "train_accuracy"] - finals.loc[finals["arm"] == a, "test_accuracy"]).mean() for a in (arm, reference)]
+        rows.append((name, f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−"), ahead, high))
+    none = [row for row in rows if not row[-1] < 0]
     text = f"In test loss (less is better): {'; '.join(f'{name} {value}' for name, value, *_ in rows)}."
     if none and len(none) < len(rows):
-        text += " No gain in loss: " + "; ".join(f"{name}, where {mine:.0f} % of the training images are classified right with mimetic initialization and {its:.0f} % with the default" for name, _, (mine, its), *_ in none)
-        text += ". There both arms overfit, and mimetic initialization more."
+        text += " No gain in loss: " + "; ".join(f"{name}, where accuracy on the training images is {mine:.0f} points above that on test images with mimetic initialization, and {its:.0f} with the default" for name, _, (mine, its), _ in none)
+        text += ". There the lead in accuracy brings none in loss."
     return text
 
 
@@ -201,6 +214,8 @@ def lead(dots: dict[str, pd.DataFrame]) -> str:
     if steady:
         return f" {word}: the gain {'grows' if size else 'shrinks'} with the model, and is larger where there are {'fewer' if data else 'more'} images."
     if word == "Neither":
-        return " Neither is seen. Lines through all sizes run the other way, but single sizes at the ends decide it (such a trend is undecided in [the report](13_report.ipynb)); in between the gain is about the same."
+        ends = {title: set(rests_on(dots[title])) for title in GAIN_PANELS}
+        others = all(ends[title] & set(pair) for title in GAIN_PANELS for pair in _apart(dots[title]))
+        return f" Neither is seen. Lines through all sizes run the other way, but single sizes at the ends decide it (such a trend is undecided in [the report](13_report.ipynb)){'; the other sizes cannot be told apart' if others else ''}."
     return f" {word}, by a line through all sizes; but single sizes at the ends decide it."
 

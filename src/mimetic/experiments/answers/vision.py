@@ -71,7 +71,7 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     n, p = len(pairs), sign_flip_test(pairs["difference"])
     mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
     least = f", the least that {n} pairs can give" if p <= smallest_p(n, "two-sided") * 1.001 else ""
-    tested = f"exact sign-flip test, p = {p:.3f}{least}: how often chance alone would give a mean difference at least this large"
+    tested = f"exact sign-flip test, p = {p:.3f}{least}: how often chance alone would give a mean difference at least this far from 0, on either side"
     if n < ENOUGH:
         verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n, 'two-sided'):.3f})"
     elif row.low > 0:
@@ -89,15 +89,22 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
 
 def pilot(finals: pd.DataFrame) -> str:
     """What was seen of the two arms before the recipe was frozen, and what the seeds say that were not in it; "" without them."""
+    if not (fresh := fresh_pairs(finals)):
+        return ""
+    seen = " and ".join(points(gain) for gain in PILOT.values())
+    return (
+        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base, judged on the test images ({seen} points; the longer runs replaced "
+        f"their records, which are in the repository's history, commit {PILOT_COMMIT}). {fresh}"
+    )
+
+
+def fresh_pairs(finals: pd.DataFrame) -> str:
+    """The gain of the pairs whose seeds had not been seen before the recipe was frozen, as a sentence; "" without them."""
     fresh = paired_differences(finals).drop(index=list(PILOT), errors="ignore")["difference"] if set(PAIR) <= set(finals["arm"]) else ()
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
-    seen = " and ".join(points(gain) for gain in PILOT.values())
-    return (
-        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base, judged on the test images ({seen} points; the longer runs replaced "
-        f"their records, which are in the repository's history, commit {PILOT_COMMIT}). The {len(fresh)} other pairs alone: {points(fresh.mean())} points ({points(low)} to {points(high)})."
-    )
+    return f"The {len(fresh)} pairs of other seeds than {' and '.join(map(str, PILOT))} alone: {points(fresh.mean())} points ({points(low)} to {points(high)})."
 
 
 def relative(finals: pd.DataFrame) -> str:
