@@ -137,11 +137,14 @@ def test_the_second_rate_of_the_search():
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
 
-def test_the_signs_at_one_rate_are_each_over_both_signs_of_the_other():
-    level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.6}  # V·proj + costs .2, QK + .1
+def test_the_signs_at_one_rate_and_whether_they_add_up():
+    level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.65}  # V·proj + costs .175, QK + .1 with it and .05 without
     finals = pd.DataFrame([{"arm": rates.AT_ONE_RATE[arm], "seed": s, "test_bits_per_byte": v + 0.001 * s * len(arm)} for arm, v in level.items() for s in range(6)])
     text = rates.signs_at_one_rate(finals)
-    assert re.search(r"V·proj \+ instead of −: \+0\.20\d .*6 pairs\), plus is worse; QK \+ instead of −: \+0\.09\d", text)
+    assert re.search(r"V·proj \+ instead of −: \+0\.17\d .*6 pairs\), plus is worse\n\* QK \+ instead of − where V·proj is \+: \+0\.09\d", text)
+    assert re.search(r"the same where V·proj is −: \+0\.04\d .*\n\* the difference between these two: \+0\.05\d .*the two differ$", text)
+    controls = [{"arm": arm, "seed": s, "test_bits_per_byte": 2.6 + 0.001 * s} for arm in ("rescaled", "random-directions") for s in range(6)]
+    assert "Language signs at 0.002 instead, their better rate: +0.3" in rates.beyond_size(pd.concat([finals, pd.DataFrame(controls)])) and rates.beyond_size(finals) == ""
     assert "not all in yet" in rates.signs_at_one_rate(finals[finals["arm"] != "vision"])
     assert all(named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE for arm in rates.AT_ONE_RATE.values())
 
@@ -156,13 +159,17 @@ def test_runs_made_twice_and_the_best_of_many():
 
 
 def test_the_plain_answer_says_what_becomes_of_it():
-    assert answers.plain_answer() == "" == answers.caught_up()
+    assert answers.plain_answer() == "" == answers.in_the_long_run()
     for study in (CENTRAL, WIKITEXT2):
         put(study, 0.1, seeds=SEEDS["central"])
     assert answers.plain_answer().endswith("on both texts.")
     put(LONG, 0.1, arms=("gpt2", "language"))
     put(LONG, 0.0, arms=("vision",))
-    assert answers.plain_answer().endswith("steps language signs still are behind and vision signs have caught up, as far as these few pairs can show.")
+    assert answers.plain_answer().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (−0.000, −0.005 to +0.005).")
+
+
+    put(LONG, 0.03, arms=("vision",), noise=0.02)
+    assert answers.plain_answer().endswith("; vision signs end behind in all (+0.030, −0.020 to +0.080), too few to say that they lose.")
 
 
 def test_which_text_models_have_a_sign():
@@ -262,7 +269,7 @@ def test_a_lead_on_the_way_is_said():
     steps = pd.Index(range(100, 1100, 100), name="step")
     gap = pd.DataFrame({0: [1, -1, 1, -1, -2, -4, -1, -1, 1, 1], 1: [1, -1, 1, -1, -2, -2, -1, 1, 1, 1]}, index=steps) / 100.0
     assert answers.ahead_between(gap) == " On the way ahead with every seed from step 400 to 700, most at step 600 (−0.030)."
-    assert answers.ahead_between(gap, least=5) == "" and answers.ahead_between(-gap.abs()) == ""  # ahead to the end is said elsewhere
+    assert answers.lead_of_all(gap, least=5).empty and answers.ahead_between(-gap.abs()) == ""  # ahead to the end is said elsewhere
     assert answers.ahead_between(gap.assign(**{"2": 0.01})) == ""
 
 

@@ -11,7 +11,7 @@ from mimetic.audit import CHANCE
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import finding, study_table
-from mimetic.experiments.answers.rates import second_aside
+from mimetic.experiments.answers.rates import ends_aside, second_aside
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
@@ -19,7 +19,7 @@ from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, LONG, 
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval, smallest_p
+from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test, smallest_p
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -49,20 +49,34 @@ def plain_answer() -> str:
         words |= {common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in ("language", "vision")}
     config = named(CENTRAL.experiment)
     return {
-        frozenset({"loses"}): f"Not with vision's constants, 0.7 and 0.4: after {config.epochs * config.steps_per_epoch:,} steps a small GPT predicts worse than from GPT-2's own start, with either set of signs and on both texts.{caught_up()}",
+        frozenset({"loses"}): f"Not with vision's constants, 0.7 and 0.4: after {config.epochs * config.steps_per_epoch:,} steps a small GPT predicts worse than from GPT-2's own start, with either set of signs and on both texts.{in_the_long_run()}",
         frozenset({"gains"}): f"Yes: after {config.epochs * config.steps_per_epoch:,} steps, with either set of signs and on both texts.",
     }.get(frozenset(words), "")
 
 
-def caught_up(study: Study = LONG) -> str:
-    """Which of the two sets of signs are still behind after the longer runs, and which are not, in a sentence; "" without those runs."""
+def in_the_long_run(study: Study = LONG) -> str:
+    """How the two sets of signs end in the longer runs, and whether one that cannot be told from the default there led on the way, in a
+    sentence; "" without those runs."""
     finals = load_runs(study.experiment)
     table = study_table(study, finals, METRIC) if len(finals) else finals
-    said = {arm: common.word(table.loc[LABELS[arm]], METRIC, more=False) for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
-    if len(said) < 2:
+    rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
+    if len(rows) < 2:
         return ""
-    words = {"behind": "still are behind", "loses": "still are behind", common.NO_DIFFERENCE: "have caught up, as far as these few pairs can show", "ahead": "are ahead", "gains": "are ahead"}
-    return f" After {finals['step'].max():,} steps " + " and ".join(f"{LABELS[arm]} {words[word]}" for arm, word in said.items()) + "."
+    curves, said = load_runs(study.experiment, curves=True), []
+    for arm, row in rows.items():
+        word = common.word(row, METRIC, more=False)
+        if word != common.NO_DIFFERENCE:
+            said.append(f"{LABELS[arm]} end {'behind' if word in ('behind', 'loses') else 'ahead'} ({METRIC.signed(row['difference'])})")
+            continue
+        lead = lead_of_all(gap_to(curves, arm))
+        worse = int(row["wins"])  # wins counts larger values, which are more bits
+        way = f"lead on the way (by {METRIC.signed(-lead.min())[1:]} at step {lead.idxmin():,}, with every seed), lose the lead and " if len(lead) else ""
+        value = f"({METRIC.signed(row['difference'])}, {METRIC.span(row['low'], row['high'])})"
+        if worse == row["pairs"]:
+            said.append(f"{LABELS[arm]} {way}end behind in all {value}, {'too few' if row['pairs'] < ENOUGH else 'not enough'} to say that they lose")
+        else:
+            said.append(f"{LABELS[arm]} {way}cannot be told from the default at the end {value}")
+    return f" In {rows['language']['pairs']:.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
 
 
 def answer(study: Study = CENTRAL) -> str:
@@ -86,7 +100,7 @@ def answer(study: Study = CENTRAL) -> str:
     others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
     if len(others):
         lines.append(f"* {best_of(others)}")
-    return f"On {study.question}, after {steps:,} steps, against the default's {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines) + strength
+    return f"On {study.question}, after {steps:,} steps, against the default's {table['reference'].iloc[0]:.3f} bits per byte{ends_aside() if study is WIKITEXT2 else ''}:\n\n" + "\n".join(lines) + strength
 
 
 def best_of(others: pd.DataFrame) -> str:
@@ -111,7 +125,15 @@ def fresh(compared: tuple[str, str, str]) -> pd.Series:
 def found(study: Study) -> str:
     """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
     finals = load_runs(study.experiment)
-    return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default")
+    text = common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default")
+    if study is not STRUCTURE:
+        return text
+    for name, row in study_table(study, finals, METRIC).iterrows():  # an arm that got further seeds because it led cannot be judged by its interval
+        added = fresh(row["compared"])
+        if common.word(row, METRIC) == "gains" and len(added):
+            p = sign_flip_test(contrast(finals, {row["compared"][2]: 1, row["compared"][1]: -1}, METRIC.column))
+            text = text.replace(f"* {name}: gains:", f"* {name}: without a verdict (the best of the arms, given {len(added)} more seeds because it led; exact p = {p:.3f}):")
+    return text
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +239,7 @@ def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
     arms = set(curves["arm"])
     if not {arm, reference} <= arms:
         return f"For the {LABELS[arm]}: no pair of these runs is in yet."
-    wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
-    gap = (wide[arm] - wide[reference]).dropna().unstack("seed")
+    gap = gap_to(curves, arm, reference)
     n, early = gap.shape[1], gap.index[max(0, len(gap) // 5 - 1)]
     parts = []
     for step, better, worse in ((early, "a head start", "a late start"), (gap.index[-1], "a better end", "a worse end")):
@@ -230,17 +251,28 @@ def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
     return f"For the {LABELS[arm]}: {'; '.join(parts)}{few}.{ahead_between(gap)}"
 
 
-def ahead_between(gap: pd.DataFrame, least: int = 3) -> str:
-    """The longest stretch of the run in which every seed of the arm is ahead, if it is ``least`` points long and does not reach the end, in
-    words. gap: bits per byte of arm minus reference, step x seed; the last step is the end."""
+def gap_to(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> pd.DataFrame:
+    """Bits per byte of arm minus reference, step x seed."""
+    wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
+    return (wide[arm] - wide[reference]).dropna().unstack("seed")
+
+
+def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
+    """The mean gap over the longest stretch of the run in which every seed of the arm is ahead, if it is ``least`` points long and does not
+    reach the end; else empty. gap: see gap_to; the last step is the end."""
     ahead, best, now = (gap.iloc[:-1] < 0).all(axis=1), [], []
     for step, yes in ahead.items():
         now = [*now, step] if yes else []
         best = max(best, now, key=len)
     if len(best) < least or (best[-1] == ahead.index[-1] and (gap.iloc[-1] < 0).all()):
-        return ""
-    lowest = gap.loc[best].mean(axis=1)
-    return f" On the way ahead with every seed from step {best[0]:,} to {best[-1]:,}, most at step {lowest.idxmin():,} ({METRIC.signed(lowest.min())})."
+        return pd.Series(dtype=float)
+    return gap.loc[best].mean(axis=1)
+
+
+def ahead_between(gap: pd.DataFrame) -> str:
+    """lead_of_all in words."""
+    lead = lead_of_all(gap)
+    return f" On the way ahead with every seed from step {lead.index[0]:,} to {lead.index[-1]:,}, most at step {lead.idxmin():,} ({METRIC.signed(lead.min())})." if len(lead) else ""
 
 
 def longer(study: Study = LONG) -> str:
