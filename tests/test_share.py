@@ -111,7 +111,15 @@ def test_slopes_along_one_thing_at_a_time(folder):
     assert share.along(share.gain_points(folder)) == "" == share.along(share.gain_points(folder), "share-gpu")  # here it is the share that decides
     turned = share.gain_points(folder)
     turned["by_seed"] = [{s: -g if row.point in share.ALONG["the MLP"][1:] and row.point not in share.ALONG["the vocabulary"] else g for s, g in row.by_seed.items()} for row in turned.itertuples()]
-    assert "One share, two directions" in share.along(turned)
+    assert "One share, two directions: it is not the share that it follows." in share.along(turned) and "undecided" not in share.along(turned)
+    table = share.slopes(turned)
+    table.loc[(PLUS_MINUS, "along the MLP"), "high"] = 1.0
+    table.loc[(PLUS_PLUS, "along the vocabulary"), "most"] = 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(share, "slopes", lambda points, sweep: table)
+        text = share.along(turned)
+        assert f"with {PLUS_PLUS} the slope along the vocabulary turns when one point is left out, and with {PLUS_MINUS} that along the MLP may be 0: undecided." in text
+    assert share.ahead_by_seed(turned).startswith("Ahead on average, with the relative gain of every seed: ") and share.ahead_by_seed(turned, "share-gpu") == ""
     assert share.slopes(share.gain_points(folder), "share-gpu").empty and share.smallest_r(8) == pytest.approx(0.705, abs=1e-3)
 
 

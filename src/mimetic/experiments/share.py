@@ -261,18 +261,39 @@ def at_equal_share(points: pd.DataFrame) -> str:
 
 
 def along(points: pd.DataFrame, sweep: str = "share") -> str:
-    """Along which of the two things that change the share the gain moves, in words, where they differ: then it is not the share that it
-    follows; "" else."""
-    table, said = slopes(points, sweep), []
+    """Along which of the two things that change the share the gain moves, in words, where they differ; "" else. Only where both slopes are
+    clear, with either sign set, and none turns when a point is left out, is it said that the gain does not follow the share."""
+    table, said, doubts = slopes(points, sweep), [], []
     for signs in dict.fromkeys(table.index.get_level_values(0)) if len(table) else ():
         rows = table.loc[signs]
         if {"along the vocabulary", "along the MLP", "vocabulary minus MLP"} <= set(rows.index):
-            values = [f"{rows.loc[name, 'slope']:+.1f} ({rows.loc[name, 'low']:+.1f} to {rows.loc[name, 'high']:+.1f})".replace("-", "−") for name in ("along the vocabulary", "along the MLP")]
             apart = rows.loc["vocabulary minus MLP", "low"] > 0 or rows.loc["vocabulary minus MLP", "high"] < 0
             if apart and rows.loc["along the vocabulary", "slope"] * rows.loc["along the MLP", "slope"] < 0:
-                ends = " to ".join(f"{rows.loc['along the vocabulary', end]:+.1f}" for end in ("least without one point", "most")).replace("-", "−")
-                said.append(f"with {signs}: {values[0]} along the vocabulary, which with one point left out goes from {ends}, and {values[1]} along the MLP")
-    return f"Where the share doubles, the gain changes by so many percentage points, {'; '.join(said)}. One share, two directions: it is not the share that it follows. (95 % intervals over {min(table['seeds'])} seeds.)" if said else ""
+                parts = []
+                for name in ("along the vocabulary", "along the MLP"):
+                    row = rows.loc[name]
+                    ends = row["least without one point"], row["most"]
+                    parts.append(f"{_points(row['slope'])} ({_points(row['low'])} to {_points(row['high'])}) {name}" + (f" (with one point left out {_points(ends[0])} to {_points(ends[1])})" if "" not in ends else ""))
+                    if "" not in ends and ends[0] * ends[1] < 0:
+                        doubts.append(f"with {signs} the slope {name} turns when one point is left out")
+                    if row["low"] < 0 < row["high"]:
+                        doubts.append(f"with {signs} that {name} may be 0")
+                said.append(f"with {signs}: {' and '.join(parts)}")
+    if not said:
+        return ""
+    firm = "One share, two directions: it is not the share that it follows." if not doubts else f"So no one slope belongs to the share here; but {', and '.join(doubts)}: undecided."
+    return f"Where the share doubles, the gain changes by so many percentage points, {'; '.join(said)}. {firm} (95 % intervals over {min(table['seeds'])} seeds.)"
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
+    """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
+    part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
+    said = [f"{row.point} with {row.signs} ({', '.join(_points(100 * gain) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
+    return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""
 
 
 NAMES = {"next": "next item, 40 epochs", "short-next": "next item, 20 epochs", "pre-ln": "pre-LN"}  # points in words, where the arms' names are not

@@ -55,7 +55,9 @@ def ends_sentence(finals: pd.DataFrame | None = None) -> str:
     parts = [f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate") for (point, arm), (best, cost) in found.items()]
     if len(parts) < len(ENDS) * len(SIGNS):
         return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
-    return f"{'; '.join(parts)}. (One seed.)"
+    held = [found[point, "gpt2"][1] for point in ENDS]
+    after = f" So at both ends the default is held back, by {' and '.join(f'{cost:.3f}' for cost in held)}." if min(held) > 0 else ""
+    return f"{'; '.join(parts)}. (One seed.){after}"
 
 
 def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
