@@ -58,6 +58,13 @@ def test_command_line_without_tyro(machine):
     assert wrong.returncode == 2 and "queue must be one of lab, paper, recipe" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+def test_images_are_fetched_without_tyro(machine):
+    there = python(machine, "-m", "mimetic", "data", "fetch", "cifar10")
+    assert there.returncode == 0 and there.stdout == f"cifar10: {machine[0] / 'cache' / 'cifar10.npz'}\n", there.stderr
+    wrong = python(machine, "-m", "mimetic", "data", "fetch", "gpt2")
+    assert wrong.returncode == 2 and wrong.stderr == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
+
+
 def test_speed_is_measured_without_tyro(machine):
     shown = python(machine, "-m", "mimetic", "bench", "profile", "--experiment", "digits", "--steps", "2", "--device", "cpu")
     assert shown.returncode == 0 and "backward" in shown.stdout, shown.stderr

@@ -1,6 +1,8 @@
 """The measurements of speed: what they compare is the same work, what they keep is what the speed page says."""
 
+import contextlib
 import dataclasses
+import itertools
 import math
 
 import matplotlib
@@ -8,10 +10,12 @@ import matplotlib
 matplotlib.use("agg")
 import pandas as pd
 import pytest
+import torch
 
 from mimetic import figures
 from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
 from mimetic.bench.profile import LARGEST, kind_of, largest
+from mimetic.bench.train import Bench, _loader
 from mimetic.experiments.answers import speed
 from mimetic.experiments.configs import named
 from mimetic.training.records import RecordError
@@ -28,6 +32,18 @@ def test_bench_compares_the_same_products(capsys):
 def test_bench_refuses_too_many_layers():
     with pytest.raises(ValueError, match="between 0 and depth=2"):
         bench_init(d_model=32, depth=2, num_heads=2, plain_layers=3)
+
+
+def test_timms_loader_has_no_end_and_its_waiting_batches_are_not_timed():
+    config = dataclasses.replace(named("cifar10-lab30"), batch_size=8)
+    images, labels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10)
+    for workers in (0, 2):
+        with contextlib.closing(_loader(config, images, labels, workers)) as batches:
+            seen = torch.cat([y for _, y in itertools.islice(batches, 12)])  # nine times all images
+        assert len(seen) == 96 and set(seen.tolist()) == set(range(10))
+    calls = []
+    Bench("digits", 3, "cpu").images_per_second(lambda: calls.append(0), ready=4)
+    assert len(calls) == 3 + 4 + 8
 
 
 def test_bench_train_times_both_on_the_same_batch(capsys, monkeypatch):

@@ -35,6 +35,9 @@ from mimetic.training.precision import cast, products
 from mimetic.training.step import Step
 
 
+PREFETCH = 2  # batches that a worker of a DataLoader makes ahead, PyTorch's default
+
+
 class Bench:
     """The model, batch and device of a named vision experiment, with random pixels; a context that sets the experiment's threads.
 
@@ -76,16 +79,18 @@ class Bench:
         """What precision our steps have, and in which their matrix products are taken."""
         return {name: self.backend[name] for name in ("precision", "products")}
 
-    def images_per_second(self, step: Callable[[], Any]) -> float:
-        """Of step(), after three calls that do not count."""
-        for _ in range(3):
+    def images_per_second(self, step: Callable[[], Any], ready: int = 0) -> float:
+        """Of step(), after three calls that do not count, and as many more as there may be batches ready before it asks for them; then
+        over at least twice as many."""
+        for _ in range(3 + ready):
             step()
         wait(self.device)
+        steps = max(self.steps, 2 * ready)
         start = time.perf_counter()
-        for _ in range(self.steps):
+        for _ in range(steps):
             step()
         wait(self.device)
-        return self.steps * self.config.batch_size / (time.perf_counter() - start)
+        return steps * self.config.batch_size / (time.perf_counter() - start)
 
     def our_step(self) -> Callable[[], None]:
         """A training step as training.loop takes it."""
@@ -175,7 +180,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
             for count in dict.fromkeys((0, workers)):
                 name = f"{'bfloat16' if half else 'float32'}, {count} workers"
                 with contextlib.closing(_loader(config, bench.images, bench.labels, count)) as batches:
-                    timms[name] = bench.images_per_second(_timm_step(bench, batches, half))
+                    timms[name] = bench.images_per_second(_timm_step(bench, batches, half), PREFETCH * count)
     peak = ours * bench.flops / card_peak(bench.device_name)
     best = max(timms, key=timms.get)
     print(bench.title)
@@ -242,9 +247,9 @@ def _loader(config: VisionConfig, images: Tensor, labels: Tensor, workers: int) 
     if config.randaugment_ops:
         steps.append(rand_augment_transform(f"rand-m{config.randaugment_magnitude}-n{config.randaugment_ops}", {}))
     steps += [T.ToTensor(), T.Normalize(0.5, 0.25)]
-    loader = torch.utils.data.DataLoader(
-        _Pictures(images, labels, T.Compose(steps)), config.batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0,
-    )  # fmt: skip
-    while True:
-        yield from loader
+    pictures = _Pictures(images, labels, T.Compose(steps))
+    # one epoch without an end: at the end of each a loader waits for what is on its way, and with few batches an epoch most workers never get one
+    endless = torch.utils.data.RandomSampler(pictures, replacement=True, num_samples=2**40)
+    yield from torch.utils.data.DataLoader(
+        pictures, config.batch_size, sampler=endless, num_workers=workers, prefetch_factor=PREFETCH if workers else None, pin_memory=torch.cuda.is_available()
+    )

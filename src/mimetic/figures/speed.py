@@ -16,7 +16,7 @@ def init_seconds(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(table["model"]))
     figure, axes = panels(7.4, 0.8 + 0.42 * len(models))
     ax = axes[0, 0]
-    kinds = (("floor", "the two matrix products alone (floor)", "#999999", "|"), ("ours", "mimetic_init_", COLORS["mimetic"], "o"),
+    kinds = (("floor", "noise and two products (floor)", "#999999", "|"), ("ours", "mimetic_init_", COLORS["mimetic"], "o"),
              ("plain", "full double-precision SVD a head", "#d55e00", "s"))  # fmt: skip
     for y, model in enumerate(models):
         part = table[table["model"] == model]
