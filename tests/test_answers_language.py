@@ -10,11 +10,22 @@ import pytest
 
 from mimetic import figures
 from mimetic.experiments import yardsticks
-from mimetic.experiments.answers import common
+from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers import language as answers
-from mimetic.experiments.answers import rates
 from mimetic.experiments.configs import named
-from mimetic.experiments.configs.language import CHOSEN, CONTROLS, ENDS, EVERY, GENTLE, RATES, SHARES, SIGNS, TRIED, end_rates, searched
+from mimetic.experiments.configs.language import (
+    CHOSEN,
+    CONTROLS,
+    ENDS,
+    EVERY,
+    GENTLE,
+    RATES,
+    SHARES,
+    SIGNS,
+    TRIED,
+    end_rates,
+    searched,
+)
 from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS

@@ -8,7 +8,15 @@ import pytest
 
 from mimetic.data import sequences
 from mimetic.data.fetch import ChecksumError, Unavailable, sha256_of
-from mimetic.data.sequences import SequenceFileError, check_sequences, fetch_sequences, load_sequences, oracle, read_lines, read_ratings
+from mimetic.data.sequences import (
+    SequenceFileError,
+    check_sequences,
+    fetch_sequences,
+    load_sequences,
+    oracle,
+    read_lines,
+    read_ratings,
+)
 
 RATINGS = ["7\t30\t5\t20", "7\t10\t1\t10", "3\t10\t4\t5", "7\t20\t3\t10", "3\t30\t2\t5", "3\t20\t2\t4"]
 

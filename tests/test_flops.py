@@ -1,6 +1,5 @@
 """The FLOP budget against the formula, and what the GPU chapter says with and without GPU records."""
 
-import dataclasses
 
 import pandas as pd
 import pytest

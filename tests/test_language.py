@@ -11,7 +11,17 @@ from mimetic.data.text import encode_characters, on_device
 from mimetic.experiments import language, live
 from mimetic.experiments.answers.rates import best_rates, runners_up
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.configs.language import CHOSEN, EDGE_RATE, ENDS, EVERY, FITTED, RUNNER_UP, SHARES, SIGNS, LanguageConfig
+from mimetic.experiments.configs.language import (
+    CHOSEN,
+    EDGE_RATE,
+    ENDS,
+    EVERY,
+    FITTED,
+    RUNNER_UP,
+    SHARES,
+    SIGNS,
+    LanguageConfig,
+)
 from mimetic.experiments.fitted import from_record
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIES

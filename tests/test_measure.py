@@ -6,7 +6,16 @@ import torch
 from torch import nn
 
 import mimetic
-from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, UnsupportedAttention, attention_layers, fit, measure, mimetic_init_
+from mimetic import (
+    AttentionLayer,
+    MimeticSpec,
+    MimeticWarning,
+    UnsupportedAttention,
+    attention_layers,
+    fit,
+    measure,
+    mimetic_init_,
+)
 from mimetic.measure import statistics
 from mimetic.models.blocks import Block
 

@@ -34,7 +34,6 @@ from mimetic.training.loop import make_optimizer
 from mimetic.training.precision import cast, products
 from mimetic.training.step import Step
 
-
 PREFETCH = 2  # batches that a worker of a DataLoader makes ahead, PyTorch's default
 
 

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
-from mimetic.data.fetch import ChecksumError, Unavailable, atomic_path, cache_dir, check_sha256, link_or_copy, require_network
+from mimetic.data.fetch import (
+    ChecksumError,
+    Unavailable,
+    atomic_path,
+    cache_dir,
+    check_sha256,
+    link_or_copy,
+    require_network,
+)
 from mimetic.pretrained.readers import FORMATS, WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 from mimetic.scan import attention_layers

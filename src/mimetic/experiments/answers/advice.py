@@ -26,15 +26,13 @@ from mimetic.models.blocks import Block
 from mimetic.scan import attention_layers
 from mimetic.statistics import ENOUGH
 
-def size_factors(d_model: int, num_heads: int) -> tuple[float, float]:
-    """How many times larger than BERT's default vision's signs make queries and keys, and values and projection, at a shape."""
-    made = []
-    for name in ("bert", "mimetic"):
-        block = Block(d_model, num_heads)
-        initialize_(block, name, default="bert", generator=torch.Generator().manual_seed(0))
-        (layer,) = attention_layers(block)
-        made.append([torch.hypot(a.norm(), b.norm()).item() for a, b in ((layer.q, layer.k), (layer.v, layer.proj))])
-    return tuple(large / small for small, large in zip(*made))
+
+def spreads(name: str, d_model: int, num_heads: int) -> tuple[float, float]:
+    """Standard deviation of the entries of queries and keys, and of values and projection, under an initialization by name, at a shape."""
+    block = Block(d_model, num_heads)
+    initialize_(block, name, default="bert", generator=torch.Generator().manual_seed(0))
+    (layer,) = attention_layers(block)
+    return tuple(torch.cat([a.flatten(), b.flatten()]).std().item() for a, b in ((layer.q, layer.k), (layer.v, layer.proj)))
 
 
 def monday(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -47,11 +45,13 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
         advised |= scale
     if advised:
         ours, bert = EXPERIMENTS["ml100k"], (768, 12)
-        (qk, vp), (large_qk, large_vp) = size_factors(ours.d_model, ours.num_heads), size_factors(*bert)
+        shapes, said = ((ours.d_model, ours.num_heads), bert), []
+        for shape in shapes:
+            small, (qk, vp) = spreads("bert", *shape)[0], spreads("mimetic", *shape)
+            said.append(f"{qk:.2g} (queries, keys) and {vp:.2g} (values, projection) at width {shape[0]} with {shape[1]} heads, {qk / small:.2g} and {vp / small:.2g} times BERT's")
         lines.append(
-            f"* How: on a model of your own, multiply the attention weights of its default (at our width of {ours.d_model}, against BERT's default, queries and keys by {qk:.0f}, values and projection by "
-            f"{vp:.0f}; at BERT's own {bert[0]} and {bert[1]} heads that would be {large_qk:.1f} and {large_vp:.1f}); "
-            'on one of ours, `mimetic.initialize_(model, "timm-rescaled", default="bert")`.'
+            f"* How: scale the attention weights of your model to entries of a standard deviation of about {'; '.join(said)}. It is the size that counts, not the factor: a larger default needs less, or nothing "
+            f"(Xavier's is {spreads('xavier', *shapes[0])[0]:.2g} at {ours.d_model}). On a model of ours: `mimetic.initialize_(model, \"timm-rescaled\", default=\"bert\")`."
         )
     return "\n".join(lines)
 
@@ -78,7 +78,7 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
         again = [name for name in size if other.loc[name, "low"] > 0]
         held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
         if there := beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0):
-            held += f", where {' and '.join(there)} gain beyond it ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
+            held += f", where {' and '.join(there)} are ahead beyond it, uncorrected ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
         return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try.", True
     if good and bad:
         again = f"; on the users' last but one items {_values(other, good + bad)}"

@@ -15,7 +15,7 @@ from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
 
-WORTH = 0.005  # of NDCG@10: about what a seed is worth, the rule of the recipe search
+WORTH = 0.005  # of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on Beauty
 ABOVE = 1.25  # times popularity's NDCG@10: what counts as having learned more than what is popular
 
 
@@ -77,7 +77,7 @@ def recipe_sentence() -> str:
         runs = load_runs(f"{data}-recipe")
         if {short, long} <= set(runs["arm"]):
             a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long))
-            word = "less than a seed is worth" if abs(b - a) < WORTH else "better by more than a seed is worth" if b > a else "worse by more than a seed is worth"
+            word = f"less than {WORTH:g}" if abs(b - a) < WORTH else f"better by more than {WORTH:g}" if b > a else f"worse by more than {WORTH:g}"
             parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
@@ -90,8 +90,10 @@ def recipe_sentence() -> str:
 
 
 def fairness_sentence(data: str = "ml100k") -> str:
-    """Whether an arm would be better off at another learning rate than the common one, by the validation items."""
+    """Whether an arm would be better off at another learning rate than the common one, by the validation items: with one seed, and where it
+    would by more than WORTH and the rate was run with more, with these."""
     runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
+    here, there = load_runs(data), load_runs(f"{data}-rate")
     first = runs[(runs["seed"] == 0)].set_index("arm")[VALIDATION_COLUMN] if len(runs) else pd.Series(dtype=float)
     parts, lacking = [], []
     for arm in SIGN_ARMS:
@@ -101,9 +103,16 @@ def fairness_sentence(data: str = "ml100k") -> str:
             continue
         values = pd.Series({lr: first[name] for lr, name in names.items()})
         gain = values.max() - values[common_lr]
-        says = "the common rate" if gain == 0 else "no better than at the common rate by more than a seed is worth"
+        says = "the common rate" if gain == 0 else f"no better than at the common rate by more than {WORTH:g}"
         if gain >= WORTH:
-            says = f"{METRIC.signed(gain)} over the common rate: the recipe is unfair to it"
+            says = f"{METRIC.signed(gain)} over the common rate with seed 0"
+            change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN) if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr else ()
+            if len(change) > 1:
+                low, high = mean_interval(change)
+                chance = "so that the check was chance" if low <= 0 else "so the recipe is unfair to it"
+                says += f"; with all {len(change)} seeds, on the same items, {METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {chance}"
+            else:
+                says += ": the recipe may be unfair to it"
         parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
     text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
     return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()

@@ -138,17 +138,12 @@ def sign_changes() -> pd.DataFrame:
 
 
 def sign_question() -> str:
-    """Does the sign that training finds depend on the norm, on masking, on causality? In short, and a line a factor."""
+    """Does the sign that training finds depend on the norm, on masking, on causality? In short."""
     table = sign_changes()
     if table.empty:
         return f"No two models that differ in one of these are in. `{COMMAND}` adds the others, and this page follows."
-    lines = []
-    for factor, part in table.groupby("factor", sort=False):
-        words = [f"{row.product} turns in {row.turns}, appears in {row.appears} and vanishes in {row.vanishes} of {row.layers} layers" for row in part.itertuples()]
-        pairs = part["pairs"].iloc[0]
-        lines.append(f"* {factor}, {pairs} pair{'s' if pairs > 1 else ''} of models: the sign of {'; that of '.join(words)}")
     gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
-    return "\n\n".join([f"**In short:** {_sign_changes_in_short(table)}", "\n".join(lines), *([gap] if gap else [])])
+    return "\n\n".join([f"**In short:** {_sign_changes_in_short(table)}", *([gap] if gap else [])])
 
 
 def _sign_changes_in_short(table: pd.DataFrame) -> str:
@@ -220,7 +215,7 @@ def _explained_word(part: pd.DataFrame) -> str:
 # --- question 3 ------------------------------------------------------------------------------------------------------
 
 CATALOGUE = tuple(int(n) for n in np.unique(np.round(np.logspace(2, 7, 26)).astype(int)))
-SHAPES = {"d 64, 2 layers (BERT4Rec on Beauty)": (64, 2, 2), "d 256, 4 layers": (256, 4, 4), "d 768, 12 layers (BERT base)": (768, 12, 12)}
+SHAPES = {"d 64, 2 layers (ours, 50 positions)": (64, 2, 2), "d 256, 4 layers": (256, 4, 4), "d 768, 12 layers (BERT base)": (768, 12, 12)}
 
 
 def shape_parameters(d_model: int, depth: int, num_heads: int, items: int = 1_000, max_len: int = 50) -> Parameters:
@@ -240,7 +235,7 @@ def share_table() -> pd.DataFrame:
 
 def share_marks() -> dict[str, tuple[int, float]]:
     """Our data sets with our shape, each with its number of positions: label -> (items, share)."""
-    shape = SHAPES["d 64, 2 layers (BERT4Rec on Beauty)"]
+    shape = SHAPES["d 64, 2 layers (ours, 50 positions)"]
     sizes = {"Beauty, ours": (1_000, "beauty"), "ML-100K": (1_682, "ml100k"), "ML-1M": (3_706, "ml1m"), "Beauty, all": (12_101, "beauty-full")}
     return {name: (n, shape_parameters(*shape, items=n, max_len=EXPERIMENTS[experiment].max_len).share(n)) for name, (n, experiment) in sizes.items()}
 

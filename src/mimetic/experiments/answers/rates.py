@@ -6,13 +6,24 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.experiments.answers.common import study_table
-from mimetic.experiments.configs.language import CHOSEN, ENDS, EVERY, GENTLE, RATES, RUNNER_UP, SIGNS, TIE, end_rates, rated, searched
+from mimetic.experiments.configs.language import (
+    CHOSEN,
+    ENDS,
+    EVERY,
+    GENTLE,
+    RATES,
+    RUNNER_UP,
+    SIGNS,
+    TIE,
+    end_rates,
+    rated,
+    searched,
+)
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SECOND
 from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval
 from mimetic.training.records import load_runs
-
 
 # --- the search --------------------------------------------------------------------------------------------------------
 

@@ -16,13 +16,13 @@ from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
     FIRST_SEEDS,
+    LONG_SIBLING_PREFIX,
     MORE_SEEDS,
     OPPOSITE,
     RANDOM,
     RATE,
     RESCALED,
     SEEDS,
-    LONG_SIBLING_PREFIX,
     SIBLING_PREFIX,
     STRUCTURE,
     STUDIES,
@@ -31,7 +31,7 @@ from mimetic.experiments.programmes.recommenders import (
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, crossed_interval, mean_interval
+from mimetic.statistics import ENOUGH, compare, corrected, crossed_interval, mean_interval, smallest_p
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -92,8 +92,14 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
     if table.empty or table["pairs"].max() < 2:
         return ""
     said = "; ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in table.iterrows())
-    epochs = [EXPERIMENTS["ml100k"].epochs, ARMS["ml100k"][SIBLING_PREFIX + DEFAULT]["epochs"]]
-    return f" That is after {epochs[1]} epochs; after {epochs[0]} ({table['pairs'].max():.0f} pairs): {said}."
+    epochs, asked = [EXPERIMENTS["ml100k"].epochs, ARMS["ml100k"][SIBLING_PREFIX + DEFAULT]["epochs"]], "opposite minus vision signs"
+    first = "had shown no difference" if asked in table.index and common.word(table.loc[asked], METRIC) == common.NO_DIFFERENCE else "was in"
+    short, p = compare(_sibling(finals, SIBLING_PREFIX), {asked: COMPARED[asked]}, METRIC.column), ""
+    if len(short):
+        row = short.loc[asked]
+        least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"]), "two-sided") * 1.001 else ""
+        p = f" {asked[0].upper()}{asked[1:]}: {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
+    return f"{p} That is after {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}."
 
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
@@ -174,7 +180,9 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     if so:
         text += f" **So, at this learning rate and on these items, {so}.**"
     if so and so != other_so:
-        text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}."
+        least = corrected(other).min() if other_so else None
+        aside = f" (uncorrected; of the {len(other)} comparisons there {'none passes' if least > 0.05 else 'some pass'} Holm's correction, least p {least:.3f})" if other_so else ""
+        text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}{aside}."
     return text
 
 
@@ -237,12 +245,6 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
              for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
     seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
     return np.array([gains[arm, seed] - gains[reference, seed] for seed in seeds])
-
-
-def found(name: str, finals: pd.DataFrame, seeds: tuple[int, ...]) -> str:
-    """A study's findings as Markdown, one line a comparison, and how many runs are missing."""
-    study = STUDIES[name]
-    return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND), METRIC, "mean difference of NDCG@10")
 
 
 def against(name: str, finals: pd.DataFrame) -> str:

@@ -53,7 +53,8 @@ def in_words(table: pd.DataFrame) -> str:
         more = verdicts["beyond"] == HOLDS
         items += f" at the common learning rate; there, on the users' last items, vision's signs {'do better than' if more else 'show no more than'} weights as large without a diagonal"
     text = f"A small ViT on CIFAR-10 {vision}. A small GPT {texts}. BERT4Rec {items}."
-    return text + (" The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has too few pairs yet." if verdicts["points"] == OPEN else "")
+    pairs = "no pair" if "no pair" in found["points"] or not found["points"] else "too few pairs"
+    return text + (f" The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has {pairs} yet." if verdicts["points"] == OPEN else "")
 
 
 def answer(table: pd.DataFrame) -> str:

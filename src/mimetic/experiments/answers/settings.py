@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import COMPARED, SHOWN, TITLES, VALIDATION_COLUMN, compared, interval, says, words_of
+from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, interval
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT
 from mimetic.experiments.recommenders import METRIC
@@ -44,7 +44,7 @@ def other_settings(finals: Mapping[str, pd.DataFrame]) -> str:
         return ""
     return (
         f"In how many settings (two learning rates, each user's last item and last but one) an interval leaves out 0, of those with at least {ENOUGH} pairs:\n\n{settings}\n\n"
-        f"The settings share runs and users, so this is no vote.\n\n{other_items(finals)}"
+        "The settings share runs and users, so this is no vote."
     )
 
 
@@ -63,18 +63,3 @@ def in_how_many_settings(finals: Mapping[str, pd.DataFrame]) -> str:
     if not any(any(cells) for cells in columns.values()):
         return ""
     return common.markdown(pd.DataFrame({"comparison": list(COMPARED), **columns}))
-
-
-def other_items(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which of the comparisons say something else on each user's last but one item, at the common learning rate."""
-    tables, others, parts = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), []
-    for data, other in others.items():
-        if other.empty or (other["pairs"] < ENOUGH).all():
-            continue
-        last, said = words_of(tables[data]), words_of(other)
-        changed = [f"{name}: *{says(name, said[name])}*, {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in other.iterrows()
-                   if row["pairs"] >= ENOUGH and said[name] != last[name]]  # fmt: skip
-        parts.append(f"* {SHOWN[data]}: {'; '.join(changed) or 'none'}.")
-    if not parts:
-        return ""
-    return "On each user's last but one item, which the models have not seen either, these say something else:\n\n" + "\n".join(parts)

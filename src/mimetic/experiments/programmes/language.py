@@ -10,7 +10,17 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
-from mimetic.experiments.configs.language import CHOSEN, CONTROLS, GENTLE, RUNNER_UP, SHARES, SIGNS, TRIED, at_rate, rated
+from mimetic.experiments.configs.language import (
+    CHOSEN,
+    CONTROLS,
+    GENTLE,
+    RUNNER_UP,
+    SHARES,
+    SIGNS,
+    TRIED,
+    at_rate,
+    rated,
+)
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
 CENTRAL_SEEDS = tuple(range(6))  # the fewest with which an exact two-sided test can give p < 0.05
