@@ -113,6 +113,11 @@ def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     assert "not so on the users' last but one items, where vision signs are ahead beyond it, uncorrected (vision signs minus default at their norms +0.0105" in said
     sizes = r"0\.14 \(queries, keys\) and 0\.0(89|9) \(values, projection\) at width 64 with 2 heads, (8|8\.1) and (5|5\.1) times BERT's; 0\.04[67] .* at width 768 with 12 heads, 2\.6 and 1\.[45] times"
     assert re.search(sizes, said) and "(Xavier's is 0.12" in said
+    for shift, word in ((0.0, "are ahead of both there, too"), (0.02, "are not ahead of both there")):
+        rated = runs.assign(test_validation_ndcg10=runs["test_validation_ndcg10"] + shift * size)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rec, "load_runs", lambda name, rated=rated: rated)
+            assert f"At 0.003 vision signs {word} (" in rec.verdict({"ml100k": runs})
     neither = runs.copy()
     neither["test_validation_ndcg10"] = neither["seed"].map(dict(enumerate(BASE)))
     assert "On the users' [last but one items](#other-items) no such thing can be said." in rec.verdict({"ml100k": neither})

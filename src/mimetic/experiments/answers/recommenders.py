@@ -71,10 +71,24 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set, and the causal sibling, in a few sentences, what the learning rate does, and how many runs are missing."""
     tables, others, halves = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), compared(finals, HALVES)
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    lines = [f"* {conclusion(data, table, others[data])}{halves_in_words(halves.get(data))}{after_more_epochs(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
+    lines = [f"* {conclusion(data, table, others[data])}{again_at_the_other_rate(data, others[data])}{halves_in_words(halves.get(data))}{after_more_epochs(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
     return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+
+
+def again_at_the_other_rate(data: str, other: pd.DataFrame) -> str:
+    """Whether the signs that are ahead of both controls of their size on the last but one items (other) are so at the other learning rate, in a
+    sentence; "" where none is, or without those runs."""
+    names = beyond_size(lambda name: words_of(other).get(name) == "gains")
+    there = compare(load_runs(f"{data}-rate"), COMPARED, VALIDATION_COLUMN) if names and data in TITLES else pd.DataFrame()
+    said = []
+    for name in names:
+        rows = {control: there.loc[f"{name} minus {control}"] for control in CONTROLS if f"{name} minus {control}" in there.index}
+        if len(rows) == len(CONTROLS) and min(row["pairs"] for row in rows.values()) >= ENOUGH:
+            values = " and ".join(f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for row in rows.values())
+            said.append(f"{name} {'are ahead of both there, too' if all(row['low'] > 0 for row in rows.values()) else 'are not ahead of both there'} ({values})")
+    return f" At {EXPERIMENTS[f'{data}-rate'].lr:g} {'; '.join(said)}." if said else ""
 
 
 def halves_in_words(table: pd.DataFrame | None) -> str:
