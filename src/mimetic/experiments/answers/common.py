@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -82,12 +83,13 @@ def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
     return "gains" if ahead else "loses"
 
 
-def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
-    """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are planned."""
+def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
+    """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are planned; said: words in
+    place of the verdict."""
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"{value} in the only pair so far"
-    said = word(row, metric, more)
+    said = said or word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
     return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few})"
 
@@ -132,9 +134,9 @@ def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command:
     return "" if there == wanted else f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
 
 
-def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference") -> str:
-    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing)."""
-    lines = [f"* {name}: {finding(row, metric, bool(gap))}" for name, row in study_table(study, finals, metric).iterrows()]
+def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference", said: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing). said: see finding, by comparison."""
+    lines = [f"* {name}: {finding(row, metric, bool(gap), said.get(name, ''))}" for name, row in study_table(study, finals, metric).iterrows()]
     if not lines:
         return f"**We found** nothing yet. {gap}"
     text = f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines)
