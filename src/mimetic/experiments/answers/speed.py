@@ -66,7 +66,7 @@ def train_answer() -> str:
     if table.empty:
         return ""
     parts = [f"{_range(part['ratio'], '.1f')} times on {device}" for device, part in table.assign(device=_trained_on(table)).groupby("device", sort=False)]
-    return f" Training makes as many images a second as timm's ingredients {', '.join(parts)}."
+    return f" In training, images a second are those of timm's ingredients {', '.join(parts)}."
 
 
 def _single_thread() -> pd.Series:
