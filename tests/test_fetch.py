@@ -3,8 +3,6 @@
 import hashlib
 import http.server
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -113,12 +111,11 @@ def test_atomic_path_of_two_writers(tmp_path):
 
 def test_a_killed_writer_leaves_no_half_file(tmp_path):
     target = tmp_path / "file.bin"
-    code = (
-        "import os, sys; from mimetic.data.fetch import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as t: t.write_bytes(b'half'); os._exit(9)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
-    assert done.returncode == 9
+    if not (child := os.fork()):
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert not target.exists()
     (half,) = tmp_path.iterdir()
     with atomic_path(target) as temporary:  # a minute later it could be another process's that is still writing

@@ -38,7 +38,7 @@ FAMILIES = {
         ("train_loss", "test_loss", "test_bits_per_byte"),
     ),
     "recommenders": (
-        "clusters", {"passes": 8},
+        "clusters", {"passes": 2},
         {
             "bert": {}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE, "pre-ln": {"norm_first": True},
             "masked": {"objective": "mask", "causal": False}, "bfloat16": {"init": "mimetic"} | BFLOAT16,
@@ -61,12 +61,13 @@ def losses(family, arm):
     return [round(entry[column], 6) for entry in record["curve"] for column in columns]
 
 
-@pytest.mark.parametrize(("family", "arm"), [(family, arm) for family, (_, _, arms, _) in FAMILIES.items() for arm in arms])
+# bfloat16 below, where each of the two ways that a CPU can have is tested
+@pytest.mark.parametrize(("family", "arm"), [(family, arm) for family, (_, _, arms, _) in FAMILIES.items() for arm in arms if arm != "bfloat16"])
 def test_losses_are_what_they_were(family, arm):
     golden = json.loads((GOLDEN / f"{family}.json").read_text())
     if golden["torch"] != VERSION:
         pytest.skip(f"written with torch {golden['torch']}, this is {VERSION}")
-    assert losses(family, arm) == pytest.approx(golden[arm], rel=5e-3 if arm == "bfloat16" else 2e-4)
+    assert losses(family, arm) == pytest.approx(golden[arm], rel=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -424,6 +424,7 @@ def test_two_processes_do_not_train_the_same_run():
 TRAINER = """
 import os, sys, traceback
 import torch
+from mimetic.data import images
 from mimetic.experiments import configs, runs, vision
 
 
@@ -435,6 +436,7 @@ def train_and_keep(model, *args, **kwargs):
 runs.train = train_and_keep
 torch.optim.AdamW([torch.zeros(1)])  # its first use imports much
 vision.build_model(configs.named("digits"))
+images.load_images("digits")
 while sys.stdin.readline():
     pid = os.fork()
     if pid == 0:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from mimetic.models.blocks import shapes_only
 from mimetic.models.vit import ViT, ViTConfig
 
 # Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the card's name; the longer names first.
@@ -32,7 +33,7 @@ def flops(config: ViTConfig) -> dict[str, float]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):  # all blocks cost the same, so one is counted
+    with shapes_only():  # all blocks cost the same, so one is counted
         model, images = ViT(replace(config, depth=1)), torch.empty(2, config.in_chans, config.img_size, config.img_size)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -59,6 +60,6 @@ def peak(name: str) -> float:
 
 def parameters(config: ViTConfig) -> int:
     """Number of parameters."""
-    with torch.device("meta"):
+    with shapes_only():
         model: nn.Module = ViT(config)
     return sum(p.numel() for p in model.parameters())

@@ -20,18 +20,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from mimetic.experiments.answers.common import blank
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import SHARES
 from mimetic.experiments.runs import family
-from mimetic.models.blocks import parameter_counts
+from mimetic.models.blocks import parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
-from mimetic.training.records import read_record, record_files, runs_dir
+from mimetic.training.records import runs
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
@@ -55,12 +54,9 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
         RecordError: a record is damaged; the message names the file.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, dict]]] = {}
-    for path in record_files(folder or runs_dir()):
-        if path.parent.name not in EXPERIMENTS:
-            continue
-        record = read_record(path)
+    for record in (run for name in sorted(set(EXPERIMENTS) - set(LEFT_OUT)) for run, _ in runs(name, folder=folder)):
         config = _whole_config(record)
-        if path.parent.name in LEFT_OUT or config.get("validation"):
+        if config.get("validation"):
             continue
         if role := _role(record["experiment"], config):
             rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", "lr")}
@@ -77,7 +73,12 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
 def _whole_config(record: dict[str, Any]) -> dict[str, Any]:
     """A record's config; a field that is newer than the record has its default."""
     base = EXPERIMENTS[record["experiment"]]
-    return {f.name: f.default for f in fields(base) if f.default is not MISSING} | record["config"]
+    return {f.name: f.default for f in fields(base) if f.default is not MISSING} | _part(record, "config")
+
+
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A record's config or parameters, of the flat form that records.runs gives."""
+    return {key.removeprefix(f"{name}."): value for key, value in record.items() if key.startswith(f"{name}.")}
 
 
 def _role(experiment: str, config: dict[str, Any]) -> str | None:
@@ -96,11 +97,11 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
     seeds = sorted(set(default) & set(mimetic))
     if not seeds:
         return None
-    reference, value = (np.array([runs[s]["final"][metric.column] for s in seeds]) for runs in (default, mimetic))
+    reference, value = (np.array([part[s][metric.column] for s in seeds]) for part in (default, mimetic))
     gains = (value - reference) / reference * (-1 if metric.lower_is_better else 1)
     low, high = mean_interval(gains)
     first = mimetic[seeds[0]]
-    counts = first["parameters"]
+    counts = _part(first, "parameters")
     return {
         "family": EXPERIMENTS[experiment].family.rpartition(".")[2],
         "experiment": experiment,
@@ -330,14 +331,14 @@ def known_models() -> pd.DataFrame:
     for name, d, depth, heads in (("GPT-2 small", 768, 12, 12), ("GPT-2 medium", 1024, 24, 16), ("GPT-2 large", 1280, 36, 20), ("GPT-2 XL", 1600, 48, 25)):
         rows[name] = _sizes(50_257, 1024, d, depth, heads, 4.0)
     for name, d, heads in (("ViT-Ti/16", 192, 3), ("ViT-S/16", 384, 6), ("ViT-B/16", 768, 12)):
-        with torch.device("meta"):
+        with shapes_only():
             rows[name] = _counted(ViT(ViTConfig(d_model=d, depth=12, num_heads=heads)))
     rows["our GPT, by character"] = _sizes(65, 128, 128, 4, 4, 4.0)
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
 
 
 def _sizes(vocab_size: int, context: int, d_model: int, depth: int, num_heads: int, mlp_ratio: float) -> dict[str, Any]:
-    with torch.device("meta"):  # counted, not made
+    with shapes_only():  # counted, not made
         return _counted(GPT(GPTConfig(vocab_size, context, d_model, depth, num_heads, mlp_ratio)))
 
 

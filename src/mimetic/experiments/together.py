@@ -30,6 +30,7 @@ from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.helpers import Helpers, Job, cores, in_a_line, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
+from mimetic.models.blocks import shapes_only
 from mimetic.models.stacked import stack
 from mimetic.training.backend import resolve_backend, resolve_device
 from mimetic.training.backend import settings as loop_settings
@@ -119,7 +120,7 @@ def _arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: torch.device | str) -> torch.nn.Module:
     """The model of a run with these weights."""
-    with torch.device("meta"):
+    with shapes_only():
         model = family(config).bare_model(config, data)
     model.to_empty(device=device)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})

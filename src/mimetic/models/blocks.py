@@ -8,9 +8,13 @@ Shape suffixes: B batch, N tokens, D d_model, H num_heads, K head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 LAYER_NORM_EPS = 1e-6  # timm's; PyTorch's own default is 1e-5
 
@@ -142,6 +146,20 @@ _KINDS = (
     ("head", ("head.",)),
     ("embedding", ("embed", "token")),
 )
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """On the meta device there is nothing to draw, and PyTorch's normal_ there imports its compiler: seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Models that are made meanwhile have shapes and no weights (PyTorch's meta device): to be counted, or filled later."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

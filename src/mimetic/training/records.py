@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -131,16 +131,18 @@ def load_runs(
     """
     import pandas as pd
 
-    folder = Path(folder or runs_dir())
-    pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
-    rows: list[dict[str, Any]] = []
-    for path in record_files(folder, pattern):
-        found = path.stat()
-        run, epochs = _rows(path, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-        rows += epochs if curves else [run]
+    rows = [row for run, epochs in runs(experiment, folder=folder) for row in (epochs if curves else [run])]
     if not rows:
         return pd.DataFrame(columns=["experiment", "arm", "seed", "epoch"])
     return pd.DataFrame(rows).sort_values(["experiment", "arm", "seed", "epoch"], ignore_index=True)
+
+
+def runs(experiment: str | None = None, *, folder: str | Path | None = None) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """What load_runs makes its rows of, record by record: of the run, and of each epoch. They are shared: not to be changed."""
+    pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
+    for path in record_files(folder or runs_dir(), pattern):
+        found = path.stat()
+        yield _rows(path, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
 
 
 @cache

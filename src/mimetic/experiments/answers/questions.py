@@ -18,7 +18,7 @@ from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MO
 from mimetic.experiments.recorded import recorded_products, records_of
 from mimetic.initialize import mimetic_init_
 from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
-from mimetic.models.blocks import Block, parameter_counts
+from mimetic.models.blocks import Block, parameter_counts, shapes_only
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.pretrained import SOURCES
 from mimetic.scan import attention_layers
@@ -220,7 +220,7 @@ SHAPES = {"d 64, 2 layers (ours, 50 positions)": (64, 2, 2), "d 256, 4 layers": 
 
 def shape_parameters(d_model: int, depth: int, num_heads: int, items: int = 1_000, max_len: int = 50) -> Parameters:
     """The parameters of a BERT4Rec of this shape, counted on a model without weights."""
-    with torch.device("meta"):
+    with shapes_only():
         model = BERT4Rec(BERT4RecConfig(items, max_len, d_model, depth, num_heads))
     counts = parameter_counts(model)
     attention = counts["attention_qkv"] + counts["attention_proj"]
@@ -242,7 +242,7 @@ def share_marks() -> dict[str, tuple[int, float]]:
 
 def share_levels() -> dict[str, float]:
     """Models whose size does not depend on a catalogue, counted: ViT-Tiny."""
-    with torch.device("meta"):
+    with shapes_only():
         counts = parameter_counts(ViT(ViTConfig()))
     return {"ViT-Tiny": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]}
 
