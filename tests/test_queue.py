@@ -1,6 +1,7 @@
 """The queue with real processes: side by side, stopped, killed; and what it is told to run."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -56,6 +57,15 @@ def test_works_off_side_by_side_and_gives_what_run_gives():
     lines.clear()
     assert queue.work(runs, say=lines.append).finished == [] and len(lines) == 1
     assert "done" in queue.listing(runs) and "waiting" not in queue.listing(runs)
+
+
+@pytest.fixture
+def dies(tmp_path, monkeypatch):
+    """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it lies."""
+    (tmp_path / "dying.py").write_text("import os, time\n\ndef dies(connection):\n    time.sleep(0.5)\n    os._exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("dying").dies
+    del sys.modules["dying"]
 
 
 # A queue in a process of its own, which leads a group, so that it and its workers can be killed at once or apart.
@@ -136,7 +146,7 @@ def test_stops_on_sigterm_and_takes_its_workers_along(tmp_path):
     assert "leaked" not in (tmp_path / "stderr").read_text()
 
 
-def test_every_worker_sees_one_card_of_its_own(monkeypatch):
+def test_every_worker_sees_one_card_of_its_own(monkeypatch, dies):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -152,7 +162,7 @@ def test_every_worker_sees_one_card_of_its_own(monkeypatch):
         given.append(card)
 
     monkeypatch.setattr(queue._Worker, "__init__", watched)
-    monkeypatch.setattr(queue, "_serve", _dies)  # the processes are enough, they need not train
+    monkeypatch.setattr(queue, "_serve", dies)  # the processes are enough, they need not train
     queue.work(toy(2), processes=2, say=lambda line: None)
     assert given == ["5", "7"] and os.environ["CUDA_VISIBLE_DEVICES"] == "5, 7"
 
@@ -226,16 +236,11 @@ def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
     assert len(outcome.finished) == 2 and not outcome.failed and len(workers) == 2
 
 
-def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch):
+def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch, dies):
     """It closes its end with the run unread, which resets the connection."""
-    monkeypatch.setattr(queue, "_serve", _dies)
+    monkeypatch.setattr(queue, "_serve", dies)
     outcome = queue.work(toy(1), processes=1, say=lambda line: None)
     assert list(outcome.failed) == [toy(1)[0].name] and "exit code 3" in outcome.failed[toy(1)[0].name]
-
-
-def _dies(connection):
-    time.sleep(0.5)
-    os._exit(3)
 
 
 def test_time_left_counts_what_this_call_has_done(monkeypatch):

@@ -267,7 +267,10 @@ import sys
 from mimetic.experiments import together
 from mimetic.experiments.configs import named
 if __name__ == "__main__":
-    config = named("digits", experiment="toy", device="cpu", compile="off", epochs=1000)
+    config = named(
+        "pydoc", experiment="toy", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=1000, steps_per_epoch=50, curve_tokens=50,
+        device="cpu", compile="off",
+    )
     together.work_together([config], 8, processes=1, say=lambda line: print(line, flush=True))
 """
 
