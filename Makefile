@@ -65,13 +65,11 @@ $(BUILT): $(PAGES) $(SOURCES) $(INSTALLED)
 	@touch $@
 
 # Offline and with an empty data folder, so that the result does not depend on what can be reached or was fetched
-# before; nbval compares every notebook strictly.
-test: $(INSTALLED)  ## unit tests, every notebook against its stored outputs, then the site
+# before; nbval compares every notebook strictly. The tests of the site build it (--site), beside the others.
+test: $(INSTALLED)  ## unit tests, every notebook against its stored outputs, the site
 	unset MIMETIC_RUNS; MIMETIC_OFFLINE=1 MIMETIC_DATA="$(CURDIR)/_build/no-data" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 \
-	  --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --ignore=tests/book/test_site.py tests $(NOTEBOOKS)
+	  --nbval --nbval-current-env --nbval-cell-timeout=300 --site tests $(NOTEBOOKS)
 	@$(MAKE) --no-print-directory book
-	$(BIN)/python -m pytest -q tests/book/test_site.py
 
 notebooks: $(INSTALLED)  ## execute all notebooks again and store their outputs (ONLY="03 05": some)
 	$(BIN)/python -m mimetic.notebooks execute $(ONLY)
