@@ -15,6 +15,7 @@ from mimetic.experiments.answers import reproduction as report
 from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of
 from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.vision import DEEP
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes import QUEUES
@@ -150,8 +151,9 @@ def test_the_runs_of_a_pair_were_made_alike(experiment):
         for seed, (reference, arm) in both:
             assert (runs.loc[(reference, seed)] == runs.loc[(arm, seed)]).all(), (reference, arm, seed)
         return
-    # a search compares the rates of one point of the sweep
-    point = runs["arm"].map(lambda arm: max((name for name in SHARES if arm.startswith(name)), key=len)) if experiment == "share-recipe" else pd.Series("", runs.index)
+    # a search compares the rates of one point of the sweep, or of one depth
+    points = {"share-recipe": SHARES, "cifar10-rates": (DEEP,)}.get(experiment, ())
+    point = runs["arm"].map(lambda arm: max((name for name in points if arm.startswith(name)), key=len, default=""))
     for _, pair in runs.groupby(["seed", point.rename("point")]):
         assert (pair[[*alike, "device.precision"]].nunique() == 1).all()
 
