@@ -10,6 +10,8 @@ from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
+from mimetic.experiments.construction import product_sizes
+from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR, QUESTIONS, STUDIES, TRACE, lab_runs
 from mimetic.statistics import rests_on
 from mimetic.training.records import load_runs
@@ -278,6 +280,40 @@ def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
     assert kept.left_by_decay("cifar10-lab30") == pytest.approx(model.weight.item() ** 2, rel=1e-4)
+
+
+def test_the_size_of_a_product_is_its_norm(monkeypatch):
+    """Worked by hand: from its mean diagonal and the spread of its entries."""
+    d = EXPERIMENTS["cifar10-lab30"].d_model
+    rows = [(p, when, diagonal, spread) for p in ("qk", "vp") for when, diagonal, spread in (("before", 0.4, 0.03), ("after", 0.2, 0.05))]
+    monkeypatch.setattr(kept, "recorded_products", lambda *args, **kwargs: pd.DataFrame(rows, columns=["product", "when", "diag_mean", "offdiag_sd"]))
+    share = common.percent(((d * 0.2**2 + d**2 * 0.05**2) / (d * 0.4**2 + d**2 * 0.03**2)) ** 0.5)
+    assert kept._size_kept("cifar10-lab30").startswith(f"The products as a whole are {share} (QK) and {share} (V·proj) of their size before")
+
+
+def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
+    def runs(gain, seeds, device):
+        return pd.DataFrame([{"experiment": "cifar10-lab30", "arm": arm, "seed": s, "test_accuracy": 0.5 + (arm == "mimetic") * (gain + 0.001 * s), "device.name": device} for s in seeds for arm in PAIR])
+
+    here = runs(0.02, range(6), "a CPU")
+    made = {False: runs(0.05, range(3), "a card"), True: pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")])}
+    monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: made[folder is not None])
+    everywhere, one_machine = answers.schedules(here)
+    assert everywhere == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to −3.0)"
+    assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)" and one_machine in answers.shorter(here)
+    monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: EMPTY)
+    assert answers.schedules(here) == [] and answers.shorter(here) == "" == answers.shorter(EMPTY) == answers.shorter(here.assign(experiment="cifar10-paper"))
+
+
+def test_an_end_of_an_interval_that_is_not_0_is_not_shown_as_0():
+    assert ACCURACY.span(0.0004, 0.0179) == "+0.04 to +1.79" and ACCURACY.span(-0.0179, -0.0004) == "−1.79 to −0.04"
+    assert ACCURACY.span(0.0006, 0.0179) == "+0.1 to +1.8" and ACCURACY.span(0.0, 0.0179) == "+0.0 to +1.8"
+
+
+def test_what_a_constant_at_nothing_makes_smaller():
+    sizes = product_sizes(64, 64, draws=4)  # whole: alpha Z + beta I has the norm sqrt((alpha^2 + beta^2) d)
+    assert sizes["no noise"] == pytest.approx(0.7 * 8) and sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05) and sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
+    assert parts.smaller_sentence(96, 32).endswith("by 27 % without its diagonal and by 51 % without its noise.")
 
 
 def test_anatomy_of_recorded_runs():

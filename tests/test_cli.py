@@ -1,6 +1,7 @@
 """The command line: help with examples, one-line errors with exit status 2, a run from start to record."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from mimetic.cli import main
+from mimetic.experiments.programmes import QUEUES
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,9 @@ def test_help_shows_examples(command, capsys):
         assert "--label-smoothing" in out and "average of the patches" in out and "10000" in out
     else:
         assert "example" in out
+    if command == "queue":
+        said = dict(re.findall(r"^ *(?:│ *)?([a-z-]+) {2,}.*?(\d+) runs", out, flags=re.MULTILINE))
+        assert set(said) == {"lab", "recipe", "language", "recommenders"} and said == {name: str(len(QUEUES[name]())) for name in said}
 
 
 def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):

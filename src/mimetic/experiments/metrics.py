@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Metric:
         return f"{self.scale * difference:+.{self.digits}f}".replace("-", "−")
 
     def span(self, low: float, high: float) -> str:
-        """An interval of differences as shown: "+0.1 to +0.3"."""
-        return f"{self.signed(low)} to {self.signed(high)}"
+        """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and is not."""
+        finer = any(end and not round(self.scale * end, self.digits) for end in (low, high))
+        shown = replace(self, digits=self.digits + 1) if finer else self
+        return f"{shown.signed(low)} to {shown.signed(high)}"
 
     def better(self, difference: float) -> bool:
         """Whether an arm that differs by this from its reference is ahead."""

@@ -14,7 +14,7 @@ from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import reproduction
 from mimetic.experiments.answers.claims import claims
 from mimetic.experiments.answers.parts import conditions
-from mimetic.experiments.answers.vision import central
+from mimetic.experiments.answers.vision import central, schedules
 from mimetic.experiments.pattern import effective, overview_profiles
 from mimetic.experiments.programmes.vision import CENTRAL, STUDIES
 from mimetic.pretrained import load_measurements
@@ -70,7 +70,8 @@ def coverage_counts() -> pd.DataFrame:
 def number() -> str:
     """The book's one number."""
     finals = load_runs(LAB)
-    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)} {conditions(load_runs(QUESTIONS))}".strip()
+    length = "".join(f" The same seeds, by length: {said}." for said in schedules(finals)[:1])
+    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)} {conditions(load_runs(QUESTIONS))}{length}".strip()
 
 
 def readme_number() -> str:

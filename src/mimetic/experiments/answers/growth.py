@@ -133,7 +133,7 @@ def deeper(finals: pd.DataFrame) -> str:
     if len(again):
         moved = (again - behind).abs().max()
         text += " Runs of the same seeds on another machine: " + ", ".join(f"seed {seed} {points(d)} (here {points(behind[seed])})" for seed, d in again.items() if seed in behind)
-        text += f". So at this depth a pair moves by up to {points(moved)[1:]} points with the machine's rounding alone."
+        text += f". So at this depth a pair moves by up to {points(moved)[1:]} points from one machine to another (other random numbers in the augmentation, other rounding)."
     return text
 
 

@@ -110,8 +110,8 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
     against = []
     for product, name in PRODUCTS.items():
         words, low, high = _share(raw[product])
-        does = "training adds to it" if low > decay else "training takes some away" if high < decay else "which is no more than that"
-        against.append(f"{words} of {name}, {does}")
+        does = "training adds to it" if low > decay else "training takes some away" if high < decay else "no more than that"
+        against.append(f"{words} in {name}, {does}")
     grows = []
     for product, name in PRODUCTS.items():
         after, other = (products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == "after")] for arm in PAIR)
@@ -121,8 +121,18 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {other['diag_mean'].mean():+.3f})".replace("-", "−"))
     return (
         f"{answer}: {kept} are left after training ({len(folded)} seeds, LayerNorm's gains folded in). Against inertia: weight decay alone, with no gradient, would leave "
-        f"{common.percent(decay)} of the weights' own products; left are {'; '.join(against)}. Under the default {'; '.join(grows)}."
+        f"{common.percent(decay)} of every entry of the weights' own products. Left of their mean diagonal, gains not folded in: {'; '.join(against)}. {_size_kept(experiment)}Under the default {'; '.join(grows)}."
     )
+
+
+def _size_kept(experiment: str) -> str:
+    """What is left of the products as a whole, that is of their Frobenius norms, gains not folded in, in words."""
+    part = recorded_products(experiment, PAIR[1:], fold=False)
+    d = EXPERIMENTS[experiment].d_model
+    energy = d * part["diag_mean"] ** 2 + d**2 * part["offdiag_sd"] ** 2  # the diagonal spreads as the rest does
+    means = part.assign(norm=energy**0.5).groupby(["product", "when"])["norm"].mean().unstack()
+    share = means["after"] / means["before"]
+    return f"The products as a whole are {' and '.join(f'{common.percent(share[p])} ({SHORT[p]})' for p in PRODUCTS)} of their size before, in Frobenius norm{': what the diagonals lose, other entries gain' if share.min() > 0.97 else ''}. "
 
 
 def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions") -> str:

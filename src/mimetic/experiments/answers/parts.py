@@ -9,6 +9,7 @@ import pandas as pd
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
+from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import PAIR, STUDIES, TRACE
 from mimetic.statistics import ENOUGH, contrast, summary
@@ -20,7 +21,8 @@ ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "Without the diagonal of one product, against mimetic initialization": {"of QK": {"qk-beta-0": 1, "mimetic": -1}, "of V·proj": {"vp-beta-0": 1, "mimetic": -1}},
     "What queries and keys add to values and projection": {"with their diagonal": {"mimetic": 1, "mimetic-vp": -1}, "without": {"qk-beta-0": 1, "mimetic-vp": -1}},
     "Only the size": {"the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1}, "its singular values in random directions": {"random-directions": 1, "timm": -1}},
-    "A wrong sign": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
+    "A wrong sign, against mimetic initialization": {"of QK": {"qk-minus": 1, "mimetic": -1}, "of V·proj": {"vp-plus": 1, "mimetic": -1}, "both": {"both-flipped": 1, "mimetic": -1}},
+    "A wrong sign, against the default": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
     "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
     "The gain with another position embedding, average pooling": {
         "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
@@ -74,7 +76,8 @@ def _conclusion(finals: pd.DataFrame) -> str:
         parts.append(f"More of it comes from {first} than from {second}")
     if says["size"] == says["directions"] == "gains":
         low, high = sorted(found[name]["difference"] for name in ("size", "directions"))
-        parts.append(f"{points(low)[1:]} to {points(high)[1:]} of these points need more than attention weights of that size")
+        gains = sorted(summary(contrast(finals, {arm: 1, "timm": -1}))["difference"] for arm in ("random-directions", "timm-rescaled"))
+        parts.append(f"Attention weights made as large without the pattern gain only {points(gains[0])[1:]} to {points(gains[1])[1:]}; the other {points(low)[1:]} to {points(high)[1:]} points size does not explain")
         if says["torch"] == "gains":
             parts.append(f"Over PyTorch's default, whose weights are larger than timm's outside attention, too, {points(found['torch']['difference'])[1:]} are left")
     lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
@@ -102,6 +105,16 @@ def trace_sentence(experiment: str = "cifar10-lab10") -> str:
     return (
         f"Without noise V·proj's factors are coordinate axes, so that arm lacks directions of its own as well. With a trace of it, |α| 0.001, they have some: {points(row['difference'])} points "
         f"against 0.4 ({ACCURACY.span(row['low'], row['high'])}, {len(values)} pairs, all of a CPU, `data/replicas`). {says}"
+    )
+
+
+def smaller_sentence(d: int = 96, k: int = 32) -> str:
+    """How much smaller mimetic initialization's products are where one of their constants is 0, in words; d and k: of the laboratory's models."""
+    sizes = product_sizes(d, k)
+    less = (1 - sizes / sizes["both"]).map(common.percent)
+    return (
+        f"Every constant at nothing makes its product smaller, too: that of $W_VW_{{proj}}$ by {common.percent(1 - 0.5**0.5)}, $1-1/\\sqrt2$, that of $W_QW_K^\\top$ by {less['no diagonal']} "
+        f"without its diagonal and by {less['no noise']} without its noise."
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
@@ -184,6 +185,39 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     else:
         says = "more than a head start" if end["low"] > 0 else "a head start that these pairs cannot tell from nothing at the end" if first["low"] > 0 else "no lead that these pairs can show"
     return f"{text} In this schedule it is {says}."
+
+
+SHORT = "cifar10-lab10"  # the same with a shorter schedule: chapter 7's runs
+
+
+def schedules(finals: pd.DataFrame) -> list[str]:
+    """How the lead at the end of the central runs compares with that of the same seeds at the end of the shorter schedule, in words: of all its
+    runs, and of those that the machine of these made (data/replicas)."""
+    if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment} or not set(PAIR) <= set(finals["arm"]):
+        return []
+    here, machines, said = paired_differences(finals)["difference"], set(finals["device.name"]), []
+    for folder in (None, data_dir() / "replicas"):
+        runs = load_runs(SHORT, folder=folder)
+        if folder and len(runs):
+            runs = runs[runs["device.name"].isin(machines)]
+        there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1}) if len(runs) else pd.Series(dtype=float)
+        seeds = there.index.intersection(here.index)
+        if len(seeds) > 1:
+            row, made = summary(here[seeds] - there[seeds]), set(runs["device.name"])
+            where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
+            said.append(
+                f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs, {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs} "
+                f"({row['pairs']} pairs{where}; difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
+            )
+    return said
+
+
+def shorter(finals: pd.DataFrame) -> str:
+    """schedules as a paragraph of chapter 6; "" without runs."""
+    if not (said := schedules(finals)):
+        return ""
+    alone = f"; with those that one kind of machine made in both, {said[1]}" if len(said) > 1 else ""
+    return f"A longer schedule need not end with the same lead. With the seeds that both have ([chapter 7](07_why.ipynb) trains for less), each at the end of its own schedule: {said[0]}{alone}. What a hundred epochs would leave is open."
 
 
 def recipe_table(finals: pd.DataFrame) -> pd.DataFrame:
