@@ -244,7 +244,7 @@ def test_zeros_that_are_attended_to_are_a_caveat():
 def test_our_layer_in_another_block_has_gains_that_are_not_known():
     block = nn.Module()
     block.ln, block.attn = nn.LayerNorm(16), SelfAttention(16, 2)
-    assert not attention_layers(block)[0].gains_known and attention_layers(SelfAttention(16, 2))[0].gains_known
+    assert not attention_layers(block)[0].gains_known and not attention_layers(SelfAttention(16, 2))[0].gains_known
     with pytest.raises(UnsupportedAttention):
         attention_layers(block)[0].qk(0, fold=True)
 

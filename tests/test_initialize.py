@@ -194,7 +194,7 @@ def test_a_part_that_is_called_like_a_wrapper():
 
 def test_constants_may_be_numpys():
     assert MimeticSpec(qk_alpha=np.float32(0.5)).layer(0, 1)["qk_alpha"] == 0.5
-    assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25
+    assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25 == MimeticSpec(qk_alpha=torch.tensor([0.5, 0.25])).layer(1, 2)["qk_alpha"]
 
 
 @pytest.mark.parametrize("value", [None, torch.tensor(0.7), "0.7", float("nan")])
@@ -1148,7 +1148,73 @@ def test_a_reader_that_gives_no_layer_is_named(adapters):
     with pytest.raises(UnsupportedAttention, match="its reader gave a NoneType"):
         mimetic_init_(nn.Sequential(Mixer()))
     with pytest.raises(TypeError, match="reader must be a function"):
-        adapters(Mixer, None)
+        adapters(Mixer, "q, k, v, proj")
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"kind": "self-attention"}, "kind must be 'self' or 'cross', its reader gave 'self-attention'"),
+        ({"caveats": "RoPE"}, "caveats must be a tuple of sentences, its reader gave 'RoPE'"),
+        ({"in_gain": torch.ones(3)}, r"in_gain must have shape \(16,\), its reader gave \(3,\)"),
+        ({"out_gain": torch.ones(16, 1)}, r"out_gain must have shape \(16,\), its reader gave \(16, 1\)"),
+    ],
+)
+def test_what_a_reader_says_besides_is_checked(adapters, field, words):
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, **field))
+    untouched(Mixer(), words)
+
+
+def test_a_reader_that_says_nothing_of_norms_is_not_taken_to_know_them(adapters):
+    """Else fold=True would give the raw product under the name of the folded one: with a gain of -1, one of the wrong sign."""
+    block = nn.Module()
+    block.norm, block.mix = nn.LayerNorm(16), Mixer()
+    nn.init.constant_(block.norm.weight, -1.0)
+    adapters(Mixer, read_mixer)
+    for what in (lambda: mimetic.measure(block, fold=True), lambda: mimetic.fit(block, fold=True)):
+        with pytest.raises(UnsupportedAttention, match="mix: which LayerNorm feeds this layer is not known, so fold=True is refused"):
+            what()
+    assert not mimetic.audit(block).fold
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, in_gain=ancestors[0][1].norm.weight.detach()))
+    (layer,) = attention_layers(block)
+    assert torch.equal(layer.vp(fold=True), -layer.vp())
+
+
+def test_a_layer_by_itself_has_gains_that_are_not_known():
+    block = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
+    mimetic.measure(block, fold=True)
+    with pytest.raises(UnsupportedAttention, match="a layer passed by itself has none around it: pass its block or model"):
+        mimetic.measure(block.self_attn, fold=True)
+    assert any("raw weights" in note for note in mimetic.audit(block.self_attn).notes)
+
+
+def test_a_class_may_be_registered_as_no_attention(adapters):
+    class SEAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(16, 4), nn.Linear(4, 16)
+
+        def forward(self, x):
+            return x * self.fc2(self.fc1(x)).sigmoid()
+
+    model = nn.Sequential(nn.MultiheadAttention(16, 2), SEAttention())
+    untouched(model, "or with None that it is no self-attention")
+    adapters(SEAttention, None)
+    with pytest.warns(MimeticWarning, match="1: left alone, SEAttention was registered as no self-attention"):
+        assert [layer.name for layer in mimetic_init_(model)] == ["0"]
+
+
+def test_a_layer_scale_near_0_is_warned_of(adapters):
+    scales = {"0": 1e-6, "1": 1e-6, "2": 0.25, "3": 1.0}
+    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, out_gain=torch.full((16,), scales[name])))
+    model = nn.Sequential(*(Mixer() for _ in scales))
+    with pytest.warns(MimeticWarning) as caught:
+        mimetic_init_(model)
+    said = [str(w.message).partition(": W_V")[0] for w in caught]
+    assert said == ["2 layers (0 to 1): LayerScale, or what else scales proj's output, is about 1e-06", "2: LayerScale, or what else scales proj's output, is about 0.2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(model, vp=False)
 
 
 def test_one_frozen_neighbour_in_the_same_storage_is_not_everybodys():

@@ -29,7 +29,7 @@ VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")  # an
 class AttentionLayer:
     """The projections of one attention layer as views (d_in, heads, head_dim), and what surrounds them.
 
-    Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
+    In the shapes, D is d_model, H the number of query heads, G that of key and value heads (H unless grouped-query), K the head size. Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
     h // (num_heads // num_kv_heads).
     """
 
@@ -44,9 +44,13 @@ class AttentionLayer:
     proj_bias: Tensor | None = None  #: (D,)
     in_gain: Tensor | None = None  #: (D,) gain of the LayerNorm or RMSNorm that feeds q, k and v
     out_gain: Tensor | None = None  #: (D,) LayerScale behind proj
-    gains_known: bool = True  #: False: the adapter does not know this block, fold=True is refused
+    gains_known: bool = False  #: whether in_gain and out_gain are all there is around the layer (None for none); else fold=True is refused. True where one is given
     kind: str = "self"  #: "self" or "cross"
-    caveats: tuple[str, ...] = ()  #: what changes the effect: RoPE, QK-norm, ... (each a short sentence)
+    caveats: tuple[str, ...] = ()  #: short sentences on what changes the effect (RoPE, QK-norm and the like)
+
+    def __post_init__(self) -> None:
+        if self.in_gain is not None or self.out_gain is not None:
+            object.__setattr__(self, "gains_known", True)
 
     def __repr__(self) -> str:
         heads = f"{self.num_heads}" if self.num_heads == self.num_kv_heads else f"{self.num_heads}/{self.num_kv_heads}"
@@ -126,7 +130,7 @@ class AttentionLayer:
         if not fold:
             return None, None
         if not self.gains_known:
-            raise UnsupportedAttention(f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused")
+            raise UnsupportedAttention(f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused (a layer passed by itself has none around it: pass its block or model)")
         return (None if g is None else _wide(g) for g in (self.in_gain, self.out_gain))
 
 

@@ -52,6 +52,9 @@ class MimeticSpec:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
         for name in self.constants():
             value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim == 1:
+                value = value.tolist()
+                object.__setattr__(self, name, value)
             if isinstance(value, (Mapping, Set)):  # their order is not that of layers
                 raise TypeError(f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}: {value!r}")
             values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()
@@ -145,6 +148,10 @@ def mimetic_init_(
     the query heads that share a value head. More head dimensions than d_model: the exact factors, spread by a random
     rotation so that no direction is dead.
 
+    A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say nothing of attention is not
+    seen, so count what comes back. nn.MultiheadAttention does not know what it is called with: whether it is self- or cross-attention is read from
+    names, too (self_attn, cross_attn, multihead_attn of a decoder, ...).
+
     Args:
         model: any module with supported attention layers (see the coverage table).
         spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless cross; layers
@@ -164,7 +171,7 @@ def mimetic_init_(
         ValueError, TypeError: bad biases, spec, generator or combination of arguments. Nothing was written.
 
     Warns:
-        MimeticWarning: RoPE, QK-norm, hooks on projections and other things that change the effect; frozen layers; layers that were left alone.
+        MimeticWarning: RoPE, QK-norm, a LayerScale near 0, hooks on projections and other things that change the effect; frozen layers; layers that were left alone.
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")

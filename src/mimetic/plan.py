@@ -70,6 +70,11 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
         for caveat in layer.caveats:
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
+    small: dict[str, list[str]] = {}
+    for layer in layers if vp else ():
+        if layer.out_gain is not None and not 0.5 <= (size := layer.out_gain.abs().median().item()) <= 2:
+            small.setdefault(f"{size:.1g}", []).append(layer.name)
+    notes += [f"{_names(names)}: LayerScale, or what else scales proj's output, is about {size}: W_V W_proj acts with that part of its size, until training changes it" for size, names in small.items()]
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
 
 

@@ -35,7 +35,7 @@ class Scan:
             lines = [f"{name}: {reason}" for name, reason in list(self.refused.items())[:4]]
             more = f"\n... and {len(self.refused) - 4} more" if len(self.refused) > 4 else ""
             if any("not a known attention class" in reason for reason in self.refused.values()):
-                more += "\n(register_adapter teaches a class of your own; a part of the model can be passed by itself)"
+                more += "\n(register_adapter teaches a class of your own, or with None that it is no self-attention; a part of the model can be passed by itself)"
             raise UnsupportedAttention("cannot handle " + "\n".join(lines) + more)
         if not self.layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
@@ -165,6 +165,13 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
             raise UnsupportedAttention(f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
         if view is not None and expanded(view):
             raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
+    if layer.kind not in ("self", "cross"):
+        raise UnsupportedAttention(f"{layer.name}: kind must be 'self' or 'cross', its reader gave {layer.kind!r}")
+    if not isinstance(layer.caveats, tuple) or not all(isinstance(caveat, str) for caveat in layer.caveats):
+        raise UnsupportedAttention(f"{layer.name}: caveats must be a tuple of sentences, its reader gave {layer.caveats!r}")
+    for name, width in {"in_gain": layer.q.shape[0], "out_gain": layer.proj.shape[2]}.items():
+        if (gain := getattr(layer, name)) is not None and gain.shape != (width,):
+            raise UnsupportedAttention(f"{layer.name}: {name} must have shape ({width},), its reader gave {tuple(gain.shape)}")
     of = {"q_bias": layer.q.shape[1:], "k_bias": layer.k.shape[1:], "v_bias": layer.v.shape[1:], "proj_bias": layer.proj.shape[2:]}
     for name, shape in of.items():
         if (b := getattr(layer, name)) is not None and b.shape != shape:

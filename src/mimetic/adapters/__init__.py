@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
-from mimetic.adapters.views import Reader, fused_out, linear_in, linear_out
+from mimetic.adapters.views import NotSelfAttention, Reader, fused_out, linear_in, linear_out
 from mimetic.attention import UnsupportedAttention
 
 __all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
@@ -24,17 +24,24 @@ READERS: dict[str, Reader] = own.READERS | torch_nn.READERS | timm.READERS | tra
 _CUSTOM: dict[type, Reader] = {}
 
 
-def register_adapter(attention_class: type, reader: Reader) -> None:
-    """Teach the library an attention class of your own, without touching the class.
+def register_adapter(attention_class: type, reader: Reader | None) -> None:
+    """Teach the library an attention class of your own, without touching the class. Check it with `mimetic.verify.verify`.
 
     Args:
         attention_class: the nn.Module subclass that owns the projections. Its own subclasses are read like it, unless they
             override its forward.
         reader: function (module, name, ancestors) -> AttentionLayer whose q, k, v, proj are views into the module's
-            parameters; `linear_out(lin, heads, name)` and `linear_in(lin, heads, name)` make them from nn.Linear.
+            parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of mimetic.adapters make them from
+            nn.Linear. ancestors are the modules around it, nearest first, each with the path from it down to the module; a norm in front of
+            the layer is in one of them (in_gain). None: the class is no self-attention, for all its name; it is left alone, with a note.
+
+    Raises:
+        TypeError: attention_class is no module class, or reader no function.
     """
     if not (isinstance(attention_class, type) and issubclass(attention_class, nn.Module)):
         raise TypeError(f"attention_class must be a torch.nn.Module subclass, got {attention_class!r}")
+    if reader is None:
+        reader = _left_alone
     if not callable(reader):
         raise TypeError(f"reader must be a function (module, name, ancestors) -> AttentionLayer, got {reader!r}")
     _CUSTOM[attention_class] = reader
@@ -52,6 +59,10 @@ def find_reader(cls: type) -> Reader | None:
                 return _patched
             return reader if cls.forward is base.forward else _changed(base)
     return None
+
+
+def _left_alone(module, name, ancestors):
+    raise NotSelfAttention(f"{name}: {type(module).__name__} was registered as no self-attention")
 
 
 def _patched(module, name, ancestors):

@@ -8,8 +8,8 @@ def self_attention(module, name, ancestors) -> AttentionLayer:
     (q, qb), (k, kb), (v, vb) = fused_out(module.qkv, module.num_heads, name)
     proj, pb = linear_in(module.proj, module.num_heads, name)
     block = ancestors[0][1] if ancestors else None
-    known = block is None or f"{type(block).__module__}.{type(block).__qualname__}" == "mimetic.models.blocks.Block"
-    pre = block.norm1 if block is not None and known and block.norm_first else None
+    known = f"{type(block).__module__}.{type(block).__qualname__}" == "mimetic.models.blocks.Block"
+    pre = block.norm1 if known and block.norm_first else None
     return AttentionLayer(name, q, k, v, proj, qb, kb, vb, pb, in_gain=gain(pre, name), gains_known=known)
 
 

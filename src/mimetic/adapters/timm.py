@@ -198,8 +198,8 @@ def _is_norm(module, attribute) -> bool:
 
 def _block_gains(ancestors, name):
     """(in_gain, out_gain, known, whether a norm follows proj)."""
-    if not ancestors:  # the bare layer: nothing around it to fold
-        return None, None, True, False
+    if not ancestors:  # the bare layer: what stands around it in its model is not known
+        return None, None, False, False
     path, block = ancestors[0]
     key = f"{type(block).__module__}.{type(block).__qualname__}"
     if key in OUT_NORM_BLOCKS:

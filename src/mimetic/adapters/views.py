@@ -16,7 +16,7 @@ Reader = Callable[[nn.Module, str, Ancestors], AttentionLayer]
 
 # One wording for each caveat; mimetic_init_ repeats it as a warning.
 ROPE = "RoPE rotates queries and keys by position after these weights: the product is +beta I only between tokens at the same position, and fades with distance"
-QK_NORM = "QK-norm rescales every query and key after these weights: the direction of W_Q W_K^T is kept, its size is not"
+QK_NORM = "QK-norm rescales every query and key after these weights: W_Q W_K^T acts up to each token's scale (and, where the norm is a LayerNorm, without the mean over each head)"
 INNER_NORM = "a norm sits between the heads and proj: W_V W_proj acts only up to that norm's scale"
 GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts only up to that gate"
 BIAS_GATE = "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside positions changes with it"

@@ -27,10 +27,10 @@ class Audit:
     """What :func:`audit` found; ``print`` it, or read the tables."""
 
     name: str  #: of the model
-    products: pd.DataFrame  #: measure's rows: one a head (qk) or layer (vp), with explained
-    layers: pd.DataFrame  #: one row a layer and product: alpha, beta, explained, imitated, target, limit, reachable
+    products: pd.DataFrame  #: measure's rows, one a head (qk) or layer (vp), with explained
+    layers: pd.DataFrame  #: one row a layer and product, with alpha, beta, explained, imitated, target, limit, reachable
     fold: bool  #: gains of the norms folded in
-    parameters: Parameters | None  #: None: only attention weights are at hand
+    parameters: Parameters | None  #: None where only attention weights are at hand
     notes: tuple[str, ...] = ()  #: what to know before reading it
     answers: tuple[str, str, str, str] = field(default=("",) * 4)  #: the three answers and what follows from them
 

@@ -28,8 +28,8 @@ class StateNames:
     k: str | None = None  #: of the keys
     v: str | None = None  #: of the values
     transposed: bool = False  #: weights are (in, out)
-    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN; None: the raw weights are audited
-    table: str | None = None  #: the item or token embedding, (items, width); None: found by its name
+    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN; with None the raw weights are audited
+    table: str | None = None  #: the item or token embedding, (items, width); with None it is found by its name
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_heads, int) or self.num_heads < 1:

@@ -56,6 +56,11 @@ model is asked by one line, `mimetic.attention_layers(model)`, which needs no li
 What the caveats mean:
 """
 
+_LAYER_SCALE = """
+Not counted here, because it is a value and not a class: a LayerScale that starts near 0, as in DeiT III, DINOv2, BEiT and others, leaves next to nothing
+of $W_VW_{proj}$ until training raises it. `mimetic_init_` warns of it with the number.
+"""
+
 
 def page(tables: list[dict]) -> str:
     """The coverage page of the book, from the tables."""
@@ -67,6 +72,7 @@ def page(tables: list[dict]) -> str:
     lines.append("| **all** | " + " | ".join(str(len(t["architectures"])) for t in tables) + " |")
     lines += ["", _NAMES_HEAD, ""]
     lines += [f"* *{name}*: {_math(sentence)}." for sentence, name in CAVEAT_NAMES.items()]
+    lines += [_LAYER_SCALE]
     for table in tables:
         what = "Families of model names (sizes, patches and resolutions left out)" if table["library"] == "timm" else "Model types"
         lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]

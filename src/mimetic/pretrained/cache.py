@@ -87,6 +87,7 @@ def layers_from_state(state: dict[str, Tensor], src: Source) -> list[AttentionLa
                 proj_bias=get(f"{prefix}{wheel.proj}.bias", (D,)) if wheel.bias else None,
                 in_gain=get(prefix + wheel.in_gain, (D,)) if wheel.in_gain else None,
                 out_gain=get(prefix + wheel.out_gain, (D,)) if wheel.out_gain else None,
+                gains_known=True,
                 caveats=wheel.caveats,
             )
         )

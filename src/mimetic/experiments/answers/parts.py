@@ -156,15 +156,17 @@ def conditions(finals: pd.DataFrame) -> str:
     """What the gain hangs on, in numbers only: the position embedding, and the default that it is over; "" without runs."""
     asked = {
         "with sin-cos positions": PAIR, "with a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"),
-        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"), "with a class token and no position": ("none-token-timm", "none-token-mimetic"),
+        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"), "sin-cos": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
+        "learned": ("learned-token-timm", "learned-token-mimetic"), "none": ("none-token-timm", "none-token-mimetic"),
     }  # fmt: skip
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
     if min(len(values) for values in gains.values()) < ENOUGH:
         return ""
-    own, learned, none, torch, token = (points(values.mean()) for values in gains.values())
-    names = list(asked)
+    own, learned, none, torch, *token = (points(values.mean()) for values in gains.values())
+    names, pairs = list(asked), min(len(values) for values in gains.values())
     return (
-        f"The gain depends on what it is combined with, and on the default: after ten epochs, with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]} ({token} {names[4]}); {names[3]} it is {torch}."
+        f"The gain depends on what it is combined with, and on the default: after ten epochs ({pairs} pairs each, intervals in chapter 7), with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]}; "
+        f"with a class token {token[0]}, {token[1]} and {token[2]}; {names[3]} it is {torch}."
     )
 
 
