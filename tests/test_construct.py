@@ -195,3 +195,11 @@ def test_numbers_do_not_depend_on_the_number_of_threads():
     one, three = list(lapack.factor_all(jobs, threads=1)), list(lapack.factor_all(jobs, threads=3))
     for (l1, r1), (l3, r3) in zip(one, three):
         assert torch.equal(l1, l3) and torch.equal(r1, r3)
+
+
+def test_numpys_integers_are_integers_and_its_arrays_no_tensors():
+    A = semi_diagonal(np.int64(6), 0.7, 0.7, generator=seeded())
+    assert all(torch.equal(a, b) for a, b in zip(factor_top_k(A, np.int64(2)), factor_top_k(A, 2)))
+    for call in (factor, lambda matrix: factor_top_k(matrix, 2)):
+        with pytest.raises(TypeError, match="A must be a torch.Tensor, got ndarray"):
+            call(np.eye(3))

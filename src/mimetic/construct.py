@@ -43,11 +43,7 @@ def semi_diagonal(
         ValueError: d is not a positive integer, alpha or beta is not finite, or noise is not one of the choices.
         TypeError: generator is a seed, say.
     """
-    try:
-        size = operator.index(d)
-    except TypeError:
-        size = 0
-    if size < 1 or isinstance(d, bool):
+    if (size := _integer(d)) < 1:
         raise ValueError(f"d must be a positive integer, got {d!r}")
     d = size
     if noise not in NOISES:
@@ -65,6 +61,14 @@ def semi_diagonal(
     return A
 
 
+def _integer(value: object) -> int:
+    """An integer, NumPy's too, as Python's; 0 for what is none."""
+    try:
+        return 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return 0
+
+
 def check_generator(generator: torch.Generator | None) -> None:
     """TypeError for anything but a torch.Generator or None; a seed 0 would pass for none."""
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -79,8 +83,9 @@ def factor(A: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: A is not a finite square floating-point matrix.
+        TypeError: A is no torch.Tensor.
     """
-    return factor_top_k(A, A.shape[-1] if A.ndim else 0)
+    return factor_top_k(A, A.shape[-1] if isinstance(A, Tensor) and A.ndim else 0)
 
 
 def factor_top_k(A: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -91,14 +96,18 @@ def factor_top_k(A: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: A is not a finite square floating-point matrix, or k is not between 1 and d.
+        TypeError: A is no torch.Tensor.
     """
+    if not isinstance(A, Tensor):
+        raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}")
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise ValueError(f"A must be a square matrix, got shape {tuple(A.shape)}")
     if not A.is_floating_point():
         raise ValueError(f"A must be floating point, got {A.dtype}")
     d = A.shape[0]
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= d:
+    if not 1 <= (size := _integer(k)) <= d:
         raise ValueError(f"k must be an integer between 1 and {d}, got {k!r}")
+    k = size
     if A.dtype not in (torch.float32, torch.float64):
         A = A.float()
     if not torch.isfinite(A).all():

@@ -92,7 +92,7 @@ def _rows(experiment: str, title: str, reference: str, arms: dict[str, str]) -> 
 
 SIGNS_AND_SIZES = {
     "vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE,
-    "the default at the size of vision's signs": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
+    "default of the same size": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
 }  # fmt: skip
 SHOWN = (  # every one against the default of its experiment
     (
