@@ -36,17 +36,18 @@ RUNS = 5  # tokens (U, V), (U', V), (U, V'), (U', V') at (even, odd) positions, 
 class Check:
     """What was found for one layer; errors are relative to the largest expected entry."""
 
-    name: str
-    qk_error: float = math.nan
-    vp_error: float = math.nan
-    fold_error: float = math.nan  # nan: the gains are not known, or the block could not be isolated
-    scale: float = math.nan  # factor on q k^T, in units of 1/sqrt(head_dim): 1 in the paper's attention
-    caveats: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()  # the caveats that this forward calls for
-    problem: str = ""  # "" where all is well; "unverified: ..." where nothing could be measured
+    name: str  #: of the layer
+    qk_error: float = math.nan  #: of W_Q W_K^T, the worst head
+    vp_error: float = math.nan  #: of W_V W_proj, the worst head
+    fold_error: float = math.nan  #: of the folded products; nan where the gains are not known, or the block could not be isolated
+    scale: float = math.nan  #: factor on q k^T in units of 1/sqrt(head_dim), 1 in the paper's attention
+    caveats: tuple[str, ...] = ()  #: those of the layer
+    needs: tuple[str, ...] = ()  #: the caveats that this forward calls for
+    problem: str = ""  #: what is wrong, or "unverified" and why where nothing could be measured; "" where all is well
 
     @property
     def ok(self) -> bool:
+        """Whether there is no problem."""
         return not self.problem
 
 
