@@ -208,8 +208,14 @@ def test_what_twelve_layers_and_few_images_do():
 def test_other_rates_at_twelve_layers(tmp_path, monkeypatch):
     found = {(arm, lr): 0.5 + 0.01 * i + (0.03 if arm == "mimetic" and lr < 1e-3 else 0) for arm in ("timm", "mimetic") for i, lr in enumerate(CHECK_RATES)}
     rows = [{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for (arm, lr), v in found.items()]
-    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows))
+    pair = pd.DataFrame({"arm": ["depth12-timm", "depth12-mimetic"], "seed": 0, "test_accuracy": [0.56, 0.5]})
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: pair if experiment == "cifar10-lab10" else pd.DataFrame(rows))
     text = growth.rates_at_twelve()
+    assert "The same seed above" not in text  # the rate is not too high for it
+    high = pd.DataFrame(rows).assign(test_accuracy=lambda t: t["test_accuracy"] - 0.2 * t["arm"].eq("depth12-mimetic-lr-0.001"))
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: pair if experiment == "cifar10-lab10" else high)
+    assert "At the recipe's 0.001 it is −20.0. (The same seed above, on all test images and another machine: −6.0." in growth.rates_at_twelve()
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows) if experiment == "cifar10-rates" else EMPTY)
     assert "at 0.0005 default 50.0 %, mimetic 53.0 %" in text and "Each at its best of these: +0.0 points. At the recipe's 0.001 it is +0.0." in text and "not in yet" not in text
     monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows[1:]))
     assert "(0.0005 not in yet" in growth.rates_at_twelve()
