@@ -161,7 +161,7 @@ def rates_at_twelve() -> str:
         runs = load_runs("cifar10-lab10")
         again = contrast(runs, {f"{DEEP}-mimetic": 1, f"{DEEP}-timm": -1}) if len(runs) else ()
         if len(again) and (seed := finals["seed"].iloc[0]) in again:
-            text += f" (The same seed above, on all test images and another machine: {points(again[seed])}. Near the largest rate that training bears, chance decides much.)" if table.loc[own, "mimetic"] < table["mimetic"].max() - 0.03 else ""
+            text += f" (The same seed above, on all test images and another machine: {points(again[seed])}. So at this rate one seed says little.)" if table.loc[own, "mimetic"] < table["mimetic"].max() - 0.03 else ""
     lacking = [f"{lr:g}" for lr in CHECK_RATES if lr not in table.index]
     return text + (f" ({', '.join(lacking)} not in yet: `python -m mimetic queue lab`.)" if lacking else "")
 
