@@ -29,7 +29,8 @@ VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")  # an
 class AttentionLayer:
     """The projections of one attention layer as views (d_in, heads, head_dim), and what surrounds them.
 
-    In the shapes, D is d_model, H the number of query heads, G that of key and value heads (H unless grouped-query), K the head size. Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
+    In the shapes, D is d_model, H the number of query heads, G that of key and value heads (H unless grouped-query), K the head
+    size. Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
     h // (num_heads // num_kv_heads).
     """
 

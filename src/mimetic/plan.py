@@ -67,15 +67,17 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
-        for caveat in layer.caveats:
+        for caveat in (*layer.caveats, *(_scaled(layer) if vp else ())):
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
-    small: dict[str, list[str]] = {}
-    for layer in layers if vp else ():
-        if layer.out_gain is not None and not 0.5 <= (size := layer.out_gain.abs().median().item()) <= 2:
-            small.setdefault(f"{size:.1g}", []).append(layer.name)
-    notes += [f"{_names(names)}: LayerScale, or what else scales proj's output, is about {size}: W_V W_proj acts with that part of its size, until training changes it" for size, names in small.items()]
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
+
+
+def _scaled(layer: AttentionLayer) -> tuple[str, ...]:
+    """The caveat of a layer whose LayerScale makes its V·proj act with another size than is written; it is a value, so no reader has it."""
+    if layer.out_gain is None or 0.5 <= (size := layer.out_gain.abs().median().item()) <= 2:
+        return ()
+    return (f"LayerScale, or what else scales proj's output, is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",)
 
 
 def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:

@@ -53,8 +53,6 @@ def _kind(ancestors) -> str:
 
 def _pre_norm(path, parent, name):
     """(gain, known, caveats) of the norm that feeds the layer, for the blocks whose order is known."""
-    if parent is None:  # the bare layer: what stands around it in its model is not known
-        return None, False, ()
     block = f"{type(parent).__module__}.{type(parent).__qualname__}"
     if block == "torchvision.models.vision_transformer.EncoderBlock":
         return (gain(parent.ln_1, name), True, ()) if path == "self_attention" else (None, False, ())

@@ -239,8 +239,6 @@ def _kind(module, ancestors) -> str:
 
 def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
     """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
-    if not ancestors:  # the bare layer: what stands around it in its model is not known
-        return None, None, False, False
     for path, block in ancestors[:3]:
         short = _short(type(block))
         if short in SANDWICH_BLOCKS:

@@ -104,7 +104,8 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
     if products.empty or not set(PAIR) <= set(products["arm"]):
         return f"The runs are not in yet. `{COMMAND}` makes them, and this page follows."
     folded, decay = shares_kept(products), left_by_decay(experiment)
-    raw = shares_kept(recorded_products(experiment, PAIR[1:], fold=False))  # decay acts on weights, not on the gains of norms
+    unfolded = recorded_products(experiment, PAIR[1:], fold=False)
+    raw = shares_kept(unfolded)  # decay acts on weights, not on the gains of norms
     answer = ("No", "In part", "Yes")[sum(folded.mean() > 0.5)]
     kept = " and ".join(f"{common.percent(folded[product].mean())} of {'the diagonal' if product == 'qk' else 'that'} written into {name}" for product, name in PRODUCTS.items())
     against = []
@@ -121,16 +122,14 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {other['diag_mean'].mean():+.3f})".replace("-", "−"))
     return (
         f"{answer}: {kept} are left after training ({len(folded)} seeds, LayerNorm's gains folded in). Against inertia: weight decay alone, with no gradient, would leave "
-        f"{common.percent(decay)} of every entry of the weights' own products. Left of their mean diagonal, gains not folded in: {'; '.join(against)}. {_size_kept(experiment)}Under the default {'; '.join(grows)}."
+        f"{common.percent(decay)} of every entry of the weights' own products. Left of their mean diagonal, gains not folded in: {'; '.join(against)}. {_size_kept(unfolded, EXPERIMENTS[experiment].d_model)}Under the default {'; '.join(grows)}."
     )
 
 
-def _size_kept(experiment: str) -> str:
-    """What is left of the products as a whole, that is of their Frobenius norms, gains not folded in, in words."""
-    part = recorded_products(experiment, PAIR[1:], fold=False)
-    d = EXPERIMENTS[experiment].d_model
-    energy = d * part["diag_mean"] ** 2 + d**2 * part["offdiag_sd"] ** 2  # the diagonal spreads as the rest does
-    means = part.assign(norm=energy**0.5).groupby(["product", "when"])["norm"].mean().unstack()
+def _size_kept(products: pd.DataFrame, d: int) -> str:
+    """What is left of the products (d, d) as a whole, that is of their Frobenius norms, in words."""
+    energy = d * products["diag_mean"] ** 2 + d**2 * products["offdiag_sd"] ** 2  # the diagonal spreads as the rest does
+    means = products.assign(norm=energy**0.5).groupby(["product", "when"])["norm"].mean().unstack()
     share = means["after"] / means["before"]
     return f"The products as a whole are {' and '.join(f'{common.percent(share[p])} ({SHORT[p]})' for p in PRODUCTS)} of their size before, in Frobenius norm{': what the diagonals lose, other entries gain' if share.min() > 0.97 else ''}. "
 
