@@ -174,6 +174,9 @@ def mimetic_init_(
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
+    for flag, value in (("qk", qk), ("vp", vp), ("cross", cross)):
+        if not isinstance(value, bool):  # "no" would count as true
+            raise TypeError(f"{flag} must be True or False; got {value!r}")
     if not (qk or vp):
         raise ValueError("nothing to write: qk and vp are both False")
     if not isinstance(spec, MimeticSpec):

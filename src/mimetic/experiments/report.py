@@ -1,6 +1,6 @@
 """Sentences and files that are written from records: when the records change, so do the numbers and the verdict words.
 
-    python -m mimetic.experiments.report      writes README.md's number, what book/index.md says was found, and book/_static/overview.png
+    python -m mimetic.experiments.report      writes what README.md and book/index.md say was found, and book/_static/overview.png
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ RESULTS = {
 }
 POSITIONS = {"sincos2d": "fixed sin-cos positions", "learned": "learned positions", "none": "no position embedding"}
 POOLS = {"avg": "average pooling", "token": "class token"}
+WRITTEN = ("README.md", "book/index.md")
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
 
 
@@ -67,33 +68,29 @@ def coverage_counts() -> pd.DataFrame:
     return pd.DataFrame(columns).rename(index=RESULTS).loc[list(RESULTS.values())].astype(int)
 
 
-def number() -> str:
-    """The book's one number."""
-    finals = load_runs(LAB)
-    length = "".join(f" The same seeds, by length: {said}." for said in schedules(finals)[:1])
-    return f"Last-epoch test accuracy at laboratory scale ({setting(finals)}): {central(finals)} {conditions(load_runs(QUESTIONS))}{length}".strip()
+def findings() -> str:
+    """What was found so far: the book's one number, and a list of what it hangs on and of what else was asked."""
+    finals, table = load_runs(LAB), claims()
+    said = reproduction.sentences(table)
+    lines = {
+        "Conditions": conditions(load_runs(QUESTIONS)),
+        "Length": "".join(f"The same seeds, by length: {words}." for words in schedules(finals)[:1]),
+        "Which part": said.get("parts", ""),
+        "Text": said.get("language", ""),
+        "Recommenders": said.get("recommenders", ""),
+        "Larger": said.get("larger", ""),
+        "Verdicts": reproduction.counts(table),
+    }
+    number = f"A small ViT on CIFAR-10, last-epoch test accuracy: {central(finals)} Laboratory scale: {setting(finals)}."
+    return "\n".join((number, "", *(f"* **{name}.** {words}" for name, words in lines.items() if words)))
 
 
-def readme_number() -> str:
-    """What the README says was found: the one number, and where there is no gain, or no runs."""
-    elsewhere = reproduction.in_words(claims()).partition("A small GPT ")
-    return f"{number()} {elsewhere[1]}{elsewhere[2]}".strip()
-
-
-def index_findings() -> str:
-    """What the start page says was found so far."""
-    return f"{number()}\n\n{reproduction.answer(claims()).removeprefix('**Answer.** ')}"
-
-
-WRITTEN = {"README.md": readme_number, "book/index.md": index_findings}
-
-
-def with_sentence(text: str, sentence: str) -> str:
-    """A page with the sentence between its two marks. Raises ValueError if the marks are not there."""
+def with_findings(text: str, said: str) -> str:
+    """A page with what was found between its two marks. Raises ValueError if the marks are not there."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"the page lacks the marks {BEGIN} and {END}")
     head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{sentence}\n{END}{rest.partition(END)[2]}"
+    return f"{head}{BEGIN}\n{said}\n{END}{rest.partition(END)[2]}"
 
 
 def main(root: Path = Path()) -> None:
@@ -104,10 +101,10 @@ def main(root: Path = Path()) -> None:
     from mimetic import figures
     from mimetic.data.fetch import atomic_path
 
-    for name, sentence in WRITTEN.items():
-        page = root / name
+    said = findings()
+    for page in (root / name for name in WRITTEN):
         with atomic_path(page) as part:
-            part.write_text(with_sentence(page.read_text(encoding="utf-8"), sentence()), encoding="utf-8")
+            part.write_text(with_findings(page.read_text(encoding="utf-8"), said), encoding="utf-8")
     figure = figures.overview(overview_profiles(), load_runs(LAB))
     with atomic_path(root / "book" / "_static" / "overview.png") as part:
         figure.savefig(part, format="png", metadata={"Software": None})

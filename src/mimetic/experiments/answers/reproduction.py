@@ -34,22 +34,25 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
-def in_words(table: pd.DataFrame) -> str:
-    """What the claims come to, a sentence each for vision, language, recommenders and what was not run; "" for a part of them."""
+def sentences(table: pd.DataFrame) -> dict[str, str]:
+    """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
     verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
     keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "texts", "items", "beyond", "points")
     if not set(keys) <= set(verdicts):
-        return ""
+        return {}
     central = found["central"].partition(" (")[0]
     vision = {HOLDS: f"gains over timm's default: {central} at laboratory scale, after 30 epochs", NOT: f"does not gain ({central})"}.get(verdicts["central"], "may gain, the pairs do not decide it")
+    said = {"vision": f"A small ViT on CIFAR-10 {vision}."}
     if verdicts["central"] == HOLDS:
         more = ["the gain is more than the size of the weights and their singular values explain"] if {verdicts["size"], verdicts["values"]} == {HOLDS} else []
         needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
         hangs = [words for key, words in (("positions", "with average pooling and no sin-cos positions"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
         more += [f"no gain was found {' or '.join(hangs)}"] if hangs else []
-        vision += f". After 10 epochs, where the controls were run, {'; '.join(more)}" if more else ""
+        if more:
+            said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
     texts = {HOLDS: "gains with vision's constants", NOT: "does not gain from vision's constants (1,200 steps)", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
+    said["language"] = f"A small GPT {texts}."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
@@ -57,20 +60,25 @@ def in_words(table: pd.DataFrame) -> str:
             "and more than with random attention weights of the same size" if more
             else "but not for its diagonals, as far as these pairs show: random attention weights of the same size gain as much"
         ) + " (by each user's last item)"  # fmt: skip
-    text = f"A small ViT on CIFAR-10 {vision}. A small GPT {texts}. The recommender BERT4Rec {items}."
-    pairs = "no pair" if "no pair" in found["points"] or not found["points"] else "too few pairs"
-    return text + (f" The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has {pairs} yet." if verdicts["points"] == OPEN else "")
+    said["recommenders"] = f"The recommender BERT4Rec {items}."
+    if verdicts["points"] == OPEN:
+        pairs = "no pair" if "no pair" in found["points"] or not found["points"] else "too few pairs"
+        said["larger"] = f"The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has {pairs} yet."
+    return said
+
+
+def counts(table: pd.DataFrame) -> str:
+    """How many of the claims have which verdict, others' and our own."""
+    ours, asked = table["whose"] == OURS, table["whose"] == ASKED
+    groups = (("claims by others", table[~ours & ~asked]), ("questions of a review of the paper", table[asked]), ("questions of our own", table[ours]))
+    text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def answer(table: pd.DataFrame) -> str:
-    """What the claims come to, and how many of them have which verdict, others' and our own."""
-    ours, asked = table["whose"] == OURS, table["whose"] == ASKED
-    groups = (("claims by others", table[~ours & ~asked]), ("questions of a review of the paper", table[asked]), ("questions of our own", table[ours]))
-    parts = [f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows)]
-    text = "; ".join(parts)
-    counts = f"{text[:1].upper()}{text[1:]}."
-    words = in_words(table)
-    return f"**Answer.** {words}\n\n{counts}" if words else f"**Answer.** {counts}"
+    """What the claims come to, and how many of them have which verdict."""
+    words = " ".join(sentences(table).values())
+    return f"**Answer.** {words}\n\n{counts(table)}" if words else f"**Answer.** {counts(table)}"
 
 
 def _counts(table: pd.DataFrame) -> str:
