@@ -617,6 +617,8 @@ def test_a_learned_query_beside_keys_is_no_layer_of_ones_own():
     "call, error, words",
     [
         (lambda m: mimetic_init_(m, biases="none"), ValueError, "biases must be one of zero, keep"),
+        (lambda m: mimetic_init_(m, qk="no"), TypeError, "qk must be True or False; got 'no'"),
+        (lambda m: mimetic_init_(m, cross=None), TypeError, "cross must be True or False; got None"),
         (lambda m: mimetic_init_(m, qk=False, vp=False), ValueError, "nothing to write"),
         (lambda m: mimetic_init_(m, {"qk_alpha": 1}), TypeError, "MimeticSpec"),
         (lambda m: mimetic_init_("vit"), TypeError, "torch.nn.Module"),
