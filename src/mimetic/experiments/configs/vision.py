@@ -155,6 +155,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
             for prefix, changes in {
                 **{f"d{d}": {"d_model": d, "num_heads": d // 32} for d in (64, 128, 192)},  # the head size stays 32
                 **{f"depth{depth}": {"depth": depth} for depth in (3, 12)},
+                f"{DEEP}-half": {"depth": 12, "lr": LAB.lr / 2},  # the rate that one seed of cifar10-rates prefers for mimetic initialization there
                 **{f"n{n}": {"train_size": n} for n in (2_000, 5_000, 50_000)},
                 **{
                     f"{pos}-{pool}": {"pos_embed": pos, "global_pool": pool}

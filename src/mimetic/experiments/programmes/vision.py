@@ -117,15 +117,17 @@ PRECISION = _paired(
     "precision", "Does bfloat16 change the answer?", {"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
     base="bfloat16", float32="float32",
 )  # fmt: skip
+# Added when cifar10-rates had shown, by one seed, no loss at half the rate
+DEEPER = _paired("deeper", "Is the loss at twelve layers the learning rate's?", depth12="the recipe's rate", depth12_half="half of it")
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
-STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION)}
+STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
 
 
 def lab_runs() -> list[RunConfig]:
-    """The central claim, every question with three seeds, the learning rates, then every question with two more seeds; each run once."""
+    """The central claim, every question with three seeds, the learning rates, then every question with two more seeds, and what was asked later; each run once."""
     runs = [*CENTRAL.runs(CENTRAL_SEEDS)]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in QUESTIONS:
@@ -133,6 +135,7 @@ def lab_runs() -> list[RunConfig]:
         if seeds == FIRST_SEEDS:
             runs += RATES.runs((0,))
     runs += PRECISION.runs(FIRST_SEEDS)
+    runs += DEEPER.runs((*FIRST_SEEDS, *MORE_SEEDS))
     return once(runs)
 
 
