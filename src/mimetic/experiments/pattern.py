@@ -14,9 +14,10 @@ from mimetic.attention import AttentionLayer
 from mimetic.audit.products import explained
 from mimetic.audit.report import CHANCE, sign
 from mimetic.initializers import initialize_
-from mimetic.measure import measure
+from mimetic.measure import LAYER_HEAD, measure
 from mimetic.models.blocks import Block
 from mimetic.pretrained import SOURCES, diagonal_profile, load_measurements, load_profiles
+from mimetic.pretrained.sources import Wheel
 from mimetic.scan import attention_layers
 
 
@@ -55,12 +56,19 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
-    """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained): one row a model of
-    the recorded sources, "QK along I" the mean over heads and "V·proj along I" over layers, in percent."""
-    table = measurements[(measurements["product"] == "qk") | (measurements["head"] == -1)]
-    shares = [100 * explained(row, SOURCES[row.source].layer_dims()[row.layer][0]) for row in table.itertuples()]
-    means = table.assign(share=shares).groupby(["title", "product"], sort=False)["share"].mean().unstack()[["qk", "vp"]]
-    return means.rename_axis("model").rename_axis(None, axis=1).rename(columns={"qk": "QK along I (%)", "vp": "V·proj along I (%)"}).round(1)
+    """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained), in percent: one row a
+    model of the recorded sources; for QK over heads and for V·proj over layers the mean, the largest, and what the rank allows (rank / d)."""
+    rows = {}
+    for title, part in measurements.groupby("title", sort=False):
+        src = SOURCES[part["source"].iloc[0]]
+        groups = (src.origin.kv_heads if isinstance(src.origin, Wheel) else None) or 0
+        for product, name in (("qk", "QK"), ("vp", "V·proj")):
+            kind = part[(part["product"] == product) & ((product == "qk") | (part["head"] == LAYER_HEAD))]
+            dims = [src.layer_dims()[layer] for layer in kind["layer"]]
+            shares = [100 * explained(row, d) for row, (d, _) in zip(kind.itertuples(), dims)]
+            possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
+            rows.setdefault(title, {}).update({f"{name}: mean": np.mean(shares), f"{name}: largest": max(shares), f"{name}: possible": np.mean(possible)})
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
 
 
 def _verdict(qk: str, vp: str) -> str:

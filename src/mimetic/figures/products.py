@@ -14,19 +14,21 @@ from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, pa
 
 
 @styled
-def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4) -> Figure:
-    """Signed products as pictures, their first `crop` rows and columns; each has its own scale, the 99.5th percentile of
+def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4, title: str = "") -> Figure:
+    """Signed products as pictures, their first `crop` rows and columns, under a common title if one is given; each has its own scale, the 99.5th percentile of
     its size, given below it: blue negative, red positive, white 0."""
     columns = -(-len(products) // rows)
     figure, axes = panels(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
+    if title:
+        figure.suptitle(title, fontsize=9.5)
     for ax in axes.flat[len(products) :]:
         ax.axis("off")
-    for ax, (title, P) in zip(axes.flat, products.items()):
+    for ax, (name, P) in zip(axes.flat, products.items()):
         P = np.asarray(P, dtype=np.float64)
         part = P[:crop, :crop]
         scale = max(np.quantile(np.abs(part), 0.995), 1e-12)
         ax.imshow(part, cmap=SIGNED, vmin=-scale, vmax=scale)
-        ax.set_title(title, fontsize=8.5)
+        ax.set_title(name, fontsize=8.5)
         ax.set_xticks([]), ax.set_yticks([])
         ax.set_xlabel(f"± {scale:.2g}", fontsize=7.5)
         ax.spines[["top", "right"]].set_visible(True)
@@ -51,18 +53,18 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
         part = measurements[measurements["title"] == title]
         qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
         band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
-        ax.fill_between(band.index, band.null_mean - 2 * band.null_sd, band.null_mean + 2 * band.null_sd, color=NULL, label="chance")
+        ax.fill_between(band.index, band.null_mean - 2 * band.null_sd, band.null_mean + 2 * band.null_sd, color=NULL, label="chance (±2 sd)")
         ax.axhline(0, color="black", lw=0.6)
         ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
         means = qk.groupby("layer").z.mean()
-        ax.plot(means.index, means, "-", color=QK, lw=1.3, label="$W_QW_K^T$ (dots: heads)")
+        ax.plot(means.index, means, "-", color=QK, lw=1.3, label="$W_QW_K^T$ (dots: heads, line: mean)")
         ax.plot(vp.layer, vp.z, "s-", ms=3.5, lw=1.3, color=VP, label="$W_VW_{proj}$")
         ax.set_title(title, fontsize=8.5)
         ax.set_yscale("symlog", linthresh=1)
         ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if i % columns == 0:
-            ax.set_ylabel("diagonal / off-diagonal sd")
+            ax.set_ylabel("z = diagonal / off-diag. sd")
         if i >= len(titles) - columns:
             ax.set_xlabel("layer")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -90,6 +92,7 @@ def profiles(
         for label in labels:
             part = frame[(frame[panel] == title) & (frame["label"] == label)].sort_values("offset")
             ax.plot(part.offset, part.value, lw=1.2, color=colors[label], label=label)
+            ax.plot(0, part.value[part.offset == 0].iloc[0], "o", ms=3, color=colors[label])  # else a small spike is hidden by a large one
         ax.axhline(0, color="black", lw=0.6)
         ax.set_title(title, fontsize=8.5)
         ax.set_xlabel("column − row")

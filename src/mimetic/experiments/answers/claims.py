@@ -125,13 +125,16 @@ def _trained_vision() -> Judgement:
 def _trained_text() -> Judgement:
     measured = pattern.effective()
     sides = _sides(measured[measured["causal"] & (measured["modality"] == "text")])
+    along = pattern.identity_shares(measured).loc[sides.index]
     found = "; ".join(
-        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers ({row.vp_size:.1f})"
+        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers ({row.vp_size:.1f}); "
+        f"along I {along.loc[row.Index, 'QK: mean']:g} and {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
         for row in sides.itertuples()
-    )
+    ) + ": diagonals, which are not shown to be multiples of I"
     if not any("GPT-2" in name for name in sides.index):
         found += " (GPT-2 itself could not be fetched)"
-    return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR)]), found
+    multiples = along[["QK: mean", "V·proj: mean"]].to_numpy().ravel() >= 100 * EXPLAINED
+    return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR), *multiples]), found
 
 
 def _construction() -> Judgement:

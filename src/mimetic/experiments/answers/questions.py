@@ -161,7 +161,7 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
 # --- question 2 ------------------------------------------------------------------------------------------------------
 
 WRITTEN = "what mimetic_init_ writes"
-REFERENCES = ("dinov2-vit-s", "whisper-tiny-encoder", "minilm-l6")  # of which a measurement is recorded
+REFERENCES = ("dinov2-vit-s", "svtrv2-base", "whisper-tiny-encoder", "minilm-l6")  # the encoders of which a measurement is recorded
 
 
 def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
@@ -174,7 +174,7 @@ def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     frames.append(audit(attention_layers(blocks)).layers.assign(model=WRITTEN, d_model=64))
     for name in REFERENCES:
         found = audit(name)
-        frames.append(found.layers.assign(model=found.name, d_model=SOURCES[name].layer_dims()[0][0]))
+        frames.append(found.layers.assign(model=found.name, d_model=found.layers["layer"].map(dict(enumerate(d for d, _ in SOURCES[name].layer_dims())))))
     for experiment in experiments:
         for record in records_of(experiment, [DEFAULT]):
             found = audit(f"{experiment}/{DEFAULT}-seed{record['seed']}")
