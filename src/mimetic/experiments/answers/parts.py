@@ -12,7 +12,7 @@ from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import PAIR, STUDIES, TRACE
-from mimetic.statistics import ENOUGH, contrast, summary
+from mimetic.statistics import ENOUGH, contrast, mean_interval, summary
 from mimetic.training.records import load_runs
 
 # What the answer names: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
@@ -162,11 +162,12 @@ def conditions(finals: pd.DataFrame) -> str:
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
     if min(len(values) for values in gains.values()) < ENOUGH:
         return ""
-    own, learned, none, torch, *token = (points(values.mean()) for values in gains.values())
+    own, learned, none, torch, *token = (f"{points(values.mean())} ({ACCURACY.span(*mean_interval(values))})" for values in gains.values())
     names, pairs = list(asked), min(len(values) for values in gains.values())
+    devices = " and ".join(sorted(finals.loc[finals["arm"].isin(arm for arms in asked.values() for arm in arms), "device.name"].unique()))
     return (
-        f"The gain depends on what it is combined with, and on the default: after ten epochs ({pairs} pairs each, intervals in chapter 7), with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and {none} {names[2]}; "
-        f"with a class token {token[0]}, {token[1]} and {token[2]}; {names[3]} it is {torch}."
+        f"The gain depends on what it is combined with, and on the default: after ten epochs ({pairs} pairs each, on {devices}; in brackets the 95 % interval), with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and "
+        f"{none} {names[2]}; with a class token {token[0]}, {token[1]} and {token[2]}; {names[3]} it is {torch}."
     )
 
 

@@ -76,9 +76,9 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     if n < ENOUGH:
         verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n, 'two-sided'):.3f})"
     elif row.low > 0:
-        verdict = f"so at this scale mimetic initialization is better ({tested})"
+        verdict = f"so at this scale, with this recipe, mimetic initialization is better than this default ({tested})"
     elif row.high < 0:
-        verdict = f"so at this scale mimetic initialization is worse ({tested})"
+        verdict = f"so at this scale, with this recipe, mimetic initialization is worse than this default ({tested})"
     else:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
@@ -105,7 +105,8 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
-    return f"The {len(fresh)} pairs of other seeds than {' and '.join(map(str, PILOT))} alone: {points(fresh.mean())} points ({points(low)} to {points(high)})."
+    few = f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh), 'two-sided'):.3f}" if len(fresh) < ENOUGH else ""
+    return f"The {len(fresh)} pairs of other seeds than {' and '.join(map(str, PILOT))} alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
 
 
 def relative(finals: pd.DataFrame) -> str:
