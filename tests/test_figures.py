@@ -60,7 +60,9 @@ def test_z_by_layer_draws_every_head_and_layer(table):
 def test_profiles_draw_a_line_a_label():
     frame = pd.DataFrame({"panel": ["p"] * 6, "label": ["a"] * 3 + ["b"] * 3, "offset": [-1, 0, 1] * 2, "value": [0, 1, 0, 0, 2, 0]})
     (ax,) = figures.profiles(frame).axes
-    assert [line.get_label() for line in ax.lines[:2]] == ["a", "b"] and ax.lines[1].get_ydata().max() == 2
+    lines = [line for line in ax.lines if line.get_label() in ("a", "b")]
+    assert [line.get_label() for line in lines] == ["a", "b"] and lines[1].get_ydata().max() == 2
+    assert [float(dot.get_ydata()[0]) for dot in ax.lines if dot.get_marker() == "o"] == [1, 2]  # the diagonals
 
 
 def test_construction_figures():

@@ -186,7 +186,7 @@ def gaps(tables: Mapping[str, pd.DataFrame], *, ylabel: str = "mimetic − defau
     figure, axes = panels(7.4, 2.6, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
         _gap(ax, table)
-        ax.set_title(title)
+        ax.set_title(f"{title}, {table['pairs'].iloc[-1]:.0f} pairs")
     axes[0, 0].set(ylabel=ylabel)
     return figure
 
@@ -223,7 +223,8 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
             ax.set_xscale("log")
         ax.set_xticks(table["x"], [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in table["x"]])
         ax.minorticks_off()
-        ax.set(xlabel=xlabels[title], title=title)
+        each = f", {table['pairs'].iloc[0]:.0f} pairs each" if table["pairs"].nunique() == 1 else ""
+        ax.set(xlabel=xlabels[title], title=f"{title}{each}")
         ax.grid(axis="y", color="#eeeeee")
     # every pair is in the picture, and every interval that can carry a claim (that of a few pairs has no end)
     every = pd.concat([p["difference"] for p in points.values()])

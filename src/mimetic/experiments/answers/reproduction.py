@@ -37,7 +37,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
 def sentences(table: pd.DataFrame) -> dict[str, str]:
     """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
     verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
-    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "texts", "items", "beyond", "points")
+    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "texts", "items", "beyond", "points")
     if not set(keys) <= set(verdicts):
         return {}
     central = found["central"].partition(" (")[0]
@@ -47,8 +47,11 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more = ["the gain is more than the size of the weights and their singular values explain"] if {verdicts["size"], verdicts["values"]} == {HOLDS} else []
         needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
-        hangs = [words for key, words in (("positions", "with average pooling and no sin-cos positions"), ("depth", "at twelve layers")) if verdicts[key] != HOLDS]
-        more += [f"no gain was found {' or '.join(hangs)}"] if hangs else []
+        if verdicts["depth"] != HOLDS:
+            half = {HOLDS: "; at half of it there is one", OPEN: ""}.get(verdicts["half"], ", nor at half of it")
+        hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
+        hangs += [f"at twelve layers at the learning rate chosen for six{half}"] if verdicts["depth"] != HOLDS else []
+        more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
         if more:
             said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
     texts = {HOLDS: "gains with vision's constants", NOT: "does not gain from vision's constants (1,200 steps)", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
