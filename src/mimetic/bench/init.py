@@ -48,11 +48,12 @@ def bench_init(
     plain, difference = _plain(layers[: plain_layers or depth], torch.Generator().manual_seed(seed))
     plain *= depth / (plain_layers or depth)
     floor = _floor(d_model, num_heads, depth, seed)
-    print(f"model       {depth} layers, {num_heads} heads, d {d_model}; {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"model       {depth} layers, {num_heads} heads, d {d_model}; {threads} thread{'s' * (threads > 1)}")
     print(f"mimetic     {ours:7.2f} s" + (f"  (median of {repeats})" if repeats > 1 else ""))
     print(f"plain       {plain:7.2f} s  full float64 NumPy SVD per head" + (f", {plain_layers} layers scaled up" if plain_layers else ""))
     print(f"floor       {floor:7.2f} s  drawing Z, A^T A and A V in float32, done plainly")
-    print(f"ratio       {plain / ours:7.1f} times faster than plain, {ours / floor:.1f} times the floor")
+    print(f"ratio       {plain / ours:7.1f} times the speed of plain, {ours / floor:.1f} times the time of the floor")
     print(f"difference  {difference:.1e}  largest relative difference of a product (Frobenius)")
     return {"ours": ours, "plain": plain, "floor": floor, "ratio": plain / ours, "difference": difference}
 

@@ -286,7 +286,7 @@ def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float
     for (label, part), color in zip(lines.groupby("label", sort=False), (VP, QK, "#009e73")):
         ax.plot(100 * part["share"], part["minutes"], color=color, lw=1.6, label=label)
         dots = points[points["label"] == label] if len(points) else points
-        ax.plot(100 * dots["share"], dots["minutes"], "o", ms=6, color=color)
+        ax.plot(100 * dots["share"], dots["minutes"], "o", ms=6, color=color, label=f"{label}, measured, everything included" if len(dots) else None)
     ax.axhline(target, color="black", lw=0.8, ls="--")
     ax.text(100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8)
     ax.set(xscale="log", yscale="log", xlabel="share of the card's bfloat16 peak (%)", ylabel="minutes a run")

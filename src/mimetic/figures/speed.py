@@ -7,28 +7,37 @@ from matplotlib.figure import Figure
 
 from mimetic.figures.style import COLORS, NULL, panels, styled
 
+PLAIN = "#d55e00"
+
 
 @styled
 def init_seconds(table: pd.DataFrame) -> Figure:
-    """Seconds to initialize a model, a row a model: the floor, ours and the plain way, a dot a measurement.
+    """Seconds to initialize a model, a row a model: the floor and ours with as many threads as were measured, the plain way with those (full)
+    and with fewer (hollow), a dot a measurement; the number is the ratio of the medians, with the plain way at its faster number of threads.
 
-    table: columns model, ours, plain, floor, ratio (experiments.answers.speed.init_measurements)."""
-    models = list(dict.fromkeys(table["model"]))
-    figure, axes = panels(7.4, 0.8 + 0.42 * len(models))
+    table: columns model, threads, device, ours, plain, floor (experiments.answers.speed.init_measurements)."""
+    models, most = list(dict.fromkeys(table["model"])), table["threads"].max()
+    figure, axes = panels(7.4, 0.95 + 0.42 * len(models))
     ax = axes[0, 0]
-    kinds = (("floor", "noise and two products (floor)", "#999999", "|"), ("ours", "mimetic_init_", COLORS["mimetic"], "o"),
-             ("plain", "full double-precision SVD a head", "#d55e00", "s"))  # fmt: skip
     for y, model in enumerate(models):
         part = table[table["model"] == model]
-        ax.plot([part["ours"].median(), part["plain"].median()], [y, y], color=NULL, lw=3, zorder=0)
-        ax.annotate(f"{part['ratio'].median():.1f}×", ((part["ours"].median() * part["plain"].median()) ** 0.5, y), (0, 4),
-                    textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
-        for name, label, color, marker in kinds:
-            ax.plot(part[name], [y] * len(part), marker, color=color, ms=8 if marker == "|" else 5, mew=1.5 if marker == "|" else 0.5,
-                    label=label if not y else None)  # fmt: skip
+        whole, fewer = part[part["threads"] == part["threads"].max()], part[part["threads"] < part["threads"].max()]
+        ours, plain = whole["ours"].median(), part.groupby("threads")["plain"].median().min()
+        ax.plot([ours, plain], [y, y], color=NULL, lw=3, zorder=0)
+        ax.annotate(f"{plain / ours:.1f}×", ((ours * plain) ** 0.5, y), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        for values, label, style in (
+            (whole["floor"], "noise and two products (floor)", {"marker": "|", "ms": 8, "mew": 1.5, "color": "#999999"}),
+            (whole["ours"], "mimetic_init_", {"marker": "o", "color": COLORS["mimetic"]}),
+            (whole["plain"], "full double-precision SVD per head", {"marker": "s", "color": PLAIN}),
+            (fewer["plain"], "the same on one thread", {"marker": "s", "color": PLAIN, "mfc": "none"}),
+        ):  # fmt: skip
+            if len(values):
+                ax.plot(values, [y] * len(values), ls="", **{"ms": 5, "mew": 0.9, **style}, label=label)
+    ax.set_title(f"{', '.join(dict.fromkeys(table['device']))}, {most} threads", fontsize=9)
     ax.set(xscale="log", xlabel="seconds", yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.6))
     ax.grid(axis="x", color="#eeeeee")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
@@ -47,7 +56,7 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
             width = 100 * part[name]
             ax.barh(range(len(labels)), width, left=left, color=color, label=name, height=0.6)
             for y, (start, value) in enumerate(zip(left, width)):
-                if value > 7:
+                if value > 9:
                     ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white")
             left = left + width
         ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=labels)

@@ -66,7 +66,7 @@ def _cost(row: pd.Series) -> str:
     took = f"a whole run, evaluation and saving included, took {minutes:.1f} minutes" if len(whole) else f"a run is {minutes:.1f} minutes of training"
     target = "within" if minutes <= TARGET_MINUTES else "which misses"
     return (
-        f"What a GPU needs is: a training step of {TITLES[row['experiment']]} takes {1e3 * row['step']:.0f} ms on an {row['device']}, {row['images_per_second']:,.0f} images a second and "
+        f"Time on a GPU: a training step of {TITLES[row['experiment']]} takes {1e3 * row['step']:.0f} ms on an {row['device']}, {row['images_per_second']:,.0f} images a second and "
         f"{percent(row['peak'])} of the card's peak; {took}, {target} our target of {TARGET_MINUTES:.0f} (set for an H100). {versus_timm(row['device'])}".rstrip()
     )
 
@@ -190,7 +190,7 @@ def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cif
 
 def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.DataFrame:
     """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent; nan where the peak is
-    not known), minutes a run (medians; least, most: of the runs), evaluation and compiling included."""
+    not known), minutes a run (medians; slowest, fastest, least, most: of the runs), evaluation and compiling included."""
     rows = []
     for name in experiments:
         finals = load_runs(name)
@@ -202,19 +202,22 @@ def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.Dat
             rows.append({
                 "experiment": name, "device": device, "runs": len(part), "images/s": round(speed), "TFLOP/s": round(speed * image / 1e12, 3),
                 "share of peak (%)": round(100 * speed * image / flops.peak(device), 1), "minutes a run": round(part["seconds.total"].median() / 60, 1),
+                "slowest": part["images_per_second"].min(), "fastest": part["images_per_second"].max(),
                 "least": part["seconds.total"].min() / 60, "most": part["seconds.total"].max() / 60,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def throughput_table() -> pd.DataFrame:
-    """throughput for the page: medians, the minutes with their range."""
+    """throughput for the page: medians with their ranges."""
     table = throughput()
     if table.empty:
         return table
-    minutes = [f"{row['minutes a run']:.1f}" + (f" ({row['least']:.0f} to {row['most']:.0f})" if row["runs"] > 1 else "") for _, row in table.iterrows()]
-    out = table.assign(**{"minutes a run, all included": minutes, "TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]})
-    out = out.drop(columns=["minutes a run", "least", "most"]).rename(columns={"images/s": "images/s in training"}).set_index("experiment")
+    spans = {"images/s": ("slowest", "fastest", ",.0f"), "minutes a run": ("least", "most", ".1f")}
+    for name, (low, high, form) in spans.items():
+        table[name] = [f"{row[name]:{form}}" + (f" ({row[low]:.0f} to {row[high]:.0f})" if row["runs"] > 1 else "") for _, row in table.iterrows()]
+    out = table.assign(**{"TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]}).drop(columns=[end for low, high, _ in spans.values() for end in (low, high)])
+    out = out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"}).set_index("experiment")
     return blank(out).replace("", "–")
 
 
@@ -266,7 +269,7 @@ def imagenet_hours(name: str, share: float) -> float:
 def _reached(known: pd.Series) -> str:
     """What share of the peak the recorded runs reach, in percent, and what a pair costs at it."""
     low, high = known.min(), known.max()
-    text = f"On CIFAR our runs reached {low:.0f}{f' to {high:.0f}' if f'{high:.0f}' != f'{low:.0f}' else ''} % of the peak of their card"
+    text = f"On CIFAR our {'only run so far' if len(known) == 1 else 'runs'} reached {low:.0f}{f' to {high:.0f}' if f'{high:.0f}' != f'{low:.0f}' else ''} % of the peak of their card"
     if high >= 20:
         return f"{text}."
     return f"{text}, less than this range; at {high:.0f} % a pair is {2 * imagenet_hours('ViT-Tiny', high / 100):.1f} GPU hours with ViT-Tiny and {2 * imagenet_hours('ViT-Base', high / 100):.0f} with ViT-Base."

@@ -56,7 +56,7 @@ def init_answer() -> str:
     return (
         f"**Answer.** A ViT-B/16 (12 layers of 12 heads, width 768) takes {_range(table['ours'], '.1f')} seconds with {table['threads'].iloc[-1]} threads ("
         f"{table['device'].iloc[-1]}): {_range(table['ratio'], '.1f')} times faster than the plain way, a full double-precision SVD for every head{f' ({single:.1f} times on one thread)' if single else ''}, and "
-        f"{_range(table['floors'], '.1f')} times what drawing the noise and two matrix products take. No product differs by more than {table['difference'].max():.1e} of its norm.{train_answer()}"
+        f"{_range(table['floors'], '.1f')} times what drawing the noise and two matrix products take. No product of this model differs by more than {table['difference'].max():.1e} of its norm.{train_answer()}"
     )
 
 
@@ -65,8 +65,8 @@ def train_answer() -> str:
     table = load_bench("train")
     if table.empty:
         return ""
-    parts = [f"{_range(part['ratio'], '.1f')} times on {device}" for device, part in table.assign(device=_trained_on(table)).groupby("device", sort=False)]
-    return f" In training, images a second are those of timm's ingredients {', '.join(parts)}."
+    parts = [f"at {_range(part['ratio'], '.1f')} times the images a second of timm's ingredients on {device}" for device, part in table.assign(device=_trained_on(table)).groupby("device", sort=False)]
+    return f" Training runs {', '.join(parts)}."
 
 
 def _single_thread() -> pd.Series:
@@ -80,7 +80,7 @@ def one_thread() -> str:
     ratios = _single_thread()
     if ratios.empty:
         return "On one thread nothing has been measured."
-    return "On one thread `mimetic_init_` is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" if ratio >= 1.05 else f"no faster at width {d}" for d, ratio in ratios.items()) + "."
+    return "On one thread `mimetic_init_` is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" if ratio >= 1.05 else f"as fast or slower at width {d} ({ratio:.2f} times its speed)" for d, ratio in ratios.items()) + "."
 
 
 def _lacking(table: pd.DataFrame) -> pd.Series:
