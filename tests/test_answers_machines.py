@@ -46,6 +46,13 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
     assert "6 of these runs" in said and "by 0.010 bits per byte (median), most at " in said and said.endswith(": by 0.030.")
     there.loc[3, "test_bits_per_byte"] = 2.3
     assert "by 0.300. Where rounding decides so much" in machines.text_replicas_sentence("share")
+    assert "another sign" not in machines.text_replicas_sentence("share")
+    points = pd.DataFrame({"arm": ["p-gpt2", "p-vision"], "seed": 0, "device.name": GPU, "test_bits_per_byte": [2.55, 2.64]})
+    here, there = points, points.assign(**{"device.name": CPU}, test_bits_per_byte=[2.73, 2.61])
+    monkeypatch.setattr(machines, "_made_there", lambda both: "")
+    assert machines._turned(machines.replicas("share", machines.BITS)) == (
+        " A difference to the default has another sign there: p, seed 0: vision signs −0.090 here and +0.120 there, better being up; the default itself moved by 0.180. So the sign at a single point and seed is not to be relied on."
+    )
     there = here
     assert machines.text_replicas_sentence("share") == ""
 

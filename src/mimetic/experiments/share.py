@@ -36,6 +36,7 @@ SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 # No points: the search for a recipe, and the model of another experiment once more with a learning rate that is not the arm's own.
 LEFT_OUT = ("tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
+RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
@@ -59,7 +60,8 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
         if config.get("validation"):
             continue
         if role := _role(record["experiment"], config):
-            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", "lr")}
+            own = ("lr",) if EXPERIMENTS[record["experiment"]].family in RATES_OF_THEIR_OWN else ()
+            rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", *own)}
             key = record["experiment"], json.dumps(rest, sort_keys=True)
             groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record
     rows = []
@@ -189,6 +191,20 @@ def _slope_row(values: pd.Series, points: int | str) -> dict[str, Any]:
     return {"points": points, "slope": values.mean(), "low": low, "high": high, "seeds": len(values)}
 
 
+SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 tokens
+
+
+def with_same_model(points: pd.DataFrame) -> str:
+    """r with the experiment that is a point of the sweep in all but its name, in words; "" without its runs."""
+    said = []
+    for signs, part in held_fixed(points).groupby("signs"):
+        more = points[(points["experiment"] == SAME_MODEL) & (points["signs"] == signs)]
+        if len(more) and (found := correlated(pd.concat([part, more]))):
+            said.append(f"{found[0]:+.2f} with {signs}".replace("-", "−"))
+    pairs = points.loc[points["experiment"] == SAME_MODEL, "pairs"]
+    return f"{SAME_MODEL} of [chapter 10](10_gpt.ipynb), in the right panel, is the base of the sweep with 2,000 tokens and {pairs.iloc[0]} pairs. Counted as a point of it, r is {' and '.join(said)}." if said else ""
+
+
 def smallest_r(n: int) -> float:
     """The smallest |r| of n points whose 95 % interval leaves out 0."""
     return float(np.tanh(1.96 / np.sqrt(n - 3)))
@@ -237,8 +253,8 @@ def within_vision(points: pd.DataFrame) -> str:
     part = points[(points["family"] == "vision") & (points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)]
     if len(part) < 2:
         return ""
-    ends = [part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]]
-    said = [f"{100 * row['gain']:+.1f} % ({row['point']}; {100 * row['low']:+.1f} to {100 * row['high']:+.1f})".replace("-", "−") for row in ends]
+    ends = [part.loc[part["high"].idxmin()], part.loc[part["low"].idxmax()]]  # what is certain, not what is farthest
+    said = [f"{_points(100 * row['gain'])} % ({row['point']}; {_points(100 * row['low'])} to {_points(100 * row['high'])})" for row in ends]
     apart = ends[0]["high"] < ends[1]["low"]
     end = " The share alone does not decide." if apart else ""
     return f"Among the {len(part)} comparisons in vision with the published signs and at least {ENOUGH} pairs, all with {_range(part['share'])} attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"

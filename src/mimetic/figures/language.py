@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
+from mimetic.statistics import ENOUGH
 
 FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black
 
@@ -109,7 +110,7 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
 @styled
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
-    a colour a set of signs, its points named; right: every family with one set of signs, every point at its share.
+    a colour a set of signs, its points named; right: every family with one set of signs, every point at its share. Hollow: too few pairs for a claim.
 
     points: as experiments.share.gain_points gives them.
     """
@@ -121,15 +122,17 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
     ):  # fmt: skip
         for i, (name, rows) in enumerate(part.groupby(column)):
-            bars = 100 * interval_bars(rows, "gain")
-            beside = 1 + 0.03 * (i - 0.5) * (part is left)  # two sets of signs have the same shares
-            ax.errorbar(100 * beside * rows["share"], 100 * rows["gain"], bars, fmt="o", ms=4, lw=0.9, color=palette.get(name, "black"), alpha=1 if part is left else 0.6, label=name)
+            color = palette.get(name, "black")
+            # two sets of signs have the same shares, and so have models of one family: side by side
+            beside = 1 + 0.03 * (i - 0.5) if part is left else 1 + 0.012 * (rows.groupby(rows["share"].round(2)).cumcount() - 1)
+            for enough, some in rows.assign(x=100 * beside * rows["share"]).groupby(rows["pairs"] >= ENOUGH):
+                ax.errorbar(some["x"], 100 * some["gain"], 100 * interval_bars(some, "gain"), fmt="o", ms=4, lw=0.9, color=color, mfc=color if enough else "white", label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
             low, high = (100 * bound for bound in (min(part["gain"].min(), 0), max(part["gain"].max(), 0)))
             room = 0.35 * (high - low) + 0.1  # intervals that go further are cut
             ax.set_ylim(low - room, high + room * (2 if part is left else 1))  # the names are above
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False)
+            ax.legend(*_one_each(ax), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False)
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
             ax.set_yticks([])
@@ -140,5 +143,11 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
     ax.minorticks_off()
     for point, rows in left.groupby("point"):
         ax.annotate(point, (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points", fontsize=7, rotation=90, ha="center", va="top")
-    ax.set_ylabel("relative gain of mimetic (%)")
+    ax.set_ylabel("gain, % of the default's metric")
     return figure
+
+
+def _one_each(ax) -> tuple[list, list]:
+    """Handles and labels of a legend, each label once."""
+    found = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    return list(found.values()), list(found)

@@ -9,6 +9,7 @@ from mimetic.experiments.answers.common import comparisons_of
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
+from mimetic.figures.style import LABELS
 from mimetic.statistics import mean_interval
 from mimetic.training.records import load_runs
 
@@ -85,7 +86,24 @@ def text_replicas_sentence(experiment: str) -> str:
         f"{_made_there(both)}, from the same weights and in the "
         f"same order of the text. The two differ by {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by {apart.max():.{BITS.digits}f}."
     )
-    return text if apart.max() < 5 * median else text + " Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little."
+    if apart.max() < 5 * median:
+        return text
+    return f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little.{_turned(both)}"
+
+
+def _turned(both: pd.DataFrame) -> str:
+    """The gains over the default's run of the same point and seed that have another sign on the other machine, in words; "" without any."""
+    point = both["arm"].str.rpartition("-")
+    wide = both.assign(point=point[0], signs=point[2]).pivot(index=["point", "seed"], columns="signs", values=["here", "there"])
+    said = []
+    for signs in wide["here"].columns.drop("gpt2", errors="ignore"):
+        pairs = wide.dropna(subset=[(side, arm) for side in ("here", "there") for arm in ("gpt2", signs) if (side, arm) in wide]) if ("here", "gpt2") in wide else wide[:0]
+        for (name, seed), row in pairs.iterrows():
+            gains = [row[side, "gpt2"] - row[side, signs] for side in ("here", "there")]
+            if gains[0] * gains[1] < 0:
+                moved = abs(row["here", "gpt2"] - row["there", "gpt2"])
+                said.append(f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here and {BITS.signed(gains[1])} there, better being up; the default itself moved by {moved:.{BITS.digits}f}")
+    return f" A difference to the default has another sign there: {'; '.join(said)}. So the sign at a single point and seed is not to be relied on." if said else ""
 
 
 def together_sentence(finals: pd.DataFrame) -> str:

@@ -66,9 +66,8 @@ def ends_sentence(finals: pd.DataFrame | None = None) -> str:
     parts = [f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate") for (point, arm), (best, cost) in found.items()]
     if len(parts) < len(ENDS) * len(SIGNS):
         return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
-    held = [found[point, "gpt2"][1] for point in ENDS]
-    after = f" So at both ends the default is held back, by {' and '.join(f'{cost:.3f}' for cost in held)}." if min(held) > 0 else ""
-    return f"{'; '.join(parts)}. (One seed.){after}"
+    held = [f"at {point} {' and '.join(said)}" for point in ENDS if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])]
+    return f"{'; '.join(parts)}. (One seed.)" + (f" So by its rate an arm may be held back, {'; '.join(held)}: no more than two runs of one configuration may differ by ([chapter 10](10_gpt.ipynb)). Of the points between the ends none was checked." if held else "")
 
 
 def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
