@@ -152,7 +152,7 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
     level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.65}  # V·proj + costs .175, QK + .1 with it and .05 without
     finals = pd.DataFrame([{"arm": rates.AT_ONE_RATE[arm], "seed": s, "test_bits_per_byte": v + 0.001 * s * len(arm)} for arm, v in level.items() for s in range(6)])
     text = rates.signs_at_one_rate(finals)
-    assert re.search(r"V·proj \+ instead of −: \+0\.17\d .*6 pairs\), plus is worse\n\* QK \+ instead of − where V·proj is \+: \+0\.09\d", text)
+    assert re.search(r"V·proj \+ instead of −: \+0\.17\d .*6 pairs, p 0\.031\), plus is worse\n\* QK \+ instead of − where V·proj is \+: \+0\.09\d", text)
     assert re.search(r"the same where V·proj is −: \+0\.04\d .*\n\* the difference between these two: \+0\.05\d .*the two differ$", text)
     controls = [{"arm": arm, "seed": s, "test_bits_per_byte": 2.6 + 0.001 * s} for arm in ("rescaled", "random-directions") for s in range(6)]
     assert "Language signs at 0.002 instead, their better rate: +0.3" in rates.beyond_size(pd.concat([finals, pd.DataFrame(controls)])) and rates.beyond_size(finals) == ""

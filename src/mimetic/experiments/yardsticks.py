@@ -36,7 +36,7 @@ def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
     return float(bits.sum() / data.token_bytes[test[1:]].sum())
 
 
-def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk", "vp", "rescaled", "random-directions"), windows: int = 8) -> pd.DataFrame:
+def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk", "vp", "gpt2-signs", "both-minus", "rescaled", "random-directions"), windows: int = 8) -> pd.DataFrame:
     """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in percent, in the
     first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows of the evaluated text.
 

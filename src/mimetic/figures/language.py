@@ -16,14 +16,16 @@ FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73
 
 @styled
 def curves_and_gaps(
-    curves: pd.DataFrame, *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte", per: str = "step"
+    curves: pd.DataFrame, *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte", per: str = "step", title: str = ""
 ) -> Figure:
     """Left: a thin line a run, a thick line an arm's mean. Right: each arm minus the reference arm of the same seed, so 0 is the
     default; below it is better where the metric is a loss.
 
     curves: columns arm, seed, `per` and the metric; the arms in the order in which they appear.
     """
-    figure, axes = panels(7.4, 3.1, ncols=2)
+    figure, axes = panels(7.4, 3.3 if title else 3.1, ncols=2)
+    if title:
+        figure.suptitle(title, fontsize=9.5)
     left, right = axes[0]
     wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
     for arm in dict.fromkeys(curves["arm"]):
@@ -124,7 +126,7 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         for i, (name, rows) in enumerate(part.groupby(column)):
             color = palette.get(name, "black")
             # two sets of signs have the same shares, and so have models of one family: side by side
-            beside = 1 + 0.03 * (i - 0.5) if part is left else 1 + 0.012 * (rows.groupby(rows["share"].round(2)).cumcount() - 1)
+            beside = 1 + 0.03 * (i - 0.5) if part is left else _side_by_side(rows["share"].round(2))
             for enough, some in rows.assign(x=100 * beside * rows["share"]).groupby(rows["pairs"] >= ENOUGH):
                 ax.errorbar(some["x"], 100 * some["gain"], 100 * interval_bars(some, "gain"), fmt="o", ms=4, lw=0.9, color=color, mfc=color if enough else "white", label=name)
         ax.axhline(0, color="black", lw=0.8)
@@ -145,6 +147,12 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
         ax.annotate(point, (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points", fontsize=7, rotation=90, ha="center", va="top")
     ax.set_ylabel("gain, % of the default's metric")
     return figure
+
+
+def _side_by_side(shares: pd.Series) -> pd.Series:
+    """Factors around 1, different ones for equal shares."""
+    same = shares.groupby(shares)
+    return 1 + 0.012 * (same.cumcount() - (same.transform("size") - 1) / 2)
 
 
 def _one_each(ax) -> tuple[list, list]:

@@ -70,7 +70,7 @@ def in_the_long_run(study: Study = LONG) -> str:
             continue
         lead = lead_of_all(gap_to(curves, arm))
         worse = int(row["wins"])  # wins counts larger values, which are more bits
-        way = f"lead on the way (by {METRIC.signed(-lead.min())[1:]} at step {lead.idxmin():,}, with every seed), lose the lead and " if len(lead) else ""
+        way = f"lead on the way (most at step {lead.idxmin():,}, {METRIC.signed(lead.min())}, picked as the most, with every seed; the arms have different rates, which may be the reason), lose the lead and " if len(lead) else ""
         value = f"({METRIC.signed(row['difference'])}, {METRIC.span(row['low'], row['high'])})"
         if worse == row["pairs"]:
             said.append(f"{LABELS[arm]} {way}end behind in all {value}, {'too few' if row['pairs'] < ENOUGH else 'not enough'} to say that they lose")

@@ -91,6 +91,16 @@ def text_replicas_sentence(experiment: str) -> str:
     return f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little.{_turned(both)}"
 
 
+def moved_by_arm(experiments: tuple[str, ...]) -> str:
+    """By how much runs of text on another machine end otherwise, arm by arm, in words; "" without any."""
+    both = pd.concat([replicas(experiment, BITS) for experiment in experiments])
+    if both.empty:
+        return ""
+    moved = (both["there"] - both["here"]).groupby(both["arm"].str.replace(r"^lr-[\d.]+-", "", regex=True), sort=False)
+    said = "; ".join(f"{LABELS.get(arm, arm)} {' and '.join(map(BITS.signed, values))}" for arm, values in moved)
+    return f"What the machine does, by the {len(both)} of these runs that were made on both (records in `data/replicas`), {', '.join(sorted(set(both['other device'])))} minus {', '.join(sorted(set(both['device'])))}: {said}."
+
+
 def _turned(both: pd.DataFrame) -> str:
     """The gains over the default's run of the same point and seed that have another sign on the other machine, in words; "" without any."""
     point = both["arm"].str.rpartition("-")

@@ -22,7 +22,7 @@ from mimetic.experiments.configs.language import (
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SECOND
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval
+from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test
 from mimetic.training.records import load_runs
 
 # --- the search --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def _by_arm() -> pd.DataFrame:
 
 def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per byte at each, the
-    difference (other minus chosen) with its 95 % interval over seeds, and how far the arm is behind the default's better rate at its own better
+    difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the arm is behind the default's better rate at its own better
     one (behind, with its interval; nothing for the default)."""
     finals, rows = _by_arm() if finals is None else finals, {}
     there, values = set(finals["arm"]) if len(finals) else set(), finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
@@ -165,7 +165,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
             change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
             better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
             low, high = mean_interval(change)
-            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change)}
+            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change), "p": sign_flip_test(change)}
     for arm in rows:
         if arm != "gpt2":
             behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)
@@ -183,7 +183,7 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
     lines = []
     for arm, row in few.iterrows():
         clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
-        says = f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs): {clear}"
+        says = f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
         if arm != "gpt2":
             says += f"; at the better of the two, against the default at the better of its own, {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
         lines.append(f"* {says}")
@@ -220,7 +220,7 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
         values = contrast(finals, {one[arm]: weight for arm, weight in weights.items()}, METRIC.column)
         low, high = mean_interval(values)
         says = "these pairs cannot say" if low <= 0 <= high else "the two differ" if name.startswith("the difference") else "plus is worse" if low > 0 else "plus is better"
-        lines.append(f"* {name}: {METRIC.signed(values.mean())} ({METRIC.span(low, high)}, {len(values)} pairs), {says}")
+        lines.append(f"* {name}: {METRIC.signed(values.mean())} ({METRIC.span(low, high)}, {len(values)} pairs, p {sign_flip_test(values):.3f}), {says}")
     return f"All four pairs of signs at {GENTLE:g} (V·proj's over both signs of QK; QK's apart, since they need not be the same):\n\n" + "\n".join(lines)
 
 
