@@ -51,7 +51,7 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
     here, there = points, points.assign(**{"device.name": CPU}, test_bits_per_byte=[2.73, 2.61])
     monkeypatch.setattr(machines, "_made_there", lambda both: "")
     points["arm"] = there["arm"] = ["gpt2", "lr-0.002-vision"]
-    assert machines.moved_by_arm(("share",)).endswith("AMD EPYC minus NVIDIA H200: default (GPT-2's) +0.180; vision signs −0.030.")
+    assert machines.moved_by_arm(("share",)).endswith("a processor minus a card: default (GPT-2's) +0.180; vision signs −0.030.")
     points["arm"] = there["arm"] = ["p-gpt2", "p-vision"]
     assert machines._turned(machines.replicas("share", machines.BITS)) == (
         " A difference to the default has another sign there: p, seed 0: vision signs −0.090 here and +0.120 there, better being up; the default itself moved by 0.180. So the sign at a single point and seed is not to be relied on."
