@@ -100,8 +100,8 @@ def comparisons(
     scale: float = 100,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Every comparison as one row: its pairs as small dots, their mean and interval above; rows in groups. A hollow dot has too few
-    pairs for a claim.
+    """Every comparison as one row: its pairs as small dots, their mean and interval above, their number at the right; rows in groups. A
+    hollow dot has too few pairs for a claim.
 
     Args:
         table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are shown times scale.
@@ -138,13 +138,15 @@ def _comparison_rows(ax, table, points, scale) -> None:
             if np.isfinite(row["low"]):
                 ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
             ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= ENOUGH else "white")
+            ax.text(1.0, y, f"n = {row['pairs']:.0f}", transform=ax.get_yaxis_transform(), fontsize=7, color="#777777", ha="right", va="center")
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks([t for t, _ in ticks], [fill(label, _LABEL, break_on_hyphens=False) for _, label in ticks], fontsize=8, linespacing=1.05)
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
-    low, high = scale * min(points["difference"].min(), 0), scale * max(points["difference"].max(), 0)
-    room = 0.4 * (high - low) + 0.003 * scale
-    ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + room))
+    wide = table[table["pairs"] >= ENOUGH]
+    low, high = (scale * end for end in (min(points["difference"].min(), wide["low"].min(), 0), max(points["difference"].max(), wide["high"].max(), 0)))
+    room = 0.08 * (high - low) + 0.0005 * scale
+    ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + 2 * room))  # on the right the numbers of pairs
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color="#eeeeee")

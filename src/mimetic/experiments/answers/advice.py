@@ -50,15 +50,15 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
             small, (qk, vp) = spreads("bert", *shape)[0], spreads("mimetic", *shape)
             said.append(f"{qk:.2g} (queries, keys) and {vp:.2g} (values, projection) at width {shape[0]} with {shape[1]} heads, {qk / small:.2g} and {vp / small:.2g} times BERT's")
         lines.append(
-            f"* How: scale the attention weights of your model to entries of a standard deviation of about {'; '.join(said)}. It is the size that counts, not the factor: a larger default needs less, or nothing "
-            f"(Xavier's is {spreads('xavier', *shapes[0])[0]:.2g} at {ours.d_model}). On a model of ours: `mimetic.initialize_(model, \"timm-rescaled\", default=\"bert\")`."
+            f"* How: scale the attention weights of your model to entries of a standard deviation of about {'; '.join(said)}. We suppose that the size counts, not the factor; only width {ours.d_model} was run, and no larger default "
+            f"(Xavier's is {spreads('xavier', *shapes[0])[0]:.3g} there). On a model of ours: `mimetic.initialize_(model, \"timm-rescaled\", default=\"bert\")`."
         )
     return "\n".join(lines)
 
 
 def _values(table: pd.DataFrame, names: list[str]) -> str:
     """Comparisons with their difference and interval."""
-    return ", ".join(f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in names)
+    return ", ".join(f"{name.removesuffix(' (no diagonal)')} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in names)
 
 
 def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
@@ -78,7 +78,7 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
         again = [name for name in size if other.loc[name, "low"] > 0]
         held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
         if there := beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0):
-            held += f", where {' and '.join(there)} are ahead beyond it, uncorrected ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
+            held += f", where {' and '.join(there)} are ahead of both, uncorrected ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
         return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try.", True
     if good and bad:
         again = f"; on the users' last but one items {_values(other, good + bad)}"

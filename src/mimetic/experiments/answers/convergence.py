@@ -109,7 +109,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
             change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN) if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr else ()
             if len(change) > 1:
                 low, high = mean_interval(change)
-                chance = "so that the check was chance" if low <= 0 else "so the recipe is unfair to it"
+                chance = "which does not confirm it" if low <= 0 else "so the recipe is unfair to it"
                 says += f"; with all {len(change)} seeds, on the same items, {METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {chance}"
             else:
                 says += ": the recipe may be unfair to it"

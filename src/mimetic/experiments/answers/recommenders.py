@@ -38,21 +38,21 @@ COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
 SIBLING_RUNS = "ml100k-next"  # not an experiment: the arms of one whose names begin so
 SHOWN = TITLES | {SIBLING_RUNS: "MovieLens-100K, causal next-item sibling"}
-NAMES = LABELS | {VISION: "vision signs", RESCALED: "default at their norms (no diagonal)", RANDOM: "random directions (no diagonal)", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+NAMES = LABELS | {VISION: "vision signs", RESCALED: "default at vision's norms (no diagonal)", RANDOM: "random directions (no diagonal)", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
 VARIANTS = {  # what the arms of a changed model begin with
     "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
     "causal-": "causal, ", "pre-ln-causal-": "causal, pre-LN, ", "pre-ln-": "pre-LN, ",
 }  # fmt: skip
 SIGN_PAIRS = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE)}
 AGAINST_DEFAULT = SIGN_PAIRS | {
-    "default at their norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
+    "default at vision's norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
 }  # fmt: skip
 AGAINST_EACH_OTHER = {
     "opposite minus vision signs": (VISION, OPPOSITE),
-    "vision signs minus default at their norms": (RESCALED, VISION), "vision signs minus random directions": (RANDOM, VISION),
-    "opposite signs minus default at their norms": (RESCALED, OPPOSITE), "opposite signs minus random directions": (RANDOM, OPPOSITE),
+    "vision signs minus default at vision's norms": (RESCALED, VISION), "vision signs minus random directions": (RANDOM, VISION),
+    "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE), "opposite signs minus random directions": (RANDOM, OPPOSITE),
 }  # fmt: skip
-CONTROLS = ("default at their norms", "random directions")  # as large, without a diagonal
+CONTROLS = ("default at vision's norms", "random directions")  # as large, without a diagonal
 HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "both minus V·proj alone": ("mimetic-vp", VISION)}
 OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
@@ -69,35 +69,62 @@ def arm_label(arm: str) -> str:
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The chapter's answer: each data set, and the causal sibling, in a few sentences, what the learning rate does, and how many runs are missing."""
-    tables, others, halves = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN), compared(finals, HALVES)
+    tables, others = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN)
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    lines = [f"* {conclusion(data, table, others[data])}{again_at_the_other_rate(data, others[data])}{halves_in_words(halves.get(data))}{after_more_epochs(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
+    lines = [f"* {conclusion(data, table, others[data])}{of_the_sibling(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
     return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
 
 
-def again_at_the_other_rate(data: str, other: pd.DataFrame) -> str:
-    """Whether the signs that are ahead of both controls of their size on the last but one items (other) are so at the other learning rate, in a
-    sentence; "" where none is, or without those runs."""
-    names = beyond_size(lambda name: words_of(other).get(name) == "gains")
-    there = compare(load_runs(f"{data}-rate"), COMPARED, VALIDATION_COLUMN) if names and data in TITLES else pd.DataFrame()
+def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
+    """Whether the signs that are ahead of both controls of their size on the last but one items are so at the other learning rate, in a
+    sentence a data set, with Holm's p; "" where none is, or without those runs."""
+    sentences = []
+    for data, runs in finals.items():
+        names = beyond_size(lambda name, words=words_of(compare(runs, COMPARED, VALIDATION_COLUMN)): words.get(name) == "gains")
+        other = load_runs(f"{data}-rate")
+        there = compare(other, COMPARED, VALIDATION_COLUMN) if names else pd.DataFrame()
+        said, holm = [], corrected(there) if len(there) else {}
+        for name in names:
+            rows = {control: there.loc[f"{name} minus {control}"] for control in CONTROLS if f"{name} minus {control}" in there.index}
+            if len(rows) == len(CONTROLS) and min(row["pairs"] for row in rows.values()) >= ENOUGH:
+                values = " and ".join(f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, Holm's p {holm[f'{name} minus {control}']:.3f}" for control, row in rows.items())
+                said.append(f"{name} {'are ahead of both there, too' if all(row['low'] > 0 for row in rows.values()) else 'are not ahead of both there'} ({values})")
+        if said:
+            elsewhere = " There the controls ran on another kind of processor than the signs." if _made_otherwise(other) else ""
+            sentences.append(f"{TITLES[data]}, last but one items: {' and '.join(names)} are ahead of both controls of their size at {EXPERIMENTS[data].lr:g}; at {EXPERIMENTS[f'{data}-rate'].lr:g} {'; '.join(said)}.{elsewhere}")
+    return " ".join(sentences)
+
+
+def _made_otherwise(runs: pd.DataFrame) -> bool:
+    """Whether controls and signs were trained with products of another precision (device.products of a record)."""
+    if "device.products" not in runs:
+        return False
+    of = {arm: set(part["device.products"].fillna("")) for arm, part in runs.groupby("arm")}
+    return not set.union(set(), *(of.get(arm, set()) for arm in (RESCALED, RANDOM))) <= set.union(set(), *(of.get(arm, set()) for arm in (VISION, OPPOSITE)))
+
+
+def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
+    """Which product of vision's signs does it, where one of them gains by itself, a sentence a data set; "" where none does."""
     said = []
-    for name in names:
-        rows = {control: there.loc[f"{name} minus {control}"] for control in CONTROLS if f"{name} minus {control}" in there.index}
-        if len(rows) == len(CONTROLS) and min(row["pairs"] for row in rows.values()) >= ENOUGH:
-            values = " and ".join(f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for row in rows.values())
-            said.append(f"{name} {'are ahead of both there, too' if all(row['low'] > 0 for row in rows.values()) else 'are not ahead of both there'} ({values})")
-    return f" At {EXPERIMENTS[f'{data}-rate'].lr:g} {'; '.join(said)}." if said else ""
+    for data, table in compared(finals, HALVES).items():
+        words = words_of(table)
+        if "gains" in (words.get("QK alone"), words.get("V·proj alone")):
+            values = ", ".join(f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in words)
+            said.append(f"Of vision's two products on {SHOWN[data]}: {values}.")
+    return " ".join(said)
 
 
-def halves_in_words(table: pd.DataFrame | None) -> str:
-    """Which product of vision's signs does it, where one of them gains by itself; else ""."""
-    words = {} if table is None else words_of(table)
-    if "gains" not in (words.get("QK alone"), words.get("V·proj alone")):
-        return ""
-    said = [f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in words]
-    return f" Of vision's two products: {', '.join(said)}."
+def of_the_sibling(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What else is known of the sibling: over other users, too, of an imitation of a trained one, and after more epochs."""
+    over = {name: user_differences("ml100k", SIBLING_PREFIX + COMPARED[name][1], SIBLING_PREFIX + COMPARED[name][0]) for name in OVER_USERS}
+    said = [f"{name} {interval(*crossed_interval(users))}" for name, users in over.items() if len(users) > 1]
+    users = f" Over seeds and users: {', '.join(said)}." if said else ""
+    fitted = compare(_sibling(finals, SIBLING_PREFIX), {"fitted": (DEFAULT, "fit-beauty")}, METRIC.column)
+    row = fitted.iloc[0] if len(fitted) else None
+    imitation = f" The arm that imitates a trained sibling (fitted on Beauty): {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}." if row is not None and row["pairs"] > 1 else ""
+    return after_more_epochs(finals) + users + imitation
 
 
 def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -113,7 +140,7 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
         row = short.loc[asked]
         least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"]), "two-sided") * 1.001 else ""
         p = f" {asked[0].upper()}{asked[1:]}: {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
-    return f"{p} That is after {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}."
+    return f"{p} After {epochs[1]} epochs; a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}."
 
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
@@ -186,16 +213,21 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         said: dict[str, list[str]] = {}
         for name in names:
             if name in words:
-                said.setdefault(says(name, words[name]), []).append(f"{name} {METRIC.signed(table.loc[name, 'difference'])}")
+                row = table.loc[name]
+                said.setdefault(says(name, words[name]), []).append(f"{name} {METRIC.signed(row['difference'])}" + (f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""))
         return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
 
-    text = f"{title}, NDCG@10 against the default's {table['reference'].iloc[0]:.4f}: {listed(AGAINST_DEFAULT)}." if listed(AGAINST_DEFAULT) else f"{title}."
+    pairs = " to ".join(str(n) for n in sorted({int(table["pairs"].min()), int(table["pairs"].max())}))
+    text = f"{title}, NDCG@10 against the default's {table['reference'].iloc[0]:.4f}, {pairs} pairs: {listed(AGAINST_DEFAULT)}." if listed(AGAINST_DEFAULT) else f"{title}."
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
     if so:
         text += f" **So, at this learning rate and on these items, {so}.**"
     if so and so != other_so:
-        least = corrected(other).min() if other_so else None
-        aside = f" (uncorrected; of the {len(other)} comparisons there {'none passes' if least > 0.05 else 'some pass'} Holm's correction, least p {least:.3f})" if other_so else ""
+        aside = ""
+        if other_so:
+            least, pairs = corrected(other).min(), int(other["pairs"].max())
+            passes = f"which {pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs, "two-sided") > 0.05 else "which none passes" if least > 0.05 else "which some pass"
+            aside = f" (without Holm's correction for the {len(other)} comparisons there, {passes}: least p {least:.3f})"
         text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}{aside}."
     return text
 
@@ -213,11 +245,13 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
     elif better and not any(words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS):
         rest += ", but neither does better than weights as large without a diagonal"
+        rest += "".join(f", and {name} do worse than {control}" for name in SIGN_PAIRS for control in CONTROLS if words.get(f"{name} minus {control}") == "loses")
     if beyond := beyond_size(lambda name: words.get(name) == "gains"):
         return f"{' and '.join(beyond)} gain beyond the size of the weights and their singular values{rest}"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
-    return f"the sign matters: {better}" if better else ""
+    asked = any(f"{name} minus {control}" in words for name in SIGN_PAIRS for control in CONTROLS)
+    return f"the sign matters: {better}{'; that one of them gains beyond the size of its weights is not shown' if asked else ''}" if better else ""
 
 
 def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -278,9 +312,9 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison and the causal sibling's default, test metrics: mean, and sd of NDCG@10 over seeds."""
+    """Baselines, every recorded arm of the central comparison and the causal sibling's default: test NDCG@10, mean and sd over seeds."""
     rows = [
-        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–"} | {k: row[k] for k in ("ndcg10", "recall10", "mrr")}
+        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–"} | {"ndcg10": row["ndcg10"]}
         for row in json.loads(baselines_path().read_text(encoding="utf-8"))
         if row["split"] == "test" and row["dataset"] in finals
     ]
@@ -291,10 +325,9 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
                 rows.append({
                     "data": TITLES[data], "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}", "seeds": len(part),
-                    **{k: part[f"test_{k}"].mean() for k in ("ndcg10", "recall10", "mrr")},
-                    "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
+                    "ndcg10": part["test_ndcg10"].mean(), "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
                 })  # fmt: skip
-    out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "recall10": "Recall@10", "mrr": "MRR", "sd": "sd of NDCG@10"})
+    out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "sd": "sd over seeds"})
     order = {TITLES[data]: i for i, data in enumerate(finals)}
     return common.blank(out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4))
 

@@ -44,7 +44,7 @@ STRUCTURE = Study(
     },
     {
         f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
-        for sign in ("vision", "language") for name, arm in (("default at their norms", "rescaled"), ("random directions", "random-directions"))
+        for sign in ("vision", "language") for name, arm in (("default at vision's norms", "rescaled"), ("random directions", "random-directions"))
     } | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
 )  # fmt: skip
 RATE = Study(

@@ -29,9 +29,9 @@ def _central(data: str, other: str) -> Study:
 
 def _structure(data: str) -> Study:
     comparisons = {
-        "default at their norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
-        "vision signs minus default at their norms": (RESCALED, VISION),
-        "opposite signs minus default at their norms": (RESCALED, OPPOSITE),
+        "default at vision's norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
+        "vision signs minus default at vision's norms": (RESCALED, VISION),
+        "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
     }  # fmt: skip
     return Study(f"structure-{data}", "Is it structure or scale?", data, (DEFAULT, RESCALED, RANDOM, VISION, OPPOSITE), comparisons)
 
@@ -65,15 +65,15 @@ SIBLING_PREFIX = "short-next-"  # of the names of its arms
 LONG_SIBLING_PREFIX = "next-"  # of those with the epochs of BERT4Rec
 # With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj +
 SIBLING = Study(
-    "next", "The causal sibling, next item", "ml100k",
+    "next", "The causal sibling, next item, 20 epochs", "ml100k",
     tuple(f"{SIBLING_PREFIX}{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
         "vision signs, next item": ("short-next-bert", "short-next-mimetic"), "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
         "fitted to the sibling of Beauty, next item": ("short-next-bert", "short-next-fit-beauty"),
-        "default at their norms (no diagonal), next item": ("short-next-bert", "short-next-timm-rescaled"),
+        "default at vision's norms (no diagonal), next item": ("short-next-bert", "short-next-timm-rescaled"),
         "random directions (no diagonal), next item": ("short-next-bert", "short-next-random-directions"),
-        "vision signs minus default at their norms, next item": ("short-next-timm-rescaled", "short-next-mimetic"),
-        "opposite signs minus default at their norms, next item": ("short-next-timm-rescaled", "short-next-opposite"),
+        "vision signs minus default at vision's norms, next item": ("short-next-timm-rescaled", "short-next-mimetic"),
+        "opposite signs minus default at vision's norms, next item": ("short-next-timm-rescaled", "short-next-opposite"),
     },
     {"opposite minus vision signs, next item": Contrast({"short-next-opposite": 1, "short-next-mimetic": -1}, 1)},
 )  # fmt: skip
