@@ -200,9 +200,9 @@ def test_what_twelve_layers_and_few_images_do():
     text = growth.scarce(finals)
     assert "No gain in loss: 2,000 images, where accuracy on the training images is 10 points above" in text and "5,000 images −0.102" in text and growth.scarce(finals[finals["seed"] < 3]) == ""
     assert "behind in 5 of 5 pairs: −6.0, −5.0, −4.0, −3.0, −2.0" in growth.deeper(finals)
-    table = pd.DataFrame({"difference": [-0.02, -0.09, -0.05, -0.02], "low": -0.05, "high": 0.01}, index=range(1, 5))
-    assert growth.furthest_behind(table) == "it is furthest behind after epoch 2 (−9.0); at the end it is −2.0 (−5.0 to +1.0)."
-    assert growth.furthest_behind(-table) == ""
+    table = pd.DataFrame({"difference": [-0.02, -0.09, -0.05, -0.02], "low": -0.05, "high": 0.01, "pairs": 5}, index=range(1, 5))
+    assert growth.furthest_behind(table) == "At twelve layers it is furthest behind after epoch 2 (−9.0); at the end it is −2.0 (−5.0 to +1.0)."
+    assert growth.furthest_behind(table.assign(difference=-table["difference"])) == "" == growth.furthest_behind(None) == growth.furthest_behind(table.assign(pairs=1))
 
 
 def test_other_rates_at_twelve_layers(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,10 @@ class Metric:
         return f"{self.scale * difference:+.{self.digits}f}".replace("-", "−")
 
     def span(self, low: float, high: float) -> str:
-        """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and is not."""
+        """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and is not; in words where
+        there is none, as of one pair."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return "no interval"
         finer = any(end and not round(self.scale * end, self.digits) for end in (low, high))
         shown = replace(self, digits=self.digits + 1) if finer else self
         return f"{shown.signed(low)} to {shown.signed(high)}"

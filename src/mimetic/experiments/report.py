@@ -38,7 +38,9 @@ BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- numb
 
 
 def setting(finals: pd.DataFrame) -> str:
-    """Data, model and length of the laboratory runs, from their configs."""
+    """Data, model and length of the laboratory runs, from their configs; that there are none."""
+    if finals.empty:
+        return "no run yet"
     row = finals.iloc[0]
     return (
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "

@@ -25,6 +25,7 @@ from mimetic.experiments.answers.common import blank
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import SHARES
+from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
@@ -39,6 +40,7 @@ LEFT_OUT = ("tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
+POINTS = Metric("", "", digits=1)  # percentage points
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
 # What changes the share in the sweep, one thing at a time: the points in which nothing else differs from its base.
 ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp1", "base", "mlp8")}
@@ -176,8 +178,14 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
                 others = [_slopes(there.drop(index=name)).mean() for name in there.index]
                 rows[signs, f"along {along}"] = _slope_row(found, len(there)) | {"least without one point": min(others), "most": max(others)}
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
-            rows[signs, "vocabulary minus MLP"] = _slope_row(difference, "")
-    return blank(pd.DataFrame.from_dict(rows, orient="index").round(2))
+            rows[signs, "vocabulary minus MLP"] = _slope_row(difference, np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def slopes_table(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
+    """slopes for the page."""
+    table = slopes(points, sweep)
+    return blank(table.assign(points=[f"{n:.0f}" if np.isfinite(n) else "" for n in table["points"]])) if len(table) else table
 
 
 def _slopes(points: pd.DataFrame) -> pd.Series:
@@ -186,7 +194,7 @@ def _slopes(points: pd.DataFrame) -> pd.Series:
     return 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]))
 
 
-def _slope_row(values: pd.Series, points: int | str) -> dict[str, Any]:
+def _slope_row(values: pd.Series, points: float) -> dict[str, Any]:
     low, high = mean_interval(values)
     return {"points": points, "slope": values.mean(), "low": low, "high": high, "seeds": len(values)}
 
@@ -290,8 +298,8 @@ def along(points: pd.DataFrame, sweep: str = "share") -> str:
                 for name in ("along the vocabulary", "along the MLP"):
                     row = rows.loc[name]
                     ends = row["least without one point"], row["most"]
-                    parts.append(f"{_points(row['slope'])} ({_points(row['low'])} to {_points(row['high'])}) {name}" + (f" (with one point left out {_points(ends[0])} to {_points(ends[1])})" if "" not in ends else ""))
-                    if "" not in ends and ends[0] * ends[1] < 0:
+                    parts.append(f"{_points(row['slope'])} ({POINTS.span(row['low'], row['high'])}) {name}" + (f" (with one point left out {_points(ends[0])} to {_points(ends[1])})" if np.isfinite(ends).all() else ""))
+                    if np.isfinite(ends).all() and ends[0] * ends[1] < 0:
                         doubts.append(f"with {signs} the slope {name} turns when one point is left out")
                     if row["low"] < 0 < row["high"]:
                         doubts.append(f"with {signs} that {name} may be 0")
@@ -303,7 +311,7 @@ def along(points: pd.DataFrame, sweep: str = "share") -> str:
 
 
 def _points(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return POINTS.signed(value)
 
 
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:

@@ -27,7 +27,14 @@ def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylab
     return figure
 
 
+def _nothing(ax) -> None:
+    ax.text(0.5, 0.5, "no runs yet", transform=ax.transAxes, ha="center", color="#555555")
+    ax.set(xticks=[], yticks=[])
+
+
 def _curves(ax, curves, metric, ylabel, scale) -> None:
+    if curves.empty:
+        return _nothing(ax)
     for arm, part in curves.groupby("arm", sort=False):
         color = COLORS.get(arm, "black")
         for _, run in part.groupby("seed"):
@@ -56,6 +63,8 @@ def curves_and_pairs(
 
 
 def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
+    if finals.empty:
+        return _nothing(ax)
     wide = finals.pivot(index="seed", columns="arm", values=metric).reindex(columns=list(arms)) * scale
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)

@@ -198,7 +198,7 @@ def _language_gains_less() -> Judgement:
     vision, *texts = (rows[name] for name in planned)
 
     def words(row: pd.Series) -> str:
-        return f"{100 * row['gain']:+.1f} % ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}, {row['pairs']} pairs)".replace("-", "−")
+        return f"{RELATIVE.signed(row['gain'])} % ({RELATIVE.span(row['low'], row['high'])}, {row['pairs']} pair{'s' if row['pairs'] != 1 else ''})"
 
     found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision)
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
@@ -296,6 +296,7 @@ def _item_structure() -> Judgement:
     })  # fmt: skip
 
 
+RELATIVE = Metric("", "relative gain", "%", scale=100, digits=1)
 CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
 PATTERN, VISION, WHY, TEXT, ITEMS = "The pattern and the formula", "Training, vision", "What makes the difference (vision, 10 epochs)", "Language", "Recommenders"
 PAPER_PAIRS = len(PAPER_SEEDS)

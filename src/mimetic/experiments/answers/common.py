@@ -11,18 +11,19 @@ import pandas as pd
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, corrected, paired_differences, steps_to_reach, summary
+from mimetic.statistics import ENOUGH, compare, contrast, corrected, mean_interval, paired_differences, steps_to_reach, summary
 
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
 
 
 def draw(figure, data, *args, command: str, **kwargs) -> None:
-    """Show figure(data, ...), or say that its runs are not in yet and which command makes them."""
+    """Show figure(data, ...), or say that its runs are not in yet and which command makes them; reference: an argument of figure, the arm
+    without which there is nothing to draw."""
     import matplotlib.pyplot as plt
     from IPython.display import Markdown, display
 
-    if len(data):
+    if len(data) and ("reference" not in kwargs or kwargs["reference"] in set(data["arm"])):
         figure(data, *args, **kwargs)
         plt.show()
     else:
@@ -92,6 +93,17 @@ def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: 
     said = said or word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
     return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few})"
+
+
+def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> str:
+    """A mean of paired values with its 95 % interval and their number, and more: "+0.1 (+0.0 to +0.2, 5 pairs)"; of one pair without an interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    low, high = mean_interval(values)
+    n = len(values)
+    return f"{metric.signed(float(np.mean(values)))} ({metric.span(low, high)}, {n} pair{'s' * (n != 1)}{more})"
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def recipe_table() -> pd.DataFrame:
                 values = part.set_index("seed")[VALIDATION_COLUMN]
                 rows.append({"data": TITLES[data], "setting": arm, **settings, "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values.get(0, float("nan"))})
     table = pd.DataFrame(rows)
-    return table.set_index(["data", "setting"]).round(4) if len(table) else table
+    return common.blank(table.set_index(["data", "setting"]).round(4)) if len(table) else table
 
 
 def recipe_sentence() -> str:
@@ -149,8 +149,9 @@ def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
     for arm in SIGN_ARMS:
         if arm != DEFAULT:
             change = (best[arm][0] - best[DEFAULT][0]).dropna()
-            low, high = mean_interval(change)
-            said.append(f"{arm_label(arm)} {METRIC.signed(change.mean())} ({METRIC.span(low, high)}, {len(change)} pairs)")
+            if not len(change):
+                return ""
+            said.append(f"{arm_label(arm)} {common.measured(change, METRIC)}")
     epochs = ", ".join(f"{arm_label(arm).split(' (')[0]} after {epoch:.0f}" for arm, (_, epoch) in best.items())
     return f"Judged where each run's own validation NDCG@10 is highest ({epochs} epochs on average), the differences to the default are: {'; '.join(said)}."
 

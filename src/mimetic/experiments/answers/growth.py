@@ -12,9 +12,8 @@ from mimetic.experiments.answers.common import comparisons_of, study_points, stu
 from mimetic.experiments.answers.vision import gap_by_epoch, points
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import CHECK_RATES, DEEP
-from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
-from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, side, slopes_per_doubling, summary
+from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
 # Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
@@ -168,8 +167,9 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
     values = contrast(finals, {mimetic: 1, timm: -1}) if len(finals) else []
     if not len(values):
         return "Pairs at half the rate are not in yet: `python -m mimetic queue lab`."
-    row, runs = summary(values), finals[finals["arm"].isin((timm, mimetic))]
-    found = f"At half the rate, on the test images: {points(row['difference'])} points ({ACCURACY.span(row['low'], row['high'])}, {len(values)} pairs on {' and '.join(sorted(runs['device.name'].unique()))}): "
+    runs = finals[finals["arm"].isin((timm, mimetic))]
+    machines = f" on {' and '.join(sorted(runs['device.name'].unique()))}"
+    found = f"At half the rate, on the test images, in points: {common.measured(values, more=machines)}: "
     if len(values) < ENOUGH:
         return f"{found}too few for a verdict."
     word = {1: "there mimetic initialization gains at twelve layers, too", -1: "there it loses, too", 0: "there neither a gain nor a loss is shown"}[side(values)]
@@ -177,12 +177,12 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
     return f"{found}{word} ({arms})."
 
 
-def furthest_behind(table: pd.DataFrame) -> str:
-    """Of a gap by epoch that ends below 0: where it was largest and what is left at the end, in words; "" else."""
-    if len(table) < 3 or table["difference"].iloc[-1] >= 0:
+def furthest_behind(table: pd.DataFrame | None) -> str:
+    """Of a gap by epoch that ends below 0: where it was largest and what is left at the end, in words; "" else, and for one pair."""
+    if table is None or len(table) < 3 or table["difference"].iloc[-1] >= 0 or table["pairs"].iloc[-1] < 2:
         return ""
     worst, end = table["difference"].idxmin(), table.iloc[-1]
-    return f"it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])}); at the end it is {points(end['difference'])} ({points(end['low'])} to {points(end['high'])})."
+    return f"At twelve layers it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])}); at the end it is {points(end['difference'])} ({points(end['low'])} to {points(end['high'])})."
 
 
 def rates_at_twelve() -> str:

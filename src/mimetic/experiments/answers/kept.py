@@ -141,6 +141,8 @@ def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions"
     if after.empty or set(after["arm"]) != {PAIR[0], size}:
         return ""
     means = after.groupby(["arm", "seed"])["diag_mean"].mean()
+    if min(len(means[arm]) for arm in (PAIR[0], size)) < 2:
+        return ""
     (small, low, high), (large, large_low, large_high) = ((means[arm].mean(), *mean_interval(means[arm])) for arm in (PAIR[0], size))
     spreads = after.groupby("arm")["offdiag_sd"].mean()
     beyond = after.assign(below=after["sigmas"] < -CHANCE).groupby("arm")["below"].mean()

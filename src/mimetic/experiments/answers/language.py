@@ -237,6 +237,8 @@ def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
     if not {arm, reference} <= arms:
         return f"For the {LABELS[arm]}: no pair of these runs is in yet."
     gap = gap_to(curves, arm, reference)
+    if gap.empty:
+        return f"For the {LABELS[arm]}: no pair of these runs is in yet."
     n, early = gap.shape[1], gap.index[max(0, len(gap) // 5 - 1)]
     parts = []
     for step, better, worse in ((early, "a head start", "a late start"), (gap.index[-1], "a better end", "a worse end")):

@@ -40,7 +40,9 @@ def answer(finals: pd.DataFrame) -> str:
     if not set(PAIR) <= set(finals["arm"]):
         return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
     whole = contrast(finals, {"mimetic": 1, "timm": -1})
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pairs). {_conclusion(finals)}"
+    if not len(whole):
+        return f"**Answer.** No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). {_conclusion(finals)}"
     parts, fewest = [], len(whole)
     for what, arms in ASKED.items():
         said = []

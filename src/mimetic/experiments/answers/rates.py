@@ -3,9 +3,10 @@ signs is left at one rate."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import study_table
+from mimetic.experiments.answers.common import measured, study_table
 from mimetic.experiments.configs.language import (
     CHOSEN,
     ENDS,
@@ -117,6 +118,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
     if rate not in table or "gpt2" not in table.index or table[rate].notna().sum() < 2:
         return "The runs that test it are not in yet."
     values = table[rate].dropna()
+    if "gpt2" not in values.index:
+        return "The runs that test it are not in yet."
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
     text = f"At {rate:g} the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
@@ -163,14 +166,16 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
         if set(names.values()) <= there:
             change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
+            if not len(change):
+                continue
             better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
             low, high = mean_interval(change)
             rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change), "p": sign_flip_test(change)}
     for arm in rows:
         if arm != "gpt2":
             behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)
-            low, high = mean_interval(behind)
-            rows[arm] |= {"behind": behind.mean(), "behind low": low, "behind high": high}
+            low, high = mean_interval(behind) if len(behind) else (np.nan, np.nan)
+            rows[arm] |= {"behind": behind.mean() if len(behind) else np.nan, "behind low": low, "behind high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -184,7 +189,7 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
     for arm, row in few.iterrows():
         clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
         says = f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
-        if arm != "gpt2":
+        if arm != "gpt2" and np.isfinite(row["behind"]):
             says += f"; at the better of the two, against the default at the better of its own, {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
         lines.append(f"* {says}")
     lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
@@ -218,9 +223,11 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
     }  # fmt: skip
     for name, weights in effects.items():
         values = contrast(finals, {one[arm]: weight for arm, weight in weights.items()}, METRIC.column)
+        if not len(values):
+            return "The four pairs of signs at one rate have no seed in common yet: `python -m mimetic queue language`."
         low, high = mean_interval(values)
         says = "these pairs cannot say" if low <= 0 <= high else "the two differ" if name.startswith("the difference") else "plus is worse" if low > 0 else "plus is better"
-        lines.append(f"* {name}: {METRIC.signed(values.mean())} ({METRIC.span(low, high)}, {len(values)} pairs, p {sign_flip_test(values):.3f}), {says}")
+        lines.append(f"* {name}: {measured(values, METRIC, f', p {sign_flip_test(values):.3f}')}, {says}")
     return f"All four pairs of signs at {GENTLE:g} (V·proj's over both signs of QK; QK's apart, since they need not be the same):\n\n" + "\n".join(lines)
 
 
@@ -233,7 +240,9 @@ def beyond_size(finals: pd.DataFrame | None = None) -> str:
     said = []
     for control in ("rescaled", "random-directions"):
         values = contrast(finals, {better: 1, control: -1}, METRIC.column)
-        said.append(f"{METRIC.signed(values.mean())} ({METRIC.span(*mean_interval(values))}, {len(values)} pairs) against {LABELS[control]}")
+        if not len(values):
+            return ""
+        said.append(f"{measured(values, METRIC)} against {LABELS[control]}")
     return f"Language signs at {GENTLE:g} instead, their better rate: {' and '.join(said)}."
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from mimetic.experiments.answers import common, recommenders
@@ -126,6 +128,9 @@ SHOWN = (  # every one against the default of its experiment
               {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()}),
     ),
 )  # fmt: skip
+
+
+draw = partial(common.draw, command="python -m mimetic queue lab")
 
 
 def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:

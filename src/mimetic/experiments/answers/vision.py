@@ -111,9 +111,9 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
 
 def relative(finals: pd.DataFrame) -> str:
     """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; "" without pairs."""
-    if not set(PAIR) <= set(finals["arm"]):
+    if (table := compare(finals, {"central": PAIR})).empty:
         return ""
-    row = compare(finals, {"central": PAIR}).iloc[0]
+    row = table.iloc[0]
     share, errors = (common.percent(abs(row.difference) / whole, 1) for whole in (row.reference, 1 - row.reference))
     return f"Here {points(row.difference)} points are {share} of the default's accuracy, and {errors} of its errors."
 
@@ -146,6 +146,8 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     if not set(PAIR) <= set(finals["arm"]):
         return "No pair of runs is in yet."
     table = steps_saved(finals, curves)
+    if table.empty:
+        return "No pair of runs is in yet."
     own, share = table["default"].fillna(1.0), table["mimetic"]
     if share.isna().all():
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
@@ -221,8 +223,24 @@ def shorter(finals: pd.DataFrame) -> str:
     return f"A longer schedule need not end with the same lead. With the seeds that both have ([chapter 7](07_why.ipynb) trains for less), each at the end of its own schedule: {said[0]}{alone}. What a hundred epochs would leave is open."
 
 
+def recipe(finals: pd.DataFrame) -> str:
+    """The recipe of the central comparison and what its runs were made on, from the first of them; "" without any."""
+    if finals.empty:
+        return ""
+    first = finals.iloc[0]
+    config = {name: first[f"config.{name}"] for name in ("lr", "weight_decay", "warmup", "batch_size", "grad_clip", "label_smoothing", "padding_mode", "crop_padding")}
+    threads = f"{first['device.threads']} thread{'s' if first['device.threads'] > 1 else ''}"
+    return (
+        f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g}, weight decay {config['weight_decay']:g}, linear warm-up over {common.percent(config['warmup'])} of the run, then cosine to 0, "
+        f"batch {config['batch_size']}, gradient norm clipped at {config['grad_clip']:g}, label smoothing {config['label_smoothing']:g} (so the training loss is of smoothed labels, the test loss of plain ones), "
+        f"random crop ({config['padding_mode']} padding {config['crop_padding']}) and flip. Device: {first['device.name']}, {first['device.precision']}, {threads}, torch {first['torch']}."
+    )
+
+
 def recipe_table(finals: pd.DataFrame) -> pd.DataFrame:
     """The search for the recipe: mean accuracy on the validation images by setting, best first."""
+    if finals.empty:
+        return pd.DataFrame()
     groups = finals.groupby("arm")["test_accuracy"]
     table = pd.DataFrame({"validation accuracy (%)": 100 * groups.mean(), "seeds": groups.size()})
     return table.sort_values("validation accuracy (%)", ascending=False).round(1)
@@ -233,7 +251,10 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
     if finals.empty:
         return "The search has no records yet: `python -m mimetic queue recipe`."
     base = finals[finals["arm"] == "base"]["test_accuracy"]
-    others = finals[finals["arm"] != "base"].groupby("arm")["test_accuracy"].mean()
+    paired = finals[(finals["arm"] != "base") & finals["seed"].isin(finals.loc[finals["arm"] == "base", "seed"])]
+    if paired.empty:
+        return "No setting of the search has a run beside the base's yet: `python -m mimetic queue recipe`."
+    others = paired.groupby("arm")["test_accuracy"].mean()
     best = others.idxmax()
     seeds = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
     same = finals[(finals["arm"] == "base") & finals["seed"].isin(finals[finals["arm"] == best]["seed"])]["test_accuracy"]
@@ -246,7 +267,7 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
 
 
 def rates_table(finals: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns); one seed; empty without runs."""
+    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns), nan where there is no run; one seed."""
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
     table = pd.DataFrame({lr: {LABELS[arm]: 100 * values.get(f"{arm}-lr-{lr:g}", float("nan")) for arm in CHECKED} for lr in CHECK_RATES})
     return table.dropna(how="all").rename_axis(columns="learning rate")
