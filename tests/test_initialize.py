@@ -767,6 +767,19 @@ def test_default_initialisers():
     assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
 
 
+def test_a_block_by_itself_and_a_frozen_position_embedding():
+    block = Block(64, 4)
+    mimetic.initialize_(block, "gpt2", generator=seeded())  # its layers have no block's name in front
+    assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05) and block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    model = nn.Sequential(block)
+    model.pos_embed = nn.Parameter(torch.linspace(0, 1, 64), requires_grad=False)
+    for name in ("timm", "torch", "xavier", "gpt2", "bert"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MimeticWarning)
+            mimetic.initialize_(model, name, generator=seeded())
+        assert torch.equal(model.pos_embed, torch.linspace(0, 1, 64)), name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_same_weights_on_a_gpu():
     model, reference = vit().cuda(), vit()

@@ -255,6 +255,23 @@ def test_nothing_is_begun_that_would_take_too_long():
             together.work_together([toy()], 8, **wrong)
 
 
+def test_a_group_that_another_process_holds_says_nothing_of_how_long_one_takes(monkeypatch):
+    """The second of three groups is held: the third is begun, or not, by the time of the first."""
+    clock, begun = [0.0], []
+
+    def train(self, group, jobs):
+        begun.append(group[0].name)
+        clock[0] += 2.0 * (len(begun) != 2)
+        return len(begun) != 2
+
+    monkeypatch.setattr(together._Work, "train", train)
+    monkeypatch.setattr(together._Work, "begin", lambda self, group: [])
+    monkeypatch.setattr(together.time, "monotonic", lambda: clock[0])
+    runs = [toy(), toy(arm="held"), toy(arm="longer", epochs=30 * toy().epochs)]
+    together.work_together(runs, 1, processes=0, minutes=5 / 60, say=lambda line: None)
+    assert begun == ["toy/timm-seed0", "toy/held-seed0"]
+
+
 def test_not_under_torchrun(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -538,6 +538,8 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
         (dict(train_size=7), "train_size must be from 10 to 1437"),
         (dict(seed=-1), "seed must be a whole number"),
         (dict(epochs=0), "epochs must be a whole number"),
+        (dict(epochs=True), "epochs must be a whole number"),
+        (dict(qk_rank=4), "qk_rank is for init mimetic and mimetic-qk; timm takes none"),
         (dict(batch_size=5000), "more than the 480 training images"),
         (dict(lr=0.0), "lr must be greater than 0"),
         (dict(warmup=1.5), "warmup is a share of the run"),

@@ -110,7 +110,7 @@ class AttentionLayer:
         """
         gain, _ = self._gains(fold)
         with torch.autocast(self.q.device.type, enabled=False):
-            return _fold_rows(_wide(self.w_q(h)), gain) @ _fold_rows(_wide(self.w_k(h)), gain).mT
+            return _fold_rows(wide(self.w_q(h)), gain) @ _fold_rows(wide(self.w_k(h)), gain).mT
 
     @torch.no_grad()
     def vp(self, h: int | None = None, fold: bool = False) -> Tensor:
@@ -120,8 +120,8 @@ class AttentionLayer:
         """
         gain, scale = self._gains(fold)
         heads = range(self.num_heads) if h is None else [h]
-        left = torch.cat([_fold_rows(_wide(self.w_v(i)), gain) for i in heads], dim=1)
-        right = torch.cat([_wide(self.w_proj(i)) for i in heads], dim=0)
+        left = torch.cat([_fold_rows(wide(self.w_v(i)), gain) for i in heads], dim=1)
+        right = torch.cat([wide(self.w_proj(i)) for i in heads], dim=0)
         if scale is not None:
             right = right * scale
         with torch.autocast(self.q.device.type, enabled=False):
@@ -132,10 +132,10 @@ class AttentionLayer:
             return None, None
         if not self.gains_known:
             raise UnsupportedAttention(f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused (a layer passed by itself has none around it: pass its block or model)")
-        return (None if g is None else _wide(g) for g in (self.in_gain, self.out_gain))
+        return (None if g is None else wide(g) for g in (self.in_gain, self.out_gain))
 
 
-def _wide(t: Tensor) -> Tensor:
+def wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 

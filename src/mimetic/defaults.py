@@ -79,7 +79,7 @@ def init_gpt2_(model: nn.Module, generator: Generator = None) -> None:
         ValueError: no layer has one of those names. Nothing was written.
     """
     attention, mlp = ({name for name, _, _ in _linear(model) if f".{name}".endswith(ends)} for ends in (ATTENTION_OUT, MLP_OUT))
-    mlp = {name for name in mlp if name.endswith(".mlp.fc2") or not name.endswith("fc2") or re.search(r"(^|\.)\d+\.", name)}  # not a head's
+    mlp = {name for name in mlp if f".{name}".endswith(".mlp.fc2") or not name.endswith("fc2") or re.search(r"(^|\.)\d+\.", name)}  # not a head's
     residual = attention | mlp
     for found, what, ends in ((attention, "projection of attention", ATTENTION_OUT), (mlp - attention, "second layer of an MLP", MLP_OUT)):
         if not found:
@@ -113,7 +113,7 @@ def init_bert_(model: nn.Module, generator: Generator = None) -> None:
         if bias is not None:
             nn.init.zeros_(bias)
     for name, p in model.named_parameters():
-        if name.endswith(POSITIONS):
+        if name.endswith(POSITIONS) and p.requires_grad:
             _trunc_normal_(p, generator, 0.04)
     _zero_padding_(model)
 

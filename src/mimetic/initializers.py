@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters.views import DTYPES, expanded
-from mimetic.attention import AttentionLayer, MimeticWarning
+from mimetic.attention import AttentionLayer, MimeticWarning, wide
 from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
 from mimetic.initialize import VISION, MimeticSpec, first_process_generator, mimetic_init_
@@ -32,11 +32,11 @@ def random_directions_(model: nn.Module, generator: Generator = None) -> None:
     for layer in _written(model):
         for h in range(layer.num_heads):
             for factor in (layer.q, layer.k):
-                factor[:, h] = _orthonormal(layer.d_model, layer.head_dim, generator) * _wide(factor[:, h]).norm(dim=0)
+                factor[:, h] = _orthonormal(layer.d_model, layer.head_dim, generator) * wide(factor[:, h]).norm(dim=0)
         rank = layer.num_heads * layer.head_dim
-        v = _wide(layer.v.flatten(1))
+        v = wide(layer.v.flatten(1))
         layer.v.copy_((_orthonormal(layer.d_model, rank, generator) * v.norm(dim=0)).view_as(layer.v))
-        proj = _wide(layer.proj.flatten(0, 1))
+        proj = wide(layer.proj.flatten(0, 1))
         layer.proj.copy_((_orthonormal(layer.d_model, rank, generator) * proj.norm(dim=1)).mT.view_as(layer.proj))
 
 
@@ -73,7 +73,7 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
         for h in range(layer.num_heads):
             spread = _orthonormal(layer.head_dim, rank, generator).mT
             for factor in (layer.q, layer.k):
-                kept = _wide(factor[:, h, :rank])
+                kept = wide(factor[:, h, :rank])
                 with torch.autocast(kept.device.type, enabled=False):
                     factor[:, h] = kept @ spread.to(kept.dtype)
 
@@ -104,11 +104,6 @@ def _written(model: nn.Module) -> list[AttentionLayer]:
     return layers
 
 
-def _wide(t: Tensor) -> Tensor:
-    """For arithmetic: float32 or better."""
-    return t if t.dtype in (torch.float32, torch.float64) else t.float()
-
-
 def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
     """(d, k) with orthonormal columns, k <= d, uniformly distributed."""
     device = generator.device if generator is not None else "cpu"
@@ -119,6 +114,7 @@ def _orthonormal(d: int, k: int, generator: Generator) -> Tensor:
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 CONTROLS: dict[str, Callable] = {"mimetic-random-directions": random_directions_, "mimetic-untransposed": untransposed_}
+RANKED = ("mimetic", "mimetic-qk")  # that take a qk_rank
 INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "timm-rescaled")
 """The names that ``initialize_`` takes:
 
@@ -168,8 +164,8 @@ def initialize_(
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
-    if qk_rank is not None and name not in ("mimetic", "mimetic-qk"):
-        raise ValueError(f"qk_rank is for mimetic and mimetic-qk; {name} takes none")
+    if qk_rank is not None and name not in RANKED:
+        raise ValueError(f"qk_rank is for {' and '.join(RANKED)}; {name} takes none")
     if default not in DEFAULTS:
         raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
     if not isinstance(model, nn.Module):

@@ -40,36 +40,28 @@ def paired_differences(finals: pd.DataFrame, metric: str = "test_accuracy", arms
 ENOUGH = 5  # pairs from which a verdict is drawn; below, the numbers are shown without one
 
 
-def smallest_p(pairs: int, alternative: str = "greater") -> float:
-    """The smallest p that an exact sign-flip test can give with this many pairs: all differences of one sign."""
+def smallest_p(pairs: int) -> float:
+    """The smallest p that the exact two-sided sign-flip test can give with this many pairs: all differences of one sign."""
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
-    return min(1.0, 0.5**pairs * (2 if alternative == "two-sided" else 1))
+    return 2 * 0.5**pairs
 
 
-def sign_flip_test(differences: Sequence[float], alternative: str = "two-sided") -> float:
-    """p of the exact sign-flip test of the mean difference: the share of all 2^n sign patterns whose mean is at least as
-    extreme as the one that was seen.
-
-    Args:
-        alternative: "two-sided", "greater" (mean above 0) or "less".
+def sign_flip_test(differences: Sequence[float]) -> float:
+    """p of the exact two-sided sign-flip test of the mean difference: the share of all 2^n sign patterns whose mean is at least as
+    far from 0 as the one that was seen.
 
     Raises:
-        ValueError: no differences, more than 20, one that is not finite, or an unknown alternative.
+        ValueError: no differences, more than 20, or one that is not finite.
     """
     x = np.asarray(differences, dtype=float)
-    if alternative not in ("two-sided", "greater", "less"):
-        raise ValueError(f"alternative must be one of two-sided, greater, less; got {alternative!r}")
     if not 1 <= x.size <= MOST_PAIRS:
         raise ValueError(f"the exact test is for 1 to {MOST_PAIRS} pairs, got {x.size}")
     if not np.isfinite(x).all():
         raise ValueError(f"differences must be finite, got {x.tolist()}")
     signs = 1 - 2 * ((np.arange(2**x.size)[:, None] >> np.arange(x.size)) & 1)
-    sums = signs @ x
-    seen = {"greater": x.sum(), "less": -x.sum(), "two-sided": abs(x.sum())}[alternative]
-    every = {"greater": sums, "less": -sums, "two-sided": np.abs(sums)}[alternative]
     # a pattern that is the seen one but for rounding is as extreme as the seen one
-    return float(np.mean(every >= seen - 1e-12 * np.abs(x).sum()))
+    return float(np.mean(np.abs(signs @ x) >= abs(x.sum()) - 1e-12 * np.abs(x).sum()))
 
 
 def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -101,8 +93,8 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return out
 
 
-def crossed_interval(values: Sequence[Sequence[float]], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users would have given.
+def crossed_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users would have given.
 
     The variance of the mean is that of the rows' means plus that of the columns' means minus that of what neither explains, which both
     contain; degrees of freedom by Satterthwaite. It is never narrower than the interval of the rows or of the columns alone. Source: two-way random-effects analysis of variance, one value a cell.
@@ -122,18 +114,12 @@ def crossed_interval(values: Sequence[Sequence[float]], confidence: float = 0.95
     parts = np.array([rows.var(ddof=1) / n, columns.var(ddof=1) / m, -(rest**2).sum() / ((n - 1) * (m - 1)) / (n * m)])
     variance = max(parts.sum(), 0.0)  # an estimate by subtraction
     df = variance**2 / (parts**2 / [n - 1, m - 1, (n - 1) * (m - 1)]).sum() if variance else n - 1
-    half = stats.t.ppf((1 + confidence) / 2, max(df, 1)) * variance**0.5
-    half = max(half, *(np.diff(mean_interval(sample, confidence))[0] / 2 for sample in (rows, columns)))  # the two samples' own are floors
+    half = stats.t.ppf(0.975, max(df, 1)) * variance**0.5
+    half = max(half, *(np.diff(mean_interval(sample))[0] / 2 for sample in (rows, columns)))  # the two samples' own are floors
     return float(y.mean() - half), float(y.mean() + half)
 
 
-def compare(
-    finals: pd.DataFrame,
-    pairs: Mapping[str, tuple[str, str]],
-    metric: str = "test_accuracy",
-    *,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
+def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: str = "test_accuracy") -> pd.DataFrame:
     """One row a comparison that has runs in both arms, in the order of pairs.
 
     Args:
@@ -142,7 +128,7 @@ def compare(
 
     Returns:
         index label; reference, arm: mean metric over the pairs; pairs: their number; difference: mean of arm minus
-        reference; low, high: its interval; p: exact, two-sided; p_holm: corrected for the number of rows (corrected);
+        reference; low, high: its 95 % interval; p: exact, two-sided; p_holm: corrected for the number of rows (corrected);
         wins: in how many pairs the arm is ahead.
     """
     rows = {}
@@ -153,7 +139,7 @@ def compare(
         if table.empty:
             continue
         d = table["difference"]
-        rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d, confidence)
+        rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d)
     out = pd.DataFrame.from_dict(rows, orient="index")
     return out.assign(p_holm=corrected(out)) if len(out) else out
 
@@ -174,9 +160,9 @@ def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "tes
     return (wide * pd.Series(arms, dtype=float)).sum(axis=1)
 
 
-def summary(values: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
-    """pairs, difference (mean), low, high (Student's interval), p (exact sign-flip test, two-sided) of paired values."""
-    low, high = mean_interval(values, confidence)
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """pairs, difference (mean), low, high (Student's 95 % interval), p (exact sign-flip test, two-sided) of paired values."""
+    low, high = mean_interval(values)
     return {"pairs": len(values), "difference": float(np.mean(values)), "low": low, "high": high, "p": sign_flip_test(values)}
 
 
@@ -229,8 +215,8 @@ def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accura
     return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1]))
 
 
-def correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Pearson's r and its interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent points.
+def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """Pearson's r and its 95 % interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent points.
 
     Raises:
         ValueError: fewer than four points, lengths that differ, a constant x or y, or a value that is not finite.
@@ -241,5 +227,5 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("x and y must be finite and not constant")
     found = stats.pearsonr(x, y)
-    low, high = found.confidence_interval(confidence)
+    low, high = found.confidence_interval(0.95)
     return float(found.statistic), float(low), float(high)

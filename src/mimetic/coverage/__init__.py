@@ -47,7 +47,7 @@ from mimetic.coverage.build import (
     transformers_runs,
 )
 from mimetic.coverage.page import CAVEAT_NAMES, VERDICTS, page
-from mimetic.data.fetch import atomic_path
+from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.scan import Scan, scan
 from mimetic.verify import verify
 
@@ -100,12 +100,12 @@ def _remarks(found: Scan) -> str:
 
 
 def judge(model: nn.Module, runs) -> dict:
-    """{verdict, finding, layers, error} of a built model; runs(model) yields (part, callable) ways to call it."""
+    """{verdict, finding, layers, error} of a built model; runs(model) yields ways to call it, functions of the model."""
     found = scan(model)
     remarks = _remarks(found)
     if not found.layers:
         return _nothing_known(found)
-    run = _first_run(model, runs)
+    run = _first_run(model, runs(model))
     chosen = representatives(model, found.layers)
     modules = dict(model.named_modules())
     checks = {}
@@ -114,7 +114,7 @@ def judge(model: nn.Module, runs) -> dict:
     for layer in chosen:  # what the model's own call did not reach is called on its own
         if layer.name not in checks or checks[layer.name].problem.startswith("unverified"):
             block = modules.get(layer.name.rpartition(".")[0])
-            run_alone = _first_run(model, lambda _: ((None, call) for call in attention_calls(layer, modules[layer.name], block)))
+            run_alone = _first_run(model, attention_calls(layer, modules[layer.name], block))
             if run_alone is not None:
                 checks[layer.name] = verify(model, run_alone, layers=[layer], fold=False)[0]
     row = {"layers": len(found.layers)}
@@ -146,17 +146,17 @@ def representatives(model: nn.Module, layers: list[AttentionLayer]) -> list[Atte
 
 
 def _first_run(model, runs):
-    last = None
+    """The first of these ways to call the model that works, None if none does."""
     with torch.no_grad():
-        for part, run in runs(model):
+        for run in runs:
             try:
-                run()
+                run(model)
                 return run
             except TimeUp:
                 raise
-            except Exception as e:  # noqa: BLE001  these inputs do not fit; the next may
-                last = e
-    return last and None
+            except Exception:  # noqa: BLE001  these inputs do not fit; the next may
+                continue
+    return None
 
 
 def _written(model: nn.Module, layers: list[AttentionLayer]) -> str:
@@ -305,49 +305,28 @@ def survey(library: str, chosen: list[str] | None = None, processes: int | None 
 # --- the committed table and its page --------------------------------------------------------------------------------------------
 
 
-def table_path(library: str, root: Path | None = None) -> Path:
-    return (root or _root()) / "data" / "coverage" / f"{library}.json"
+def table_path(library: str) -> Path:
+    return data_dir() / "coverage" / f"{library}.json"
 
 
-def page_path(root: Path | None = None) -> Path:
-    return (root or _root()) / "book" / "coverage.md"
+def page_path() -> Path:
+    return data_dir().parent / "book" / "coverage.md"
 
 
-def _root() -> Path:
-    """The repository around this file, or the current directory for an installed package."""
-    here = Path(__file__).resolve().parents[3]
-    return here if (here / "pyproject.toml").exists() else Path.cwd()
-
-
-def main(library: str, write: bool = True, only: tuple[str, ...] = (), processes: int | None = None) -> None:
-    """`python -m mimetic coverage`: survey a library, print the counts, write data/coverage and the page.
-
-    Args:
-        library: "timm" or "transformers".
-        write: keep the table and write the page; with `only` nothing is written.
-        only: names of architectures; all by default.
-        processes: worker processes, by default one a core.
+def main(library: str) -> None:
+    """`python -m mimetic coverage`: survey "timm" or "transformers", print the counts, write data/coverage and the page.
 
     Raises:
-        ValueError: unknown library or architecture.
+        ValueError: unknown library.
         SystemExit: with code 1, after the table is written, where a product is wrong.
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
-    if only:
-        known = names(library)
-        unknown = [n for n in only if n not in known]
-        if unknown:
-            raise ValueError(f"{library} has no architecture {', '.join(unknown)}; `mimetic.coverage.names` lists them")
-    table = survey(library, list(only) or None, processes)
-    if only:
-        for row in table["architectures"]:
-            print(f"{row['name']}: {row['verdict']}" + (f" ({row['finding']})" if row["finding"] else ""))
-    elif write:
-        _write(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        tables = [json.loads(table_path(name).read_text(encoding="utf-8")) for name in LIBRARIES if table_path(name).exists()]
-        _write(page_path(), page(tables))
-        print(f"wrote {table_path(library)} and {page_path()}")
+    table = survey(library)
+    _write(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    tables = [json.loads(table_path(name).read_text(encoding="utf-8")) for name in LIBRARIES if table_path(name).exists()]
+    _write(page_path(), page(tables))
+    print(f"wrote {table_path(library)} and {page_path()}")
     for verdict in VERDICTS:
         print(f"{table['counts'][verdict]:5d}  {VERDICTS[verdict]}")
     for row in table["architectures"]:

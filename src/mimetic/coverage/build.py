@@ -169,11 +169,7 @@ def transformers_runs(model: nn.Module):
     parts = [m for m in model.modules() if m is not model and hasattr(m, "main_input_name") and hasattr(m, "config")]
     for part in [model, *parts]:
         for inputs in _inputs(part):
-            yield part, functools.partial(_call, part, inputs)
-
-
-def _call(part, inputs, _model=None):
-    return part(**inputs)
+            yield lambda _, part=part, inputs=inputs: part(**inputs)
 
 
 def _inputs(model):
@@ -273,15 +269,11 @@ def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module |
                 elif name == "position_ids" and (required or not pair):
                     kwargs[name] = torch.arange(n)[None]
             args = () if "query" in kwargs or "queries" in kwargs else (x,)
-            yield functools.partial(_call_attention, module, args, kwargs)
+            yield lambda _, args=args, kwargs=kwargs: module(*args, **kwargs)
 
 
 def _takes(module: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(module.forward).parameters
-
-
-def _call_attention(module, args, kwargs, _model=None):
-    return module(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -353,8 +345,5 @@ def timm_runs(model: nn.Module):
         size = model.patch_embed.img_size
     g = torch.Generator().manual_seed(0)
     batch = 1 if size[0] > 512 else 2  # attention maps of large images are large
-    yield model, functools.partial(_call_images, model, torch.randn(batch, channels, *size, generator=g))
-
-
-def _call_images(model, images, _model=None):
-    return model(images)
+    images = torch.randn(batch, channels, *size, generator=g)
+    yield lambda model: model(images)

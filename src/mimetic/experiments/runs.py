@@ -5,8 +5,10 @@ What is particular to images, text or item sequences is in the config's family, 
     METRIC, SOURCE             what its runs are judged by; the files that have a part in their numbers
     MEAN_OVER_ROWS             whether its loss is a mean over a batch's rows, which several processes can then share
     check(config)              raises ValueError, naming the choices; reads no data
-    prepare(config, device)    the task, the model and what the record says of its weights (Prepared)
+    prepare(config, device, …) the task, the model and what the record says of its weights (Prepared)
     cost(config)               work of a run, proportional to its time
+    build_model(config, …)     the model with its initial weights, as an audit of a checkpoint needs it
+    load, bare_model           its data, and the model without weights, where runs are trained together (experiments.together)
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initialize import MimeticSpec
-from mimetic.initializers import INITIALIZERS, initialize_
+from mimetic.initializers import INITIALIZERS, RANKED, initialize_
 from mimetic.models.blocks import parameter_counts
 from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
 from mimetic.training.checkpoint import (
@@ -97,6 +99,8 @@ def check(config: RunConfig, *, store: bool = True) -> None:
             raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     family(config).check(config)
     head = config.d_model // config.num_heads
+    if config.qk_rank is not None and config.init not in RANKED:
+        raise ValueError(f"qk_rank is for init {' and '.join(RANKED)}; {config.init} takes none")
     if config.qk_rank is not None and not 1 <= config.qk_rank <= head:
         raise ValueError(f"qk_rank must be from 1 to the head size, {head}, not {config.qk_rank!r}")
     mimetic_spec(config), train_config(config)

@@ -257,8 +257,9 @@ def work_together(
                 # the helpers make the next group's weights while the GPU trains this one
                 following = work.begin(waiting[index + 1]) if index + 1 < len(waiting) else []
                 clock = time.monotonic()
-                work.train(group, begun)
-                begun, pace = following, (time.monotonic() - clock) / cost
+                if work.train(group, begun):
+                    pace = (time.monotonic() - clock) / cost
+                begun = following
                 work.settle(wait=False)
         finally:
             helpers.forget(lambda job: any(job is ending for _, ending, _ in work.ending))
@@ -278,8 +279,8 @@ class _Work:
     def begin(self, group: Sequence[RunConfig]) -> list[Job]:
         return [self.helpers.submit(partial(begin, config)) for config in group]
 
-    def train(self, group: Sequence[RunConfig], begun: Sequence[Job]) -> None:
-        """Those of the group that no other process has finished or holds."""
+    def train(self, group: Sequence[RunConfig], begun: Sequence[Job]) -> bool:
+        """Those of the group that no other process has finished or holds; whether they were all of it, so that its time says what a group takes."""
         ready: list[tuple[RunConfig, Any, ExitStack]] = []
         for config, job in zip(group, begun, strict=True):
             lock = ExitStack()
@@ -294,7 +295,7 @@ class _Work:
                 self.fail(config, in_a_line(error))
             lock.close()
         if not ready:
-            return
+            return False
         configs = [config for config, _, _ in ready]
         try:
             ends = train_group(configs, [given for _, given, _ in ready], self.say)
@@ -302,13 +303,14 @@ class _Work:
             for config, _, lock in ready:
                 self.fail(config, in_a_line(error))
                 lock.close()
-            return
+            return False
         finally:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         self.ending += [(config, self.helpers.submit(finish), lock) for (config, _, lock), finish in zip(ready, ends, strict=True)]
         self.say(f"{len(ready)} runs, {configs[0].name} to {configs[-1].name}: trained")
+        return len(ready) == len(group)
 
     def settle(self, wait: bool) -> None:
         """Take note of records that are written; wait: until all are."""

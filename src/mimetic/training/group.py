@@ -25,7 +25,7 @@ class GroupStep(Captured):
         losses: of logits (R, ...) and targets (R, ...): each model's loss (R,), and metrics, each (R,).
         metrics: their names.
         settings: of each model; they may differ in the learning rate.
-        backend: of loop.resolve_backend.
+        backend: of backend.resolve_backend.
     """
 
     def __init__(self, stacked: Stacked, losses: Losses, metrics: Sequence[str], settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:

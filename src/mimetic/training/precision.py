@@ -24,7 +24,7 @@ _PRODUCTS = {
 
 
 def cast(backend: dict[str, Any]) -> AbstractContextManager:
-    """autocast for the forward pass, as the backend (of loop.resolve_backend) wants it."""
+    """autocast for the forward pass, as the backend (of backend.resolve_backend) wants it."""
     return torch.autocast(backend["type"], torch.bfloat16, enabled=backend["precision"] == "bfloat16")
 
 

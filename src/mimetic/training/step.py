@@ -58,7 +58,7 @@ class Step(Captured):
         forward: the model as the loss calls it: compiled, wrapped for several processes.
         loss: of forward and a batch: the loss, and metrics to sum.
         grad_clip: largest norm of the gradient; 0: no clipping.
-        backend: of loop.resolve_backend.
+        backend: of backend.resolve_backend.
         captures: make the step a CUDA graph.
         group: the processes that train together.
     """

@@ -26,7 +26,7 @@ from mimetic.experiments.programmes import language as language_programme
 from mimetic.experiments.programmes import recommenders as recommender_programme
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, PAPER_SEEDS
 from mimetic.experiments.runs import family
-from mimetic.statistics import contrast, mean_interval, rests_on, sign_flip_test, slopes_per_doubling, summary
+from mimetic.statistics import contrast, mean_interval, rests_on, slopes_per_doubling, summary
 from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
@@ -72,7 +72,7 @@ def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1
     found = f"{metric.signed(row['difference'])} {unit}".strip()
     if n < planned:
         return OPEN, found + (f" ({metric.span(row['low'], row['high'])}, {n} pairs of {planned})" if n > 1 else f", one pair of {planned}")
-    found += f" ({metric.span(row['low'], row['high'])}, {n} pairs, p {sign_flip_test(values):.3f})" if n > 1 else ", one pair"
+    found += f" ({metric.span(row['low'], row['high'])}, {n} pairs, p {row['p']:.3f})" if n > 1 else ", one pair"
     # towards what the claim says is up
     low, high = sorted(expected * (-end if metric.lower_is_better else end) for end in (row["low"], row["high"]))
     if high < least:

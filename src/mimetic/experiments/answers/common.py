@@ -11,7 +11,16 @@ import pandas as pd
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, corrected, mean_interval, paired_differences, steps_to_reach, summary
+from mimetic.statistics import (
+    ENOUGH,
+    compare,
+    contrast,
+    corrected,
+    mean_interval,
+    paired_differences,
+    steps_to_reach,
+    summary,
+)
 
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas

@@ -92,7 +92,7 @@ def answer(study: Study = CENTRAL) -> str:
     pairs = int(table["pairs"].max())
     strength = ""
     if pairs < ENOUGH:
-        strength = f"\n* {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs, 'two-sided'):.2g} in an exact sign-flip test: not enough for a claim."
+        strength = f"\n* {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs):.2g} in an exact sign-flip test: not enough for a claim."
     if not lines:
         return f"On {study.question}: neither set of signs has a pair with the default yet."
     if study is CENTRAL:  # the controls are of the same text, in a study of their own

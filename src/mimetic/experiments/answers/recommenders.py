@@ -138,7 +138,7 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
     short, p = compare(_sibling(finals, SIBLING_PREFIX), {asked: COMPARED[asked]}, METRIC.column), ""
     if len(short):
         row = short.loc[asked]
-        least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"]), "two-sided") * 1.001 else ""
+        least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"])) * 1.001 else ""
         p = f" {asked[0].upper()}{asked[1:]}: {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
     return f"{p} After {epochs[1]} epochs; a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}."
 
@@ -226,7 +226,7 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
         aside = ""
         if other_so:
             least, pairs = corrected(other).min(), int(other["pairs"].max())
-            passes = f"which {pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs, "two-sided") > 0.05 else "which none passes" if least > 0.05 else "which some pass"
+            passes = f"which {pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs) > 0.05 else "which none passes" if least > 0.05 else "which some pass"
             aside = f" (without Holm's correction for the {len(other)} comparisons there, {passes}: least p {least:.3f})"
         text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}{aside}."
     return text

@@ -25,7 +25,6 @@ from mimetic.statistics import (
     contrast,
     mean_interval,
     paired_differences,
-    sign_flip_test,
     smallest_p,
     summary,
 )
@@ -69,12 +68,12 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     if pairs.empty:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
     row = compare(finals, {"central": PAIR}).iloc[0]
-    n, p = len(pairs), sign_flip_test(pairs["difference"])
+    n, p = len(pairs), row.p
     mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
-    least = f", the least that {n} pairs can give" if p <= smallest_p(n, "two-sided") * 1.001 else ""
+    least = f", the least that {n} pairs can give" if p <= smallest_p(n) * 1.001 else ""
     tested = f"exact sign-flip test, p = {p:.3f}{least}: how often chance alone would give a mean difference at least this far from 0, on either side"
     if n < ENOUGH:
-        verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n, 'two-sided'):.3f})"
+        verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
     elif row.low > 0:
         verdict = f"so at this scale, with this recipe, mimetic initialization is better than this default ({tested})"
     elif row.high < 0:
@@ -105,7 +104,7 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
-    few = f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh), 'two-sided'):.3f}" if len(fresh) < ENOUGH else ""
+    few = f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh)):.3f}" if len(fresh) < ENOUGH else ""
     return f"The {len(fresh)} pairs of other seeds than {' and '.join(map(str, PILOT))} alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
 
 
