@@ -131,8 +131,6 @@ def test_the_rates_at_the_ends_of_the_sweep():
 
 
 def test_the_second_rate_of_the_search():
-    tied = search(gpt2=[2.7, 2.6, 2.42, 2.4, 2.45], language=[3, 2.8, 2.81, 3.3], vision=[3, 2.6, 2.7, 3.3])
-    assert rates.runners_up(tied) == {"gpt2": 4e-3, "language": 4e-3}
     noise = {s: 0.001 * (s - 2.5) for s in range(6)}
     level = {"gpt2": 2.5, "lr-0.004-gpt2": 2.52, "language": 2.95, "lr-0.002-language": 2.85}
     finals = pd.DataFrame([{"arm": arm, "seed": s, "test_bits_per_byte": v + noise[s] * len(arm)} for arm, v in level.items() for s in noise])

@@ -373,7 +373,10 @@ def test_a_half_done_run_of_text(data_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(mimetic.experiments.configs.EXPERIMENTS, "pydoc", small)
     with pytest.raises(TimeLimit):
         run(small, progress=False, time_limit=0.0)
-    assert "checkpoint after 1 steps" in audit("pydoc").notes[-1]
+    half = audit("pydoc")
+    assert "checkpoint after 1 steps" in half.notes[-1]
+    run(small, progress=False)
+    assert audit("pydoc").parameters == half.parameters and half.parameters.items > 90  # the vocabulary, either way
 
 
 def _few(config):

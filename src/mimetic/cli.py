@@ -64,7 +64,7 @@ class Train:
     quiet: bool = False  # only the result
 
     def __call__(self) -> None:
-        from mimetic.experiments.runs import check, family, run
+        from mimetic.experiments.runs import family, run
         from mimetic.training.loop import Diverged
         from mimetic.training.parallel import is_first
 
@@ -73,7 +73,6 @@ class Train:
             raise Mistake("--time-limit saves and stops, and --no-store keeps nothing: choose one of them")
         try:
             config = with_arm(config)
-            check(config, store=self.store)
             record = run(
                 config, force=self.force, store=self.store, progress=not self.quiet,
                 checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,

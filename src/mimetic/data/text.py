@@ -277,7 +277,6 @@ CORPORA: dict[str, Corpus] = {
             # the articles' digest, not the file's: it is the same whatever order a copy has them in
             "train.txt": (_WIKITEXT + "train.txt", "d7148c9e38faf085145fd89bce39c11044b0be0355bfd3aab9af7f0634c7cbd9", _articles_digest),
             "valid.txt": (_WIKITEXT + "valid.txt", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", None),
-            "test.txt": (_WIKITEXT + "test.txt", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0", None),
         },
         _read_wikitext, train_characters=10_779_113, test_bytes=1_121_681,
     ),

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, before_and_after, interval_bars, panels, styled
 from mimetic.statistics import ENOUGH
 
 FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black
@@ -59,13 +58,8 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
     rows = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
     for i, (product, name, color) in enumerate(rows):
         for ax, arm in zip(axes[i], arms):
-            for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
-                part = products[(products["arm"] == arm) & (products["when"] == when) & (products["product"] == product)]
-                ax.plot(part["layer"] + shift, part["z"], ".", ms=3, color=color, alpha=0.35)
-                mean = part.groupby("layer")["z"].mean()
-                ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+            before_and_after(ax, products[(products["arm"] == arm) & (products["product"] == product)], "z", color)
             ax.axhline(0, color="black", lw=0.7)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if i == 0:
                 ax.set_title(LABELS.get(arm, arm))
             else:
@@ -114,7 +108,7 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
     a colour a set of signs, its points named; right: every family with one set of signs, every point at its share. Hollow: too few pairs for a claim.
 
-    points: as experiments.share.gain_points gives them.
+    points: as experiments.answers.share.gain_points gives them.
     """
     figure, axes = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"] == sweep]

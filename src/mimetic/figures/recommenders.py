@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import LABELS, NULL, QK, VP, panels, styled
+from mimetic.figures.style import LABELS, NULL, QK, VP, before_and_after, panels, styled
 
 _PRODUCTS = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
 
@@ -29,14 +29,9 @@ def diagonals(products: pd.DataFrame) -> Figure:
             low, high = band["null_mean"] - 2 * band["null_sd"], band["null_mean"] + 2 * band["null_sd"]
             for layer in band.index:
                 ax.fill_between([layer - 0.35, layer + 0.35], low[layer], high[layer], color=NULL, lw=0, label="chance" if not layer else None)
-            for when, shift, face in (("before", -0.15, "white"), ("after", 0.15, color)):
-                some = part[part["when"] == when]
-                ax.plot(some["layer"] + shift, some["z"], ".", ms=3, color=color, alpha=0.35)
-                mean = some.groupby("layer")["z"].mean()
-                ax.plot(mean.index + shift, mean, "o", ms=5.5, mfc=face, mec=color, label=f"{when} training")
+            before_and_after(ax, part, "z", color)
             ax.axhline(0, color="black", lw=0.6)
             ax.set(xlim=(-0.6, part["layer"].max() + 0.6))
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if row == 0:
                 ax.set_title(name, fontsize=8.5)
             else:

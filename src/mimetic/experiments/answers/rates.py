@@ -15,7 +15,6 @@ from mimetic.experiments.configs.language import (
     RATES,
     RUNNER_UP,
     SIGNS,
-    TIE,
     end_rates,
     rated,
     searched,
@@ -138,16 +137,6 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
 
 
 # --- the second rate of the search, and one rate for all -------------------------------------------------------------
-
-
-def runners_up(finals: pd.DataFrame | None = None) -> dict[str, float]:
-    """arm -> the second rate of the search, of the arms whose second is not worse by more than TIE than their best."""
-    table, found = rate_table(finals), {}
-    for arm, row in table.iterrows():
-        best, second = row.dropna().sort_values().index[:2]
-        if row[second] - row[best] <= TIE:
-            found[arm] = float(second)
-    return found
 
 
 def _by_arm() -> pd.DataFrame:
