@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -54,7 +54,6 @@ AGAINST_EACH_OTHER = {
 }  # fmt: skip
 CONTROLS = ("default at vision's norms", "random directions")  # as large, without a diagonal
 HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "both minus V·proj alone": ("mimetic-vp", VISION)}
-OF_A_DIFFERENCE = {"gains": "above 0", "loses": "below 0", "ahead so far": "above 0 so far", "behind so far": "below 0 so far"}  # instead of common.word's
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
@@ -74,7 +73,25 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     lines = [f"* {conclusion(data, table, others[data])}{of_the_sibling(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
-    return "\n\n".join(["\n".join(lines), *([f"*{' '.join(gaps)}*"] if gaps else [])])
+    return "\n\n".join(filter(None, [against_default(tables), "\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
+
+
+def against_default(tables: Mapping[str, pd.DataFrame]) -> str:
+    """What every arm of AGAINST_DEFAULT does, with its interval and in a word, as a Markdown table with a column a data set; "" without a pair."""
+    columns = {}
+    for data, table in tables.items():
+        if table.empty:
+            continue
+        cells = {"default": f"{table['reference'].iloc[0]:.4f}"}
+        for name in AGAINST_DEFAULT:
+            if name in table.index:
+                row = table.loc[name]
+                span = f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""
+                cells[name] = f"{METRIC.signed(row['difference'])}{span}: *{common.word(row, METRIC)}*"
+        pairs = " to ".join(map(str, sorted({int(table["pairs"].min()), int(table["pairs"].max())})))
+        columns[f"{SHOWN[data]}, {pairs} pair{'' if pairs == '1' else 's'}"] = cells
+    rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
+    return common.markdown(pd.DataFrame({"last-epoch NDCG@10, difference to the default's": rows} | {name: [cells.get(row, "") for row in rows] for name, cells in columns.items()})) if rows else ""
 
 
 def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -140,7 +157,7 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
         row = short.loc[asked]
         least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"])) * 1.001 else ""
         p = f" {asked[0].upper()}{asked[1:]}: {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
-    return f"{p} After {epochs[1]} epochs; a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}."
+    return f"{p} (After {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}.)"
 
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
@@ -184,11 +201,6 @@ def words_of(table: pd.DataFrame) -> dict[str, str]:
     return {name: common.word(row, METRIC) for name, row in table.iterrows()}
 
 
-def says(name: str, word: str) -> str:
-    """The word for a comparison of COMPARED: two arms neither of which is the default do not gain."""
-    return OF_A_DIFFERENCE.get(word, word) if name in AGAINST_EACH_OTHER else word
-
-
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
     studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, SEEDS[data]), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
@@ -202,26 +214,17 @@ def _missing(data: str, finals: pd.DataFrame) -> str:
 
 
 def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What one data set's comparisons (compare with COMPARED) come to: do the signs gain, does it matter which, is it their size? And whether
-    those on the last but one items (other) come to the same."""
+    """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size? And whether those on the
+    last but one items (other) come to the same."""
     title = f"**{SHOWN[data]}**"
     if table.empty:
         return f"{title}: no pair yet."
     words = words_of(table)
 
-    def listed(names: Iterable[str]) -> str:
-        said: dict[str, list[str]] = {}
-        for name in names:
-            if name in words:
-                row = table.loc[name]
-                said.setdefault(says(name, words[name]), []).append(f"{name} {METRIC.signed(row['difference'])}" + (f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""))
-        return "; ".join(f"{', '.join(names)}: *{word}*" for word, names in said.items())
-
-    pairs = " to ".join(str(n) for n in sorted({int(table["pairs"].min()), int(table["pairs"].max())}))
-    text = f"{title}, NDCG@10 against the default's {table['reference'].iloc[0]:.4f}, {pairs} pairs: {listed(AGAINST_DEFAULT)}." if listed(AGAINST_DEFAULT) else f"{title}."
+    text = f"{title}."
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
     if so:
-        text += f" **So, at this learning rate and on these items, {so}.**"
+        text += f" **At this learning rate and on these items, {so}.**"
     if so and so != other_so:
         aside = ""
         if other_so:
