@@ -141,7 +141,7 @@ def repeated_at_twelve(finals: pd.DataFrame) -> str:
     own, replicas, rates = EXPERIMENTS["cifar10-rates"].lr, load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-rates")
     arms = {arm: f"{DEEP}-{arm}" for arm in PAIR}
     checked = {arm: f"{name}-lr-{own:g}" for arm, name in arms.items()}
-    sets = {"here": (finals, arms), "again, on a CPU": (replicas, arms), "in the check of rates below, on a CPU, with the same training images and other ones to judge": (rates, checked)}
+    sets = {"here": (finals, arms), "again, on a CPU": (replicas, arms), "in the check of learning rates, on a CPU, with the same training images and other ones to judge": (rates, checked)}
     gaps = {where: contrast(runs, {names["mimetic"]: 1, names["timm"]: -1}) if len(runs) else pd.Series(dtype=float) for where, (runs, names) in sets.items()}
     here, *others = gaps.values()
     said = [
