@@ -124,10 +124,10 @@ def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
 def test_the_rates_at_the_ends_of_the_sweep():
     values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in end_rates(arm)}
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
-    assert rates.ends_sentence(finals).count(", its rate") == 6
+    assert rates.ends(finals).count("| – |") == 6
     other = finals.assign(test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9))
-    assert "v16000, language signs: best at 0.002, where it needs 0.100 bits per byte fewer than at its 0.004" in rates.ends_sentence(other)
-    assert rates.ends_sentence(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends_sentence(finals[:0]).endswith("`.")
+    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other) and "held back, at `v16000` language signs by 0.100: no more" in rates.ends(other)
+    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends(finals[:0]).endswith("`.")
 
 
 def test_the_second_rate_of_the_search():

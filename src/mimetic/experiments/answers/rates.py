@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import measured, study_table
+from mimetic.experiments.answers.common import markdown, measured, study_table
 from mimetic.experiments.configs.language import (
     CHOSEN,
     ENDS,
@@ -60,14 +60,16 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
     return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
 
 
-def ends_sentence(finals: pd.DataFrame | None = None) -> str:
-    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed)."""
+def ends(finals: pd.DataFrame | None = None) -> str:
+    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed): a Markdown
+    table and what follows from it."""
     found = _at_the_ends(finals)
-    parts = [f"{point}, {LABELS[arm]}: best at {best:g}" + (f", where it needs {cost:.3f} bits per byte fewer than at its {CHOSEN[arm]:g}" if best != CHOSEN[arm] else ", its rate") for (point, arm), (best, cost) in found.items()]
-    if len(parts) < len(ENDS) * len(SIGNS):
-        return "Not all of these runs are in yet: `python -m mimetic queue language-recipe`." + (f" {'; '.join(parts)}." if parts else "")
-    held = [f"at {point} {' and '.join(said)}" for point in ENDS if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])]
-    return f"{'; '.join(parts)}. (One seed.)" + (f" So by its rate an arm may be held back, {'; '.join(held)}: no more than two runs of one configuration may differ by ([chapter 10](10_gpt.ipynb)). Of the points between the ends none was checked." if held else "")
+    rows = [(f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–") for (point, arm), (best, cost) in found.items()]
+    table = markdown(pd.DataFrame(rows, columns=["model", "arm", "its rate", "best rate there", "bits per byte fewer"])) if rows else ""
+    if len(found) < len(ENDS) * len(SIGNS):
+        return f"Not all of these runs are in yet: `python -m mimetic queue language-recipe`.\n\n{table}".strip()
+    held = [f"at `{point}` {', '.join(said)}" for point in ENDS if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])]
+    return f"{table}\n\nOne seed." + (f" So by its rate an arm may be held back, {'; '.join(held)}: no more than two runs of one configuration may differ by ([chapter 10](10_gpt.ipynb)). Of the points between the ends none was checked." if held else "")
 
 
 def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
