@@ -118,6 +118,7 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
     import pandas as pd
 
     from mimetic.experiments.runs import checkpoint_path, existing, family
+    from mimetic.models.blocks import in_attention
 
     checkpoint = checkpoint_path(config)
     record = existing(config)
@@ -151,7 +152,7 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
         table_part += items
     elif hasattr(config, "context"):  # a text model: its vocabulary is its catalogue, its output the same table
         items, per_item = table_part // d - config.context, d
-    attention = counts["attention_qkv"] + counts["attention_proj"]
+    attention = in_attention(counts)
     parameters = Parameters(attention, counts["mlp"], table_part, counts["total"] - attention - counts["mlp"] - table_part, items, per_item)
     return from_table(name, table, {i: (d, d // heads, d) for i in range(config.depth)}, fold, parameters, notes)
 

@@ -16,6 +16,7 @@ import pandas as pd
 from mimetic.experiments.configs import RunConfig, named
 from mimetic.experiments.configs.recommenders import NEXT, OPPOSITE
 from mimetic.experiments.runs import check, run
+from mimetic.models.blocks import in_attention
 
 SIGNS: dict[str, dict[str, Any]] = {  # of a recommender
     "default": {"init": "bert"}, "vision": {"init": "mimetic"}, "opposite": OPPOSITE,
@@ -104,7 +105,7 @@ def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, s
     rows: dict[int, dict[str, float]] = {}
     for (arm, size), (_, record) in zip(sizes, _trained(configs)):
         counts = record["parameters"]
-        share = (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]
+        share = in_attention(counts) / counts["total"]
         rows.setdefault(size, {"attention (%)": 100 * share})[arm] = record["final"]["test_bits_per_byte"]
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocabulary")
     return table.assign(**{"relative gain (%)": 100 * (table["gpt2"] - table["language"]) / table["gpt2"]}).round(2)

@@ -8,7 +8,7 @@ Shape suffixes: B batch, N tokens, D d_model, H num_heads, K head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -173,4 +173,9 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         kind = next((kind for kind, parts in _KINDS if any(part in name for part in parts)), "other")
         counts[kind] += parameter.numel()
     return counts | {"total": sum(counts.values())}
+
+
+def in_attention(counts: Mapping[str, int]) -> int:
+    """How many of parameter_counts' parameters are attention's, with their biases."""
+    return counts["attention_qkv"] + counts["attention_proj"]
 

@@ -19,7 +19,7 @@ from mimetic.experiments.recorded import recorded_products, records_of
 from mimetic.experiments.runs import existing
 from mimetic.initialize import mimetic_init_
 from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
-from mimetic.models.blocks import Block, parameter_counts, shapes_only
+from mimetic.models.blocks import Block, in_attention, parameter_counts, shapes_only
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.pretrained import SOURCES
 from mimetic.scan import attention_layers
@@ -217,7 +217,7 @@ def shape_parameters(d_model: int, depth: int, num_heads: int, items: int = 1_00
     with shapes_only():
         model = BERT4Rec(BERT4RecConfig(items, max_len, d_model, depth, num_heads))
     counts = parameter_counts(model)
-    attention = counts["attention_qkv"] + counts["attention_proj"]
+    attention = in_attention(counts)
     embedding = counts["embedding"] + items
     return Parameters(attention, counts["mlp"], embedding, counts["total"] - attention - counts["mlp"] - embedding, items, d_model + 1)
 
@@ -238,7 +238,7 @@ def share_levels() -> dict[str, float]:
     """Models whose size does not depend on a catalogue, counted: ViT-Tiny."""
     with shapes_only():
         counts = parameter_counts(ViT(ViTConfig()))
-    return {"ViT-Tiny": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"]}
+    return {"ViT-Tiny": in_attention(counts) / counts["total"]}
 
 
 def third_answer() -> str:

@@ -27,7 +27,7 @@ from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import SHARES
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import family
-from mimetic.models.blocks import parameter_counts, shapes_only
+from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
@@ -111,7 +111,7 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
         "experiment": experiment,
         "point": default[seeds[0]]["arm"].rpartition("-")[0] or experiment,
         "signs": signs,
-        "share": (counts["attention_qkv"] + counts["attention_proj"]) / counts["total"],
+        "share": in_attention(counts) / counts["total"],
         "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"], "by_seed": dict(zip(seeds, gains.tolist())),
     }  # fmt: skip
 
@@ -368,7 +368,7 @@ def _sizes(vocab_size: int, context: int, d_model: int, depth: int, num_heads: i
 
 def _counted(model) -> dict[str, Any]:
     counts = parameter_counts(model)
-    attention = counts["attention_qkv"] + counts["attention_proj"]
+    attention = in_attention(counts)
     return {
         "attention (%)": round(100 * attention / counts["total"], 1), "parameters": _millions(counts["total"]), "attention": _millions(attention),
         "MLP": _millions(counts["mlp"]), "embedding and head": _millions(counts["embedding"] + counts["head"]),
