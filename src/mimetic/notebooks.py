@@ -10,11 +10,9 @@ From the command line:
 
     python -m mimetic.notebooks execute             # every notebook in book/, outputs stored in place
     python -m mimetic.notebooks execute 03 05       # some of them, by number, name or path
-    python -m mimetic.notebooks execute 05 -p dataset digits -p epochs 1 -o out.ipynb
 
-papermill executes. This module adds what it does not do: it refuses a parameter that the notebook does not have
-(papermill only warns), removes its metadata, refuses output that shows a path of this machine, and writes the file
-only when every cell has run. papermill, nbformat and nbclient come with the extra `book`; `choose` needs none of them.
+papermill executes, and with other values it is papermill that is called (README). This module adds what it does not do: it
+removes its metadata, refuses output that shows a path of this machine, and writes the file only when every cell has run. papermill, nbformat and nbclient come with the extra `book`; `choose` needs none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import argparse
 import ast
 import copy
 import itertools
-import json
 import os
 import re
 import sys
@@ -128,14 +125,6 @@ def parameter_names(notebook: NotebookNode) -> list[str]:
     return names
 
 
-def check_parameters(notebook: NotebookNode, parameters: Iterable[str]) -> None:
-    """Raise NotebookError for a parameter that the notebook does not have, naming those that it has."""
-    known = parameter_names(notebook)
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        raise NotebookError(f"no parameter {', '.join(map(repr, unknown))}: it has {', '.join(known) or 'none'}")
-
-
 # Outputs: what may be stored ------------------------------------------------------------------------------------------
 
 
@@ -235,35 +224,24 @@ def find_notebooks(names: Sequence[str] = (), folder: str | Path = "book") -> li
     return paths
 
 
-def execute(path: str | Path, parameters: dict[str, Any] | None = None, *, output: str | Path | None = None,
-            label: str = "", progress: bool = True, cell_timeout: int | None = None) -> Path:
+def execute(path: str | Path, *, label: str = "", progress: bool = True, cell_timeout: int | None = None) -> Path:
     """Execute a notebook from its first cell in a fresh kernel of this environment, in the notebook's folder, and
-    store it with its outputs.
+    replace it by itself with its outputs.
 
-    parameters: values for names in its `parameters` cell; then `output` is required, since the stored notebook shows
-        the published values. Without `output` the notebook is replaced.
     label: put before the progress bar; cell_timeout: seconds, None for no limit.
-    Returns the path written. Raises NotebookError, with nothing written, for an unknown parameter, a cell that fails
-    (the message names notebook, cell and error) and for outputs that show a path of this machine.
+    Returns the path. Raises NotebookError, with nothing written, for a cell that fails (the message names notebook,
+    cell and error) and for outputs that show a path of this machine.
     """
     import nbformat
     import papermill
 
     path = Path(path)
-    parameters = parameters or {}
-    if parameters and output is None:
-        raise NotebookError(f"{path}: with parameters, name an output: the stored notebook shows the published values")
     try:
         notebook = nbformat.read(path, as_version=4)
     except FileNotFoundError:
         raise NotebookError(f"{path}: no such file") from None
     except Exception as error:
         raise NotebookError(f"{path}: not a notebook ({error})") from error
-    if parameters:
-        try:
-            check_parameters(notebook, parameters)
-        except NotebookError as error:
-            raise NotebookError(f"{path}: {error}") from None
 
     given = copy.deepcopy(notebook)  # papermill adds cells to it
     given.metadata["kernelspec"] = dict(KERNEL)
@@ -274,7 +252,6 @@ def execute(path: str | Path, parameters: dict[str, Any] | None = None, *, outpu
         executed = papermill.execute_notebook(
             given,
             None,
-            parameters,
             kernel_name=KERNEL["name"],
             cwd=str(path.parent),
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's notes about its own connection are no news here
@@ -291,9 +268,8 @@ def execute(path: str | Path, parameters: dict[str, Any] | None = None, *, outpu
         lines = "\n".join(f"  cell {number}: {text}" for number, text in dict.fromkeys(shown))
         raise NotebookError(f"{path}: nothing stored, because it shows paths of this machine:\n{lines}\n"
                             "Print relative paths, and silence or mend what warns.")
-    target = Path(output) if output is not None else path
-    _write(executed, target)
-    return target
+    _write(executed, path)
+    return path
 
 
 def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
@@ -303,10 +279,7 @@ def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
     """
     code = [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code"]
     numbers = [number for number, cell in code if cell.source == error.source]
-    if len(numbers) == 1:
-        where = f"cell {numbers[0]}"
-    else:  # none: the cell with the values from the command line; several: only the count tells them apart
-        where = f"In [{error.exec_count}]" if numbers else "the injected parameters"
+    where = f"cell {numbers[0]}" if len(numbers) == 1 else f"In [{error.exec_count}]"  # several: only the count tells them apart
     first = next((line for line in (error.source or "").splitlines() if line.strip()), "")
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback or [])).splitlines()
     if len(text) > SHOWN_TRACEBACK_LINES:
@@ -314,27 +287,16 @@ def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
     return "\n".join([f"{path}, {where} ({first.strip()[:80]}): {error.ename}: {error.evalue}", *text])
 
 
-def _value(text: str) -> Any:
-    """A parameter from the command line: JSON if it reads as such (1, 0.5, true, [0, 1]), otherwise text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {"None": None, "True": True, "False": False}.get(text, text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mimetic.notebooks", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  execute\n  execute 03 05\n  execute 05 -p dataset digits -p epochs 1 -o out.ipynb",
+        epilog="examples:\n  execute\n  execute 03 05",
     )
     command = parser.add_subparsers(required=True).add_parser(
         "execute", help="execute notebooks and store their outputs")
     command.add_argument("names", nargs="*", help="numbers, names or paths; none: all")
     command.add_argument("--folder", default="book", help="where the notebooks are (default: book)")
-    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                         help="set a parameter; needs one notebook and -o")
-    command.add_argument("-o", "--output", type=Path, help="write here instead of in place; needs one notebook")
     command.add_argument("--cell-timeout", type=int, metavar="SECONDS", help="limit for one cell (default: none)")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
@@ -342,14 +304,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     done: list[Path] = []
     try:
         paths = find_notebooks(arguments.names, arguments.folder)
-        if (arguments.parameter or arguments.output) and len(paths) != 1:
-            raise NotebookError(f"-p and -o need exactly one notebook, {len(paths)} are named")
-        parameters = {name: _value(value) for name, value in arguments.parameter}
         width = max(len(path.name) for path in paths)
         for number, path in enumerate(paths, start=1):
             label = f"[{number}/{len(paths)}] {path.name:<{width}}"
-            done.append(execute(path, parameters, output=arguments.output, label=label,
-                                progress=not arguments.no_progress, cell_timeout=arguments.cell_timeout))
+            done.append(execute(path, label=label, progress=not arguments.no_progress, cell_timeout=arguments.cell_timeout))
     except NotebookError as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         if done:

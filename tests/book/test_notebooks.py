@@ -240,19 +240,6 @@ def test_one_thread_unless_the_caller_says_otherwise(book, monkeypatch, given, t
     assert (path.parent / "threads").read_text() == there
 
 
-def test_parameters_are_checked_and_leave_the_stored_notebook_alone(book, tmp_path):
-    path = book("01_a", "print('epochs', epochs)")
-    before = path.read_bytes()
-    with pytest.raises(NotebookError, match="no parameter 'epoch': it has epochs"):
-        notebooks.execute(path, {"epoch": 1}, output=tmp_path / "out.ipynb")
-    with pytest.raises(NotebookError, match="name an output"):
-        notebooks.execute(path, {"epochs": 1})
-    assert not (tmp_path / "out.ipynb").exists()
-    out = notebooks.execute(path, {"epochs": 1}, output=tmp_path / "out.ipynb", progress=False)
-    assert "epochs 1" in out.read_text()
-    assert path.read_bytes() == before
-
-
 def test_a_path_of_this_machine_is_refused(book):
     path = book("01_a", "import sys\nprint('installed in', sys.prefix)")
     before = path.read_bytes()
@@ -288,14 +275,9 @@ def test_command_line_stops_at_the_first_failing_cell(book, tmp_path):
     assert (bad.read_bytes(), never.read_bytes()) == before
 
 
-def test_command_line_names_notebooks_and_parameters(book, tmp_path, capsys, monkeypatch):
+def test_command_line_names_notebooks(book, tmp_path, capsys, monkeypatch):
     book("01_a", "print('epochs', epochs)")
     book("02_b", "print('b')")
     monkeypatch.chdir(tmp_path)
     assert notebooks.main(["execute", "3"]) == 1
     assert "no notebook '3' in book, which has 01_a, 02_b" in capsys.readouterr().err
-    assert notebooks.main(["execute", "-p", "epochs", "2"]) == 1
-    assert "exactly one notebook" in capsys.readouterr().err
-    assert notebooks.main(["execute", "01", "-p", "epochs", "2", "-o", "out.ipynb", "--no-progress"]) == 0
-    assert "epochs 2" in (tmp_path / "out.ipynb").read_text()
-    assert [p.name for p in notebooks.find_notebooks(["02_b", "01"])] == ["02_b.ipynb", "01_a.ipynb"]

@@ -1,6 +1,6 @@
 """Do trained models show the pattern? Tables from the recorded measurements, and the products of an untrained model beside them.
 
-Run: python -m mimetic.pretrained measure   (about 3 minutes with a network; writes data/pretrained/)
+Run: python -m mimetic pretrained measure   (about 3 minutes with a network; writes data/pretrained/)
 """
 
 from __future__ import annotations

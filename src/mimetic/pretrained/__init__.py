@@ -10,9 +10,9 @@ What was measured on them is kept in ``data/pretrained``, so that the book build
 
 Command line::
 
-    python -m mimetic.pretrained list
-    python -m mimetic.pretrained fetch dinov2-vit-s minilm-l6
-    python -m mimetic.pretrained measure        # all that can be had -> data/pretrained/NAME.json
+    python -m mimetic pretrained list
+    python -m mimetic data fetch dinov2-vit-s minilm-l6
+    python -m mimetic pretrained measure        # all that can be had -> data/pretrained/NAME.json
 """
 
 from mimetic.pretrained.cache import available, cached_path, fetch, load
