@@ -50,7 +50,7 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
         if verdicts["depth"] != HOLDS:
-            half = {HOLDS: "; at half of it there is one", OPEN: ""}.get(verdicts["half"], ", nor at half of it")
+            half = {HOLDS: "; at half of it there is one", OPEN: ""}.get(verdicts["half"], f" (at half of it {verdicts['half']}, {found['half'].partition(', p ')[0]}))")
         hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
         hangs += [f"at twelve layers at the learning rate chosen for six{half}"] if verdicts["depth"] != HOLDS else []
         more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
