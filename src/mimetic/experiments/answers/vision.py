@@ -205,7 +205,7 @@ def schedules(finals: pd.DataFrame) -> list[str]:
         there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1}) if len(runs) else pd.Series(dtype=float)
         seeds = there.index.intersection(here.index)
         if len(seeds) > 1:
-            row, made = summary(here[seeds] - there[seeds]), set(runs["device.name"])
+            row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])
             where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
             said.append(
                 f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs, {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs} "
