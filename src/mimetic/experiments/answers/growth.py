@@ -11,7 +11,7 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
 from mimetic.experiments.answers.vision import gap_by_epoch, points
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.configs.vision import CHECK_RATES, DEEP
+from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
 from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
@@ -192,16 +192,18 @@ def rates_at_twelve() -> str:
     """Whether twelve layers want another learning rate, by one seed and validation images (experiment cifar10-rates); or which command asks."""
     finals = load_runs("cifar10-rates")
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
-    table = pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in CHECK_RATES} for arm in PAIR}, dtype=float).dropna()
+    table = pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float).dropna()
     if len(table) < 2:
         return "The learning rate was chosen at six layers, and this may be the rate's doing: `python -m mimetic queue lab` asks it at twelve, and this page follows."
     lines = "; ".join(f"at {lr:g} default {100 * row['timm']:.1f} %, mimetic {100 * row['mimetic']:.1f} %" for lr, row in table.iterrows())
     best = table.max()
-    text = f"Another learning rate? By one seed and 5,000 images held back from training: {lines}. Each at its best of these: {points(best['mimetic'] - best['timm'])} points."
+    at = table.idxmax()
+    lowest = " (mimetic initialization at the lowest rate tried)" if at["mimetic"] == min(table.index) else ""
+    text = f"Another learning rate? By one seed and 5,000 images held back from training: {lines}. Each at its best of these: {points(best['mimetic'] - best['timm'])} points{lowest}."
     own = EXPERIMENTS["cifar10-rates"].lr
     if own in table.index:
         text += f" At the recipe's {own:g} it is {points(table.loc[own, 'mimetic'] - table.loc[own, 'timm'])}."
-    lacking = [f"{lr:g}" for lr in CHECK_RATES if lr not in table.index]
+    lacking = [f"{lr:g}" for lr in DEEP_RATES if lr not in table.index]
     return text + (f" ({', '.join(lacking)} not in yet: `python -m mimetic queue lab`.)" if lacking else "")
 
 
