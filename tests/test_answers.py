@@ -210,7 +210,7 @@ def test_other_rates_at_twelve_layers(monkeypatch):
     rows = [{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for (arm, lr), v in found.items()]
     monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows))
     text = growth.rates_at_twelve()
-    assert "at 0.00025 default 50.0 %, mimetic 58.0 %; at 0.0005 default 51.0 %" in text and "not in yet" not in text
+    assert "| learning rate | 0.00025 | 0.0005 |" in text and "| default | 50.0 % | 51.0 % |" in text and "| mimetic | 58.0 % | 51.0 % |" in text and "not in yet" not in text
     assert "Each at its best of these: +4.0 points (mimetic initialization at the lowest rate tried). At the recipe's 0.001 it is +0.0." in text
     monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows[1:]))
     text = growth.rates_at_twelve()

@@ -195,11 +195,12 @@ def rates_at_twelve() -> str:
     table = pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float).dropna()
     if len(table) < 2:
         return "The learning rate was chosen at six layers, and this may be the rate's doing: `python -m mimetic queue lab` asks it at twelve, and this page follows."
-    lines = "; ".join(f"at {lr:g} default {100 * row['timm']:.1f} %, mimetic {100 * row['mimetic']:.1f} %" for lr, row in table.iterrows())
+    accuracies = {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}
+    shown = common.markdown(pd.DataFrame({"learning rate": ["default", "mimetic"]} | accuracies))
     best = table.max()
     at = table.idxmax()
     lowest = " (mimetic initialization at the lowest rate tried)" if at["mimetic"] == min(table.index) else ""
-    text = f"Another learning rate? By one seed and 5,000 images held back from training: {lines}. Each at its best of these: {points(best['mimetic'] - best['timm'])} points{lowest}."
+    text = f"Another learning rate? By one seed and 5,000 images held back from training:\n\n{shown}\n\nEach at its best of these: {points(best['mimetic'] - best['timm'])} points{lowest}."
     own = EXPERIMENTS["cifar10-rates"].lr
     if own in table.index:
         text += f" At the recipe's {own:g} it is {points(table.loc[own, 'mimetic'] - table.loc[own, 'timm'])}."
