@@ -1,6 +1,7 @@
 """Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from intervals."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from mimetic.experiments.answers import share
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.language import EVERY, SHARES
 from mimetic.statistics import correlation
-from mimetic.training.records import RecordError, write_record
+from mimetic.training.records import RecordError, load_runs, write_record
 
 PLUS_MINUS, PLUS_PLUS = share.PUBLISHED, "QK +, V·proj +"
 
@@ -150,6 +151,14 @@ def test_figure_and_table(folder):
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["language", "vision"]
     assert share.points_table(points).loc[("vision", PLUS_MINUS, "cifar10-lab30"), "gain (%)"].startswith("+10.00 (")
     assert share.points_table(points).loc[("language", PLUS_PLUS, "share: mlp8"), "gain (%)"].startswith("−")
+
+
+def test_every_point_in_bits_per_byte(folder):
+    lines = share.found(load_runs("share", folder=folder)).splitlines()
+    assert lines[0].endswith("3 pairs: too few for a claim):") and lines[2] == "| model | language signs | vision signs |" and len(lines) == 4 + len(SHARES)
+    base = next(line for line in lines if line.startswith("| `base` |"))
+    assert re.fullmatch(r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \|", base)
+    assert share.found(load_runs("nothing", folder=folder)) == ""
 
 
 def test_a_damaged_record_is_named(folder):

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import blank
+from mimetic.experiments.answers.common import blank, markdown, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import SHARES
+from mimetic.experiments.language import METRIC
 from mimetic.experiments.metrics import Metric
+from mimetic.experiments.programmes.language import SHARE
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
@@ -312,6 +314,23 @@ def along(points: pd.DataFrame, sweep: str = "share") -> str:
 
 def _points(value: float) -> str:
     return POINTS.signed(value)
+
+
+def found(finals: pd.DataFrame) -> str:
+    """Every point of the sweep against its default in bits per byte, with interval and word, as a Markdown table with a column a set of signs;
+    "" without pairs."""
+    table = study_table(SHARE, finals, METRIC)
+    rows: dict[str, dict[str, str]] = {}
+    for label, row in table.iterrows():
+        point, signs = label.rsplit(", ", 1)
+        span = f" ({METRIC.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
+        rows.setdefault(f"`{point}`", {})[signs] = f"{METRIC.signed(row['difference'])}{span}, {word(row, METRIC, more=False)}"
+    if not rows:
+        return ""
+    pairs = " to ".join(map(str, sorted({int(table["pairs"].min()), int(table["pairs"].max())})))
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
+    few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
+    return f"**We found**, in bits per byte (above 0 is behind the default; {pairs} pairs{few}):\n\n{markdown(frame)}"
 
 
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
