@@ -71,13 +71,13 @@ def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:
     values = partial(_values, table)
     good, bad = [n for n, r in rows.items() if r["low"] > 0 and n in AGAINST_DEFAULT], [n for n, r in signs.items() if r["high"] < 0]
     size = [name for name in good if name not in SIGN_PAIRS]
-    if beyond := beyond_size(lambda name: name in rows and rows[name]["low"] > 0):
+    if beyond := beyond_size({name for name, row in rows.items() if row["low"] > 0}):
         against = [f"{name} minus {control}" for name in beyond for control in CONTROLS]
         return f"mimetic initialization gains beyond what the size of its weights gives ({values(against)}): worth a paired run on your data.", False
     if size:
         again = [name for name in size if other.loc[name, "low"] > 0]
         held = "on the users' last but one items, too" if len(again) == len(size) else f"on the users' last but one items only {again[0]}" if again else "not so on the users' last but one items"
-        if there := beyond_size(lambda name: name in other.index and other.loc[name, "low"] > 0):
+        if there := beyond_size(set(other.index[other["low"] > 0])):
             held += f", where {' and '.join(there)} are ahead of both, uncorrected ({_values(other, [f'{name} minus {control}' for name in there for control in CONTROLS])})"
         return f"larger attention weights gain without any diagonal ({values(size)}; {held}): cheap to try.", True
     if good and bad:

@@ -190,6 +190,12 @@ def blank(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({name: object for name in table if empty[name].any()}).mask(empty, "")
 
 
+def pairs_of(table: pd.DataFrame) -> str:
+    """How many pairs the rows of a table of compare have: "5 pairs", "3 to 5 pairs"."""
+    fewest, most = int(table["pairs"].min()), int(table["pairs"].max())
+    return f"{fewest} to {most} pairs" if fewest < most else f"{most} pair{'s' * (most != 1)}"
+
+
 def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
     """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never. The arm that the targets were
     taken from passes them before its end, too, since curves are noisy: only the difference to it says that an arm is sooner."""

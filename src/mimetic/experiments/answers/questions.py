@@ -133,8 +133,8 @@ def sign_question() -> str:
     table = sign_changes()
     if table.empty:
         return f"No two models that differ in one of these are in. `{COMMAND}` adds the others, and this page follows."
-    gap = common.missing(SIGNS, load_runs("ml100k"), FIRST_SEEDS, COMMAND)
     runs = load_runs("ml100k")
+    gap = common.missing(SIGNS, runs, FIRST_SEEDS, COMMAND)
     few = [n for arm in MODELS.values() if 0 < (n := int((runs["arm"] == arm).sum())) < common.ENOUGH]
     thin = f"{len(few)} of the models have {min(few)} seeds, too few for a claim. Heads of one model, and layers, are not independent of each other, and a threshold makes a yes or no of a number that is not." if few else ""
     return "\n\n".join(filter(None, [f"**In short:** {_sign_changes_in_short(table)}", thin, gap]))

@@ -22,7 +22,7 @@ from mimetic.experiments.configs.language import (
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SECOND
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test
+from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
 # --- the search --------------------------------------------------------------------------------------------------------
@@ -116,10 +116,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
         plateau: bits per byte of predicting from the last character alone.
     """
     table = rate_table(finals)
-    if rate not in table or "gpt2" not in table.index or table[rate].notna().sum() < 2:
-        return "The runs that test it are not in yet."
-    values = table[rate].dropna()
-    if "gpt2" not in values.index:
+    values = table[rate].dropna() if rate in table else pd.Series(dtype=float)
+    if "gpt2" not in values.index or len(values) < 2:
         return "The runs that test it are not in yet."
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
@@ -160,8 +158,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
             if not len(change):
                 continue
             better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
-            low, high = mean_interval(change)
-            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]], "difference": change.mean(), "low": low, "high": high, "pairs": len(change), "p": sign_flip_test(change)}
+            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]]} | summary(change)
     for arm in rows:
         if arm != "gpt2":
             behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)

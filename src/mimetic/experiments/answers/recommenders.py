@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 
 import numpy as np
@@ -88,8 +88,7 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> str:
                 row = table.loc[name]
                 span = f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""
                 cells[name] = f"{METRIC.signed(row['difference'])}{span}: *{common.word(row, METRIC)}*"
-        pairs = " to ".join(map(str, sorted({int(table["pairs"].min()), int(table["pairs"].max())})))
-        columns[f"{SHOWN[data]}, {pairs} pair{'' if pairs == '1' else 's'}"] = cells
+        columns[f"{SHOWN[data]}, {common.pairs_of(table)}"] = cells
     rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
     return common.markdown(pd.DataFrame({"last-epoch NDCG@10, difference to the default's": rows} | {name: [cells.get(row, "") for row in rows] for name, cells in columns.items()})) if rows else ""
 
@@ -99,7 +98,7 @@ def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
     sentence a data set, with Holm's p; "" where none is, or without those runs."""
     sentences = []
     for data, runs in finals.items():
-        names = beyond_size(lambda name, words=words_of(compare(runs, COMPARED, VALIDATION_COLUMN)): words.get(name) == "gains")
+        names = beyond_size(gaining(words_of(compare(runs, COMPARED, VALIDATION_COLUMN))))
         other = load_runs(f"{data}-rate")
         there = compare(other, COMPARED, VALIDATION_COLUMN) if names else pd.DataFrame()
         said, holm = [], corrected(there) if len(there) else {}
@@ -118,8 +117,8 @@ def _made_otherwise(runs: pd.DataFrame) -> bool:
     """Whether controls and signs were trained with products of another precision (device.products of a record)."""
     if "device.products" not in runs:
         return False
-    of = {arm: set(part["device.products"].fillna("")) for arm, part in runs.groupby("arm")}
-    return not set.union(set(), *(of.get(arm, set()) for arm in (RESCALED, RANDOM))) <= set.union(set(), *(of.get(arm, set()) for arm in (VISION, OPPOSITE)))
+    controls, signs = (set(runs.loc[runs["arm"].isin(arms), "device.products"].fillna("")) for arms in ((RESCALED, RANDOM), (VISION, OPPOSITE)))
+    return not controls <= signs
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -201,6 +200,11 @@ def words_of(table: pd.DataFrame) -> dict[str, str]:
     return {name: common.word(row, METRIC) for name, row in table.iterrows()}
 
 
+def gaining(words: Mapping[str, str]) -> set[str]:
+    """The comparisons that gain (words_of)."""
+    return {name for name, word in words.items() if word == "gains"}
+
+
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
     studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, SEEDS[data]), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
@@ -235,9 +239,9 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     return text
 
 
-def beyond_size(said: Callable[[str], bool]) -> list[str]:
-    """The sign patterns that gain against the default and against both controls of their size; said: whether a comparison gains."""
-    return [name for name in SIGN_PAIRS if said(name) and all(said(f"{name} minus {control}") for control in CONTROLS)]
+def beyond_size(gains: Container[str]) -> list[str]:
+    """The sign patterns that gain against the default and against both controls of their size; gains: the comparisons that do."""
+    return [name for name in SIGN_PAIRS if name in gains and all(f"{name} minus {control}" in gains for control in CONTROLS)]
 
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
@@ -249,7 +253,7 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
     elif better and not any(words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS):
         rest += ", but neither does better than weights as large without a diagonal"
         rest += "".join(f", and {name} do worse than {control}" for name in SIGN_PAIRS for control in CONTROLS if words.get(f"{name} minus {control}") == "loses")
-    if beyond := beyond_size(lambda name: words.get(name) == "gains"):
+    if beyond := beyond_size(gaining(words)):
         return f"{' and '.join(beyond)} gain beyond the size of the weights and their singular values{rest}"
     if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
@@ -317,7 +321,7 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Baselines, every recorded arm of the central comparison and the causal sibling's default: test NDCG@10, mean and sd over seeds."""
     rows = [
-        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–"} | {"ndcg10": row["ndcg10"]}
+        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–", "ndcg10": row["ndcg10"]}
         for row in json.loads(baselines_path().read_text(encoding="utf-8"))
         if row["split"] == "test" and row["dataset"] in finals
     ]

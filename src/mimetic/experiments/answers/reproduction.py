@@ -49,10 +49,10 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more = ["the gain is more than the size of the weights and their singular values explain"] if {verdicts["size"], verdicts["values"]} == {HOLDS} else []
         needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
+        hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
         if verdicts["depth"] != HOLDS:
             half = {HOLDS: "; at half of it there is one", OPEN: ""}.get(verdicts["half"], f" (at half of it {verdicts['half']}, {found['half'].partition(', p ')[0]}))")
-        hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
-        hangs += [f"at twelve layers at the learning rate chosen for six{half}"] if verdicts["depth"] != HOLDS else []
+            hangs.append(f"at twelve layers at the learning rate chosen for six{half}")
         more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
         if more:
             said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import blank, markdown, study_table, word
+from mimetic.experiments.answers.common import blank, markdown, pairs_of, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import SHARES
@@ -327,10 +327,9 @@ def found(finals: pd.DataFrame) -> str:
         rows.setdefault(f"`{point}`", {})[signs] = f"{METRIC.signed(row['difference'])}{span}, {word(row, METRIC, more=False)}"
     if not rows:
         return ""
-    pairs = " to ".join(map(str, sorted({int(table["pairs"].min()), int(table["pairs"].max())})))
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
-    return f"**We found**, in bits per byte (above 0 is behind the default; {pairs} pairs{few}):\n\n{markdown(frame)}"
+    return f"**We found**, in bits per byte (above 0 is behind the default; {pairs_of(table)}{few}):\n\n{markdown(frame)}"
 
 
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:

@@ -142,8 +142,6 @@ def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     """steps_saved in words."""
-    if not set(PAIR) <= set(finals["arm"]):
-        return "No pair of runs is in yet."
     table = steps_saved(finals, curves)
     if table.empty:
         return "No pair of runs is in yet."
