@@ -113,8 +113,10 @@ def test_what_the_last_but_one_items_say_otherwise_is_said(no_rates):
     text, said = rec.verdict({"ml100k": runs}), advice.monday({"ml100k": runs})
     assert "without one; neither" not in text and "On the users' [last but one items](#other-items) vision signs gain beyond the size of the weights and their singular values (without Holm's correction for the " in text and "which 6 pairs cannot pass, whatever they say: least p 0.1" in text
     assert "not so on the users' last but one items, where vision signs are ahead of both, uncorrected (vision signs minus default at vision's norms +0.0105" in said
-    sizes = r"0\.14 \(queries, keys\) and 0\.0(89|9) \(values, projection\) at width 64 with 2 heads, (8|8\.1) and (5|5\.1) times BERT's; 0\.04[67] .* at width 768 with 12 heads, 2\.6 and 1\.[45] times"
-    assert re.search(sizes, said) and "(Xavier's is 0.12" in said
+    sizes = re.search(r"about ([\d.]+) .* and ([\d.]+) .* 64 with 2 heads, ([\d.]+) and ([\d.]+) times BERT's; ([\d.]+) .* and ([\d.]+) .* 768 with 12 heads, ([\d.]+) and ([\d.]+) times BERT's", said)
+    # one draw each: the last digits differ by the release of PyTorch and by LAPACK
+    assert [float(size) for size in sizes.groups()] == pytest.approx([0.14, 0.088, 8.0, 5.0, 0.0465, 0.0255, 2.65, 1.45], rel=0.05)
+    assert "(Xavier's is 0.12" in said
     for shift, word in ((0.0, "are ahead of both there, too"), (0.02, "are not ahead of both there")):
         rated = runs.assign(test_validation_ndcg10=runs["test_validation_ndcg10"] + shift * size)
         with pytest.MonkeyPatch.context() as patch:
