@@ -60,11 +60,13 @@ def test_works_off_side_by_side_and_gives_what_run_gives():
 
 
 @pytest.fixture
-def dies(tmp_path, monkeypatch):
+def dying(tmp_path, monkeypatch):
     """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it lies."""
-    (tmp_path / "dying.py").write_text("import os, time\n\ndef dies(connection):\n    time.sleep(0.5)\n    os._exit(3)\n")
+    (tmp_path / "dying.py").write_text(
+        "import os, time\n\ndef exits(connection):\n    time.sleep(0.5)\n    os._exit(3)\n\ndef is_killed(connection):\n    os.kill(os.getpid(), 9)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("dying").dies
+    yield importlib.import_module("dying")
     del sys.modules["dying"]
 
 
@@ -146,7 +148,7 @@ def test_stops_on_sigterm_and_takes_its_workers_along(tmp_path):
     assert "leaked" not in (tmp_path / "stderr").read_text()
 
 
-def test_every_worker_sees_one_card_of_its_own(monkeypatch, dies):
+def test_every_worker_sees_one_card_of_its_own(monkeypatch, dying):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -162,7 +164,7 @@ def test_every_worker_sees_one_card_of_its_own(monkeypatch, dies):
         given.append(card)
 
     monkeypatch.setattr(queue._Worker, "__init__", watched)
-    monkeypatch.setattr(queue, "_serve", dies)  # the processes are enough, they need not train
+    monkeypatch.setattr(queue, "_serve", dying.exits)  # the processes are enough, they need not train
     queue.work(toy(2), processes=2, say=lambda line: None)
     assert given == ["5", "7"] and os.environ["CUDA_VISIBLE_DEVICES"] == "5, 7"
 
@@ -236,11 +238,12 @@ def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
     assert len(outcome.finished) == 2 and not outcome.failed and len(workers) == 2
 
 
-def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch, dies):
+@pytest.mark.parametrize(("end", "says"), [("exits", "exit code 3"), ("is_killed", "when memory runs out")])
+def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch, dying, end, says):
     """It closes its end with the run unread, which resets the connection."""
-    monkeypatch.setattr(queue, "_serve", dies)
+    monkeypatch.setattr(queue, "_serve", getattr(dying, end))
     outcome = queue.work(toy(1), processes=1, say=lambda line: None)
-    assert list(outcome.failed) == [toy(1)[0].name] and "exit code 3" in outcome.failed[toy(1)[0].name]
+    assert list(outcome.failed) == [toy(1)[0].name] and says in outcome.failed[toy(1)[0].name]
 
 
 def test_time_left_counts_what_this_call_has_done(monkeypatch):

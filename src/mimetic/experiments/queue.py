@@ -162,7 +162,9 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
     except (EOFError, OSError):  # a process that dies before it has read its run resets the connection
         worker.stop()
         workers.remove(worker)  # the next run gets a new process
-        kind, content = "failed", f"its process ended with exit code {worker.process.exitcode}"
+        code = worker.process.exitcode
+        killed = code == -signal.SIGKILL
+        kind, content = "failed", "its process was killed, as an operating system does when memory runs out" if killed else f"its process ended with exit code {code}"
     if kind == "epoch":
         epochs = worker.config.epochs
         progress.first.setdefault(name, (content["epoch"] - 1) / epochs)
