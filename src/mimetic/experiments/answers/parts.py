@@ -19,6 +19,7 @@ from mimetic.training.records import load_runs
 ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "One half alone": {"queries and keys": {"mimetic-qk": 1, "timm": -1}, "values and projection": {"mimetic-vp": 1, "timm": -1}},
     "Without the diagonal of one product, against mimetic initialization": {"of QK": {"qk-beta-0": 1, "mimetic": -1}, "of V·proj": {"vp-beta-0": 1, "mimetic": -1}},
+    "Without the noise of one product, against mimetic initialization": {"of QK": {"qk-alpha-0": 1, "mimetic": -1}, "of V·proj": {"vp-alpha-0": 1, "mimetic": -1}},
     "What queries and keys add to values and projection": {"with their diagonal": {"mimetic": 1, "mimetic-vp": -1}, "without": {"qk-beta-0": 1, "mimetic-vp": -1}},
     "Only the size": {"the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1}, "its singular values in random directions": {"random-directions": 1, "timm": -1}},
     "A wrong sign, against mimetic initialization": {"of QK": {"qk-minus": 1, "mimetic": -1}, "of V·proj": {"vp-plus": 1, "mimetic": -1}, "both": {"both-flipped": 1, "mimetic": -1}},
@@ -72,7 +73,7 @@ def _conclusion(finals: pd.DataFrame) -> str:
         return ""
     found = {name: pd.Series(summary(v)) for name, v in values.items()}
     says = {name: common.word(row) for name, row in found.items()}
-    parts = []
+    parts, gain = [], points(contrast(finals, {"mimetic": 1, "timm": -1}).mean())[1:]
     if says["half"] in ("gains", "loses"):
         first, second = ("values and projection", "queries and keys") if says["half"] == "gains" else ("queries and keys", "values and projection")
         parts.append(f"More of it comes from {first} than from {second}")
@@ -84,7 +85,10 @@ def _conclusion(finals: pd.DataFrame) -> str:
             parts.append(f"Over PyTorch's default, whose weights are larger than timm's outside attention, too, {points(found['torch']['difference'])[1:]} are left")
     lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
     if any(lost.values()):
-        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of them' if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
+        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of the ' + gain if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
+    noise = [contrast(finals, {"vp-alpha-0": 1, other: -1}) for other in ("mimetic", "timm")]
+    if min(map(len, noise)) >= ENOUGH and [common.word(pd.Series(summary(values))) for values in noise] == ["loses", common.NO_DIFFERENCE]:
+        parts.append(f"Without V·proj's noise {points(-noise[0].mean())[1:]} are lost, and what is left cannot be told from nothing")
     if says["signs"] == "loses":
         parts.append("With both signs flipped there is a loss")
     if not any(says[name] == "gains" for name in ("learned", "none")):

@@ -56,7 +56,7 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
         if more:
             said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
-    texts = {HOLDS: "gains with vision's constants", NOT: "does not gain from vision's constants (1,200 steps)", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
+    texts = {HOLDS: "gains with vision's constants", NOT: f"does not gain from vision's constants in 1,200 steps: {found['texts'].partition('. After')[0]}", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
     said["language"] = f"A small GPT {texts}."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
