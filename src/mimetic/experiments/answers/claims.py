@@ -282,7 +282,10 @@ def _vision_signs() -> Judgement:
 
 
 def _other_positions() -> Judgement:
-    return joined({words: _against("cifar10-lab10", f"{name}-avg-mimetic", f"{name}-avg-timm", len(ALL_SEEDS)) for words, name in (("learned", "learned"), ("none", "none"))})
+    return joined({
+        f"{positions}, {pooling}": _against("cifar10-lab10", f"{positions}-{short}-mimetic", f"{positions}-{short}-timm", len(ALL_SEEDS))
+        for pooling, short in (("average pooling", "avg"), ("class token", "token")) for positions in ("learned", "none")
+    })  # fmt: skip
 
 
 def _sibling(reference: str) -> Judgement:
@@ -328,7 +331,7 @@ CLAIMS = (
     Claim(WHY, "V·proj's diagonal is part of it (without it the product is smaller, too)", OURS, "07_why", lambda: _lab("mimetic", "vp-beta-0"), "vp-diagonal"),
     Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0"), "qk-diagonal"),
     Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
-    Claim(WHY, "It is there without sin-cos positions, too (average pooling)", OURS, "07_why", _other_positions, "positions"),
+    Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions, "positions"),
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
