@@ -43,7 +43,7 @@ def answer(finals: pd.DataFrame) -> str:
     whole = contrast(finals, {"mimetic": 1, "timm": -1})
     if not len(whole):
         return f"**Answer.** No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). {_conclusion(finals)}"
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). {_conclusion(finals, whole)}"
     parts, fewest = [], len(whole)
     for what, arms in ASKED.items():
         said = []
@@ -61,8 +61,8 @@ def answer(finals: pd.DataFrame) -> str:
     return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
 
 
-def _conclusion(finals: pd.DataFrame) -> str:
-    """What the parts come to, a sentence each, as far as the pairs decide them; "" before they are in."""
+def _conclusion(finals: pd.DataFrame, whole: pd.Series) -> str:
+    """What the parts of the whole gain (a difference a pair) come to, a sentence each, as far as the pairs decide them; "" before they are in."""
     asked = {
         "half": {"mimetic-vp": 1, "mimetic-qk": -1}, "size": {"mimetic": 1, "timm-rescaled": -1}, "directions": {"mimetic": 1, "random-directions": -1},
         "torch": {"mimetic": 1, "torch": -1}, "signs": {"both-flipped": 1, "timm": -1}, "qk": {"qk-beta-0": 1, "mimetic": -1}, "vp": {"vp-beta-0": 1, "mimetic": -1},
@@ -73,7 +73,7 @@ def _conclusion(finals: pd.DataFrame) -> str:
         return ""
     found = {name: pd.Series(summary(v)) for name, v in values.items()}
     says = {name: common.word(row) for name, row in found.items()}
-    parts, gain = [], points(contrast(finals, {"mimetic": 1, "timm": -1}).mean())[1:]
+    parts = []
     if says["half"] in ("gains", "loses"):
         first, second = ("values and projection", "queries and keys") if says["half"] == "gains" else ("queries and keys", "values and projection")
         parts.append(f"More of it comes from {first} than from {second}")
@@ -85,7 +85,7 @@ def _conclusion(finals: pd.DataFrame) -> str:
             parts.append(f"Over PyTorch's default, whose weights are larger than timm's outside attention, too, {points(found['torch']['difference'])[1:]} are left")
     lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
     if any(lost.values()):
-        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of the ' + gain if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
+        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of the ' + points(whole.mean())[1:] if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
     noise = [contrast(finals, {"vp-alpha-0": 1, other: -1}) for other in ("mimetic", "timm")]
     if min(map(len, noise)) >= ENOUGH and [common.word(pd.Series(summary(values))) for values in noise] == ["loses", common.NO_DIFFERENCE]:
         parts.append(f"Without V·proj's noise {points(-noise[0].mean())[1:]} are lost, and what is left cannot be told from nothing")
