@@ -241,6 +241,32 @@ def test_half_the_rate_at_twelve_layers(gain, seeds, words):
     assert "queue lab" in growth.at_half_the_rate(EMPTY)
 
 
+def test_each_at_its_better_rate_at_twelve_layers(monkeypatch):
+    def runs(gains, device):
+        return pd.DataFrame([{"arm": arm, "seed": s, "device.name": device, "test_accuracy": 0.5 + gain + 0.001 * s} for arm, gain in gains.items() for s in range(5)])
+
+    finals = pd.concat([runs({"depth12-timm": 0.06, "depth12-mimetic": 0.04}, "a GPU"), runs({"depth12-half-timm": 0.04, "depth12-half-mimetic": 0.055}, "a CPU")], ignore_index=True)
+    held = {"timm": (0.51, 0.55), "mimetic": (0.55, 0.42)}  # at half the rate, at the recipe's
+    rates = pd.DataFrame([{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for arm, values in held.items() for lr, v in zip((0.0005, 0.001), values)])
+    kept = {("cifar10-rates", None): rates}
+    monkeypatch.setattr(growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY))
+    monkeypatch.setattr(growth, "DEEP_RATES", (0.0005, 0.001))
+    text = growth.at_half_the_rate(finals)
+    assert "Half the rate costs the default +2.0 (+2.0 to +2.0, 5 pairs, on a CPU and a GPU) points." in text
+    assert "the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU): −0.5 (−0.5 to −0.5, 5 pairs) points on the test images, there it is behind." in text
+    # as soon as the default was trained on the other runs' machine, too, those runs are compared
+    kept["cifar10-lab10", "replicas"] = runs({"depth12-timm": 0.05}, "a CPU")
+    assert "0.0005; on a CPU): +0.5 (+0.5 to +0.5, 5 pairs)" in growth.each_at_its_rate(finals)
+    # not with fewer pairs
+    kept["cifar10-lab10", "replicas"] = kept["cifar10-lab10", "replicas"].query("seed < 3")
+    assert "on a CPU and a GPU): −0.5" in growth.each_at_its_rate(finals)
+    # which rates are compared follows from the images held back
+    rates.loc[rates["arm"] == "depth12-mimetic-lr-0.001", "test_accuracy"] = 0.6
+    assert "mimetic initialization's 0.001; on a GPU): −2.0" in growth.each_at_its_rate(finals)
+    kept.clear()
+    assert growth.each_at_its_rate(finals) == ""
+
+
 def test_contrasts_are_worked_out_seed_by_seed():
     finals = invented(0.03, seeds=range(5), noise=0.002)
     finals.loc[finals["arm"] == "random-directions", "test_accuracy"] -= 0.03  # no better than the default

@@ -11,7 +11,7 @@ from mimetic import figures
 from mimetic.experiments.answers import claims as judge
 from mimetic.experiments.answers import published, share
 from mimetic.experiments.answers import reproduction as report
-from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, UNDECIDED
+from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, RELATIVE, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP
@@ -91,6 +91,7 @@ def _gains(rows):
 def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, text, text - 0.005, text + 0.005, pairs) for name in ("tinyshakespeare", "wikitext2")]
+    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame())
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
     assert judge._language_gains_less()[0] == verdict
     if verdict == HOLDS:
@@ -98,6 +99,18 @@ def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
         assert judge._language_gains_less()[0] == PART  # one of two texts loses
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows[:2]))
     assert judge._language_gains_less() == (OPEN, "no pair yet")
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.02, HOLDS), (0.0, PART), (-0.02, PART)])
+def test_language_gains_less_in_part_when_vision_loses_with_the_same_positions(monkeypatch, gain, verdict):
+    rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
+    rows += [(name, name, 0.3, -0.02, -0.025, -0.015, 6) for name in ("tinyshakespeare", "wikitext2")]
+    learned = [{"arm": f"learned-avg-{arm}", "seed": s, "test_accuracy": 0.5 + (gain + 0.001 * (s - 2)) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(5)]
+    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame(learned))
+    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
+    found = judge._language_gains_less()
+    assert found[0] == verdict and "no gain is seen in vision, either" in found[1] if verdict == PART else found[0] == HOLDS
+    assert f"(10 epochs): {RELATIVE.signed(2 * gain)} %" in found[1]
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1.0, HOLDS), (-1.0, NOT), (0.0, UNDECIDED)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import pandas as pd
 
@@ -177,7 +177,43 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
         0: f"ahead in {int((values > 0).sum())} of {len(values)}, which does not decide whether it gains; a loss of more than {100 * max(0.0, -mean_interval(values)[0]):.1f} points is outside the interval",
     }[side(values)]  # fmt: skip
     arms = " and ".join(f"{100 * runs.loc[runs['arm'] == arm, 'test_accuracy'].mean():.1f} % {name}" for arm, name in ((timm, "default"), (mimetic, "mimetic")))
-    return f"{found}{word} ({arms})."
+    cheaper, where_made = _few_machines(finals, (timm, f"{DEEP}-timm"))
+    cost = f" Half the rate costs the default {common.measured(cheaper, more=f', on {where_made}')} points." if len(cheaper) >= ENOUGH and side(cheaper) > 0 else ""
+    return f"{found}{word} ({arms}).{cost} {each_at_its_rate(finals)}".strip()
+
+
+def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Series, str]:
+    """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here and in data/replicas those
+    that are of the fewest machines without losing a pair."""
+    sets = [part for part in (finals, load_runs("cifar10-lab10", folder=data_dir() / "replicas")) if len(part)]
+    found = []
+    for mine, its in product(sets, repeat=2):
+        runs = pd.concat([its[its["arm"] == names[0]], mine[mine["arm"] == names[1]]], ignore_index=True)
+        machines = sorted(runs["device.name"].unique()) if "device.name" in runs else []
+        found.append((contrast(runs, {names[1]: 1, names[0]: -1}), machines))
+    values, machines = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])), default=(pd.Series(dtype=float), []))
+    return values, " and ".join(machines)
+
+
+def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
+    """Mimetic initialization minus the default at twelve layers, each at the better of the recipe's rate and half of it by the held-back images
+    of cifar10-rates: a difference a seed, and words for rates and machines; empty without runs."""
+    own = EXPERIMENTS["cifar10-lab10"].lr
+    held = _deep_rates().reindex([own, own / 2]).dropna()
+    if len(held) < 2:
+        return pd.Series(dtype=float), ""
+    rates = held.idxmax()
+    values, machines = _few_machines(finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR))
+    return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {machines}"
+
+
+def each_at_its_rate(finals: pd.DataFrame) -> str:
+    """better_rates in words; "" without its runs."""
+    values, words = better_rates(finals)
+    if len(values) < ENOUGH:
+        return ""
+    says = {1: "there mimetic initialization is ahead", -1: "there it is behind", 0: "which puts neither ahead"}[side(values)]
+    return f"Each at the better of these two rates, by the images held back ({words}): {common.measured(values)} points on the test images, {says}."
 
 
 def furthest_behind(table: pd.DataFrame | None) -> str:
@@ -188,11 +224,16 @@ def furthest_behind(table: pd.DataFrame | None) -> str:
     return f"At twelve layers it is furthest behind after epoch {worst} ({points(table.loc[worst, 'difference'])}); at the end it is {points(end['difference'])} ({points(end['low'])} to {points(end['high'])})."
 
 
-def rates_at_twelve() -> str:
-    """Whether twelve layers want another learning rate, by one seed and validation images (experiment cifar10-rates); or which command asks."""
+def _deep_rates() -> pd.DataFrame:
+    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one seed: a row a learning rate, a column an arm."""
     finals = load_runs("cifar10-rates")
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
-    table = pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float).dropna()
+    return pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float).dropna()
+
+
+def rates_at_twelve() -> str:
+    """Whether twelve layers want another learning rate, by one seed and validation images (experiment cifar10-rates); or which command asks."""
+    table = _deep_rates()
     if len(table) < 2:
         return "The learning rate was chosen at six layers, and this may be the rate's doing: `python -m mimetic queue lab` asks it at twelve, and this page follows."
     accuracies = {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}

@@ -25,6 +25,7 @@ ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "A wrong sign, against mimetic initialization": {"of QK": {"qk-minus": 1, "mimetic": -1}, "of V·proj": {"vp-plus": 1, "mimetic": -1}, "both": {"both-flipped": 1, "mimetic": -1}},
     "A wrong sign, against the default": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
     "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
+    "The constants exchanged, 0.4 for QK and 0.7 for V·proj": {"": {"swapped": 1, "timm": -1}, "against mimetic initialization": {"swapped": 1, "mimetic": -1}},
     "The gain with another position embedding, average pooling": {
         "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
     },

@@ -39,7 +39,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
 def sentences(table: pd.DataFrame) -> dict[str, str]:
     """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
     verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
-    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "texts", "items", "beyond", "points")
+    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "items", "beyond", "points")
     if not set(keys) <= set(verdicts):
         return {}
     central = found["central"].partition(" (")[0]
@@ -51,7 +51,9 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
         hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
         if verdicts["depth"] != HOLDS:
-            half = {HOLDS: "; at half of it there is one", OPEN: ""}.get(verdicts["half"], f" (at half of it {verdicts['half']}, {found['half'].partition(', p ')[0]}))")
+            at = [(name, verdicts[key], found[key].partition(", p ")[0]) for key, name in (("half", "at half of it"), ("better", "with each arm at the better of the two"))]
+            said_of = "; ".join(f"{name} {'there is one' if verdict == HOLDS else verdict}, {value})" for name, verdict, value in at if verdict != OPEN)
+            half = f" ({said_of})" if said_of else ""
             hangs.append(f"at twelve layers at the learning rate chosen for six{half}")
         more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
         if more:
@@ -61,7 +63,7 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
-        items += " at 0.001, the learning rate chosen for its default, by each user's last item, " + (
+        items += f" at 0.001, the learning rate chosen for its default, by each user's last item ({found['items'].partition('. ')[0]}), " + (
             "and more than with random attention weights of the same size" if more
             else "and that gain cannot be told from that of random attention weights of the same size; other items and rates say partly otherwise (chapter 12)"
         )  # fmt: skip
