@@ -385,6 +385,35 @@ def test_anatomy_of_recorded_runs():
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 
+def _diagonals(arms, seeds=range(3), d=96):
+    """arm -> {product: (before, after)} as recorded products."""
+    return pd.DataFrame([
+        {"arm": arm, "seed": s, "when": when, "layer": 0, "head": 0, "product": product, "diag_mean": value * (1 + 0.001 * s), "offdiag_sd": 0.05, "sigmas": value * 100}
+        for arm, both in arms.items() for product, values in both.items() for when, value in zip(("before", "after"), values) for s in seeds
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("left", [0.9, 0.2])
+def test_whether_a_wrong_sign_is_kept(monkeypatch, left):
+    made = {arm: {p: (side * 0.4, side * 0.4 * left) for p, side in zip(("qk", "vp"), (1 if sign == "+" else -1 for sign in signs))} for arm, signs in kept.SIGNS.items()}
+    monkeypatch.setattr(kept, "recorded_products", lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}))
+    text = kept.either_sign()
+    assert f"QK + {100 * left:.1f} %, V·proj − {100 * left:.1f} %; QK − {100 * left:.1f} %, V·proj + " in text
+    assert ("Whichever sign is written, 90 % to 90 % of it" in text) == (kept._kept_anyway() != "") == (left > 0.5)
+    del made["vp-plus"]
+    assert kept.either_sign() == "" == kept._kept_anyway()
+
+
+def test_what_large_weights_grow_by_themselves(monkeypatch):
+    made = {"timm": {"qk": (0, -0.003), "vp": (0, -0.01)}, "random-directions": {"qk": (0, 0.004), "vp": (-0.001, -0.03)}}
+    monkeypatch.setattr(kept, "recorded_products", lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}))
+    text = kept.by_itself()
+    assert "is −0.0100 (" in text and "−0.0300 (" in text and "size hides the growth" in text
+    assert "go from 0 % to 0 % with the first and from 0 % to 100 % with the second" in text and "−0.0030 (" in text and "+0.0040 (" in text
+    del made["random-directions"]
+    assert kept.by_itself() == ""
+
+
 def test_published_numbers_have_a_source():
     table = published.numbers()
     assert table["source"].str.len().gt(5).all() and len(table) > 5

@@ -61,6 +61,9 @@ def write(attn, defect, generator):
         rows[2], attn.proj.weight.data = left.reshape(H, K, D), right.clone()
     elif defect == "proj rows instead of columns":
         rows[2], attn.proj.weight.data = left.mT.reshape(H, K, D), right.clone()
+    elif defect == "V.proj head by head":
+        pairs = [factor_top_k(semi_diagonal(D, 0.4, -0.4, generator=generator), K) for _ in range(H)]
+        rows[2], attn.proj.weight.data = torch.stack([v.mT for v, _ in pairs]), torch.cat([proj for _, proj in pairs]).mT.clone()
     elif defect == "identity blocks instead of a product":
         rows[2], attn.proj.weight.data = (0.4**0.5 * torch.eye(D)).view(H, K, D), -(0.4**0.5) * torch.eye(D)
     else:
@@ -88,6 +91,7 @@ DEFECTS = [
     "Q and K of different heads",
     "proj rows instead of columns",
     "identity blocks instead of a product",
+    "V.proj head by head",
     "biases left random",
 ]
 
@@ -114,3 +118,10 @@ def test_a_trace_does_not_see_the_untransposed_product():
     stored = attention_layers(attn)[0].vp()
     assert stored.trace().item() == pytest.approx(target.trace().item(), rel=1e-3)
     assert stored.diagonal().std() > 4 * target.diagonal().std()
+
+
+def test_a_product_made_head_by_head_has_another_diagonal():
+    """Each head's best rank-k part of -0.4 I holds more than k/d of it, so their sum is more than the whole."""
+    attn = SelfAttention(D, H)
+    write(attn, "V.proj head by head", torch.Generator().manual_seed(0))
+    assert attention_layers(attn)[0].vp().diagonal().mean().item() == pytest.approx(-0.68, abs=0.03)

@@ -118,12 +118,21 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         after, other = (products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == "after")] for arm in PAIR)
         unit, what = ("heads", "one way in its heads") if product == "qk" else ("layers", "one way")
         where = f"above chance in {common.percent((after['sigmas'] > CHANCE).mean())} of {unit}, below in {common.percent((after['sigmas'] < -CHANCE).mean())}"
+        layers = after.groupby("layer")["diag_mean"].mean()
+        if sign(after["sigmas"]) == "none" and layers.min() < 0 < layers.max():  # a mean would hide both
+            where += f"; mean of each layer, from the first to the last, {', '.join(f'{value:+.3f}' for value in layers)}"
         how = {"+": f"grows a positive one by itself ({where}", "−": f"grows a negative one by itself ({where}", "none": f"does not grow {what} ({where}"}[sign(after["sigmas"])]
         grows.append(f"{name} {how}; mean {after['diag_mean'].mean():+.3f}, mimetic models' {other['diag_mean'].mean():+.3f})".replace("-", "−"))
     return (
         f"{answer}: {kept} are left after training ({len(folded)} seeds, LayerNorm's gains folded in). Against inertia: weight decay alone, with no gradient, would leave "
         f"{common.percent(decay)} of every entry of the weights' own products. Left of their mean diagonal, gains not folded in: {'; '.join(against)}. {_size_kept(unfolded, EXPERIMENTS[experiment].d_model)}Under the default {'; '.join(grows)}."
+        f"{_kept_anyway()}"
     )
+
+
+def _kept_anyway() -> str:
+    other = _kept_by_sign("cifar10-lab10")
+    return " Diagonals of the wrong signs are kept as well (below), so that one is kept is no sign that training wants it." if len(other) and other["both-flipped"].min() > 0.5 else ""
 
 
 def _size_kept(products: pd.DataFrame, d: int) -> str:
@@ -134,20 +143,50 @@ def _size_kept(products: pd.DataFrame, d: int) -> str:
     return f"The products as a whole are {' and '.join(f'{common.percent(share[p])} ({SHORT[p]})' for p in PRODUCTS)} of their size before, in Frobenius norm{': what the diagonals lose, other entries gain' if share.min() > 0.97 else ''}. "
 
 
-def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions") -> str:
-    """Whether weights as large as mimetic initialization's grow as much of a V·proj diagonal as the default's small ones, in words; "" without runs."""
-    products = recorded_products(experiment, (PAIR[0], size))
-    after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
-    if after.empty or set(after["arm"]) != {PAIR[0], size}:
+SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}  # arm: the signs of QK and V·proj
+
+
+def _kept_by_sign(experiment: str) -> pd.Series:
+    """(arm of SIGNS, product) -> the share of its mean diagonal that is left, gains not folded in, mean over seeds; empty without all four."""
+    products = recorded_products(experiment, tuple(SIGNS), fold=False)
+    if products.empty or set(products["arm"]) != set(SIGNS):
+        return pd.Series(dtype=float)
+    means = products.groupby(["arm", "product", "seed", "when"])["diag_mean"].mean().unstack()
+    return (means["after"] / means["before"]).groupby(["arm", "product"]).mean()
+
+
+def either_sign(experiment: str = "cifar10-lab10") -> str:
+    """Whether a diagonal of the wrong sign is kept as well as that of mimetic initialization, in words; "" without runs."""
+    kept = _kept_by_sign(experiment)
+    if kept.empty:
         return ""
+    rows = [", ".join(f"{SHORT[product]} {written} {common.percent(kept[arm, product], 1)}" for product, written in zip(PRODUCTS, signs)) for arm, signs in SIGNS.items()]
+    decay = common.percent(left_by_decay(experiment), 1)
+    text = f"Would another diagonal be kept? Left after ten epochs, where weight decay alone would leave {decay}, with these signs written (gains not folded in): {'; '.join(rows)}."
+    return text + (f" Whichever sign is written, {common.percent(kept.min())} to {common.percent(kept.max())} of it is there at the end." if kept.min() > 0.5 else "")
+
+
+def by_itself(experiment: str = "cifar10-lab10", size: str = "random-directions") -> str:
+    """Whether weights as large as mimetic initialization's grow as much of a V·proj diagonal as the default's small ones, and what their
+    QK does, in words; "" without runs."""
+    products = recorded_products(experiment, (PAIR[0], size))
+    if products.empty or set(products["arm"]) != {PAIR[0], size}:
+        return ""
+    part = products[products["product"] == "vp"]
+    after = part[part["when"] == "after"]
     means = after.groupby(["arm", "seed"])["diag_mean"].mean()
     if min(len(means[arm]) for arm in (PAIR[0], size)) < 2:
         return ""
     (small, low, high), (large, large_low, large_high) = ((means[arm].mean(), *mean_interval(means[arm])) for arm in (PAIR[0], size))
     spreads = after.groupby("arm")["offdiag_sd"].mean()
-    beyond = after.assign(below=after["sigmas"] < -CHANCE).groupby("arm")["below"].mean()
+    below = part.assign(below=part["sigmas"] < -CHANCE).groupby(["arm", "when"])["below"].mean()
+    beyond = {arm: f"{common.percent(below[arm, 'before'])} to {common.percent(below[arm, 'after'])}" for arm in (PAIR[0], size)}
     says = "So size hides the growth and does not stop it." if large_high < 0 and abs(large) > 0.5 * abs(small) else "So weights of that size grow less of it."
+    keys = products[(products["product"] == "qk") & (products["when"] == "after")].groupby(["arm", "seed"])["diag_mean"].mean()
+    ends = {arm: mean_interval(keys[arm]) for arm in (PAIR[0], size)}
+    qk = " and ".join(f"{keys[arm].mean():+.4f} ({ends[arm][0]:+.4f} to {ends[arm][1]:+.4f}) {name}" for arm, name in ((PAIR[0], "under the default"), (size, "in those")))
     return (
         f"After ten epochs the mean diagonal of {PRODUCTS['vp']} is {small:+.4f} ({low:+.4f} to {high:+.4f}) under the default and {large:+.4f} ({large_low:+.4f} to {large_high:+.4f}) in models that "
-        f"began with large random weights. {says} Their other entries spread by {spreads[PAIR[0]]:.3f} and {spreads[size]:.3f}, so the first is beyond chance in {common.percent(beyond[PAIR[0]])} of the layers and the second in {common.percent(beyond[size])}."
+        f"began with large random weights. {says} Their other entries spread by {spreads[PAIR[0]]:.3f} and {spreads[size]:.3f}, so the layers below chance go from {beyond[PAIR[0]]} with the first and from {beyond[size]} with the second. "
+        f"That of {PRODUCTS['qk']}: {qk}; its first and last layers differ, as above."
     ).replace("-", "−")
