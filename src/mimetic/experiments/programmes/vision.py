@@ -119,6 +119,12 @@ PRECISION = _paired(
 )  # fmt: skip
 # Added when cifar10-rates had shown, by one seed, no loss at half the rate
 DEEPER = _paired("deeper", "Is the loss at twelve layers the learning rate's?", depth12="the recipe's rate", depth12_half="half of it")
+# Added when DEEPER's five pairs at half the rate had been ahead in all five and not decided it: five new seeds, judged with the first five and shown alone
+DEEPER_SEEDS = tuple(range(5, 10))
+DEEPER_AGAIN = replace(
+    DEEPER, name="deeper-again", arms=("depth12-timm", "depth12-half-timm", "depth12-half-mimetic"),
+    comparisons={"half of it": ("depth12-half-timm", "depth12-half-mimetic"), "each at its better rate": ("depth12-timm", "depth12-half-mimetic")},
+)  # fmt: skip
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
 STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER)}
@@ -136,6 +142,7 @@ def lab_runs() -> list[RunConfig]:
             runs += RATES.runs((0,))
     runs += PRECISION.runs(FIRST_SEEDS)
     runs += DEEPER.runs((*FIRST_SEEDS, *MORE_SEEDS))
+    runs += DEEPER_AGAIN.runs(DEEPER_SEEDS)
     return once(runs)
 
 
