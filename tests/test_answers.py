@@ -237,8 +237,13 @@ def test_repetitions_at_twelve_layers(monkeypatch):
 def test_half_the_rate_at_twelve_layers(gain, seeds, words):
     rows = [{"arm": f"depth12-half-{arm}", "seed": s, "device.name": "a CPU", "test_accuracy": 0.5 + 0.01 * s + (gain + 0.002 * (s - 2)) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(seeds)]
     text = growth.at_half_the_rate(pd.DataFrame(rows))
-    assert words in text and "pairs on a CPU" in text
+    assert words in text and "pairs on a CPU" in text and "were added" not in text
     assert "queue lab" in growth.at_half_the_rate(EMPTY)
+
+
+def test_pairs_that_were_added_are_shown_alone():
+    rows = [{"arm": f"depth12-half-{arm}", "seed": s, "device.name": "a CPU", "test_accuracy": 0.5 + (0.02 if s < 5 else -0.01) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(10)]
+    assert "5 of the pairs were added when the others had been seen; by themselves they say −1.0 (−1.0 to −1.0, 5 pairs)." in growth.at_half_the_rate(pd.DataFrame(rows))
 
 
 def test_each_at_its_better_rate_at_twelve_layers(monkeypatch):
@@ -257,6 +262,7 @@ def test_each_at_its_better_rate_at_twelve_layers(monkeypatch):
     # as soon as the default was trained on the other runs' machine, too, those runs are compared
     kept["cifar10-lab10", "replicas"] = runs({"depth12-timm": 0.05}, "a CPU")
     assert "0.0005; on a CPU): +0.5 (+0.5 to +0.5, 5 pairs)" in growth.each_at_its_rate(finals)
+    assert "Half the rate costs the default +1.0 (+1.0 to +1.0, 5 pairs, on a CPU) points." in growth.at_half_the_rate(finals)
     # not with fewer pairs
     kept["cifar10-lab10", "replicas"] = kept["cifar10-lab10", "replicas"].query("seed < 3")
     assert "on a CPU and a GPU): −0.5" in growth.each_at_its_rate(finals)

@@ -231,7 +231,7 @@ class Queue:
     """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
 
     names:
-      lab                  every question at laboratory scale: 337 runs, 17 hours
+      lab                  every question at laboratory scale: 352 runs, 18 hours
                            of two CPU cores (--together 60: 20 minutes of a GPU)
       recipe               the search that chose the laboratory's recipe, 10 runs
       paper                ViT-Tiny, 50,000 images, 100 epochs, for a GPU

@@ -12,7 +12,7 @@ from mimetic.experiments.answers.common import comparisons_of, study_points, stu
 from mimetic.experiments.answers.vision import gap_by_epoch, points
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
-from mimetic.experiments.programmes.vision import PAIR, STUDIES
+from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES
 from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
@@ -151,6 +151,9 @@ def repeated_at_twelve(finals: pd.DataFrame) -> str:
     if not said:
         return ""
     text = f"Trained again, the same pairs came out otherwise: {'; '.join(said)}."
+    again = gaps["again, on a CPU"]
+    if len(again) >= ENOUGH:
+        text += f" All {len(again)} again, on a CPU: {common.measured(again)}."
     if len(replicas) and len(rates):
         first, second = (runs.set_index(["arm", "seed"])["train_loss"] for runs in (replicas, rates))
         moved = {arm: abs(first[arms[arm], 0] - second[checked[arm], 0]) for arm in PAIR if (arms[arm], 0) in first and (checked[arm], 0) in second}
@@ -179,19 +182,19 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
     arms = " and ".join(f"{100 * runs.loc[runs['arm'] == arm, 'test_accuracy'].mean():.1f} % {name}" for arm, name in ((timm, "default"), (mimetic, "mimetic")))
     cheaper, where_made = _few_machines(finals, (timm, f"{DEEP}-timm"))
     cost = f" Half the rate costs the default {common.measured(cheaper, more=f', on {where_made}')} points." if len(cheaper) >= ENOUGH and side(cheaper) > 0 else ""
-    return f"{found}{word} ({arms}).{cost} {each_at_its_rate(finals)}".strip()
+    later = values[values.index.isin(DEEPER_SEEDS)]
+    alone = f" {len(later)} of the pairs were added when the others had been seen; by themselves they say {common.measured(later)}." if ENOUGH <= len(later) < len(values) else ""
+    return f"{found}{word} ({arms}).{alone}{cost} {each_at_its_rate(finals)}".strip()
 
 
 def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Series, str]:
-    """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here and in data/replicas those
-    that are of the fewest machines without losing a pair."""
-    sets = [part for part in (finals, load_runs("cifar10-lab10", folder=data_dir() / "replicas")) if len(part)]
-    found = []
-    for mine, its in product(sets, repeat=2):
-        runs = pd.concat([its[its["arm"] == names[0]], mine[mine["arm"] == names[1]]], ignore_index=True)
-        machines = sorted(runs["device.name"].unique()) if "device.name" in runs else []
-        found.append((contrast(runs, {names[1]: 1, names[0]: -1}), machines))
-    values, machines = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])), default=(pd.Series(dtype=float), []))
+    """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here, or of those here and in
+    data/replicas that one machine made, whichever has more pairs, and then fewer machines."""
+    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    runs = pd.concat([part[part["arm"].isin(names)] for part in (finals, replicas) if len(part)], ignore_index=True)
+    sets = [finals[finals["arm"].isin(names)], *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name"))]
+    found = [(contrast(part, {names[1]: 1, names[0]: -1}), sorted(part["device.name"].unique())) for part in sets]
+    values, machines = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])))
     return values, " and ".join(machines)
 
 
@@ -200,7 +203,7 @@ def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
     of cifar10-rates: a difference a seed, and words for rates and machines; empty without runs."""
     own = EXPERIMENTS["cifar10-lab10"].lr
     held = _deep_rates().reindex([own, own / 2]).dropna()
-    if len(held) < 2:
+    if len(held) < 2 or finals.empty:
         return pd.Series(dtype=float), ""
     rates = held.idxmax()
     values, machines = _few_machines(finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR))
