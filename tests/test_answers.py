@@ -125,6 +125,9 @@ def test_steps_saved_worked_example():
     text = answers.steps_sentence(finals, curves)
     assert text.startswith("The mimetic arm first reaches the default's final accuracy after 81 % of the run, the default itself after 83 % (in 1 of 2 pairs")
     assert ": **earlier by 2 % of the run** (95 % interval −24 to +29, 2 pairs)." in text
+    way = answers.on_the_way(curves, (0.5, 0.6, 0.7))  # worked by hand; 0.7 is never reached by the mimetic arm
+    assert list(way) == [0.5, 0.6] and way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8]) and way[0.6].tolist() == pytest.approx([0, 1 / 8])
+    assert "to 50 % +8.3 % (" in text and "So much of it" not in text and answers.on_the_way(EMPTY) == {}
 
 
 def test_an_arm_is_not_sooner_than_itself():

@@ -153,7 +153,40 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
     low, high = mean_interval(table["earlier by"])
     span = f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−") if len(share) > 1 else ""
-    return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}."
+    way = on_the_way_sentence(curves)
+    if way:
+        less = max(earlier.mean() for earlier in on_the_way(curves).values()) < table["earlier by"].mean()
+        way = f" The {way}.{' So much of it is the higher end.' if less else ''}"
+    return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
+
+
+MARKS = (0.5, 0.55, 0.6)  # accuracies on the way, which the curves of a laboratory run pass
+
+
+def on_the_way(curves: pd.DataFrame, marks: tuple[float, ...] = MARKS) -> dict[float, pd.Series]:
+    """mark -> how much earlier than the default's curve the mimetic arm's first reaches that accuracy, as a share of the run, a number a seed;
+    marks that some run of a pair never reaches are left out."""
+    if curves.empty or not set(PAIR) <= set(curves["arm"]):
+        return {}
+    seeds = sorted(set.intersection(*(set(curves.loc[curves["arm"] == arm, "seed"]) for arm in PAIR)))
+    found = {}
+    for mark in marks:
+        targets = pd.Series(mark, index=seeds)
+        default, mimetic = (common.first_passage(curves, arm, targets, "test_accuracy").reindex(seeds) for arm in PAIR)
+        earlier = default - mimetic
+        if len(seeds) and earlier.notna().all():
+            found[mark] = earlier
+    return found
+
+
+def on_the_way_sentence(curves: pd.DataFrame) -> str:
+    """on_the_way in words; "" if no mark is passed in all runs."""
+    said = []
+    for mark, earlier in on_the_way(curves).items():
+        low, high = mean_interval(earlier)
+        span = f" ({100 * low:+.1f} to {100 * high:+.1f})" if len(earlier) > 1 else ""
+        said.append(f"{common.percent(mark)} {100 * earlier.mean():+.1f} %{span}")
+    return f"lead in time, of the run, to accuracies on the way: to {', to '.join(said)}".replace("-", "−") if said else ""
 
 
 def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mimetic") -> pd.DataFrame:
