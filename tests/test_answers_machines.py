@@ -38,6 +38,18 @@ def test_whether_two_machines_agree(monkeypatch):
     assert machines.replicas("cifar10-lab10").empty and machines.replicas_sentence() == ""
 
 
+def test_differences_that_two_machines_made(monkeypatch):
+    here, there = runs(GPU), runs(CPU, gain=0.0, seeds=(0, 1))
+    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
+    table = machines.asked_again({"A question": {"the other way": {"timm": 1, "mimetic": -1}, "of an arm without runs": {"xavier": 1, "timm": -1}}})
+    assert list(table.index) == [("The gain", "mimetic initialization"), ("A question", "the other way")]
+    assert table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"] and table["pairs"].tolist() == [2, 2] and table["sides"].tolist() == ["+ ?", "− ?"]
+    there = runs(GPU)  # the same machine is no other machine
+    assert machines.asked_again({}).empty
+    there = there.iloc[:0]
+    assert machines.asked_again({}).empty
+
+
 def test_whether_two_machines_agree_on_text(monkeypatch):
     here, there = (runs(device).assign(test_bits_per_byte=2.0) for device in (GPU, CPU))
     monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)

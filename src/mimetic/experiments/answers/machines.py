@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
@@ -10,7 +12,7 @@ from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
-from mimetic.statistics import mean_interval
+from mimetic.statistics import contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
 KEY = ["arm", "seed"]
@@ -73,6 +75,35 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
             f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have: {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
         )
     return text
+
+
+def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]], experiment: str = "cifar10-lab10") -> pd.DataFrame:
+    """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two or more): a row a
+    difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0 on the same side.
+
+    Args:
+        asked: question -> name of an answer -> a sum of arms (see parts.ASKED).
+    """
+    here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
+    if here.empty or there.empty:
+        return pd.DataFrame()
+    there = there[~there["device.name"].isin(here.loc[here["arm"] == "timm", "device.name"])]
+    rows = {}
+    for question, answers in {"The gain": {"mimetic initialization": {"mimetic": 1, "timm": -1}}, **asked}.items():
+        for name, arms in answers.items():
+            values = [contrast(runs, arms) for runs in (here, there)]
+            seeds = values[0].index.intersection(values[1].index)
+            if len(seeds) >= 2:
+                first, again = (v.loc[seeds] for v in values)
+                rows[question, name] = {
+                    "here": _with_interval(first), "on the other machine": _with_interval(again), "pairs": len(seeds),
+                    "sides": " ".join({1: "+", -1: "−", 0: "?"}[side(v)] for v in (first, again)),
+                }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_interval(values: pd.Series) -> str:
+    return f"{ACCURACY.signed(values.mean())} ({ACCURACY.span(*mean_interval(values))})"
 
 
 def text_replicas_sentence(experiment: str) -> str:

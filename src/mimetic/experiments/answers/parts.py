@@ -59,7 +59,7 @@ def answer(finals: pd.DataFrame) -> str:
         return text + "The controls are not in yet."
     few = f"With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims. " if fewest < ENOUGH else ""
     lines = "\n".join(parts)
-    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
+    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below, and part of them [made again on another machine](#machines)."
 
 
 def _conclusion(finals: pd.DataFrame, whole: pd.Series) -> str:
