@@ -22,6 +22,7 @@ TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
         ("transformers", "whisper", "supported", ""),
         ("transformers", "deepseek_v3", "refused", "DeepseekV3Attention"),
         ("transformers", "resnet", "none", ""),
+        ("transformers", "jamba", "refused", "JambaAttention is not a known"),  # one layer in eight attends: none of the small model's
     ],
 )
 def test_one_architecture(library, name, verdict, finding):
@@ -30,6 +31,27 @@ def test_one_architecture(library, name, verdict, finding):
     assert (row["name"], row["verdict"]) == (name, verdict), row
     assert finding in row["finding"]
     assert (row["error"] is not None and row["error"] < 1e-4 and row["layers"] > 0) == (verdict in ("supported", "with caveat"))
+
+
+def test_a_small_model_without_the_layers_that_attend_is_no_evidence(monkeypatch):
+    pytest.importorskip("transformers")
+    whole = build.plan_transformers("gpt2").outline
+    monkeypatch.setattr(coverage, "whole_outline", lambda library, name: whole)
+    row = coverage.examine("transformers", "resnet")
+    assert row["verdict"] == "not built" and "lacks the layers that attend" in row["finding"]
+
+
+def test_a_layer_that_only_the_whole_model_has_counts():
+    """sam3_lite_text's text encoder begins and ends with blocks that do not attend: made small it has no others."""
+    pytest.importorskip("transformers")
+    row = coverage.examine("transformers", "sam3_lite_text")
+    assert row["verdict"] == "in part" and "Sam3LiteTextTextAttention is not a known" in row["finding"]
+
+
+def test_a_base_class_without_a_model_in_it_is_passed_over():
+    pytest.importorskip("transformers")
+    outline = build.whole_outline("transformers", "qwen2_5_omni")
+    assert outline is None or sum(p.numel() for p in outline.parameters()) > 0
 
 
 def test_a_wrong_reader_is_found_out(monkeypatch):

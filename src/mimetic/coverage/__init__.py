@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mimetic.adapters import find_reader
 from mimetic.attention import AttentionLayer, UnsupportedAttention
 from mimetic.coverage.build import (
     NotBuilt,
@@ -45,6 +46,7 @@ from mimetic.coverage.build import (
     timm_families,
     timm_runs,
     transformers_runs,
+    whole_outline,
 )
 from mimetic.coverage.page import CAVEAT_NAMES, VERDICTS, page
 from mimetic.data.fetch import atomic_path, data_dir
@@ -80,12 +82,37 @@ def examine(library: str, name: str) -> dict:
         plan = (plan_timm if library == "timm" else plan_transformers)(name)
         row["model"] = plan.model
         if not may_have_attention(plan.outline):
-            return {**row, **_nothing_known(scan(plan.outline))}
+            return {**row, **_without_known_attention(library, name, plan.outline)}
         model = plan.make().eval()
         make_generic(model)
-        return {**row, **judge(model, timm_runs if library == "timm" else transformers_runs)}
+        row |= judge(model, timm_runs if library == "timm" else transformers_runs)
+        if row["verdict"] in ("supported", "with caveat") and (unseen := _unseen(library, name, model)):
+            row |= {"verdict": "in part", "finding": "; ".join(filter(None, [unseen, row["finding"]]))}
+        return row
     except NotBuilt as e:
         return {**row, "finding": str(e)}
+
+
+def _without_known_attention(library: str, name: str, outline: nn.Module) -> dict:
+    """The verdict on an architecture whose small model has no attention layer that is known: by that, or, if nothing in it attends, by the
+    whole one."""
+    found = scan(outline)
+    if not found.refused and (whole := whole_outline(library, name)) is not None:
+        if may_have_attention(whole):
+            return {"verdict": "not built", "finding": "its small model lacks the layers that attend"}
+        found = scan(whole)
+    return _nothing_known(found)
+
+
+def _unseen(library: str, name: str, small: nn.Module) -> str:
+    """What mimetic refuses in the whole model and the small one has none of, in words; "" if nothing."""
+    whole = whole_outline(library, name)
+    if whole is None:
+        return ""
+    seen, modules = {type(module) for module in small.modules()}, dict(whole.named_modules())
+    found = scan(whole)  # without weights: what is known is "refused" for want of them
+    found.refused = {n: reason for n, reason in found.refused.items() if type(modules[n]) not in seen and find_reader(type(modules[n])) is None}
+    return _remarks(Scan([], found.refused, {}))
 
 
 def _nothing_known(found: Scan) -> dict:

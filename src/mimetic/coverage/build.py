@@ -119,17 +119,15 @@ def plan_transformers(model_type: str) -> Plan:
     reasons = []
     for make in small_transformers_configs(model_type):
         try:
-            config = make()
-            for cls in _model_classes(config):
-                try:
-                    with torch.device("meta"):
-                        outline = cls(config)
-                except (RuntimeError, NotImplementedError):  # reads a tensor while it is made: only possible with storage
-                    outline = cls(make())
+            for cls in _model_classes(make()):
+                outline = _outline(cls, make)
                 size = sum(p.numel() for p in outline.parameters())
+                if not size:  # a base class without a model in it
+                    continue
                 if size <= MAX_PARAMETERS:
                     return Plan(model_type, outline, lambda cls=cls, make=make: cls(make()))
                 reasons.append(f"{size // 1_000_000} M parameters when made small")
+                break
             if not reasons:
                 reasons.append("no model class for this config")
         except TimeUp:
@@ -137,6 +135,32 @@ def plan_transformers(model_type: str) -> Plan:
         except Exception as e:  # noqa: BLE001  any error of the library is a reason here, not a crash
             reasons.append(f"no small config: {short_error(e)}")
     raise NotBuilt(reasons[0])
+
+
+def _outline(cls: type, make: Callable) -> nn.Module:
+    """A model of this class and config without weights, or with them where that cannot be."""
+    try:
+        with torch.device("meta"):
+            return cls(make())
+    except (RuntimeError, NotImplementedError):  # reads a tensor while it is made: only possible with storage
+        return cls(make())
+
+
+def whole_outline(library: str, name: str) -> nn.Module | None:
+    """The outline of an architecture's default config, unshrunk: a small model can lack the layers that attend, where only every eighth does.
+    None where it could not be made; timm's models keep every kind of layer when they are made small."""
+    if library != "transformers":
+        return None
+    from transformers import CONFIG_MAPPING
+
+    with contextlib.suppress(Exception):  # any error of the library: then the small model is all there is
+        make = CONFIG_MAPPING[name]
+        for cls in _model_classes(make()):
+            with torch.device("meta"):
+                outline = cls(make())
+            if any(True for _ in outline.parameters()):
+                return outline
+    return None
 
 
 def _model_classes(config) -> list[type]:
@@ -155,7 +179,7 @@ def _model_classes(config) -> list[type]:
         if isinstance(c, type) and issubclass(c, PreTrainedModel) and not c.__name__.endswith("PreTrainedModel")
         and c.config_class is type(config)
     ]  # fmt: skip
-    return found[:1]
+    return found
 
 
 def short_error(e: Exception | None) -> str:
