@@ -74,6 +74,13 @@ def test_every_claim_has_a_verdict_and_a_chapter():
     assert "06_cifar_claim" in pages and "questions of our own" in report.answer(table)
 
 
+def test_how_many_measured_models_the_readme_counts():
+    sides = judge._sides(judge.pattern.effective())
+    both = ((sides["qk"] == "+") & (sides["vp"] == "−")).sum()
+    words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    assert f"{words[both]} of the {words[len(sides)]} measured here" in (ROOT / "README.md").read_text()
+
+
 def test_without_records_what_needs_training_is_open(no_records):
     table = judge.claims().set_index("claim")
     untrained = {"_trained_vision", "_trained_text", "_construction", "_meaningful_share"}

@@ -43,7 +43,8 @@ This page is written by `python -m mimetic coverage timm` and `python -m mimetic
 that the installed library can build small is built from its config with random weights and run. Random tokens go into each
 attention layer, its softmax is replaced by the identity, and what the layer's own forward then computes is compared with the
 products that `mimetic.attention_layers` shows: $W_QW_K^\\top$ of every head and $W_VW_{proj}$ of every head, to a relative
-error of 10⁻³ or better. Then `mimetic_init_` runs, and what it reports is compared with what the layers hold.
+error of 10⁻³ or better. Then `mimetic_init_` runs, and what it reports is compared with what the layers hold. A small transformers model can lack a kind of
+layer that the whole one has, so the whole one, without weights, is searched for layers that are refused, too.
 
 A class of attention layer counts as supported only after this check. Whatever else looks like attention is refused by name:
 no architecture may show a wrong product.

@@ -106,7 +106,7 @@ def comparisons(
     table: pd.DataFrame,
     points: pd.DataFrame,
     *,
-    xlabel: str = "difference in last-epoch test accuracy (points)",
+    xlabel: str = "last-epoch test accuracy minus the default's (points)",
     scale: float = 100,
     band: tuple[float, float] | None = None,
 ) -> Figure:
@@ -175,7 +175,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
     for ax, (metric, table, points) in zip(axes[:, 0], shown):
         _comparison_rows(ax, table, points, metric.scale)
         unit = f" ({metric.difference})" if metric.difference not in metric.name else ""
-        ax.set_xlabel(f"difference in last-epoch {metric.name}{unit}: better to the right")
+        ax.set_xlabel(f"last-epoch {metric.name} minus the default's{unit}: better to the right")
         if metric.lower_is_better:
             ax.invert_xaxis()
     return figure

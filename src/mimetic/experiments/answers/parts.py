@@ -25,7 +25,7 @@ ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "A wrong sign, against mimetic initialization": {"of QK": {"qk-minus": 1, "mimetic": -1}, "of V·proj": {"vp-plus": 1, "mimetic": -1}, "both": {"both-flipped": 1, "mimetic": -1}},
     "A wrong sign, against the default": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
     "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
-    "The constants exchanged, 0.4 for QK and 0.7 for V·proj": {"": {"swapped": 1, "timm": -1}, "against mimetic initialization": {"swapped": 1, "mimetic": -1}},
+    "Constants exchanged (QK 0.4, V·proj 0.7)": {"": {"swapped": 1, "timm": -1}, "against mimetic initialization": {"swapped": 1, "mimetic": -1}},
     "The gain with another position embedding, average pooling": {
         "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
     },
@@ -163,18 +163,19 @@ def conditions(finals: pd.DataFrame) -> str:
     """What the gain hangs on, in numbers only: the position embedding, and the default that it is over; "" without runs."""
     asked = {
         "with sin-cos positions": PAIR, "with a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"),
-        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"), "sin-cos": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
+        "without one": ("none-avg-timm", "none-avg-mimetic"), "over PyTorch's default": ("torch", "mimetic"),
+        "with the constants of the two products exchanged, as some public code has them,": ("timm", "swapped"), "sin-cos": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
         "learned": ("learned-token-timm", "learned-token-mimetic"), "none": ("none-token-timm", "none-token-mimetic"),
     }  # fmt: skip
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
     if min(len(values) for values in gains.values()) < ENOUGH:
         return ""
-    own, learned, none, torch, *token = (f"{points(values.mean())} ({ACCURACY.span(*mean_interval(values))})" for values in gains.values())
+    own, learned, none, torch, swapped, *token = (f"{points(values.mean())} ({ACCURACY.span(*mean_interval(values))})" for values in gains.values())
     names, pairs = list(asked), min(len(values) for values in gains.values())
     devices = " and ".join(sorted(finals.loc[finals["arm"].isin(arm for arms in asked.values() for arm in arms), "device.name"].unique()))
     return (
         f"The gain depends on what it is combined with, and on the default: after ten epochs ({pairs} pairs each, on {devices}; in brackets the 95 % interval), with average pooling, it is {own} points {names[0]}, {learned} {names[1]} and "
-        f"{none} {names[2]}; with a class token {token[0]}, {token[1]} and {token[2]}; {names[3]} it is {torch}."
+        f"{none} {names[2]}; with a class token {token[0]}, {token[1]} and {token[2]}; {names[3]} it is {torch}; {names[4]} it is {swapped}."
     )
 
 
