@@ -10,6 +10,7 @@ import pytest
 
 from mimetic import figures
 from mimetic.experiments.answers import share
+from mimetic.experiments.answers.share import POINTS
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.language import EVERY, SHARES
 from mimetic.statistics import correlation
@@ -88,7 +89,7 @@ def test_verdicts_follow_the_interval(folder):
     assert "this sweep" not in text  # one set of signs says yes
     assert share.verdict(points[points["signs"] == PLUS_MINUS]).startswith("**Yes, in this sweep.** ")
     flat = share.verdict(points.assign(gain=[-0.1 + 0.01 * (-1) ** i for i in range(len(points))]))
-    assert flat.startswith("**Not that this sweep can show, and there is hardly a gain that could follow anything.** ")
+    assert flat.startswith("**Undecided, and there is hardly a gain that could follow anything.** ")
     shrinking = points.assign(gain=np.where(points["gain"] < 0, -1 - points["gain"], points["gain"]))
     assert "the difference rises as attention's share grows" in share.verdict(shrinking)
     assert "against the guess" in share.verdict(points.assign(gain=1 - points["gain"]))
@@ -122,6 +123,26 @@ def test_slopes_along_one_thing_at_a_time(folder):
         assert f"with {PLUS_PLUS} the slope along the vocabulary turns when one point is left out, and with {PLUS_MINUS} that along the MLP may be 0: undecided." in text
     assert share.ahead_by_seed(turned).startswith("Ahead on average, with the relative gain of every seed: ") and share.ahead_by_seed(turned, "share-gpu") == ""
     assert share.slopes(share.gain_points(folder), "share-gpu").empty and share.smallest_r(8) == pytest.approx(0.705, abs=1e-3)
+
+
+def test_slopes_with_the_pairs_of_another_machine(folder, monkeypatch):
+    points = share.gain_points(folder)
+    own = share.slopes(points).loc[(PLUS_MINUS, "along the vocabulary"), "slope"]
+    other = points[points["point"] == "v256"].assign(by_seed=[{0: row.by_seed[0] + 1.0} for row in points[points["point"] == "v256"].itertuples()])
+    monkeypatch.setattr(share, "gain_points", lambda folder=None: other)
+    text = share.as_retrained(points)
+    assert text.startswith("With the pairs that another machine trained again in their place, along the vocabulary: ") and f"with {PLUS_MINUS}" in text
+    assert POINTS.signed(own) not in text
+    monkeypatch.setattr(share, "gain_points", lambda folder=None: points.iloc[:0])
+    assert share.as_retrained(points) == ""
+
+
+def test_the_means_and_what_is_certain_in_vision():
+    rows = [("low", -0.04, -0.09, 0.01), ("surely-low", -0.03, -0.05, -0.01), ("high", 0.08, 0.06, 0.10)]
+    points = pd.DataFrame(rows, columns=["point", "gain", "low", "high"]).assign(family="vision", signs=share.PUBLISHED, pairs=5, share=0.33)
+    text = share.within_vision(points)
+    assert "goes from −4.0 % (low; −9.0 to +1.0) to +8.0 % (high; +6.0 to +10.0); the lowest that the intervals make certain: −3.0 % (surely-low; −5.0 to −1.0)." in text
+    assert "does not decide" in text and share.within_vision(points.iloc[:1]) == "" and "certain" not in share.within_vision(points.iloc[1:])
 
 
 def test_families_at_the_same_share(folder):

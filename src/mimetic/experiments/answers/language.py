@@ -23,7 +23,7 @@ from mimetic.statistics import ENOUGH, contrast, mean_interval, smallest_p
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
-XLABEL = "arm minus default in last-epoch bits per byte (left of 0 is better)"
+XLABEL = "bits per byte after the last step minus the default's (left of 0 is better)"
 draw = partial(common.draw, command=COMMAND)
 
 

@@ -182,10 +182,10 @@ def conditions(finals: pd.DataFrame) -> str:
 def learned_position(finals: pd.DataFrame) -> str:
     """What mimetic initialization gains with a learned position embedding, which GPTs have, and with a sin-cos one, in words; "" without runs."""
     said = []
-    for name, arms in {"a learned position embedding": ("learned-avg-timm", "learned-avg-mimetic"), "a sin-cos one": PAIR}.items():
-        values = contrast(finals, {arms[1]: 1, arms[0]: -1})
-        if len(values) < ENOUGH:
+    for name, prefixes in {"a learned position embedding": ("learned-avg-", "learned-token-"), "a sin-cos one": ("", "sincos2d-token-")}.items():
+        values = [contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}) for prefix in prefixes]
+        if min(map(len, values)) < ENOUGH:
             return ""
-        row = summary(values)
-        said.append(f"with {name} {points(row['difference'])} points ({ACCURACY.span(row['low'], row['high'])}, {len(values)} pairs)")
+        average, token = (f"{points(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values)
+        said.append(f"with {name} {average} under average pooling and {token} with a class token")
     return f"on CIFAR-10 mimetic initialization changes the accuracy {said[0]}, {said[1]}"

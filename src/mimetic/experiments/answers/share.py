@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers.common import blank, markdown, pairs_of, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
@@ -157,8 +158,9 @@ def relation(points: pd.DataFrame, what: str) -> str:
         )  # fmt: skip
     else:
         says = "the difference " + (
-            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else "does not follow the share, as far as these points can show"
+            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else ""
         )
+        says = says if low > 0 or high < 0 else "these points cannot say whether the difference follows the share"
     sure = int((points.loc[points["pairs"] >= FEW, "low"] > 0).sum())
     ahead = f"ahead at {gaining(points)} of {n} points ({'none' if not sure else sure} with an interval above 0)"
     others = [r[0] for name in points["point"] if (r := correlated(points[points["point"] != name]))]
@@ -240,7 +242,7 @@ def lead(every: Sequence[pd.DataFrame]) -> str:
     if all(gains) and all(r[1] > 0 for r in found):
         return "**Yes, in this sweep.** "
     if all(r[1] <= 0 <= r[2] for r in found):
-        return "**Not that this sweep can show" + (".** " if any(gains) else ", and there is hardly a gain that could follow anything.** ")
+        return "**Undecided" + (".** " if any(gains) else ", and there is hardly a gain that could follow anything.** ")
     return ""
 
 
@@ -263,11 +265,18 @@ def within_vision(points: pd.DataFrame) -> str:
     part = points[(points["family"] == "vision") & (points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)]
     if len(part) < 2:
         return ""
-    ends = [part.loc[part["high"].idxmin()], part.loc[part["low"].idxmax()]]  # what is certain, not what is farthest
-    said = [f"{_points(100 * row['gain'])} % ({row['point']}; {_points(100 * row['low'])} to {_points(100 * row['high'])})" for row in ends]
-    apart = ends[0]["high"] < ends[1]["low"]
-    end = " The share alone does not decide." if apart else ""
-    return f"Among the {len(part)} comparisons in vision with the published signs and at least {ENOUGH} pairs, all with {_range(part['share'])} attention, the relative gain of accuracy goes from {said[0]} to {said[1]}.{end}"
+    def words(row: pd.Series) -> str:
+        return f"{_points(100 * row['gain'])} % ({row['point']}; {_points(100 * row['low'])} to {_points(100 * row['high'])})"
+
+    means = [part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]]
+    sure = [part.loc[part["high"].idxmin()], part.loc[part["low"].idxmax()]]  # what is certain, not what is farthest
+    others = [words(row) for row, mean in zip(sure, means) if row["point"] != mean["point"]]
+    certain = f"; the {'lowest and highest' if len(others) == 2 else 'lowest' if sure[0]['point'] != means[0]['point'] else 'highest'} that the intervals make certain: {' and '.join(others)}" if others else ""
+    end = " The share alone does not decide: these models differ in positions, depth, width and data." if sure[0]["high"] < sure[1]["low"] else ""
+    return (
+        f"Among the {len(part)} comparisons in vision with the published signs and at least {ENOUGH} pairs, all with {_range(part['share'])} attention, the mean relative gain of accuracy "
+        f"goes from {words(means[0])} to {words(means[1])}{certain}.{end}"
+    )
 
 
 def at_equal_share(points: pd.DataFrame) -> str:
@@ -308,8 +317,22 @@ def along(points: pd.DataFrame, sweep: str = "share") -> str:
                 said.append(f"with {signs}: {' and '.join(parts)}")
     if not said:
         return ""
-    firm = "One share, two directions: it is not the share that it follows." if not doubts else f"So no one slope belongs to the share here; but {', and '.join(doubts)}: undecided."
+    firm = "One share, two directions: it is not the share that it follows." if not doubts else f"Taken at face value the two directions disagree, and no one slope belongs to the share; but {', and '.join(doubts)}: undecided."
     return f"Where the share doubles, the gain changes by so many percentage points, {'; '.join(said)}. {firm} (95 % intervals over {min(table['seeds'])} seeds.)"
+
+
+def as_retrained(points: pd.DataFrame, sweep: str = "share") -> str:
+    """Slopes along the vocabulary with the pairs that another machine trained again (data/replicas) in place of the first ones, in words; "" without any."""
+    again = gain_points(data_dir() / "replicas")
+    again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
+    mine = points[points["experiment"] == sweep]
+    replaced = {key: sorted(again[key]) for key in zip(mine["signs"], mine["point"]) if key in again and key[1] in ALONG["the vocabulary"]}
+    if not replaced:
+        return ""
+    table = slopes(mine.assign(by_seed=[row.by_seed | again.get((row.signs, row.point), {}) for row in mine.itertuples()]), sweep)
+    rows = [(signs, table.loc[(signs, "along the vocabulary")]) for signs in dict.fromkeys(key[0] for key in replaced) if (signs, "along the vocabulary") in table.index]
+    said = ", ".join(f"{_points(row['slope'])} ({POINTS.span(row['low'], row['high'])}) with {signs}" for signs, row in rows)
+    return f"With the pairs that another machine trained again in their place, along the vocabulary: {said}." if said else ""
 
 
 def _points(value: float) -> str:
@@ -362,7 +385,9 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
     rows = {}
     for point, changes in SHARES.items():
         config = named(experiment, arm=f"{point}-gpt2")
-        what = ", ".join(f"{name} {value:g}" for name, value in changes.items()) or "the base"
+        whole = {"vocab_size": config.vocab_size, "mlp_ratio": config.mlp_ratio, "depth": config.depth}
+        what = ", ".join(f"{name} {value:g}" for name, value in (changes or whole).items())
+        what = what if changes else f"the base: {what}"
         rows[point] = {"changes": what} | _sizes(config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio)
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
 
