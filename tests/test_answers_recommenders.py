@@ -48,6 +48,23 @@ def test_the_answer_follows_from_the_pairs(no_rates):
     assert re.search(r"\| opposite signs \| −0\.0105 \(.*\): \*loses\*", rec.verdict(worse)) and "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
 
 
+def test_what_holds_over_both_rates_and_both_items(monkeypatch):
+    here, there = finals(random_directions=BASE, opposite=BETTER, mimetic=MIXED), finals(random_directions=BASE, opposite=BASE, mimetic=MIXED)
+    monkeypatch.setattr(rec, "load_runs", lambda experiment: there)
+    text = rec.over_all({"ml100k": here})
+    # the mean of four: two of +0.0105 here, two of nothing there
+    assert "MovieLens-100K: opposite signs minus random directions +0.0052 (" in text and "6 pairs), by the interval in 2 of the four" in text and "(of 3 asked)." in text
+    assert "not corrected" in text and "vision signs minus" not in text
+    monkeypatch.setattr(rec, "load_runs", lambda experiment: finals())
+    assert rec.over_all({"ml100k": here}) == ""
+
+
+def test_what_an_imitation_gains():
+    runs = finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, fit_beauty=BETTER)
+    assert rec.imitations({"ml100k": runs, "beauty": finals()}) == "MovieLens-100K: +0.0105 (+0.0101 to +0.0109) against default, +0.0000 (+0.0000 to +0.0000) against default at vision's norms, +0.0000 (+0.0000 to +0.0000) against random directions."
+    assert rec.imitations({"ml100k": finals(bert=BASE[:3], timm_rescaled=BASE[:3], random_directions=BASE[:3], fit_beauty=BASE[:3])}) == ""
+
+
 def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     runs = finals(bert=BASE, mimetic=BASE[::-1], short_next_bert=BETTER, short_next_mimetic=BASE, short_next_opposite=[v + 0.01 for v in BETTER])
     text = rec.verdict({"ml100k": runs})
@@ -222,17 +239,22 @@ def test_when_an_arm_leaves_popularity_behind(monkeypatch):
 
 def test_what_changes_the_signs(monkeypatch):
     def signs(qk, vp):
-        return pd.DataFrame({"sign": [*qk, *vp]}, index=pd.MultiIndex.from_product([["qk", "vp"], [0, 1]]))
+        ends = [{"+": (0.1, 0.3), "−": (-0.3, -0.1)}.get(sign, (-0.1, 0.1)) for sign in (*qk, *vp)]
+        return pd.DataFrame({"sign": [*qk, *vp], "low": [low for low, _ in ends], "high": [high for _, high in ends]}, index=pd.MultiIndex.from_product([["qk", "vp"], [0, 1]]))
 
     models = {"bert": signs("++", ["none"] * 2), "pre-ln-bert": signs("−+", ["none"] * 2), "causal-bert": signs(["none"] * 2, ["none", "+"])}
     monkeypatch.setattr(questions, "trained", lambda experiment, arm: [arm] if arm in models else [])
     monkeypatch.setattr(questions, "layer_signs", lambda part: models[part[0]])
     table = questions.sign_changes().set_index(["factor", "product"])
-    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1] and table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1]
+    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0] and table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1, 0]
+    assert table.loc[("the norm (pre-LN in place of post-LN)", "QK"), ["turns", "means turn"]].tolist() == [1, 1]
     short = questions.sign_question().split("\n")[0]
     norm, causality = "the norm (1 of 2 layers)", "causality (2 of 2 layers)"
     assert f"the sign of QK changes in half of the layers or more with {norm} and with {causality}; the sign of V·proj" in short
     assert short.endswith("with causality (1 of 2 layers). A sign turns round in 1 of these.")
+    models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.3, -0.1  # no head is beyond the mark, and the mean has turned
+    assert questions.sign_question().split("\n")[0].endswith("(A layer's mean does, with an interval without 0 on either side, in 2 of 8.)")
+    models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.1, 0.1
     del models["pre-ln-bert"]
     assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith("they appear or vanish.")
 

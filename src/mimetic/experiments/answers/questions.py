@@ -95,7 +95,7 @@ def first_answer() -> str:
         several = part["seed"].nunique() > 1
         words = [
             f"{common.PRODUCTS[product]} in layer {layer}: z {row['z']:+.2f}{' ({:+.2f} to {:+.2f})'.format(row['low'], row['high']) * several}, above chance in {row['above']} and below in "
-            f"{row['below']} of {row['count']}".replace("-", "−")
+            f"{row['below']} of {row['count']}{', exactly at the mark, so not counted' * (4 * max(row['above'], row['below']) == 3 * row['count'])}".replace("-", "−")
             for (product, layer), row in layer_signs(part).iterrows()
         ]
         seeds = part["seed"].nunique()
@@ -114,17 +114,20 @@ FACTORS = {  # what differs between two of MODELS, and nothing else of the model
 def sign_changes() -> pd.DataFrame:
     """What changes of the signs that training finds between models that differ in one of FACTORS: a row a factor and product; in how many
     layers of all such pairs of models the sign turns, appears or vanishes, their number (layers) and that of the pairs."""
-    signs = {name: layer_signs(part)["sign"] for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
+    layers = {name: layer_signs(part) for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
+    signs = {name: table["sign"] for name, table in layers.items()}
+    sides = {name: np.sign(table["low"]).where(np.sign(table["low"]) == np.sign(table["high"]), 0) for name, table in layers.items()}  # of the mean, where its interval has one
     rows = []
     for factor, pairs in FACTORS.items():
         there = [(signs[a], signs[b]) for a, b in pairs if a in signs and b in signs]
+        means = [(sides[a], sides[b]) for a, b in pairs if a in signs and b in signs]
         for product, name in (("qk", "QK"), ("vp", "V·proj")) if there else ():
             before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
             counts = {
                 "turns": (before != after) & (before != "none") & (after != "none"),
                 "appears": (before == "none") & (after != "none"), "vanishes": (before != "none") & (after == "none"),
             }  # fmt: skip
-            rows.append({"factor": factor, "product": name, **{word: int(found.sum()) for word, found in counts.items()}, "layers": len(before), "pairs": len(there)})
+            rows.append({"factor": factor, "product": name, **{word: int(found.sum()) for word, found in counts.items()}, "layers": len(before), "pairs": len(there), "means turn": sum(int((a[product] * b[product] < 0).sum()) for a, b in means)})
     return pd.DataFrame(rows)
 
 
@@ -148,8 +151,9 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
         often = part[2 * part["changed"] >= part["layers"]]
         named = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
         parts.append(f"the sign of {product} changes in half of the layers or more with {' and with '.join(named) or 'none of these'}")
-    turned = changed["turns"].sum()
-    return f"{'; '.join(parts)}. {'No sign turns round, they appear or vanish.' if turned == 0 else f'A sign turns round in {turned} of these.'}"
+    turned, means = changed["turns"].sum(), changed["means turn"].sum()
+    by_mean = f" (A layer's mean does, with an interval without 0 on either side, in {means} of {changed['layers'].sum()}.)" if means > turned else ""
+    return f"{'; '.join(parts)}. {'By this mark no sign turns round, they appear or vanish.' if turned == 0 else f'A sign turns round in {turned} of these.'}{by_mean}"
 
 
 # --- question 2 ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from mimetic.experiments.programmes.recommenders import (
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, corrected, crossed_interval, mean_interval, smallest_p
+from mimetic.statistics import ENOUGH, compare, contrast, corrected, crossed_interval, mean_interval, side, smallest_p
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -73,7 +73,42 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     lines = [f"* {conclusion(data, table, others[data])}{of_the_sibling(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
+    lines += [f"* **Over both rates and both items.** {words}"] if (words := over_all(finals)) else []
+    lines += [f"* **An imitation**, with constants fitted to the model of the other data set. {words}"] if (words := imitations(finals)) else []
     return "\n\n".join(filter(None, [against_default(tables), "\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
+
+
+def over_all(finals: Mapping[str, pd.DataFrame]) -> str:
+    """Which of AGAINST_EACH_OTHER hold over the last and the last but one items at both learning rates: the mean of the four differences of a
+    seed, where its interval leaves out 0; "" without the runs of both rates."""
+    said = []
+    for data, runs in finals.items():
+        there = load_runs(f"{data}-rate")
+        if runs.empty or there.empty:
+            continue
+        found, asked = [], 0
+        for name, (reference, arm) in AGAINST_EACH_OTHER.items():
+            four = pd.concat([contrast(part, {arm: 1, reference: -1}, column) for part in (runs, there) for column in (METRIC.column, VALIDATION_COLUMN)], axis=1).dropna()
+            if len(four) < ENOUGH:
+                continue
+            asked += 1
+            if side(four.mean(axis=1)):
+                clear = sum(side(four.iloc[:, i]) == side(four.mean(axis=1)) for i in range(4))
+                found.append(f"{name} {common.measured(four.mean(axis=1), METRIC)}, by the interval in {clear} of the four")
+        if asked:
+            said.append(f"{SHOWN[data]}: {'; '.join(found) or 'no difference between signs or to their controls'} (of {asked} asked).")
+    return f"A number a seed, the mean of its four differences; asked when all were seen, and not corrected. {' '.join(said)}" if said else ""
+
+
+def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What the arm fitted to the trained model of the other data set gains over the default and over the controls of vision's size, in words; "" without."""
+    said = []
+    for data, runs in finals.items():
+        fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
+        table = compare(runs, {"default": (DEFAULT, fitted), **{name: (arm, fitted) for name, arm in zip(CONTROLS, (RESCALED, RANDOM))}}, METRIC.column) if fitted and len(runs) else pd.DataFrame()
+        if len(table) and table["pairs"].min() >= ENOUGH:
+            said.append(f"{SHOWN[data]}: {', '.join(f'{METRIC.signed(row.difference)} {interval(row.low, row.high)} against {row.Index}' for row in table.itertuples())}.")
+    return " ".join(said)
 
 
 def against_default(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -140,7 +175,10 @@ def of_the_sibling(finals: Mapping[str, pd.DataFrame]) -> str:
     fitted = compare(_sibling(finals, SIBLING_PREFIX), {"fitted": (DEFAULT, "fit-beauty")}, METRIC.column)
     row = fitted.iloc[0] if len(fitted) else None
     imitation = f" The arm that imitates a trained sibling (fitted on Beauty): {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}." if row is not None and row["pairs"] > 1 else ""
-    return after_more_epochs(finals) + users + imitation
+    others = compare(_sibling(finals, SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, VALIDATION_COLUMN)
+    before = ", ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in others.iterrows() if row["pairs"] > 1)
+    before = f" On the last but one items: {before}." if before else ""
+    return after_more_epochs(finals) + before + users + imitation
 
 
 def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -229,6 +267,9 @@ def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
     if so:
         text += f" **At this learning rate and on these items, {so}.**"
+        asked = table.loc["opposite minus vision signs"] if "opposite minus vision signs" in table.index and data != SIBLING_RUNS else None
+        if asked is not None and words["opposite minus vision signs"] in ("gains", "loses") and asked["p"] > 0.05:
+            text += f" (Between the signs the exact p is {asked['p']:.3f}.)"
     if so and so != other_so:
         aside = ""
         if other_so:
