@@ -167,8 +167,8 @@ def test_trend_is_a_slope_over_seeds():
     broken = dots(0.0)["width"].assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
     text = growth.trend({"width": broken}, "width")
     assert "falls with width" in text and "But one size decides it: without 192 the line cannot be told from a level one" in text and text.count("without") == 1
-    assert "Sizes that these pairs tell apart: 64 and 192 (−5.0, −5.3 to −4.7), 96 and 192" in growth.where({"width": broken}, "width")
-    assert growth.where(dots(0, noise=0), "width").endswith("These pairs tell no two sizes apart.")
+    assert "asked, not corrected): 64 and 192 (−5.0, −5.3 to −4.7), 96 and 192" in growth.where({"width": broken}, "width")
+    assert growth.where(dots(0, noise=0), "width").endswith("Between no two sizes does the interval leave out 0.")
     assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)["width"]) == {} == rests_on(dots(0)["width"])
     assert "not enough runs" in growth.trend(two, "width")
 
@@ -206,6 +206,15 @@ def test_what_twelve_layers_and_few_images_do():
     table = pd.DataFrame({"difference": [-0.02, -0.09, -0.05, -0.02], "low": -0.05, "high": 0.01, "pairs": 5}, index=range(1, 5))
     assert growth.furthest_behind(table) == "At twelve layers it is furthest behind after epoch 2 (−9.0); at the end it is −2.0 (−5.0 to +1.0)."
     assert growth.furthest_behind(table.assign(difference=-table["difference"])) == "" == growth.furthest_behind(None) == growth.furthest_behind(table.assign(pairs=1))
+
+
+def test_gains_as_shares_of_the_errors_and_by_how_often_images_are_seen():
+    table = pd.DataFrame({"difference": [0.04, 0.04], "reference": [0.5, 0.6], "x": [64.0, 192.0]}, index=["a", "b"])
+    assert growth.of_the_errors(table) == "Of the default's errors: +8.0 % at 64, +10.0 % at 192."
+    by_epoch = {name: pd.DataFrame({"difference": values}, index=[1, 2, 3]) for name, values in (("2,000 images", [0.04, 0.05, 0.01]), ("d 96, depth 6", [0.04, 0.03, 0.04]))}
+    text = growth.repeats(by_epoch)
+    assert text.startswith("With 2,000 images the lead is largest after epoch 2, +5.0 (+3.0 with 10,000), when each image has been seen 10 times, and +1.0 at the end (+4.0), after 15")
+    assert growth.repeats({"2,000 images": by_epoch["2,000 images"]}) == "" == growth.repeats(by_epoch | {"2,000 images": by_epoch["d 96, depth 6"]})
 
 
 def test_other_rates_at_twelve_layers(monkeypatch):

@@ -102,7 +102,14 @@ def where(dots: dict[str, pd.DataFrame], title: str) -> str:
     wide = _by_size(dots[title])
     at = ", ".join(f"{points(wide[x].mean())} at {x:,.0f}" for x in wide)
     changes = [f"{x:,.0f} and {y:,.0f} ({points(d.mean())}, {' to '.join(map(points, mean_interval(d)))})" for (x, y), d in _apart(dots[title]).items()]
-    return f"Gains: {at}. " + (f"Sizes that these pairs tell apart: {', '.join(changes)}." if changes else "These pairs tell no two sizes apart.")
+    asked = len(list(combinations(wide, 2)))
+    return f"Gains: {at}. " + (f"Sizes between which the interval leaves out 0 (of {asked} asked, not corrected): {', '.join(changes)}." if changes else "Between no two sizes does the interval leave out 0.")
+
+
+def of_the_errors(table: pd.DataFrame) -> str:
+    """The gains as shares of the errors that the default makes, from a table of gain_panels, in words: points flatter a size whose default is low."""
+    shares = (table["difference"] / (1 - table["reference"])).groupby(table["x"]).first()
+    return f"Of the default's errors: {', '.join(f'{100 * share:+.1f} % at {x:,.0f}'.replace('-', '−') for x, share in shares.items())}."
 
 
 def _by_size(dots: pd.DataFrame) -> pd.DataFrame:
@@ -271,6 +278,23 @@ def scarce(finals: pd.DataFrame, metric: str = "test_loss") -> str:
     return text
 
 
+def repeats(by_epoch: dict[str, pd.DataFrame], scarce_set: str = "2,000 images", base: str = "d 96, depth 6") -> str:
+    """When the gain with few images falls behind that with more, by epoch, and how often each image has been seen by then, in words; "" without
+    both (gaps)."""
+    few, many = by_epoch.get(scarce_set), by_epoch.get(base)
+    if few is None or many is None or len(few) < 3:
+        return ""
+    config = EXPERIMENTS["cifar10-lab10"]
+    times = (config.epoch_images or config.train_size) / float(scarce_set.split()[0].replace(",", ""))
+    best, end = few["difference"].idxmax(), few.index[-1]
+    if best == end or few.loc[end, "difference"] >= many.loc[end, "difference"]:
+        return ""
+    return (
+        f"With {scarce_set} the lead is largest after epoch {best}, {points(few.loc[best, 'difference'])} ({points(many.loc[best, 'difference'])} with {config.train_size:,}), when each image has been seen {times * best:.0f} times, "
+        f"and {points(few.loc[end, 'difference'])} at the end ({points(many.loc[end, 'difference'])}), after {times * end:.0f}: what makes the gain smaller there may be that images are repeated, and not that they are few."
+    )
+
+
 def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs are left out."""
     arms = {name: pair for title in GAIN_PANELS for name, pair in panel_arms(title).items()}
@@ -280,11 +304,11 @@ def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame
 
 def answer(finals: pd.DataFrame) -> str:
     """The chapter's answer: against width, depth and number of images the trend, and where it comes from."""
-    _, dots, _ = gain_panels(finals)
+    tables, dots, _ = gain_panels(finals)
     lines = []
     for title in GAIN_PANELS:
         gap = " (So far: not all sizes are in.)" if title in dots and dots[title]["x"].nunique() < len(panel_arms(title)) else ""
-        lines.append(" ".join(filter(None, (f"* **{title.capitalize()}.**", where(dots, title), trend(dots, title)))) + gap)
+        lines.append(" ".join(filter(None, (f"* **{title.capitalize()}.**", where(dots, title), trend(dots, title), of_the_errors(tables[title]) if title in tables else ""))) + gap)
     return f"**Answer.**{lead(dots)}\n\n" + "\n".join(lines)
 
 
@@ -306,7 +330,7 @@ def lead(dots: dict[str, pd.DataFrame]) -> str:
     if word == "Neither":
         ends = {title: set(rests_on(dots[title])) for title in GAIN_PANELS}
         others = all(ends[title] & set(pair) for title in GAIN_PANELS for pair in _apart(dots[title]))
-        limits = ", ".join(f"{100 * _at_most(dots[title], towards):.1f} {unit}" for title, towards, unit in (("width", 1, "points a doubling of width"), ("depth", 1, "of depth"), ("data", -1, "a halving of the images")))
+        limits = ", ".join(f"{100 * _at_most(dots[title], towards):.1f} {unit}" for title, towards, unit in (("width", 1, "points a doubling of width"), ("depth", 1, "of depth (at one learning rate)"), ("data", -1, "a halving of the images")))
         return f" Neither is seen. Lines through all sizes run the other way, but single sizes at the ends decide it (such a trend is undecided in [the report](13_report.ipynb)){'; the other sizes cannot be told apart' if others else ''}. With and without them, growth of more than {limits} is outside the interval."
     return f" {word}, by a line through all sizes; but single sizes at the ends decide it."
 
