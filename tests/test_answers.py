@@ -447,3 +447,10 @@ def test_what_a_trace_of_noise_tells_apart(monkeypatch, values, says):
     assert says in parts.trace_sentence() and f"{100 * (np.mean(values) - np.mean(usual)):+.1f} points".replace("-", "−") in parts.trace_sentence()
     monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: runs[runs["seed"] == 0])
     assert parts.trace_sentence() == ""
+
+
+def test_the_nearest_evidence_for_a_larger_model():
+    rows = [{"arm": f"{prefix}-{arm}", "seed": s, "test_accuracy": 0.5 + gain * (arm == "mimetic")} for prefix, gain in (("d192", 0.03), ("depth12", -0.02)) for arm in PAIR for s in range(5)]
+    text = growth.nearest(pd.DataFrame(rows))
+    assert text.endswith("in points: at width 192 +3.0 (+3.0 to +3.0, 5 pairs); at twelve layers −2.0 (−2.0 to −2.0, 5 pairs).")
+    assert growth.nearest(EMPTY) == "" == growth.nearest(pd.DataFrame(rows).query("seed < 3"))

@@ -226,6 +226,19 @@ def each_at_its_rate(finals: pd.DataFrame) -> str:
     return f"Each at the better of these two rates, by the images held back ({words}): {common.measured(values)} points on the test images, {says}."
 
 
+NEAREST = {"with 50,000 images to draw from": "n50000", "at width 192": "d192", "at twelve layers": DEEP, "at twelve layers and half the learning rate": f"{DEEP}-half"}
+
+
+def nearest(finals: pd.DataFrame) -> str:
+    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, in a sentence; "" without pairs."""
+    said = []
+    for words, prefix in NEAREST.items():
+        values = contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) if len(finals) else []
+        if len(values) >= ENOUGH:
+            said.append(f"{words} {common.measured(values)}")
+    return f"The nearest evidence is of another size, ten epochs at laboratory scale with one setting changed ([chapter 8](08_size_and_data.ipynb)), in points: {'; '.join(said)}." if said else ""
+
+
 def furthest_behind(table: pd.DataFrame | None) -> str:
     """Of a gap by epoch that ends below 0: where it was largest and what is left at the end, in words; "" else, and for one pair."""
     if table is None or len(table) < 3 or table["difference"].iloc[-1] >= 0 or table["pairs"].iloc[-1] < 2:
