@@ -321,7 +321,9 @@ def answer(finals: pd.DataFrame) -> str:
     lines = []
     for title in GAIN_PANELS:
         gap = " (So far: not all sizes are in.)" if title in dots and dots[title]["x"].nunique() < len(panel_arms(title)) else ""
-        lines.append(" ".join(filter(None, (f"* **{title.capitalize()}.**", where(dots, title), trend(dots, title), of_the_errors(tables[title]) if title in tables else ""))) + gap)
+        half = contrast(finals, {f"{DEEP}-half-mimetic": 1, f"{DEEP}-half-timm": -1}) if title == "depth" else []
+        slower = f"All at one learning rate; 12 layers at half of it: {common.measured(half)}, [below](#twelve)." if len(half) >= ENOUGH else ""
+        lines.append(" ".join(filter(None, (f"* **{title.capitalize()}.**", where(dots, title), trend(dots, title), of_the_errors(tables[title]) if title in tables else "", slower))) + gap)
     return f"**Answer.**{lead(dots)}\n\n" + "\n".join(lines)
 
 
