@@ -110,9 +110,8 @@ def _unseen(library: str, name: str, small: nn.Module) -> str:
     if whole is None:
         return ""
     seen, modules = {type(module) for module in small.modules()}, dict(whole.named_modules())
-    found = scan(whole)  # without weights: what is known is "refused" for want of them
-    found.refused = {n: reason for n, reason in found.refused.items() if type(modules[n]) not in seen and find_reader(type(modules[n])) is None}
-    return _remarks(Scan([], found.refused, {}))
+    refused = scan(whole).refused.items()  # without weights also what is known, for want of them
+    return _remarks(Scan([], {n: reason for n, reason in refused if type(modules[n]) not in seen and find_reader(type(modules[n])) is None}, {}))
 
 
 def _nothing_known(found: Scan) -> dict:

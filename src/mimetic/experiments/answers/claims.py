@@ -17,7 +17,7 @@ from mimetic.experiments import pattern
 from mimetic.experiments.answers import gpu, questions, recommenders, share
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.growth import better_rates, gain_panels, panel_arms, repeated_at_twelve
-from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way_sentence, steps_saved
+from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.construction import constants_table
 from mimetic.experiments.metrics import ACCURACY, Metric
@@ -161,7 +161,7 @@ def _sooner() -> Judgement:
     finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
     sooner = steps_saved(finals, curves)["earlier by"].astype(float)
     verdict, found = judged(sooner, Metric("", "", scale=100, digits=0), len(CENTRAL_SEEDS), unit="% of the run earlier than the default's own curve")
-    way = on_the_way_sentence(curves)
+    way = on_the_way_sentence(on_the_way(curves))
     return verdict, f"{found}; {way}" if way else found
 
 

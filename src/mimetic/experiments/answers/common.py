@@ -115,6 +115,11 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
     return f"{metric.signed(float(np.mean(values)))} ({metric.span(low, high)}, {n} pair{'s' * (n != 1)}{more})"
 
 
+def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:
+    """A mean of paired values with its 95 % interval: "+0.1 (+0.0 to +0.2)"."""
+    return f"{metric.signed(values.mean())} ({metric.span(*mean_interval(values))})"
+
+
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """One row a contrast of the study that has runs: difference, low, high, pairs, p; and expected, see study.Contrast."""
     rows = {}

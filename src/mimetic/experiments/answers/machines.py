@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.answers.common import comparisons_of
+from mimetic.experiments.answers.common import comparisons_of, with_interval
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
@@ -96,14 +96,10 @@ def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]], experime
             if len(seeds) >= 2:
                 first, again = (v.loc[seeds] for v in values)
                 rows[question, name] = {
-                    "here": _with_interval(first), "on the other machine": _with_interval(again), "pairs": len(seeds),
+                    "here": with_interval(first), "on the other machine": with_interval(again), "pairs": len(seeds),
                     "sides": " ".join({1: "+", -1: "−", 0: "?"}[side(v)] for v in (first, again)),
                 }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _with_interval(values: pd.Series) -> str:
-    return f"{ACCURACY.signed(values.mean())} ({ACCURACY.span(*mean_interval(values))})"
 
 
 def text_replicas_sentence(experiment: str) -> str:

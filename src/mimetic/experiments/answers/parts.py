@@ -170,7 +170,7 @@ def conditions(finals: pd.DataFrame) -> str:
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in asked.items()}
     if min(len(values) for values in gains.values()) < ENOUGH:
         return ""
-    own, learned, none, torch, swapped, *token = (f"{points(values.mean())} ({ACCURACY.span(*mean_interval(values))})" for values in gains.values())
+    own, learned, none, torch, swapped, *token = (common.with_interval(values) for values in gains.values())
     names, pairs = list(asked), min(len(values) for values in gains.values())
     devices = " and ".join(sorted(finals.loc[finals["arm"].isin(arm for arms in asked.values() for arm in arms), "device.name"].unique()))
     return (

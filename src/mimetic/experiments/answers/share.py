@@ -157,10 +157,10 @@ def relation(points: pd.DataFrame, what: str) -> str:
             else "these points cannot say whether the gain follows the share"
         )  # fmt: skip
     else:
-        says = "the difference " + (
-            "rises as attention's share grows" if low > 0 else "falls as attention's share grows" if high < 0 else ""
-        )
-        says = says if low > 0 or high < 0 else "these points cannot say whether the difference follows the share"
+        says = (
+            "the difference rises as attention's share grows" if low > 0 else "the difference falls as attention's share grows" if high < 0
+            else "these points cannot say whether the difference follows the share"
+        )  # fmt: skip
     sure = int((points.loc[points["pairs"] >= FEW, "low"] > 0).sum())
     ahead = f"ahead at {gaining(points)} of {n} points ({'none' if not sure else sure} with an interval above 0)"
     others = [r[0] for name in points["point"] if (r := correlated(points[points["point"] != name]))]
@@ -265,6 +265,7 @@ def within_vision(points: pd.DataFrame) -> str:
     part = points[(points["family"] == "vision") & (points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)]
     if len(part) < 2:
         return ""
+
     def words(row: pd.Series) -> str:
         return f"{_points(100 * row['gain'])} % ({row['point']}; {_points(100 * row['low'])} to {_points(100 * row['high'])})"
 
@@ -326,11 +327,9 @@ def as_retrained(points: pd.DataFrame, sweep: str = "share") -> str:
     again = gain_points(data_dir() / "replicas")
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
     mine = points[points["experiment"] == sweep]
-    replaced = {key: sorted(again[key]) for key in zip(mine["signs"], mine["point"]) if key in again and key[1] in ALONG["the vocabulary"]}
-    if not replaced:
-        return ""
+    replaced = dict.fromkeys(row.signs for row in mine.itertuples() if (row.signs, row.point) in again and row.point in ALONG["the vocabulary"])
     table = slopes(mine.assign(by_seed=[row.by_seed | again.get((row.signs, row.point), {}) for row in mine.itertuples()]), sweep)
-    rows = [(signs, table.loc[(signs, "along the vocabulary")]) for signs in dict.fromkeys(key[0] for key in replaced) if (signs, "along the vocabulary") in table.index]
+    rows = [(signs, table.loc[(signs, "along the vocabulary")]) for signs in replaced if (signs, "along the vocabulary") in table.index]
     said = ", ".join(f"{_points(row['slope'])} ({POINTS.span(row['low'], row['high'])}) with {signs}" for signs, row in rows)
     return f"With the pairs that another machine trained again in their place, along the vocabulary: {said}." if said else ""
 
@@ -385,9 +384,8 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
     rows = {}
     for point, changes in SHARES.items():
         config = named(experiment, arm=f"{point}-gpt2")
-        whole = {"vocab_size": config.vocab_size, "mlp_ratio": config.mlp_ratio, "depth": config.depth}
-        what = ", ".join(f"{name} {value:g}" for name, value in (changes or whole).items())
-        what = what if changes else f"the base: {what}"
+        shown = changes or {name: getattr(config, name) for name in ("vocab_size", "mlp_ratio", "depth")}
+        what = "the base: " * (not changes) + ", ".join(f"{name} {value:g}" for name, value in shown.items())
         rows[point] = {"changes": what} | _sizes(config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio)
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
 

@@ -153,10 +153,10 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
     low, high = mean_interval(table["earlier by"])
     span = f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−") if len(share) > 1 else ""
-    way = on_the_way_sentence(curves)
-    if way:
-        less = max(earlier.mean() for earlier in on_the_way(curves).values()) < table["earlier by"].mean()
-        way = f" The {way}.{' So much of it is the higher end.' if less else ''}"
+    marks, way = on_the_way(curves), ""
+    if marks:
+        less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
+        way = f" The {on_the_way_sentence(marks)}.{' So much of it is the higher end.' if less else ''}"
     return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
 
 
@@ -179,10 +179,10 @@ def on_the_way(curves: pd.DataFrame, marks: tuple[float, ...] = MARKS) -> dict[f
     return found
 
 
-def on_the_way_sentence(curves: pd.DataFrame) -> str:
+def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     """on_the_way in words; "" if no mark is passed in all runs."""
     said = []
-    for mark, earlier in on_the_way(curves).items():
+    for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
         span = f" ({100 * low:+.1f} to {100 * high:+.1f})" if len(earlier) > 1 else ""
         said.append(f"{common.percent(mark)} {100 * earlier.mean():+.1f} %{span}")
