@@ -1,12 +1,14 @@
 """Our GPT computes what transformers' GPT-2 computes, looks at no later token, and starts as GPT-2 starts."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import mimetic
 from mimetic.models.blocks import SelfAttention, parameter_counts
-from mimetic.models.gpt import GPT, GPTConfig, generate
+from mimetic.models.gpt import GPT, GPTConfig, generate, sincos
 
 SMALL = GPTConfig(vocab_size=61, context=24, d_model=48, depth=3, num_heads=4)
 
@@ -107,6 +109,28 @@ def test_mimetic_writes_the_products(spec):
         assert layer.qk(0).diagonal().mean().item() > 0.2
 
 
+def test_fixed_positions_are_those_of_transformers():
+    marian = pytest.importorskip("transformers.models.marian.modeling_marian")
+    theirs = marian.MarianSinusoidalPositionalEmbedding(50, 32)
+    theirs.weight = torch.nn.Parameter(theirs.create_weight(), requires_grad=False)
+    torch.testing.assert_close(sincos(50, 32), theirs(torch.Size([1, 50])).view(50, 32), atol=1e-6, rtol=0)
+
+
+def test_fixed_positions_stand_beside_tokens_times_the_root_of_the_width():
+    fixed = initialised(config=dataclasses.replace(SMALL, pos_embed="sincos"))
+    assert "pos_embed" not in dict(fixed.named_parameters()) and torch.equal(fixed.pos_embed, sincos(24, 48))
+    assert parameter_counts(fixed)["embedding"] == 61 * 48
+    # the blocks see what those of a GPT with learned positions see whose table has these values and whose tokens are so large
+    learned = initialised()
+    learned.load_state_dict(fixed.state_dict())
+    with torch.no_grad():
+        learned.token_embed.weight *= 48**0.5
+    ids = torch.randint(61, (2, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fixed.features(ids), learned.features(ids))
+    torch.testing.assert_close(fixed(ids), learned(ids) / 48**0.5)  # the head has the tokens as they are
+    assert len(generate(fixed, [1], 30)) == 30
+
+
 def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     model = initialised().train()
     a, b, c = (generate(model, [1, 2], 40, seed=s) for s in (0, 0, 1))  # longer than the context
@@ -124,6 +148,9 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, sincos, not 'rope'"),
+        (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
+        (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),
         (lambda: generate(GPT(SMALL), [], 3), "no tokens to begin with"),
         (lambda: generate(GPT(SMALL), [1], 3, temperature=0), "temperature must be greater than 0"),

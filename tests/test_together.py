@@ -17,6 +17,7 @@ from mimetic.experiments import together, vision
 from mimetic.experiments.configs import named
 from mimetic.experiments.queue import main
 from mimetic.experiments.runs import run
+from mimetic.models import gpt
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.stacked import StackedViT, stack
 from mimetic.models.vit import GLOBAL_POOL, POS_EMBED, ViT, ViTConfig
@@ -74,9 +75,10 @@ def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
     same_outputs_and_gradients([ViT(config) for _ in range(3)], torch.randn(3, 5, 3, 16, 16))
 
 
-def test_the_same_of_gpts():
+@pytest.mark.parametrize("pos_embed", gpt.POS_EMBED)
+def test_the_same_of_gpts(pos_embed):
     torch.manual_seed(0)
-    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3)) for _ in range(3)]
+    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3, pos_embed=pos_embed)) for _ in range(3)]
     same_outputs_and_gradients(models, torch.randint(30, (3, 4, 7)))
 
 

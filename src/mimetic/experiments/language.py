@@ -166,5 +166,5 @@ def _check_context(config: LanguageConfig, tokens: float) -> None:
 
 
 def _gpt_config(config: LanguageConfig, vocab_size: int):
-    names = ("context", "d_model", "depth", "num_heads", "mlp_ratio")
+    names = ("context", "d_model", "depth", "num_heads", "mlp_ratio", "pos_embed")
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})

@@ -1,4 +1,5 @@
-"""GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding.
+"""GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding; or the same
+with the fixed positions of the first transformer.
 
 With the same weights its logits are those of ``transformers.GPT2LMHeadModel`` (tests/test_models_gpt.py).
 
@@ -17,6 +18,7 @@ from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
+POS_EMBED = ("learned", "sincos")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class GPTConfig:
     depth: int = 12  # number of blocks
     num_heads: int = 12  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
+    # "learned": GPT-2's, normal .02; "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
+    pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "depth", "num_heads"):
@@ -38,6 +42,27 @@ class GPTConfig:
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+        if self.pos_embed not in POS_EMBED:
+            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        if self.pos_embed == "sincos" and self.d_model % 2:
+            raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
+
+
+def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
+    """The fixed position embedding of Vaswani et al. 2017, 3.5: (length, d_model), float32.
+
+    Two equal parts, sin(n w) and cos(n w) with w_i = temperature ** (-2 i / d_model); the paper has them in turn, which is another
+    order of the channels.
+
+    Raises:
+        ValueError: d_model is odd.
+    """
+    if d_model % 2:
+        raise ValueError(f"d_model must be even, not {d_model}")
+    # float64, so that every machine rounds to the same float32
+    omega = temperature ** (-torch.arange(d_model // 2, dtype=torch.float64) / (d_model // 2))
+    angle = torch.arange(length)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
 
 class GPT(nn.Module):
@@ -52,7 +77,10 @@ class GPT(nn.Module):
         self.config = config
         D = config.d_model
         self.token_embed = nn.Embedding(config.vocab_size, D)
-        self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
+        if config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
+        else:  # a buffer: fixed, but part of the state dict
+            self.register_buffer("pos_embed", sincos(config.context, D))
         self.blocks = nn.Sequential(
             *(
                 Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")
@@ -60,6 +88,13 @@ class GPT(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(D, eps=GPT2_EPS)
+
+    def embed(self, ids_BN: Tensor) -> Tensor:
+        """Token ids to the tokens that enter the first block, (B, N, D)."""
+        x_BND = self.token_embed(ids_BN)
+        if self.config.pos_embed == "sincos":
+            x_BND = x_BND * self.config.d_model**0.5
+        return x_BND + self.pos_embed[: ids_BN.shape[1]]
 
     def features(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that the head reads, (B, N, D).
@@ -70,7 +105,7 @@ class GPT(nn.Module):
         N = ids_BN.shape[1]
         if N > self.config.context:
             raise ValueError(f"{N} tokens are more than the context of {self.config.context}")
-        return self.norm(self.blocks(self.token_embed(ids_BN) + self.pos_embed[:N]))
+        return self.norm(self.blocks(self.embed(ids_BN)))
 
     def forward(self, ids_BN: Tensor) -> Tensor:
         """Token ids (B, N) to logits (B, N, V)."""

@@ -104,11 +104,19 @@ class StackedGPT(Stacked):
 
     eps, causal, gelu = GPT2_EPS, True, "tanh"
 
+    def __init__(self, models: Sequence[GPT]) -> None:
+        super().__init__(models)
+        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.pos_embed == "sincos" else None)
+
     def forward(self, ids_RBN: Tensor) -> Tensor:
         R, B, N = ids_RBN.shape
         tokens_RVD = self.weight("token_embed.weight")
         first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
-        x_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1)) + self.weight("pos_embed")[:, None, :N]
+        x_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
+        if self.fixed is None:
+            x_RBND = x_RBND + self.weight("pos_embed")[:, None, :N]
+        else:
+            x_RBND = x_RBND * self.config.d_model**0.5 + self.fixed[:N]
         return (self.norm("norm", self.blocks(x_RBND)) @ tokens_RVD.mT).view(R, B, N, -1)
 
 

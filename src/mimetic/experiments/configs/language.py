@@ -9,6 +9,8 @@ wikitext2        the same model on WikiText-2 with a byte-level BPE of 2,000 tok
 share            the authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
                  the depth; WikiText-2, 1,200 steps
 tinyshakespeare-long  five times as long, to see where it ends: 6,000 steps, twelve passes
+tinyshakespeare-sincos  the default and both sets of signs with fixed sin-cos positions, since learned ones take vision's gain away (cifar10-lab10);
+                 each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
 share-gpu        share of attention at that size. For a GPU, not run yet, one learning rate for all arms: no expected numbers
@@ -30,6 +32,7 @@ instructions for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -65,6 +68,7 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
+    pos_embed: str = "learned"  # learned, as GPT-2's; sincos: fixed, and the tokens times sqrt(d_model)
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
@@ -79,6 +83,9 @@ GENTLE = 2e-3
 # Which those are follows from the search's records; a test compares.
 TIE = 0.025  # bits per byte: two runs of one configuration and seed on two machines differ by up to 0.044
 RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-directions": 4e-3, "both-minus": 2e-3, "tenth": 4e-3}
+
+# The same, for the model with fixed positions: its own search.
+SINCOS_CHOSEN: dict[str, float] = {}
 
 LAB = LanguageConfig(
     "tinyshakespeare", epochs=12, batch_size=16, lr=CHOSEN["gpt2"], weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
@@ -96,6 +103,8 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
+    "tinyshakespeare-sincos": replace(LAB, experiment="tinyshakespeare-sincos", pos_embed="sincos"),
+    "tinyshakespeare-sincos-recipe": replace(LAB, experiment="tinyshakespeare-sincos-recipe", pos_embed="sincos", validation=True, lr=1e-3),
     "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
     "share-gpu": replace(GPU, experiment="share-gpu"),
@@ -142,9 +151,14 @@ CONTROLS: dict[str, dict[str, Any]] = {
 EVERY = TRIED | CONTROLS
 
 
-def at_own_rate(*names: str) -> dict[str, dict[str, Any]]:
+def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
     """Arms with the learning rate that the search chose for each; those that it has chosen none for yet are left out."""
-    return {name: {**EVERY[name], "lr": CHOSEN[name]} for name in names if name in CHOSEN}
+    return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
+
+
+def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The runs of a search: every arm at every rate, and those whose best is the highest of them at EDGE_RATE, too."""
+    return {searched(name, lr): {**EVERY[name], "lr": lr} for name in names for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))}
 
 
 def rated(name: str, lr: float) -> str:
@@ -188,15 +202,15 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "tinyshakespeare-recipe": {
-        searched(name, lr): {**arm, "lr": lr} for name, arm in EVERY.items() for lr in (*RATES, *[EDGE_RATE] * (name in AT_EDGE))
-    },
+    "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
+    "tinyshakespeare-sincos-recipe": search_arms(SIGNS, ("gpt2",)),
     "share-recipe": {
         f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
+    "tinyshakespeare-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers

@@ -54,6 +54,8 @@ RATE = Study(
 # Asked after a reader had seen that the search chose between rates that its one seed cannot tell apart
 SECOND = Study("second", "The second rate of the search, where one seed cannot tell", "tinyshakespeare-rate", tuple(rated(name, lr) for name, lr in RUNNER_UP.items()), {})
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
+# Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a GPT?
+POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]))
 
 
 def _sweep(experiment: str) -> Study:
@@ -66,11 +68,11 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
-SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS}
+SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS}
 
-SEARCH = "tinyshakespeare-recipe"
+SEARCH, SINCOS_SEARCH = "tinyshakespeare-recipe", "tinyshakespeare-sincos-recipe"
 
 
 def language_runs() -> list[RunConfig]:
@@ -85,8 +87,8 @@ def language_runs() -> list[RunConfig]:
 
 def recipe_runs() -> list[RunConfig]:
     """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken.
-    Then the sign arms at the ends of the sweep, to see whether the rates hold there."""
-    return [named(SEARCH, arm=arm) for arm in ARMS[SEARCH]] + [named("share-recipe", arm=arm) for arm in ARMS["share-recipe"]]
+    Then the sign arms at the ends of the sweep, to see whether the rates hold there; and their search with fixed positions."""
+    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", SINCOS_SEARCH) for arm in ARMS[experiment]]
 
 
 def gpu_runs() -> list[RunConfig]:
