@@ -130,6 +130,18 @@ def test_steps_saved_worked_example():
     assert "to 50 % +8.3 % (" in text and "So much of it" not in text and answers.on_the_way(EMPTY) == {}
 
 
+def test_conditions_have_the_accuracies_themselves():
+    rows = []
+    for i, (reference, arm) in enumerate(parts.CONDITIONS.values()):
+        rows += [{"arm": a, "seed": s, "test_accuracy": 0.5 + 0.01 * gain + 0.001 * s, "device.name": "one"} for s in range(5) for a, gain in ((reference, 0), (arm, i))]
+    finals = pd.DataFrame(rows).drop_duplicates(["arm", "seed"])  # some conditions share an arm
+    table = parts.conditions_table(finals)
+    assert "(5 pairs each, on one; in brackets" in table and "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
+    assert table.count("\n|") == 2 + len(parts.CONDITIONS) and "−" not in table
+    assert "+5.0 (+5.0 to +5.0) points with sin-cos" not in parts.conditions(finals) and "+1.0 (+1.0 to +1.0) with a learned position embedding" in parts.conditions(finals)
+    assert parts.conditions_table(finals[finals["seed"] < 4]) == parts.conditions_table(finals[:0].assign(**{"device.name": ""})) == ""
+
+
 def test_an_arm_is_not_sooner_than_itself():
     rng = np.random.default_rng(0)
     rows = [{"arm": arm, "seed": s, "step": e, "test_accuracy": value} for s in range(6) for e, value in enumerate(1 - 0.9 ** np.arange(1, 31) + 0.02 * rng.standard_normal(30), 1) for arm in PAIR]

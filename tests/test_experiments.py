@@ -77,6 +77,13 @@ def products(title, qk, vp):
     return rows + [{"title": title, "layer": i, "head": -1, "product": "vp", "z": z, "sigmas": 20 * z} for i, z in enumerate(vp)]
 
 
+def test_what_chapter_2_says_of_the_share_along_the_identity():
+    shares = pattern.identity_shares(pattern.effective())
+    assert shares["V·proj: mean"].max() < 10.5 and shares["V·proj: median"].max() < 7 and shares["QK: mean"].max() < 2
+    dinov2 = shares.loc["DINOv2-type ViT-S/14"]
+    assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5  # one layer of twelve makes nearly half of the mean
+
+
 def test_verdicts():
     frame = pd.DataFrame(
         products("paper", [1, 2, 3, 0.5, 1], [-3, -2]) + products("turned", [-1, -1], [2, 2]) + products("neither", [1, -1], [-2, -2])

@@ -57,7 +57,7 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
 
 def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
     """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained), in percent: one row a
-    model of the recorded sources; for QK over heads and for V·proj over layers the mean, the largest, and what the rank allows (rank / d)."""
+    model of the recorded sources; for QK over heads and for V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
     rows = {}
     for title, part in measurements.groupby("title", sort=False):
         src = SOURCES[part["source"].iloc[0]]
@@ -67,7 +67,8 @@ def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
             dims = [src.layer_dims()[layer] for layer in kind["layer"]]
             shares = [100 * explained(row, d) for row, (d, _) in zip(kind.itertuples(), dims)]
             possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
-            rows.setdefault(title, {}).update({f"{name}: mean": np.mean(shares), f"{name}: largest": max(shares), f"{name}: possible": np.mean(possible)})
+            found = {"mean": np.mean(shares), "median": np.median(shares), "largest": max(shares), "possible": np.mean(possible)}
+            rows.setdefault(title, {}).update({f"{name}: {what}": value for what, value in found.items()})
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mimetic.figures.style import COLORS, LABELS, QK, VP, before_and_after, interval_bars, panels, styled
@@ -82,10 +83,11 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     groups = groups or {"": list(table.index)}
     figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
     palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")  # dashed, the second time round
+    every = dict.fromkeys(arm for arms in groups.values() for arm in arms)
+    looks = {arm: (COLORS[arm], "-", 2) for arm in every if arm in COLORS}
+    for i, arm in enumerate(a for a in every if a not in COLORS):
+        looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--", 1)
     for ax, (title, arms) in zip(axes[0], groups.items()):
-        looks = {arm: (COLORS[arm], "-", 2) for arm in arms if arm in COLORS}
-        for i, arm in enumerate(a for a in arms if a not in COLORS):
-            looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--", 1)
         for arm in (a for a in arms if a in table.index):
             row, (color, line, width) = table.loc[arm].dropna(), looks[arm]
             ax.plot(row.index, row, "o", ls=line, ms=3, lw=width, color=color, label=LABELS.get(arm, arm))
@@ -121,7 +123,10 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
             color = palette.get(name, "black")
             # two sets of signs have the same shares, and so have models of one family: side by side
             beside = 1 + 0.03 * (i - 0.5) if part is left else _side_by_side(rows["share"].round(2))
-            for enough, some in rows.assign(x=100 * beside * rows["share"]).groupby(rows["pairs"] >= ENOUGH):
+            rows = rows.assign(x=100 * beside * rows["share"])
+            if part is right:
+                _mark_one_share(ax, name, rows)
+            for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
                 ax.errorbar(some["x"], 100 * some["gain"], 100 * interval_bars(some, "gain"), fmt="o", ms=4, lw=0.9, color=color, mfc=color if enough else "white", label=name)
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
@@ -147,6 +152,14 @@ def _side_by_side(shares: pd.Series) -> pd.Series:
     """Factors around 1, different ones for equal shares."""
     same = shares.groupby(shares)
     return 1 + 0.012 * (same.cumcount() - (same.transform("size") - 1) / 2)
+
+
+def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame, least: int = 5) -> None:
+    """A band behind points that stand side by side because they have one share, if they are many. rows: share, and x where each is drawn."""
+    for share, some in rows.groupby(rows["share"].round(2)):
+        if len(some) >= least:
+            ax.axvspan(some["x"].min() - 1, some["x"].max() + 1, color="#f2f2f2", zorder=0, lw=0)
+            ax.annotate(f"{name}: all at {100 * share:.0f} %", (some["x"].mean(), 0.01), xycoords=ax.get_xaxis_transform(), fontsize=7, ha="center", va="bottom")
 
 
 def _one_each(ax) -> tuple[list, list]:
