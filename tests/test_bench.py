@@ -134,7 +134,7 @@ def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
         store_bench("profile", {"experiment": "digits"}, {"phases": {"forward": 0.1, "backward": 0.3}, "kinds": kinds}, device, 1, tmp_path)
     table = speed.profiles()
     assert table.query("name == 'backward'")["share"].tolist() == pytest.approx([0.75, 0.75]) and set(table["measure"]) == {"phase", "kind"}
-    assert "digits, NVIDIA H100: 60 % in matrix products and attention, then norms, softmax, GELU, sums with 30 %" in speed.profile_sentence()
+    assert "digits; NVIDIA H100: 60 % in matrix products and attention, then norms, softmax, GELU, sums with 30 %" in speed.profile_sentence()
     assert "No GPU has been profiled yet" not in speed.profile_sentence()
     assert len(figures.init_seconds(speed.init_measurements()).axes) == 1
     assert [len(ax.patches) for ax in figures.step_shares(table).axes] == [4, 10]

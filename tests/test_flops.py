@@ -108,7 +108,7 @@ def test_the_chapter_follows_records(monkeypatch):
     (row,) = gpu.throughput().to_dict("records")
     image = total(vit_config(named("cifar10-paper")))
     assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
-    assert gpu.throughput_table().loc["cifar10-paper", "minutes a run, all included"] == "5.0 (5 to 5)"
+    assert gpu.throughput_table().loc["CIFAR-10, ViT-Tiny", "minutes a run, all included"] == "5.0 (5 to 5)"
     assert "reached 20 % of the peak of their card" in gpu.imagenet_sentence()
 
 

@@ -54,7 +54,8 @@ def explained(table: pd.DataFrame) -> Figure:
     for ax, (product, title, color) in zip(axes[0], _PRODUCTS):
         part = table[table["product"] == product].set_index("model").loc[names]
         for column, marker, label in marks:
-            ax.plot(100 * part[column].clip(lower=1e-5), range(len(names)), marker, ms=6, mew=1.4, color=color, label=label)
+            size = 11 if marker == "|" else 6  # a bar is seen behind a dot
+            ax.plot(100 * part[column].clip(lower=1e-5), range(len(names)), marker, ms=size, mew=1.4, color=color, label=label)
         ax.axvline(5, color="black", lw=0.7, ls=":")
         ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="energy along the identity (%)", ylim=(len(names) - 0.4, -0.6))
         ax.set_yticks(range(len(names)), names)

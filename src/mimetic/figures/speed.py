@@ -59,7 +59,7 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
                 if value > 9:
                     ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white")
             left = left + width
-        ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=labels)
+        ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=[label.replace("; ", "\n") for label in labels])
     axes[0, 0].invert_yaxis()
     for ax, side in zip(axes[0], ("left", "right")):
         figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)

@@ -21,7 +21,7 @@ from mimetic.training.records import load_runs
 
 PAPER = ("cifar10-paper", "cifar100-paper", "cifar10-small")
 COMMAND = PAPER_COMMAND
-TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small"}
+TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small", "cifar10-lab30": "laboratory, ViT of width 96"}
 TARGET_MINUTES = 4.0  # for ViT-Tiny on an H100
 SHARES = (0.1, 0.2, 0.4)  # of a card's peak: from poor to very good for models this small
 CARD = "H100"
@@ -184,7 +184,7 @@ def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cif
     columns = {}
     for name in experiments:
         parts = flops.flops(vit_config(named(name)))
-        columns[name] = {part: 100 * value / sum(parts.values()) for part, value in parts.items()}
+        columns[TITLES[name]] = {part: 100 * value / sum(parts.values()) for part, value in parts.items()}
     return pd.DataFrame(columns).round(1)
 
 
@@ -217,7 +217,7 @@ def throughput_table() -> pd.DataFrame:
     for name, (low, high, form) in spans.items():
         table[name] = [f"{row[name]:{form}}" + (f" ({row[low]:.0f} to {row[high]:.0f})" if row["runs"] > 1 else "") for _, row in table.iterrows()]
     out = table.assign(**{"TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]}).drop(columns=[end for low, high, _ in spans.values() for end in (low, high)])
-    out = out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"}).set_index("experiment")
+    out = out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"}).set_index("experiment").rename(TITLES)
     return blank(out).replace("", "–")
 
 

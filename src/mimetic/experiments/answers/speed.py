@@ -6,6 +6,7 @@ import pandas as pd
 
 from mimetic.bench.records import load_bench
 from mimetic.experiments.answers.common import percent
+from mimetic.experiments.answers.gpu import TITLES
 
 VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
 
@@ -143,7 +144,7 @@ def profiles() -> pd.DataFrame:
     if len(table):
         table = table.assign(device=_trained_on(table)).drop_duplicates(["arguments.experiment", "device"], keep="last")
     for _, row in table.iterrows():
-        label = f"{row['arguments.experiment']}, {row['device']}"
+        label = f"{TITLES.get(row['arguments.experiment'], row['arguments.experiment'])}; {row['device']}"
         phases = sum(row["phases"].values())
         rows += [{"label": label, "measure": "phase", "name": k, "share": v / phases, "milliseconds": 1e3 * v} for k, v in row["phases"].items()]
         rows += [{"label": label, "measure": "kind", "name": k, "share": v} for k, v in row["kinds"].items()]
@@ -161,7 +162,7 @@ def profile_sentence() -> str:
         products = part["matrix products"] + part["attention kernels"]
         largest = part.drop(["matrix products", "attention kernels"]).idxmax()
         parts.append(f"{label}: {percent(products)} in matrix products and attention, then {largest} with {percent(part[largest])}")
-    text = "; ".join(parts) + "."
+    text = ". ".join(parts) + "."
     return text if any(name in text for name in ("NVIDIA", "AMD Instinct")) else text + " No GPU has been profiled yet."
 
 

@@ -9,8 +9,8 @@ wikitext2        the same model on WikiText-2 with a byte-level BPE of 2,000 tok
 share            the authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
                  the depth; WikiText-2, 1,200 steps
 tinyshakespeare-long  five times as long, to see where it ends: 6,000 steps, twelve passes
-tinyshakespeare-sincos  the default and both sets of signs with fixed sin-cos positions, since learned ones take vision's gain away (cifar10-lab10);
-                 each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
+tinyshakespeare-sincos  the default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take vision's
+                 gain away (cifar10-lab10); each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
 share-gpu        share of attention at that size. For a GPU, not run yet, one learning rate for all arms: no expected numbers
@@ -86,6 +86,7 @@ RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-direction
 
 # The same, for the model with fixed positions: its own search.
 SINCOS_CHOSEN: dict[str, float] = {}
+AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
 
 LAB = LanguageConfig(
     "tinyshakespeare", epochs=12, batch_size=16, lr=CHOSEN["gpt2"], weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
@@ -203,14 +204,14 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
-    "tinyshakespeare-sincos-recipe": search_arms(SIGNS, ("gpt2",)),
+    "tinyshakespeare-sincos-recipe": search_arms(AT_SINCOS, ("gpt2",)),
     "share-recipe": {
         f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
-    "tinyshakespeare-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
+    "tinyshakespeare-sincos": at_own_rate(*AT_SINCOS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
