@@ -11,6 +11,7 @@ share            the authors' guess: attention stays as it is, its share of all 
 tinyshakespeare-long  five times as long, to see where it ends: 6,000 steps, twelve passes
 tinyshakespeare-sincos  the default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take vision's
                  gain away (cifar10-lab10); each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
+wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
 share-gpu        share of attention at that size. For a GPU, not run yet, one learning rate for all arms: no expected numbers
@@ -105,6 +106,8 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
     "tinyshakespeare-sincos": replace(LAB, experiment="tinyshakespeare-sincos", pos_embed="sincos"),
+    "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
+    "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
     "tinyshakespeare-sincos-recipe": replace(LAB, experiment="tinyshakespeare-sincos-recipe", pos_embed="sincos", validation=True, lr=1e-3),
     "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
@@ -212,6 +215,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
     "tinyshakespeare-sincos": at_own_rate(*AT_SINCOS, chosen=SINCOS_CHOSEN),
+    "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
+    "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers

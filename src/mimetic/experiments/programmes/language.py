@@ -56,6 +56,8 @@ SECOND = Study("second", "The second rate of the search, where one seed cannot t
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a GPT?
 POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]))
+POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
+POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
 
 
 def _sweep(experiment: str) -> Study:
@@ -68,9 +70,9 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
-SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS}
+SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS, "positions-wikitext2": CENTRAL_SEEDS}
 
 SEARCH, SINCOS_SEARCH = "tinyshakespeare-recipe", "tinyshakespeare-sincos-recipe"
 
