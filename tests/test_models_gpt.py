@@ -131,6 +131,16 @@ def test_fixed_positions_stand_beside_tokens_times_the_root_of_the_width():
     assert len(generate(fixed, [1], 30)) == 30
 
 
+def test_shuffled_positions_are_the_same_ones_in_another_order():
+    rows, shuffled = sincos(24, 48), GPT(dataclasses.replace(SMALL, pos_embed="shuffled")).pos_embed
+    match = (shuffled[:, None] == rows).all(-1)
+    assert match.sum(0).tolist() == match.sum(1).tolist() == [1] * 24 and not torch.equal(shuffled, rows)
+    torch.rand(3)  # whatever was drawn before
+    assert torch.equal(shuffled, GPT(dataclasses.replace(SMALL, pos_embed="shuffled")).pos_embed)
+    neighbours = [F.cosine_similarity(table[1:], table[:-1]).mean().item() for table in (rows, shuffled)]
+    assert neighbours[0] > 0.9 > neighbours[1] + 0.1
+
+
 def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     model = initialised().train()
     a, b, c = (generate(model, [1, 2], 40, seed=s) for s in (0, 0, 1))  # longer than the context
@@ -148,7 +158,7 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, sincos, not 'rope'"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, sincos, shuffled, not 'rope'"),
         (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),

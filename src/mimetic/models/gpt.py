@@ -18,7 +18,7 @@ from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
-POS_EMBED = ("learned", "sincos")
+POS_EMBED = ("learned", "sincos", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class GPTConfig:
     depth: int = 12  # number of blocks
     num_heads: int = 12  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    # "learned": GPT-2's, normal .02; "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
+    # "learned": GPT-2's, normal .02; "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
+    # "shuffled": the same in a random order of the positions, so that neighbours are not alike: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -44,8 +45,13 @@ class GPTConfig:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
         if self.pos_embed not in POS_EMBED:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
-        if self.pos_embed == "sincos" and self.d_model % 2:
-            raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
+        if self.fixed_positions and self.d_model % 2:
+            raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
+
+    @property
+    def fixed_positions(self) -> bool:
+        """Whether the positions are fixed, and the tokens multiplied by sqrt(d_model)."""
+        return self.pos_embed != "learned"
 
 
 def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
@@ -80,7 +86,9 @@ class GPT(nn.Module):
         if config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
         else:  # a buffer: fixed, but part of the state dict
-            self.register_buffer("pos_embed", sincos(config.context, D))
+            # always the same order: drawn from a generator of its own
+            order = torch.randperm(config.context, generator=torch.Generator().manual_seed(0), device="cpu") if config.pos_embed == "shuffled" else slice(None)
+            self.register_buffer("pos_embed", sincos(config.context, D)[order])
         self.blocks = nn.Sequential(
             *(
                 Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")
@@ -92,7 +100,7 @@ class GPT(nn.Module):
     def embed(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that enter the first block, (B, N, D)."""
         x_BND = self.token_embed(ids_BN)
-        if self.config.pos_embed == "sincos":
+        if self.config.fixed_positions:
             x_BND = x_BND * self.config.d_model**0.5
         return x_BND + self.pos_embed[: ids_BN.shape[1]]
 

@@ -106,7 +106,7 @@ class StackedGPT(Stacked):
 
     def __init__(self, models: Sequence[GPT]) -> None:
         super().__init__(models)
-        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.pos_embed == "sincos" else None)
+        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
 
     def forward(self, ids_RBN: Tensor) -> Tensor:
         R, B, N = ids_RBN.shape
