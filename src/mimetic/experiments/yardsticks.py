@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.data.text import load_text
@@ -18,6 +19,7 @@ from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import EVERY
 from mimetic.experiments.language import build_model
 from mimetic.figures.style import LABELS
+from mimetic.models.gpt import POS_EMBED
 from mimetic.scan import attention_layers
 
 
@@ -42,26 +44,53 @@ def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("
 
     Raises what data.text.load_text raises.
     """
-    data, rows = load_text(dataset), {}
+    rows = {}
     for arm in arms:
-        config = replace(named("tinyshakespeare"), arm=arm, **EVERY[arm])
-        N = config.context
-        ids_BN = data.test[: windows * N].view(windows, N).long()
-        model, seen = build_model(config, data.vocab_size).eval(), []
-        for block in model.blocks:
-            block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        with torch.no_grad():
-            model(ids_BN)
+        ids_BN, layers = _attention(dataset, arm, "learned", windows)
         row, equal_BNN = {}, ids_BN[:, :, None] == ids_BN[:, None]
-        layers = attention_layers(model)
-        for name, i in (("first layer", 0), ("last layer", len(layers) - 1)):
-            q, k = (torch.einsum("bnd,dhk->bhnk", seen[i], w) for w in (layers[i].q, layers[i].k))
-            scores = (q @ k.mT / layers[i].head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
-            attention_BNN = scores.softmax(-1).mean(1)
+        for name, attention_BNN in (("first layer", layers[0]), ("last layer", layers[-1])):
             row[name, "to itself"] = 100 * attention_BNN.diagonal(dim1=1, dim2=2).mean().item()
             row[name, "to itself or its equals"] = 100 * (attention_BNN * equal_BNN).sum(-1).mean().item()
         rows[LABELS[arm]] = row
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
+
+
+def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = POS_EMBED, arms: tuple[str, ...] = ("gpt2", "vision"), farthest: int = 32, windows: int = 8) -> pd.DataFrame:
+    """Where tokens look before training: the share of attention (mean over heads and all layers) that goes so many tokens back. Columns
+    positions, arm, back (0: to itself), share; of the tokens in the second half of a window, which all have as many before them.
+
+    Raises what data.text.load_text raises; ValueError: farthest is more than half of a window.
+    """
+    N = named("tinyshakespeare").context
+    if not 0 <= farthest <= N // 2:
+        raise ValueError(f"farthest must be from 0 to half of the window of {N}, not {farthest!r}")
+    frames = []
+    for kind in positions:
+        for arm in arms:
+            _, layers = _attention(dataset, arm, kind, windows)
+            mean_NN = torch.stack(layers).mean((0, 1))
+            here = torch.arange(N // 2, N)
+            shares = [mean_NN[here, here - back].mean().item() for back in range(farthest + 1)]
+            frames.append(pd.DataFrame({"positions": kind, "arm": arm, "back": range(farthest + 1), "share": shares}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:
+    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads: (B, N, N) a layer."""
+    data = load_text(dataset)
+    config = replace(named("tinyshakespeare"), arm=arm, pos_embed=positions, **EVERY[arm])
+    N = config.context
+    ids_BN = data.test[: windows * N].view(windows, N).long()
+    model, seen, layers = build_model(config, data.vocab_size).eval(), [], []
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids_BN)
+    for layer, x_BND in zip(attention_layers(model), seen, strict=True):
+        q, k = (torch.einsum("bnd,dhk->bhnk", x_BND, w) for w in (layer.q, layer.k))
+        scores = (q @ k.mT / layer.head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+        layers.append(scores.softmax(-1).mean(1))
+    return ids_BN, layers
 
 
 def path() -> Path:

@@ -1,6 +1,6 @@
 """One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
 
-from mimetic.figures.language import curves_and_gaps, products_before_and_after, rates, share_and_gain
+from mimetic.figures.language import attention_by_distance, curves_and_gaps, products_before_and_after, rates, share_and_gain
 from mimetic.figures.products import (
     attention_maps,
     counts,
@@ -27,6 +27,7 @@ from mimetic.figures.runs import (
 from mimetic.figures.speed import init_seconds, step_shares
 
 __all__ = [
+    "attention_by_distance",
     "attention_maps",
     "before_and_after",
     "catalogue",

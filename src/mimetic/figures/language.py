@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mimetic.figures.style import COLORS, LABELS, QK, VP, before_and_after, interval_bars, panels, styled
+from mimetic.figures.style import COLORS, LABELS, QK, TEXT_POSITIONS, VP, before_and_after, interval_bars, panels, styled
 from mimetic.statistics import ENOUGH
 
 FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black
@@ -68,6 +68,27 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
         axes[i, 0].set_ylabel(f"{name}: diagonal / spread", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def attention_by_distance(table: pd.DataFrame) -> Figure:
+    """How much of its attention a token gives to itself and to each token before it, in percent on a logarithmic axis; a panel a kind of
+    positions, a line an arm.
+
+    table: columns positions, arm, back, share (experiments.yardsticks.attention_by_distance).
+    """
+    kinds = list(dict.fromkeys(table["positions"]))
+    figure, axes = panels(7.4, 2.9, ncols=len(kinds), sharey=True)
+    for ax, kind in zip(axes[0], kinds):
+        for arm, line in table[table["positions"] == kind].groupby("arm", sort=False):
+            ax.plot(line["back"], 100 * line["share"], "o-", ms=2.5, lw=1.2, color=COLORS.get(arm, "black"), label=LABELS.get(arm, arm))
+        ax.set(title=TEXT_POSITIONS.get(kind, kind), xlabel="tokens back (0: to itself)", yscale="log")
+        ax.grid(color="#eeeeee")
+    axes[0, 0].set_ylabel("attention (%)")
+    axes[0, 0].set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -7,73 +7,134 @@ from dataclasses import replace
 import pandas as pd
 
 from mimetic.experiments.answers import common, rates
-from mimetic.experiments.configs.language import CHOSEN, EDGE_RATE, SIGNS, SINCOS_CHOSEN
+from mimetic.experiments.answers.common import measured
+from mimetic.experiments.configs.language import SIGNS, TIE
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SINCOS_SEARCH
-from mimetic.figures.style import LABELS
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    POSITIONS,
+    POSITIONS_LONG,
+    POSITIONS_WIKITEXT2,
+    SEEDS,
+    SHUFFLED,
+    SHUFFLED_SEARCH,
+    SINCOS_SEARCH,
+)
+from mimetic.experiments.programmes.study import Study
+from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
-LEARNED, FIXED = "learned positions (GPT-2's)", "fixed sin-cos positions"
+COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
+LEARNED = replace(CENTRAL, arms=tuple(SIGNS), contrasts={})
+STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED, "WikiText-2, fixed sin-cos positions": POSITIONS_WIKITEXT2}
 
 
 def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both sets of signs against the default of the same positions: table and points for figures.comparisons."""
-    studies = {LEARNED: replace(CENTRAL, arms=tuple(SIGNS), contrasts={}), FIXED: POSITIONS}
-    return common.stacked(((replace(study, question=question), load_runs(study.experiment)) for question, study in studies.items()), METRIC)
+    """Every arm against the default of the same positions, a group a kind of positions: table and points for figures.comparisons."""
+    return common.stacked(((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()), METRIC)
 
 
-def changes(arm: str) -> pd.Series:
-    """seed -> what an arm does to the default with fixed positions, less what it does with learned ones (bits per byte); empty without
-    runs of both. Seeds have the same windows of text in both."""
-    runs = [load_runs(study.experiment) for study in (POSITIONS, CENTRAL)]
+def _effect(study: Study, arm: str) -> pd.Series:
+    """seed -> an arm minus the default (bits per byte); empty without runs."""
+    finals = load_runs(study.experiment)
+    return pd.Series(dtype=float) if finals.empty else contrast(finals, {arm: 1, "gpt2": -1}, METRIC.column)
+
+
+def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Series:
+    """seed -> what an arm does to the default in one study, less what it does in another (bits per byte); empty without runs of both. A seed has the
+    same windows of text in both."""
+    return (_effect(study, arm) - _effect(other, arm)).dropna()
+
+
+def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
+    """seed -> an arm of one study minus an arm of another (bits per byte); empty without runs of both."""
+    runs = [load_runs(s.experiment) for s in (study, other)]
     if any(finals.empty for finals in runs):
         return pd.Series(dtype=float)
-    fixed, learned = (contrast(finals, {arm: 1, "gpt2": -1}, METRIC.column) for finals in runs)
-    return (fixed - learned).dropna()
+    first, second = (finals[finals["arm"] == name].set_index("seed")[METRIC.column] for finals, name in zip(runs, (arm, other_arm)))
+    return (first - second).dropna()
 
 
-def default_changes() -> pd.Series:
-    """seed -> the default with fixed positions minus the default with learned ones (bits per byte), each at its own rate."""
-    runs = [load_runs(study.experiment) for study in (POSITIONS, CENTRAL)]
-    if any(finals.empty for finals in runs):
-        return pd.Series(dtype=float)
-    fixed, learned = (finals[finals["arm"] == "gpt2"].set_index("seed")[METRIC.column] for finals in runs)
-    return (fixed - learned).dropna()
-
-
-def searched_sentence(finals: pd.DataFrame | None = None) -> str:
-    """What the search with fixed positions chose for each arm, and where that is the end of what was tried."""
-    finals = load_runs(SINCOS_SEARCH) if finals is None else finals
+def searched_sentence(search: str = SINCOS_SEARCH, finals: pd.DataFrame | None = None) -> str:
+    """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly better than another rate."""
+    finals = load_runs(search) if finals is None else finals
     table, best = rates.rate_table(finals), rates.best_rates(finals)
     if not best:
-        return "Its search for learning rates has no records yet: `python -m mimetic queue language-recipe`."
+        return f"The search of `{search}` has no records yet: `python -m mimetic queue language-recipe`."
     said = []
     for arm, lr in best.items():
         row = table.loc[arm].dropna().sort_values()
         end = ", the highest tried" if lr == row.index.max() else ", the lowest tried" if lr == row.index.min() else ""
-        close = f"; {row.index[1]:g} only {row.iloc[1] - row.iloc[0]:.3f} behind" if row.iloc[1] - row.iloc[0] <= rates.TIE else ""
+        close = f"; {row.index[1]:g} only {row.iloc[1] - row.iloc[0]:.3f} behind" if row.iloc[1] - row.iloc[0] <= TIE else ""
         said.append(f"{LABELS[arm]} {lr:g} ({row.iloc[0]:.3f}{end}{close})")
-    return f"The same search, anew (one seed, held-out bits per byte in brackets): {', '.join(said)}."
+    return f"{', '.join(said)}."
+
+
+def searches() -> str:
+    """Both searches, in words."""
+    found = {TEXT_POSITIONS["sincos"]: SINCOS_SEARCH, TEXT_POSITIONS["shuffled"]: SHUFFLED_SEARCH}
+    return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
+
+
+def in_short() -> str:
+    """What the two sets of signs do with fixed positions, on both texts, for the top of the chapter, as Markdown; "" without a pair."""
+    lines = []
+    for study in (POSITIONS, POSITIONS_WIKITEXT2):
+        finals = load_runs(study.experiment)
+        table = common.study_table(study, finals, METRIC) if len(finals) else finals
+        rows = [table.loc[LABELS[arm]] for arm in SIGNED if LABELS[arm] in table.index]
+        if rows:
+            text = study.question.partition(", fixed")[0]
+            lines.append(f"* on {text}: {'; '.join(f'{row.name}: {common.finding(row, METRIC)}' for row in rows)}")
+    if not lines:
+        return ""
+    own = across("vision", POSITIONS, "gpt2", CENTRAL)
+    beyond = f" Vision signs with fixed positions are then {measured(own, METRIC)} against GPT-2's own start with learned ones." if len(own) >= ENOUGH else ""
+    return f"With **fixed sin-cos positions** instead, which the ViT of chapter 5 has, against the default with the same ([below](#fixed-positions)):\n\n" + "\n".join(lines) + (f"\n\n{beyond.strip()}" if beyond else "")
 
 
 def answer() -> str:
-    """What the two sets of signs do with fixed positions, and whether that is something else than with learned ones, as Markdown."""
+    """What each arm does with fixed positions, whether that is something else than with learned ones, and what is left of it without
+    neighbours that are alike, as Markdown."""
     finals = load_runs(POSITIONS.experiment)
     table = common.study_table(POSITIONS, finals, METRIC) if len(finals) else finals
     if table.empty:
-        return "With fixed positions no pair of runs is in yet: `python -m mimetic queue language`."
+        return f"With fixed positions no pair of runs is in yet: `{COMMAND}`."
+    text = f"**We found**, on tiny Shakespeare, against the default with fixed positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
     lines = []
-    for arm in SIGNED:
-        if LABELS[arm] not in table.index:
-            continue
-        line, apart = f"{LABELS[arm]}: {common.finding(table.loc[LABELS[arm]], METRIC)}", changes(arm)
-        if len(apart):
-            less = {-1: "better than with learned ones", 1: "worse than with learned ones", 0: "not to be told from what it does with learned ones"}
-            said = less[side(apart)] if len(apart) >= ENOUGH else "too few pairs to compare with learned ones"
-            line += f"; {said}: {common.measured(apart, METRIC)}"
-        lines.append(f"* {line}")
-    default = default_changes()
-    own = f" (The default itself: {METRIC.signed(default.mean())} to its own with learned positions.)" if len(default) else ""
-    return f"With fixed positions, against the default with fixed positions, {table['reference'].iloc[0]:.3f} bits per byte:{own}\n\n" + "\n".join(lines)
+    for name, row in table.iterrows():
+        apart = changes(row["compared"][2])
+        lines.append(f"* {name}: {common.finding(row, METRIC)}{_compared(apart, 'than with learned positions')}")
+    text += "\n".join(lines)
+    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(POSITIONS, finals, METRIC).iterrows()]
+    text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against) if against else ""
+    own = {"the default": across("gpt2", POSITIONS, "gpt2", CENTRAL), "vision signs": across("vision", POSITIONS, "gpt2", CENTRAL)}
+    said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
+    return text + (f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else "")
+
+
+def shuffled_answer() -> str:
+    """What is left of the effect where the same positions stand in a random order, in a sentence."""
+    effect = _effect(SHUFFLED, "vision")
+    if not len(effect):
+        return f"With the positions in a random order no pair is in yet: `{COMMAND}`."
+    row = common.study_table(SHUFFLED, load_runs(SHUFFLED.experiment), METRIC).loc[LABELS["vision"]]
+    return f"With the same positions in a random order vision signs: {common.finding(row, METRIC)}{_compared(changes('vision', SHUFFLED, POSITIONS), 'than in their own order')}."
+
+
+def _compared(apart: pd.Series, what: str) -> str:
+    """Whether a difference of differences is one, as a clause; "" without pairs."""
+    if not len(apart):
+        return ""
+    says = {-1: f"better {what}", 1: f"worse {what}", 0: f"not to be told from what it is otherwise ({what.replace('than', 'compared')})"}
+    if len(apart) < ENOUGH:
+        return f"; {what.replace('than', 'compared')}: {measured(apart, METRIC)}, too few pairs"
+    return f"; {says[side(apart)]}, by {measured(apart, METRIC)}"
+
+
+def missing() -> str:
+    """How many runs of these studies are in; "" when all are."""
+    studies = (POSITIONS, SHUFFLED, POSITIONS_WIKITEXT2, POSITIONS_LONG)
+    return " ".join(filter(None, (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)))

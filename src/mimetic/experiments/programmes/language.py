@@ -36,16 +36,18 @@ def _ready(names) -> tuple[str, ...]:
 SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
 CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
 WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
+# Signs against both controls of their size, each at its own rate
+BEYOND_SIZE = {
+    f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
+    for sign in ("vision", "language") for name, arm in (("default at vision's norms", "rescaled"), ("random directions", "random-directions"))
+}  # fmt: skip
 STRUCTURE = Study(
     "structure", "tiny Shakespeare, controls: structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
     {
         "default at mimetic's norms": ("gpt2", "rescaled"), "mimetic's singular values, random directions": ("gpt2", "random-directions"),
         "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"), "QK −, V·proj −": ("gpt2", "both-minus"), "a tenth of vision's constants": ("gpt2", "tenth"),
     },
-    {
-        f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
-        for sign in ("vision", "language") for name, arm in (("default at vision's norms", "rescaled"), ("random directions", "random-directions"))
-    } | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
+    BEYOND_SIZE | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
 )  # fmt: skip
 RATE = Study(
     "rate", "tiny Shakespeare, one learning rate for all", "tinyshakespeare-rate", (*at_rate(GENTLE), *at_rate(CHOSEN["gpt2"])),
@@ -55,7 +57,7 @@ RATE = Study(
 SECOND = Study("second", "The second rate of the search, where one seed cannot tell", "tinyshakespeare-rate", tuple(rated(name, lr) for name, lr in RUNNER_UP.items()), {})
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a GPT?
-POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]))
+POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]), contrasts=BEYOND_SIZE)
 SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random order", "tinyshakespeare-shuffled", tuple(ARMS["tinyshakespeare-shuffled"]))
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
