@@ -14,18 +14,20 @@ import pandas as pd
 from mimetic.audit import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern
-from mimetic.experiments.answers import gpu, questions, recommenders, share
+from mimetic.experiments.answers import gpu, positions, questions, recommenders, share
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.answers.growth import better_rates, gain_panels, panel_arms, repeated_at_twelve
 from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.construction import constants_table
+from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes import language as language_programme
 from mimetic.experiments.programmes import recommenders as recommender_programme
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, PAPER_SEEDS
 from mimetic.experiments.runs import family
-from mimetic.statistics import contrast, crossed_interval, mean_interval, rests_on, side, slopes_per_doubling, summary
+from mimetic.statistics import ENOUGH, contrast, crossed_interval, mean_interval, rests_on, side, slopes_per_doubling, summary
 from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
@@ -221,6 +223,9 @@ def _language_gains_less() -> Judgement:
     if vision["low"] <= 0 or not losses:
         return UNDECIDED, found
     verdict, found = HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
+    fixed = gains[gains["experiment"].isin([study.experiment for study in FIXED])]
+    said = "; ".join(f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)}, {row.pairs} pairs)" for row in fixed.itertuples() if row.pairs >= ENOUGH)
+    found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {said}" if said else ""
     finals = load_runs("cifar10-lab10")
     same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1}) if len(finals) else []
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
@@ -228,6 +233,8 @@ def _language_gains_less() -> Judgement:
         found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"
         if side(same) <= 0:
             return PART, f"{found}: with those no gain is seen in vision, either"
+    if (fixed["low"] > 0).any():
+        return PART, found
     return verdict, found
 
 
@@ -236,6 +243,24 @@ def _texts(arm: str) -> Judgement:
     longer = language_programme.LONG
     config, later = EXPERIMENTS[longer.experiment], _against(longer.experiment, arm, "gpt2", len(language_programme.SEEDS[longer.name]))[1]
     return verdict, f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {CORPORA[0].question}: {later}"
+
+
+def _fixed(reference: str, studies: tuple[Study, ...]) -> Judgement:
+    return joined({study.question: _against(study.experiment, "vision", reference, len(language_programme.SEEDS[study.name])) for study in studies})
+
+
+def _fixed_structure() -> Judgement:
+    return joined({name: _against(FIXED[0].experiment, "vision", arm, len(language_programme.SEEDS[FIXED[0].name])) for name, arm in {"default at vision's norms": "rescaled", "random directions": "random-directions"}.items()})
+
+
+def _neighbours() -> Judgement:
+    study, planned = language_programme.SHUFFLED, len(language_programme.SEEDS["shuffled"])
+    verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, planned, expected=-1)
+    return verdict, f"random order minus their own: {found}. In a random order against the default: {_against(study.experiment, 'vision', 'gpt2', planned)[1]}"
+
+
+def _beyond_learned() -> Judgement:
+    return judged(positions.across("vision", FIXED[0], "gpt2", CORPORA[0]), BITS, len(language_programme.SEEDS[FIXED[0].name]))
 
 
 def _share_guess() -> Judgement:
@@ -334,6 +359,7 @@ def _item_structure() -> Judgement:
 
 RELATIVE = Metric("", "relative gain", "%", scale=100, digits=1)
 CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
+FIXED = (language_programme.POSITIONS, language_programme.POSITIONS_WIKITEXT2)
 PATTERN, VISION, WHY, TEXT, ITEMS = "The pattern and the formula", "Training, vision", "What makes the difference (vision, 10 epochs)", "Language", "Recommenders"
 PAPER_PAIRS, DEEPER_PAIRS = len(PAPER_SEEDS), len(ALL_SEEDS) + len(DEEPER_SEEDS)
 CLAIMS = (
@@ -362,8 +388,12 @@ CLAIMS = (
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision"), "texts"),
-    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (1,200 steps)", OURS, "10_gpt", lambda: _texts("language")),
+    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, learned positions, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision"), "texts"),
+    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language")),
+    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _fixed("gpt2", FIXED), "fixed"),
+    Claim(TEXT, "and more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
+    Claim(TEXT, "because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", _neighbours),
+    Claim(TEXT, "and so it predicts better than from GPT-2's own start with learned positions (tiny Shakespeare)", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "Matrix operations can imitate them", ASKED, "12_recommenders", _imitable),

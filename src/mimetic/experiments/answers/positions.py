@@ -19,6 +19,7 @@ from mimetic.experiments.programmes.language import (
     SHUFFLED,
     SHUFFLED_SEARCH,
     SINCOS_SEARCH,
+    WIKITEXT2,
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
@@ -27,8 +28,11 @@ from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
-LEARNED = replace(CENTRAL, arms=tuple(SIGNS), contrasts={})
-STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED, "WikiText-2, fixed sin-cos positions": POSITIONS_WIKITEXT2}
+LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
+STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED}
+STUDIES = {f"tiny Shakespeare, {name}": study for name, study in STUDIES.items()} | {
+    f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
+}  # fmt: skip
 
 
 def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -78,6 +82,19 @@ def searches() -> str:
     return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
 
 
+def headline() -> str:
+    """Whether it hangs on the positions, in a sentence: said where a set of signs loses with learned positions and gains with fixed ones; else ""."""
+    words = {}
+    for kind, study in {"learned": LEARNED, "fixed": POSITIONS}.items():
+        finals = load_runs(study.experiment)
+        table = common.study_table(study, finals, METRIC) if len(finals) else finals
+        words |= {(kind, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
+    turned = [LABELS[arm] for arm in SIGNED if words["learned", arm] == "loses" and words["fixed", arm] == "gains"]
+    if not turned:
+        return ""
+    return f"**It hangs on the position embedding.** With GPT-2's learned positions both sets of signs lose; with fixed sin-cos positions {' and '.join(turned)} gain."
+
+
 def in_short() -> str:
     """What the two sets of signs do with fixed positions, on both texts, for the top of the chapter, as Markdown; "" without a pair."""
     lines = []
@@ -91,8 +108,8 @@ def in_short() -> str:
     if not lines:
         return ""
     own = across("vision", POSITIONS, "gpt2", CENTRAL)
-    beyond = f" Vision signs with fixed positions are then {measured(own, METRIC)} against GPT-2's own start with learned ones." if len(own) >= ENOUGH else ""
-    return f"With **fixed sin-cos positions** instead, which the ViT of chapter 5 has, against the default with the same ([below](#fixed-positions)):\n\n" + "\n".join(lines) + (f"\n\n{beyond.strip()}" if beyond else "")
+    beyond = f"\n\nVision signs with fixed positions are then {measured(own, METRIC)} against GPT-2's own start with learned ones." if len(own) >= ENOUGH else ""
+    return "With fixed sin-cos positions, against the default with the same ([below](#fixed-positions)):\n\n" + "\n".join(lines) + beyond
 
 
 def answer() -> str:

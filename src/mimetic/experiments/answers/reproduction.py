@@ -39,7 +39,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
 def sentences(table: pd.DataFrame) -> dict[str, str]:
     """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
     verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
-    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "items", "beyond", "points")
+    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "fixed", "items", "beyond", "points")
     if not set(keys) <= set(verdicts):
         return {}
     central = found["central"].partition(" (")[0]
@@ -59,7 +59,8 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         if more:
             said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
     texts = {HOLDS: "gains with vision's constants", NOT: f"does not gain from vision's constants in 1,200 steps: {found['texts'].partition('. After')[0]}", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
-    said["language"] = f"A small GPT {texts}."
+    fixed = f"; with fixed sin-cos positions in place of learned ones it does: {found['fixed']}" if verdicts["fixed"] == HOLDS and verdicts["texts"] != HOLDS else ""
+    said["language"] = f"A small GPT {texts}{fixed}."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
