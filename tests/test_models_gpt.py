@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 import mimetic
 from mimetic.models.blocks import SelfAttention, parameter_counts
-from mimetic.models.gpt import GPT, GPTConfig, generate, sincos
+from mimetic.models.gpt import GPT, GPTConfig, generate
+from mimetic.models.positions import sincos
 
 SMALL = GPTConfig(vocab_size=61, context=24, d_model=48, depth=3, num_heads=4)
 

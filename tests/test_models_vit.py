@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimetic.models import Block, SelfAttention, ViT, ViTConfig, parameter_counts
-from mimetic.models.vit import sincos2d
+from mimetic.models.positions import sincos2d
 
 TINY = dict(img_size=16, patch_size=4, num_classes=7, d_model=32, depth=3, num_heads=4)
 
@@ -124,7 +124,7 @@ def test_parameter_counts():
         (dict(patch_size=5), "patch_size=5 does not divide img_size=16"),
         (dict(num_heads=3), "num_heads=3 does not divide d_model=32"),
         (dict(global_pool="mean"), "one of token, avg"),
-        (dict(pos_embed="rope"), "one of sincos2d, learned, none"),
+        (dict(pos_embed="rope"), "one of sincos2d, learned, none, shuffled"),
         (dict(pos_embed="sincos2d", d_model=30, num_heads=2), "divisible by 4"),
         (dict(depth=0), "depth must be"),
         (dict(mlp_ratio=0.0), "mlp_ratio must be"),

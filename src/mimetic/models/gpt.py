@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import Block, check_mlp_ratio
+from mimetic.models.positions import shuffled_order, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
@@ -54,23 +55,6 @@ class GPTConfig:
         return self.pos_embed != "learned"
 
 
-def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
-    """The fixed position embedding of Vaswani et al. 2017, 3.5: (length, d_model), float32.
-
-    Two equal parts, sin(n w) and cos(n w) with w_i = temperature ** (-2 i / d_model); the paper has them in turn, which is another
-    order of the channels.
-
-    Raises:
-        ValueError: d_model is odd.
-    """
-    if d_model % 2:
-        raise ValueError(f"d_model must be even, not {d_model}")
-    # float64, so that every machine rounds to the same float32
-    omega = temperature ** (-torch.arange(d_model // 2, dtype=torch.float64) / (d_model // 2))
-    angle = torch.arange(length)[:, None] * omega
-    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
-
-
 class GPT(nn.Module):
     """Causal language model (Radford et al. 2019): token ids (B, N), N <= context, to logits (B, N, V) of the next tokens.
 
@@ -86,9 +70,8 @@ class GPT(nn.Module):
         if config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
         else:  # a buffer: fixed, but part of the state dict
-            # always the same order: drawn from a generator of its own
-            order = torch.randperm(config.context, generator=torch.Generator().manual_seed(0), device="cpu") if config.pos_embed == "shuffled" else slice(None)
-            self.register_buffer("pos_embed", sincos(config.context, D)[order])
+            rows = sincos(config.context, D)
+            self.register_buffer("pos_embed", rows[shuffled_order(config.context)] if config.pos_embed == "shuffled" else rows)
         self.blocks = nn.Sequential(
             *(
                 Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")

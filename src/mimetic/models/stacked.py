@@ -81,7 +81,7 @@ class StackedViT(Stacked):
 
     def __init__(self, models: Sequence[ViT]) -> None:
         super().__init__(models)
-        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.pos_embed == "sincos2d" else None)
+        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
 
     def forward(self, x_RBCYX: Tensor) -> Tensor:
         c, B = self.config, x_RBCYX.shape[1]

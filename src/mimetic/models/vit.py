@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
+from mimetic.models.positions import shuffled_order, sincos2d
 
 GLOBAL_POOL = ("token", "avg")
-POS_EMBED = ("sincos2d", "learned", "none")
+POS_EMBED = ("sincos2d", "learned", "none", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ViTConfig:
     # "token": a class token, and LayerNorm before it is read; "avg": no class token, LayerNorm after the average.
     # Both as in timm, where they are norm and fc_norm.
     global_pool: str = "token"
-    # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none
+    # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none;
+    # "shuffled": sincos2d in a random order of the places, so that neighbours are not alike: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -50,26 +52,13 @@ class ViTConfig:
             raise ValueError(f"global_pool must be one of {', '.join(GLOBAL_POOL)}, not {self.global_pool!r}")
         if self.pos_embed not in POS_EMBED:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
-        if self.pos_embed == "sincos2d" and self.d_model % 4:
-            raise ValueError(f"pos_embed='sincos2d' needs a d_model divisible by 4, not {self.d_model}")
+        if self.fixed_positions and self.d_model % 4:
+            raise ValueError(f"pos_embed={self.pos_embed!r} needs a d_model divisible by 4, not {self.d_model}")
 
-
-def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
-    """The fixed 2-D position embedding: (height * width, d_model), float32, tokens in row order.
-
-    Four equal parts: sin(x w), cos(x w), sin(y w), cos(y w) with w_i = temperature ** (-4 i / d_model), as in
-    MoCo v3 (Chen, Xie & He 2021).
-
-    Raises:
-        ValueError: d_model is not divisible by 4.
-    """
-    if d_model % 4:
-        raise ValueError(f"d_model must be divisible by 4, not {d_model}")
-    # float64, so that every machine rounds to the same float32
-    omega = temperature ** (-torch.arange(d_model // 4, dtype=torch.float64) / (d_model // 4))
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+    @property
+    def fixed_positions(self) -> bool:
+        """Whether the positions are fixed."""
+        return self.pos_embed in ("sincos2d", "shuffled")
 
 
 class PatchEmbed(nn.Module):
@@ -100,8 +89,11 @@ class ViT(nn.Module):
         prefix = 1 if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
-        if config.pos_embed == "sincos2d":  # a buffer: fixed, but part of the state dict as in timm
-            pos_embed = torch.cat([torch.zeros(prefix, D), sincos2d(grid, grid, D)])
+        if config.fixed_positions:  # a buffer: fixed, but part of the state dict as in timm
+            rows = sincos2d(grid, grid, D)
+            if config.pos_embed == "shuffled":
+                rows = rows[shuffled_order(grid**2)]
+            pos_embed = torch.cat([torch.zeros(prefix, D), rows])
             self.register_buffer("pos_embed", pos_embed[None])
         elif config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid**2, D).normal_(std=0.02))

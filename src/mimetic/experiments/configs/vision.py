@@ -67,7 +67,7 @@ class VisionConfig(RunConfig):
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     patch_size: int = 4  # pixels
     global_pool: str = "avg"  # avg: average of the patches; token: class token
-    pos_embed: str = "sincos2d"  # sincos2d, learned, none
+    pos_embed: str = "sincos2d"  # sincos2d, learned, none; shuffled: a control (models.vit)
 
 
 LAB = VisionConfig(
@@ -163,6 +163,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
                     for pool in ("avg", "token") for pos in ("sincos2d", "learned", "none")
                     if (pos, pool) != ("sincos2d", "avg")
                 },
+                "shuffled-avg": {"pos_embed": "shuffled"},
             }.items()
         },
     },

@@ -125,9 +125,14 @@ DEEPER_AGAIN = replace(
     DEEPER, name="deeper-again", arms=("depth12-timm", "depth12-half-timm", "depth12-half-mimetic"),
     comparisons={"half of it": ("depth12-half-timm", "depth12-half-mimetic"), "each at its better rate": ("depth12-timm", "depth12-half-mimetic")},
 )  # fmt: skip
+# Added when a GPT with fixed positions had gained, and with the same ones in a random order was to be asked: is it in vision that neighbours are alike?
+NEIGHBOURS = _paired(
+    "neighbours", "Is it that neighbours have positions that are alike?", {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled_avg", 1)},
+    base="sin-cos", shuffled_avg="the same in a random order",
+)  # fmt: skip
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
-STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER)}
+STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
 
@@ -143,6 +148,7 @@ def lab_runs() -> list[RunConfig]:
     runs += PRECISION.runs(FIRST_SEEDS)
     runs += DEEPER.runs((*FIRST_SEEDS, *MORE_SEEDS))
     runs += DEEPER_AGAIN.runs(DEEPER_SEEDS)
+    runs += NEIGHBOURS.runs((*FIRST_SEEDS, *MORE_SEEDS))
     return once(runs)
 
 

@@ -1,0 +1,46 @@
+"""Fixed position embeddings: sines and cosines of a place on a line or in a plane, and an order that takes neighbours apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
+    """The fixed position embedding of Vaswani et al. 2017, 3.5: (length, d_model), float32.
+
+    Two equal parts, sin(n w) and cos(n w) with w_i = temperature ** (-2 i / d_model); the paper has them in turn, which is another
+    order of the channels.
+
+    Raises:
+        ValueError: d_model is odd.
+    """
+    if d_model % 2:
+        raise ValueError(f"d_model must be even, not {d_model}")
+    # float64, so that every machine rounds to the same float32
+    omega = temperature ** (-torch.arange(d_model // 2, dtype=torch.float64) / (d_model // 2))
+    angle = torch.arange(length)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
+    """The fixed 2-D position embedding: (height * width, d_model), float32, tokens in row order.
+
+    Four equal parts: sin(x w), cos(x w), sin(y w), cos(y w) with w_i = temperature ** (-4 i / d_model), as in
+    MoCo v3 (Chen, Xie & He 2021).
+
+    Raises:
+        ValueError: d_model is not divisible by 4.
+    """
+    if d_model % 4:
+        raise ValueError(f"d_model must be divisible by 4, not {d_model}")
+    # float64, so that every machine rounds to the same float32
+    omega = temperature ** (-torch.arange(d_model // 4, dtype=torch.float64) / (d_model // 4))
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def shuffled_order(places: int) -> Tensor:
+    """A random order of so many places, always the same one: (places,), on the CPU."""
+    return torch.randperm(places, generator=torch.Generator().manual_seed(0), device="cpu")
