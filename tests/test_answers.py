@@ -12,7 +12,7 @@ from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, DEEP_RATES
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.programmes.vision import CENTRAL, DEEPER, PAIR, PRECISION, QUESTIONS, STUDIES, TRACE, lab_runs
+from mimetic.experiments.programmes.vision import CENTRAL, DEEPER, NEIGHBOURS, PAIR, PRECISION, QUESTIONS, STUDIES, TRACE, lab_runs
 from mimetic.statistics import rests_on
 from mimetic.training.records import load_runs
 
@@ -50,7 +50,7 @@ def test_whether_one_rate_suits_every_arm():
 
 
 def test_every_arm_is_compared_and_has_a_name():
-    compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER) for arms in common.comparisons_of(study).values() for arm in arms}
+    compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER, NEIGHBOURS) for arms in common.comparisons_of(study).values() for arm in arms}
     assert compared | {TRACE} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
     for study in STUDIES.values():
         names = common.comparisons_of(study)

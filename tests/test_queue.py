@@ -335,9 +335,10 @@ def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
         for seed in (0, 1, 2, 3, 4):
             assert all(c in runs for c in study.runs((seed,)))
     assert all(c in runs for c in programme.RATES.runs((0,))) and {c.validation for c in programme.RATES.runs((0,))} == {5_000}
-    later = len(programme.DEEPER_AGAIN.arms) * len(programme.DEEPER_SEEDS)
-    assert runs[-later:] == list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS))  # what was added when the others had been seen
-    runs = runs[:-later]
+    order = [run.name for run in runs]
+    asked_later = [list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)), [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm]]
+    assert order[-sum(map(len, asked_later)) :] == [run.name for study in asked_later for run in study]  # what was added when the others had been seen
+    runs = runs[: -sum(map(len, asked_later))]
     questions = [c.seed for c in runs if c.experiment == "cifar10-lab10" and not c.arm.startswith(("float32", "depth12-half"))]
     assert questions.index(3) == sum(seed <= 2 for seed in questions)  # three pairs of everything before a fourth of anything
     assert {(c.arm, c.seed) for c in runs[-10:]} == {(f"depth12-half-{init}", seed) for init in programme.PAIR for seed in range(5)}  # asked last
