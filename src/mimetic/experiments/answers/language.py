@@ -54,15 +54,16 @@ def plain_answer() -> str:
     }.get(frozenset(words), "")
 
 
-def in_the_long_run(study: Study = LONG) -> str:
+def in_the_long_run(study: Study = LONG, where: str = "") -> str:
     """How the two sets of signs end in the longer runs, and whether one that cannot be told from the default there led on the way, in a
-    sentence; "" without those runs."""
+    sentence; "" without those runs. where: words that it begins with instead of "in"."""
     finals = load_runs(study.experiment)
     table = study_table(study, finals, METRIC) if len(finals) else finals
     rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
     if len(rows) < 2:
         return ""
     curves, said = load_runs(study.experiment, curves=True), []
+    rates = "; the arms have different rates, which may be the reason" if finals["config.lr"].nunique() > 1 else ""
     for arm, row in rows.items():
         word = common.word(row, METRIC, more=False)
         if word != common.NO_DIFFERENCE:
@@ -70,13 +71,13 @@ def in_the_long_run(study: Study = LONG) -> str:
             continue
         lead = lead_of_all(gap_to(curves, arm))
         worse = int(row["wins"])  # wins counts larger values, which are more bits
-        way = f"lead on the way (most at step {lead.idxmin():,}, {METRIC.signed(lead.min())}, picked as the most, with every seed; the arms have different rates, which may be the reason), lose the lead and " if len(lead) else ""
+        way = f"lead on the way (most at step {lead.idxmin():,}, {METRIC.signed(lead.min())}, picked as the most, with every seed{rates}), lose the lead and " if len(lead) else ""
         value = f"({METRIC.signed(row['difference'])}, {METRIC.span(row['low'], row['high'])})"
         if worse == row["pairs"]:
             said.append(f"{LABELS[arm]} {way}end behind in all {value}, {'too few' if row['pairs'] < ENOUGH else 'not enough'} to say that they lose")
         else:
             said.append(f"{LABELS[arm]} {way}cannot be told from the default at the end {value}")
-    return f" In {rows['language']['pairs']:.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
+    return f" {where or 'In'} {rows['language']['pairs']:.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
 
 
 def answer(study: Study = CENTRAL) -> str:

@@ -8,10 +8,12 @@ import pandas as pd
 
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
+from mimetic.experiments.answers.language import in_the_long_run
 from mimetic.experiments.configs.language import SIGNS, TIE
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
+    LONG,
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
@@ -96,20 +98,42 @@ def headline() -> str:
 
 
 def in_short() -> str:
-    """What the two sets of signs do with fixed positions, on both texts, for the top of the chapter, as Markdown; "" without a pair."""
-    lines = []
-    for study in (POSITIONS, POSITIONS_WIKITEXT2):
-        finals = load_runs(study.experiment)
-        table = common.study_table(study, finals, METRIC) if len(finals) else finals
-        rows = [table.loc[LABELS[arm]] for arm in SIGNED if LABELS[arm] in table.index]
-        if rows:
-            text = study.question.partition(", fixed")[0]
-            lines.append(f"* on {text}: {'; '.join(f'{row.name}: {common.finding(row, METRIC)}' for row in rows)}")
-    if not lines:
+    """What the two sets of signs do with learned and with fixed positions, on both texts, for the top of the chapter: a Markdown table, and how the
+    better of them stands to GPT-2's own start; "" without a pair."""
+    kinds = {TEXT_POSITIONS["learned"]: (LEARNED, LEARNED_WIKITEXT2), TEXT_POSITIONS["sincos"]: (POSITIONS, POSITIONS_WIKITEXT2)}
+    rows: dict[str, dict[str, str]] = {}
+    for kind, studies in kinds.items():
+        for text, study in zip(("tiny Shakespeare", "WikiText-2"), studies):
+            finals = load_runs(study.experiment)
+            table = common.study_table(study, finals, METRIC) if len(finals) else finals
+            for arm in SIGNED:
+                if LABELS[arm] in table.index:
+                    row = table.loc[LABELS[arm]]
+                    rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
+                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}): *{common.word(row, METRIC)}*"
+    if not rows:
         return ""
+    order = [f"{text}, {LABELS[arm]}" for text in ("tiny Shakespeare", "WikiText-2") for arm in ("gpt2", *SIGNED)]
+    table = pd.DataFrame([(name, *(rows[name].get(kind, "not run yet") for kind in kinds)) for name in order if name in rows], columns=["bits per byte; for the signs, minus the default's", *kinds])
     own = across("vision", POSITIONS, "gpt2", CENTRAL)
-    beyond = f"\n\nVision signs with fixed positions are then {measured(own, METRIC)} against GPT-2's own start with learned ones." if len(own) >= ENOUGH else ""
-    return "With fixed sin-cos positions, against the default with the same ([below](#fixed-positions)):\n\n" + "\n".join(lines) + beyond
+    beyond = f"\n\nOn tiny Shakespeare vision signs with fixed positions are also {measured(own, METRIC)} from GPT-2's own start, the default with learned ones." if len(own) >= ENOUGH else ""
+    return f"{common.markdown(table)}{beyond}"
+
+
+def why() -> str:
+    """The reason that we see, with what its control found, in a sentence or two."""
+    text = "Sines and cosines of neighbouring places are alike, so that $W_QW_K^\\top\\approx+I$ makes a token look at those just before it; drawn at random they are not, and a token looks at itself"
+    effect = _effect(SHUFFLED, "vision")
+    if len(effect) < ENOUGH:
+        return f"{text} ([below](#fixed-positions))."
+    return f"{text}. With the same sines and cosines in a random order vision signs change the default by {measured(effect, METRIC)} ([below](#fixed-positions))."
+
+
+def long_runs() -> str:
+    """How longer runs end, with either kind of positions, in sentences; "" without them."""
+    return " ".join(
+        text.strip() for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")) if (text := in_the_long_run(study, where))
+    )
 
 
 def answer() -> str:

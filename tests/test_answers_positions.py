@@ -1,0 +1,120 @@
+"""What chapter 10 says of fixed positions follows the records, also when few or none are there."""
+
+import json
+from dataclasses import asdict, replace
+
+import pandas as pd
+import pytest
+
+from mimetic import figures
+from mimetic.experiments import yardsticks
+from mimetic.experiments.answers import claims, positions, share
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.language import RATES, searched
+from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, POSITIONS_WIKITEXT2, SHUFFLED
+from mimetic.figures.style import LABELS, TEXT_POSITIONS
+from mimetic.models.gpt import POS_EMBED
+from mimetic.training.records import read_record, runs_dir, write_record
+
+TEMPLATE = read_record(next(iter(sorted((runs_dir() / "tinyshakespeare-recipe").glob("*.json")))))
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+
+
+def put(study, effects, seeds=range(6), level=2.0):
+    """Records of a study whose arms differ by these from the default, which has this level; every seed moves all arms alike, and the effect a little."""
+    for arm, effect in {"gpt2": 0.0, **effects}.items():
+        for seed in seeds:
+            value = level + 0.01 * seed + effect * (1 + 0.02 * (seed - 2.5))
+            curve = [entry | {"test_bits_per_byte": value} for entry in TEMPLATE["curve"]]
+            init = {"gpt2": "gpt2", "rescaled": "timm-rescaled", "random-directions": "mimetic-random-directions"}.get(arm, "mimetic")
+            config = replace(EXPERIMENTS[study.experiment], arm=arm, seed=seed, init=init, vp_beta=-0.4 if arm == "vision" else 0.4)
+            write_record(TEMPLATE | {"experiment": study.experiment, "arm": arm, "seed": seed, "config": json.loads(json.dumps(asdict(config))), "curve": curve, "final": curve[-1]})
+
+
+def test_nothing_yet():
+    table, points = positions.comparisons()
+    assert table.empty and points.empty and positions.headline() == positions.in_short() == ""
+    assert "no pair of runs is in yet" in positions.answer() and "no pair is in yet" in positions.shuffled_answer()
+    assert positions.searches().count("has no records yet") == 2 and positions.missing().count("runs are in") == 4
+    assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
+
+
+def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
+    put(CENTRAL, {"language": 0.4, "vision": 0.2})
+    put(POSITIONS, {"language": 0.03, "vision": -0.2, "rescaled": -0.05, "random-directions": 0.0}, level=2.1)
+    assert positions.headline() == "**It hangs on the position embedding.** With GPT-2's learned positions both sets of signs lose; with fixed sin-cos positions vision signs gain."
+    short = positions.in_short()
+    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 |" in short and "WikiText" not in short
+    assert "| tiny Shakespeare, vision signs | +0.200 (+0.196 to +0.204, 6 pairs): *loses* | −0.200 (−0.204 to −0.196, 6 pairs): *gains* |" in short and ": *loses* | +0.030 (" in short
+    assert "vision signs with fixed positions are also −0.100 (" in short  # 2.1 - 0.2 against 2.0
+    text = positions.answer()
+    assert "* vision signs: gains: −0.200 bits per byte (" in text and "; better than with learned positions, by −0.400 (" in text
+    assert "* default at mimetic's norms: gains: −0.050" in text and "vision signs minus default at vision's norms: −0.150" in text and "vision signs minus random directions: −0.200" in text
+    assert "the default +0.100 (" in text and "vision signs −0.100 (" in text
+    table, points = positions.comparisons()
+    assert len(table) == 2 + 4 and len(points) == 6 * 6 and len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
+    put(POSITIONS_WIKITEXT2, {"vision": -0.02, "language": -0.01})
+    assert "| WikiText-2, language signs | not run yet | −0.010 (" in positions.in_short()
+
+
+@pytest.mark.parametrize("fixed", [0.1, 0.0])
+def test_no_headline_without_a_gain(fixed):
+    put(CENTRAL, {"language": 0.4, "vision": 0.2})
+    put(POSITIONS, {"language": 0.03, "vision": fixed})
+    assert positions.headline() == ""
+
+
+def test_a_random_order():
+    put(POSITIONS, {"vision": -0.2})
+    put(SHUFFLED, {"vision": 0.1})
+    text = positions.shuffled_answer()
+    assert "vision signs: loses: +0.100" in text and "; worse than in their own order, by +0.300 (" in text
+    put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
+    for seed in range(2, 6):
+        for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
+            path.unlink()
+    assert "behind so far: +0.09" in positions.shuffled_answer() and "too few pairs" in positions.shuffled_answer()
+
+
+def test_the_search_names_ends_and_ties():
+    rows = {"gpt2": [2.9, 2.6, 2.5, 2.6], "language": [2.5, 2.6, 2.7, 2.8], "vision": [2.9, 2.6, 2.51, 2.5]}
+    finals = pd.DataFrame([{"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v} for arm, values in rows.items() for lr, v in zip(RATES, values)])
+    text = positions.searched_sentence("x", finals)
+    assert "default (GPT-2's) 0.004 (2.500)" in text and "language signs 0.001 (2.500, the lowest tried)" in text
+    assert "vision signs 0.008 (2.500, the highest tried; 0.004 only 0.010 behind)" in text
+
+
+def test_claims_and_the_share_follow():
+    put(CENTRAL, {"vision": 0.2})
+    put(POSITIONS, {"vision": -0.2, "rescaled": 0.0, "random-directions": -0.1})
+    put(POSITIONS_WIKITEXT2, {"vision": -0.02})
+    put(SHUFFLED, {"vision": 0.1})
+    assert claims._fixed("gpt2", claims.FIXED)[0] == claims._fixed_structure()[0] == claims._neighbours()[0] == claims._beyond_learned()[0] == claims.HOLDS
+    put(SHUFFLED, {"vision": -0.3})
+    assert claims._neighbours()[0] == claims.NOT
+    put(POSITIONS, {"vision": -0.2}, level=3.0)
+    assert claims._beyond_learned()[0] == claims.NOT
+    points = share.gain_points()
+    assert set(points["experiment"]) == {CENTRAL.experiment, POSITIONS.experiment, POSITIONS_WIKITEXT2.experiment}  # a control is no point
+    text = share.by_positions(points)
+    assert text.startswith("One GPT on one text, with 32 % attention, changes by −9.9 % with learned positions (") and text.endswith("to make a gain of the loss.")
+    assert share.by_positions(points[points["experiment"] == CENTRAL.experiment]) == ""
+
+
+def test_where_tokens_look_before_training():
+    table = yardsticks.attention_by_distance(windows=2)
+    assert set(table["positions"]) == set(POS_EMBED) == set(TEXT_POSITIONS) and set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)
+    shares = table.set_index(["positions", "arm", "back"])["share"].sort_index()
+    near = {(kind, arm): shares[kind, arm].loc[1:4].mean() for kind in POS_EMBED for arm in ("gpt2", "vision")}
+    far = {(kind, arm): shares[kind, arm].loc[28:32].mean() for kind in POS_EMBED for arm in ("gpt2", "vision")}
+    assert near["sincos", "vision"] > 4 * far["sincos", "vision"]  # alike neighbours are looked at
+    for kind, arm in set(near) - {("sincos", "vision")}:
+        assert near[kind, arm] < 1.6 * far[kind, arm], (kind, arm)  # no others
+    assert shares["learned", "vision", 0] > 10 * shares["learned", "gpt2", 0] and (shares > 0).all() and table.groupby(["positions", "arm"])["share"].sum().max() <= 1
+    assert len(figures.attention_by_distance(table).axes) == len(POS_EMBED)
+    with pytest.raises(ValueError, match="farthest must be from 0 to half of the window of 128, not 65"):
+        yardsticks.attention_by_distance(farthest=65)
