@@ -115,6 +115,12 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
     return f"{metric.signed(float(np.mean(values)))} ({metric.span(low, high)}, {n} pair{'s' * (n != 1)}{more})"
 
 
+def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
+    """A metric of an arm of one experiment minus that of an arm of another, of the seeds that both have."""
+    values = [runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float) for runs, arm in zip((there, here), arms)]
+    return (values[0] - values[1]).dropna()
+
+
 def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:
     """A mean of paired values with its 95 % interval: "+0.1 (+0.0 to +0.2)"."""
     return f"{metric.signed(values.mean())} ({metric.span(*mean_interval(values))})"

@@ -187,11 +187,17 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
         0: f"ahead in {int((values > 0).sum())} of {len(values)}, which does not decide whether it gains; a loss of more than {100 * max(0.0, -mean_interval(values)[0]):.1f} points is outside the interval",
     }[side(values)]  # fmt: skip
     arms = " and ".join(f"{100 * runs.loc[runs['arm'] == arm, 'test_accuracy'].mean():.1f} % {name}" for arm, name in ((timm, "default"), (mimetic, "mimetic")))
-    cheaper, where_made = _few_machines(finals, (timm, f"{DEEP}-timm"))
-    cost = f" Half the rate costs the default {common.measured(cheaper, more=f', on {where_made}')} points." if len(cheaper) >= ENOUGH and side(cheaper) > 0 else ""
-    later = values[values.index.isin(DEEPER_SEEDS)]
-    alone = f" {len(later)} of the pairs were added when the others had been seen; by themselves they say {common.measured(later)}." if ENOUGH <= len(later) < len(values) else ""
+    dearer, where_made = half_costs(finals)
+    cost = f" Half the rate costs the default {common.measured(-dearer, more=f', on {where_made}')} points." if len(dearer) >= ENOUGH and side(dearer) < 0 else ""
+    first, later = (values[values.index.isin(DEEPER_SEEDS) == added] for added in (False, True))
+    decided = "decided it" if side(first) else "did not decide it"
+    alone = f" The first {len(first)} of these pairs, {common.measured(first)}, {decided}, and {len(later)} were added; these alone, which no look had chosen, say {common.measured(later)}. The interval of all does not count the first look." if ENOUGH <= len(later) < len(values) else ""
     return f"{found}{word} ({arms}).{alone}{cost} {each_at_its_rate(finals)}".strip()
+
+
+def half_costs(finals: pd.DataFrame) -> tuple[pd.Series, str]:
+    """What half the rate changes the default by at twelve layers, a number a seed, and the machines in words."""
+    return _few_machines(finals, (f"{DEEP}-timm", f"{DEEP}-half-timm"))
 
 
 def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Series, str]:
@@ -223,7 +229,9 @@ def each_at_its_rate(finals: pd.DataFrame) -> str:
     if len(values) < ENOUGH:
         return ""
     says = {1: "there mimetic initialization is ahead", -1: "there it is behind", 0: "which puts neither ahead"}[side(values)]
-    return f"Each at the better of these two rates, by the images held back ({words}): {common.measured(values)} points on the test images, {says}."
+    first, later = (values[values.index.isin(DEEPER_SEEDS) == added] for added in (False, True))
+    split = f" (the first {len(first)} {common.with_interval(first)}, those added {common.with_interval(later)})" if min(len(first), len(later)) >= ENOUGH else ""
+    return f"Each at the better of these two rates, by the images held back ({words}): {common.measured(values)} points on the test images{split}, {says}."
 
 
 NEAREST = {"with 50,000 images to draw from": "n50000", "at width 192": "d192", "at twelve layers": DEEP, "at twelve layers and half the learning rate": f"{DEEP}-half"}
@@ -236,6 +244,8 @@ def nearest(finals: pd.DataFrame) -> str:
         values = contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) if len(finals) else []
         if len(values) >= ENOUGH:
             said.append(f"{words} {common.measured(values)}")
+    better, _ = better_rates(finals)
+    said += [f"each arm at the better of these two rates {common.measured(better)}"] if said and len(better) >= ENOUGH else []
     return f"The nearest evidence is of another size, ten epochs at laboratory scale with one setting changed ([chapter 8](08_size_and_data.ipynb)), in points: {'; '.join(said)}." if said else ""
 
 

@@ -111,7 +111,7 @@ def sentence(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
     against = []
     for product, name in PRODUCTS.items():
         words, low, high = _share(raw[product])
-        does = "training adds to it" if low > decay else "training takes some away" if high < decay else "no more than that"
+        does = "more than that" if low > decay else "less than that" if high < decay else "no more than that"
         against.append(f"{words} in {name}, {does}")
     grows = []
     for product, name in PRODUCTS.items():
@@ -140,7 +140,18 @@ def _size_kept(products: pd.DataFrame, d: int) -> str:
     energy = d * products["diag_mean"] ** 2 + d**2 * products["offdiag_sd"] ** 2  # the diagonal spreads as the rest does
     means = products.assign(norm=energy**0.5).groupby(["product", "when"])["norm"].mean().unstack()
     share = means["after"] / means["before"]
-    return f"The products as a whole are {' and '.join(f'{common.percent(share[p])} ({SHORT[p]})' for p in PRODUCTS)} of their size before, in Frobenius norm{': what the diagonals lose, other entries gain' if share.min() > 0.97 else ''}. "
+    spread = products.groupby(["product", "when"])["offdiag_sd"].mean().unstack()
+    others = spread["after"] / spread["before"]
+    return (
+        f"The products as a whole are {' and '.join(f'{common.percent(share[p], 1)} ({SHORT[p]})' for p in PRODUCTS)} of their size before, in Frobenius norm, and the spread of their other entries "
+        f"{' and '.join(common.percent(others[p], 1) for p in PRODUCTS)} of what it was{', so beside these every diagonal is smaller than it was' if _beside_others(products) else ''}. "
+    )
+
+
+def _beside_others(products: pd.DataFrame) -> bool:
+    """Whether both products' mean diagonals shrink in units of the spread of the other entries."""
+    z = products.assign(z=products["diag_mean"].abs() / products["offdiag_sd"]).groupby(["product", "when"])["z"].mean().unstack()
+    return bool((z["after"] < z["before"]).all())
 
 
 SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}  # arm: the signs of QK and V·proj

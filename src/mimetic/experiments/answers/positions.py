@@ -56,11 +56,7 @@ def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Se
 
 def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
     """seed -> an arm of one study minus an arm of another (bits per byte); empty without runs of both."""
-    runs = [load_runs(s.experiment) for s in (study, other)]
-    if any(finals.empty for finals in runs):
-        return pd.Series(dtype=float)
-    first, second = (finals[finals["arm"] == name].set_index("seed")[METRIC.column] for finals, name in zip(runs, (arm, other_arm)))
-    return (first - second).dropna()
+    return common.between_runs(load_runs(study.experiment), load_runs(other.experiment), (arm, other_arm), METRIC.column)
 
 
 def searched_sentence(search: str = SINCOS_SEARCH, finals: pd.DataFrame | None = None) -> str:

@@ -270,7 +270,9 @@ def beside(explained: pd.DataFrame) -> str:
     """What the identity carries of QK and of V·proj in the trained encoders beside ours, in brackets; "" without them."""
     others = explained[~explained["model"].str.startswith("BERT4Rec") & (explained["model"] != WRITTEN)]
     spans = [f"{100 * part.min():.1f} to {common.percent(part.max(), 1)}" for _, part in others.groupby("product", sort=False)["explained"]]
-    return f" (in trained encoders of images, speech and text {' and '.join(spans)})" if spans else ""
+    low = (others[others["product"] == "qk"].groupby("model")["explained"].max() < EXPLAINED).all()
+    none = ", so no QK of theirs reaches the mark, either" if low else ""
+    return f" (in trained encoders of images, speech and text {' and '.join(spans)}{none})" if spans else ""
 
 
 def in_short(explained: pd.DataFrame) -> str:

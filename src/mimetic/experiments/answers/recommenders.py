@@ -197,15 +197,9 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
     return f"{p} (After {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}.)"
 
 
-def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
-    """A metric of an arm of one experiment minus that of an arm of another, of the seeds that both have."""
-    values = [runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float) for runs, arm in zip((there, here), arms)]
-    return (values[0] - values[1]).dropna()
-
-
 def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     """What another learning rate does for the default, and what the sign patterns add to it there; "" without enough pairs."""
-    change = between_runs(other, finals, (DEFAULT, DEFAULT), METRIC.column)
+    change = common.between_runs(other, finals, (DEFAULT, DEFAULT), METRIC.column)
     there = compare(other, SIGN_PAIRS, METRIC.column) if len(other) else pd.DataFrame()
     if len(change) < ENOUGH or there.empty:
         return ""
