@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,13 +215,16 @@ def _gap(ax, table) -> None:
 
 
 @styled
-def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, xlabels: dict[str, str], log: Sequence[str] = ()) -> Figure:
+def gains(
+    tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, xlabels: dict[str, str], log: Sequence[str] = (), otherwise: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> Figure:  # fmt: skip
     """The gain of mimetic over the default against a number, a panel a table: mean and interval, and every pair.
 
     Args:
         tables: title -> rows with columns x, difference, low, high.
         points: title -> rows with columns x, difference.
         log: titles whose x axis is logarithmic.
+        otherwise: title -> rows as in tables, of another recipe, drawn hollow.
     """
     figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
@@ -230,6 +234,9 @@ def gains(tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, x
         # means of other numbers of seeds are no line
         line = "o-" if table["pairs"].nunique() == 1 else "o"
         ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt=line, ms=4.5, lw=1.3, color=VP)
+        if title in otherwise:
+            other = otherwise[title]
+            ax.errorbar(other["x"], 100 * other["difference"], 100 * interval_bars(other, "difference"), fmt="o", ms=4.5, lw=1, color=VP, mfc="white", transform=ax.transData + ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans))
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")

@@ -7,7 +7,7 @@ from itertools import combinations, product
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.answers import common
+from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
 from mimetic.experiments.answers.vision import gap_by_epoch, points
 from mimetic.experiments.configs import EXPERIMENTS
@@ -44,6 +44,21 @@ def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str
         dots[title] = every[every["label"].isin(table.index)].assign(x=lambda t, x=x: t["label"].map(x))
         xlabels[title] = xlabel
     return tables, dots, xlabels
+
+
+def at_other_rates(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For figures.gains, by panel: the gain at twelve layers and half the rate; {} without a pair."""
+    arms = {"half the rate": (f"{DEEP}-half-timm", f"{DEEP}-half-mimetic")}
+    table = compare(finals, arms)
+    return {"depth": table.assign(x=12.0)} if len(table) else {}
+
+
+def made_on(finals: pd.DataFrame) -> str:
+    """Which machines made this chapter's runs."""
+    studies = tuple(STUDIES[name] for name in ("size", "data", "deeper"))
+    text = machines.made_on(finals[finals["arm"].isin({arm for study in studies for arm in study.arms})], studies)
+    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    return f"{text} Where each arm has its better rate, the default's first runs are those of `data/replicas`." if text and len(replicas) and f"{DEEP}-timm" in set(replicas["arm"]) else text
 
 
 def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
@@ -178,8 +193,8 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
     if not len(values):
         return "Pairs at half the rate are not in yet: `python -m mimetic queue lab`."
     runs = finals[finals["arm"].isin((timm, mimetic))]
-    machines = f" on {' and '.join(sorted(runs['device.name'].unique()))}"
-    found = f"At half the rate, on the test images, in points: {common.measured(values, more=machines)}: "
+    where = f" on {' and '.join(sorted(runs['device.name'].unique()))}"
+    found = f"At half the rate, on the test images, in points: {common.measured(values, more=where)}: "
     if len(values) < ENOUGH:
         return f"{found}too few for a verdict."
     word = {
@@ -207,8 +222,8 @@ def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Seri
     runs = pd.concat([part[part["arm"].isin(names)] for part in (finals, replicas) if len(part)], ignore_index=True)
     sets = [finals[finals["arm"].isin(names)], *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name"))]
     found = [(contrast(part, {names[1]: 1, names[0]: -1}), sorted(part["device.name"].unique())) for part in sets]
-    values, machines = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])))
-    return values, " and ".join(machines)
+    values, devices = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])))
+    return values, " and ".join(devices)
 
 
 def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
@@ -219,8 +234,8 @@ def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
     if len(held) < 2 or finals.empty:
         return pd.Series(dtype=float), ""
     rates = held.idxmax()
-    values, machines = _few_machines(finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR))
-    return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {machines}"
+    values, devices = _few_machines(finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR))
+    return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {devices}"
 
 
 def each_at_its_rate(finals: pd.DataFrame) -> str:
