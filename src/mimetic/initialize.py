@@ -3,7 +3,7 @@
     W_Q W_K^T  ~ qk_alpha Z + qk_beta I   per head, a fresh Z each, truncated to rank head_dim
     W_V W_proj ~ vp_alpha Z + vp_beta I   per layer
 
-Source: Trockman & Kolter 2023 (arXiv 2305.09828), method section; the constants are the majority of public code.
+Source: Trockman & Kolter 2023 (arXiv 2305.09828), method section; the constants are the commonest of public code.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class MimeticSpec:
 
 
 VISION = MimeticSpec()
-"""The signs of trained vision transformers (Trockman & Kolter 2023) and the constants of most public code, 0.7 and +0.7 for W_Q W_K^T,
+"""The signs of trained vision transformers (Trockman & Kolter 2023) and the commonest constants of public code, 0.7 and +0.7 for W_Q W_K^T,
 0.4 and −0.4 for W_V W_proj."""
 LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
 """VISION's sizes with the signs of the one pretrained language model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):

@@ -41,7 +41,7 @@ _PAGE_HEAD = """# Which models are supported
 
 This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every architecture
 that the installed library can build small is built from its config with random weights and run. Random tokens go into the first and
-the last attention layer of every kind, its softmax is replaced by the identity, and what the layer's own forward then computes is compared with the
+the last attention layer of every kind, its softmax is left out (the scores go on as they are), and what the layer's own forward then computes is compared with the
 products that `mimetic.attention_layers` shows: $W_QW_K^\\top$ of every head and $W_VW_{proj}$ of every head, to a relative
 error of 10⁻³ or better. Then, but for models too large for a table and those with refused layers, `mimetic_init_` runs, and what it reports is compared with what the layers hold. A small transformers model can lack a kind of
 layer that the whole one has, so the whole one, without weights, is searched for layers that are refused, too.

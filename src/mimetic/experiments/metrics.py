@@ -24,8 +24,9 @@ class Metric:
         return f"{self.name} {self.scale * entry[self.column]:.{self.digits + 1}f}{f' {self.unit}' if self.unit else ''}"
 
     def signed(self, difference: float) -> str:
-        """A difference of two stored values as shown, with its sign."""
-        return f"{self.scale * difference:+.{self.digits}f}".replace("-", "−")
+        """A difference of two stored values as shown, with its sign; none where a loss is too small to be shown."""
+        shown = f"{self.scale * difference:+.{self.digits}f}"
+        return shown.replace("-", "−" if float(shown) else "")
 
     def span(self, low: float, high: float) -> str:
         """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and is not; in words where

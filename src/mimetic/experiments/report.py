@@ -75,7 +75,6 @@ def findings() -> str:
     finals, table = load_runs(LAB), claims()
     said = reproduction.sentences(table)
     lines = {
-        "Conditions": conditions(load_runs(QUESTIONS)),
         "Length": "".join(f"The same seeds, by length: {words}." for words in schedules(finals)[:1]),
         "Which part": said.get("parts", ""),
         "Text": said.get("language", ""),
@@ -84,7 +83,8 @@ def findings() -> str:
         "Verdicts": reproduction.counts(table),
     }
     number = f"A small ViT on CIFAR-10, last-epoch test accuracy: {central(finals)} Laboratory scale: {setting(finals)}."
-    return "\n".join((number, "", *(f"* **{name}.** {words}" for name, words in lines.items() if words)))
+    listed = "\n".join(f"* **{name}.** {words}" for name, words in lines.items() if words)
+    return "\n\n".join(filter(None, (number, conditions(load_runs(QUESTIONS)), listed)))
 
 
 def with_findings(text: str, said: str) -> str:

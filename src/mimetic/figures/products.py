@@ -114,6 +114,8 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     left.plot([0, 1], [0, beta], color="#7a7a7a", ls=":", lw=1, label="β·k/d: random directions")
     at = float(np.interp(mark, means.index, means.diag_mean))
     left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (0.04, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
+    low = float(np.interp(1 / 8, means.index, means.diag_mean))
+    left.annotate(f"{low:.2f} at 1/8", (1 / 8, low), (0.16, low - 0.07), arrowprops={"arrowstyle": "-", "lw": 0.7})
     left.set(xlabel="rank kept, k/d", ylabel="mean diagonal", title="Diagonal of $W_QW_K^T$", xlim=(0, 1), ylim=(0, beta * 1.15))
     left.legend(loc="lower right")
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
@@ -153,7 +155,9 @@ def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0,
         shown = ax.imshow(P, cmap="magma", vmin=0, vmax=top)
         position = {"none": "no position", "sincos2d": "sin-cos position", "learned": "learned position"}[position]
         ax.set_title(f"{LABELS[init].split(' (')[0]}\n{position}", fontsize=8.5)
-        ax.set_xticks([]), ax.set_yticks([])
+        side = round(len(P) ** 0.5)  # a row of the image
+        ax.set_xticks(range(0, len(P), 2 * side)), ax.set_yticks(range(0, len(P), side) if ax is axes[0, 0] else [])
+        ax.tick_params(labelsize=6.5)
         ax.set_xlabel("attended patch", fontsize=8)
     axes[0, 0].set_ylabel("attending patch", fontsize=8)
     figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8, label="attention")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
@@ -56,9 +56,10 @@ def _made_there(both: pd.DataFrame) -> str:
     return f"{len(both)} of these runs were made on another machine, too, one at a time ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
 
 
-def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic")) -> str:
-    """Whether two machines agree: single runs, and the gain of the arms; "" without runs of both."""
+def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic"), among: Collection[str] | None = None) -> str:
+    """Whether two machines agree: single runs (among: of these arms only), and the gain of the arms; "" without runs of both."""
     both = replicas(experiment)
+    both = both[both["arm"].isin(both["arm"] if among is None else among)].reset_index(drop=True)
     if len(both) < 2:
         return ""
     difference = 100 * (both["here"] - both["there"])

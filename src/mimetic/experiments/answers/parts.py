@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.answers import common
+from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import PAIR, STUDIES, TRACE
-from mimetic.statistics import ENOUGH, contrast, mean_interval, summary
+from mimetic.statistics import ENOUGH, contrast, mean_interval, side, summary
 from mimetic.training.records import load_runs
 
 # What the answer names: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
@@ -44,7 +44,9 @@ def answer(finals: pd.DataFrame) -> str:
     whole = contrast(finals, {"mimetic": 1, "timm": -1})
     if not len(whole):
         return f"**Answer.** No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). {_conclusion(finals, whole)}"
+    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). "
+    if conclusion := _conclusion(finals, whole):
+        return f"{text}{conclusion}Each row of the figure has its interval; the differences between these arms are below, and part of them [made again on another machine](#machines)."
     parts, fewest = [], len(whole)
     for what, arms in ASKED.items():
         said = []
@@ -59,7 +61,7 @@ def answer(finals: pd.DataFrame) -> str:
         return text + "The controls are not in yet."
     few = f"With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims. " if fewest < ENOUGH else ""
     lines = "\n".join(parts)
-    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below, and part of them [made again on another machine](#machines)."
+    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
 
 
 def _conclusion(finals: pd.DataFrame, whole: pd.Series) -> str:
@@ -91,7 +93,8 @@ def _conclusion(finals: pd.DataFrame, whole: pd.Series) -> str:
     if min(map(len, noise)) >= ENOUGH and [common.word(pd.Series(summary(values))) for values in noise] == ["loses", common.NO_DIFFERENCE]:
         parts.append(f"Without V·proj's noise {points(-noise[0].mean())[1:]} are lost, and what is left cannot be told from nothing")
     if says["signs"] == "loses":
-        parts.append("With both signs flipped there is a loss")
+        single = [common.word(pd.Series(summary(values))) for arm in ("qk-minus", "vp-plus") if len(values := contrast(finals, {arm: 1, "timm": -1})) >= ENOUGH]
+        parts.append(f"{'With one sign flipped nothing is left that these pairs can show, with both' if single == [common.NO_DIFFERENCE] * 2 else 'With both signs flipped'} there is a loss")
     if not any(says[name] == "gains" for name in ("learned", "none")):
         parts.append("No gain was found where the model, with average pooling, has no sin-cos positions")
     return "".join(f"{part[:1].upper()}{part[1:]}. " for part in parts)
@@ -159,6 +162,13 @@ def precision(finals: pd.DataFrame) -> str:
     return found("precision", finals)
 
 
+def made_on(finals: pd.DataFrame, experiment: str = "cifar10-lab10") -> str:
+    """Which machines made this chapter's runs, and whether they agree where two did."""
+    studies = tuple(study for name, study in STUDIES.items() if study.experiment == experiment and name not in ("size", "data", "deeper"))
+    arms = {arm for study in studies for arm in study.arms} | {TRACE}
+    return f"{machines.made_on(finals[finals['arm'].isin(arms)], studies)} {machines.replicas_sentence(experiment, among=arms)}".strip()
+
+
 # what the gain hangs on: condition -> (the default there, mimetic initialization there)
 CONDITIONS = {
     "sin-cos positions, average pooling": PAIR, "learned positions, average pooling": ("learned-avg-timm", "learned-avg-mimetic"),
@@ -180,15 +190,25 @@ def _made_with(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
     return f"{min(map(len, gains.values()))} pairs each, on {devices}"
 
 
+def without_position(finals: pd.DataFrame) -> str:
+    """Whether there is a gain without any position, against what we expected, in a sentence; else ""."""
+    values = contrast(finals, {"none-token-mimetic": 1, "none-token-timm": -1}) if len(finals) else []
+    if len(values) < ENOUGH or side(values) <= 0:
+        return ""
+    return f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation: position makes the gain larger, but there it is not all of it."
+
+
 def conditions(finals: pd.DataFrame) -> str:
-    """What the gain hangs on, in numbers only: the position embedding, and the default that it is over; "" without runs."""
+    """What the gain hangs on, in points only, as Markdown: a table of positions and pooling, and the other defaults and constants; "" without runs."""
     gains = _gains_by_condition(finals)
     if not gains:
         return ""
     own, learned, none, *token, torch, swapped = (common.with_interval(values) for values in gains.values())
+    kinds = ("sin-cos", "learned", "none")
+    table = common.markdown(pd.DataFrame({"positions": kinds, "average pooling": (own, learned, none), "class token": token}))
     return (
-        f"The gain depends on what it is combined with, and on the default: after ten epochs ({_made_with(finals, gains)}; in brackets the 95 % interval), with average pooling, it is {own} points with sin-cos positions, {learned} with a learned position embedding and "
-        f"{none} without one; with a class token {token[0]}, {token[1]} and {token[2]}; over PyTorch's default it is {torch}; with the constants of the two products exchanged, as some public code has them, it is {swapped}."
+        f"The gain depends on what it is combined with; in points after ten epochs ({_made_with(finals, gains)}; in brackets the 95 % interval):\n\n{table}\n\n"
+        f"In the first cell's model, over PyTorch's default it is {torch}; with the constants of the two products exchanged, as some public code has them, {swapped}."
     )
 
 

@@ -7,13 +7,14 @@ from functools import partial
 import pandas as pd
 
 from mimetic.experiments.answers import common, recommenders
-from mimetic.experiments.answers.claims import ASKED, HOLDS, MEANING, NOT, OPEN, OURS, UNDECIDED
+from mimetic.experiments.answers.claims import ASKED, HOLDS, MEANING, NOT, OPEN, OURS, PART, UNDECIDED
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.runs import existing, family
+from mimetic.statistics import ENOUGH, contrast
 from mimetic.training.records import load_runs
 
 
@@ -49,6 +50,7 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more = ["the gain is more than the size of the weights and their singular values explain"] if {verdicts["size"], verdicts["values"]} == {HOLDS} else []
         needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
         more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
+        more += [lost] if (lost := _noise_lost()) else []
         hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
         if verdicts["depth"] != HOLDS:
             at = [(name, verdicts[key], found[key].partition(", p ")[0]) for key, name in (("half", "at half of it"), ("better", "with each arm at the better of the two"))]
@@ -58,9 +60,12 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
         if more:
             said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
-    texts = {HOLDS: "gains with vision's constants", NOT: f"does not gain from vision's constants in 1,200 steps: {found['texts'].partition('. After')[0]}", UNDECIDED: "cannot be told to gain"}.get(verdicts["texts"], "gains on some texts")
-    fixed = f"; with fixed sin-cos positions in place of learned ones it does: {found['fixed']}" if verdicts["fixed"] == HOLDS and verdicts["texts"] != HOLDS else ""
-    said["language"] = f"A small GPT {texts}{fixed}."
+    by_text, fixed = (found[key].partition(". After")[0].replace(" bits per byte, fewer are better", "") for key in ("texts", "fixed"))
+    texts = {
+        HOLDS: "gains with vision's constants", NOT: f"with learned positions ends behind its default with vision's constants, after 1,200 steps (bits per byte: {by_text})", UNDECIDED: "cannot be told to gain",
+    }.get(verdicts["texts"], "gains on some texts")  # fmt: skip
+    then = {HOLDS: "it ends ahead", PART: "it ends ahead on one of them", NOT: "it ends behind, too", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["fixed"], "not all pairs are in")
+    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed})."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
@@ -73,6 +78,15 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         pairs = "no pair" if "no pair" in found["points"] or not found["points"] else "too few pairs"
         said["larger"] = f"The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has {pairs} yet."
     return said
+
+
+def _noise_lost() -> str:
+    """What is lost without V·proj's noise, if that is the largest loss without one of the four constants, as a clause; else ""."""
+    finals = load_runs("cifar10-lab10")
+    losses = {arm: contrast(finals, {arm: 1, "mimetic": -1}) for arm in ("vp-alpha-0", "vp-beta-0", "qk-alpha-0", "qk-beta-0")} if len(finals) else {}
+    if not losses or min(map(len, losses.values())) < ENOUGH or min(losses, key=lambda arm: losses[arm].mean()) != "vp-alpha-0":
+        return ""
+    return f"without V·proj's noise {-100 * losses['vp-alpha-0'].mean():.1f} points are lost, without its diagonal {-100 * losses['vp-beta-0'].mean():.1f}"
 
 
 def counts(table: pd.DataFrame) -> str:
@@ -102,14 +116,17 @@ def meaning() -> str:
 # --- the figure ------------------------------------------------------------------------------------------------------
 
 
-def _rows(experiment: str, title: str, reference: str, arms: dict[str, str]) -> Study:
-    return Study("report", title, experiment, (reference, *arms.values()), {name: (reference, arm) for name, arm in arms.items()})
+def _rows(experiment: str, title: str, reference: str, arms: dict[str, str], others: dict[str, tuple[str, str]] | None = None) -> Study:
+    """others: rows with a reference of their own, the default of that model."""
+    pairs = {name: (reference, arm) for name, arm in arms.items()} | (others or {})
+    return Study("report", title, experiment, tuple(dict.fromkeys(arm for pair in pairs.values() for arm in pair)), pairs)
 
 
 SIGNS_AND_SIZES = {
     "vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE,
-    "default of the same size": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
+    "the default at mimetic's norms": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
 }  # fmt: skip
+TEXT_SIGNS = {"vision's signs": "vision", "a language model's signs": "language"}
 SHOWN = (  # every one against the default of its experiment
     (
         _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
@@ -117,13 +134,17 @@ SHOWN = (  # every one against the default of its experiment
             "cifar10-lab10", "CIFAR-10, 10 epochs", "timm",
             {"mimetic": "mimetic", "QK only": "mimetic-qk", "V·proj only": "mimetic-vp", "the default at mimetic's norms": "timm-rescaled",
              "same singular values, random directions": "random-directions", "both signs flipped": "both-flipped"},
+            {"mimetic, learned positions": ("learned-avg-timm", "learned-avg-mimetic"), "mimetic, no positions": ("none-avg-timm", "none-avg-mimetic"),
+             "mimetic, twelve layers": ("depth12-timm", "depth12-mimetic"), "mimetic, twelve layers, half the rate": ("depth12-half-timm", "depth12-half-mimetic")},
         ),
     ),
     (
-        _rows("tinyshakespeare", "tiny Shakespeare", "gpt2", {"vision's signs": "vision", "a language model's signs": "language"}),
+        _rows("tinyshakespeare", "tiny Shakespeare, learned positions", "gpt2", TEXT_SIGNS),
+        _rows("tinyshakespeare-sincos", "tiny Shakespeare, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
     ),
     (
-        _rows("wikitext2", "WikiText-2", "gpt2", {"vision's signs": "vision", "a language model's signs": "language"}),
+        _rows("wikitext2", "WikiText-2, learned positions", "gpt2", TEXT_SIGNS),
+        _rows("wikitext2-sincos", "WikiText-2, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
     ),
     (
         *(_rows(data, title, programme.DEFAULT, SIGNS_AND_SIZES) for data, title in recommenders.TITLES.items()),

@@ -13,7 +13,7 @@ from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
-from mimetic.experiments.metrics import ACCURACY
+from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
 from mimetic.figures.style import LABELS
 from mimetic.initializers import initialize_
@@ -70,8 +70,8 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     row = compare(finals, {"central": PAIR}).iloc[0]
     n, p = len(pairs), row.p
     mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
-    least = f", the least that {n} pairs can give" if p <= smallest_p(n) * 1.001 else ""
-    tested = f"exact sign-flip test, p = {p:.3f}{least}: how often chance alone would give a mean difference at least this far from 0, on either side"
+    least = f"; {n} pairs cannot give less" if p <= smallest_p(n) * 1.001 else ""
+    tested = f"exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side, with p = {p:.3f}{least}"
     if n < ENOUGH:
         verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
     elif row.low > 0:
@@ -156,10 +156,11 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     marks, way = on_the_way(curves), ""
     if marks:
         less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
-        way = f" The {on_the_way_sentence(marks)}.{' So much of it is the higher end.' if less else ''}"
+        way = f" The {on_the_way_sentence(marks)}.{' So much of it is that mimetic initialization ends higher, where the curves are flat, and less that it learns faster from the start.' if less else ''}"
     return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
 
 
+SHARE_OF_RUN = Metric("", "", scale=100, digits=1)
 MARKS = (0.5, 0.55, 0.6)  # accuracies on the way, which the curves of a laboratory run pass
 
 
@@ -184,7 +185,7 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     said = []
     for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
-        span = f" ({100 * low:+.1f} to {100 * high:+.1f})" if len(earlier) > 1 else ""
+        span = f" ({SHARE_OF_RUN.span(low, high)})" if len(earlier) > 1 else ""
         said.append(f"{common.percent(mark)} {100 * earlier.mean():+.1f} %{span}")
     return f"lead in time, of the run, to accuracies on the way: to {', to '.join(said)}".replace("-", "−") if said else ""
 

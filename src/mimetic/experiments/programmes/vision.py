@@ -82,9 +82,11 @@ QUESTIONS = (  # in the order of the queue
     _paired(
         "position", "What do position embedding and pooling do?",
         {
-            "gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
-            "gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
-            "gain with average minus gain with class token": _gains("base", "sincos2d_token"),
+            "average pooling: gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
+            "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
+            "class token: gain with sin-cos minus gain without position": _gains("sincos2d_token", "none_token"),
+            "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d_token", "learned_token"),
+            "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d_token"),
         },
         base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
         sincos2d_token="sin-cos, class token", learned_token="learned, class token", none_token="no position, class token",
