@@ -138,7 +138,9 @@ def test_conditions_have_the_accuracies_themselves():
     table = parts.conditions_table(finals)
     assert "(5 pairs each, on one; in brackets" in table and "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
     assert table.count("\n|") == 2 + len(parts.CONDITIONS) and "−" not in table
-    assert "+5.0 (+5.0 to +5.0) points with sin-cos" not in parts.conditions(finals) and "+1.0 (+1.0 to +1.0) with a learned position embedding" in parts.conditions(finals)
+    short = parts.conditions(finals)
+    assert "| learned | +1.0 (+1.0 to +1.0) | +4.0 (+4.0 to +4.0) |" in short and "(5 pairs each, on one; in brackets" in short and "exchanged, as some public code has them, +7.0 (+7.0 to +7.0)." in short
+    assert parts.conditions(finals[finals["seed"] < 4]) == ""
     assert parts.conditions_table(finals[finals["seed"] < 4]) == parts.conditions_table(finals[:0].assign(**{"device.name": ""})) == ""
 
 
@@ -267,7 +269,11 @@ def test_half_the_rate_at_twelve_layers(gain, seeds, words):
 
 def test_pairs_that_were_added_are_shown_alone():
     rows = [{"arm": f"depth12-half-{arm}", "seed": s, "device.name": "a CPU", "test_accuracy": 0.5 + (0.02 if s < 5 else -0.01) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(10)]
-    assert "5 of the pairs were added when the others had been seen; by themselves they say −1.0 (−1.0 to −1.0, 5 pairs)." in growth.at_half_the_rate(pd.DataFrame(rows))
+    text = growth.at_half_the_rate(pd.DataFrame(rows))
+    assert "The first 5 of these pairs, +2.0 (+2.0 to +2.0, 5 pairs), decided it, and 5 were added; these alone, which no look had chosen, say −1.0 (−1.0 to −1.0, 5 pairs)." in text
+    for row in rows:
+        row["test_accuracy"] += 0.04 * (row["arm"].endswith("mimetic") and row["seed"] < 5) * (row["seed"] - 2)
+    assert ", did not decide it, and 5 were added" in growth.at_half_the_rate(pd.DataFrame(rows))
 
 
 def test_each_at_its_better_rate_at_twelve_layers(monkeypatch):
@@ -367,8 +373,12 @@ def test_the_size_of_a_product_is_its_norm():
     d = 96
     rows = [(p, when, diagonal, spread) for p in ("qk", "vp") for when, diagonal, spread in (("before", 0.4, 0.03), ("after", 0.2, 0.05))]
     products = pd.DataFrame(rows, columns=["product", "when", "diag_mean", "offdiag_sd"])
-    share = common.percent(((d * 0.2**2 + d**2 * 0.05**2) / (d * 0.4**2 + d**2 * 0.03**2)) ** 0.5)
-    assert kept._size_kept(products, d).startswith(f"The products as a whole are {share} (QK) and {share} (V·proj) of their size before")
+    share = common.percent(((d * 0.2**2 + d**2 * 0.05**2) / (d * 0.4**2 + d**2 * 0.03**2)) ** 0.5, 1)
+    assert kept._size_kept(products, d) == (
+        f"The products as a whole are {share} (QK) and {share} (V·proj) of their size before, in Frobenius norm, and the spread of their other entries 166.7 % and 166.7 % of what it was, "
+        "so beside these every diagonal is smaller than it was. "
+    )
+    assert "beside these" not in kept._size_kept(products.assign(offdiag_sd=0.01 + 0.01 * (products["when"] == "before")), d)
 
 
 def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
@@ -462,7 +472,7 @@ def test_what_a_trace_of_noise_tells_apart(monkeypatch, values, says):
 
 
 def test_the_nearest_evidence_for_a_larger_model():
-    rows = [{"arm": f"{prefix}-{arm}", "seed": s, "test_accuracy": 0.5 + gain * (arm == "mimetic")} for prefix, gain in (("d192", 0.03), ("depth12", -0.02)) for arm in PAIR for s in range(5)]
+    rows = [{"arm": f"{prefix}-{arm}", "seed": s, "device.name": "one", "test_accuracy": 0.5 + gain * (arm == "mimetic")} for prefix, gain in (("d192", 0.03), ("depth12", -0.02)) for arm in PAIR for s in range(5)]
     text = growth.nearest(pd.DataFrame(rows))
-    assert text.endswith("in points: at width 192 +3.0 (+3.0 to +3.0, 5 pairs); at twelve layers −2.0 (−2.0 to −2.0, 5 pairs).")
+    assert "in points: at width 192 +3.0 (+3.0 to +3.0, 5 pairs); at twelve layers −2.0 (−2.0 to −2.0, 5 pairs)" in text
     assert growth.nearest(EMPTY) == "" == growth.nearest(pd.DataFrame(rows).query("seed < 3"))

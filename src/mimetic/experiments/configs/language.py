@@ -211,7 +211,7 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
-    "tinyshakespeare-sincos-recipe": search_arms(AT_SINCOS, ("gpt2",)),
+    "tinyshakespeare-sincos-recipe": search_arms(AT_SINCOS, ("gpt2", "rescaled")),
     "share-recipe": {
         f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },

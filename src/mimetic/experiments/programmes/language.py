@@ -57,7 +57,7 @@ RATE = Study(
 SECOND = Study("second", "The second rate of the search, where one seed cannot tell", "tinyshakespeare-rate", tuple(rated(name, lr) for name, lr in RUNNER_UP.items()), {})
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a GPT?
-POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]), contrasts=BEYOND_SIZE)
+POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]), contrasts=BEYOND_SIZE | SIGN)
 SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random order", "tinyshakespeare-shuffled", tuple(ARMS["tinyshakespeare-shuffled"]))
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
