@@ -176,7 +176,7 @@ def test_the_plain_answer_says_what_becomes_of_it():
     assert answers.plain_answer().endswith("on both texts.")
     put(LONG, 0.1, arms=("gpt2", "language"))
     put(LONG, 0.0, arms=("vision",))
-    assert answers.plain_answer().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (−0.000, −0.005 to +0.005).")
+    assert answers.plain_answer().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (0.000, −0.005 to +0.005).")
 
 
     put(LONG, 0.03, arms=("vision",), noise=0.02)
@@ -302,3 +302,5 @@ def test_the_committed_gpts_have_visions_sign_but_in_the_first_layer(monkeypatch
     monkeypatch.delenv("MIMETIC_RUNS")
     said = answers.signs_by_layer(("tinyshakespeare",))
     assert re.fullmatch(r"Layer by layer .*: tinyshakespeare: layer 0 \+ in 6, − in 0 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.", said)
+    said = answers.signs_by_layer(("tinyshakespeare-sincos",))  # with fixed positions in the first, too
+    assert re.fullmatch(r"Layer by layer .*: tinyshakespeare-sincos: layer 0 \+ in 0, − in 5 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.", said)

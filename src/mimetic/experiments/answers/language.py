@@ -165,14 +165,16 @@ def fitted_sentence() -> str:
 # --- the products ----------------------------------------------------------------------------------------------------
 
 
-def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "wikitext2"), arm: str = "gpt2") -> pd.DataFrame:
+def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2") -> pd.DataFrame:
     """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them, and title."""
     frames = []
     for experiment in experiments:
         path = record_path(experiment, arm, 0)
         if path.is_file():
             record = read_record(path)
-            title = f"our GPT, {record['config']['dataset']}, d {record['config']['d_model']}"
+            learned = record["config"].get("pos_embed", "learned") == "learned"
+            shape = f"d {record['config']['d_model']}" if learned else "sin-cos"
+            title = f"our GPT, {record['config']['dataset']}, {shape}"
             frames.append(product_table(record, fold=True).assign(title=title))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
 
@@ -196,7 +198,7 @@ def signs_sentence() -> str:
     return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if len(others) else "")
 
 
-def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "wikitext2"), arm: str = "gpt2") -> str:
+def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2") -> str:
     """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the default (beyond two
     standard deviations of the null), in words: a model whose layers differ may still be the same from seed to seed."""
     said = []

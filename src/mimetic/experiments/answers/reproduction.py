@@ -127,7 +127,7 @@ SIGNS_AND_SIZES = {
     "the default at mimetic's norms": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
 }  # fmt: skip
 TEXT_SIGNS = {"vision's signs": "vision", "a language model's signs": "language"}
-SHOWN = (  # every one against the default of its experiment
+SHOWN = (  # every one against the default of its model
     (
         _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
         _rows(
