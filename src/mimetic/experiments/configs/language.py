@@ -87,7 +87,7 @@ TIE = 0.025  # bits per byte: two runs of one configuration and seed on two mach
 RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-directions": 4e-3, "both-minus": 2e-3, "tenth": 4e-3}
 
 # The same, for the model with fixed positions: its own search.
-SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3}
+SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}
 SHUFFLED_CHOSEN: dict[str, float] = {}
 AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
 
