@@ -115,7 +115,7 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     at = float(np.interp(mark, means.index, means.diag_mean))
     left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (0.04, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
     low = float(np.interp(1 / 8, means.index, means.diag_mean))
-    left.annotate(f"{low:.2f} at 1/8", (1 / 8, low), (0.16, low - 0.07), arrowprops={"arrowstyle": "-", "lw": 0.7})
+    left.annotate(f"{low:.2f} at 1/8", (1 / 8, low), (0.015, low + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
     left.set(xlabel="rank kept, k/d", ylabel="mean diagonal", title="Diagonal of $W_QW_K^T$", xlim=(0, 1), ylim=(0, beta * 1.15))
     left.legend(loc="lower right")
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
