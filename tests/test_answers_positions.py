@@ -49,7 +49,7 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     assert positions.headline() == "**It hangs on the position embedding.** With GPT-2's learned positions both sets of signs lose; with fixed sin-cos positions vision signs gain."
     short = positions.in_short()
     assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 |" in short and "WikiText" not in short
-    assert "| tiny Shakespeare, vision signs | +0.200 (+0.196 to +0.204, 6 pairs): *loses* | −0.200 (−0.204 to −0.196, 6 pairs): *gains* |" in short and ": *loses* | +0.030 (" in short
+    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6 pairs): *gains* |" in short and ": *loses* | +0.030 (" in short
     assert "vision signs with fixed positions are also −0.100 (" in short  # 2.1 - 0.2 against 2.0
     text = positions.answer()
     assert "* vision signs: gains: −0.200 bits per byte (" in text and "; better than with learned positions, by −0.400 (" in text

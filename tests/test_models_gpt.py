@@ -132,6 +132,16 @@ def test_fixed_positions_stand_beside_tokens_times_the_root_of_the_width():
     assert len(generate(fixed, [1], 30)) == 30
 
 
+def test_scaled_embeddings_are_those_of_a_gpt_with_larger_ones():
+    scaled, learned = initialised(config=dataclasses.replace(SMALL, pos_embed="scaled")), initialised()
+    assert all(torch.equal(p, learned.get_parameter(name)) for name, p in scaled.named_parameters())
+    with torch.no_grad():
+        learned.pos_embed *= 48**0.5
+        learned.token_embed.weight *= 48**0.5
+    ids = torch.randint(61, (2, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scaled.features(ids), learned.features(ids))
+
+
 def test_shuffled_positions_are_the_same_ones_in_another_order():
     rows, shuffled = sincos(24, 48), GPT(dataclasses.replace(SMALL, pos_embed="shuffled")).pos_embed
     match = (shuffled[:, None] == rows).all(-1)
@@ -159,7 +169,7 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, sincos, shuffled, not 'rope'"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, not 'rope'"),
         (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),

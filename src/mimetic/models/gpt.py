@@ -19,7 +19,7 @@ from mimetic.models.positions import shuffled_order, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
-POS_EMBED = ("learned", "sincos", "shuffled")
+POS_EMBED = ("learned", "scaled", "sincos", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GPTConfig:
     depth: int = 12  # number of blocks
     num_heads: int = 12  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    # "learned": GPT-2's, normal .02; "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
+    # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
     # "shuffled": the same in a random order of the positions, so that neighbours are not alike: a control
     pos_embed: str = "learned"
 
@@ -51,8 +51,8 @@ class GPTConfig:
 
     @property
     def fixed_positions(self) -> bool:
-        """Whether the positions are fixed, and the tokens multiplied by sqrt(d_model)."""
-        return self.pos_embed != "learned"
+        """Whether the positions are fixed."""
+        return self.pos_embed in ("sincos", "shuffled")
 
 
 class GPT(nn.Module):
@@ -67,7 +67,7 @@ class GPT(nn.Module):
         self.config = config
         D = config.d_model
         self.token_embed = nn.Embedding(config.vocab_size, D)
-        if config.pos_embed == "learned":
+        if not config.fixed_positions:
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
         else:  # a buffer: fixed, but part of the state dict
             rows = sincos(config.context, D)
@@ -82,10 +82,7 @@ class GPT(nn.Module):
 
     def embed(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that enter the first block, (B, N, D)."""
-        x_BND = self.token_embed(ids_BN)
-        if self.config.fixed_positions:
-            x_BND = x_BND * self.config.d_model**0.5
-        return x_BND + self.pos_embed[: ids_BN.shape[1]]
+        return combine(self.config, self.token_embed(ids_BN), self.pos_embed[: ids_BN.shape[1]])
 
     def features(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that the head reads, (B, N, D).
@@ -101,6 +98,14 @@ class GPT(nn.Module):
     def forward(self, ids_BN: Tensor) -> Tensor:
         """Token ids (B, N) to logits (B, N, V)."""
         return F.linear(self.features(ids_BN), self.token_embed.weight)
+
+
+def combine(config: GPTConfig, tokens: Tensor, positions: Tensor) -> Tensor:
+    """What enters the first block, of a token's embedding and its position's; shapes that broadcast."""
+    root = config.d_model**0.5
+    if config.fixed_positions:
+        return tokens * root + positions
+    return (tokens + positions) * root if config.pos_embed == "scaled" else tokens + positions
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import LAYER_NORM_EPS, attend
-from mimetic.models.gpt import GPT, GPT2_EPS
+from mimetic.models.gpt import GPT, GPT2_EPS, combine
 from mimetic.models.vit import ViT
 
 
@@ -112,11 +112,9 @@ class StackedGPT(Stacked):
         R, B, N = ids_RBN.shape
         tokens_RVD = self.weight("token_embed.weight")
         first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
-        x_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
-        if self.fixed is None:
-            x_RBND = x_RBND + self.weight("pos_embed")[:, None, :N]
-        else:
-            x_RBND = x_RBND * self.config.d_model**0.5 + self.fixed[:N]
+        tokens_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
+        positions = self.weight("pos_embed")[:, None, :N] if self.fixed is None else self.fixed[:N]
+        x_RBND = combine(self.config, tokens_RBND, positions)
         return (self.norm("norm", self.blocks(x_RBND)) @ tokens_RVD.mT).view(R, B, N, -1)
 
 

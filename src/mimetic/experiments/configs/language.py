@@ -11,6 +11,7 @@ share            the authors' guess: attention stays as it is, its share of all 
 tinyshakespeare-long  five times as long, to see where it ends: 6,000 steps, twelve passes
 tinyshakespeare-sincos  the default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take vision's
                  gain away (cifar10-lab10); each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
+tinyshakespeare-scaled, -scaled-recipe  learned positions once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
 tinyshakespeare-shuffled, -shuffled-recipe  the same with these positions in a random order: as large, but neighbours are not alike
 wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
@@ -70,7 +71,7 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    pos_embed: str = "learned"  # learned, as GPT-2's; sincos: fixed, and the tokens times sqrt(d_model); shuffled: a control (models.gpt)
+    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled: a control (models.gpt)
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
@@ -89,6 +90,7 @@ RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-direction
 # The same, for the model with fixed positions: its own search.
 SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}
 SHUFFLED_CHOSEN: dict[str, float] = {}
+SCALED_CHOSEN: dict[str, float] = {}
 AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
 
 LAB = LanguageConfig(
@@ -110,6 +112,8 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-sincos": replace(LAB, experiment="tinyshakespeare-sincos", pos_embed="sincos"),
     "tinyshakespeare-shuffled": replace(LAB, experiment="tinyshakespeare-shuffled", pos_embed="shuffled"),
     "tinyshakespeare-shuffled-recipe": replace(LAB, experiment="tinyshakespeare-shuffled-recipe", pos_embed="shuffled", validation=True, lr=1e-3),
+    "tinyshakespeare-scaled": replace(LAB, experiment="tinyshakespeare-scaled", pos_embed="scaled"),
+    "tinyshakespeare-scaled-recipe": replace(LAB, experiment="tinyshakespeare-scaled-recipe", pos_embed="scaled", validation=True, lr=1e-3),
     "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
     "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
     "tinyshakespeare-sincos-recipe": replace(LAB, experiment="tinyshakespeare-sincos-recipe", pos_embed="sincos", validation=True, lr=1e-3),
@@ -221,6 +225,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-sincos": at_own_rate(*AT_SINCOS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-shuffled-recipe": search_arms(("gpt2", "vision"), ()),
     "tinyshakespeare-shuffled": at_own_rate("gpt2", "vision", chosen=SHUFFLED_CHOSEN),
+    "tinyshakespeare-scaled-recipe": search_arms(("gpt2", "vision"), ()),
+    "tinyshakespeare-scaled": at_own_rate("gpt2", "vision", chosen=SCALED_CHOSEN),
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
