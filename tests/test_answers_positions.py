@@ -11,7 +11,7 @@ from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import claims, positions, share
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import RATES, searched
-from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, POSITIONS_WIKITEXT2, SHUFFLED
+from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, POSITIONS_WIKITEXT2, SCALED, SHUFFLED
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.models.gpt import POS_EMBED
 from mimetic.training.records import read_record, runs_dir, write_record
@@ -38,15 +38,15 @@ def put(study, effects, seeds=range(6), level=2.0):
 def test_nothing_yet():
     table, points = positions.comparisons()
     assert table.empty and points.empty and positions.headline() == positions.in_short() == ""
-    assert "no pair of runs is in yet" in positions.answer() and "no pair is in yet" in positions.shuffled_answer()
-    assert positions.searches().count("has no records yet") == 2 and positions.missing().count("runs are in") == 4
+    assert "no pair of runs is in yet" in positions.answer() and "no pair is in yet" in positions.control_answer(SHUFFLED) and positions.why() == ""
+    assert positions.searches().count("has no records yet") == 3 and positions.missing().count("runs are in") == 5
     assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
 
 
 def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     put(CENTRAL, {"language": 0.4, "vision": 0.2})
     put(POSITIONS, {"language": 0.03, "vision": -0.2, "rescaled": -0.05, "random-directions": 0.0}, level=2.1)
-    assert positions.headline() == "**It hangs on the position embedding.** With GPT-2's learned positions both sets of signs lose; with fixed sin-cos positions vision signs gain."
+    assert positions.headline() == "**It hangs on the position embedding.** With GPT-2's own embeddings both sets of signs lose; with fixed sin-cos positions vision signs gain."
     short = positions.in_short()
     assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 |" in short and "WikiText" not in short
     assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6 pairs): *gains* |" in short and ": *loses* | +0.030 (" in short
@@ -71,13 +71,27 @@ def test_no_headline_without_a_gain(fixed):
 def test_a_random_order():
     put(POSITIONS, {"vision": -0.2})
     put(SHUFFLED, {"vision": 0.1})
-    text = positions.shuffled_answer()
-    assert "vision signs: loses: +0.100" in text and "; worse than in their own order, by +0.300 (" in text
+    text = positions.control_answer(SHUFFLED)
+    assert "vision signs: loses: +0.100" in text and "; worse than with fixed positions in their order, by +0.300 (" in text
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
             path.unlink()
-    assert "behind so far: +0.09" in positions.shuffled_answer() and "too few pairs" in positions.shuffled_answer()
+    assert "behind so far: +0.09" in positions.control_answer(SHUFFLED) and "too few pairs" in positions.control_answer(SHUFFLED)
+
+
+def test_what_the_controls_say_of_the_reason():
+    put(CENTRAL, {"language": 0.4, "vision": 0.2})
+    put(POSITIONS, {"language": 0.03, "vision": -0.2})
+    put(SHUFFLED, {"vision": -0.1})
+    assert positions.why() == ""  # one control is not all of it
+    put(SCALED, {"vision": -0.15})
+    assert positions.why().startswith("It is not that neighbours have positions that are alike: in a random order vision signs gain as well, −0.100 (") and "Nor is it that positions are fixed" in positions.why()
+    assert "in common is the size of what enters" in positions.why() and positions.headline().startswith("**It hangs on what enters the first block.**") and "times $\\sqrt d$, vision signs gain." in positions.headline()
+    put(SHUFFLED, {"vision": 0.1})
+    put(SCALED, {"vision": 0.15})
+    assert positions.why().startswith("That neighbours have positions that are alike is needed") and "The size of what enters is not enough" in positions.why() and "in common" not in positions.why()
+    assert positions.headline().startswith("**It hangs on the position embedding.**")
 
 
 def test_the_search_names_ends_and_ties():
@@ -103,6 +117,15 @@ def test_claims_and_the_share_follow():
     text = share.by_positions(points)
     assert text.startswith("One GPT on one text, with 32 % attention, changes by −9.9 % with learned positions (") and text.endswith("to make a gain of the loss.")
     assert share.by_positions(points[points["experiment"] == CENTRAL.experiment]) == ""
+
+
+def test_what_enters_and_what_attention_adds():
+    table = yardsticks.stream_before_training(windows=2)
+    times = table["times what enters", LABELS["vision"]]
+    assert list(table.index) == list(TEXT_POSITIONS.values()) and table["enters", ""].is_monotonic_increasing
+    assert round(times.iloc[0]) == 17 and round(times.min(), 1) == 0.6 and round(times.iloc[1], 1) == 1.5  # as the chapter says
+    assert 0.4 < table["attention adds", LABELS["vision"]].min() < table["attention adds", LABELS["vision"]].max() < 0.55
+    assert 0.4 < yardsticks.stored_entering()["times what enters"] < 0.6
 
 
 def test_where_tokens_look_before_training():

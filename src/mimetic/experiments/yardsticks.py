@@ -1,6 +1,6 @@
-"""Two yardsticks for a text model: what the last character alone predicts, and where an untrained model looks.
+"""Yardsticks for a text model: what the last character alone predicts, where an untrained model looks, and how large what it reads is.
 
-    python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs the corpora)
+    python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs tiny Shakespeare and CIFAR-10)
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.data.text import load_text
+from mimetic.experiments import vision
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import EVERY
 from mimetic.experiments.language import build_model
-from mimetic.figures.style import LABELS
-from mimetic.models.gpt import POS_EMBED
+from mimetic.figures.style import LABELS, TEXT_POSITIONS
+from mimetic.models.gpt import GPT, POS_EMBED
 from mimetic.scan import attention_layers
 
 
@@ -75,13 +76,43 @@ def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = P
     return pd.concat(frames, ignore_index=True)
 
 
-def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:
-    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads: (B, N, N) a layer."""
+def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = POS_EMBED, arms: tuple[str, ...] = ("gpt2", "vision"), windows: int = 8) -> pd.DataFrame:
+    """How large what enters the first block is, and what its attention adds to that, before training: root mean squares over windows of the
+    evaluated text, a row a kind of positions; and the second in units of the first.
+
+    Raises what data.text.load_text raises.
+    """
+    rows = {}
+    for kind in positions:
+        row: dict[tuple[str, str], float] = {}
+        for arm in arms:
+            ids_BN, model = _untrained(dataset, arm, kind, windows)
+            row |= {(what, LABELS[arm] if what != "enters" else ""): value for what, value in entering(model, model.embed(ids_BN)).items()}
+        rows[TEXT_POSITIONS[kind]] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table[["enters", "attention adds", "times what enters"]].round(2)
+
+
+@torch.no_grad()
+def entering(model: nn.Module, x_BND: Tensor) -> dict[str, float]:
+    """Root mean square of the tokens that enter the first block and of what its attention adds to them, and their ratio. model: with blocks."""
+    block = model.blocks[0]
+    enters, adds = (x.square().mean().sqrt().item() for x in (x_BND, block.attn(block.norm1(x_BND))))
+    return {"enters": enters, "attention adds": adds, "times what enters": adds / enters}
+
+
+def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, GPT]:
+    """Windows of the evaluated text (B, N), and the model of "tinyshakespeare" (seed 0) with these positions before training."""
     data = load_text(dataset)
     config = replace(named("tinyshakespeare"), arm=arm, pos_embed=positions, **EVERY[arm])
-    N = config.context
-    ids_BN = data.test[: windows * N].view(windows, N).long()
-    model, seen, layers = build_model(config, data.vocab_size).eval(), [], []
+    ids_BN = data.test[: windows * config.context].view(windows, config.context).long()
+    return ids_BN, build_model(config, data.vocab_size).eval()
+
+
+def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:
+    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads: (B, N, N) a layer."""
+    ids_BN, model = _untrained(dataset, arm, positions, windows)
+    N, seen, layers = ids_BN.shape[1], [], []
     for block in model.blocks:
         block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -102,10 +133,17 @@ def stored_bits(dataset: str, split: str = "test") -> float:
     return json.loads(path().read_text(encoding="utf-8"))["pair_model_bits"][dataset][split]
 
 
+def stored_entering() -> dict[str, float]:
+    """entering of the ViT of "cifar10-lab10" from mimetic initialization, as it was computed and stored."""
+    return json.loads(path().read_text(encoding="utf-8"))["entering"]["cifar10-lab10"]
+
+
 def main() -> None:
-    name = "tinyshakespeare"
+    name, images = "tinyshakespeare", named("cifar10-lab10", arm="mimetic", seed=0)
     bits = {split: round(pair_model_bits(name, split == "validation"), 4) for split in ("test", "validation")}
-    found = {"pair_model_bits": {name: bits}}
+    prepared = vision.prepare(images, torch.device("cpu"))
+    seen = entering(prepared.model.eval(), prepared.model.embed(prepared.task.batch(0, 0)[0]))
+    found = {"pair_model_bits": {name: bits}, "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}}}
     with atomic_path(path()) as part:
         Path(part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found)

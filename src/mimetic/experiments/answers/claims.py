@@ -276,6 +276,11 @@ def _neighbours() -> Judgement:
     return verdict, f"random order minus their own: {found}. In a random order against the default: {_against(study.experiment, 'vision', 'gpt2', planned)[1]}"
 
 
+def _scaled() -> Judgement:
+    study = language_programme.SCALED
+    return _against(study.experiment, "vision", "gpt2", len(language_programme.SEEDS[study.name]))
+
+
 def _beyond_learned() -> Judgement:
     return judged(positions.across("vision", FIXED[0], "gpt2", CORPORA[0]), BITS, len(language_programme.SEEDS[FIXED[0].name]))
 
@@ -416,8 +421,9 @@ CLAIMS = (
     Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language")),
     Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _fixed("gpt2", FIXED), "fixed"),
     Claim(TEXT, "and more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
-    Claim(TEXT, "because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", _neighbours),
-    Claim(TEXT, "and so it predicts better than from GPT-2's own start with learned positions (tiny Shakespeare)", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
+    Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", _neighbours),
+    Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", _scaled),
+    Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions (tiny Shakespeare)", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "Matrix operations can imitate them", ASKED, "12_recommenders", _imitable),

@@ -1,4 +1,4 @@
-"""What chapter 10 says of a GPT with fixed sin-cos positions: does mimetic initialization fail with language, or with a GPT's positions?"""
+"""What chapter 10 says of a GPT with other positions: does mimetic initialization fail with language, or with what enters a GPT's first block?"""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mimetic.experiments.programmes.language import (
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
+    SCALED,
+    SCALED_SEARCH,
     SEEDS,
     SHUFFLED,
     SHUFFLED_SEARCH,
@@ -31,7 +33,7 @@ from mimetic.training.records import load_runs
 COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED}
+STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED, TEXT_POSITIONS["scaled"]: SCALED}
 STUDIES = {f"tiny Shakespeare, {name}": study for name, study in STUDIES.items()} | {
     f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
 }  # fmt: skip
@@ -75,22 +77,24 @@ def searched_sentence(search: str = SINCOS_SEARCH, finals: pd.DataFrame | None =
 
 
 def searches() -> str:
-    """Both searches, in words."""
-    found = {TEXT_POSITIONS["sincos"]: SINCOS_SEARCH, TEXT_POSITIONS["shuffled"]: SHUFFLED_SEARCH}
+    """The searches, in words."""
+    found = {TEXT_POSITIONS["sincos"]: SINCOS_SEARCH, TEXT_POSITIONS["shuffled"]: SHUFFLED_SEARCH, TEXT_POSITIONS["scaled"]: SCALED_SEARCH}
     return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
 
 
 def headline() -> str:
-    """Whether it hangs on the positions, in a sentence: said where a set of signs loses with learned positions and gains with fixed ones; else ""."""
+    """What it hangs on, in a sentence: said where a set of signs loses with learned positions and gains with fixed ones; else ""."""
     words = {}
-    for kind, study in {"learned": LEARNED, "fixed": POSITIONS}.items():
+    for kind, study in {"learned": LEARNED, "fixed": POSITIONS, "scaled": SCALED}.items():
         finals = load_runs(study.experiment)
         table = common.study_table(study, finals, METRIC) if len(finals) else finals
         words |= {(kind, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
-    turned = [LABELS[arm] for arm in SIGNED if words["learned", arm] == "loses" and words["fixed", arm] == "gains"]
+    turned = [arm for arm in SIGNED if words["learned", arm] == "loses" and words["fixed", arm] == "gains"]
     if not turned:
         return ""
-    return f"**It hangs on the position embedding.** With GPT-2's learned positions both sets of signs lose; with fixed sin-cos positions {' and '.join(turned)} gain."
+    names, scaled = " and ".join(LABELS[arm] for arm in turned), all(words["scaled", arm] == "gains" for arm in turned)
+    what, other = ("what enters the first block", ", or with learned ones and tokens times $\\sqrt d$,") if scaled else ("the position embedding", "")
+    return f"**It hangs on {what}.** With GPT-2's own embeddings both sets of signs lose; with fixed sin-cos positions{other} {names} gain."
 
 
 def in_short() -> str:
@@ -117,12 +121,17 @@ def in_short() -> str:
 
 
 def why() -> str:
-    """The reason that we see, with what its control found, in a sentence or two."""
-    text = "Sines and cosines of neighbouring places are alike, so that $W_QW_K^\\top\\approx+I$ makes a token look at those just before it; drawn at random they are not, and a token looks at itself"
-    effect = _effect(SHUFFLED, "vision")
-    if len(effect) < ENOUGH:
-        return f"{text} ([below](#fixed-positions))."
-    return f"{text}. With the same sines and cosines in a random order vision signs change the default by {measured(effect, METRIC)} ([below](#fixed-positions))."
+    """What two controls say of the reason, in sentences; "" before both are in."""
+    shuffled, scaled = (_effect(study, "vision") for study in (SHUFFLED, SCALED))
+    if min(len(shuffled), len(scaled)) < ENOUGH:
+        return ""
+    neighbours = "It is not that neighbours have positions that are alike: in a random order vision signs gain as well" if side(shuffled) < 0 else "That neighbours have positions that are alike is needed: in a random order vision signs do not gain"
+    fixed = "Nor is it that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
+    text = f"{neighbours}, {measured(shuffled, METRIC)}. {fixed}, {measured(scaled, METRIC)}."
+    if side(shuffled) < 0 and side(scaled) < 0:
+        text += " What these have in common is the size of what enters the first block: with GPT-2's own embeddings the first attention adds seventeen times as much as enters, with the others 0.6 to 1.5 times"
+        text += " ([below](#fixed-positions))."
+    return text
 
 
 def long_runs() -> str:
@@ -152,13 +161,14 @@ def answer() -> str:
     return text + (f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else "")
 
 
-def shuffled_answer() -> str:
-    """What is left of the effect where the same positions stand in a random order, in a sentence."""
-    effect = _effect(SHUFFLED, "vision")
-    if not len(effect):
-        return f"With the positions in a random order no pair is in yet: `{COMMAND}`."
-    row = common.study_table(SHUFFLED, load_runs(SHUFFLED.experiment), METRIC).loc[LABELS["vision"]]
-    return f"With the same positions in a random order vision signs: {common.finding(row, METRIC)}{_compared(changes('vision', SHUFFLED, POSITIONS), 'than in their own order')}."
+def control_answer(study: Study) -> str:
+    """What vision's signs do in a control, and whether that is something else than with fixed positions in their order, in a sentence."""
+    name = study.question.partition(", ")[2]
+    if not len(_effect(study, "vision")):
+        return f"{name[:1].upper()}{name[1:]}: no pair is in yet (`{COMMAND}`)."
+    table = common.study_table(study, load_runs(study.experiment), METRIC)
+    row = table.loc[LABELS["vision"]]
+    return f"{name[:1].upper()}{name[1:]}, against a default of {row['reference']:.3f}: vision signs: {common.finding(row, METRIC)}{_compared(changes('vision', study, POSITIONS), 'than with fixed positions in their order')}."
 
 
 def _compared(apart: pd.Series, what: str) -> str:
@@ -173,5 +183,5 @@ def _compared(apart: pd.Series, what: str) -> str:
 
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
-    studies = (POSITIONS, SHUFFLED, POSITIONS_WIKITEXT2, POSITIONS_LONG)
+    studies = (POSITIONS, SHUFFLED, SCALED, POSITIONS_WIKITEXT2, POSITIONS_LONG)
     return " ".join(filter(None, (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)))
