@@ -152,6 +152,14 @@ def test_shuffled_positions_are_the_same_ones_in_another_order():
     assert neighbours[0] > 0.9 > neighbours[1] + 0.1
 
 
+def test_centred_positions_have_nothing_in_common_and_the_same_size():
+    rows, apart = sincos(128, 128), GPT(GPTConfig(vocab_size=5, context=128, d_model=128, depth=1, num_heads=4, pos_embed="centred")).pos_embed
+    assert rows.mean(0).square().sum() > 0.5 * rows.square().sum(1).mean()  # most of the energy is the same for every place
+    torch.testing.assert_close(apart.mean(0), torch.zeros(128), atol=1e-6, rtol=0)
+    torch.testing.assert_close(apart.square().mean(), rows.square().mean())
+    torch.testing.assert_close(apart / apart.norm(), (rows - rows.mean(0)) / (rows - rows.mean(0)).norm())
+
+
 def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     model = initialised().train()
     a, b, c = (generate(model, [1, 2], 40, seed=s) for s in (0, 0, 1))  # longer than the context
@@ -169,7 +177,7 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, not 'rope'"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, not 'rope'"),
         (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),

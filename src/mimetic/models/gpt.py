@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import Block, check_mlp_ratio
-from mimetic.models.positions import shuffled_order, sincos
+from mimetic.models.positions import centred, shuffled_order, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
-POS_EMBED = ("learned", "scaled", "sincos", "shuffled")
+POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class GPTConfig:
     num_heads: int = 12  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
-    # "shuffled": the same in a random order of the positions, so that neighbours are not alike: a control
+    # "shuffled": the same in a random order of the positions, so that neighbours are not alike; "centred": the same without what all
+    # positions have in common. Both are controls
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class GPTConfig:
     @property
     def fixed_positions(self) -> bool:
         """Whether the positions are fixed."""
-        return self.pos_embed in ("sincos", "shuffled")
+        return self.pos_embed in ("sincos", "shuffled", "centred")
 
 
 class GPT(nn.Module):
@@ -71,7 +72,9 @@ class GPT(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
         else:  # a buffer: fixed, but part of the state dict
             rows = sincos(config.context, D)
-            self.register_buffer("pos_embed", rows[shuffled_order(config.context)] if config.pos_embed == "shuffled" else rows)
+            if config.pos_embed == "shuffled":
+                rows = rows[shuffled_order(config.context)]
+            self.register_buffer("pos_embed", centred(rows) if config.pos_embed == "centred" else rows)
         self.blocks = nn.Sequential(
             *(
                 Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")

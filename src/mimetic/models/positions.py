@@ -41,6 +41,13 @@ def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
 
+def centred(rows: Tensor) -> Tensor:
+    """Fixed positions (places, d_model) without what all places have in common, their mean, and as large as they were (root mean square)."""
+    rows = rows.double()
+    apart = rows - rows.mean(0)
+    return (apart * (rows.square().mean() / apart.square().mean()).sqrt()).float()
+
+
 def shuffled_order(places: int) -> Tensor:
     """A random order of so many places, always the same one: (places,), on the CPU."""
     return torch.randperm(places, generator=torch.Generator().manual_seed(0), device="cpu")

@@ -40,7 +40,7 @@ SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 # No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the arm's own, and a
 # control that nobody would train otherwise.
-LEFT_OUT = ("tinyshakespeare-shuffled", "tinyshakespeare-scaled", "tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
+LEFT_OUT = ("tinyshakespeare-shuffled", "tinyshakespeare-scaled", "tinyshakespeare-centred", "tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]

@@ -13,6 +13,7 @@ tinyshakespeare-sincos  the default, both sets of signs and the controls of size
                  gain away (cifar10-lab10); each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
 tinyshakespeare-scaled, -scaled-recipe  learned positions once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
 tinyshakespeare-shuffled, -shuffled-recipe  the same with these positions in a random order: as large, but neighbours are not alike
+tinyshakespeare-centred, -centred-recipe  the same without what all positions have in common, their mean
 wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
@@ -71,7 +72,7 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled: a control (models.gpt)
+    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred: controls (models.gpt)
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
@@ -90,6 +91,7 @@ RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-direction
 # The same, for the model with fixed positions: its own search.
 SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}
 SHUFFLED_CHOSEN: dict[str, float] = {"gpt2": 2e-3, "vision": 2e-3}
+CENTRED_CHOSEN: dict[str, float] = {}
 SCALED_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "vision": 4e-3}
 AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
 
@@ -114,6 +116,8 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-shuffled-recipe": replace(LAB, experiment="tinyshakespeare-shuffled-recipe", pos_embed="shuffled", validation=True, lr=1e-3),
     "tinyshakespeare-scaled": replace(LAB, experiment="tinyshakespeare-scaled", pos_embed="scaled"),
     "tinyshakespeare-scaled-recipe": replace(LAB, experiment="tinyshakespeare-scaled-recipe", pos_embed="scaled", validation=True, lr=1e-3),
+    "tinyshakespeare-centred": replace(LAB, experiment="tinyshakespeare-centred", pos_embed="centred"),
+    "tinyshakespeare-centred-recipe": replace(LAB, experiment="tinyshakespeare-centred-recipe", pos_embed="centred", validation=True, lr=1e-3),
     "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
     "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
     "tinyshakespeare-sincos-recipe": replace(LAB, experiment="tinyshakespeare-sincos-recipe", pos_embed="sincos", validation=True, lr=1e-3),
@@ -227,6 +231,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-shuffled": at_own_rate("gpt2", "vision", chosen=SHUFFLED_CHOSEN),
     "tinyshakespeare-scaled-recipe": search_arms(("gpt2", "vision"), ()),
     "tinyshakespeare-scaled": at_own_rate("gpt2", "vision", chosen=SCALED_CHOSEN),
+    "tinyshakespeare-centred-recipe": search_arms(("gpt2", "vision"), ()),
+    "tinyshakespeare-centred": at_own_rate("gpt2", "vision", chosen=CENTRED_CHOSEN),
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},

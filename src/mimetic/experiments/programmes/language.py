@@ -61,6 +61,8 @@ POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tin
 SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random order", "tinyshakespeare-shuffled", tuple(ARMS["tinyshakespeare-shuffled"]))
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters the first block?
 SCALED = Study("scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled", tuple(ARMS["tinyshakespeare-scaled"]))
+# Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add is the same everywhere?
+CENTRED = Study("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred", tuple(ARMS["tinyshakespeare-centred"]))
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
 
@@ -75,11 +77,11 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
-SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS, "shuffled": CENTRAL_SEEDS, "scaled": CENTRAL_SEEDS, "positions-wikitext2": CENTRAL_SEEDS}
+SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS, "shuffled": CENTRAL_SEEDS, "scaled": CENTRAL_SEEDS, "centred": CENTRAL_SEEDS, "positions-wikitext2": CENTRAL_SEEDS}
 
-SEARCH, SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH = ("tinyshakespeare-recipe", *(f"tinyshakespeare-{kind}-recipe" for kind in ("sincos", "shuffled", "scaled")))
+SEARCH, SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH, CENTRED_SEARCH = ("tinyshakespeare-recipe", *(f"tinyshakespeare-{kind}-recipe" for kind in ("sincos", "shuffled", "scaled", "centred")))
 
 
 def language_runs() -> list[RunConfig]:
@@ -95,7 +97,7 @@ def language_runs() -> list[RunConfig]:
 def recipe_runs() -> list[RunConfig]:
     """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken.
     Then the sign arms at the ends of the sweep, to see whether the rates hold there; and their search with fixed positions."""
-    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH) for arm in ARMS[experiment]]
+    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH, CENTRED_SEARCH) for arm in ARMS[experiment]]
 
 
 def gpu_runs() -> list[RunConfig]:
