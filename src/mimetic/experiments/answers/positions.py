@@ -93,8 +93,10 @@ def headline() -> str:
     if not turned:
         return ""
     names, scaled = " and ".join(LABELS[arm] for arm in turned), all(words["scaled", arm] == "gains" for arm in turned)
+    losing = [arm for arm in SIGNED if words["learned", arm] == "loses"]
+    lose = "both sets of signs" if len(losing) == len(SIGNED) else names
     what, other = ("what enters the first block", ", or with learned ones and tokens times $\\sqrt d$,") if scaled else ("the position embedding", "")
-    return f"**It hangs on {what}.** With GPT-2's own embeddings both sets of signs lose; with fixed sin-cos positions{other} {names} gain."
+    return f"**It hangs on {what}.** With GPT-2's own embeddings {lose} lose; with fixed sin-cos positions{other} {names} gain."
 
 
 def in_short() -> str:
@@ -125,9 +127,9 @@ def why() -> str:
     shuffled, scaled = (_effect(study, "vision") for study in (SHUFFLED, SCALED))
     if min(len(shuffled), len(scaled)) < ENOUGH:
         return ""
-    neighbours = "It is not that neighbours have positions that are alike: in a random order vision signs gain as well" if side(shuffled) < 0 else "That neighbours have positions that are alike is needed: in a random order vision signs do not gain"
+    neighbours = "It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well" if side(shuffled) < 0 else "It takes neighbours with positions that are alike: in a random order vision signs do not gain"
     fixed = "Nor is it that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
-    text = f"{neighbours}, {measured(shuffled, METRIC)}. {fixed}, {measured(scaled, METRIC)}."
+    text = f"{neighbours}, {measured(shuffled, METRIC)}. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
     if side(shuffled) < 0 and side(scaled) < 0:
         text += " What these have in common is the size of what enters the first block: with GPT-2's own embeddings the first attention adds seventeen times as much as enters, with the others 0.6 to 1.5 times"
         text += " ([below](#fixed-positions))."
