@@ -99,8 +99,8 @@ def counts(table: pd.DataFrame) -> str:
 
 def answer(table: pd.DataFrame) -> str:
     """What the claims come to, and how many of them have which verdict."""
-    words = " ".join(sentences(table).values())
-    return f"**Answer.** {words}\n\n{counts(table)}" if words else f"**Answer.** {counts(table)}"
+    words = "\n".join(f"* {said}" for said in sentences(table).values())
+    return f"**Answer.**\n\n{words}\n\n{counts(table)}" if words else f"**Answer.** {counts(table)}"
 
 
 def _counts(table: pd.DataFrame) -> str:
