@@ -86,11 +86,14 @@ def test_what_the_controls_say_of_the_reason():
     put(SHUFFLED, {"vision": -0.1})
     assert positions.why() == ""  # one control is not all of it
     put(SCALED, {"vision": -0.15})
-    assert positions.why().startswith("It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well, −0.100 (") and "Nor is it that positions are fixed" in positions.why()
-    assert "in common is the size of what enters" in positions.why() and positions.headline().startswith("**It hangs on what enters the first block.**") and "times $\\sqrt d$, vision signs gain." in positions.headline()
+    text = positions.why()
+    assert text.startswith("Neighbours with positions that are alike are a part of it: in a random order vision signs gain less, −0.100 (") and "where it is −0.200 in their own. It is not that positions are fixed" in text
+    assert "in common is the size of what enters" in text and positions.headline().startswith("**It hangs on what enters the first block.**") and "times $\\sqrt d$, vision signs gain." in positions.headline()
+    put(SHUFFLED, {"vision": -0.2})
+    assert positions.why().startswith("It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well")
     put(SHUFFLED, {"vision": 0.1})
     put(SCALED, {"vision": 0.15})
-    assert positions.why().startswith("It takes neighbours with positions that are alike") and "The size of what enters is not enough" in positions.why() and "in common" not in positions.why()
+    assert positions.why().startswith("Neighbours with positions that are alike are most of it") and "The size of what enters is not enough" in positions.why() and "in common" not in positions.why()
     assert positions.headline().startswith("**It hangs on the position embedding.**")
 
 

@@ -127,10 +127,17 @@ def why() -> str:
     shuffled, scaled = (_effect(study, "vision") for study in (SHUFFLED, SCALED))
     if min(len(shuffled), len(scaled)) < ENOUGH:
         return ""
-    neighbours = "It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well" if side(shuffled) < 0 else "It takes neighbours with positions that are alike: in a random order vision signs do not gain"
-    fixed = "Nor is it that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
-    text = f"{neighbours}, {measured(shuffled, METRIC)}. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
-    if side(shuffled) < 0 and side(scaled) < 0:
+    order, less = _effect(POSITIONS, "vision"), side(changes("vision", SHUFFLED, POSITIONS)) > 0
+    gains = side(shuffled) < 0
+    neighbours = {
+        (True, True): "Neighbours with positions that are alike are a part of it: in a random order vision signs gain less",
+        (True, False): "It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well",
+        (False, True): "Neighbours with positions that are alike are most of it: in a random order no gain of vision signs is sure",
+        (False, False): "Whether it takes neighbours with positions that are alike these pairs cannot say: in a random order no gain of vision signs is sure, and no difference to their own order",
+    }[gains, less]  # fmt: skip
+    fixed = "It is not that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
+    text = f"{neighbours}, {measured(shuffled, METRIC)} where it is {METRIC.signed(order.mean())} in their own. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
+    if gains and side(scaled) < 0:
         text += " What these have in common is the size of what enters the first block: with GPT-2's own embeddings the first attention adds seventeen times as much as enters, with the others 0.6 to 1.5 times"
         text += " ([below](#fixed-positions))."
     return text
