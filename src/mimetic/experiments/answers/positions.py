@@ -136,7 +136,9 @@ def why() -> str:
         (False, False): "Whether it takes neighbours with positions that are alike these pairs cannot say: in a random order no gain of vision signs is sure, and no difference to their own order",
     }[gains, less]  # fmt: skip
     fixed = "It is not that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
-    text = f"{neighbours}, {measured(shuffled, METRIC)} where it is {METRIC.signed(order.mean())} in their own. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
+    sizes = [effect.mean() for arm in ("rescaled", "random-directions") if len(effect := _effect(POSITIONS, arm)) >= ENOUGH]
+    size = f" (and {' and '.join(map(METRIC.signed, sizes))} there with weights of that size and no pattern)" if sizes else ""
+    text = f"{neighbours}, {measured(shuffled, METRIC)} where it is {METRIC.signed(order.mean())} in their own{size}. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
     if gains and side(scaled) < 0:
         text += " What these have in common is the size of what enters the first block: with GPT-2's own embeddings the first attention adds seventeen times as much as enters, with the others 0.6 to 1.5 times"
         text += " ([below](#fixed-positions))."
