@@ -117,8 +117,9 @@ def in_short() -> str:
         return ""
     order = [f"{text}, {LABELS[arm]}" for text in ("tiny Shakespeare", "WikiText-2") for arm in ("gpt2", *SIGNED)]
     table = pd.DataFrame([(name, *(rows[name].get(kind, "not run yet") for kind in kinds)) for name in order if name in rows], columns=["bits per byte; for the signs, minus the default's", *kinds])
-    own = across("vision", POSITIONS, "gpt2", CENTRAL)
-    beyond = f"\n\nOn tiny Shakespeare vision signs with fixed positions are also {measured(own, METRIC)} from GPT-2's own start, the default with learned ones." if len(own) >= ENOUGH else ""
+    own = {text: across("vision", study, "gpt2", other) for text, study, other in (("tiny Shakespeare", POSITIONS, CENTRAL), ("WikiText-2", POSITIONS_WIKITEXT2, WIKITEXT2))}
+    said = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
+    beyond = f"\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones: {', '.join(said)}." if said else ""
     return f"{common.markdown(table)}{beyond}"
 
 
