@@ -136,7 +136,7 @@ def why() -> str:
         (False, True): "Neighbours with positions that are alike are most of it: in a random order no gain of vision signs is sure",
         (False, False): "Whether it takes neighbours with positions that are alike these pairs cannot say: in a random order no gain of vision signs is sure, and no difference to their own order",
     }[gains, less]  # fmt: skip
-    fixed = "It is not that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else "The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they do not gain"
+    fixed = "It is not that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else f"The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they {'lose' if side(scaled) > 0 else 'do not gain for certain'}"
     sizes = [effect.mean() for arm in ("rescaled", "random-directions") if len(effect := _effect(POSITIONS, arm)) >= ENOUGH]
     size = f" (and {' and '.join(map(METRIC.signed, sizes))} there with weights of that size and no pattern)" if sizes else ""
     text = f"{neighbours}, {measured(shuffled, METRIC)} where it is {METRIC.signed(order.mean())} in their own{size}. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
