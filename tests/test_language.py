@@ -12,14 +12,18 @@ from mimetic.experiments import language, live
 from mimetic.experiments.answers.rates import best_rates, rate_table
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.language import (
+    CENTRED_CHOSEN,
     CHOSEN,
     EDGE_RATE,
     ENDS,
     EVERY,
     FITTED,
     RUNNER_UP,
+    SCALED_CHOSEN,
     SHARES,
+    SHUFFLED_CHOSEN,
     SIGNS,
+    SINCOS_CHOSEN,
     TIE,
     LanguageConfig,
 )
@@ -179,6 +183,14 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     search = [config for config in queue if config.lr < EDGE_RATE and config.experiment == "tinyshakespeare-recipe"]
     assert len(search) == 4 * len(EVERY) and {config.seed for config in queue} == {0} and all(config.validation for config in queue)
     assert sum(config.experiment == "share-recipe" for config in queue) == 3 * len(ENDS) * len(SIGNS)
+
+
+@pytest.mark.parametrize(("kind", "chosen"), [("sincos", SINCOS_CHOSEN), ("shuffled", SHUFFLED_CHOSEN), ("scaled", SCALED_CHOSEN), ("centred", CENTRED_CHOSEN)])
+def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind, chosen):
+    finals = load_runs(f"tinyshakespeare-{kind}-recipe")
+    assert (best_rates(finals) if len(finals) else {}) == chosen
+    for name in ARMS[f"tinyshakespeare-{kind}"]:
+        assert named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name] and named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
 
 
 def test_the_sweep_holds_attention_fixed_and_changes_its_share():

@@ -45,6 +45,8 @@ class Stacked(nn.Module):
             self.weights.append(nn.Parameter(torch.stack([parameter.detach() for parameter in each])))
             for parameter, view in zip(each, self.weights[-1].detach(), strict=True):
                 parameter.data = view
+        # positions that are no parameter are the same in every model
+        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
 
     def linear(self, name: str, x_RTD: Tensor) -> Tensor:
         """nn.Linear of every model."""
@@ -79,10 +81,6 @@ class StackedViT(Stacked):
 
     eps, causal, gelu = LAYER_NORM_EPS, False, "none"
 
-    def __init__(self, models: Sequence[ViT]) -> None:
-        super().__init__(models)
-        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
-
     def forward(self, x_RBCYX: Tensor) -> Tensor:
         c, B = self.config, x_RBCYX.shape[1]
         patches = F.unfold(x_RBCYX.flatten(0, 1), c.patch_size, stride=c.patch_size).mT  # (R * B, N, P)
@@ -103,10 +101,6 @@ class StackedGPT(Stacked):
     """models.gpt.GPT: token ids (R, B, N) to logits (R, B, N, V)."""
 
     eps, causal, gelu = GPT2_EPS, True, "tanh"
-
-    def __init__(self, models: Sequence[GPT]) -> None:
-        super().__init__(models)
-        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
 
     def forward(self, ids_RBN: Tensor) -> Tensor:
         R, B, N = ids_RBN.shape

@@ -16,7 +16,7 @@ from mimetic.audit.report import sign
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import gpu, positions, questions, recommenders, share
 from mimetic.experiments.answers.common import between_runs, measured, percent
-from mimetic.experiments.answers.growth import better_rates, gain_panels, half_costs, panel_arms, repeated_at_twelve
+from mimetic.experiments.answers.growth import before_and_after_the_look, better_rates, gain_panels, half_costs, panel_arms, repeated_at_twelve
 from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.construction import constants_table
@@ -164,8 +164,8 @@ def _sooner() -> Judgement:
     finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
     sooner = steps_saved(finals, curves)["earlier by"].astype(float)
     verdict, found = judged(sooner, Metric("", "", scale=100, digits=0), len(CENTRAL_SEEDS), unit="% of the run earlier than the default's own curve")
-    way = on_the_way_sentence(on_the_way(curves))
-    first = next(iter(on_the_way(curves).values()), pd.Series(dtype=float))
+    marks = on_the_way(curves)
+    way, first = on_the_way_sentence(marks), next(iter(marks.values()), pd.Series(dtype=float))
     less = " (so much of it is the higher end)" if len(first) >= ENOUGH and side(first) == 0 else ""
     return verdict, f"{found}; {way}{less}" if way else found
 
@@ -202,7 +202,7 @@ def _deep_half() -> Judgement:
     if not len(finals):
         return verdict, found
     values, cost = contrast(finals, {"depth12-half-mimetic": 1, "depth12-half-timm": -1}), half_costs(finals)[0]
-    first, added = (values[values.index.isin(DEEPER_SEEDS) == later] for later in (False, True))
+    first, added = before_and_after_the_look(values)
     if len(first) >= ENOUGH and len(added) >= ENOUGH:
         found += f"; the first {len(first)} {measured(first)}, those added {measured(added)}, and the p of all does not count the first look"
     if len(cost) >= ENOUGH and side(cost) < 0:

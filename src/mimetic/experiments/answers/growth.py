@@ -204,10 +204,16 @@ def at_half_the_rate(finals: pd.DataFrame) -> str:
     arms = " and ".join(f"{100 * runs.loc[runs['arm'] == arm, 'test_accuracy'].mean():.1f} % {name}" for arm, name in ((timm, "default"), (mimetic, "mimetic")))
     dearer, where_made = half_costs(finals)
     cost = f" Half the rate costs the default {common.measured(-dearer, more=f', on {where_made}')} points." if len(dearer) >= ENOUGH and side(dearer) < 0 else ""
-    first, later = (values[values.index.isin(DEEPER_SEEDS) == added] for added in (False, True))
+    first, later = before_and_after_the_look(values)
     decided = "decided it" if side(first) else "did not decide it"
     alone = f" The first {len(first)} of these pairs, {common.measured(first)}, {decided}, and {len(later)} were added; these alone, which no look had chosen, say {common.measured(later)}. The interval of all does not count the first look." if ENOUGH <= len(later) < len(values) else ""
     return f"{found}{word} ({arms}).{alone}{cost} {each_at_its_rate(finals)}".strip()
+
+
+def before_and_after_the_look(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """The pairs at twelve layers that were planned first, and those that were added when these had been seen. values: a number a seed."""
+    added = values.index.isin(DEEPER_SEEDS)
+    return values[~added], values[added]
 
 
 def half_costs(finals: pd.DataFrame) -> tuple[pd.Series, str]:
@@ -244,7 +250,7 @@ def each_at_its_rate(finals: pd.DataFrame) -> str:
     if len(values) < ENOUGH:
         return ""
     says = {1: "there mimetic initialization is ahead", -1: "there it is behind", 0: "which puts neither ahead"}[side(values)]
-    first, later = (values[values.index.isin(DEEPER_SEEDS) == added] for added in (False, True))
+    first, later = before_and_after_the_look(values)
     split = f" (the first {len(first)} {common.with_interval(first)}, those added {common.with_interval(later)})" if min(len(first), len(later)) >= ENOUGH else ""
     return f"Each at the better of these two rates, by the images held back ({words}): {common.measured(values)} points on the test images{split}, {says}."
 
