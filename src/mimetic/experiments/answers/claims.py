@@ -316,11 +316,11 @@ def _imitable() -> Judgement:
     ours = questions.explained_table()
     parts = {}
     for data, title in recommenders.TITLES.items():
-        part = ours[ours["model"] == f"BERT4Rec, {title.split(' (')[0]}"]
+        part = ours[ours["model"] == questions.MODEL_NAMES[data]]
         carried = " and ".join(f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}" for _, row in part.iterrows())
         parts[title] = counted(part["explained"] >= EXPLAINED), f"the identity carries {carried}" if len(part) else "no run yet"
     verdict, found = joined(parts)
-    return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}){questions.beside(ours)}"
+    return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}).{questions.beside(ours)}"
 
 
 def _meaningful_share() -> Judgement:

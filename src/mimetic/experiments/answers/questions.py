@@ -11,10 +11,10 @@ import torch
 
 from mimetic.audit import CHANCE, EXPLAINED, MEANINGFUL, Parameters, audit
 from mimetic.audit.report import sign
-from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import COMMAND, TITLES
+from mimetic.experiments.answers import common, recommenders
+from mimetic.experiments.answers.recommenders import COMMAND, SHOWN, SIBLING_RUNS, TITLES
 from mimetic.experiments.configs import EXPERIMENTS, named
-from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
+from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIBLING_PREFIX, SIGNS, VISION
 from mimetic.experiments.recorded import recorded_products, records_of
 from mimetic.experiments.runs import existing
 from mimetic.initialize import mimetic_init_
@@ -159,10 +159,13 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
 # --- question 2 ------------------------------------------------------------------------------------------------------
 
 WRITTEN = "what mimetic_init_ writes"
+OURS = {"ml100k": ("ml100k", DEFAULT), "beauty": ("beauty", DEFAULT), SIBLING_RUNS: ("ml100k", SIBLING_PREFIX + DEFAULT)}  # name -> (experiment, arm) of its runs
+MODEL_NAMES = {"ml100k": "BERT4Rec, MovieLens-100K", "beauty": "BERT4Rec, Amazon Beauty", SIBLING_RUNS: "causal sibling, MovieLens-100K"}
+MARKS = {"ml100k": "ML-100K", "beauty": "Beauty, ours"}  # experiment -> its name in share_marks
 REFERENCES = ("dinov2-vit-s", "svtrv2-base", "whisper-tiny-encoder", "minilm-l6")  # the encoders of which a measurement is recorded
 
 
-def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
+def explained_table() -> pd.DataFrame:
     """How much of the products alpha Z + beta I explains: columns model, product, explained, imitated, target, reachable, times chance
     (explained, against independent entries of that width); means over layers and, for our runs, seeds. The paper's own vision target for
     a model of our shape, then what was measured."""
@@ -173,19 +176,24 @@ def explained_table(experiments=("ml100k", "beauty")) -> pd.DataFrame:
     for name in REFERENCES:
         found = audit(name)
         frames.append(found.layers.assign(model=found.name, d_model=found.layers["layer"].map(dict(enumerate(d for d, _ in SOURCES[name].layer_dims())))))
-    for experiment in experiments:
-        for record in records_of(experiment, [DEFAULT]):
-            found = audit(f"{experiment}/{DEFAULT}-seed{record['seed']}")
-            frames.append(found.layers.assign(model=f"BERT4Rec, {TITLES[experiment].split(' (')[0]}", d_model=record["config"]["d_model"]))
+    for data, (experiment, arm) in OURS.items():
+        for record in records_of(experiment, [arm]):
+            found = audit(f"{experiment}/{arm}-seed{record['seed']}")
+            frames.append(found.layers.assign(model=MODEL_NAMES[data], d_model=record["config"]["d_model"]))
     table = pd.concat(frames, ignore_index=True)
     table["times chance"] = table["explained"] * table["d_model"] ** 2  # E[tr(P)^2] / (d |P|^2) is 1 / d^2 for independent entries
     groups = table.groupby(["model", "product"], sort=False)
     return groups[["explained", "imitated", "target", "reachable", "times chance"]].mean().reset_index()
 
 
+def _ours(explained: pd.DataFrame) -> pd.Series:
+    """Which rows are of our own trained recommenders."""
+    return explained["model"].isin(MODEL_NAMES.values())
+
+
 def second_answer(table: pd.DataFrame) -> str:
     """Question 2 for our models in words, beside trained encoders of other kinds of data and beside chance."""
-    ours, others = (table[table["model"].str.startswith("BERT4Rec") == mine] for mine in (True, False))
+    ours, others = table[_ours(table)], table[~_ours(table)]
     if ours.empty:
         return f"**Not known yet:** no run of the default is in. `{COMMAND}` makes them."
     lines = []
@@ -267,32 +275,32 @@ def audited() -> str:
 
 
 def beside(explained: pd.DataFrame) -> str:
-    """What the identity carries of QK and of V·proj in the trained encoders beside ours, in brackets; "" without them."""
-    others = explained[~explained["model"].str.startswith("BERT4Rec") & (explained["model"] != WRITTEN)]
+    """What the identity carries of QK and of V·proj in the trained encoders beside ours, a sentence; "" without them."""
+    others = explained[~_ours(explained) & (explained["model"] != WRITTEN)]
     spans = [f"{100 * part.min():.1f} to {common.percent(part.max(), 1)}" for _, part in others.groupby("product", sort=False)["explained"]]
     low = (others[others["product"] == "qk"].groupby("model")["explained"].max() < EXPLAINED).all()
-    none = ", so no QK of theirs reaches the mark, either" if low else ""
-    return f" (in trained encoders of images, speech and text {' and '.join(spans)}{none})" if spans else ""
+    none = ": no QK of theirs reaches the mark, either" if low else ""
+    return f" In trained encoders of images, speech and text the identity carries {' and '.join(spans)} of the energy{none}." if spans else ""
 
 
-def in_short(explained: pd.DataFrame) -> str:
-    """The three questions in a line each, from the same tables as their sections (explained: explained_table)."""
-    models = [(f"BERT4Rec on {title.split(' (')[0]}", experiment, DEFAULT) for experiment, title in TITLES.items()]
-    models.append(("its causal next-item sibling on MovieLens-100K", "ml100k", MODELS["next item, causal, post-LN"]))
-    first = [f"{name}: {signs_in_words(part)}" for name, experiment, arm in models if len(part := trained(experiment, arm))]
-    second = []
-    for name, part in explained[explained["model"].str.startswith("BERT4Rec")].groupby("model", sort=False):
-        carried = " and ".join(f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]}" for _, row in part.iterrows())
-        second.append(f"{name.removeprefix('BERT4Rec, ')}: {_explained_word(part)}; of the energy a multiple of the identity carries {carried}")
-    if second:
-        second[-1] += beside(explained)
-    marks = share_marks()
-    sizes = {yes: [f"{common.percent(share, 1)} with {n:,} items ({name})" for name, (n, share) in marks.items() if (share >= MEANINGFUL) == yes] for yes in (True, False)}
-    third = [f"**{word}**, {', '.join(sizes[yes])}" for yes, word in ((True, "yes"), (False, "no")) if sizes[yes]]
-    found = pd.concat([layer_signs(part)["sign"] for _, experiment, arm in models if len(part := trained(experiment, arm))] or [pd.Series(dtype=str)])
-    some = (found != "none").any()
-    words = {
-        "Layers worth imitating?": ("In part: " if some and (found == "none").any() else "", first), "Can matrix operations imitate them?": ("", second),
-        "A meaningful share, a tenth or more of the parameters?": ("", third),
-    }  # fmt: skip
-    return "\n".join(f"* *{asked}* {lead}{'; '.join(parts) or 'no run is in yet'}." for asked, (lead, parts) in words.items())
+def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str:
+    """The three questions and what every arm of the experiment gains, as one Markdown table with a column a model and data set, from the same
+    tables as their sections (explained: explained_table); then what else the third depends on."""
+    tables, marks = recommenders.compared(finals, recommenders.COMPARED), share_marks()
+    gains = recommenders.against_default(tables)
+    columns = {}
+    for data, (experiment, arm) in OURS.items():
+        part, energy = trained(experiment, arm), explained[explained["model"] == MODEL_NAMES[data]]
+        carried = ", ".join(common.percent(value, 2) for value in energy["explained"])
+        share = marks[MARKS[experiment]][1]
+        pairs = f", {common.pairs_of(tables[data])}" if data in gains else ""
+        columns[f"{SHOWN[data]}{pairs}"] = [
+            signs_in_words(part) if len(part) else "no run yet", f"{_explained_word(energy)}: {carried}" if len(energy) else "no run yet",
+            f"{'yes' if share >= MEANINGFUL else 'no'}: {common.percent(share, 1)}", *(gains[data] if data in gains else [""] * len(gains)),
+        ]  # fmt: skip
+    rows = [
+        "Layers worth imitating?", f"Can matrix operations imitate them? (energy along the identity in {', '.join(common.PRODUCTS.values())})",
+        f"A meaningful share, {common.percent(MEANINGFUL)} or more of the parameters?", *("last-epoch NDCG@10: default" if name == "default" else f"{name}, minus that" for name in gains.index),
+    ]  # fmt: skip
+    elsewhere = ", ".join(f"{common.percent(share, 1)} with {n:,} items ({name})" for name, (n, share) in marks.items() if name not in MARKS.values())
+    return common.markdown(pd.DataFrame({"asked": rows, **columns})) + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}.{beside(explained)}"

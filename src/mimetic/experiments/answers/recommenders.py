@@ -67,15 +67,24 @@ def arm_label(arm: str) -> str:
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The chapter's answer: each data set, and the causal sibling, in a few sentences, what the learning rate does, and how many runs are missing."""
-    tables, others = compared(finals, COMPARED), compared(finals, COMPARED, VALIDATION_COLUMN)
+    """The experiment's answer: what the comparisons of each data set, and of the causal sibling, come to, in a sentence each, and how many runs are missing."""
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    lines = [f"* {conclusion(data, table, others[data])}{of_the_sibling(finals) if data == SIBLING_RUNS else ''}" for data, table in tables.items()]
+    lines = [f"* {conclusion(data, table)}" for data, table in compared(finals, COMPARED).items()]
+    return "\n\n".join(filter(None, ["\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
+
+
+def qualified(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What qualifies the verdict, as Markdown list items: the last but one items, more epochs, other users, the learning rate, an imitation."""
+    others = compared(finals, COMPARED, VALIDATION_COLUMN)
+    lines = []
+    for data, table in compared(finals, COMPARED).items():
+        if words := on_other_items(table, others[data], data) + (of_the_sibling(finals) if data == SIBLING_RUNS else ""):
+            lines.append(f"* **{SHOWN[data]}.** {words.strip()}")
     rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
     lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
     lines += [f"* **Over both rates and both items.** {words}"] if (words := over_all(finals)) else []
     lines += [f"* **An imitation**, with constants fitted to the model of the other data set. {words}"] if (words := imitations(finals)) else []
-    return "\n\n".join(filter(None, [against_default(tables), "\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
+    return "\n".join(lines)
 
 
 def over_all(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -111,8 +120,8 @@ def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
     return " ".join(said)
 
 
-def against_default(tables: Mapping[str, pd.DataFrame]) -> str:
-    """What every arm of AGAINST_DEFAULT does, with its interval and in a word, as a Markdown table with a column a data set; "" without a pair."""
+def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What every arm of AGAINST_DEFAULT does, with its interval and in a word: index the arms, a column a data set of tables (compared) that has a pair."""
     columns = {}
     for data, table in tables.items():
         if table.empty:
@@ -123,9 +132,9 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> str:
                 row = table.loc[name]
                 span = f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""
                 cells[name] = f"{METRIC.signed(row['difference'])}{span}: *{common.word(row, METRIC)}*"
-        columns[f"{SHOWN[data]}, {common.pairs_of(table)}"] = cells
+        columns[data] = cells
     rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
-    return common.markdown(pd.DataFrame({"last-epoch NDCG@10, difference to the default's": rows} | {name: [cells.get(row, "") for row in rows] for name, cells in columns.items()})) if rows else ""
+    return pd.DataFrame(columns, index=rows, dtype=object).fillna("")
 
 
 def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -249,22 +258,25 @@ def _missing(data: str, finals: pd.DataFrame) -> str:
     return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
-def conclusion(data: str, table: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size? And whether those on the
-    last but one items (other) come to the same."""
-    title = f"**{SHOWN[data]}**"
+def conclusion(data: str, table: pd.DataFrame) -> str:
+    """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size?"""
     if table.empty:
-        return f"{title}: no pair yet."
-    words = words_of(table)
+        return f"**{SHOWN[data]}**: no pair yet."
+    so = _size_or_sign(words_of(table)) or "these pairs do not say whether it is the size of the weights or the signs"
+    return f"**{SHOWN[data]}**: {so}."
 
-    text = f"{title}."
+
+def on_other_items(table: pd.DataFrame, other: pd.DataFrame, data: str) -> str:
+    """The exact p between the signs where it does not confirm the interval, and what the comparisons come to on the last but one items (other) where
+    that is something else than on the last (table); ""."""
+    words, text = words_of(table), ""
     so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
-    if so:
-        text += f" **At this learning rate and on these items, {so}.**"
-        asked = table.loc["opposite minus vision signs"] if "opposite minus vision signs" in table.index and data != SIBLING_RUNS else None
-        if asked is not None and words["opposite minus vision signs"] in ("gains", "loses") and asked["p"] > 0.05:
-            text += f" (Between the signs the exact p is {asked['p']:.3f}.)"
-    if so and so != other_so:
+    if not so:
+        return text
+    asked = table.loc["opposite minus vision signs"] if "opposite minus vision signs" in table.index and data != SIBLING_RUNS else None
+    if asked is not None and words["opposite minus vision signs"] in ("gains", "loses") and asked["p"] > 0.05:
+        text += f" Between the signs the exact p is {asked['p']:.3f}."
+    if so != other_so:
         aside = ""
         if other_so:
             least, pairs = corrected(other).min(), int(other["pairs"].max())
