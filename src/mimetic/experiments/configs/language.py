@@ -91,7 +91,7 @@ RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-direction
 # The same, for the model with fixed positions: its own search.
 SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}
 SHUFFLED_CHOSEN: dict[str, float] = {"gpt2": 2e-3, "vision": 2e-3}
-CENTRED_CHOSEN: dict[str, float] = {}
+CENTRED_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "vision": 4e-3}
 SCALED_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "vision": 4e-3}
 AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
 
