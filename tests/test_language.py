@@ -12,18 +12,15 @@ from mimetic.experiments import language, live
 from mimetic.experiments.answers.rates import best_rates, rate_table
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.language import (
-    CENTRED_CHOSEN,
     CHOSEN,
     EDGE_RATE,
     ENDS,
     EVERY,
     FITTED,
+    OTHER_POSITIONS,
     RUNNER_UP,
-    SCALED_CHOSEN,
     SHARES,
-    SHUFFLED_CHOSEN,
     SIGNS,
-    SINCOS_CHOSEN,
     TIE,
     LanguageConfig,
 )
@@ -185,10 +182,12 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     assert sum(config.experiment == "share-recipe" for config in queue) == 3 * len(ENDS) * len(SIGNS)
 
 
-@pytest.mark.parametrize(("kind", "chosen"), [("sincos", SINCOS_CHOSEN), ("shuffled", SHUFFLED_CHOSEN), ("scaled", SCALED_CHOSEN), ("centred", CENTRED_CHOSEN)])
-def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind, chosen):
+@pytest.mark.parametrize("kind", OTHER_POSITIONS)
+def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind):
+    arms, chosen = OTHER_POSITIONS[kind]
     finals = load_runs(f"tinyshakespeare-{kind}-recipe")
     assert (best_rates(finals) if len(finals) else {}) == chosen
+    assert set(chosen) <= set(arms)
     for name in ARMS[f"tinyshakespeare-{kind}"]:
         assert named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name] and named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 import mimetic
 from mimetic.models.blocks import SelfAttention, parameter_counts
 from mimetic.models.gpt import GPT, GPTConfig, generate
-from mimetic.models.positions import sincos
+from mimetic.models.positions import rotate, rotations, sincos
+from mimetic.verify import verify
 
 SMALL = GPTConfig(vocab_size=61, context=24, d_model=48, depth=3, num_heads=4)
 
@@ -160,6 +161,37 @@ def test_centred_positions_have_nothing_in_common_and_the_same_size():
     torch.testing.assert_close(apart / apart.norm(), (rows - rows.mean(0)) / (rows - rows.mean(0)).norm())
 
 
+def test_rotary_positions_are_those_of_llama_and_know_distances_only():
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = dataclasses.replace(SMALL, pos_embed="rotary")
+    K = config.d_model // config.num_heads
+    table = rotations(24, K)
+    theirs = llama.LlamaRotaryEmbedding(llama.LlamaConfig(hidden_size=K, num_attention_heads=1, head_dim=K))
+    q, k = torch.randn(2, 3, 4, 24, K, generator=torch.Generator().manual_seed(0))
+    expected = llama.apply_rotary_pos_emb(q, k, *theirs(q, torch.arange(24)[None]))
+    torch.testing.assert_close((rotate(q, table), rotate(k, table)), tuple(expected))
+    scores = rotate(q[:1, :1, :1].expand(1, 1, 24, K), table) @ rotate(k[:1, :1, :1].expand(1, 1, 24, K), table).mT
+    for back in (0, 1, 7):  # the same query and key everywhere: the score follows from the distance
+        along = scores[0, 0].diagonal(-back)
+        torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=1e-4)
+    model = initialised(config=config)
+    assert model.pos_embed is None and parameter_counts(model)["embedding"] == 61 * 48 and not any("rotary" in name for name in model.state_dict())
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(10)  # so that it looks somewhere
+    ids = torch.randint(61, (1, 20), generator=torch.Generator().manual_seed(0))
+    assert (model(ids[:, 1:])[0, -1] - model(torch.cat([ids[:, :1], ids[:, 2:3], ids[:, 1:2], ids[:, 3:]], 1))[0, -1]).abs().max() > 1e-3  # the order matters
+    assert len(generate(model, [1], 30)) == 30
+
+
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
+def test_rotary_positions_are_said_to_change_the_effect():
+    model = initialised("mimetic", dataclasses.replace(SMALL, pos_embed="rotary"))
+    assert all("RoPE" in layer.caveats[0] for layer in mimetic.attention_layers(model))
+    assert all(check.ok for check in verify(model, lambda model: model(torch.arange(20)[None])))
+    assert not any(layer.caveats for layer in mimetic.attention_layers(initialised()))
+
+
 def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     model = initialised().train()
     a, b, c = (generate(model, [1, 2], 40, seed=s) for s in (0, 0, 1))  # longer than the context
@@ -177,7 +209,9 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, not 'rope'"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, rotary, not 'rope'"),
+        (lambda: GPTConfig(d_model=6, num_heads=2, pos_embed="rotary"), "needs an even d_model / num_heads, not 6 / 2"),
+        (lambda: rotations(4, 3), "rotary positions need an even head_dim, not 3"),
         (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),

@@ -1,6 +1,6 @@
 """mimetic's own models."""
 
-from mimetic.adapters.views import fused_out, gain, linear_in
+from mimetic.adapters.views import ROPE, fused_out, gain, linear_in
 from mimetic.attention import AttentionLayer
 
 
@@ -10,7 +10,8 @@ def self_attention(module, name, ancestors) -> AttentionLayer:
     block = ancestors[0][1] if ancestors else None
     known = f"{type(block).__module__}.{type(block).__qualname__}" == "mimetic.models.blocks.Block"
     pre = block.norm1 if known and block.norm_first else None
-    return AttentionLayer(name, q, k, v, proj, qb, kb, vb, pb, in_gain=gain(pre, name), gains_known=known)
+    caveats = () if module.rotary is None else (ROPE,)
+    return AttentionLayer(name, q, k, v, proj, qb, kb, vb, pb, in_gain=gain(pre, name), gains_known=known, caveats=caveats)
 
 
 READERS = {"mimetic.models.blocks.SelfAttention": self_attention}

@@ -29,7 +29,7 @@ from mimetic.training.backend import derive_seed
 METRIC = Metric("test_bits_per_byte", "validation bits per byte", "", "bits per byte", digits=3, lower_is_better=True)
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (*COMMON_SOURCE, "data/text.py", "experiments/language.py", "models/gpt.py", "models/positions.py", "training/parallel.py")
+SOURCE = (*COMMON_SOURCE, "data/text.py", "experiments/language.py", "models/gpt.py", "training/parallel.py")
 EVALUATION_TOKENS = {"cpu": 2048}  # tokens of an evaluation batch; else 32,768
 PROMPT_TOKENS, SAMPLE_TOKENS, SAMPLE_SEED = 32, 200, 0  # the sample of text in the record
 

@@ -63,7 +63,7 @@ from mimetic.training.records import (
 COMMON_SOURCE = (
     "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py",
     "defaults.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py",
-    "models/blocks.py", "plan.py", "scan.py", "training/backend.py", "training/config.py", "training/loop.py",
+    "models/blocks.py", "models/positions.py", "plan.py", "scan.py", "training/backend.py", "training/config.py", "training/loop.py",
     "training/precision.py", "training/step.py",
 )  # fmt: skip
 

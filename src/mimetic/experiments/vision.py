@@ -38,7 +38,7 @@ from mimetic.training.backend import derive_seed, resolve_backend
 METRIC = ACCURACY
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (*COMMON_SOURCE, "data/augment.py", "data/images.py", "experiments/vision.py", "models/positions.py", "models/vit.py", "training/parallel.py")
+SOURCE = (*COMMON_SOURCE, "data/augment.py", "data/images.py", "experiments/vision.py", "models/vit.py", "training/parallel.py")
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 

@@ -21,6 +21,7 @@ from mimetic.experiments.configs.language import EVERY
 from mimetic.experiments.language import build_model
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.models.gpt import GPT, POS_EMBED
+from mimetic.models.positions import rotate
 from mimetic.scan import attention_layers
 
 
@@ -119,6 +120,8 @@ def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
         model(ids_BN)
     for layer, x_BND in zip(attention_layers(model), seen, strict=True):
         q, k = (torch.einsum("bnd,dhk->bhnk", x_BND, w) for w in (layer.q, layer.k))
+        if model.config.pos_embed == "rotary":
+            q, k = rotate(q, model.blocks[0].attn.rotary), rotate(k, model.blocks[0].attn.rotary)
         scores = (q @ k.mT / layer.head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
         layers.append(scores.softmax(-1).mean(1))
     return ids_BN, layers

@@ -52,7 +52,7 @@ LABELS = {  # of arms
     "fit-beauty": "fitted to a BERT4Rec trained on Beauty",
     "fit-ml100k": "fitted to a BERT4Rec trained on MovieLens",
 }
-TEXT_POSITIONS = {"learned": "learned positions (GPT-2's)", "scaled": "learned ones, times √d", "sincos": "fixed sin-cos positions", "shuffled": "the same in a random order", "centred": "the same without their mean"}
+TEXT_POSITIONS = {"learned": "learned positions (GPT-2's)", "scaled": "learned ones, times √d", "sincos": "fixed sin-cos positions", "shuffled": "the same in a random order", "centred": "the same without their mean", "rotary": "rotary positions"}
 SIGNED = "RdBu_r"
 
 STYLE = {

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mimetic.models.positions import rotate, rotations
+
 LAYER_NORM_EPS = 1e-6  # timm's; PyTorch's own default is 1e-5
 
 
@@ -45,13 +47,14 @@ class SelfAttention(nn.Module):
         causal: a token attends to itself and earlier tokens only.
         bias: biases in both linear layers.
         dropout: probability of dropping an attention weight, in training only.
+        rotary: queries and keys are rotated by their places, of so many tokens at most; 0: they are not.
 
     Raises:
-        ValueError: num_heads does not divide d_model.
+        ValueError: num_heads does not divide d_model, or rotary positions with heads of odd size.
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, *, causal: bool = False, bias: bool = True, dropout: float = 0.0
+        self, d_model: int, num_heads: int, *, causal: bool = False, bias: bool = True, dropout: float = 0.0, rotary: int = 0
     ) -> None:
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
@@ -62,11 +65,14 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.proj = nn.Linear(d_model, d_model, bias=bias)
+        self.register_buffer("rotary", rotations(rotary, self.head_dim) if rotary else None, persistent=False)
 
     def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, d_model) to the same shape; ``mask`` broadcasts to (B, H, N, N), True (or 0.0) where attended."""
         B, N, D = x_BND.shape
         q_BHNK, k_BHNK, v_BHNK = self.qkv(x_BND).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if self.rotary is not None:
+            q_BHNK, k_BHNK = rotate(q_BHNK, self.rotary), rotate(k_BHNK, self.rotary)
         if mask is not None and self.causal:
             raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
         x_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, mask, causal=self.causal, dropout=self.dropout if self.training else 0.0)
@@ -100,7 +106,7 @@ class Block(nn.Module):
         num_heads: number of heads.
         mlp_ratio: hidden width of the MLP / d_model.
         norm_first: pre-LN, ``x + f(norm(x))`` (ViT, GPT-2), or else post-LN, ``norm(x + f(x))`` (BERT).
-        causal: see SelfAttention.
+        causal, rotary: see SelfAttention.
         bias: biases in all linear layers.
         dropout: after attention, after the MLP and on the attention weights, in training only.
         eps: of the LayerNorms.
@@ -117,13 +123,14 @@ class Block(nn.Module):
         causal: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
+        rotary: int = 0,
         eps: float = LAYER_NORM_EPS,
         gelu: str = "none",
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.norm1 = nn.LayerNorm(d_model, eps=eps)
-        self.attn = SelfAttention(d_model, num_heads, causal=causal, bias=bias, dropout=dropout)
+        self.attn = SelfAttention(d_model, num_heads, causal=causal, bias=bias, dropout=dropout, rotary=rotary)
         self.norm2 = nn.LayerNorm(d_model, eps=eps)
         self.mlp = Mlp(d_model, round(d_model * mlp_ratio), bias=bias, gelu=gelu)
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()

@@ -1,5 +1,5 @@
 """GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding; or the same
-with the fixed positions of the first transformer.
+with the fixed positions of the first transformer, or with rotary ones.
 
 With the same weights its logits are those of ``transformers.GPT2LMHeadModel`` (tests/test_models_gpt.py).
 
@@ -19,7 +19,7 @@ from mimetic.models.positions import centred, shuffled_order, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
-POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred")
+POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GPTConfig:
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
     # "shuffled": the same in a random order of the positions, so that neighbours are not alike; "centred": the same without what all
-    # positions have in common. Both are controls
+    # positions have in common. Both are controls; "rotary": no embedding, queries and keys are rotated by their places (Su et al. 2021), as in GPT-NeoX and Llama
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -49,10 +49,12 @@ class GPTConfig:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
         if self.fixed_positions and self.d_model % 2:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
+        if self.pos_embed == "rotary" and self.d_model // self.num_heads % 2:
+            raise ValueError(f"pos_embed='rotary' needs an even d_model / num_heads, not {self.d_model} / {self.num_heads}")
 
     @property
     def fixed_positions(self) -> bool:
-        """Whether the positions are fixed."""
+        """Whether a fixed embedding of positions is added to the tokens."""
         return self.pos_embed in ("sincos", "shuffled", "centred")
 
 
@@ -68,7 +70,9 @@ class GPT(nn.Module):
         self.config = config
         D = config.d_model
         self.token_embed = nn.Embedding(config.vocab_size, D)
-        if not config.fixed_positions:
+        if config.pos_embed == "rotary":
+            self.pos_embed = None
+        elif not config.fixed_positions:
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
         else:  # a buffer: fixed, but part of the state dict
             rows = sincos(config.context, D)
@@ -77,7 +81,10 @@ class GPT(nn.Module):
             self.register_buffer("pos_embed", centred(rows) if config.pos_embed == "centred" else rows)
         self.blocks = nn.Sequential(
             *(
-                Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh")
+                Block(
+                    D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh",
+                    rotary=config.context if config.pos_embed == "rotary" else 0,
+                )  # fmt: skip
                 for _ in range(config.depth)
             )
         )
@@ -85,7 +92,8 @@ class GPT(nn.Module):
 
     def embed(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that enter the first block, (B, N, D)."""
-        return combine(self.config, self.token_embed(ids_BN), self.pos_embed[: ids_BN.shape[1]])
+        positions = None if self.pos_embed is None else self.pos_embed[: ids_BN.shape[1]]
+        return combine(self.config, self.token_embed(ids_BN), positions)
 
     def features(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that the head reads, (B, N, D).
@@ -103,8 +111,10 @@ class GPT(nn.Module):
         return F.linear(self.features(ids_BN), self.token_embed.weight)
 
 
-def combine(config: GPTConfig, tokens: Tensor, positions: Tensor) -> Tensor:
-    """What enters the first block, of a token's embedding and its position's; shapes that broadcast."""
+def combine(config: GPTConfig, tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """What enters the first block, of a token's embedding and its position's, if it has one; shapes that broadcast."""
+    if positions is None:
+        return tokens
     root = config.d_model**0.5
     if config.fixed_positions:
         return tokens * root + positions
@@ -124,7 +134,7 @@ def generate(model: GPT, ids: list[int], length: int, *, seed: int = 0, temperat
         raise ValueError("no tokens to begin with")
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, not {temperature!r}")
-    device = model.pos_embed.device
+    device = model.token_embed.weight.device
     generator, out = torch.Generator().manual_seed(seed), list(ids)
     with evaluating(model):
         for _ in range(length):

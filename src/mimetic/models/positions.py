@@ -1,4 +1,4 @@
-"""Fixed position embeddings: sines and cosines of a place on a line or in a plane, and an order that takes neighbours apart."""
+"""Fixed positions: sines and cosines of a place on a line or in a plane, an order that takes neighbours apart, and rotations by the place."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def rotations(length: int, head_dim: int, temperature: float = 10_000.0) -> Tensor:
+    """The cosines and sines of rotary positions (Su et al. 2021): (2, length, head_dim / 2), float32. Place n turns pair i by n temperature ** (-2 i / head_dim).
+
+    Raises:
+        ValueError: head_dim is odd.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary positions need an even head_dim, not {head_dim}")
+    sines, cosines = sincos(length, head_dim, temperature).chunk(2, dim=1)
+    return torch.stack([cosines, sines])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Queries or keys (..., N, head_dim) turned by their places: channel i of a head with channel i + head_dim / 2, as in GPT-NeoX and Llama. table: rotations
+    of at least N places."""
+    cosines, sines = table[:, : x.shape[-2]].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
 def centred(rows: Tensor) -> Tensor:

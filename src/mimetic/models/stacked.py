@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mimetic.models.blocks import LAYER_NORM_EPS, attend
 from mimetic.models.gpt import GPT, GPT2_EPS, combine
+from mimetic.models.positions import rotate
 from mimetic.models.vit import ViT
 
 
@@ -47,6 +48,7 @@ class Stacked(nn.Module):
                 parameter.data = view
         # positions that are no parameter are the same in every model
         self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
+        self.register_buffer("rotary", models[0].blocks[0].attn.rotary)
 
     def linear(self, name: str, x_RTD: Tensor) -> Tensor:
         """nn.Linear of every model."""
@@ -65,6 +67,8 @@ class Stacked(nn.Module):
             at = f"blocks.{i}."
             qkv = self.linear(at + "attn.qkv", self.norm(at + "norm1", x_RTD))
             q, k, v = qkv.view(R * B, N, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)
+            if self.rotary is not None:
+                q, k = rotate(q, self.rotary), rotate(k, self.rotary)
             mixed = attend(q, k, v, causal=self.causal).transpose(1, 2).reshape(x_RTD.shape)
             x_RTD = x_RTD + self.linear(at + "attn.proj", mixed)
             hidden = self.linear(at + "mlp.fc1", self.norm(at + "norm2", x_RTD))
@@ -107,7 +111,7 @@ class StackedGPT(Stacked):
         tokens_RVD = self.weight("token_embed.weight")
         first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
         tokens_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
-        positions = self.weight("pos_embed")[:, None, :N] if self.fixed is None else self.fixed[:N]
+        positions = self.weight("pos_embed")[:, None, :N] if "pos_embed" in self.names else None if self.fixed is None else self.fixed[:N]
         x_RBND = combine(self.config, tokens_RBND, positions)
         return (self.norm("norm", self.blocks(x_RBND)) @ tokens_RVD.mT).view(R, B, N, -1)
 

@@ -9,20 +9,19 @@ import pandas as pd
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
 from mimetic.experiments.answers.language import in_the_long_run
-from mimetic.experiments.configs.language import SIGNS, TIE
+from mimetic.experiments.configs.language import OTHER_POSITIONS, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
+    CENTRED,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
+    ROTARY,
     SCALED,
-    SCALED_SEARCH,
     SEEDS,
     SHUFFLED,
-    SHUFFLED_SEARCH,
-    SINCOS_SEARCH,
     WIKITEXT2,
 )
 from mimetic.experiments.programmes.study import Study
@@ -33,8 +32,8 @@ from mimetic.training.records import load_runs
 COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-STUDIES = {TEXT_POSITIONS["learned"]: LEARNED, TEXT_POSITIONS["sincos"]: POSITIONS, TEXT_POSITIONS["shuffled"]: SHUFFLED, TEXT_POSITIONS["scaled"]: SCALED}
-STUDIES = {f"tiny Shakespeare, {name}": study for name, study in STUDIES.items()} | {
+OF_KIND = {"learned": LEARNED, "sincos": POSITIONS, "shuffled": SHUFFLED, "centred": CENTRED, "scaled": SCALED, "rotary": ROTARY}  # GPTConfig.pos_embed -> its study
+STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
     f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
 }  # fmt: skip
 
@@ -61,7 +60,7 @@ def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
     return common.between_runs(load_runs(study.experiment), load_runs(other.experiment), (arm, other_arm), METRIC.column)
 
 
-def searched_sentence(search: str = SINCOS_SEARCH, finals: pd.DataFrame | None = None) -> str:
+def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
     """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly better than another rate."""
     finals = load_runs(search) if finals is None else finals
     table, best = rates.rate_table(finals), rates.best_rates(finals)
@@ -78,7 +77,7 @@ def searched_sentence(search: str = SINCOS_SEARCH, finals: pd.DataFrame | None =
 
 def searches() -> str:
     """The searches, in words."""
-    found = {TEXT_POSITIONS["sincos"]: SINCOS_SEARCH, TEXT_POSITIONS["shuffled"]: SHUFFLED_SEARCH, TEXT_POSITIONS["scaled"]: SCALED_SEARCH}
+    found = {TEXT_POSITIONS[kind]: with_positions(kind, search=True) for kind in OTHER_POSITIONS}
     return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
 
 
@@ -195,5 +194,5 @@ def _compared(apart: pd.Series, what: str) -> str:
 
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
-    studies = (POSITIONS, SHUFFLED, SCALED, POSITIONS_WIKITEXT2, POSITIONS_LONG)
+    studies = (POSITIONS, SHUFFLED, CENTRED, SCALED, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)
     return " ".join(filter(None, (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)))

@@ -25,7 +25,7 @@ from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers.common import blank, markdown, pairs_of, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
-from mimetic.experiments.configs.language import SHARES
+from mimetic.experiments.configs.language import OTHER_POSITIONS, SHARES, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
@@ -40,7 +40,7 @@ SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 # No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the arm's own, and a
 # control that nobody would train otherwise.
-LEFT_OUT = ("tinyshakespeare-shuffled", "tinyshakespeare-scaled", "tinyshakespeare-centred", "tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
+LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]

@@ -14,6 +14,7 @@ tinyshakespeare-sincos  the default, both sets of signs and the controls of size
 tinyshakespeare-scaled, -scaled-recipe  learned positions once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
 tinyshakespeare-shuffled, -shuffled-recipe  the same with these positions in a random order: as large, but neighbours are not alike
 tinyshakespeare-centred, -centred-recipe  the same without what all positions have in common, their mean
+tinyshakespeare-rotary, -rotary-recipe  no embedding of positions: queries and keys are rotated by their places, as in most language models since 2021
 wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
@@ -72,7 +73,7 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred: controls (models.gpt)
+    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred: controls; rotary (models.gpt)
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
@@ -88,12 +89,21 @@ GENTLE = 2e-3
 TIE = 0.025  # bits per byte: two runs of one configuration and seed on two machines differ by up to 0.044
 RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-directions": 4e-3, "both-minus": 2e-3, "tenth": 4e-3}
 
-# The same, for the model with fixed positions: its own search.
-SINCOS_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}
-SHUFFLED_CHOSEN: dict[str, float] = {"gpt2": 2e-3, "vision": 2e-3}
-CENTRED_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "vision": 4e-3}
-SCALED_CHOSEN: dict[str, float] = {"gpt2": 4e-3, "vision": 4e-3}
-AT_SINCOS = ("gpt2", "language", "vision", "rescaled", "random-directions")  # the arms there, with both controls of size
+# The same for the model with other positions (GPTConfig.pos_embed), each kind with a search of its own: kind -> the arms there, and the rates chosen.
+OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
+    "sincos": (("gpt2", "language", "vision", "rescaled", "random-directions"), {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}),
+    "shuffled": (("gpt2", "vision"), {"gpt2": 2e-3, "vision": 2e-3}),
+    "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
+    "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
+    "rotary": (("gpt2", "language", "vision"), {}),
+}  # fmt: skip
+SINCOS_CHOSEN = OTHER_POSITIONS["sincos"][1]
+
+
+def with_positions(kind: str, search: bool = False) -> str:
+    """What the experiment on tiny Shakespeare with these positions is called, or its search."""
+    return f"tinyshakespeare-{kind}{'-recipe' * search}"
+
 
 LAB = LanguageConfig(
     "tinyshakespeare", epochs=12, batch_size=16, lr=CHOSEN["gpt2"], weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
@@ -111,16 +121,10 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
-    "tinyshakespeare-sincos": replace(LAB, experiment="tinyshakespeare-sincos", pos_embed="sincos"),
-    "tinyshakespeare-shuffled": replace(LAB, experiment="tinyshakespeare-shuffled", pos_embed="shuffled"),
-    "tinyshakespeare-shuffled-recipe": replace(LAB, experiment="tinyshakespeare-shuffled-recipe", pos_embed="shuffled", validation=True, lr=1e-3),
-    "tinyshakespeare-scaled": replace(LAB, experiment="tinyshakespeare-scaled", pos_embed="scaled"),
-    "tinyshakespeare-scaled-recipe": replace(LAB, experiment="tinyshakespeare-scaled-recipe", pos_embed="scaled", validation=True, lr=1e-3),
-    "tinyshakespeare-centred": replace(LAB, experiment="tinyshakespeare-centred", pos_embed="centred"),
-    "tinyshakespeare-centred-recipe": replace(LAB, experiment="tinyshakespeare-centred-recipe", pos_embed="centred", validation=True, lr=1e-3),
+    **{name: replace(LAB, experiment=name, pos_embed=kind) for kind in OTHER_POSITIONS for name in [with_positions(kind)]},
+    **{name: replace(LAB, experiment=name, pos_embed=kind, validation=True, lr=1e-3) for kind in OTHER_POSITIONS for name in [with_positions(kind, search=True)]},
     "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
     "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
-    "tinyshakespeare-sincos-recipe": replace(LAB, experiment="tinyshakespeare-sincos-recipe", pos_embed="sincos", validation=True, lr=1e-3),
     "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
     "share-gpu": replace(GPU, experiment="share-gpu"),
@@ -219,20 +223,14 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
-    "tinyshakespeare-sincos-recipe": search_arms(AT_SINCOS, ("gpt2", "rescaled")),
+    **{with_positions(kind, search=True): search_arms(arms, ("gpt2", "rescaled") if kind == "sincos" else ()) for kind, (arms, _) in OTHER_POSITIONS.items()},
     "share-recipe": {
         f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
-    "tinyshakespeare-sincos": at_own_rate(*AT_SINCOS, chosen=SINCOS_CHOSEN),
-    "tinyshakespeare-shuffled-recipe": search_arms(("gpt2", "vision"), ()),
-    "tinyshakespeare-shuffled": at_own_rate("gpt2", "vision", chosen=SHUFFLED_CHOSEN),
-    "tinyshakespeare-scaled-recipe": search_arms(("gpt2", "vision"), ()),
-    "tinyshakespeare-scaled": at_own_rate("gpt2", "vision", chosen=SCALED_CHOSEN),
-    "tinyshakespeare-centred-recipe": search_arms(("gpt2", "vision"), ()),
-    "tinyshakespeare-centred": at_own_rate("gpt2", "vision", chosen=CENTRED_CHOSEN),
+    **{with_positions(kind): at_own_rate(*arms, chosen=chosen) for kind, (arms, chosen) in OTHER_POSITIONS.items()},
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},

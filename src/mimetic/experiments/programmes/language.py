@@ -14,12 +14,14 @@ from mimetic.experiments.configs.language import (
     CHOSEN,
     CONTROLS,
     GENTLE,
+    OTHER_POSITIONS,
     RUNNER_UP,
     SHARES,
     SIGNS,
     TRIED,
     at_rate,
     rated,
+    with_positions,
 )
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
@@ -63,6 +65,8 @@ SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random o
 SCALED = Study("scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled", tuple(ARMS["tinyshakespeare-scaled"]))
 # Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add is the same everywhere?
 CENTRED = Study("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred", tuple(ARMS["tinyshakespeare-centred"]))
+# Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token look at itself, and at its equals nearby
+ROTARY = Study("rotary", "tiny Shakespeare, rotary positions", "tinyshakespeare-rotary", tuple(ARMS["tinyshakespeare-rotary"]), contrasts=SIGN)
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
 
@@ -77,11 +81,11 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
-SEEDS = dict.fromkeys(STUDIES, FIRST_SEEDS) | {"central": CENTRAL_SEEDS, "wikitext2": CENTRAL_SEEDS, "structure": CENTRAL_SEEDS, "second": CENTRAL_SEEDS, "positions": CENTRAL_SEEDS, "shuffled": CENTRAL_SEEDS, "scaled": CENTRAL_SEEDS, "centred": CENTRAL_SEEDS, "positions-wikitext2": CENTRAL_SEEDS}
+SEEDS = dict.fromkeys(STUDIES, CENTRAL_SEEDS) | dict.fromkeys(("rate", "share", "long", "positions-long"), FIRST_SEEDS)
 
-SEARCH, SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH, CENTRED_SEARCH = ("tinyshakespeare-recipe", *(f"tinyshakespeare-{kind}-recipe" for kind in ("sincos", "shuffled", "scaled", "centred")))
+SEARCH = "tinyshakespeare-recipe"
 
 
 def language_runs() -> list[RunConfig]:
@@ -96,8 +100,8 @@ def language_runs() -> list[RunConfig]:
 
 def recipe_runs() -> list[RunConfig]:
     """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken.
-    Then the sign arms at the ends of the sweep, to see whether the rates hold there; and their search with fixed positions."""
-    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", SINCOS_SEARCH, SHUFFLED_SEARCH, SCALED_SEARCH, CENTRED_SEARCH) for arm in ARMS[experiment]]
+    Then the sign arms at the ends of the sweep, to see whether the rates hold there; and a search with every other kind of positions."""
+    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", *(with_positions(kind, search=True) for kind in OTHER_POSITIONS)) for arm in ARMS[experiment]]
 
 
 def gpu_runs() -> list[RunConfig]:
