@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import mimetic
 from mimetic.adapters.views import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
@@ -159,6 +160,21 @@ def test_names_are_clean_in_wrapped_models():
     model = build("vit")
     wrapped = torch.nn.DataParallel(model)
     assert [layer.name for layer in attention_layers(wrapped)] == [layer.name for layer in attention_layers(model)]
+
+
+@pytest.mark.parametrize(("name", "what"), [("vit_small_patch16_18x2_224", "ls"), ("efficientformer_l1", "ls1"), ("swinv2_cr_tiny_224", "norm1")])
+def test_scales_near_0_in_blocks_that_are_not_known_are_warned_of(name, what):
+    model = timm.create_model(name)
+    model.train()  # without initialisation by a checkpoint
+    with pytest.warns(mimetic.MimeticWarning, match=rf"{what}.* beside it, which may scale its output, is about"):
+        mimetic.mimetic_init_(model, qk=False)
+
+
+def test_a_bare_subclass_of_a_block_keeps_its_gains():
+    model = build("vit")
+    for block in model.blocks:
+        block.__class__ = type("My" + type(block).__name__, (type(block),), {})
+    assert all(layer.gains_known and layer.in_gain is not None for layer in attention_layers(model))
 
 
 def test_subclass_that_computes_something_else_is_refused():

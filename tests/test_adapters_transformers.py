@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import mimetic
-from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
+from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OTHER_QUERIES, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage import make_generic
 from mimetic.coverage.build import plan_transformers
@@ -457,6 +457,75 @@ def test_bare_bert_attention_is_refused():
     model, _ = build("bert")
     with pytest.raises(UnsupportedAttention, match="beside this one"):
         attention_layers(model.encoder.layer[0].attention.self)
+
+
+def test_in_a_block_of_ones_own_nothing_is_taken_for_the_output_matrix():
+    bert = transformers.models.bert.modeling_bert
+
+    class Mine(torch.nn.Module):
+        def __init__(self, attention):
+            super().__init__()
+            self.attention, self.output = attention, torch.nn.Linear(D, D)
+
+    model, _ = build("bert")
+    mine = Mine(model.encoder.layer[0].attention.self)
+    before = mine.output.weight.clone()
+    with pytest.raises(UnsupportedAttention, match="attention: the output matrix lies in a module beside this one, and Mine, around both"):
+        mimetic.mimetic_init_(mine)
+    assert torch.equal(before, mine.output.weight)
+
+    class Around(bert.BertAttention):  # the block itself may be one's own, if it computes what BERT's does
+        pass
+
+    model.encoder.layer[0].attention.__class__ = Around
+    assert len(attention_layers(model)) == LAYERS
+
+
+def subclassed(module):
+    """The module, its class now a bare subclass of its own."""
+    module.__class__ = type("My" + type(module).__name__, (type(module),), {})
+    return module
+
+
+def test_a_bare_subclass_keeps_what_is_known_of_its_class():
+    llama, run = build("llama")
+    gains = [layer.in_gain is not None for layer in attention_layers(llama)]
+    for block in llama.layers:
+        subclassed(block), subclassed(block.self_attn)
+    assert caveats_of(llama) == {ROPE} and [layer.in_gain is not None for layer in attention_layers(llama)] == gains == [True] * LAYERS
+    gemma = transformers.Gemma2Model(transformers.Gemma2Config(**DECODER, query_pre_attn_scalar=8))
+    subclassed(gemma.layers[0])
+    assert all(OUT_NORM in layer.caveats for layer in attention_layers(gemma))
+    encoder = clvp_encoder()
+    subclassed(encoder.layers[0]), subclassed(encoder.layers[0].self_attn)
+    with pytest.raises(UnsupportedAttention, match="rotates the values, too"):
+        attention_layers(encoder)
+
+
+def test_settings_that_change_the_products_are_refused_or_said():
+    small = dict(TEXT, embedding_size=D, max_position_embeddings=64)
+    with pytest.raises(UnsupportedAttention, match="rotates the values, too"):
+        attention_layers(transformers.RoFormerModel(transformers.RoFormerConfig(**small, rotary_value=True)))
+    assert caveats_of(transformers.RoFormerModel(transformers.RoFormerConfig(**small))) == {ROPE}
+    luke = dict(TEXT, entity_vocab_size=8, entity_emb_size=D)
+    assert caveats_of(transformers.LukeModel(transformers.LukeConfig(**luke))) == {OTHER_QUERIES}
+    assert caveats_of(transformers.LukeModel(transformers.LukeConfig(**luke, use_entity_aware_attention=False))) == set()
+
+
+def test_a_part_of_the_forward_that_was_replaced_is_seen():
+    gptj = transformers.models.gptj.modeling_gptj.GPTJAttention
+    model, _ = build("gptj")
+    attention = model.h[0].attn
+    attention._attn = lambda *args, **kwargs: None
+    with pytest.raises(UnsupportedAttention, match=r"h\.0\.attn: its forward was replaced"):
+        attention_layers(model)
+    del attention._attn
+    attention_layers(model)
+    attention.__class__ = type("Other", (gptj,), {"_attn": lambda self, *args, **kwargs: None})
+    with pytest.raises(UnsupportedAttention, match="Other overrides the forward of GPTJAttention, or a part of it"):
+        attention_layers(model)
+    attention.__class__ = type("Same", (gptj,), {"helper": lambda self: None})
+    attention_layers(model)
 
 
 def test_pooling_head_is_passed_over():

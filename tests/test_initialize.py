@@ -1,6 +1,7 @@
 """mimetic_init_: what it writes, elementwise; what it leaves; what it refuses; reproducibility."""
 
 import copy
+import functools
 import warnings
 
 import numpy as np
@@ -1119,6 +1120,53 @@ def test_a_forward_replaced_on_the_class_is_seen(monkeypatch):
     cls = type(model)
     monkeypatch.setattr(cls, "forward", lambda self, x, attn_mask=None, is_causal=False: self.proj(x))
     untouched(model, "the forward of its class was replaced")
+    monkeypatch.undo()
+    mimetic_init_(model)
+
+    @functools.wraps(cls.forward)
+    def passes_for_it(self, x):
+        return self.proj(x)
+
+    monkeypatch.setattr(cls, "forward", passes_for_it)
+    untouched(model, "the forward of its class was replaced")
+
+
+def test_a_linear_layer_that_is_called_otherwise_is_refused():
+    class Doubled(nn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    model = vit()
+    model.blocks[0].attn.proj = Doubled(48, 48)
+    untouched(model, "proj is a .*Doubled, not a plain nn.Linear")
+
+
+def test_what_is_wrapped_as_a_base_layer_is_refused():
+    class Lora(nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer, self.lora_A, self.lora_B = base_layer, nn.Linear(16, 2), nn.Linear(2, 16)
+
+    untouched(nn.Sequential(Lora(nn.MultiheadAttention(16, 2))), r"0\.base_layer: it is the base layer of a Lora")
+
+
+def test_what_autocast_keeps_is_not_the_old_weights():
+    model, x = nn.MultiheadAttention(64, 4, batch_first=True), torch.randn(2, 5, 64, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x, x, x)[0]
+        mimetic_init_(model, generator=seeded())
+        after = model(x, x, x)[0]
+    assert not torch.equal(before, after)
+
+
+def test_several_processes_without_a_generator_are_warned_of(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with pytest.warns(MimeticWarning, match="no generator in one of 4 processes: each draws its own numbers"):
+        mimetic_init_(vit())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(vit(), generator=seeded())
 
 
 def test_attention_in_a_known_layer_that_it_does_not_read_is_refused(adapters):
@@ -1132,7 +1180,7 @@ def test_attention_in_a_known_layer_that_it_does_not_read_is_refused(adapters):
 
 @pytest.mark.parametrize(
     "parts",
-    [("kqv", "proj"), ("attn_q", "attn_k", "attn_v"), ("attn_wq", "attn_wk", "attn_wv"), ("query_transform", "key_transform"), ("W_pack", "o_proj"), ("q1", "k1", "v1")],
+    [("kqv", "proj"), ("query_conv", "key_conv", "value_conv"), ("dense_q", "dense_k", "dense_v"), ("projection_q", "projection_k"), ("in_proj_qkv", "out"), ("q_head", "k_head"), ("q_embed", "k_embed"), ("add_q_proj", "add_k_proj"), ("fused_qkv", "out"), ("attn_q", "attn_k", "attn_v"), ("attn_wq", "attn_wk", "attn_wv"), ("query_transform", "key_transform"), ("W_pack", "o_proj"), ("q1", "k1", "v1")],
 )
 def test_projections_under_other_names_are_refused_not_passed_over(parts):
     other = nn.Module()
@@ -1227,6 +1275,21 @@ def test_a_layer_scale_near_0_is_warned_of(adapters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mimetic_init_(model, vp=False)
+
+
+def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
+    class Scaled(nn.Module):
+        def __init__(self, scale, name):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(16, 2)
+            self.register_parameter(name, nn.Parameter(torch.full((16, 1, 1), scale)))
+
+    with pytest.warns(MimeticWarning, match="0.attn: layer_scale_1 beside it, which may scale its output, is about 1e-05"):
+        mimetic_init_(nn.Sequential(Scaled(1e-5, "layer_scale_1")))
+    for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mimetic_init_(nn.Sequential(Scaled(scale, name)))
 
 
 def test_one_frozen_neighbour_in_the_same_storage_is_not_everybodys():

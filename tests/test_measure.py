@@ -1,5 +1,7 @@
 """measure against plain NumPy, its null distribution against permutations, fit against what was written."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from mimetic import (
     measure,
     mimetic_init_,
 )
-from mimetic.measure import statistics
+from mimetic.measure import statistics, truncation_curve
 from mimetic.models.blocks import Block
 
 
@@ -118,6 +120,14 @@ def test_measure_then_mimic_gives_the_statistics_layer_by_layer():
     a, b = (measure(m, heads=False).groupby(["layer", "product"])[["diag_mean", "offdiag_sd"]].mean() for m in (trained, fresh))
     np.testing.assert_allclose(a.diag_mean, b.diag_mean, atol=0.03)
     np.testing.assert_allclose(a.offdiag_sd, b.offdiag_sd, rtol=0.05)
+
+
+@pytest.mark.parametrize(("d", "k"), [(1024, 8), (480, 16), (1600, 64), (4096, 8)])
+def test_truncation_is_drawn_at_the_ratio_that_is_asked_for(d, k, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules["mimetic.measure"], "factor_top_k", lambda A, rank: seen.append(rank / A.shape[0]) or (torch.eye(A.shape[0], dtype=A.dtype)[:, :1], A[:1]))
+    truncation_curve.__wrapped__(d, k)
+    assert set(seen) == {k / d}
 
 
 def test_fit_says_when_a_diagonal_is_out_of_reach():

@@ -189,7 +189,10 @@ def mimetic_init_(
     layers, constants, tied = planned.layers, planned.constants, planned.tied
     for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
         warnings.warn(note, MimeticWarning, stacklevel=3)
-    generator = first_process_generator(model) if generator is None else generator
+    if generator is None:
+        generator, processes = first_process_generator(model), torch.distributed.get_world_size() if _distributed() else 1
+        if generator is None and processes > 1:
+            warnings.warn(f"no generator in one of {processes} processes: each draws its own numbers; pass a generator with the same seed in all, or the model that wraps this one", MimeticWarning, stacklevel=3)
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
@@ -202,6 +205,7 @@ def mimetic_init_(
             layer.k[:, g].copy_(right.mT)
         else:
             _write_vp(layer, lefts[0], right)
+    torch.clear_autocast_cache()  # else a forward pass under autocast goes on with copies of the old weights
     every = [*layers, *(layer for layer, _ in tied)]  # tied weights may have biases of their own
     zeroed = {layer.name: _zero_biases(layer, qk, vp) if biases == "zero" else () for layer in every}
 
@@ -223,7 +227,7 @@ def mimetic_init_(
 
 def first_process_generator(model: nn.Module) -> torch.Generator | None:
     """For a model whose replicas must stay equal (DistributedDataParallel and the like): a generator with one seed in all their processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _distributed():
         return None
     group = next((g for g in map(_replicated_in, model.modules()) if g is not None), None)
     if group is None or group.size() == 1:
@@ -232,6 +236,11 @@ def first_process_generator(model: nn.Module) -> torch.Generator | None:
     seed = [int(torch.randint(2**62, ()))]
     dist.broadcast_object_list(seed, src=dist.get_global_rank(group, 0), group=group, device=next(model.parameters()).device)
     return torch.Generator().manual_seed(seed[0])
+
+
+def _distributed() -> bool:
+    """Whether this is one of several processes of torch.distributed."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _replicated_in(module: nn.Module) -> Any:

@@ -159,7 +159,8 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     Drawn in a smaller width with the same k/d where d is large: the diagonal depends on the ratio alone, the spread
     falls with 1/sqrt(d).
     """
-    width = min(d, 192)
+    widths = range(128, min(d, max(384, -(-d // k))) + 1) if d > 192 else [d]  # the one in which k/d is met best, of equal ones that nearest to 192
+    width = min(widths, key=lambda w: (abs(max(1, round(k * w / d)) * d / (k * w) - 1), abs(w - 192)))
     rank = max(1, round(k * width / d))
     ratios = np.concatenate([np.linspace(0, 2, 9), [2.5, 3, 4, 6, 10]])
     generator = torch.Generator().manual_seed(0)

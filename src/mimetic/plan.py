@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mimetic.adapters.views import OUT_NORM
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
-from mimetic.scan import Parameters, Scan, held, overlap, scan, views
+from mimetic.scan import Parameters, Scan, held, overlap, plain, scan, views
 
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
@@ -67,17 +69,28 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
-        for caveat in (*layer.caveats, *(_scaled(layer) if vp else ())):
+        for caveat in (*layer.caveats, *(_scaled(layer, found.blocks.get(layer.name)) if vp else ())):
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
 
 
-def _scaled(layer: AttentionLayer) -> tuple[str, ...]:
-    """The caveat of a layer whose LayerScale makes its V·proj act with another size than is written; it is a value, so no reader has it."""
-    if layer.out_gain is None or 0.5 <= (size := layer.out_gain.abs().median().item()) <= 2:
-        return ()
-    return (f"LayerScale, or what else scales proj's output, is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",)
+_SCALES = re.compile(r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?scale\w*)([._]|$)", re.IGNORECASE)
+
+
+def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
+    """The caveat of a layer whose LayerScale makes its V·proj act with another size than is written; it is a value, so no reader has it. Where the
+    block is not one that the tables know, what is called like a LayerScale in it counts, and where a norm follows, its gain."""
+    gains = {} if layer.out_gain is None else {"": layer.out_gain}
+    if layer.out_gain is None and not layer.gains_known and block is not None:
+        norms = {f"{name}.weight" for name, m in block.named_modules() if OUT_NORM in layer.caveats and isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
+        gains = {name: p for name, p in block.named_parameters() if plain(p) and p.numel() == layer.d_model and (_SCALES.search(name) or name in norms)}
+    for name, found in gains.items():
+        size = found.detach().abs().float().median().item()
+        if not 0.5 <= size <= 2:
+            what = f"{name} beside it, which may scale its output," if name else "LayerScale, or what else scales proj's output,"
+            return (f"{what} is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",)
+    return ()
 
 
 def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:

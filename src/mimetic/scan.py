@@ -27,6 +27,7 @@ class Scan:
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
     passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
     modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
+    blocks: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> what stands around it, if not the whole model's containers
     parameters: Parameters = field(default_factory=dict)  # of the whole model
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
@@ -64,11 +65,13 @@ def scan(model: nn.Module) -> Scan:
         shown = clean_name(name) or type(module).__name__
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
+        places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
         try:
-            layer = _read(reader, module, shown, [ancestors(modules, place) for place in (name, *aliases.get(module, ()))])
-            layer = _checked(layer, owned)
+            layer = _checked(_read(reader, module, shown, places), owned)
             found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, found.parameters) else layer)
             found.modules[shown], claimed[name] = module, layer
+            if block := next((a for _, a in places[0] if not isinstance(a, (nn.ModuleList, nn.ModuleDict))), None):
+                found.blocks[shown] = block
         except NotSelfAttention as reason:
             found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
         except UnsupportedAttention as reason:
@@ -122,6 +125,9 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     """The layer as its reader sees it, in every place where its module is registered."""
     if replaced_forward(module):
         raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
+    path, parent = places[0][0] if places[0] else ("", None)
+    if path == "base_layer":  # PEFT's name for what it wraps
+        raise UnsupportedAttention(f"it is the base layer of a {type(parent).__name__}, and what that adds is not in its weights: initialise before wrapping")
     layer = reader(module, name, places[0])
     if not isinstance(layer, AttentionLayer):
         raise UnsupportedAttention(f"its reader gave a {type(layer).__name__}, not an AttentionLayer")

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
-from mimetic.adapters.views import NotSelfAttention, Reader, fused_out, linear_in, linear_out
+from mimetic.adapters.views import NotSelfAttention, Reader, forward_of, full_name, fused_out, library, linear_in, linear_out
 from mimetic.attention import UnsupportedAttention
 
 __all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
@@ -51,14 +51,25 @@ def find_reader(cls: type) -> Reader | None:
     """The reader for a class, or for the listed class whose forward it inherits unchanged."""
     for base in cls.__mro__:
         if base in _CUSTOM:
-            known = base.forward is nn.Module.forward or cls.forward is base.forward  # an abstract base says nothing of a forward
+            known = base.forward is nn.Module.forward or not _overridden(cls, base)  # an abstract base says nothing of a forward
             return _CUSTOM[base] if known else _changed(base)
-        if reader := READERS.get(f"{base.__module__}.{base.__qualname__}"):
+        if reader := READERS.get(full_name(base)):
             owner = next((c for c in base.__mro__ if "forward" in vars(c)), base)
-            if base.forward.__module__ != owner.__module__:
+            if library(base.forward) not in (owner.__module__.partition(".")[0], "torch"):
                 return _patched
-            return reader if cls.forward is base.forward else _changed(base)
+            return reader if not _overridden(cls, base) else _changed(base)
     return None
+
+
+_NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?init_weights|prune_heads")  # methods that may be overridden
+
+
+def _overridden(cls: type, base: type) -> bool:
+    """Whether a subclass has another forward than its base, or another of the methods that the base has beyond nn.Module's."""
+    mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name in vars(c)}
+    theirs = {name for c in base.__mro__ if c not in nn.Module.__mro__ for name, value in vars(c).items() if callable(value) or isinstance(value, property)}
+    changed = mine & (theirs | {"__call__", "__getattr__"}) - {"forward"}
+    return forward_of(cls) is not forward_of(base) or not all(map(_NOT_COMPUTING.fullmatch, changed))
 
 
 def _left_alone(module, name, ancestors):
@@ -72,7 +83,7 @@ def _patched(module, name, ancestors):
 def _changed(base: type) -> Reader:
     def refuse(module, name, ancestors):
         raise UnsupportedAttention(
-            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, so the same weights may mean "
+            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, or a part of it, so the same weights may mean "
             "something else; register_adapter it if they do not"
         )
 
@@ -82,8 +93,8 @@ def _changed(base: type) -> Reader:
 _LOOKS = re.compile(r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|self_?att|^xca$|MLA$", re.IGNORECASE)
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
-    r"(to|attn_w|mha_w|w|fc|lin|linear|proj|project|c|in|attn|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
-    r"_?(proj|projection|lin|linear|layer|fc|dense|w|weight|map|net|transform|matrix)?[0-9]?",
+    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|fc|dense|conv|head|embed|w|weight|map|net|transform|matrix)?[0-9]?",
     re.IGNORECASE,
 )
 _SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv", "kqv": "qkv", "qkvo": "qkv", "w_pack": "qkv"}

@@ -1,6 +1,6 @@
 """mimetic's own models."""
 
-from mimetic.adapters.views import ROPE, fused_out, gain, linear_in
+from mimetic.adapters.views import ROPE, full_name, fused_out, gain, linear_in, lineage
 from mimetic.attention import AttentionLayer
 
 
@@ -8,7 +8,7 @@ def self_attention(module, name, ancestors) -> AttentionLayer:
     (q, qb), (k, kb), (v, vb) = fused_out(module.qkv, module.num_heads, name)
     proj, pb = linear_in(module.proj, module.num_heads, name)
     block = ancestors[0][1] if ancestors else None
-    known = f"{type(block).__module__}.{type(block).__qualname__}" == "mimetic.models.blocks.Block"
+    known = block is not None and "mimetic.models.blocks.Block" in map(full_name, lineage(type(block)))
     pre = block.norm1 if known and block.norm_first else None
     caveats = () if module.rotary is None else (ROPE,)
     return AttentionLayer(name, q, k, v, proj, qb, kb, vb, pb, in_gain=gain(pre, name), gains_known=known, caveats=caveats)

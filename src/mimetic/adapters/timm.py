@@ -14,10 +14,12 @@ from mimetic.adapters.views import (
     ROPE,
     NotSelfAttention,
     bias,
+    full_name,
     fused_out,
     gain,
     linear_in,
     linear_out,
+    lineage,
     usable,
     weight,
 )
@@ -201,11 +203,11 @@ def _block_gains(ancestors, name):
     if not ancestors:  # the bare layer: what stands around it in its model is not known
         return None, None, False, False
     path, block = ancestors[0]
-    key = f"{type(block).__module__}.{type(block).__qualname__}"
-    if key in OUT_NORM_BLOCKS:
+    keys = [full_name(base) for base in lineage(type(block))]
+    if OUT_NORM_BLOCKS.intersection(keys):
         return None, None, False, True
-    attribute, norm, scale = PRE_NORM_BLOCKS.get(key, ("", "", None))
-    if path != attribute:
+    attribute, norm, scale = next((PRE_NORM_BLOCKS[key] for key in keys if key in PRE_NORM_BLOCKS), ("", "", None))
+    if path != attribute or (norm and isinstance(getattr(block, norm), nn.Sequential)):  # a norm and more
         return None, None, False, False
     scale = getattr(block, scale, None) if scale else None
     if isinstance(scale, nn.Module):  # LayerScale keeps its vector in .gamma

@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from mimetic.adapters.views import CROSS, NotSelfAttention, gain, linear_in, own_parameter, split_out
+from mimetic.adapters.views import CROSS, NotSelfAttention, full_name, gain, linear_in, lineage, own_parameter, split_out
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)
@@ -53,10 +53,10 @@ def _kind(ancestors) -> str:
 
 def _pre_norm(path, parent, name):
     """(gain, known, caveats) of the norm that feeds the layer, for the blocks whose order is known."""
-    block = f"{type(parent).__module__}.{type(parent).__qualname__}"
-    if block == "torchvision.models.vision_transformer.EncoderBlock":
+    blocks = [] if parent is None else [full_name(base) for base in lineage(type(parent))]
+    if "torchvision.models.vision_transformer.EncoderBlock" in blocks:
         return (gain(parent.ln_1, name), True, ()) if path == "self_attention" else (None, False, ())
-    if block in ("torch.nn.modules.transformer.TransformerEncoderLayer", "torch.nn.modules.transformer.TransformerDecoderLayer"):
+    if any(f"torch.nn.modules.transformer.Transformer{part}Layer" in blocks for part in ("Encoder", "Decoder")):
         if not parent.norm_first:
             return None, True, ()
         # the decoder's cross-attention reads its queries through norm2 and its keys from the encoder

@@ -22,6 +22,7 @@ from mimetic.adapters.views import (
     bias,
     gain,
     linear_in,
+    lineage,
     split_out,
     usable,
     weight,
@@ -175,6 +176,8 @@ def _output(module) -> nn.Module:
 
 def _sibling_output(ancestors, name) -> nn.Module:
     for _, parent in ancestors[:1]:
+        if not type(parent).forward.__module__.startswith("transformers."):  # in a block of one's own anything may be called "output"
+            raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one, and {type(parent).__name__}, around both, is no block of transformers that tells which")
         for path in SIBLINGS:
             found = parent
             for attribute in path.split("."):
@@ -213,7 +216,8 @@ def _fused_head_dim(module, fused, name) -> int:
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if any(getattr(module, a, 1) > 1 for a in REDUCTIONS) or getattr(module, "linear_attention", False):
         raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
-    refuse_unlike(module, _short(type(module)), name, ancestors)
+    short = next((short for short in map(_short, lineage(type(module))) if short in CLASSES), _short(type(module)))
+    refuse_unlike(module, short, name, ancestors)
     H = q[0].shape[1]
     proj, proj_bias = linear_in(out, H, name)
     if H % k[0].shape[1] or k[0].shape[1] != v[0].shape[1]:
@@ -225,7 +229,7 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind,
-        caveats=caveats(module, _short(type(module)), K, kind) + ((OUT_NORM,) if sandwich else ()),
+        caveats=caveats(module, short, K, kind) + ((OUT_NORM,) if sandwich else ()),
     )  # fmt: skip
 
 
@@ -240,10 +244,10 @@ def _kind(module, ancestors) -> str:
 def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
     """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
     for path, block in ancestors[:3]:
-        short = _short(type(block))
-        if short in SANDWICH_BLOCKS:
+        shorts = list(map(_short, lineage(type(block))))
+        if SANDWICH_BLOCKS.intersection(shorts):
             return None, None, False, True
-        entry = BLOCKS.get(f"{short}:{path.split('.')[0]}")
+        entry = next((entry for short in shorts if (entry := BLOCKS.get(f"{short}:{path.split('.')[0]}"))), None)
         if entry is None:
             continue
         if kind == "cross":  # queries are normalised here, keys and values by the encoder's last norm
@@ -257,7 +261,7 @@ def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | N
             return None, None, False, False
         norm = getattr(block, norm) if norm else None  # OLMo's has no gain
         in_gain = None if norm is None else gain(norm, name)
-        if in_gain is not None and _short(type(norm)) in ONE_PLUS_GAIN:
+        if in_gain is not None and ONE_PLUS_GAIN.intersection(map(_short, lineage(type(norm)))):
             in_gain = 1 + in_gain
         scale = getattr(block, scale, None) if scale else None
         if isinstance(scale, nn.Module):

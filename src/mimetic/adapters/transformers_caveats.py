@@ -9,7 +9,7 @@ import re
 from torch import nn
 
 from mimetic.adapters.transformers_classes import CLASSES
-from mimetic.adapters.views import BIAS_GATE, CLAMPED, GATE, INNER_NORM, QK_NORM, ROPE, SINKS, UNSCALED, VALUE_NORM
+from mimetic.adapters.views import BIAS_GATE, CLAMPED, GATE, INNER_NORM, OTHER_QUERIES, QK_NORM, ROPE, SINKS, UNSCALED, VALUE_NORM
 from mimetic.attention import UnsupportedAttention
 
 QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)
@@ -23,10 +23,19 @@ def refuse_unlike(module: nn.Module, short: str, name: str, ancestors) -> None:
     """
     if getattr(module, "position_embeddings_type", None) == "rotary":  # Wav2Vec2Conformer and its copies
         raise UnsupportedAttention(f"{name}: RoPE rotates the tokens by position before W_Q and W_K: no product of the two is the layer's")
-    if short == "clvp.ClvpSelfAttention" and ancestors and type(ancestors[0][1]).__qualname__ == "ClvpEncoderLayer":
-        encoder = next((a for _, a in ancestors if type(a).__qualname__ == "ClvpEncoder"), None)
+    if getattr(module, "rotary_value", False):  # RoFormer
+        raise UnsupportedAttention(f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's")
+    if getattr(module, "use_fsmn", False):  # FunASR
+        raise UnsupportedAttention(f"{name}: a memory block adds the values to the output past the output matrix: no product W_V W_proj is the layer's")
+    if short == "clvp.ClvpSelfAttention" and ancestors and _is_a(ancestors[0][1], "ClvpEncoderLayer"):
+        encoder = next((a for _, a in ancestors if _is_a(a, "ClvpEncoder")), None)
         if encoder is None or encoder.rotary_pos_emb is not None:
             raise UnsupportedAttention(f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's")
+
+
+def _is_a(module: nn.Module, name: str) -> bool:
+    """Whether a module's class, or one that it derives from, is called so."""
+    return any(base.__qualname__ == name for base in type(module).__mro__)
 
 
 def caveats(module: nn.Module, short: str, K: int, kind: str) -> tuple[str, ...]:
@@ -43,6 +52,7 @@ def caveats(module: nn.Module, short: str, K: int, kind: str) -> tuple[str, ...]
         BIAS_GATE: "bias_gate" in flags,
         UNSCALED: "unscaled" in flags or abs(_scale(module, short, K) * K**0.5 - 1) > 1e-2,
         CLAMPED: "clamped" in flags and bool(getattr(module, "clip_qkv", getattr(config, "clip_qkv", None))),
+        OTHER_QUERIES: bool(getattr(module, "use_entity_aware_attention", False)),
         SINKS: isinstance(getattr(module, "sinks", None), nn.Parameter),
     }
     return tuple(caveat for caveat, holds in found.items() if holds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts 
 HOOKED = "a forward hook sits on it or on one of its projections: what that hook changes is not in these products"
 UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
 VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
+OTHER_QUERIES = "queries from and to some tokens (LUKE's entities) are made by matrices of their own, which are left as they are: W_Q W_K^T is that of the other tokens"
 OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
 
 
@@ -38,10 +40,35 @@ CROSS = re.compile(
 )
 
 
+def full_name(cls: type) -> str:
+    """The name of a class in the tables."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def library(function: Callable) -> str:
+    """The library in which a function was written, also one that passes for another (functools.wraps)."""
+    return (getattr(function, "__globals__", {}).get("__name__") or function.__module__).partition(".")[0]
+
+
+def forward_of(cls: type) -> Callable | None:
+    """A class's forward, without what torch and transformers put around it (transformers does so anew in every subclass of a block)."""
+    forward = getattr(cls, "forward", None)
+    while hasattr(forward, "__wrapped__") and library(forward) in ("torch", "transformers"):
+        forward = forward.__wrapped__
+    return forward
+
+
+def lineage(cls: type) -> list[type]:
+    """A class and those of its bases whose forward it has unchanged, nearest first: what a table says of one of them holds for it."""
+    return [base for base in cls.__mro__ if forward_of(base) is forward_of(cls)]
+
+
 def replaced_forward(module: nn.Module) -> bool:
-    """Whether this one module's forward was replaced (a LoRA written over it, say): what it computes is then not known. The class's
-    own forward, put back, is none; accelerate's hooks around it only move tensors."""
+    """Whether this one module's forward, or another method of its class, was replaced (a LoRA written over it, say): what it computes is then not
+    known. The class's own forward, put back, is none; accelerate's hooks around it only move tensors."""
     own = vars(module)
+    if any(inspect.isroutine(value) and inspect.isfunction(getattr(type(module), name, None)) for name, value in own.items() if name != "forward"):
+        return True
     forward = own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
@@ -90,19 +117,19 @@ _PLAIN_CLASSES = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 def is_conv1d(layer: nn.Module) -> bool:
     """Whether it is transformers' Conv1D, a linear layer whose weight is (in, out) already."""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D"
+    return full_name(type(layer)) == "transformers.pytorch_utils.Conv1D"
 
 
 def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     """The weight of a plain nn.Linear (out, in), transformers Conv1D or 1x1 nn.Conv2d, as an (in, out) view."""
     layer = getattr(layer, "_orig_mod", layer)
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({type(layer).__module__}.{type(layer).__qualname__})")
+        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({full_name(type(layer))})")
     if replaced_forward(layer):
         raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it: initialise before that")
     w = usable(layer.weight, name, f"{what}.weight")
-    full_name = f"{type(layer).__module__}.{type(layer).__qualname__}"
-    if type(layer).forward in _PLAIN_FORWARDS or full_name in _PLAIN_CLASSES:
+    plain_call = type(layer).__call__ is nn.Module.__call__
+    if plain_call and (type(layer).forward in _PLAIN_FORWARDS or full_name(type(layer)) in _PLAIN_CLASSES):
         if w.ndim == 4:
             if w.shape[2:] != (1, 1) or layer.groups != 1 or layer.stride != (1, 1):
                 raise UnsupportedAttention(f"{name}: {what} is a {tuple(w.shape[2:])} convolution, not a matrix")
@@ -110,7 +137,7 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
         return w.mT
     if is_conv1d(layer):
         return w
-    raise UnsupportedAttention(f"{name}: {what} is a {full_name}, not a plain nn.Linear")
+    raise UnsupportedAttention(f"{name}: {what} is a {full_name(type(layer))}, not a plain nn.Linear")
 
 
 def bias(layer: nn.Module, name: str, what: str) -> Tensor | None:
