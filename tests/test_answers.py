@@ -12,7 +12,17 @@ from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, DEEP_RATES
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.programmes.vision import CENTRAL, DEEPER, NEIGHBOURS, PAIR, PRECISION, QUESTIONS, STUDIES, TRACE, lab_runs
+from mimetic.experiments.programmes.vision import (
+    CENTRAL,
+    DEEPER,
+    NEIGHBOURS,
+    PAIR,
+    PRECISION,
+    QUESTIONS,
+    STUDIES,
+    TRACE,
+    lab_runs,
+)
 from mimetic.statistics import rests_on
 from mimetic.training.records import load_runs
 

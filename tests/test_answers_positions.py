@@ -123,6 +123,7 @@ def test_claims_and_the_share_follow():
     assert share.by_positions(points[points["experiment"] == CENTRAL.experiment]) == ""
 
 
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")  # of rotary positions
 def test_what_enters_and_what_attention_adds():
     table = yardsticks.stream_before_training(windows=2)
     times = table["times what enters", LABELS["vision"]]
@@ -132,6 +133,7 @@ def test_what_enters_and_what_attention_adds():
     assert 0.4 < yardsticks.stored_entering()["times what enters"] < 0.6
 
 
+@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
 def test_where_tokens_look_before_training():
     table = yardsticks.attention_by_distance(windows=2)
     assert set(table["positions"]) == set(POS_EMBED) == set(TEXT_POSITIONS) and set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)
@@ -140,7 +142,8 @@ def test_where_tokens_look_before_training():
     far = {(kind, arm): shares[kind, arm].loc[28:32].mean() for kind in POS_EMBED for arm in ("gpt2", "vision")}
     assert near["sincos", "vision"] > 4 * far["sincos", "vision"]  # alike neighbours are looked at
     assert near["centred", "vision"] > 10 * far["centred", "vision"]
-    for kind, arm in set(near) - {("sincos", "vision"), ("centred", "vision")}:
+    assert near["rotary", "vision"] > 4 * far["rotary", "vision"]  # here they are turned alike
+    for kind, arm in set(near) - {("sincos", "vision"), ("centred", "vision"), ("rotary", "vision")}:
         assert near[kind, arm] < 1.6 * far[kind, arm], (kind, arm)  # no others
     assert shares["learned", "vision", 0] > 10 * shares["learned", "gpt2", 0] and (shares > 0).all() and table.groupby(["positions", "arm"])["share"].sum().max() <= 1
     assert len(figures.attention_by_distance(table).axes) == len(POS_EMBED)

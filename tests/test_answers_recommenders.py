@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mimetic.experiments import live
-from mimetic.experiments.answers import advice, common, convergence, questions, settings
+from mimetic.experiments.answers import advice, common, convergence, questions
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
@@ -163,11 +163,11 @@ def no_rates(monkeypatch):
 
 def test_both_rates_and_both_items_are_shown():
     common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
-    table = settings.elsewhere("ml100k", common, other)
+    table = convergence.elsewhere("ml100k", common, other)
     assert list(table) == ["last items, 0.001", "last items, 0.003", "last but one, 0.001", "last but one, 0.003"]
     assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
     assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
-    assert settings.elsewhere("ml100k", finals(), finals()).empty
+    assert convergence.elsewhere("ml100k", finals(), finals()).empty
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
     assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all() and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"

@@ -98,7 +98,7 @@ def _gains(rows):
 def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, text, text - 0.005, text + 0.005, pairs) for name in ("tinyshakespeare", "wikitext2")]
-    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame())
+    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame(columns=["arm", "seed", "test_accuracy"]))
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
     assert judge._language_gains_less()[0] == verdict
     if verdict == HOLDS:

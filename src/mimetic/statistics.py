@@ -128,8 +128,8 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
 
     Returns:
         index label; reference, arm: mean metric over the pairs; pairs: their number; difference: mean of arm minus
-        reference; low, high: its 95 % interval; p: exact, two-sided; p_holm: corrected for the number of rows (corrected);
-        wins: in how many pairs the arm is ahead.
+        reference; low, high: its 95 % interval; p: exact, two-sided (corrected() has it for the number of rows); wins: in how many
+        pairs the arm is ahead.
     """
     rows = {}
     for label, arms in pairs.items():
@@ -140,8 +140,7 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
             continue
         d = table["difference"]
         rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d)
-    out = pd.DataFrame.from_dict(rows, orient="index")
-    return out.assign(p_holm=corrected(out)) if len(out) else out
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def corrected(table: pd.DataFrame) -> pd.Series:

@@ -15,7 +15,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
-from mimetic.adapters.views import NotSelfAttention, Reader, forward_of, full_name, fused_out, library, linear_in, linear_out
+from mimetic.adapters.views import (
+    NotSelfAttention,
+    Reader,
+    forward_of,
+    full_name,
+    fused_out,
+    library,
+    linear_in,
+    linear_out,
+)
 from mimetic.attention import UnsupportedAttention
 
 __all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]

@@ -1,6 +1,6 @@
 """mimetic's own models."""
 
-from mimetic.adapters.views import ROPE, full_name, fused_out, gain, linear_in, lineage
+from mimetic.adapters.views import ROPE, full_name, fused_out, gain, lineage, linear_in
 from mimetic.attention import AttentionLayer
 
 

@@ -17,9 +17,9 @@ from mimetic.adapters.views import (
     full_name,
     fused_out,
     gain,
+    lineage,
     linear_in,
     linear_out,
-    lineage,
     usable,
     weight,
 )

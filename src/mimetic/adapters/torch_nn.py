@@ -4,7 +4,16 @@ import re
 
 from torch import nn
 
-from mimetic.adapters.views import CROSS, NotSelfAttention, full_name, gain, linear_in, lineage, own_parameter, split_out
+from mimetic.adapters.views import (
+    CROSS,
+    NotSelfAttention,
+    full_name,
+    gain,
+    lineage,
+    linear_in,
+    own_parameter,
+    split_out,
+)
 from mimetic.attention import AttentionLayer
 
 POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)

@@ -9,7 +9,18 @@ import re
 from torch import nn
 
 from mimetic.adapters.transformers_classes import CLASSES
-from mimetic.adapters.views import BIAS_GATE, CLAMPED, GATE, INNER_NORM, OTHER_QUERIES, QK_NORM, ROPE, SINKS, UNSCALED, VALUE_NORM
+from mimetic.adapters.views import (
+    BIAS_GATE,
+    CLAMPED,
+    GATE,
+    INNER_NORM,
+    OTHER_QUERIES,
+    QK_NORM,
+    ROPE,
+    SINKS,
+    UNSCALED,
+    VALUE_NORM,
+)
 from mimetic.attention import UnsupportedAttention
 
 QK_NORMS = re.compile(r"^(q|k|qk|query|key)_?(layer)?_?norm$|^(query|key)_layernorm$", re.IGNORECASE)

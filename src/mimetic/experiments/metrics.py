@@ -37,6 +37,10 @@ class Metric:
         shown = replace(self, digits=self.digits + 1) if finer else self
         return f"{shown.signed(low)} to {shown.signed(high)}"
 
+    def shown(self, row: Mapping[str, float]) -> str:
+        """A difference of stored values with its interval as shown, of a row of statistics.compare: "+0.2 (+0.1 to +0.3)"."""
+        return f"{self.signed(row['difference'])} ({self.span(row['low'], row['high'])})"
+
     def better(self, difference: float) -> bool:
         """Whether an arm that differs by this from its reference is ahead."""
         return difference < 0 if self.lower_is_better else difference > 0

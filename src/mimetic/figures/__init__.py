@@ -1,6 +1,12 @@
 """One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a model."""
 
-from mimetic.figures.language import attention_by_distance, curves_and_gaps, products_before_and_after, rates, share_and_gain
+from mimetic.figures.language import (
+    attention_by_distance,
+    curves_and_gaps,
+    products_before_and_after,
+    rates,
+    share_and_gain,
+)
 from mimetic.figures.products import (
     attention_maps,
     counts,

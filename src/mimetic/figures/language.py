@@ -8,7 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mimetic.figures.style import COLORS, LABELS, QK, TEXT_POSITIONS, VP, before_and_after, interval_bars, panels, styled
+from mimetic.figures.style import (
+    COLORS,
+    LABELS,
+    QK,
+    TEXT_POSITIONS,
+    VP,
+    before_and_after,
+    interval_bars,
+    panels,
+    styled,
+)
 from mimetic.statistics import ENOUGH
 
 FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black

@@ -17,7 +17,6 @@ from mimetic.experiments.answers.recommenders import (
     VALIDATION_COLUMN,
     beyond_size,
     compared,
-    interval,
 )
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.recommenders import METRIC
@@ -58,7 +57,7 @@ def monday(finals: Mapping[str, pd.DataFrame]) -> str:
 
 def _values(table: pd.DataFrame, names: list[str]) -> str:
     """Comparisons with their difference and interval."""
-    return ", ".join(f"{name.removesuffix(' (no diagonal)')} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in names)
+    return ", ".join(f"{name.removesuffix(' (no diagonal)')} {METRIC.shown(table.loc[name])}" for name in names)
 
 
 def _advice(table: pd.DataFrame, other: pd.DataFrame) -> tuple[str, bool]:

@@ -15,8 +15,15 @@ from mimetic.audit import CHANCE, CLEAR, EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import gpu, positions, questions, recommenders, share
-from mimetic.experiments.answers.common import between_runs, measured, percent
-from mimetic.experiments.answers.growth import before_and_after_the_look, better_rates, gain_panels, half_costs, panel_arms, repeated_at_twelve
+from mimetic.experiments.answers.common import between_runs, measured, percent, with_interval
+from mimetic.experiments.answers.growth import (
+    before_and_after_the_look,
+    better_rates,
+    gain_panels,
+    half_costs,
+    panel_arms,
+    repeated_at_twelve,
+)
 from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.construction import constants_table
@@ -27,7 +34,15 @@ from mimetic.experiments.programmes import recommenders as recommender_programme
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, PAPER_SEEDS
 from mimetic.experiments.runs import family
-from mimetic.statistics import ENOUGH, contrast, crossed_interval, mean_interval, rests_on, side, slopes_per_doubling, summary
+from mimetic.statistics import (
+    ENOUGH,
+    contrast,
+    crossed_interval,
+    rests_on,
+    side,
+    slopes_per_doubling,
+    summary,
+)
 from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
@@ -178,7 +193,7 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
         slopes = slopes_per_doubling(dots[title]) if there == wanted else pd.Series(dtype=float)
         ready = judged(slopes, ACCURACY, len(ALL_SEEDS), expected=expected, unit="points a doubling")
         if there == wanted and ready[0] != OPEN and (without := rests_on(dots[title])):
-            alone = " or ".join(f"without {x:,.0f} {ACCURACY.signed(v.mean())} ({ACCURACY.span(*mean_interval(v))})" for x, v in without.items())
+            alone = " or ".join(f"without {x:,.0f} {with_interval(v)}" for x, v in without.items())
             ready = UNDECIDED, f"{ready[1]}, but {alone}"
         parts[title] = ready if there == wanted else (OPEN, f"{there} of {wanted} sizes have a pair")
     return joined(parts)
@@ -244,7 +259,7 @@ def _language_gains_less() -> Judgement:
     said = "; ".join(f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)}, {row.pairs} pairs)" for row in fixed.itertuples() if row.pairs >= ENOUGH)
     found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {said}" if said else ""
     finals = load_runs("cifar10-lab10")
-    same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1}) if len(finals) else []
+    same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1})
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
         same = same / finals[finals["arm"] == "learned-avg-timm"].set_index("seed")["test_accuracy"]
         found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"

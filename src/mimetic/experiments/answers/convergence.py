@@ -1,4 +1,5 @@
-"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, and how soon does an arm get there."""
+"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, how soon does an arm get there, and what
+another learning rate and other items change."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ import pandas as pd
 
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import between_runs
-from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
+from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import mean_interval
+from mimetic.statistics import compare, mean_interval, side
 from mimetic.training.records import load_runs
 
 WORTH = 0.005  # of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on Beauty
@@ -109,9 +110,8 @@ def fairness_sentence(data: str = "ml100k") -> str:
             says = f"{METRIC.signed(gain)} over the common rate with seed 0"
             change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN) if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr else ()
             if len(change) > 1:
-                low, high = mean_interval(change)
-                chance = "which does not confirm it" if low <= 0 else "so the recipe is unfair to it"
-                says += f"; with all {len(change)} seeds, on the same items, {METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {chance}"
+                chance = "which does not confirm it" if side(change) <= 0 else "so the recipe is unfair to it"
+                says += f"; with all {len(change)} seeds, on the same items, {common.with_interval(change, METRIC)}, {chance}"
             else:
                 says += ": the recipe may be unfair to it"
         parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
@@ -132,9 +132,29 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
             for name, arms in pairs.items():
                 change = between_runs(other, runs, arms, column)
                 if len(change) > 1:
-                    low, high = mean_interval(change)
-                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = f"{METRIC.signed(change.mean())} ({METRIC.span(low, high)}), {len(change)}"
+                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = f"{common.with_interval(change, METRIC)}, {len(change)}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
+    each difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
+
+    Args:
+        finals: the runs at the common rate.
+        other: those of the same arms at the other one.
+    """
+    columns = {}
+    for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
+        for name, runs in ((data, finals), (f"{data}-rate", other)):
+            table = compare(runs, COMPARED, column)
+            if len(table):
+                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
+                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
+                    name: f"{METRIC.shown(row)}, {row['pairs']:.0f}" if row["pairs"] > 1 else f"{METRIC.signed(row['difference'])}, one pair" for name, row in table.iterrows()
+                }
+    order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
+    return pd.DataFrame(columns).reindex(order).fillna("")
 
 
 def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:

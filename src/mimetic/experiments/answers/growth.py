@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations
 
 import pandas as pd
 
@@ -164,7 +164,7 @@ def repeated_at_twelve(finals: pd.DataFrame) -> str:
     arms = {arm: f"{DEEP}-{arm}" for arm in PAIR}
     checked = {arm: f"{name}-lr-{own:g}" for arm, name in arms.items()}
     sets = {"here": (finals, arms), "again, on a CPU": (replicas, arms), "in the check of learning rates, on a CPU, with the same training images and other ones to judge": (rates, checked)}
-    gaps = {where: contrast(runs, {names["mimetic"]: 1, names["timm"]: -1}) if len(runs) else pd.Series(dtype=float) for where, (runs, names) in sets.items()}
+    gaps = {where: contrast(runs, {names["mimetic"]: 1, names["timm"]: -1}) for where, (runs, names) in sets.items()}
     here, *others = gaps.values()
     said = [
         f"seed {seed} {', '.join(f'{points(values[seed])} {where}' for where, values in gaps.items() if seed in values)}"
@@ -189,7 +189,7 @@ def repeated_at_twelve(finals: pd.DataFrame) -> str:
 def at_half_the_rate(finals: pd.DataFrame) -> str:
     """What mimetic initialization gains at twelve layers and half the recipe's rate, in words; or which command asks."""
     timm, mimetic = (f"{DEEP}-half-{arm}" for arm in PAIR)
-    values = contrast(finals, {mimetic: 1, timm: -1}) if len(finals) else []
+    values = contrast(finals, {mimetic: 1, timm: -1})
     if not len(values):
         return "Pairs at half the rate are not in yet: `python -m mimetic queue lab`."
     runs = finals[finals["arm"].isin((timm, mimetic))]
@@ -262,7 +262,7 @@ def nearest(finals: pd.DataFrame) -> str:
     """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, in a sentence; "" without pairs."""
     said = []
     for words, prefix in NEAREST.items():
-        values = contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) if len(finals) else []
+        values = contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1})
         if len(values) >= ENOUGH:
             said.append(f"{words} {common.measured(values)}")
     better, _ = better_rates(finals)

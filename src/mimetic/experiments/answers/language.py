@@ -58,7 +58,7 @@ def in_the_long_run(study: Study = LONG, where: str = "") -> str:
     """How the two sets of signs end in the longer runs, and whether one that cannot be told from the default there led on the way, in a
     sentence; "" without those runs. where: words that it begins with instead of "in"."""
     finals = load_runs(study.experiment)
-    table = study_table(study, finals, METRIC) if len(finals) else finals
+    table = study_table(study, finals, METRIC)
     rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
     if len(rows) < 2:
         return ""
@@ -112,7 +112,7 @@ def best_of(others: pd.DataFrame) -> str:
     text = f"best of {len(others)} other arms, and chosen as that, so without a verdict: {row.name}, {METRIC.signed(row['difference'])} {METRIC.difference}{few}"
     added = fresh(row["compared"]) if row["group"] == STRUCTURE.question else pd.Series(dtype=float)
     if len(added) > 1:
-        text += f"; by the {len(added)} seeds alone that were added after it had been seen to be ahead, {METRIC.signed(added.mean())} ({METRIC.span(*mean_interval(added))})"
+        text += f"; by the {len(added)} seeds alone that were added after it had been seen to be ahead, {common.with_interval(added, METRIC)}"
     return text
 
 

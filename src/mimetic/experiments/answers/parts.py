@@ -107,7 +107,7 @@ def _word(values: pd.Series) -> str:
 def trace_sentence(experiment: str = "cifar10-lab10") -> str:
     """Whether V·proj without noise loses for want of noise, or because its factors are then coordinate axes; "" without runs."""
     runs = load_runs(experiment, folder=data_dir() / "replicas")
-    values = contrast(runs, {TRACE: 1, "mimetic": -1}) if len(runs) else ()
+    values = contrast(runs, {TRACE: 1, "mimetic": -1})
     if len(values) < 2:
         return ""
     row = summary(values)
@@ -192,7 +192,7 @@ def _made_with(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
 
 def without_position(finals: pd.DataFrame) -> str:
     """Whether there is a gain without any position, against what we expected, in a sentence; else ""."""
-    values = contrast(finals, {"none-token-mimetic": 1, "none-token-timm": -1}) if len(finals) else []
+    values = contrast(finals, {"none-token-mimetic": 1, "none-token-timm": -1})
     if len(values) < ENOUGH or side(values) <= 0:
         return ""
     return f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation: position makes the gain larger, but there it is not all of it."

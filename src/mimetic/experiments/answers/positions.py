@@ -46,7 +46,7 @@ def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
 def _effect(study: Study, arm: str) -> pd.Series:
     """seed -> an arm minus the default (bits per byte); empty without runs."""
     finals = load_runs(study.experiment)
-    return pd.Series(dtype=float) if finals.empty else contrast(finals, {arm: 1, "gpt2": -1}, METRIC.column)
+    return contrast(finals, {arm: 1, "gpt2": -1}, METRIC.column)
 
 
 def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Series:
@@ -86,7 +86,7 @@ def headline() -> str:
     words = {}
     for kind, study in {"learned": LEARNED, "fixed": POSITIONS, "scaled": SCALED}.items():
         finals = load_runs(study.experiment)
-        table = common.study_table(study, finals, METRIC) if len(finals) else finals
+        table = common.study_table(study, finals, METRIC)
         words |= {(kind, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
     turned = [arm for arm in SIGNED if words["learned", arm] == "loses" and words["fixed", arm] == "gains"]
     if not turned:
@@ -106,7 +106,7 @@ def in_short() -> str:
     for kind, studies in kinds.items():
         for text, study in zip(("tiny Shakespeare", "WikiText-2"), studies):
             finals = load_runs(study.experiment)
-            table = common.study_table(study, finals, METRIC) if len(finals) else finals
+            table = common.study_table(study, finals, METRIC)
             for arm in SIGNED:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
@@ -156,7 +156,7 @@ def answer() -> str:
     """What each arm does with fixed positions, whether that is something else than with learned ones, and what is left of it without
     neighbours that are alike, as Markdown."""
     finals = load_runs(POSITIONS.experiment)
-    table = common.study_table(POSITIONS, finals, METRIC) if len(finals) else finals
+    table = common.study_table(POSITIONS, finals, METRIC)
     if table.empty:
         return f"With fixed positions no pair of runs is in yet: `{COMMAND}`."
     text = f"**We found**, on tiny Shakespeare, against the default with fixed positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n"

@@ -31,7 +31,7 @@ from mimetic.experiments.programmes.recommenders import (
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, corrected, crossed_interval, mean_interval, side, smallest_p
+from mimetic.statistics import ENOUGH, compare, contrast, corrected, crossed_interval, side, smallest_p
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -116,7 +116,7 @@ def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
         fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
         table = compare(runs, {"default": (DEFAULT, fitted), **{name: (arm, fitted) for name, arm in zip(CONTROLS, (RESCALED, RANDOM))}}, METRIC.column) if fitted and len(runs) else pd.DataFrame()
         if len(table) and table["pairs"].min() >= ENOUGH:
-            said.append(f"{SHOWN[data]}: {', '.join(f'{METRIC.signed(row.difference)} {interval(row.low, row.high)} against {row.Index}' for row in table.itertuples())}.")
+            said.append(f"{SHOWN[data]}: {', '.join(f'{METRIC.shown(row)} against {name}' for name, row in table.iterrows())}.")
     return " ".join(said)
 
 
@@ -149,7 +149,7 @@ def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
         for name in names:
             rows = {control: there.loc[f"{name} minus {control}"] for control in CONTROLS if f"{name} minus {control}" in there.index}
             if len(rows) == len(CONTROLS) and min(row["pairs"] for row in rows.values()) >= ENOUGH:
-                values = " and ".join(f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, Holm's p {holm[f'{name} minus {control}']:.3f}" for control, row in rows.items())
+                values = " and ".join(f"{METRIC.shown(row)}, Holm's p {holm[f'{name} minus {control}']:.3f}" for control, row in rows.items())
                 said.append(f"{name} {'are ahead of both there, too' if all(row['low'] > 0 for row in rows.values()) else 'are not ahead of both there'} ({values})")
         if said:
             elsewhere = " There the controls ran on another kind of processor than the signs." if _made_otherwise(other) else ""
@@ -171,7 +171,7 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
     for data, table in compared(finals, HALVES).items():
         words = words_of(table)
         if "gains" in (words.get("QK alone"), words.get("V·proj alone")):
-            values = ", ".join(f"{name} {METRIC.signed(table.loc[name, 'difference'])} {interval(table.loc[name, 'low'], table.loc[name, 'high'])}" for name in words)
+            values = ", ".join(f"{name} {METRIC.shown(table.loc[name])}" for name in words)
             said.append(f"Of vision's two products on {SHOWN[data]}: {values}.")
     return " ".join(said)
 
@@ -183,9 +183,9 @@ def of_the_sibling(finals: Mapping[str, pd.DataFrame]) -> str:
     users = f" Over seeds and users: {', '.join(said)}." if said else ""
     fitted = compare(_sibling(finals, SIBLING_PREFIX), {"fitted": (DEFAULT, "fit-beauty")}, METRIC.column)
     row = fitted.iloc[0] if len(fitted) else None
-    imitation = f" The arm that imitates a trained sibling (fitted on Beauty): {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}." if row is not None and row["pairs"] > 1 else ""
+    imitation = f" The arm that imitates a trained sibling (fitted on Beauty): {METRIC.shown(row)}." if row is not None and row["pairs"] > 1 else ""
     others = compare(_sibling(finals, SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, VALIDATION_COLUMN)
-    before = ", ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in others.iterrows() if row["pairs"] > 1)
+    before = ", ".join(f"{name} {METRIC.shown(row)}" for name, row in others.iterrows() if row["pairs"] > 1)
     before = f" On the last but one items: {before}." if before else ""
     return after_more_epochs(finals) + before + users + imitation
 
@@ -195,14 +195,14 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
     table = compare(_sibling(finals, LONG_SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, METRIC.column)
     if table.empty or table["pairs"].max() < 2:
         return ""
-    said = "; ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in table.iterrows())
+    said = "; ".join(f"{name} {METRIC.shown(row)}" for name, row in table.iterrows())
     epochs, asked = [EXPERIMENTS["ml100k"].epochs, ARMS["ml100k"][SIBLING_PREFIX + DEFAULT]["epochs"]], "opposite minus vision signs"
     first = "had shown no difference" if asked in table.index and common.word(table.loc[asked], METRIC) == common.NO_DIFFERENCE else "was in"
     short, p = compare(_sibling(finals, SIBLING_PREFIX), {asked: COMPARED[asked]}, METRIC.column), ""
     if len(short):
         row = short.loc[asked]
         least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"])) * 1.001 else ""
-        p = f" {asked[0].upper()}{asked[1:]}: {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
+        p = f" {asked[0].upper()}{asked[1:]}: {METRIC.shown(row)}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
     return f"{p} (After {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}.)"
 
 
@@ -212,10 +212,9 @@ def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
     there = compare(other, SIGN_PAIRS, METRIC.column) if len(other) else pd.DataFrame()
     if len(change) < ENOUGH or there.empty:
         return ""
-    low, high = mean_interval(change)
-    adds = ", ".join(f"{name} {METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}" for name, row in there.iterrows())
+    adds = ", ".join(f"{name} {METRIC.shown(row)}" for name, row in there.iterrows())
     return (
-        f"At {EXPERIMENTS[f'{data}-rate'].lr:g} in place of {EXPERIMENTS[data].lr:g} the default itself ends {METRIC.signed(change.mean())} {interval(low, high)} on {TITLES[data]}; "
+        f"At {EXPERIMENTS[f'{data}-rate'].lr:g} in place of {EXPERIMENTS[data].lr:g} the default itself ends {common.with_interval(change, METRIC)} on {TITLES[data]}; "
         f"over it, there, {adds}."
     )
 
@@ -337,7 +336,7 @@ def interval(low: float, high: float) -> str:
 def _cell(row: pd.Series) -> str:
     if row["pairs"] == 1:
         return f"{METRIC.signed(row['difference'])}, one pair"
-    return f"{METRIC.signed(row['difference'])} {interval(row['low'], row['high'])}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
+    return f"{METRIC.shown(row)}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:

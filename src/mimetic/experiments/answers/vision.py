@@ -234,7 +234,7 @@ def schedules(finals: pd.DataFrame) -> list[str]:
         runs = load_runs(SHORT, folder=folder)
         if folder and len(runs):
             runs = runs[runs["device.name"].isin(machines)]
-        there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1}) if len(runs) else pd.Series(dtype=float)
+        there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1})
         seeds = there.index.intersection(here.index)
         if len(seeds) > 1:
             row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])
