@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments import yardsticks
+from mimetic.experiments import pattern, yardsticks
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers import language as answers
 from mimetic.experiments.configs import named
@@ -294,7 +294,7 @@ def test_samples_products_and_runs():
     assert answers.kept(products).shape == (6, 4)
     assert len(figures.products_before_and_after(products).axes) == 4
     assert len(answers.run_table("tinyshakespeare")) == len(CENTRAL.arms)
-    signs = answers.measured_signs(answers.causal_products())
+    signs = pattern.verdicts(answers.causal_products())
     assert "our GPT, tinyshakespeare, d 128" in signs.index and signs.loc["SmolLM2-135M-Instruct", "V·proj z"] > 1
 
 

@@ -349,8 +349,8 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
     short = questions.overview(table.reset_index(), {"ml100k": load_runs("ml100k"), "beauty": finals()})
-    assert "| Layers worth imitating? | QK in no layer, V·proj in no layer | no run yet | no run yet |" in short and re.search(r"\| hardly: \d\.\d\d %, \d\.\d\d % \| no run yet \|", short)
-    assert re.search(r"\| yes: 15\.\d % \| yes: 19\.5 % \| yes: 15\.\d % \|", short) and "3.7 % with 12,101 items" in short and re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
+    assert "| Layers worth imitating? | QK in no layer, V·proj in no layer | no run yet | no run yet |" in short and re.search(r"\| hardly: \d\.\d\d\s%, \d\.\d\d\s% \| no run yet \|", short)
+    assert re.search(r"\| yes: 15\.\d\s% \| yes: 19\.5\s% \| yes: 15\.\d\s% \|", short) and "3.7 % with 12,101 items" in short and re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
     assert re.search(r"energy along the identity in .*\) \| no run yet \| no run yet \|", questions.overview(table.reset_index().iloc[:8], {"ml100k": finals(), "beauty": finals()}))
     assert "**hardly**" in questions.second_answer(table.reset_index())
     assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])

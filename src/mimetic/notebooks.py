@@ -18,7 +18,6 @@ removes its metadata, refuses output that shows a path of this machine, and writ
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import itertools
 import os
@@ -97,32 +96,6 @@ def choose_ints(name: str, value: Any, low: int, high: int) -> list[int]:
         if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
             raise refusal
     return numbers
-
-
-def _parameters_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in notebook.cells
-            if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
-
-
-def parameter_names(notebook: NotebookNode) -> list[str]:
-    """Names assigned in the one cell tagged `parameters`, in order.
-
-    Raises NotebookError unless there is exactly one such cell. Reads the syntax tree, so every form of assignment
-    counts (papermill's own inspector misses `x: int | None = None`).
-    """
-    cells = _parameters_cells(notebook)
-    if len(cells) != 1:
-        raise NotebookError(f"needs exactly one code cell tagged 'parameters', has {len(cells)}")
-    names: list[str] = []
-    for statement in ast.parse(cells[0].source).body:
-        if isinstance(statement, ast.Assign):
-            targets = statement.targets
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            targets = [statement.target]
-        else:
-            continue
-        names += [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-    return names
 
 
 # Outputs: what may be stored ------------------------------------------------------------------------------------------

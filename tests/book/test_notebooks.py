@@ -132,10 +132,10 @@ def test_every_parameter_is_checked_at_once_and_the_choices_are_named(path):
     (index,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
     assert index == 0
     parameters, check = cells[0].source, cells[1].source
-    names = notebooks.parameter_names(notebook)
-    assert names
     published = {}
     exec(parameters, published)
+    names = set(published) - {"__builtins__"}
+    assert names
     exec(check, published)
     for name in names:
         wrong = {}
@@ -180,17 +180,6 @@ def test_choose_several():
     for wrong in ([], "", "d", ["a", "a"], ["a", 1], None, 3):
         with pytest.raises(ValueError, match="arms=.*choose one or more of 'a', 'b', 'c'"):
             choose_several("arms", wrong, ["a", "b", "c"])
-
-
-def test_parameter_names_reads_every_form_of_assignment():
-    def cell():
-        source = "a = 1\nb: int | None = None  # help\nc, d = 1, 2\ne: int\nprint(a)"
-        return new_code_cell(source, metadata={"tags": ["parameters"]})
-
-    assert notebooks.parameter_names(new_notebook(cells=[cell()])) == ["a", "b", "c", "d"]
-    for cells in ([], [cell(), cell()]):
-        with pytest.raises(NotebookError, match="exactly one code cell"):
-            notebooks.parameter_names(new_notebook(cells=cells))
 
 
 # Execution ------------------------------------------------------------------------------------------------------------

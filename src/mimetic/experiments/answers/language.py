@@ -185,14 +185,9 @@ def causal_products() -> pd.DataFrame:
     return pd.concat([effective[effective["causal"] & (effective["modality"] == "text")], trained_products()], ignore_index=True)
 
 
-def measured_signs(products: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: the share of heads (QK) and of layers (V·proj) on either side of chance, and the median z."""
-    return pattern.verdicts(products)
-
-
 def signs_sentence() -> str:
     """Which of the causal text models measured have a common sign in either product."""
-    table = measured_signs(causal_products())
+    table = pattern.verdicts(causal_products())
     has = table["verdict"].str.contains(r"\+|−|signs")
     clear, others = [f"{name}: {said}" for name, said in table.loc[has, "verdict"].items()], table.index[~has]
     return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if len(others) else "")

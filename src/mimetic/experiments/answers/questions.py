@@ -303,4 +303,4 @@ def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str
         f"A meaningful share, {common.percent(MEANINGFUL)} or more of the parameters?", *("last-epoch NDCG@10: default" if name == "default" else f"{name}, minus that" for name in gains.index),
     ]  # fmt: skip
     elsewhere = ", ".join(f"{common.percent(share, 1)} with {n:,} items ({name})" for name, (n, share) in marks.items() if name not in MARKS.values())
-    return common.markdown(pd.DataFrame({"asked": rows, **columns})) + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}.{beside(explained)}"
+    return common.markdown(pd.DataFrame({"asked": rows, **columns})).replace(" %", "\u00a0%") + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}.{beside(explained)}"

@@ -16,6 +16,7 @@ from mimetic.experiments.configs.language import (
     GENTLE,
     OTHER_POSITIONS,
     RUNNER_UP,
+    SECOND_RATE,
     SHARES,
     SIGNS,
     TRIED,
@@ -62,7 +63,10 @@ LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _
 POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]), contrasts=BEYOND_SIZE | SIGN)
 SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random order", "tinyshakespeare-shuffled", tuple(ARMS["tinyshakespeare-shuffled"]))
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters the first block?
-SCALED = Study("scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled", tuple(ARMS["tinyshakespeare-scaled"]))
+SCALED = Study(
+    "scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled", tuple(ARMS["tinyshakespeare-scaled"]),
+    {"vision signs": ("gpt2", "vision"), f"vision signs at {SECOND_RATE['scaled']['vision']:g}": ("gpt2", rated("vision", SECOND_RATE["scaled"]["vision"]))},
+)  # fmt: skip
 # Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add is the same everywhere?
 CENTRED = Study("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred", tuple(ARMS["tinyshakespeare-centred"]))
 # Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token look at itself, and at its equals nearby
