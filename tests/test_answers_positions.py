@@ -11,7 +11,7 @@ from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import claims, positions, share
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import OTHER_POSITIONS, RATES, searched
-from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, POSITIONS_WIKITEXT2, SCALED, SHUFFLED, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, CENTRED, POSITIONS, POSITIONS_WIKITEXT2, ROTARY, SCALED, SHUFFLED, WIKITEXT2
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.models.gpt import POS_EMBED
 from mimetic.training.records import read_record, runs_dir, write_record
@@ -38,7 +38,7 @@ def put(study, effects, seeds=range(6), level=2.0):
 def test_nothing_yet():
     table, points = positions.comparisons()
     assert table.empty and points.empty and positions.headline() == positions.in_short() == ""
-    assert "no pair of runs is in yet" in positions.answer() and "no pair is in yet" in positions.control_answer(SHUFFLED) and positions.why() == ""
+    assert "no pair of runs is in yet" in positions.answer() and positions.controls().count("no pair is in yet") == 3 and "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS) and positions.missing().count("runs are in") == 2 + len(OTHER_POSITIONS) - 1
     assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
 
@@ -48,8 +48,8 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     put(POSITIONS, {"language": 0.03, "vision": -0.2, "rescaled": -0.05, "random-directions": 0.0}, level=2.1)
     assert positions.headline() == "**It hangs on the position embedding.** With GPT-2's own embeddings both sets of signs lose; with fixed sin-cos positions vision signs gain."
     short = positions.in_short()
-    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 |" in short and "WikiText" not in short
-    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6 pairs): *gains* |" in short and ": *loses* | +0.030 (" in short
+    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | not run |" in short and "WikiText" not in short
+    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6 pairs): *gains* | not run |" in short and ": *loses* | +0.030 (" in short
     assert "GPT-2's own start, the default with learned ones: −0.100 (" in short  # 2.1 - 0.2 against 2.0
     text = positions.answer()
     assert "* vision signs: gains: −0.200 bits per byte (" in text and "; better than with learned positions, by −0.400 (" in text
@@ -58,7 +58,7 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     table, points = positions.comparisons()
     assert len(table) == 2 + 4 and len(points) == 6 * 6 and len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
     put(POSITIONS_WIKITEXT2, {"vision": -0.02, "language": -0.01})
-    assert "| WikiText-2, language signs | not run yet | −0.010 (" in positions.in_short()
+    assert "| WikiText-2, language signs | not run | −0.010 (" in positions.in_short()
 
 
 @pytest.mark.parametrize("fixed", [0.1, 0.0])
@@ -71,30 +71,32 @@ def test_no_headline_without_a_gain(fixed):
 def test_a_random_order():
     put(POSITIONS, {"vision": -0.2})
     put(SHUFFLED, {"vision": 0.1})
-    text = positions.control_answer(SHUFFLED)
+    text = positions.controls()
     assert "vision signs: loses: +0.100" in text and "; worse than with fixed positions in their order, by +0.300 (" in text
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
             path.unlink()
-    assert "behind so far: +0.09" in positions.control_answer(SHUFFLED) and "too few pairs" in positions.control_answer(SHUFFLED)
+    assert "behind so far: +0.09" in positions.controls() and "too few pairs" in positions.controls()
 
 
-def test_what_the_controls_say_of_the_reason():
+def test_the_controls_are_held_against_fixed_positions():
+    put(POSITIONS, {"vision": -0.2})
+    put(CENTRED, {"vision": -0.2})
+    put(SCALED, {"vision": 0.15, "lr-0.002-vision": 0.05})
+    lines = positions.controls().splitlines()
+    assert lines[0] == "* The same positions in a random order: no pair is in yet (`python -m mimetic queue language`)."
+    assert lines[1].startswith("* Fixed positions without their mean: against a default of 2.025, vision signs: gains: −0.200") and "not to be told from what it is otherwise" in lines[1]
+    assert "by +0.350 (" in lines[2] and ". vision signs at 0.002: loses: +0.050" in lines[2]
+
+
+def test_rotary_positions(monkeypatch):
+    monkeypatch.setattr(positions, "ROTARY", replace(ROTARY, arms=("gpt2", "language", "vision")))
     put(CENTRAL, {"language": 0.4, "vision": 0.2})
-    put(POSITIONS, {"language": 0.03, "vision": -0.2})
-    put(SHUFFLED, {"vision": -0.1})
-    assert positions.why() == ""  # one control is not all of it
-    put(SCALED, {"vision": -0.15})
-    text = positions.why()
-    assert text.startswith("Neighbours with positions that are alike are a part of it: in a random order vision signs gain less, −0.100 (") and "where it is −0.200 in their own. It is not that positions are fixed" in text
-    assert "in common is the size of what enters" in text and positions.headline().startswith("**It hangs on what enters the first block.**") and "times $\\sqrt d$, vision signs gain." in positions.headline()
-    put(SHUFFLED, {"vision": -0.2})
-    assert positions.why().startswith("It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well")
-    put(SHUFFLED, {"vision": 0.1})
-    put(SCALED, {"vision": 0.15})
-    assert positions.why().startswith("Neighbours with positions that are alike are most of it") and "The size of what enters is not enough" in positions.why() and "in common" not in positions.why()
-    assert positions.headline().startswith("**It hangs on the position embedding.**")
+    put(ROTARY, {"language": 0.1, "vision": -0.1})
+    text = positions.rotary_answer()
+    assert "* language signs: loses: +0.100" in text and "; better than with learned positions, by −0.300 (" in text and "* language signs minus vision signs, each at its own rate: +0.200" in text
+    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | not run | −0.100 (" in positions.in_short()
 
 
 def test_the_search_names_ends_and_ties():
@@ -111,9 +113,9 @@ def test_claims_and_the_share_follow():
     put(POSITIONS, {"vision": -0.2, "rescaled": 0.0, "random-directions": -0.1})
     put(POSITIONS_WIKITEXT2, {"vision": -0.02})
     put(SHUFFLED, {"vision": 0.1})
-    assert claims._fixed("gpt2", claims.FIXED)[0] == claims._fixed_structure()[0] == claims._neighbours()[0] == claims._beyond_learned()[0] == claims.HOLDS
+    assert claims._fixed("gpt2", claims.FIXED)[0] == claims._fixed_structure()[0] == claims._gains_less(SHUFFLED, "in a random order")[0] == claims._beyond_learned()[0] == claims.HOLDS
     put(SHUFFLED, {"vision": -0.3})
-    assert claims._neighbours()[0] == claims.NOT
+    assert claims._gains_less(SHUFFLED, "in a random order")[0] == claims.NOT
     put(POSITIONS, {"vision": -0.2}, level=3.0)
     assert claims._beyond_learned()[0] == claims.PART  # on the other text it is
     points = share.gain_points()
@@ -123,7 +125,6 @@ def test_claims_and_the_share_follow():
     assert share.by_positions(points[points["experiment"] == CENTRAL.experiment]) == ""
 
 
-@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")  # of rotary positions
 def test_what_enters_and_what_attention_adds():
     table = yardsticks.stream_before_training(windows=2)
     times = table["times what enters", LABELS["vision"]]
@@ -133,7 +134,6 @@ def test_what_enters_and_what_attention_adds():
     assert 0.4 < yardsticks.stored_entering()["times what enters"] < 0.6
 
 
-@pytest.mark.filterwarnings("ignore::mimetic.MimeticWarning")
 def test_where_tokens_look_before_training():
     table = yardsticks.attention_by_distance(windows=2)
     assert set(table["positions"]) == set(POS_EMBED) == set(TEXT_POSITIONS) and set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mimetic.attention import MimeticWarning
 from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.data.text import load_text
 from mimetic.experiments import vision
@@ -107,7 +109,9 @@ def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
     data = load_text(dataset)
     config = replace(named("tinyshakespeare"), arm=arm, pos_embed=positions, **EVERY[arm])
     ids_BN = data.test[: windows * config.context].view(windows, config.context).long()
-    return ids_BN, build_model(config, data.vocab_size).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MimeticWarning)  # rotary positions: here it is looked at what they do
+        return ids_BN, build_model(config, data.vocab_size).eval()
 
 
 def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:

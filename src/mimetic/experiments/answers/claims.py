@@ -285,14 +285,15 @@ def _fixed_structure() -> Judgement:
     return joined({name: _against(FIXED[0].experiment, "vision", arm, len(language_programme.SEEDS[FIXED[0].name])) for name, arm in {"default at vision's norms": "rescaled", "random directions": "random-directions"}.items()})
 
 
-def _neighbours() -> Judgement:
-    study, planned = language_programme.SHUFFLED, len(language_programme.SEEDS["shuffled"])
+def _gains_less(study: Study, changed: str) -> Judgement:
+    """Whether vision's signs gain less with positions that were changed in this way."""
+    planned = len(language_programme.SEEDS[study.name])
     verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, planned, expected=-1)
-    return verdict, f"random order minus their own: {found}. In a random order against the default: {_against(study.experiment, 'vision', 'gpt2', planned)[1]}"
+    return verdict, f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_against(study.experiment, 'vision', 'gpt2', planned)[1]}"
 
 
-def _scaled() -> Judgement:
-    study = language_programme.SCALED
+def _gpt(study: Study) -> Judgement:
+    """Whether vision's signs gain in a study of GPTs."""
     return _against(study.experiment, "vision", "gpt2", len(language_programme.SEEDS[study.name]))
 
 
@@ -438,8 +439,10 @@ CLAIMS = (
     Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language")),
     Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _fixed("gpt2", FIXED), "fixed"),
     Claim(TEXT, "and more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
-    Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", _neighbours),
-    Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", _scaled),
+    Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.SHUFFLED, "in a random order")),
+    Claim(TEXT, "It is what all fixed positions have in common: without their mean it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.CENTRED, "without their mean")),
+    Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", lambda: _gpt(language_programme.SCALED)),
+    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY)),
     Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),

@@ -33,6 +33,7 @@ COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
 OF_KIND = {"learned": LEARNED, "sincos": POSITIONS, "shuffled": SHUFFLED, "centred": CENTRED, "scaled": SCALED, "rotary": ROTARY}  # GPTConfig.pos_embed -> its study
+CONTROLS = (SHUFFLED, CENTRED, SCALED)
 STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
     f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
 }  # fmt: skip
@@ -84,24 +85,19 @@ def searches() -> str:
 def headline() -> str:
     """What it hangs on, in a sentence: said where a set of signs loses with learned positions and gains with fixed ones; else ""."""
     words = {}
-    for kind, study in {"learned": LEARNED, "fixed": POSITIONS, "scaled": SCALED}.items():
-        finals = load_runs(study.experiment)
-        table = common.study_table(study, finals, METRIC)
-        words |= {(kind, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
-    turned = [arm for arm in SIGNED if words["learned", arm] == "loses" and words["fixed", arm] == "gains"]
-    if not turned:
-        return ""
-    names, scaled = " and ".join(LABELS[arm] for arm in turned), all(words["scaled", arm] == "gains" for arm in turned)
-    losing = [arm for arm in SIGNED if words["learned", arm] == "loses"]
-    lose = "both sets of signs" if len(losing) == len(SIGNED) else names
-    what, other = ("what enters the first block", ", or with learned ones and tokens times $\\sqrt d$,") if scaled else ("the position embedding", "")
-    return f"**It hangs on {what}.** With GPT-2's own embeddings {lose} lose; with fixed sin-cos positions{other} {names} gain."
+    for study in (LEARNED, POSITIONS):
+        table = common.study_table(study, load_runs(study.experiment), METRIC)
+        words |= {(study.name, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
+    losing = [arm for arm in SIGNED if words[LEARNED.name, arm] == "loses"]
+    turned = " and ".join(LABELS[arm] for arm in losing if words[POSITIONS.name, arm] == "gains")
+    lose = "both sets of signs" if len(losing) == len(SIGNED) else turned
+    return f"**It hangs on the position embedding.** With GPT-2's own embeddings {lose} lose; with fixed sin-cos positions {turned} gain." if turned else ""
 
 
 def in_short() -> str:
-    """What the two sets of signs do with learned and with fixed positions, on both texts, for the top of the chapter: a Markdown table, and how the
+    """What the two sets of signs do with learned, with fixed and with rotary positions, on both texts, for the top of the chapter: a Markdown table, and how the
     better of them stands to GPT-2's own start; "" without a pair."""
-    kinds = {TEXT_POSITIONS["learned"]: (LEARNED, LEARNED_WIKITEXT2), TEXT_POSITIONS["sincos"]: (POSITIONS, POSITIONS_WIKITEXT2)}
+    kinds = {TEXT_POSITIONS["learned"]: (LEARNED, LEARNED_WIKITEXT2), TEXT_POSITIONS["sincos"]: (POSITIONS, POSITIONS_WIKITEXT2), TEXT_POSITIONS["rotary"]: (ROTARY,)}
     rows: dict[str, dict[str, str]] = {}
     for kind, studies in kinds.items():
         for text, study in zip(("tiny Shakespeare", "WikiText-2"), studies):
@@ -115,34 +111,11 @@ def in_short() -> str:
     if not rows:
         return ""
     order = [f"{text}, {LABELS[arm]}" for text in ("tiny Shakespeare", "WikiText-2") for arm in ("gpt2", *SIGNED)]
-    table = pd.DataFrame([(name, *(rows[name].get(kind, "not run yet") for kind in kinds)) for name in order if name in rows], columns=["bits per byte; for the signs, minus the default's", *kinds])
+    table = pd.DataFrame([(name, *(rows[name].get(kind, "not run") for kind in kinds)) for name in order if name in rows], columns=["bits per byte; for the signs, minus the default's", *kinds])
     own = {text: across("vision", study, "gpt2", other) for text, study, other in (("tiny Shakespeare", POSITIONS, CENTRAL), ("WikiText-2", POSITIONS_WIKITEXT2, WIKITEXT2))}
     said = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
     beyond = f"\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones: {', '.join(said)}." if said else ""
     return f"{common.markdown(table)}{beyond}"
-
-
-def why() -> str:
-    """What two controls say of the reason, in sentences; "" before both are in."""
-    shuffled, scaled = (_effect(study, "vision") for study in (SHUFFLED, SCALED))
-    if min(len(shuffled), len(scaled)) < ENOUGH:
-        return ""
-    order, less = _effect(POSITIONS, "vision"), side(changes("vision", SHUFFLED, POSITIONS)) > 0
-    gains = side(shuffled) < 0
-    neighbours = {
-        (True, True): "Neighbours with positions that are alike are a part of it: in a random order vision signs gain less",
-        (True, False): "It does not take neighbours with positions that are alike: in a random order (where the default itself is worse) vision signs gain as well",
-        (False, True): "Neighbours with positions that are alike are most of it: in a random order no gain of vision signs is sure",
-        (False, False): "Whether it takes neighbours with positions that are alike these pairs cannot say: in a random order no gain of vision signs is sure, and no difference to their own order",
-    }[gains, less]  # fmt: skip
-    fixed = "It is not that positions are fixed: with learned ones they gain, too, if tokens and positions are multiplied by $\\sqrt d$" if side(scaled) < 0 else f"The size of what enters is not enough: with learned positions and tokens times $\\sqrt d$ they {'lose' if side(scaled) > 0 else 'do not gain for certain'}"
-    sizes = [effect.mean() for arm in ("rescaled", "random-directions") if len(effect := _effect(POSITIONS, arm)) >= ENOUGH]
-    size = f" (and {' and '.join(map(METRIC.signed, sizes))} there with weights of that size and no pattern)" if sizes else ""
-    text = f"{neighbours}, {measured(shuffled, METRIC)} where it is {METRIC.signed(order.mean())} in their own{size}. {fixed}, {measured(scaled, METRIC)}{'' if side(scaled) < 0 else ' ([below](#fixed-positions))'}."
-    if gains and side(scaled) < 0:
-        text += " What these have in common is the size of what enters the first block: with GPT-2's own embeddings the first attention adds seventeen times as much as enters, with the others 0.6 to 1.5 times"
-        text += " ([below](#fixed-positions))."
-    return text
 
 
 def long_runs() -> str:
@@ -172,14 +145,27 @@ def answer() -> str:
     return text + (f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else "")
 
 
-def control_answer(study: Study) -> str:
-    """What vision's signs do in a control, and whether that is something else than with fixed positions in their order, in a sentence."""
-    name = study.question.partition(", ")[2]
-    if not len(_effect(study, "vision")):
-        return f"{name[:1].upper()}{name[1:]}: no pair is in yet (`{COMMAND}`)."
-    table = common.study_table(study, load_runs(study.experiment), METRIC)
-    row = table.loc[LABELS["vision"]]
-    return f"{name[:1].upper()}{name[1:]}, against a default of {row['reference']:.3f}: vision signs: {common.finding(row, METRIC)}{_compared(changes('vision', study, POSITIONS), 'than with fixed positions in their order')}."
+def controls() -> str:
+    """What vision's signs do in every control of the reason, and whether that is something else than with fixed positions in their order, as Markdown list
+    items."""
+    lines = []
+    for study in CONTROLS:
+        name, table = study.question.partition(", ")[2], common.study_table(study, load_runs(study.experiment), METRIC)
+        found = [f"{arm}: {common.finding(row, METRIC)}" for arm, row in table.iterrows()]
+        if LABELS["vision"] in table.index:
+            found[0] += _compared(changes("vision", study, POSITIONS), "than with fixed positions in their order")
+        lines.append(f"* {name[:1].upper()}{name[1:]}: " + (f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}." if found else f"no pair is in yet (`{COMMAND}`)."))
+    return "\n".join(lines)
+
+
+def rotary_answer() -> str:
+    """What both sets of signs do with rotary positions, as Markdown list items."""
+    table = common.study_table(ROTARY, load_runs(ROTARY.experiment), METRIC)
+    if table.empty:
+        return f"With rotary positions no pair is in yet: `{COMMAND}`."
+    lines = [f"* {name}: {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], ROTARY), 'than with learned positions')}" for name, row in table.iterrows()]
+    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(ROTARY, load_runs(ROTARY.experiment), METRIC).iterrows()]
+    return f"**We found**, on tiny Shakespeare, against the default with rotary positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines + against)
 
 
 def _compared(apart: pd.Series, what: str) -> str:
