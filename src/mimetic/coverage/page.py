@@ -26,6 +26,7 @@ CAVEAT_NAMES = {
     views.SINKS: "attention sinks",
     views.HOOKED: "hooks on projections",
     views.UNSCALED: "another logit scale",
+    views.OTHER_QUERIES: "further query matrices",
 }
 
 _MATH = {  # as a warning in a terminal writes it -> as a page does; longer ones first
