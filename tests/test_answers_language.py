@@ -169,18 +169,14 @@ def test_runs_made_twice_and_the_best_of_many():
     assert re.search(r"a tenth of vision's constants, −0\.050 .*; by the 3 seeds alone that were added after it had been seen to be ahead, −0\.047 \(", answers.answer())
 
 
-def test_the_plain_answer_says_what_becomes_of_it():
-    assert answers.plain_answer() == "" == answers.in_the_long_run()
-    for study in (CENTRAL, WIKITEXT2):
-        put(study, 0.1, seeds=SEEDS["central"])
-    assert answers.plain_answer().endswith("on both texts.")
+def test_how_longer_runs_end():
+    assert answers.in_the_long_run() == ""
     put(LONG, 0.1, arms=("gpt2", "language"))
+    assert answers.in_the_long_run() == "In 3 longer pairs, of 1,200 steps, language signs end behind (+0.100)."
     put(LONG, 0.0, arms=("vision",))
-    assert answers.plain_answer().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (0.000, −0.005 to +0.005).")
-
-
+    assert answers.in_the_long_run().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (0.000, −0.005 to +0.005).")
     put(LONG, 0.03, arms=("vision",), noise=0.02)
-    assert answers.plain_answer().endswith("; vision signs end behind in all (+0.030, −0.020 to +0.080), too few to say that they lose.")
+    assert answers.in_the_long_run().endswith("; vision signs end behind in all (+0.030, −0.020 to +0.080), too few to say that they lose.")
 
 
 def test_which_text_models_have_a_sign():
@@ -188,16 +184,13 @@ def test_which_text_models_have_a_sign():
     assert said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +") and "In neither product: Whisper tiny.en decoder" in said
 
 
-def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest(monkeypatch):
+def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     finals = search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6])
     assert rates.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
     assert rates.rate_table(finals).shape == (3, 5)
     text = rates.rates_sentence(finals)
     assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text and "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
-    monkeypatch.setattr(rates, "load_runs", lambda name: finals if name == rates.SEARCH else pd.DataFrame(columns=["arm", "seed"]))
-    assert "default (GPT-2's) 2.400, language signs 2.600 bits per byte" in rates.first_look()
-    monkeypatch.undo()
     (ax,) = figures.rates(rates.rate_table(finals), plateau=3.6).axes
     assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
     assert len(ax.lines) == 2 * 3 + 1

@@ -11,7 +11,16 @@ from mimetic.experiments import yardsticks
 from mimetic.experiments.answers import claims, positions, share
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import OTHER_POSITIONS, RATES, searched
-from mimetic.experiments.programmes.language import CENTRAL, CENTRED, POSITIONS, POSITIONS_WIKITEXT2, ROTARY, SCALED, SHUFFLED, WIKITEXT2
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    CENTRED,
+    POSITIONS,
+    POSITIONS_WIKITEXT2,
+    ROTARY,
+    SCALED,
+    SHUFFLED,
+    WIKITEXT2,
+)
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.models.gpt import POS_EMBED
 from mimetic.training.records import read_record, runs_dir, write_record

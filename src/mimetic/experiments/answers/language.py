@@ -40,27 +40,13 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
 
-def plain_answer() -> str:
-    """Yes or no to the chapter's question after the steps of the central comparison, where both texts and both sets of signs agree, and what
-    becomes of it in the longer runs; else ""."""
-    words = set()
-    for study in (CENTRAL, WIKITEXT2):
-        table = study_table(study, load_runs(study.experiment), METRIC)
-        words |= {common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in ("language", "vision")}
-    config = named(CENTRAL.experiment)
-    return {
-        frozenset({"loses"}): f"Not with vision's constants, 0.7 and 0.4: after {config.epochs * config.steps_per_epoch:,} steps a small GPT predicts worse than from GPT-2's own start, with either set of signs and on both texts.{in_the_long_run()}",
-        frozenset({"gains"}): f"Yes: after {config.epochs * config.steps_per_epoch:,} steps, with either set of signs and on both texts.",
-    }.get(frozenset(words), "")
-
-
 def in_the_long_run(study: Study = LONG, where: str = "") -> str:
     """How the two sets of signs end in the longer runs, and whether one that cannot be told from the default there led on the way, in a
     sentence; "" without those runs. where: words that it begins with instead of "in"."""
     finals = load_runs(study.experiment)
     table = study_table(study, finals, METRIC)
     rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
-    if len(rows) < 2:
+    if not rows:
         return ""
     curves, said = load_runs(study.experiment, curves=True), []
     rates = "; the arms have different rates, which may be the reason" if finals["config.lr"].nunique() > 1 else ""
@@ -77,7 +63,7 @@ def in_the_long_run(study: Study = LONG, where: str = "") -> str:
             said.append(f"{LABELS[arm]} {way}end behind in all {value}, {'too few' if row['pairs'] < ENOUGH else 'not enough'} to say that they lose")
         else:
             said.append(f"{LABELS[arm]} {way}cannot be told from the default at the end {value}")
-    return f" {where or 'In'} {rows['language']['pairs']:.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
+    return f"{where or 'In'} {max(row['pairs'] for row in rows.values()):.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
 
 
 def answer(study: Study = CENTRAL) -> str:

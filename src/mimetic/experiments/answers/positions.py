@@ -120,9 +120,7 @@ def in_short() -> str:
 
 def long_runs() -> str:
     """How longer runs end, with either kind of positions, in sentences; "" without them."""
-    return " ".join(
-        text.strip() for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")) if (text := in_the_long_run(study, where))
-    )
+    return " ".join(filter(None, (in_the_long_run(study, where) for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")))))
 
 
 def answer() -> str:

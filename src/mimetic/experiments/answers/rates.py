@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import markdown, measured, study_table
+from mimetic.experiments.answers.common import markdown, measured
 from mimetic.experiments.configs.language import (
     CHOSEN,
     ENDS,
@@ -94,18 +94,6 @@ def ends_aside(finals: pd.DataFrame | None = None) -> str:
     return (
         f" (at the rates found on tiny Shakespeare; a check with other models on this text, one seed, finds another rate worth up to {max(most.values()):.2f} bits per byte to an arm, and to the default "
         f"{most['gpt2']:.2f}: [chapter 11](11_share.ipynb))"
-    )
-
-
-def first_look() -> str:
-    """The search's best values, arm by arm, as long as the central comparison has no pair; else ""."""
-    table, best = rate_table(), best_rates()
-    if len(best) < 2 or len(study_table(CENTRAL, load_runs(CENTRAL.experiment), METRIC)):
-        return ""
-    values = sorted((table.loc[arm, lr], LABELS[arm]) for arm, lr in best.items())
-    return (
-        "A first look, from the search for learning rates (one seed, each arm at its best rate, a held-out part of the training text): "
-        f"{', '.join(f'{name} {value:.3f}' for value, name in values)} bits per byte."
     )
 
 
