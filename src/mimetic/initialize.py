@@ -190,9 +190,15 @@ def mimetic_init_(
     for note in planned.notes:  # stacklevel: the caller of mimetic_init_, through no_grad's wrapper
         warnings.warn(note, MimeticWarning, stacklevel=3)
     if generator is None:
-        generator, processes = first_process_generator(model), torch.distributed.get_world_size() if _distributed() else 1
+        generator = first_process_generator(model)
+        processes = torch.distributed.get_world_size() if _distributed() else 1
         if generator is None and processes > 1:
-            warnings.warn(f"no generator in one of {processes} processes: each draws its own numbers; pass a generator with the same seed in all, or the model that wraps this one", MimeticWarning, stacklevel=3)
+            warnings.warn(
+                f"no generator in one of {processes} processes: their weights are alike only if all were seeded alike; pass a generator with one seed in all, or "
+                "the DistributedDataParallel around the model",
+                MimeticWarning,
+                stacklevel=3,
+            )
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)

@@ -27,7 +27,7 @@ class Scan:
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
     passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
     modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
-    blocks: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> what stands around it, if not the whole model's containers
+    blocks: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> the nearest module around it that is no list
     parameters: Parameters = field(default_factory=dict)  # of the whole model
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:

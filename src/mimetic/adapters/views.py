@@ -47,7 +47,7 @@ def full_name(cls: type) -> str:
 
 def library(function: Callable) -> str:
     """The library in which a function was written, also one that passes for another (functools.wraps)."""
-    return (getattr(function, "__globals__", {}).get("__name__") or function.__module__).partition(".")[0]
+    return (getattr(function, "__globals__", {}).get("__name__") or function.__module__ or "").partition(".")[0]
 
 
 def forward_of(cls: type) -> Callable | None:
