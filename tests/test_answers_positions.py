@@ -122,7 +122,7 @@ def test_claims_and_the_share_follow():
     put(POSITIONS, {"vision": -0.2, "rescaled": 0.0, "random-directions": -0.1})
     put(POSITIONS_WIKITEXT2, {"vision": -0.02})
     put(SHUFFLED, {"vision": 0.1})
-    assert claims._fixed("gpt2", claims.FIXED)[0] == claims._fixed_structure()[0] == claims._gains_less(SHUFFLED, "in a random order")[0] == claims._beyond_learned()[0] == claims.HOLDS
+    assert claims._texts("vision", claims.FIXED, POSITIONS_LONG)[0] == claims._fixed_structure()[0] == claims._gains_less(SHUFFLED, "in a random order")[0] == claims._beyond_learned()[0] == claims.HOLDS
     put(SHUFFLED, {"vision": -0.3})
     assert claims._gains_less(SHUFFLED, "in a random order")[0] == claims.NOT
     put(POSITIONS, {"vision": -0.2}, level=3.0)

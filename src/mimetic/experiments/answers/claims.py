@@ -239,7 +239,7 @@ def _gains() -> pd.DataFrame:
 def _language_gains_less() -> Judgement:
     gains = _gains()[_gains()["signs"] == share.PUBLISHED]
     rows = {name: part.iloc[0] for name, part in gains[gains["point"] == gains["experiment"]].groupby("experiment")}
-    planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: len(language_programme.SEEDS[study.name]) for study in CORPORA}
+    planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: _seeds(study) for study in CORPORA}
     if not set(planned) <= set(rows):
         return OPEN, "no pair yet"
     vision, *texts = (rows[name] for name in planned)
@@ -270,37 +270,36 @@ def _language_gains_less() -> Judgement:
     return verdict, found
 
 
-def _texts(arm: str) -> Judgement:
-    verdict, found = joined({study.question: _against(study.experiment, arm, "gpt2", len(language_programme.SEEDS[study.name])) for study in CORPORA})
-    longer = language_programme.LONG
-    config, later = EXPERIMENTS[longer.experiment], _against(longer.experiment, arm, "gpt2", len(language_programme.SEEDS[longer.name]))[1]
-    return verdict, f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {CORPORA[0].question}: {later}"
+def _seeds(study: Study) -> int:
+    """How many pairs of a study of GPTs are planned."""
+    return len(language_programme.SEEDS[study.name])
 
 
-def _fixed(reference: str, studies: tuple[Study, ...]) -> Judgement:
-    return joined({study.question: _against(study.experiment, "vision", reference, len(language_programme.SEEDS[study.name])) for study in studies})
+def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgement:
+    """Whether an arm gains in a study of GPTs."""
+    return _against(study.experiment, arm, reference, _seeds(study))
+
+
+def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
+    """Whether an arm gains on both texts, and what it does in longer runs."""
+    verdict, found = joined({study.question: _gpt(study, arm) for study in studies})
+    config = EXPERIMENTS[longer.experiment]
+    return verdict, f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
 
 
 def _fixed_structure() -> Judgement:
-    return joined({name: _against(FIXED[0].experiment, "vision", arm, len(language_programme.SEEDS[FIXED[0].name])) for name, arm in {"default at vision's norms": "rescaled", "random directions": "random-directions"}.items()})
+    controls = {"default at vision's norms": "rescaled", "random directions": "random-directions"}
+    return joined({name: _gpt(FIXED[0], reference=arm) for name, arm in controls.items()})
 
 
 def _gains_less(study: Study, changed: str) -> Judgement:
     """Whether vision's signs gain less with positions that were changed in this way."""
-    planned = len(language_programme.SEEDS[study.name])
-    verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, planned, expected=-1)
-    return verdict, f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_against(study.experiment, 'vision', 'gpt2', planned)[1]}"
-
-
-def _gpt(study: Study) -> Judgement:
-    """Whether vision's signs gain in a study of GPTs."""
-    return _against(study.experiment, "vision", "gpt2", len(language_programme.SEEDS[study.name]))
+    verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, _seeds(study), expected=-1)
+    return verdict, f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}"
 
 
 def _beyond_learned() -> Judgement:
-    return joined({
-        own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, len(language_programme.SEEDS[fixed.name])) for fixed, own in zip(FIXED, CORPORA)
-    })  # fmt: skip
+    return joined({own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, _seeds(fixed)) for fixed, own in zip(FIXED, CORPORA)})
 
 
 def _share_guess() -> Judgement:
@@ -435,9 +434,9 @@ CLAIMS = (
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, learned positions, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision"), "texts"),
-    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language")),
-    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _fixed("gpt2", FIXED), "fixed"),
+    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, learned positions, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision", CORPORA, language_programme.LONG), "texts"),
+    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language", CORPORA, language_programme.LONG)),
+    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG), "fixed"),
     Claim(TEXT, "and more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
     Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.SHUFFLED, "in a random order")),
     Claim(TEXT, "It is what all fixed positions have in common: without their mean it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.CENTRED, "without their mean")),
