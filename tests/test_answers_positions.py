@@ -15,6 +15,7 @@ from mimetic.experiments.programmes.language import (
     CENTRAL,
     CENTRED,
     POSITIONS,
+    POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
     ROTARY,
     SCALED,
