@@ -170,7 +170,8 @@ def test_runs_made_twice_and_the_best_of_many():
 
 
 def test_how_longer_runs_end():
-    assert answers.in_the_long_run() == ""
+    put(LONG, 0.1, arms=("gpt2", "language"), seeds=(0,))
+    assert answers.in_the_long_run() == ""  # one pair does not say
     put(LONG, 0.1, arms=("gpt2", "language"))
     assert answers.in_the_long_run() == "In 3 longer pairs, of 1,200 steps, language signs end behind (+0.100)."
     put(LONG, 0.0, arms=("vision",))

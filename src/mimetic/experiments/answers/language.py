@@ -45,7 +45,7 @@ def in_the_long_run(study: Study = LONG, where: str = "") -> str:
     sentence; "" without those runs. where: words that it begins with instead of "in"."""
     finals = load_runs(study.experiment)
     table = study_table(study, finals, METRIC)
-    rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if len(table) and LABELS[arm] in table.index}
+    rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if LABELS[arm] in table.index and table.loc[LABELS[arm], "pairs"] > 1}
     if not rows:
         return ""
     curves, said = load_runs(study.experiment, curves=True), []
