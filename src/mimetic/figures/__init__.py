@@ -3,6 +3,7 @@
 from mimetic.figures.language import (
     attention_by_distance,
     curves_and_gaps,
+    gaps_on_the_way,
     products_before_and_after,
     rates,
     share_and_gain,
@@ -47,6 +48,7 @@ __all__ = [
     "gains",
     "gap",
     "gaps",
+    "gaps_on_the_way",
     "init_seconds",
     "learning_curves",
     "matrices",

@@ -39,15 +39,9 @@ def curves_and_gaps(
     left, right = axes[0]
     wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
     for arm in dict.fromkeys(curves["arm"]):
-        color = COLORS.get(arm, "black")
         for values, ax in ((wide[arm], left), (wide[arm] - wide[reference], right)):
-            if ax is right and arm == reference:
-                continue
-            values = values.dropna()
-            for _, run in values.groupby("seed"):
-                ax.plot(run.index.get_level_values(per), run, color=color, lw=0.8, alpha=0.45)
-            mean, n = values.groupby(per).mean(), values.index.get_level_values("seed").nunique()
-            ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
+            if ax is left or arm != reference:
+                _runs_and_mean(ax, values.dropna(), arm, per)
     right.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
     left.set(xlabel=per, ylabel=ylabel)
     right.set(xlabel=per, ylabel=f"{ylabel}, minus the default's")
@@ -55,6 +49,35 @@ def curves_and_gaps(
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     for ax in (left, right):
         ax.grid(axis="y", color="#eeeeee")
+    return figure
+
+
+def _runs_and_mean(ax: Axes, values: pd.Series, arm: str, per: str) -> None:
+    """A thin line a run of an arm, a thick line their mean; values: index seed, per."""
+    color = COLORS.get(arm, "black")
+    for _, run in values.groupby("seed"):
+        ax.plot(run.index.get_level_values(per), run, color=color, lw=0.8, alpha=0.45)
+    mean, n = values.groupby(per).mean(), values.index.get_level_values("seed").nunique()
+    ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
+
+
+@styled
+def gaps_on_the_way(
+    sets: Mapping[str, pd.DataFrame], *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte, minus the default's", per: str = "step"
+) -> Figure:
+    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the same seed, a thin line a run, a
+    thick line their mean."""
+    figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
+    for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
+        wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
+        for arm in dict.fromkeys(curves["arm"]):
+            if arm != reference:
+                _runs_and_mean(ax, (wide[arm] - wide[reference]).dropna(), arm, per)
+        ax.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
+        ax.set(xlabel=per, title=title)
+        ax.grid(axis="y", color="#eeeeee")
+        ax.legend(fontsize=7.5)
+    axes[0, 0].set(ylabel=ylabel)
     return figure
 
 
