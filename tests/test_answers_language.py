@@ -261,7 +261,7 @@ def test_head_start(gap, words):
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
     panels = figures.gaps_on_the_way({"learned": frame, "fixed": frame}, reference="gpt2").axes
-    assert [ax.get_title() for ax in panels] == ["learned", "fixed"] and all(np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4)
+    assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"] and all(np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4)
 
 
 def test_overfitting_is_seen_in_every_arm():
