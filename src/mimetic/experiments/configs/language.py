@@ -97,6 +97,7 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {}),
 }  # fmt: skip
+AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 SECOND_RATE = {"scaled": {"vision": 2e-3}}  # kind -> where the rate that came second in the search is run, too: a loss may be the rate's
 SINCOS_CHOSEN = OTHER_POSITIONS["sincos"][1]
 
@@ -224,7 +225,7 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
-    **{with_positions(kind, search=True): search_arms(arms, ("gpt2", "rescaled") if kind == "sincos" else ()) for kind, (arms, _) in OTHER_POSITIONS.items()},
+    **{with_positions(kind, search=True): search_arms(arms, AT_EDGE_OF.get(kind, ())) for kind, (arms, _) in OTHER_POSITIONS.items()},
     "share-recipe": {
         f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
     },
