@@ -95,7 +95,7 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "shuffled": (("gpt2", "vision"), {"gpt2": 2e-3, "vision": 2e-3}),
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
-    "rotary": (("gpt2", "language", "vision"), {}),
+    "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
 }  # fmt: skip
 AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 SECOND_RATE = {"scaled": {"vision": 2e-3}}  # kind -> where the rate that came second in the search is run, too: a loss may be the rate's
