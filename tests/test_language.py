@@ -9,6 +9,7 @@ import torch
 import mimetic
 from mimetic.data.text import encode_characters, on_device
 from mimetic.experiments import language, live
+from mimetic.experiments.answers import positions
 from mimetic.experiments.answers.rates import best_rates, rate_table
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.language import (
@@ -32,6 +33,7 @@ from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIE
 from mimetic.experiments.recorded import cases_of
 from mimetic.experiments.runs import check, existing, run
 from mimetic.models.blocks import parameter_counts
+from mimetic.statistics import side
 from mimetic.training.records import load_runs, read_record, runs_dir
 
 LANGUAGE_EXPERIMENTS = [name for name, config in EXPERIMENTS.items() if isinstance(config, LanguageConfig)]
@@ -259,3 +261,15 @@ def test_live_runs():
 def test_the_recipe_never_saw_the_evaluation_text():
     paths = sorted((runs_dir() / "tinyshakespeare-recipe").glob("*.json"))
     assert len(paths) >= 4 and all(read_record(path)["config"]["validation"] is True for path in paths)
+
+
+def test_chapter_10_says_of_the_reason_what_the_records_say():
+    """Its paragraph "What does it take?" is written by hand: it holds as long as this does."""
+    effect = {kind: side(positions.effect_of(STUDIES[kind], "vision")) for kind in ("positions", "shuffled", "centred", "scaled", "rotary")}
+    assert effect == {"positions": -1, "shuffled": -1, "centred": -1, "scaled": 1, "rotary": 1}
+    changed = {kind: positions.changes("vision", STUDIES[kind], STUDIES["positions"]) for kind in ("shuffled", "centred")}
+    assert side(changed["shuffled"]) == 1 and side(changed["centred"]) == 0
+    full, left = (positions.effect_of(STUDIES[kind], "vision").mean() for kind in ("positions", "shuffled"))
+    sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
+    assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)
+    assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) >= 0

@@ -44,7 +44,7 @@ def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
     return common.stacked(((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()), METRIC)
 
 
-def _effect(study: Study, arm: str) -> pd.Series:
+def effect_of(study: Study, arm: str) -> pd.Series:
     """seed -> an arm minus the default (bits per byte); empty without runs."""
     finals = load_runs(study.experiment)
     return contrast(finals, {arm: 1, "gpt2": -1}, METRIC.column)
@@ -53,7 +53,7 @@ def _effect(study: Study, arm: str) -> pd.Series:
 def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Series:
     """seed -> what an arm does to the default in one study, less what it does in another (bits per byte); empty without runs of both. A seed has the
     same windows of text in both."""
-    return (_effect(study, arm) - _effect(other, arm)).dropna()
+    return (effect_of(study, arm) - effect_of(other, arm)).dropna()
 
 
 def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
