@@ -63,7 +63,7 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     assert "GPT-2's own start, the default with learned ones: −0.100 (" in short  # 2.1 - 0.2 against 2.0
     text = positions.answer()
     assert "* vision signs: gains: −0.200 bits per byte (" in text and "; better than with learned positions, by −0.400 (" in text
-    assert "* default at mimetic's norms: gains: −0.050" in text and "vision signs minus default at vision's norms: −0.150" in text and "vision signs minus random directions: −0.200" in text
+    assert "* default at mimetic's norms: gains: −0.050" in text and "vision signs minus default at mimetic's norms: −0.150" in text and "vision signs minus random directions: −0.200" in text
     assert "the default +0.100 (" in text and "vision signs −0.100 (" in text
     table, points = positions.comparisons()
     assert len(table) == 2 + 4 and len(points) == 6 * 6 and len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1

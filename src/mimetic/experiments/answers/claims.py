@@ -288,7 +288,7 @@ def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
 
 
 def _fixed_structure() -> Judgement:
-    controls = {"default at vision's norms": "rescaled", "random directions": "random-directions"}
+    controls = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
     return joined({name: _gpt(FIXED[0], reference=arm) for name, arm in controls.items()})
 
 

@@ -150,10 +150,11 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
     for product, part in changed.groupby("product", sort=False):
         often = part[2 * part["changed"] >= part["layers"]]
         named = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
-        parts.append(f"the sign of {product} changes in half of the layers or more with {' and with '.join(named) or 'none of these'}")
+        how = "changes" if part["turns"].any() else "appears or vanishes"
+        parts.append(f"the sign of {product} {how} in half of the layers or more with {' and with '.join(named) or 'none of these'}")
     turned, means = changed["turns"].sum(), changed["means turn"].sum()
     by_mean = f" (A layer's mean does, with an interval without 0 on either side, in {means} of {changed['layers'].sum()}.)" if means > turned else ""
-    return f"{'; '.join(parts)}. {'By this mark no sign turns round, they appear or vanish.' if turned == 0 else f'A sign turns round in {turned} of these.'}{by_mean}"
+    return f"{'; '.join(parts)}. {'By this mark no sign turns round.' if turned == 0 else f'A sign turns round in {turned} of these.'}{by_mean}"
 
 
 # --- question 2 ------------------------------------------------------------------------------------------------------
@@ -277,10 +278,16 @@ def audited() -> str:
 def beside(explained: pd.DataFrame) -> str:
     """What the identity carries of QK and of V·proj in the trained encoders beside ours, a sentence; "" without them."""
     others = explained[~_ours(explained) & (explained["model"] != WRITTEN)]
-    spans = [f"{100 * part.min():.1f} to {common.percent(part.max(), 1)}" for _, part in others.groupby("product", sort=False)["explained"]]
+    spans = [f"{100 * part.min():.1f} to {common.percent(part.max(), 1)} of {'QK' if product == 'qk' else 'V·proj'}" for product, part in others.groupby("product", sort=False)["explained"]]
     low = (others[others["product"] == "qk"].groupby("model")["explained"].max() < EXPLAINED).all()
-    none = ": no QK of theirs reaches the mark, either" if low else ""
-    return f" In trained encoders of images, speech and text the identity carries {' and '.join(spans)} of the energy{none}." if spans else ""
+    none = f"; no QK of theirs reaches our mark, {common.percent(EXPLAINED)}, either" if low else ""
+    return f" In trained encoders of images, speech and text the identity carries {' and '.join(spans)}{none}." if spans else ""
+
+
+def _worth(products: pd.DataFrame) -> str:
+    """Whether a model has layers worth imitating, and which."""
+    there = layer_signs(products)["sign"] != "none"
+    return f"{'yes' if there.all() else 'in part' if there.any() else 'no'}: {signs_in_words(products)}"
 
 
 def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str:
@@ -295,7 +302,7 @@ def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str
         share = marks[MARKS[experiment]][1]
         pairs = f", {common.pairs_of(tables[data])}" if data in gains else ""
         columns[f"{SHOWN[data]}{pairs}"] = [
-            signs_in_words(part) if len(part) else "no run yet", f"{_explained_word(energy)}: {carried}" if len(energy) else "no run yet",
+            _worth(part) if len(part) else "no run yet", f"{_explained_word(energy)}: {carried}" if len(energy) else "no run yet",
             f"{'yes' if share >= MEANINGFUL else 'no'}: {common.percent(share, 1)}", *(gains[data] if data in gains else [""] * len(gains)),
         ]  # fmt: skip
     rows = [

@@ -109,7 +109,7 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
         return "The runs that test it are not in yet."
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
-    text = f"At {rate:g} the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
+    text = f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
     for arms, word in ((slow, "Nearer to that plateau"), ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default")):
         text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
     if {"rescaled", "random-directions"} <= set(values.index):

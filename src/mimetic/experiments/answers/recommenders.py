@@ -106,7 +106,7 @@ def over_all(finals: Mapping[str, pd.DataFrame]) -> str:
                 found.append(f"{name} {common.measured(four.mean(axis=1), METRIC)}, by the interval in {clear} of the four")
         if asked:
             said.append(f"{SHOWN[data]}: {'; '.join(found) or 'no difference between signs or to their controls'} (of {asked} asked).")
-    return f"A number a seed, the mean of its four differences; asked when all were seen, and not corrected. {' '.join(said)}" if said else ""
+    return f"Each seed's mean over both rates and both kinds of items; asked when all were seen, and not corrected. {' '.join(said)}" if said else ""
 
 
 def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -203,7 +203,7 @@ def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
         row = short.loc[asked]
         least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"])) * 1.001 else ""
         p = f" {asked[0].upper()}{asked[1:]}: {METRIC.shown(row)}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
-    return f"{p} (After {epochs[1]} epochs, a comparison that was added when the planned one, over {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}: {said}.)"
+    return f"{p} (This is after {epochs[1]} epochs, a comparison that was added when the planned one, after {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}; after {epochs[0]}: {said}.)"
 
 
 def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
@@ -279,8 +279,8 @@ def on_other_items(table: pd.DataFrame, other: pd.DataFrame, data: str) -> str:
         aside = ""
         if other_so:
             least, pairs = corrected(other).min(), int(other["pairs"].max())
-            passes = f"which {pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs) > 0.05 else "which none passes" if least > 0.05 else "which some pass"
-            aside = f" (without Holm's correction for the {len(other)} comparisons there, {passes}: least p {least:.3f})"
+            passes = f"{pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs) > 0.05 else "none passes" if least > 0.05 else "some pass"
+            aside = f" (uncorrected; after Holm's correction for the {len(other)} comparisons there {passes}: least p {least:.3f})"
         text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}{aside}."
     return text
 

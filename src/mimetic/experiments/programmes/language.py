@@ -42,7 +42,7 @@ WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _re
 # Signs against both controls of their size, each at its own rate
 BEYOND_SIZE = {
     f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
-    for sign in ("vision", "language") for name, arm in (("default at vision's norms", "rescaled"), ("random directions", "random-directions"))
+    for sign in ("vision", "language") for name, arm in (("default at mimetic's norms", "rescaled"), ("random directions", "random-directions"))
 }  # fmt: skip
 STRUCTURE = Study(
     "structure", "tiny Shakespeare, controls: structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
