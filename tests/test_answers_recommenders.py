@@ -266,7 +266,7 @@ def test_what_changes_the_signs(monkeypatch):
     assert questions.sign_question().split("\n")[0].endswith("(A layer's mean does, with an interval without 0 on either side, in 2 of 8.)")
     models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.1, 0.1
     del models["pre-ln-bert"]
-    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith("they appear or vanish.")
+    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith("By this mark no sign turns round.")
 
 
 def test_signs_are_called_layer_by_layer():
