@@ -272,4 +272,4 @@ def test_chapter_10_says_of_the_reason_what_the_records_say():
     full, left = (positions.effect_of(STUDIES[kind], "vision").mean() for kind in ("positions", "shuffled"))
     sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
     assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)
-    assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) >= 0
+    assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) == 1

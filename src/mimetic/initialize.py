@@ -148,7 +148,7 @@ def mimetic_init_(
     rotation so that no direction is dead.
 
     What training gains hangs on the position embedding: with fixed sines and cosines small ViTs and GPTs gained, with learned positions they did
-    not (the book's chapters 7 and 10).
+    not, nor did GPTs with rotary ones (the book's chapters 7 and 10).
 
     A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say nothing of attention is not
     seen, so count what comes back. nn.MultiheadAttention does not know what it is called with: whether it is self- or cross-attention is read from
