@@ -441,7 +441,7 @@ CLAIMS = (
     Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.SHUFFLED, "in a random order")),
     Claim(TEXT, "It is what all fixed positions have in common: without their mean it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.CENTRED, "without their mean")),
     Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", lambda: _gpt(language_programme.SCALED)),
-    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY)),
+    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY), "rotary"),
     Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),

@@ -40,7 +40,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
 def sentences(table: pd.DataFrame) -> dict[str, str]:
     """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
     verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
-    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "fixed", "items", "beyond", "points")
+    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "fixed", "rotary", "items", "beyond", "points")
     if not set(keys) <= set(verdicts):
         return {}
     central = found["central"].partition(" (")[0]
@@ -65,7 +65,9 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
         HOLDS: "gains with vision's constants", NOT: f"with learned positions ends behind its default with vision's constants, after 1,200 steps (bits per byte: {by_text})", UNDECIDED: "cannot be told to gain",
     }.get(verdicts["texts"], "gains on some texts")  # fmt: skip
     then = {HOLDS: "it ends ahead", PART: "it ends ahead on one of them", NOT: "it ends behind, too", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["fixed"], "not all pairs are in")
-    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed})."
+    turned = {HOLDS: "it ends ahead, too", NOT: "it ends behind", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["rotary"], "not all pairs are in")
+    rotary = found["rotary"].replace(" bits per byte, fewer are better", "")
+    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed}); with rotary ones {turned} ({rotary})."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
