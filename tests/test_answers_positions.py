@@ -103,9 +103,11 @@ def test_the_controls_are_held_against_fixed_positions():
 def test_rotary_positions():
     put(CENTRAL, {"language": 0.4, "vision": 0.2})
     put(ROTARY, {"language": 0.1, "vision": -0.1})
+    put(POSITIONS, {"vision": -0.2})
     text = positions.rotary_answer()
+    assert text.endswith("* vision signs with fixed positions minus the default with rotary ones: −0.200 (−0.208 to −0.192, 6 pairs)")
     assert "* language signs: loses: +0.100" in text and "; better than with learned positions, by −0.300 (" in text and "* language signs minus vision signs, each at its own rate: +0.200" in text
-    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | not run | −0.100 (" in positions.in_short()
+    assert "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6 pairs): *gains* | −0.100 (" in positions.in_short()
 
 
 def test_the_search_names_ends_and_ties():

@@ -163,7 +163,9 @@ def rotary_answer() -> str:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     lines = [f"* {name}: {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], ROTARY), 'than with learned positions')}" for name, row in table.iterrows()]
     against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(ROTARY, load_runs(ROTARY.experiment), METRIC).iterrows()]
-    return f"**We found**, on tiny Shakespeare, against the default with rotary positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines + against)
+    beyond = across("vision", POSITIONS, "gpt2", ROTARY)
+    lines += against + ([f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"] if len(beyond) else [])
+    return f"**We found**, on tiny Shakespeare, against the default with rotary positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines)
 
 
 def _compared(apart: pd.Series, what: str) -> str:
