@@ -63,7 +63,7 @@ def _runs_and_mean(ax: Axes, values: pd.Series, arm: str, per: str) -> None:
 
 @styled
 def gaps_on_the_way(
-    sets: Mapping[str, pd.DataFrame], *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte, minus the default's", per: str = "step"
+    sets: Mapping[str, pd.DataFrame], *, reference: str = "gpt2", metric: str = "test_bits_per_byte", ylabel: str = "bits per byte, minus the default's", per: str = "step"
 ) -> Figure:
     """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the same seed, a thin line a run, a
     thick line their mean."""

@@ -118,6 +118,12 @@ def in_short() -> str:
     return f"{common.markdown(table)}{beyond}"
 
 
+def longer() -> dict[str, pd.DataFrame]:
+    """The curves of the longer runs by kind of positions, of the kinds that have a pair."""
+    sets = {kind: load_runs(study.experiment, curves=True) for kind, study in (("learned", LONG), ("sincos", POSITIONS_LONG))}
+    return {TEXT_POSITIONS[kind]: curves for kind, curves in sets.items() if "gpt2" in set(curves["arm"]) and curves["arm"].nunique() > 1}
+
+
 def long_runs() -> str:
     """How longer runs end, with either kind of positions, in sentences; "" without them."""
     return " ".join(filter(None, (in_the_long_run(study, where) for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")))))
