@@ -67,7 +67,9 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
     then = {HOLDS: "it ends ahead", PART: "it ends ahead on one of them", NOT: "it ends behind, too", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["fixed"], "not all pairs are in")
     turned = {HOLDS: "it ends ahead, too", NOT: "it ends behind", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["rotary"], "not all pairs are in")
     rotary = found["rotary"].replace(" bits per byte, fewer are better", "")
-    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed}); with rotary ones {turned} ({rotary})."
+    later = found["fixed"].partition(". After ")[2].replace(" bits per byte, fewer are better", "")
+    longer = f"; after {later}" if later else ""
+    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed}{longer}); with rotary ones {turned} ({rotary})."
     items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
     if verdicts["items"] == HOLDS:
         more = verdicts["beyond"] == HOLDS
