@@ -122,10 +122,8 @@ def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
         block.attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         model(ids_BN)
-    for layer, x_BND in zip(attention_layers(model), seen, strict=True):
-        q, k = (torch.einsum("bnd,dhk->bhnk", x_BND, w) for w in (layer.q, layer.k))
-        if model.config.pos_embed == "rotary":
-            q, k = rotate(q, model.blocks[0].attn.rotary), rotate(k, model.blocks[0].attn.rotary)
+    for block, layer, x_BND in zip(model.blocks, attention_layers(model), seen, strict=True):
+        q, k = (rotate(torch.einsum("bnd,dhk->bhnk", x_BND, w), block.attn.rotary) for w in (layer.q, layer.k))
         scores = (q @ k.mT / layer.head_dim**0.5).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
         layers.append(scores.softmax(-1).mean(1))
     return ids_BN, layers

@@ -39,17 +39,22 @@ def curves_and_gaps(
     left, right = axes[0]
     wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
     for arm in dict.fromkeys(curves["arm"]):
-        for values, ax in ((wide[arm], left), (wide[arm] - wide[reference], right)):
-            if ax is left or arm != reference:
-                _runs_and_mean(ax, values.dropna(), arm, per)
-    right.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
+        _runs_and_mean(left, wide[arm].dropna(), arm, per)
+    _gaps(right, wide, reference, per)
     left.set(xlabel=per, ylabel=ylabel)
     right.set(xlabel=per, ylabel=f"{ylabel}, minus the default's")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    for ax in (left, right):
-        ax.grid(axis="y", color="#eeeeee")
+    left.grid(axis="y", color="#eeeeee")
     return figure
+
+
+def _gaps(ax: Axes, wide: pd.DataFrame, reference: str, per: str) -> None:
+    """Each arm minus the reference arm of the same seed; wide: index seed, per, a column an arm."""
+    for arm in wide.columns.drop(reference):
+        _runs_and_mean(ax, (wide[arm] - wide[reference]).dropna(), arm, per)
+    ax.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
+    ax.grid(axis="y", color="#eeeeee")
 
 
 def _runs_and_mean(ax: Axes, values: pd.Series, arm: str, per: str) -> None:
@@ -69,13 +74,8 @@ def gaps_on_the_way(
     thick line their mean."""
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
-        wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
-        for arm in dict.fromkeys(curves["arm"]):
-            if arm != reference:
-                _runs_and_mean(ax, (wide[arm] - wide[reference]).dropna(), arm, per)
-        ax.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
+        _gaps(ax, curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False), reference, per)
         ax.set(xlabel=per, title=title)
-        ax.grid(axis="y", color="#eeeeee")
         ax.legend(fontsize=7.5)
     axes[0, 0].set(ylabel=ylabel)
     return figure

@@ -71,8 +71,7 @@ class SelfAttention(nn.Module):
         """(B, N, d_model) to the same shape; ``mask`` broadcasts to (B, H, N, N), True (or 0.0) where attended."""
         B, N, D = x_BND.shape
         q_BHNK, k_BHNK, v_BHNK = self.qkv(x_BND).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        if self.rotary is not None:
-            q_BHNK, k_BHNK = rotate(q_BHNK, self.rotary), rotate(k_BHNK, self.rotary)
+        q_BHNK, k_BHNK = rotate(q_BHNK, self.rotary), rotate(k_BHNK, self.rotary)
         if mask is not None and self.causal:
             raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
         x_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, mask, causal=self.causal, dropout=self.dropout if self.training else 0.0)

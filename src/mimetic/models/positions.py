@@ -53,9 +53,11 @@ def rotations(length: int, head_dim: int, temperature: float = 10_000.0) -> Tens
     return torch.stack([cosines, sines])
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
+def rotate(x: Tensor, table: Tensor | None) -> Tensor:
     """Queries or keys (..., N, head_dim) turned by their places: channel i of a head with channel i + head_dim / 2, as in GPT-NeoX and Llama. table: rotations
-    of at least N places."""
+    of at least N places; None: positions are not rotary, and nothing is turned."""
+    if table is None:
+        return x
     cosines, sines = table[:, : x.shape[-2]].to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)

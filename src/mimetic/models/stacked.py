@@ -67,9 +67,7 @@ class Stacked(nn.Module):
             at = f"blocks.{i}."
             qkv = self.linear(at + "attn.qkv", self.norm(at + "norm1", x_RTD))
             q, k, v = qkv.view(R * B, N, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)
-            if self.rotary is not None:
-                q, k = rotate(q, self.rotary), rotate(k, self.rotary)
-            mixed = attend(q, k, v, causal=self.causal).transpose(1, 2).reshape(x_RTD.shape)
+            mixed = attend(rotate(q, self.rotary), rotate(k, self.rotary), v, causal=self.causal).transpose(1, 2).reshape(x_RTD.shape)
             x_RTD = x_RTD + self.linear(at + "attn.proj", mixed)
             hidden = self.linear(at + "mlp.fc1", self.norm(at + "norm2", x_RTD))
             x_RTD = x_RTD + self.linear(at + "mlp.fc2", F.gelu(hidden, approximate=self.gelu))

@@ -129,20 +129,24 @@ def long_runs() -> str:
     return " ".join(filter(None, (in_the_long_run(study, where) for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")))))
 
 
-def answer() -> str:
-    """What each arm does with fixed positions, whether that is something else than with learned ones, and what is left of it without
-    neighbours that are alike, as Markdown."""
-    finals = load_runs(POSITIONS.experiment)
-    table = common.study_table(POSITIONS, finals, METRIC)
+def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:
+    """What each arm does with one kind of positions: how the answer begins, a list item an arm, with whether that is something else than with learned
+    positions, and one a contrast of arms; all empty without a pair."""
+    finals = load_runs(study.experiment)
+    table = common.study_table(study, finals, METRIC)
     if table.empty:
+        return "", [], []
+    lines = [f"* {name}: {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], study), 'than with learned positions')}" for name, row in table.iterrows()]
+    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()]
+    return f"**We found**, on tiny Shakespeare, against the default with {kind} positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n", lines, against
+
+
+def answer() -> str:
+    """What each arm does with fixed positions, as Markdown, and how they stand to GPT-2's own start."""
+    text, lines, against = _arms(POSITIONS, "fixed")
+    if not lines:
         return f"With fixed positions no pair of runs is in yet: `{COMMAND}`."
-    text = f"**We found**, on tiny Shakespeare, against the default with fixed positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
-    lines = []
-    for name, row in table.iterrows():
-        apart = changes(row["compared"][2])
-        lines.append(f"* {name}: {common.finding(row, METRIC)}{_compared(apart, 'than with learned positions')}")
     text += "\n".join(lines)
-    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(POSITIONS, finals, METRIC).iterrows()]
     text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against) if against else ""
     own = {"the default": across("gpt2", POSITIONS, "gpt2", CENTRAL), "vision signs": across("vision", POSITIONS, "gpt2", CENTRAL)}
     said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
@@ -163,15 +167,13 @@ def controls() -> str:
 
 
 def rotary_answer() -> str:
-    """What both sets of signs do with rotary positions, as Markdown list items."""
-    table = common.study_table(ROTARY, load_runs(ROTARY.experiment), METRIC)
-    if table.empty:
+    """What both sets of signs do with rotary positions, as Markdown list items, and how the better start with fixed ones stands to them."""
+    text, lines, against = _arms(ROTARY, "rotary")
+    if not lines:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
-    lines = [f"* {name}: {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], ROTARY), 'than with learned positions')}" for name, row in table.iterrows()]
-    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(ROTARY, load_runs(ROTARY.experiment), METRIC).iterrows()]
     beyond = across("vision", POSITIONS, "gpt2", ROTARY)
-    lines += against + ([f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"] if len(beyond) else [])
-    return f"**We found**, on tiny Shakespeare, against the default with rotary positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n" + "\n".join(lines)
+    further = [f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"] if len(beyond) else []
+    return text + "\n".join(lines + against + further)
 
 
 def _compared(apart: pd.Series, what: str) -> str:
