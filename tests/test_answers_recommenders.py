@@ -402,7 +402,10 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
         seeds = [config.seed for config in runs if config.experiment == study.experiment and (config.arm or config.init) in study.arms]
         assert set(seeds) >= {0, 1, 2}
     first = [config for config in runs if config.seed > 2]
-    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs)  # three seeds of everything before the rest
+    fixed = [config.experiment.startswith("ml100k-sincos") for config in runs]
+    assert fixed == sorted(fixed) and sum(fixed) == 2 * 5 * 6  # last, and every arm at both rates
+    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"} and not any(c.pos_embed == "sincos" for c in runs[: -sum(fixed)])
+    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[: -sum(fixed)])  # three seeds of everything before the rest
     for studies in (CENTRAL, RATE, NORM):
         for data, study in studies.items():
             for arm in study.arms:

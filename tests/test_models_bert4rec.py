@@ -5,6 +5,7 @@ import torch
 
 from mimetic import attention_layers, initialize_
 from mimetic.models import BERT4Rec, BERT4RecConfig, parameter_counts
+from mimetic.models.positions import sincos
 
 SMALL = dict(num_items=30, max_len=10, d_model=16, depth=2, num_heads=2, dropout=0.0)
 
@@ -103,8 +104,25 @@ def test_published_initialization():
     assert all(layer.vp().diagonal().mean() < -0.2 for layer in attention_layers(model))
 
 
+def test_fixed_positions_stand_beside_items_times_the_root_of_the_width(items):
+    fixed, learned = build(pos_embed="sincos"), build()
+    assert "pos_embed" not in dict(fixed.named_parameters()) and torch.equal(fixed.pos_embed, sincos(10, 16)[None])
+    assert parameter_counts(fixed)["embedding"] == 32 * 16
+    # the blocks see what those of a model with learned positions see whose table has these values and whose items are so large
+    learned.load_state_dict(fixed.state_dict())
+    with torch.no_grad():
+        learned.item_embed.weight *= 4
+    torch.testing.assert_close(fixed.features(items), learned.features(items), atol=1e-5, rtol=1e-4)
+    # the last positions are those of a shorter sequence
+    torch.testing.assert_close(fixed(items[1:2, 3:]), fixed(items)[1:2, 3:], atol=1e-5, rtol=1e-4)
+    for name in ("bert", "mimetic"):
+        model = BERT4Rec(BERT4RecConfig(**SMALL, pos_embed="sincos"))
+        initialize_(model, name, default="bert")
+        assert torch.equal(model.pos_embed, fixed.pos_embed), name
+
+
 def test_mistakes_are_named():
-    for wrong in (dict(num_heads=3), dict(depth=0), dict(dropout=1.0), dict(mlp_ratio=0)):
+    for wrong in (dict(num_heads=3), dict(depth=0), dict(dropout=1.0), dict(mlp_ratio=0), dict(pos_embed="rope")):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             BERT4RecConfig(**SMALL | wrong)
     with pytest.raises(ValueError, match="12 positions, the model has 10"):

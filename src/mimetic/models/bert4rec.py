@@ -1,6 +1,6 @@
 """BERT4Rec and its causal sibling: the next item from the items so far.
 
-BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions, LayerNorm on the embedding,
+BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also fixed ones, sines and cosines), LayerNorm on the embedding,
 post-LN blocks with GELU, and BERT's masked-item head, a linear layer with GELU and LayerNorm before the product with the
 item embedding (tied) and a bias an item. ``causal=True`` with next-item training shares with SASRec
 (Kang & McAuley 2018) the causal mask and the task; the block, the head and the loss are BERT4Rec's. SASRec itself normalises
@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import Block, check_mlp_ratio
+from mimetic.models.positions import sincos
 
 PADDING = 0
 LAYER_NORM_EPS = 1e-12  # BERT's
+POS_EMBED = ("learned", "sincos")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class BERT4RecConfig:
     norm_first: bool = False  # pre-LN blocks and a last LayerNorm instead of post-LN
     causal: bool = False  # a position attends to itself and earlier ones only
     dropout: float = 0.1  # of the embedding, of attention weights, after attention and after the MLP
+    pos_embed: str = "learned"  # "learned": BERT's; "sincos": fixed, and the items times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "d_model", "depth", "num_heads"):
@@ -49,6 +52,10 @@ class BERT4RecConfig:
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
+        if self.pos_embed not in POS_EMBED:
+            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        if self.pos_embed == "sincos" and self.d_model % 2:
+            raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
 
     @property
     def mask_token(self) -> int:
@@ -79,7 +86,10 @@ class BERT4Rec(nn.Module):
         self.config = config
         D = config.d_model
         self.item_embed = nn.Embedding(config.num_items + 2, D)
-        self.pos_embed = nn.Parameter(torch.empty(1, config.max_len, D).normal_(std=0.02))
+        if config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, config.max_len, D).normal_(std=0.02))
+        else:  # a buffer: fixed, but part of the state dict
+            self.register_buffer("pos_embed", sincos(config.max_len, D)[None])
         self.embed_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS)
         self.drop = nn.Dropout(config.dropout)
         # the causal part is in the mask, beside the padding
@@ -103,7 +113,10 @@ class BERT4Rec(nn.Module):
         N = items_BN.shape[1]
         if N > self.config.max_len:
             raise ValueError(f"{N} positions, the model has {self.config.max_len}")
-        x_BND = self.drop(self.embed_norm(self.item_embed(items_BN) + self.pos_embed[:, -N:]))
+        x_BND = self.item_embed(items_BN)
+        if self.config.pos_embed == "sincos":
+            x_BND = x_BND * self.config.d_model**0.5
+        x_BND = self.drop(self.embed_norm(x_BND + self.pos_embed[:, -N:]))
         mask = self.attention_mask(items_BN)
         for block in self.blocks:
             x_BND = block(x_BND, mask)

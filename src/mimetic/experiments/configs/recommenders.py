@@ -8,6 +8,8 @@ ml100k-recipe,   the search that chose the recipe: default arm, judged by the us
 beauty-recipe    the same learning rates, to see whether the recipe is unfair to an arm
 ml100k-rate,     the default, both sign patterns and the controls of their size once more at three times the learning rate, since on
 beauty-rate      ML-100K the search found the recipe unfair to the default
+ml100k-sincos, ml100k-sincos-rate  the central comparison with its controls and fixed positions, at both of these rates: in GPTs these positions
+                 turn what the signs do (mimetic.experiments.configs.language)
 ml1m, beauty-full  the sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
                  (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run here: no
                  expected numbers of our own
@@ -55,6 +57,7 @@ class RecommenderConfig(RunConfig):
     norm_first: bool = False  # pre-LN; False: post-LN, as published
     causal: bool = False  # attention to earlier items only
     dropout: float = 0.1
+    pos_embed: str = "learned"  # learned, sincos: fixed (models.bert4rec)
 
 
 ML100K = RecommenderConfig(
@@ -69,6 +72,8 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
     "beauty-recipe": replace(BEAUTY, experiment="beauty-recipe", validation=True, epochs=20),
     "ml100k-rate": replace(ML100K, experiment="ml100k-rate", lr=3e-3),
     "beauty-rate": replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
+    "ml100k-sincos": replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
+    "ml100k-sincos-rate": replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
     "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),  # the share of masks published for this data set
     "beauty-full": replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
     "clusters": RecommenderConfig(
@@ -173,6 +178,6 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         **_variants("pre-ln", norm_first=True),
         "short-next-bert": {"init": "bert", **NEXT, "epochs": NEXT_EPOCHS},
     },
-    **{name: {"opposite": OPPOSITE, "random-directions": RANDOM} for name in ("ml100k-rate", "beauty-rate", "ml1m", "beauty-full")},
+    **{name: {"opposite": OPPOSITE, "random-directions": RANDOM} for name in ("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "ml1m", "beauty-full")},
     **RECIPE,
 }  # fmt: skip

@@ -1,13 +1,15 @@
 """The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
-    python -m mimetic queue recommenders          the questions (about 310 runs, about 25 hours of one CPU core)
+    python -m mimetic queue recommenders          the questions (about 370 runs, about 28 hours of one CPU core)
     python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.configs.recommenders import FITTED_FROM
@@ -55,12 +57,23 @@ def _norm(data: str) -> Study:
     return Study(f"norm-{data}", "Post-LN against pre-LN", data, arms, comparisons, of_the_gains)
 
 
+def _fixed(where: str) -> dict[str, tuple[str, str]]:
+    pairs = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE), **STRUCTURE["ml100k"].comparisons}
+    return {f"{label}, fixed positions{where}": pair for label, pair in pairs.items()}
+
+
 CENTRAL = {"ml100k": _central("ml100k", "beauty"), "beauty": _central("beauty", "ml100k")}
 STRUCTURE = {data: _structure(data) for data in SEEDS}
 # The search found the recipe unfair to the default on ML-100K, with one seed: the default and both sign patterns at the other learning
 # rate, too; last, when those were in, the controls of their size
 RATE = {data: _rate(data) for data in SEEDS}
 NORM = {data: _norm(data) for data in SEEDS}  # five seeds on MovieLens first; the others, and Beauty, when those were in
+# Fixed positions turn what the signs do in a GPT; here the same five arms, at both rates, on MovieLens. We expected nothing in particular.
+FIXED = {
+    "ml100k-sincos": replace(RATE["ml100k"], name="fixed", question="With fixed positions", experiment="ml100k-sincos", comparisons=_fixed("")),
+    "ml100k-sincos-rate": replace(RATE["ml100k"], name="fixed-rate", question="With fixed positions, at three times the learning rate", experiment="ml100k-sincos-rate", comparisons=_fixed(", at 3e-3")),
+}  # fmt: skip
+FIXED_SEEDS = tuple(range(6))
 SIBLING_PREFIX = "short-next-"  # of the names of its arms
 LONG_SIBLING_PREFIX = "next-"  # of those with the epochs of BERT4Rec
 # With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj +
@@ -93,7 +106,7 @@ SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS
 # in the order of the queue: MovieLens first, with what decides how to read it
 STUDIES = {
     study.name: study
-    for study in (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE["ml100k"], CENTRAL["beauty"], RATE["beauty"], STRUCTURE["beauty"], *NORM.values(), SIBLING, SIGNS, OVERTRAINED)
+    for study in (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE["ml100k"], CENTRAL["beauty"], RATE["beauty"], STRUCTURE["beauty"], *NORM.values(), SIBLING, SIGNS, OVERTRAINED, *FIXED.values())
 }
 
 RECIPES = tuple(
@@ -104,15 +117,18 @@ RECIPES = tuple(
 
 def recommender_runs() -> list[RunConfig]:
     """The run that a fitted arm imitates; three seeds of every question, then two more of all but two, then the rest of the central
-    comparison, of its repetition at the other learning rate, of its controls and with pre-LN; each run once."""
+    comparison, of its repetition at the other learning rate, of its controls and with pre-LN; last, fixed positions; each run once."""
     runs = [named(experiment, arm=arm, seed=0) for experiment, arm in FITTED_FROM.values()]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in STUDIES.values():
-            if seeds == FIRST_SEEDS or study not in (SIGNS, OVERTRAINED):
+            if study not in FIXED.values() and (seeds == FIRST_SEEDS or study not in (SIGNS, OVERTRAINED)):
                 runs += study.runs(seeds)
     for studies in (CENTRAL, RATE, STRUCTURE, NORM):
         for data, study in studies.items():
             runs += study.runs(SEEDS[data])
+    for arms in ((DEFAULT, VISION, OPPOSITE), (RESCALED, RANDOM)):  # the signs at both rates, then the controls of their size
+        for study in FIXED.values():
+            runs += replace(study, arms=arms).runs(FIXED_SEEDS)
     return once(runs)
 
 
