@@ -131,9 +131,6 @@ def test_claims_and_the_share_follow():
     assert claims._beyond_learned()[0] == claims.PART  # on the other text it is
     points = share.gain_points()
     assert set(points["experiment"]) == {CENTRAL.experiment, WIKITEXT2.experiment, POSITIONS.experiment, POSITIONS_WIKITEXT2.experiment}  # a control is no point
-    text = share.by_positions(points)
-    assert text.startswith("One GPT on one text, with 32 % attention, changes by −9.9 % with learned positions (") and text.endswith("to make a gain of the loss.")
-    assert share.by_positions(points[points["experiment"] == CENTRAL.experiment]) == ""
 
 
 def test_what_enters_and_what_attention_adds():

@@ -11,7 +11,7 @@ from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.programmes.vision import PAIR, STUDIES, TRACE
+from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side, summary
 from mimetic.training.records import load_runs
 
@@ -165,7 +165,7 @@ def precision(finals: pd.DataFrame) -> str:
 def made_on(finals: pd.DataFrame, experiment: str = "cifar10-lab10") -> str:
     """Which machines made this chapter's runs, and whether they agree where two did."""
     studies = tuple(study for name, study in STUDIES.items() if study.experiment == experiment and name not in ("size", "data", "deeper"))
-    arms = {arm for study in studies for arm in study.arms} | {TRACE}
+    arms = {arm for study in studies for arm in study.arms} | {TRACE, NOISE_ONLY}
     return f"{machines.made_on(finals[finals['arm'].isin(arms)], studies)} {machines.replicas_sentence(experiment, among=arms)}".strip()
 
 

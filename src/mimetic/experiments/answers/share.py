@@ -13,7 +13,6 @@ not a common unit: one per cent of an accuracy and one per cent of a cross entro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ import numpy as np
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
-from mimetic.experiments.answers.common import blank, markdown, pairs_of, study_table, word
+from mimetic.experiments.answers.common import markdown, pairs_of, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import OTHER_POSITIONS, SHARES, with_positions
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
@@ -40,11 +38,10 @@ SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 # No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the arm's own, and a
 # control that nobody would train otherwise.
-LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate")
+LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate", "ml100k-sincos-rate")
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
-POINTS = Metric("", "", digits=1)  # percentage points
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
 # What changes the share in the sweep, one thing at a time: the points in which nothing else differs from its base.
 ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp1", "base", "mlp8")}
@@ -143,32 +140,6 @@ def correlation_words(r: float, low: float, high: float, n: int) -> str:
     return f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
 
 
-def relation(points: pd.DataFrame, what: str) -> str:
-    """Whether the gain follows the share over these points, in words, with the correlation and its interval."""
-    thin = int((points["pairs"] < FEW).sum())
-    found, n = correlated(points), len(points) - thin
-    if found is None:
-        aside = f" ({thin} more with fewer than {FEW} pairs)" if thin else ""
-        return f"{what}: {n} point{'s' * (n != 1)} so far{aside}, too few for a correlation with an interval (it needs four)."
-    _, low, high, _ = found
-    if mostly_gains(points):
-        says = (
-            "the gain grows with attention's share, as the guess has it" if low > 0
-            else "the gain falls as attention's share grows, against the guess" if high < 0
-            else "these points cannot say whether the gain follows the share"
-        )  # fmt: skip
-    else:
-        says = (
-            "the difference rises as attention's share grows" if low > 0 else "the difference falls as attention's share grows" if high < 0
-            else "these points cannot say whether the difference follows the share"
-        )  # fmt: skip
-    sure = int((points.loc[points["pairs"] >= FEW, "low"] > 0).sum())
-    ahead = f"ahead at {gaining(points)} of {n} points ({'none' if not sure else sure} with an interval above 0)"
-    others = [r[0] for name in points["point"] if (r := correlated(points[points["point"] != name]))]
-    left_out = f"; with one point left out, r from {min(others):+.2f} to {max(others):+.2f}".replace("-", "−") if others else ""
-    return f"{what}: {ahead}, and {says} ({correlation_words(*found)}{left_out})."
-
-
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """How much the gain changes when attention's share doubles, in percentage points: one row a set of signs and a thing that changes
     the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds; and the least and the most that the mean
@@ -187,12 +158,6 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
 
 
-def slopes_table(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
-    """slopes for the page."""
-    table = slopes(points, sweep)
-    return blank(table.assign(points=[f"{n:.0f}" if np.isfinite(n) else "" for n in table["points"]])) if len(table) else table
-
-
 def _slopes(points: pd.DataFrame) -> pd.Series:
     """The slope of every seed, in percentage points a doubling."""
     dots = [(row.share, seed, gain) for row in points.itertuples() for seed, gain in row.by_seed.items()]
@@ -204,151 +169,78 @@ def _slope_row(values: pd.Series, points: float) -> dict[str, Any]:
     return {"points": points, "slope": values.mean(), "low": low, "high": high, "seeds": len(values)}
 
 
-SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 tokens
-
-
-def with_same_model(points: pd.DataFrame) -> str:
-    """r with the experiment that is a point of the sweep in all but its name, in words; "" without its runs."""
-    said = []
-    for signs, part in held_fixed(points).groupby("signs"):
-        more = points[(points["experiment"] == SAME_MODEL) & (points["signs"] == signs)]
-        if len(more) and (found := correlated(pd.concat([part, more]))):
-            said.append(f"{found[0]:+.2f} with {signs}".replace("-", "−"))
-    pairs = points.loc[points["experiment"] == SAME_MODEL, "pairs"]
-    return f"{SAME_MODEL} of [chapter 10](10_gpt.ipynb), in the right panel, is the base of the sweep with 2,000 tokens and {pairs.iloc[0]} pairs. Counted as a point of it, r is {' and '.join(said)}." if said else ""
-
-
-def smallest_r(n: int) -> float:
-    """The smallest |r| of n points whose 95 % interval leaves out 0."""
-    return float(np.tanh(1.96 / np.sqrt(n - 3)))
-
-
-def verdict(points: pd.DataFrame, sweep: str = "share") -> str:
-    """The answer of a sweep, for each set of signs. Not of all families together: they differ in more than the share."""
-    part = held_fixed(points, sweep)
-    if part.empty:
-        return relation(part, "The sweep")
-    every = [part[part["signs"] == signs] for signs in dict.fromkeys(part["signs"])]
-    lines = [relation(rows, f"With {rows['signs'].iloc[0]}") for rows in every]
-    said = "\n".join(f"* {line}" for line in lines)
-    return f"{lead(every)}Mimetic initialization against the default, attention held fixed (so without `{HALVED}`) and its share from {_range(part['share'])}:\n\n{said}"
-
-
-def lead(every: Sequence[pd.DataFrame]) -> str:
-    """The verdict in a few words, where the points of all sets of signs agree; "" where they do not, or are too few."""
-    found = [correlated(rows) for rows in every]
-    if None in found:
-        return ""
-    gains = [mostly_gains(rows) for rows in every]
-    if all(gains) and all(r[1] > 0 for r in found):
-        return "**Yes, in this sweep.** "
-    if all(r[1] <= 0 <= r[2] for r in found):
-        return "**Undecided" + (".** " if any(gains) else ", and there is hardly a gain that could follow anything.** ")
-    return ""
-
-
-def _range(shares: pd.Series) -> str:
-    """From the smallest to the largest share, in percent; one number if they read the same."""
-    low, high = (f"{100 * value:.0f}" for value in (shares.min(), shares.max()))
-    return f"{low} %" if low == high else f"{low} to {high} %"
-
-
 def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """The points of a sweep whose attention layers are the same."""
     return points[(points["experiment"] == sweep) & (points["point"] != HALVED)]
 
 
-ANCHORS = ("cifar10-lab30", "tinyshakespeare")  # a vision and a language experiment whose models have nearly the same share
+SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 tokens
 
 
-def within_vision(points: pd.DataFrame) -> str:
-    """How far apart the gains of the vision models are, in one unit and at nearly one share, in words; "" before there are claims."""
-    part = points[(points["family"] == "vision") & (points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)]
-    if len(part) < 2:
-        return ""
-
-    def words(row: pd.Series) -> str:
-        return f"{_points(100 * row['gain'])} % ({row['point']}; {_points(100 * row['low'])} to {_points(100 * row['high'])})"
-
-    means = [part.loc[part["gain"].idxmin()], part.loc[part["gain"].idxmax()]]
-    sure = [part.loc[part["high"].idxmin()], part.loc[part["low"].idxmax()]]  # what is certain, not what is farthest
-    others = [words(row) for row, mean in zip(sure, means) if row["point"] != mean["point"]]
-    certain = f"; the {'lowest and highest' if len(others) == 2 else 'lowest' if sure[0]['point'] != means[0]['point'] else 'highest'} that the intervals make certain: {' and '.join(others)}" if others else ""
-    end = " The share alone does not decide: these models differ in positions, depth, width and data." if sure[0]["high"] < sure[1]["low"] else ""
-    return (
-        f"Among the {len(part)} comparisons in vision with the published signs and at least {ENOUGH} pairs, all with {_range(part['share'])} attention, the mean relative gain of accuracy "
-        f"goes from {words(means[0])} to {words(means[1])}{certain}.{end}"
-    )
-
-
-def by_positions(points: pd.DataFrame) -> str:
-    """What one GPT gains with learned and with fixed positions, at nearly one share, in words; "" before there are claims."""
-    published = points[(points["signs"] == PUBLISHED) & (points["pairs"] >= ENOUGH)].set_index("experiment")
-    rows = {name: published.loc[experiment] for name, experiment in {"learned": CENTRAL.experiment, "fixed sin-cos": POSITIONS.experiment}.items() if experiment in published.index}
-    if len(rows) < 2:
-        return ""
-    said = [f"{_points(100 * row['gain'])} % with {name} ones ({_points(100 * row['low'])} to {_points(100 * row['high'])}, {row['pairs']} pairs)" for name, row in rows.items()]
-    learned, fixed = rows.values()
-    end = " So it takes another position embedding, and no larger share, to make a gain of the loss." if learned["high"] < 0 < fixed["low"] else ""
-    return f"One GPT on one text, with {_range(pd.Series([learned['share'], fixed['share']]))} attention, changes by {' and by '.join(said).replace('with learned ones', 'with learned positions')} ([chapter 10](10_gpt.ipynb)).{end}"
-
-
-def at_equal_share(points: pd.DataFrame) -> str:
-    """The other way round: what a vision and a language model of the same share gain, with the published signs, in words."""
-    published = points[(points["signs"] == PUBLISHED) & (points["point"] == points["experiment"])].set_index("experiment")
-    rows = [published.loc[name] for name in ANCHORS if name in published.index]
-    if len(rows) < 2 or min(row["pairs"] for row in rows) < FEW:
-        return "The other way round, a vision and a language model at nearly the same share: not enough pairs yet."
-
-    def words(row: pd.Series) -> str:
-        gain, low, high = (f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("gain", "low", "high"))
-        says = "a gain" if row["low"] > 0 else "a loss" if row["high"] < 0 else "neither gain nor loss that these pairs can show"
-        return f"{row.name} has {100 * row['share']:.0f} % attention and, with {PUBLISHED}, {says} ({gain} %, {low} to {high}, {row['pairs']} pairs)"
-
-    apart = min(row["high"] for row in rows) < 0 < max(row["low"] for row in rows)
-    end = " So something else than the share decides between them." if apart else ""
-    return f"The other way round: {' and '.join(words(row) for row in rows)}.{end} (Per cent of an accuracy and of bits per byte are different units; only the signs can be compared.)"
+def summary(points: pd.DataFrame, sweep: str = "share") -> str:
+    """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the correlation of gain and share, and the
+    slopes, each also with one point left out and with the pairs that another machine trained again; in words what is missing, where the points are too few."""
+    fixed = held_fixed(points, sweep)
+    enough = fixed[fixed["pairs"] >= FEW]
+    if correlated(enough) is None:
+        return f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval (it needs four): `python -m mimetic queue language` adds the others.*"
+    every, again = slopes(points, sweep), slopes(retrained(points, sweep), sweep)
+    columns = {}
+    for signs, part in enough.groupby("signs", sort=False):
+        cells = {f"points ahead on average, of {len(part)}": f"{gaining(part)}", "with an interval above 0": f"{(part['low'] > 0).sum()}"}
+        if (found := correlated(part)) is None:
+            continue
+        cells["correlation $r$ of gain and log share"] = _span(*found[:3])
+        others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
+        if others:
+            cells["with one point left out"] = f"{_signed(min(others))} to {_signed(max(others))}"
+        more = points[(points["experiment"] == SAME_MODEL) & (points["signs"] == signs)]
+        if len(more) and (eight := correlated(pd.concat([part, more]))):
+            cells[f"with `{SAME_MODEL}` of chapter 10 as a point"] = _signed(eight[0])
+        for name in every.loc[signs].index if signs in every.index else ():
+            row = every.loc[(signs, name)]
+            cells[f"slope {name}"] = _span(row["slope"], row["low"], row["high"], 1)
+            if np.isfinite(row.get("most", np.nan)):
+                cells[f"slope {name}, one point left out"] = f"{_signed(row['least without one point'], 1)} to {_signed(row['most'], 1)}"
+            if (signs, name) in again.index and not np.isclose(again.loc[(signs, name), "slope"], row["slope"]):
+                cells[f"slope {name}, pairs made again in place of the first"] = _span(*again.loc[(signs, name), ["slope", "low", "high"]], 1)
+        columns[signs] = cells
+    rows = sorted({name: 0 for cells in columns.values() for name in cells}, key=lambda name: max(list(cells).index(name) if name in cells else -1 for cells in columns.values()))
+    return markdown(pd.DataFrame([(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows], columns=["mean (95 % interval)", *columns]))
 
 
-def along(points: pd.DataFrame, sweep: str = "share") -> str:
-    """Along which of the two things that change the share the gain moves, in words, where they differ; "" else. Only where both slopes are
-    clear, with either sign set, and none turns when a point is left out, is it said that the gain does not follow the share."""
-    table, said, doubts = slopes(points, sweep), [], []
-    for signs in dict.fromkeys(table.index.get_level_values(0)) if len(table) else ():
-        rows = table.loc[signs]
-        if {"along the vocabulary", "along the MLP", "vocabulary minus MLP"} <= set(rows.index):
-            apart = rows.loc["vocabulary minus MLP", "low"] > 0 or rows.loc["vocabulary minus MLP", "high"] < 0
-            if apart and rows.loc["along the vocabulary", "slope"] * rows.loc["along the MLP", "slope"] < 0:
-                parts = []
-                for name in ("along the vocabulary", "along the MLP"):
-                    row = rows.loc[name]
-                    ends = row["least without one point"], row["most"]
-                    parts.append(f"{_points(row['slope'])} ({POINTS.span(row['low'], row['high'])}) {name}" + (f" (with one point left out {_points(ends[0])} to {_points(ends[1])})" if np.isfinite(ends).all() else ""))
-                    if np.isfinite(ends).all() and ends[0] * ends[1] < 0:
-                        doubts.append(f"with {signs} the slope {name} turns when one point is left out")
-                    if row["low"] < 0 < row["high"]:
-                        doubts.append(f"with {signs} that {name} may be 0")
-                said.append(f"with {signs}: {' and '.join(parts)}")
-    if not said:
-        return ""
-    firm = "One share, two directions: it is not the share that it follows." if not doubts else f"Taken at face value the two directions disagree, and no one slope belongs to the share; but {', and '.join(doubts)}: undecided."
-    return f"Where the share doubles, the gain changes by so many percentage points, {'; '.join(said)}. {firm} (95 % intervals over {min(table['seeds'])} seeds.)"
-
-
-def as_retrained(points: pd.DataFrame, sweep: str = "share") -> str:
-    """Slopes along the vocabulary with the pairs that another machine trained again (data/replicas) in place of the first ones, in words; "" without any."""
+def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
+    """The points with the pairs that another machine trained again (data/replicas) in place of the first ones."""
     again = gain_points(data_dir() / "replicas")
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
-    mine = points[points["experiment"] == sweep]
-    replaced = dict.fromkeys(row.signs for row in mine.itertuples() if (row.signs, row.point) in again and row.point in ALONG["the vocabulary"])
-    table = slopes(mine.assign(by_seed=[row.by_seed | again.get((row.signs, row.point), {}) for row in mine.itertuples()]), sweep)
-    rows = [(signs, table.loc[(signs, "along the vocabulary")]) for signs in replaced if (signs, "along the vocabulary") in table.index]
-    said = ", ".join(f"{_points(row['slope'])} ({POINTS.span(row['low'], row['high'])}) with {signs}" for signs, row in rows)
-    return f"With the pairs that another machine trained again in their place, along the vocabulary: {said}." if said else ""
+    return points.assign(by_seed=[row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == sweep else {}) for row in points.itertuples()])
 
 
-def _points(value: float) -> str:
-    return POINTS.signed(value)
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _span(value: float, low: float, high: float, digits: int = 2) -> str:
+    return f"{_signed(value, digits)} ({_signed(low, digits)} to {_signed(high, digits)})"
+
+
+# Models with about a third of their parameters in attention, in words -> (experiment, point)
+ONE_SHARE = {
+    "ViT, CIFAR-10, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"), "the same with learned positions": ("cifar10-lab10", "learned-avg"),
+    "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment), "the same with fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
+}  # fmt: skip
+
+
+def at_one_share(points: pd.DataFrame) -> str:
+    """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table; "" without pairs."""
+    published = points[points["signs"] == PUBLISHED].set_index(["experiment", "point"])
+    rows = []
+    for name, key in ONE_SHARE.items():
+        if key in published.index:
+            row = published.loc[key]
+            span = f" ({_signed(100 * row['low'], 1)} to {_signed(100 * row['high'], 1)})" if row["pairs"] > 1 else ""
+            rows.append((name, f"{100 * row['share']:.0f} %", f"{_signed(100 * row['gain'], 1)} %{span}", f"{row['pairs']}"))
+    return markdown(pd.DataFrame(rows, columns=["model", "attention", "relative gain (95 % interval)", "pairs"])) if rows else ""
 
 
 def found(finals: pd.DataFrame) -> str:
@@ -370,7 +262,7 @@ def found(finals: pd.DataFrame) -> str:
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
     """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
     part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
-    said = [f"{row.point} with {row.signs} ({', '.join(_points(100 * gain) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
+    said = [f"{row.point} with {row.signs} ({', '.join(_signed(100 * gain, 1) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
     return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""
 
 

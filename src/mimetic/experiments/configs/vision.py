@@ -145,6 +145,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         },
         # without any noise V·proj's factors are coordinate axes, in every layer the same ones; a trace of noise gives them directions of their own
         "vp-alpha-0.001": {"init": "mimetic", "vp_alpha": 0.001},
+        # both diagonals left out: what is the noise of both products worth without the pattern?
+        "noise-only": {"init": "mimetic", "qk_beta": 0.0, "vp_beta": 0.0},
         **{f"qk-rank-{rank}": {"init": "mimetic", "qk_rank": rank} for rank in (8, 16)},
         # does bfloat16 change the answer?
         **{f"float32-{init}": {"init": init, "precision": "float32"} for init in ("timm", "mimetic")},

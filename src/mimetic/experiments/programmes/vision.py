@@ -15,7 +15,8 @@ from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
 PAIR = ("timm", "mimetic")
-TRACE = "vp-alpha-0.001"  # asked once, on a CPU: its runs, with those of mimetic initialization beside them, are in data/replicas
+# Asked once, on a CPU: their runs, with those of the default and of mimetic initialization beside them, are in data/replicas
+TRACE, NOISE_ONLY = "vp-alpha-0.001", "noise-only"
 CENTRAL_SEEDS = tuple(range(6))
 PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
@@ -72,6 +73,8 @@ QUESTIONS = (  # in the order of the queue
             "mimetic minus both signs flipped": _minus("mimetic", "both-flipped", 1),
             "QK left at its default minus QK flipped (V·proj right)": _minus("mimetic-vp", "qk-minus", 1),
             "V·proj left at its default minus V·proj flipped (QK right)": _minus("mimetic-qk", "vp-plus", 1),
+            "QK without a diagonal minus QK flipped": _minus("qk-beta-0", "qk-minus", 1),
+            "V·proj without a diagonal minus V·proj flipped": _minus("vp-beta-0", "vp-plus", 1),
         },
     ),
     _paired(
