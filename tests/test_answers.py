@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mimetic import figures
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
@@ -16,6 +17,7 @@ from mimetic.experiments.programmes.vision import (
     CENTRAL,
     DEEPER,
     NEIGHBOURS,
+    NOISE_ONLY,
     PAIR,
     PRECISION,
     QUESTIONS,
@@ -23,7 +25,7 @@ from mimetic.experiments.programmes.vision import (
     TRACE,
     lab_runs,
 )
-from mimetic.statistics import rests_on
+from mimetic.statistics import contrast, mean_interval, rests_on, side
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
@@ -61,7 +63,7 @@ def test_whether_one_rate_suits_every_arm():
 
 def test_every_arm_is_compared_and_has_a_name():
     compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER, NEIGHBOURS) for arms in common.comparisons_of(study).values() for arm in arms}
-    assert compared | {TRACE} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
+    assert compared | {TRACE, NOISE_ONLY} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
     for study in STUDIES.values():
         names = common.comparisons_of(study)
         assert len(set(names.values())) == len(names)
@@ -108,7 +110,7 @@ def test_central_answer(gain, seeds, words):
 
 def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair of runs is in yet" in answers.central(EMPTY)
-    assert "not in yet" in parts.answer(EMPTY) and parts.constants_sentence(EMPTY) == "" and "No pair" in answers.steps_sentence(EMPTY, EMPTY)
+    assert "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and "not enough runs" in growth.trend(points, "width")
     assert answers.pair_table(EMPTY).empty and growth.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
@@ -413,7 +415,8 @@ def test_an_end_of_an_interval_that_is_not_0_is_not_shown_as_0():
 def test_what_a_constant_at_nothing_makes_smaller():
     sizes = product_sizes(64, 64, draws=4)  # whole: alpha Z + beta I has the norm sqrt((alpha^2 + beta^2) d)
     assert sizes["no noise"] == pytest.approx(0.7 * 8) and sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05) and sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
-    assert parts.smaller_sentence(96, 32).endswith("by 27 % without its diagonal and by 51 % without its noise.")
+    sizes = product_sizes(96, 32)  # of the laboratory's models, as chapter 7 has it
+    assert (1 - sizes["no diagonal"] / sizes["both"], 1 - sizes["no noise"] / sizes["both"]) == pytest.approx((0.27, 0.51), abs=0.005)
 
 
 def test_anatomy_of_recorded_runs():
@@ -471,14 +474,45 @@ def test_published_numbers_have_a_source():
     assert CENTRAL.experiment == "cifar10-lab30"
 
 
-@pytest.mark.parametrize(("values", "says"), [((0.50, 0.51, 0.505), "it is the noise that is missed"), ((0.60, 0.61, 0.60), "it may have been the directions")])
-def test_what_a_trace_of_noise_tells_apart(monkeypatch, values, says):
-    usual = [0.60, 0.61, 0.605]
-    runs = pd.DataFrame([{"arm": arm, "seed": s, "test_accuracy": v} for arm, column in (("mimetic", usual), ("vp-alpha-0.001", values)) for s, v in enumerate(column)])
-    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: runs)
-    assert says in parts.trace_sentence() and f"{100 * (np.mean(values) - np.mean(usual)):+.1f} points".replace("-", "−") in parts.trace_sentence()
-    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: runs[runs["seed"] == 0])
-    assert parts.trace_sentence() == ""
+def test_the_parts_in_a_table(monkeypatch):
+    finals = invented(0.03, seeds=(0, 1, 2, 3, 4), noise=0.0)
+    there = pd.DataFrame([{"arm": arm, "seed": s, "test_accuracy": v} for arm, v in (("timm", 0.5), ("mimetic", 0.54), (NOISE_ONLY, 0.52)) for s in range(3)])
+    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: there)
+    lines = parts.taken_apart(finals).splitlines()
+    assert len(lines) == 2 + len(parts.TAKEN_APART) + 1 and lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
+    assert lines[3] == "| V·proj left at its default | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) | 5 |"
+    # compared with its own machine's runs, not with those of the table's other rows
+    assert lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
+    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: EMPTY)
+    assert "not in yet" in parts.taken_apart(EMPTY) and parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2] == "| **mimetic initialization** | +3.0 | +0.0 | – | 1 |"
+
+
+def test_chapter_7_says_what_the_records_say():
+    """Its answer, and what it says of the constants, are written by hand: they hold as long as this does."""
+    finals, replicas = load_runs("cifar10-lab10"), load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+
+    def gain(arm, other="timm", runs=finals):
+        values = contrast(runs, {arm: 1, other: -1})
+        assert len(values) >= 5 or runs is replicas
+        return values
+
+    whole = gain("mimetic").mean()
+    assert side(gain("mimetic-vp", "mimetic-qk")) == 1 and side(gain("mimetic")) == side(gain("mimetic", "torch")) == 1
+    assert 0.4 < -gain("vp-beta-0", "mimetic").mean() / whole < 0.5 and side(gain("vp-alpha-0")) == 0  # nearly half, and all
+    assert side(gain("qk-minus", "qk-beta-0")) == -1 and side(gain("mimetic", "qk-beta-0")) == 0
+    sizes = [gain(arm) for arm in ("timm-rescaled", "random-directions")]
+    assert max(v.mean() for v in sizes) / whole == pytest.approx(0.35, abs=0.02)
+    assert [side(gain(arm, runs=replicas)) for arm in ("timm-rescaled", "random-directions")] == [0, 0]
+    assert gain("mimetic", "torch").mean() < whole and [side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")] == [0, 0]
+    assert all(side(contrast(finals, {f"{kind}-avg-mimetic": 1, f"{kind}-avg-timm": -1})) <= 0 for kind in ("learned", "none"))
+    spread = [gain("mimetic-vp", runs=runs) for runs in (finals, replicas)]
+    assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (mean_interval(spread[0])[1] - mean_interval(spread[0])[0])
+    # the constants
+    twice, half = (("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"), ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"))
+    assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [side(gain(arm, "mimetic")) for arm in half] == [0, 1, 0, 0]
+    assert [side(gain(arm, "mimetic")) for arm in ("qk-rank-8", "qk-rank-16", "qk-alpha-0", "qk-beta-0", "vp-beta-0", "vp-alpha-0")] == [0, 0, 0, 0, -1, -1]
+    assert gain("vp-alpha-0", "mimetic").mean() < gain("vp-beta-0", "mimetic").mean() and -gain("swapped", "mimetic").mean() > whole / 2
+    assert side(gain(TRACE, "mimetic", replicas)) == -1 and gain(TRACE, "mimetic", replicas).mean() < gain("vp-alpha-0", "mimetic").mean() + 0.01
 
 
 def test_the_nearest_evidence_for_a_larger_model():

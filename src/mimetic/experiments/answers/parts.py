@@ -1,4 +1,4 @@
-"""What chapter 7 says of all its arms together: the answer, and what the constants' sensitivity amounts to."""
+"""What chapter 7 says of all its arms together: the parts in a table, and what the constants' sensitivity amounts to."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import pandas as pd
 
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, machines
-from mimetic.experiments.answers.vision import COMMAND, ahead, found, points
-from mimetic.experiments.construction import product_sizes
+from mimetic.experiments.answers.vision import COMMAND, found, points
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
-from mimetic.statistics import ENOUGH, contrast, mean_interval, side, summary
+from mimetic.statistics import ENOUGH, contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
-# What the answer names: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
+# What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
 ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "One half alone": {"queries and keys": {"mimetic-qk": 1, "timm": -1}, "values and projection": {"mimetic-vp": 1, "timm": -1}},
     "Without the diagonal of one product, against mimetic initialization": {"of QK": {"qk-beta-0": 1, "mimetic": -1}, "of V·proj": {"vp-beta-0": 1, "mimetic": -1}},
@@ -37,121 +36,32 @@ ASKED: dict[str, dict[str, Mapping[str, float]]] = {
 }  # fmt: skip
 
 
-def answer(finals: pd.DataFrame) -> str:
-    """Chapter 7's answer: the gain, what each half has of it, and what is left without the structure, the signs, the position embedding."""
-    if not set(PAIR) <= set(finals["arm"]):
-        return f"**Answer.** The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows."
-    whole = contrast(finals, {"mimetic": 1, "timm": -1})
-    if not len(whole):
-        return f"**Answer.** No pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
-    text = f"**Answer.** After 10 epochs mimetic initialization is {ahead(whole.mean())} timm's default ({len(whole)} pair{'s' * (len(whole) != 1)}). "
-    if conclusion := _conclusion(finals, whole):
-        return f"{text}{conclusion}Each row of the figure has its interval; the differences between these arms are below, and part of them [made again on another machine](#machines)."
-    parts, fewest = [], len(whole)
-    for what, arms in ASKED.items():
-        said = []
-        for name, sums in arms.items():
-            values = contrast(finals, sums)
-            if len(values):
-                fewest = min(fewest, len(values))
-                said.append(f"{name} {points(values.mean())}{_word(values)}".strip())
-        if said:
-            parts.append(f"* {what}: {', '.join(said)}.")
-    if not parts:
-        return text + "The controls are not in yet."
-    few = f"With {fewest} pair{'s' if fewest > 1 else ''} some of these are no claims. " if fewest < ENOUGH else ""
-    lines = "\n".join(parts)
-    return f"{text}In points, against the same default unless said otherwise:\n\n{lines}\n\n{few}Intervals, and the differences between these arms, are below."
+# The rows of the table that opens the chapter: arm -> what it is
+TAKEN_APART = {
+    "mimetic": "**mimetic initialization**",
+    "mimetic-qk": "V·proj left at its default", "mimetic-vp": "QK left at its default",
+    "vp-beta-0": "V·proj without its diagonal", "qk-beta-0": "QK without its diagonal",
+    "vp-alpha-0": "V·proj without its noise (and with coordinate axes for directions)", "qk-alpha-0": "QK without its noise",
+    "vp-plus": "V·proj's diagonal with the wrong sign", "qk-minus": "QK's diagonal with the wrong sign", "both-flipped": "both with the wrong sign",
+    "timm-rescaled": "timm's default, as large as mimetic initialization", "random-directions": "mimetic initialization's singular values, random directions",
+}  # fmt: skip
+ON_A_CPU = {TRACE: "V·proj with a trace of noise, |α| 0.001", NOISE_ONLY: "both noises, neither diagonal"}
+AGAINST = {"against timm's default": "timm", "against PyTorch's default": "torch", "against mimetic initialization": "mimetic"}
 
 
-def _conclusion(finals: pd.DataFrame, whole: pd.Series) -> str:
-    """What the parts of the whole gain (a difference a pair) come to, a sentence each, as far as the pairs decide them; "" before they are in."""
-    asked = {
-        "half": {"mimetic-vp": 1, "mimetic-qk": -1}, "size": {"mimetic": 1, "timm-rescaled": -1}, "directions": {"mimetic": 1, "random-directions": -1},
-        "torch": {"mimetic": 1, "torch": -1}, "signs": {"both-flipped": 1, "timm": -1}, "qk": {"qk-beta-0": 1, "mimetic": -1}, "vp": {"vp-beta-0": 1, "mimetic": -1},
-        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
-    }  # fmt: skip
-    values = {name: contrast(finals, arms) for name, arms in asked.items()}
-    if min(map(len, values.values())) < ENOUGH:
-        return ""
-    found = {name: pd.Series(summary(v)) for name, v in values.items()}
-    says = {name: common.word(row) for name, row in found.items()}
-    parts = []
-    if says["half"] in ("gains", "loses"):
-        first, second = ("values and projection", "queries and keys") if says["half"] == "gains" else ("queries and keys", "values and projection")
-        parts.append(f"More of it comes from {first} than from {second}")
-    if says["size"] == says["directions"] == "gains":
-        low, high = sorted(found[name]["difference"] for name in ("size", "directions"))
-        gains = sorted(summary(contrast(finals, {arm: 1, "timm": -1}))["difference"] for arm in ("random-directions", "timm-rescaled"))
-        parts.append(f"Attention weights made as large without the pattern gain only {points(gains[0])[1:]} to {points(gains[1])[1:]}; the other {points(low)[1:]} to {points(high)[1:]} points size does not explain")
-        if says["torch"] == "gains":
-            parts.append(f"Over PyTorch's default, whose weights are larger than timm's outside attention, too, {points(found['torch']['difference'])[1:]} are left")
-    lost = {name: says[part] == "loses" for name, part in (("QK's", "qk"), ("V·proj's", "vp"))}
-    if any(lost.values()):
-        parts.append("; ".join(f"{name} diagonal {'(and with it a part of the size) is worth ' + points(-found[part]['difference'])[1:] + ' of the ' + points(whole.mean())[1:] if lost[name] else 'cannot be told from nothing'}" for name, part in (("V·proj's", "vp"), ("QK's", "qk"))))
-    noise = [contrast(finals, {"vp-alpha-0": 1, other: -1}) for other in ("mimetic", "timm")]
-    if min(map(len, noise)) >= ENOUGH and [common.word(pd.Series(summary(values))) for values in noise] == ["loses", common.NO_DIFFERENCE]:
-        parts.append(f"Without V·proj's noise {points(-noise[0].mean())[1:]} are lost, and what is left cannot be told from nothing")
-    if says["signs"] == "loses":
-        single = [common.word(pd.Series(summary(values))) for arm in ("qk-minus", "vp-plus") if len(values := contrast(finals, {arm: 1, "timm": -1})) >= ENOUGH]
-        parts.append(f"{'With one sign flipped nothing is left that these pairs can show, with both' if single == [common.NO_DIFFERENCE] * 2 else 'With both signs flipped'} there is a loss")
-    if not any(says[name] == "gains" for name in ("learned", "none")):
-        parts.append("No gain was found where the model, with average pooling, has no sin-cos positions")
-    return "".join(f"{part[:1].upper()}{part[1:]}. " for part in parts)
-
-
-def _word(values: pd.Series) -> str:
-    return f" ({common.word(pd.Series(summary(values)))})" if len(values) >= ENOUGH else ""
-
-
-def trace_sentence(experiment: str = "cifar10-lab10") -> str:
-    """Whether V·proj without noise loses for want of noise, or because its factors are then coordinate axes; "" without runs."""
-    runs = load_runs(experiment, folder=data_dir() / "replicas")
-    values = contrast(runs, {TRACE: 1, "mimetic": -1})
-    if len(values) < 2:
-        return ""
-    row = summary(values)
-    says = "So it is the noise that is missed, and not the directions." if row["high"] < 0 else "So it may have been the directions and not the noise."
-    return (
-        f"Without noise V·proj's factors are coordinate axes, so that arm lacks directions of its own as well. With a trace of it, |α| 0.001, they have some: {points(row['difference'])} points "
-        f"against 0.4 ({ACCURACY.span(row['low'], row['high'])}, {len(values)} pairs, all of a CPU, `data/replicas`). {says}"
-    )
-
-
-def smaller_sentence(d: int = 96, k: int = 32) -> str:
-    """How much smaller mimetic initialization's products are where one of their constants is 0, in words; d and k: of the laboratory's models."""
-    sizes = product_sizes(d, k)
-    less = (1 - sizes / sizes["both"]).map(common.percent)
-    return (
-        f"Every constant at nothing makes its product smaller, too: that of $W_VW_{{proj}}$ by {common.percent(1 - 0.5**0.5)}, $1-1/\\sqrt2$, that of $W_QW_K^\\top$ by {less['no diagonal']} "
-        f"without its diagonal and by {less['no noise']} without its noise."
-    )
-
-
-def constants_sentence(finals: pd.DataFrame) -> str:
-    """What doubling, halving and leaving out each constant does to the accuracy of mimetic initialization, in short; "" without runs."""
-    values = {arm: contrast(finals, {arm: 1, "mimetic": -1}) for arm in STUDIES["constants"].arms[1:]}
-    values = {arm: v for arm, v in values.items() if len(v) >= ENOUGH}
-    usual = {"qk-alpha": 0.7, "qk-beta": 0.7, "vp-alpha": 0.4, "vp-beta": 0.4}
-
-    def arms(ratio: float) -> dict[str, pd.Series]:
-        named = {f"{part}-{ratio * constant:g}": part for part, constant in usual.items()}
-        return {named[arm]: v for arm, v in values.items() if arm in named}
-
-    def lost(these: dict[str, pd.Series]) -> str:
-        means = [v.mean() for v in these.values()]
-        worse, better = (sum(end(summary(v)) for v in these.values()) for end in (lambda row: row["high"] < 0, lambda row: row["low"] > 0))
-        return f"a loss in {worse} of {len(these)}{f', a gain in {better}' if better else ''} ({ACCURACY.span(min(means), max(means))} points)"
-
-    parts = [f"{word} a constant: {lost(these)}." for word, ratio in (("Doubling", 2), ("Halving", 0.5)) if (these := arms(ratio))]
-    names = {"qk-alpha": "no noise in QK", "vp-alpha": "no noise in V·proj (and axes for directions)", "qk-beta": "no diagonal in QK", "vp-beta": "no diagonal in V·proj"}
-    without = arms(0)
-    if without:
-        parts.append("Left out: " + ", ".join(f"{names[part]} {points(without[part].mean())}{_word(without[part])}" for part in names if part in without) + ".")
-    ranks = {arm: v for arm, v in values.items() if arm.startswith("qk-rank")}
-    if ranks:
-        parts.append(f"A lower rank of QK, {' or '.join(arm.rpartition('-')[2] for arm in ranks)} of 32: {lost(ranks)}.")
-    return f"**In short**, against 0.7 and 0.4. {' '.join(parts)} If nothing had an effect, chance alone would still put 0 outside {0.05 * len(values):.1f} of {len(values)} such intervals." if parts else ""
+def taken_apart(finals: pd.DataFrame) -> str:
+    """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a Markdown table; those that were made on a CPU only are
+    compared with the runs of their own machine (data/replicas)."""
+    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()] + [(f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()]
+    rows = []
+    for name, arm, runs in asked:
+        values = [contrast(runs, {arm: 1, other: -1}) if arm != other else () for other in AGAINST.values()]
+        if any(map(len, values)):
+            rows.append((name, *("–" if not len(v) else common.with_interval(v) if len(v) > 1 else points(v.iloc[0]) for v in values), f"{max(map(len, values))}"))
+    if not rows:
+        return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
+    return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
 
 
 def precision(finals: pd.DataFrame) -> str:
