@@ -113,7 +113,7 @@ def test_overview_profiles_show_the_spike_where_it_is():
 @pytest.mark.parametrize("name", report.WRITTEN)
 def test_pages_hold_the_numbers_of_the_records(name):
     text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
-    assert text == report.with_findings(text, report.findings()), f"{name} is out of date: python -m mimetic.experiments.report"
+    assert text == report.with_findings(text, report.findings(name)), f"{name} is out of date: python -m mimetic.experiments.report"
     with pytest.raises(ValueError, match="lacks the marks"):
         report.with_findings("# nothing", "")
 

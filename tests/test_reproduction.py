@@ -1,5 +1,6 @@
 """The reproduction report: a verdict follows from the interval, and every claim has one, with all records or none."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import yaml
 
 from mimetic import figures
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import claims as judge
-from mimetic.experiments.answers import published, share
+from mimetic.experiments.answers import common, published, share
 from mimetic.experiments.answers import reproduction as report
 from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, RELATIVE, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of
@@ -20,6 +22,8 @@ from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import RATE, SHARES
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
+from mimetic.experiments.runs import family
+from mimetic.statistics import compare, contrast, side
 from mimetic.training.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +75,43 @@ def test_every_claim_has_a_verdict_and_a_chapter():
     assert {claim.part for claim in judge.CLAIMS} == set(judge.PARTS)
     for part in judge.PARTS:
         assert set(judge.claims(part)["part"]) == {part}
-    assert "06_cifar_claim" in pages and "questions of our own" in report.answer(table)
+    assert "06_cifar_claim" in pages and "questions of our own" in report.counts(table)
+
+
+def test_the_report_opens_with_every_kind_of_model():
+    lines = report.summary().splitlines()
+    assert len(lines) == 2 + len(report.SUMMARY) and all((ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY)
+    central = compare(load_runs("cifar10-lab30"), {"x": ("timm", "mimetic")}).iloc[0]
+    assert lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])} ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
+    assert "](book/10_gpt.ipynb)" in report.summary("book/") and "[… rotary positions](10_gpt.ipynb)" in report.summary()
+
+
+def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_says():
+    """Written by hand: it holds as long as this does."""
+    says = {row[1:]: common.word(compare(load_runs(row[2]), {"x": row[3:]}, family(EXPERIMENTS[row[2]]).METRIC.column).iloc[0], family(EXPERIMENTS[row[2]]).METRIC)
+            for row in report.SUMMARY if row[2] != "cifar10-paper"}  # fmt: skip
+
+    def word(experiment, reference, arm):
+        return next(said for row, said in says.items() if row[1:] == (experiment, reference, arm))
+
+    assert word("cifar10-lab30", "timm", "mimetic") == word("cifar10-lab10", "timm-rescaled", "mimetic") == word("cifar10-lab10", "torch", "mimetic") == "gains"
+    assert word("cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic") == "loses"
+    assert word("cifar10-lab10", "depth12-timm", "depth12-mimetic") == common.NO_DIFFERENCE and word("cifar10-lab10", "depth12-half-timm", "depth12-half-mimetic") == "gains"
+    assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare", "tinyshakespeare-rotary", "wikitext2")] == ["loses"] * 3
+    assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare-sincos", "wikitext2-sincos")] == ["gains"] * 2
+    assert [word(name, "bert", "mimetic") for name in ("ml100k", "beauty")] == ["gains"] * 2
+    assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
+    there, here = load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-lab30")  # one kind of machine
+    shorter, longer = (contrast(runs, {"mimetic": 1, "timm": -1}) for runs in (there, here))
+    assert side((longer - shorter).dropna()) == -1 and set(there["device.name"]) == set(here["device.name"])
+    assert "no pair yet" in report.summary()  # at the size of the papers
+    same = [text.partition("At laboratory scale mimetic")[2].partition("nothing is in yet.")[0] for text in pages_text()]
+    assert len(set(same)) == 1 and len(same[0]) > 300
+
+
+def pages_text():
+    report_page = json.loads((ROOT / "book" / "13_report.ipynb").read_text(encoding="utf-8"))
+    return ["".join(report_page["cells"][2]["source"]), *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "book/index.md"))]
 
 
 def test_how_many_measured_models_the_readme_counts():

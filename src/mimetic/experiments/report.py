@@ -13,15 +13,13 @@ import pandas as pd
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import reproduction
 from mimetic.experiments.answers.claims import claims
-from mimetic.experiments.answers.parts import conditions
-from mimetic.experiments.answers.vision import central, schedules
+from mimetic.experiments.answers.vision import number
 from mimetic.experiments.pattern import effective, overview_profiles
-from mimetic.experiments.programmes.vision import CENTRAL, STUDIES
+from mimetic.experiments.programmes.vision import CENTRAL
 from mimetic.pretrained import load_measurements
 from mimetic.training.records import load_runs
 
 LAB = CENTRAL.experiment
-QUESTIONS = STUDIES["structure"].experiment
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
@@ -70,21 +68,11 @@ def coverage_counts() -> pd.DataFrame:
     return pd.DataFrame(columns).rename(index=RESULTS).loc[list(RESULTS.values())].astype(int)
 
 
-def findings() -> str:
-    """What was found so far: the book's one number, and a list of what it hangs on and of what else was asked."""
-    finals, table = load_runs(LAB), claims()
-    said = reproduction.sentences(table)
-    lines = {
-        "Length": "".join(f"The same seeds, by length: {words}." for words in schedules(finals)[:1]),
-        "Which part": said.get("parts", ""),
-        "Text": said.get("language", ""),
-        "Recommenders": said.get("recommenders", ""),
-        "Larger": said.get("larger", ""),
-        "Verdicts": reproduction.counts(table),
-    }
-    number = f"A small ViT on CIFAR-10, last-epoch test accuracy: {central(finals)} Laboratory scale: {setting(finals)}."
-    listed = "\n".join(f"* **{name}.** {words}" for name, words in lines.items() if words)
-    return "\n\n".join(filter(None, (number, conditions(load_runs(QUESTIONS)), listed)))
+def findings(page: str) -> str:
+    """What was found so far, for a page of WRITTEN: the book's one number, and a table of what it hangs on and of what else was asked."""
+    finals = load_runs(LAB)
+    said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
+    return f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\n{reproduction.counts(claims())}"
 
 
 def with_findings(text: str, said: str) -> str:
@@ -103,10 +91,9 @@ def main(root: Path = Path()) -> None:
     from mimetic import figures
     from mimetic.data.fetch import atomic_path
 
-    said = findings()
-    for page in (root / name for name in WRITTEN):
-        with atomic_path(page) as part:
-            part.write_text(with_findings(page.read_text(encoding="utf-8"), said), encoding="utf-8")
+    for name in WRITTEN:
+        with atomic_path(root / name) as part:
+            part.write_text(with_findings((root / name).read_text(encoding="utf-8"), findings(name)), encoding="utf-8")
     figure = figures.overview(overview_profiles(), load_runs(LAB))
     with atomic_path(root / "book" / "_static" / "overview.png") as part:
         figure.savefig(part, format="png", metadata={"Software": None})

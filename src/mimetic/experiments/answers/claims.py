@@ -68,7 +68,6 @@ class Claim:
     whose: str
     page: str  # the chapter's file in book/
     judge: Callable[[], Judgement]
-    key: str = ""  # by which the report's answer in words finds it
 
 
 def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1, least: float = 0.0, unit: str = "") -> Judgement:
@@ -412,43 +411,43 @@ CLAIMS = (
     Claim(PATTERN, "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I", PAPER, "02_looking_inside", _trained_vision),
     Claim(PATTERN, "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too", REVIEW, "02_looking_inside", _trained_text),
     Claim(PATTERN, "αZ + βI, cut to the rank that a head has, is still semi-diagonal", OURS, "03_construction", _construction),
-    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)), "central"),
+    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS))),
     Claim(VISION, "and trains faster: in the same schedule it passes the default's final accuracy earlier", PAPER, "06_cifar_claim", _sooner),
-    Claim(VISION, "by over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs; the paper's recipe is not known)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05), "points"),
+    Claim(VISION, "by over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs; the paper's recipe is not known)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05)),
     Claim(VISION, "also on CIFAR-100", PAPER, "05b_gpu", lambda: _against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS)),
     Claim(VISION, "also on SVHN and Tiny ImageNet", PAPER, "05b_gpu", lambda: (OPEN, "not run: neither data set is prepared here")),
     Claim(VISION, "by over 4 % on ImageNet", PAPER, "05c_imagenet", _imagenet),
     Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
-    Claim(VISION, "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)", OURS, "08_size_and_data", _deep, "depth"),
-    Claim(VISION, "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been seen)", OURS, "08_size_and_data", _deep_half, "half"),
-    Claim(VISION, "It is there at twelve layers with each arm at the better of the two rates", OURS, "08_size_and_data", _deep_better, "better"),
+    Claim(VISION, "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)", OURS, "08_size_and_data", _deep),
+    Claim(VISION, "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been seen)", OURS, "08_size_and_data", _deep_half),
+    Claim(VISION, "It is there at twelve layers with each arm at the better of the two rates", OURS, "08_size_and_data", _deep_better),
     Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
     Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
     Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
-    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled"), "size"),
-    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions"), "values"),
-    Claim(WHY, "V·proj's diagonal is part of it (without it the product is smaller, too)", OURS, "07_why", lambda: _lab("mimetic", "vp-beta-0"), "vp-diagonal"),
-    Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0"), "qk-diagonal"),
+    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
+    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
+    Claim(WHY, "V·proj's diagonal is part of it (without it the product is smaller, too)", OURS, "07_why", lambda: _lab("mimetic", "vp-beta-0")),
+    Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
     Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
-    Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions, "positions"),
+    Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, learned positions, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision", CORPORA, language_programme.LONG), "texts"),
+    Claim(TEXT, "A GPT gains, if less (the paper, on WikiText-103, with which signs is not known here; here: vision's constants, learned positions, these two texts, 1,200 steps)", PAPER, "10_gpt", lambda: _texts("vision", CORPORA, language_programme.LONG)),
     Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language", CORPORA, language_programme.LONG)),
-    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG), "fixed"),
+    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG)),
     Claim(TEXT, "and more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
     Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.SHUFFLED, "in a random order")),
     Claim(TEXT, "It is what all fixed positions have in common: without their mean it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.CENTRED, "without their mean")),
     Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", lambda: _gpt(language_programme.SCALED)),
-    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY), "rotary"),
-    Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions", OURS, "10_gpt", _beyond_learned, "beyond-learned"),
+    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY)),
+    Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions", OURS, "10_gpt", _beyond_learned),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "Matrix operations can imitate them", ASKED, "12_recommenders", _imitable),
     Claim(ITEMS, "They are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),
-    Claim(ITEMS, "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)", OURS, "12_recommenders", _vision_signs, "items"),
-    Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure, "beyond"),
+    Claim(ITEMS, "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)", OURS, "12_recommenders", _vision_signs),
+    Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
     Claim(ITEMS, "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in layer 1) and V·proj +", OURS, "12_recommenders", lambda: _sibling(recommender_programme.DEFAULT)),
@@ -459,11 +458,11 @@ PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 
 def claims(part: str | None = None) -> pd.DataFrame:
-    """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page, key."""
+    """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page."""
     _gains.cache_clear()
     rows = []
     for claim in CLAIMS:
         if part in (None, claim.part):
             verdict, found = claim.judge()
-            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page, "key": claim.key})
+            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page})
     return pd.DataFrame(rows)

@@ -108,22 +108,8 @@ def without_position(finals: pd.DataFrame) -> str:
     return f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation: position makes the gain larger, but there it is not all of it."
 
 
-def conditions(finals: pd.DataFrame) -> str:
-    """What the gain hangs on, in points only, as Markdown: a table of positions and pooling, and the other defaults and constants; "" without runs."""
-    gains = _gains_by_condition(finals)
-    if not gains:
-        return ""
-    own, learned, none, *token, torch, swapped = (common.with_interval(values) for values in gains.values())
-    kinds = ("sin-cos", "learned", "none")
-    table = common.markdown(pd.DataFrame({"positions": kinds, "average pooling": (own, learned, none), "class token": token}))
-    return (
-        f"The gain depends on what it is combined with; in points after ten epochs ({_made_with(finals, gains)}; in brackets the 95 % interval):\n\n{table}\n\n"
-        f"In the first cell's model, over PyTorch's default it is {torch}; with the constants of the two products exchanged, as some public code has them, {swapped}."
-    )
-
-
 def conditions_table(finals: pd.DataFrame) -> str:
-    """The same as a Markdown table with the accuracies themselves; "" without runs."""
+    """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies themselves; "" without runs."""
     gains, rows = _gains_by_condition(finals), []
     for name, values in gains.items():
         reference, arm = (finals[finals["arm"] == arm].set_index("seed").loc[values.index, ACCURACY.column].mean() for arm in CONDITIONS[name])

@@ -7,20 +7,28 @@ from functools import partial
 import pandas as pd
 
 from mimetic.experiments.answers import common, recommenders
-from mimetic.experiments.answers.claims import ASKED, HOLDS, MEANING, NOT, OPEN, OURS, PART, UNDECIDED
+from mimetic.experiments.answers.claims import ASKED, MEANING, OURS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import recommenders as programme
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    POSITIONS,
+    POSITIONS_LONG,
+    POSITIONS_WIKITEXT2,
+    ROTARY,
+    WIKITEXT2,
+)
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.runs import existing, family
-from mimetic.statistics import ENOUGH, contrast
+from mimetic.statistics import compare
 from mimetic.training.records import load_runs
 
 
 def claims_table(table: pd.DataFrame) -> str:
     """claims() as a Markdown table under the names of the parts, each verdict a link to its chapter."""
-    table = table.assign(verdict=_linked(table)).drop(columns=["page", "key"]).rename(columns={"found": "found (95 % interval)"})
+    table = table.assign(verdict=_linked(table)).drop(columns="page").rename(columns={"found": "found (95 % interval)"})
     rows = []
     for part, claims_of_it in table.groupby("part", sort=False):
         claims_of_it = claims_of_it.drop(columns="part")
@@ -37,60 +45,43 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
-def sentences(table: pd.DataFrame) -> dict[str, str]:
-    """What the claims come to, by subject: vision, its parts, language, recommenders and what was not run; {} for a part of the claims."""
-    verdicts, found = (dict(zip(table["key"], table[column])) for column in ("verdict", "found"))
-    keys = ("central", "size", "values", "vp-diagonal", "qk-diagonal", "positions", "depth", "half", "better", "texts", "fixed", "rotary", "items", "beyond", "points")
-    if not set(keys) <= set(verdicts):
-        return {}
-    central = found["central"].partition(" (")[0]
-    vision = {HOLDS: f"gains over timm's default: {central} at laboratory scale, after 30 epochs", NOT: f"does not gain ({central})"}.get(verdicts["central"], "may gain, the pairs do not decide it")
-    said = {"vision": f"A small ViT on CIFAR-10 {vision}."}
-    if verdicts["central"] == HOLDS:
-        more = ["the gain is more than the size of the weights and their singular values explain"] if {verdicts["size"], verdicts["values"]} == {HOLDS} else []
-        needs = {"V·proj's": verdicts["vp-diagonal"], "QK's": verdicts["qk-diagonal"]}
-        more += [" and ".join(f"{name} diagonal {'is part of it' if verdict == HOLDS else 'cannot be told from nothing'}" for name, verdict in needs.items())] if HOLDS in needs.values() else []
-        more += [lost] if (lost := _noise_lost()) else []
-        hangs = ["with average pooling where positions are not sin-cos"] if verdicts["positions"] != HOLDS else []
-        if verdicts["depth"] != HOLDS:
-            at = [(name, verdicts[key], found[key].partition(", p ")[0]) for key, name in (("half", "at half of it"), ("better", "with each arm at the better of the two"))]
-            said_of = "; ".join(f"{name} {'there is one' if verdict == HOLDS else verdict}, {value})" for name, verdict, value in at if verdict != OPEN)
-            half = f" ({said_of})" if said_of else ""
-            hangs.append(f"at twelve layers at the learning rate chosen for six{half}")
-        more += [f"no gain was found {', nor '.join(hangs)}"] if hangs else []
-        if more:
-            said["parts"] = f"After 10 epochs, where the controls were run, {'; '.join(more)}."
-    by_text, fixed = (found[key].partition(". After")[0].replace(" bits per byte, fewer are better", "") for key in ("texts", "fixed"))
-    texts = {
-        HOLDS: "gains with vision's constants", NOT: f"with learned positions ends behind its default with vision's constants, after 1,200 steps (bits per byte: {by_text})", UNDECIDED: "cannot be told to gain",
-    }.get(verdicts["texts"], "gains on some texts")  # fmt: skip
-    then = {HOLDS: "it ends ahead", PART: "it ends ahead on one of them", NOT: "it ends behind, too", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["fixed"], "not all pairs are in")
-    turned = {HOLDS: "it ends ahead, too", NOT: "it ends behind", UNDECIDED: "neither is ahead that these pairs can show"}.get(verdicts["rotary"], "not all pairs are in")
-    rotary = found["rotary"].replace(" bits per byte, fewer are better", "")
-    later = found["fixed"].partition(". After ")[2].replace(" bits per byte, fewer are better", "")
-    longer = f"; after {later}" if later else ""
-    said["language"] = f"A small GPT {texts}; with fixed sin-cos positions in place of learned ones {then} ({fixed}{longer}); with rotary ones {turned} ({rotary})."
-    items = {HOLDS: "gains", NOT: "does not gain", UNDECIDED: "cannot be told to gain"}.get(verdicts["items"], "gains on some data")
-    if verdicts["items"] == HOLDS:
-        more = verdicts["beyond"] == HOLDS
-        items += f" at 0.001, the learning rate chosen for its default, by each user's last item ({found['items'].partition('. ')[0]}), " + (
-            "and more than with random attention weights of the same size" if more
-            else "and that gain cannot be told from that of random attention weights of the same size; other items and rates say partly otherwise (chapter 12)"
-        )  # fmt: skip
-    said["recommenders"] = f"The recommender BERT4Rec {items}."
-    if verdicts["points"] == OPEN:
-        pairs = "no pair" if "no pair" in found["points"] or not found["points"] else "too few pairs"
-        said["larger"] = f"The larger setting (ViT-Tiny, 50,000 images, 100 epochs) has {pairs} yet."
-    return said
+# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm
+SUMMARY = (
+    ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", "timm", "mimetic"),
+    ("07_why", "after 10 epochs, over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
+    ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
+    ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic"),
+    ("08_size_and_data", "with twelve layers", "cifar10-lab10", "depth12-timm", "depth12-mimetic"),
+    ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", "depth12-half-timm", "depth12-half-mimetic"),
+    ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", "timm", "mimetic"),
+    ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
+    ("10_gpt", "fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
+    ("10_gpt", "the same after 6,000 steps in place of 1,200", POSITIONS_LONG.experiment, "gpt2", "vision"),
+    ("10_gpt", "rotary positions", ROTARY.experiment, "gpt2", "vision"),
+    ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
+    ("10_gpt", "fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
+    ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
+    ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
+)
 
 
-def _noise_lost() -> str:
-    """What is lost without V·proj's noise, if that is the largest loss without one of the four constants, as a clause; else ""."""
-    finals = load_runs("cifar10-lab10")
-    losses = {arm: contrast(finals, {arm: 1, "mimetic": -1}) for arm in ("vp-alpha-0", "vp-beta-0", "qk-alpha-0", "qk-beta-0")} if len(finals) else {}
-    if not losses or min(map(len, losses.values())) < ENOUGH or min(losses, key=lambda arm: losses[arm].mean()) != "vp-alpha-0":
-        return ""
-    return f"without V·proj's noise {-100 * losses['vp-alpha-0'].mean():.1f} points are lost, without its diagonal {-100 * losses['vp-beta-0'].mean():.1f}"
+def summary(folder: str = "") -> str:
+    """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a row that begins with a small letter
+    changes the model above it in one way. folder: of the chapters, before their names in links."""
+    rows = []
+    for page, what, experiment, reference, arm in SUMMARY:
+        metric = family(EXPERIMENTS[experiment]).METRIC
+        table = compare(load_runs(experiment), {"pair": (reference, arm)}, metric.column)
+        said, n = "no pair yet", 0
+        if len(table):
+            row, n = table.iloc[0], int(table["pairs"].iloc[0])
+            span = f" ({metric.span(row['low'], row['high'])})" if n > 1 else ""
+            said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{common.word(row, metric, more=False)}*"
+        name = what if what[0].isupper() else f"… {what}"
+        rows.append((f"[{name}]({folder}{page}.ipynb)", said, f"{n}"))
+    return common.markdown(pd.DataFrame(rows, columns=["trained", "mimetic initialization minus the default (95 % interval)", "pairs"]))
 
 
 def counts(table: pd.DataFrame) -> str:
@@ -99,12 +90,6 @@ def counts(table: pd.DataFrame) -> str:
     groups = (("claims by others", table[~ours & ~asked]), ("questions of a review of the paper", table[asked]), ("questions of our own", table[ours]))
     text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def answer(table: pd.DataFrame) -> str:
-    """What the claims come to, and how many of them have which verdict."""
-    words = "\n".join(f"* {said}" for said in sentences(table).values())
-    return f"**Answer.**\n\n{words}\n\n{counts(table)}" if words else f"**Answer.** {counts(table)}"
 
 
 def _counts(table: pd.DataFrame) -> str:

@@ -87,6 +87,19 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     )
 
 
+def number(finals: pd.DataFrame) -> str:
+    """The central claim's number alone; chapter 6 says what it can carry (central)."""
+    table = compare(finals, {"central": PAIR})
+    if table.empty:
+        return f"no pair of runs is in yet (`{COMMAND}` makes them)"
+    row = table.iloc[0]
+    span = f" (95 % interval {ACCURACY.span(row.low, row.high)}; exact p {row.p:.3f})" if row.pairs > 1 else ""
+    return (
+        f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization, **{replace(ACCURACY, digits=2).signed(row.difference)} points** "
+        f"over {row.pairs:.0f} paired seed{'s' if row.pairs != 1 else ''}{span}"
+    )
+
+
 def pilot(finals: pd.DataFrame) -> str:
     """What was seen of the two arms before the recipe was frozen, and what the seeds say that were not in it; "" without them."""
     if not (fresh := fresh_pairs(finals)):
