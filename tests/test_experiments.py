@@ -1,5 +1,6 @@
 """The small experiments of the chapters: their tables against the construction itself, their sentences against their records."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mimetic.attention_maps import attention_map
 from mimetic.experiments import construction, live, pattern, report
 from mimetic.experiments.configs import named
 from mimetic.models.blocks import SelfAttention
+from mimetic.pretrained import load_measurements
 from mimetic.training.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -79,9 +81,29 @@ def products(title, qk, vp):
 
 def test_what_chapter_2_says_of_the_share_along_the_identity():
     shares = pattern.identity_shares(pattern.effective())
-    assert shares["V·proj: mean"].max() < 10.5 and shares["V·proj: median"].max() < 7 and shares["QK: mean"].max() < 2
+    *_, written = shares.index
+    made, shares = shares.loc[written], shares.drop(index=written)
+    assert made["V·proj: mean"] == pytest.approx(50, abs=2) and made["QK: mean"] == pytest.approx(12, abs=0.5)
+    assert (made["V·proj: mean"] > 4.8 * shares["V·proj: mean"]).all() and (made["QK: mean"] > 4.8 * shares["QK: mean"]).all()  # it exaggerates
+    assert made["QK: mean"] < shares["QK: largest"].max() and made["V·proj: mean"] < shares["V·proj: largest"].max()  # single ones come near
+    assert shares["QK: possible"].between(8, 17).all() and shares["V·proj: mean"].max() < 10.5 and shares["V·proj: median"].max() < 7 and shares["QK: mean"].max() < 2
     dinov2 = shares.loc["DINOv2-type ViT-S/14"]
     assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5  # one layer of twelve makes nearly half of the mean
+
+
+def test_what_chapter_2_says_of_raw_queries_and_keys():
+    qk = load_measurements(["dinov2-vit-s"]).query("product == 'qk'")
+    raw, folded = ((qk.loc[qk["fold"] == fold, "sigmas"] > 2).sum() for fold in (False, True))
+    assert 0.9 < raw / folded < 1
+
+
+def test_where_layer_scale_turns_a_diagonal():
+    (layer,) = pattern.untrained_layers(8, 1, 2, "mimetic")
+    signs = torch.tensor([1.0, -1.0] * 4)
+    turned = dataclasses.replace(layer, proj=layer.proj.detach() * signs, out_gain=signs)
+    table = pattern.layer_scale_signs([turned])
+    assert table.loc[0, "s negative (%)"] == 50 and table.loc[0, "raw diagonal against s (%)"] == round(100 * (layer.vp().diagonal() < 0).float().mean().item())
+    assert pattern.layer_scale_signs(None).empty and pattern.layer_scale_signs([layer]).empty
 
 
 def test_verdicts():

@@ -71,8 +71,9 @@ def test_construction_figures():
     mean, spread = figures.orientations(construction.orientations(24, draws=3)).axes
     assert len(spread.lines) == 2 and len(spread.lines[0].get_xdata()) == 3
     maps = {("timm", "none"): np.full((1, 1, 4, 4), 0.25), ("mimetic", "sincos2d"): np.eye(4)[None, None]}
-    figure = figures.attention_maps(maps)
-    assert figure.axes[0].images[0].get_clim() == figure.axes[1].images[0].get_clim()
+    figure = figures.attention_maps(maps, np.eye(2))
+    picture, *panels = figure.axes[:3]
+    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim() and np.array_equal(picture.images[0].get_array(), np.eye(2))
 
 
 def test_learning_curves_and_pairs():

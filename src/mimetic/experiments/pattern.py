@@ -57,8 +57,8 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
 
 def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
     """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained), in percent: one row a
-    model of the recorded sources; for QK over heads and for V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
-    rows = {}
+    model of the recorded sources, and last what mimetic_init_ writes; for QK over heads and for V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
+    rows, written = {}, "written by mimetic_init_, width 384, 6 heads"
     for title, part in measurements.groupby("title", sort=False):
         src = SOURCES[part["source"].iloc[0]]
         groups = (src.origin.kv_heads if isinstance(src.origin, Wheel) else None) or 0
@@ -69,7 +69,21 @@ def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
             possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
             found = {"mean": np.mean(shares), "median": np.median(shares), "largest": max(shares), "possible": np.mean(possible)}
             rows.setdefault(title, {}).update({f"{name}: {what}": value for what, value in found.items()})
+    made = measure(untrained_layers(384, 1, 6, "mimetic"), heads=False)
+    for product, name, possible in (("qk", "QK", 100 / 6), ("vp", "V·proj", 100.0)):
+        shares = [100 * explained(row, 384) for row in made[made["product"] == product].itertuples()]
+        rows.setdefault(written, {}).update({f"{name}: mean": np.mean(shares), f"{name}: median": np.median(shares), f"{name}: largest": max(shares), f"{name}: possible": possible})
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
+
+
+def layer_scale_signs(layers: list[AttentionLayer] | None) -> pd.DataFrame:
+    """One row a layer with LayerScale s: in how many of its d places s is negative, and in how many the diagonal of the raw W_V W_proj has the sign that s has
+    not, so that their product is negative; in percent. Empty without weights."""
+    rows = {}
+    for i, layer in enumerate(layers or ()):
+        if (s := layer.out_gain) is not None:
+            rows[i] = {"s negative (%)": 100 * (s < 0).float().mean().item(), "raw diagonal against s (%)": 100 * (layer.vp().diagonal() * s < 0).float().mean().item()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer").round(0)
 
 
 def _verdict(qk: str, vp: str) -> str:

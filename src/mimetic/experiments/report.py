@@ -23,7 +23,7 @@ LAB = CENTRAL.experiment
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
-    "in part": "some layers refused",
+    "in part": "model refused: some layers",
     "refused": "refused, with the reason",
     "none": "no self-attention",
     "not built": "could not be built small",

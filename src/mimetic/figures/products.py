@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -74,11 +74,12 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
 
 @styled
 def profiles(
-    frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, ylabel: str = "mean entry / off-diagonal sd", width: float = 7.4
-) -> Figure:
+    frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, ylabel: str = "mean entry / off-diagonal sd", width: float = 7.4,
+    title: str = "", colors: Sequence[str] = (VP, QK, "#7a7a7a", "#009e73", "#cc79a7"),
+) -> Figure:  # fmt: skip
     """Mean entry of a product at each distance from its diagonal: a spike at 0 is the semi-diagonal pattern.
 
-    frame: columns offset, value, `panel`, and label (a line each; one colour a label, in order).
+    frame: columns offset, value, `panel`, and label (a line each; one of the colours a label, in order).
     """
     titles = list(dict.fromkeys(frame[panel]))
     columns = min(columns, len(titles))
@@ -87,7 +88,9 @@ def profiles(
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")
     labels = list(dict.fromkeys(frame["label"]))
-    colors = dict(zip(labels, [VP, QK, "#7a7a7a", "#009e73", "#cc79a7"]))
+    colors = dict(zip(labels, colors))
+    if title:
+        figure.suptitle(title, fontsize=9)
     for ax, title in zip(axes.flat, titles):
         for label in labels:
             part = frame[(frame[panel] == title) & (frame["label"] == label)].sort_values("offset")
@@ -146,9 +149,13 @@ def orientations(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], *, head: int = 0, image: int = 0) -> Figure:
-    """First-layer attention of an untrained model, rows attend to columns; black is 0, one scale for all panels."""
-    figure, axes = panels(7.4, 2.45, ncols=len(maps))
+def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarray, *, head: int = 0, image: int = 0) -> Figure:
+    """The image, (size, size), and first-layer attention of an untrained model to its patches of one pixel: rows attend to columns; black is 0, one scale for
+    all panels but the image's."""
+    figure, axes = panels(7.4, 2.2, ncols=1 + len(maps))
+    picture, axes = axes[0, 0], axes[:, 1:]
+    picture.imshow(np.asarray(pixels), cmap="gray"), picture.set_title("the digit\n", fontsize=8.5)
+    picture.set(xticks=[], yticks=[]), picture.set_xlabel("patch 0 top left,\nrow by row", fontsize=7.5)
     pictures = {key: np.asarray(A)[image, head] for key, A in maps.items()}
     top = max(np.quantile(P, 0.999) for P in pictures.values())
     for ax, ((init, position), P) in zip(axes[0], pictures.items()):

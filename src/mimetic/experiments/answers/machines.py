@@ -80,7 +80,7 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
 
 def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]], experiment: str = "cifar10-lab10") -> pd.DataFrame:
     """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two or more): a row a
-    difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0 on the same side.
+    difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0 on the same side, in words.
 
     Args:
         asked: question -> name of an answer -> a sum of arms (see parts.ASKED).
@@ -98,9 +98,16 @@ def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]], experime
                 first, again = (v.loc[seeds] for v in values)
                 rows[question, name] = {
                     "here": with_interval(first), "on the other machine": with_interval(again), "pairs": len(seeds),
-                    "sides": " ".join({1: "+", -1: "−", 0: "?"}[side(v)] for v in (first, again)),
+                    "": _agree(side(first), side(again)),
                 }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _agree(here: int, there: int) -> str:
+    """Whether two intervals leave out 0 on the same side (statistics.side of each)."""
+    if here and there:
+        return "the same" if here == there else "opposite"
+    return "undecided there" if here else "undecided here" if there else "undecided on both"
 
 
 def text_replicas_sentence(experiment: str) -> str:

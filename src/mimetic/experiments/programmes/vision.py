@@ -90,6 +90,7 @@ QUESTIONS = (  # in the order of the queue
             "class token: gain with sin-cos minus gain without position": _gains("sincos2d_token", "none_token"),
             "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d_token", "learned_token"),
             "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d_token"),
+            "the default alone: sin-cos and average pooling minus learned and class token": _minus("timm", "learned-token-timm", 1),
         },
         base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
         sincos2d_token="sin-cos, class token", learned_token="learned, class token", none_token="no position, class token",
