@@ -14,7 +14,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import compare, mean_interval, side
+from mimetic.statistics import compare, contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
 WORTH = 0.005  # of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on Beauty
@@ -138,7 +138,7 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
-    each difference with its interval and number of pairs, a column a rate and kind of item. Nothing is chosen.
+    each difference with its interval and number of pairs, a column a rate and kind of item, and one the mean of each seed's four. Nothing is chosen.
 
     Args:
         finals: the runs at the common rate.
@@ -153,8 +153,17 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
                 columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
                     name: f"{METRIC.shown(row)}, {row['pairs']:.0f}" if row["pairs"] > 1 else f"{METRIC.signed(row['difference'])}, one pair" for name, row in table.iterrows()
                 }
+    if not (finals.empty or other.empty):
+        means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
+        columns["mean of the four"] = {name: f"{common.with_interval(v, METRIC)}, {len(v)}" for name, v in means.items() if len(v) > 1}
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns).reindex(order).fillna("")
+
+
+def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:
+    """seed -> the mean of the four differences of two arms: at both rates, on both kinds of items."""
+    reference, arm = arms
+    return pd.concat([contrast(runs, {arm: 1, reference: -1}, column) for runs in (finals, other) for column in (METRIC.column, VALIDATION_COLUMN)], axis=1).dropna().mean(axis=1)
 
 
 def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:

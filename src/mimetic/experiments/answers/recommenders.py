@@ -11,11 +11,13 @@ import pandas as pd
 
 from mimetic.experiments.answers import common
 from mimetic.experiments.baselines import baselines_path, bursts_path
-from mimetic.experiments.configs import ARMS, EXPERIMENTS
+from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
     FIRST_SEEDS,
+    FIXED,
+    FIXED_SEEDS,
     LONG_SIBLING_PREFIX,
     MORE_SEEDS,
     OPPOSITE,
@@ -31,7 +33,7 @@ from mimetic.experiments.programmes.recommenders import (
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, corrected, crossed_interval, side, smallest_p
+from mimetic.statistics import ENOUGH, compare, contrast, crossed_interval
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -73,40 +75,20 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join(filter(None, ["\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
 
 
-def qualified(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What qualifies the verdict, as Markdown list items: the last but one items, more epochs, other users, the learning rate, an imitation."""
-    others = compared(finals, COMPARED, VALIDATION_COLUMN)
-    lines = []
-    for data, table in compared(finals, COMPARED).items():
-        if words := on_other_items(table, others[data], data) + (of_the_sibling(finals) if data == SIBLING_RUNS else ""):
-            lines.append(f"* **{SHOWN[data]}.** {words.strip()}")
-    rates = [text for data, runs in finals.items() if (text := rate_first(data, runs, load_runs(f"{data}-rate")))]
-    lines += [f"* **The learning rate.** {' '.join(rates)}"] if rates else []
-    lines += [f"* **Over both rates and both items.** {words}"] if (words := over_all(finals)) else []
-    lines += [f"* **An imitation**, with constants fitted to the model of the other data set. {words}"] if (words := imitations(finals)) else []
-    return "\n".join(lines)
-
-
-def over_all(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which of AGAINST_EACH_OTHER hold over the last and the last but one items at both learning rates: the mean of the four differences of a
-    seed, where its interval leaves out 0; "" without the runs of both rates."""
-    said = []
-    for data, runs in finals.items():
-        there = load_runs(f"{data}-rate")
-        if runs.empty or there.empty:
-            continue
-        found, asked = [], 0
-        for name, (reference, arm) in AGAINST_EACH_OTHER.items():
-            four = pd.concat([contrast(part, {arm: 1, reference: -1}, column) for part in (runs, there) for column in (METRIC.column, VALIDATION_COLUMN)], axis=1).dropna()
-            if len(four) < ENOUGH:
-                continue
-            asked += 1
-            if side(four.mean(axis=1)):
-                clear = sum(side(four.iloc[:, i]) == side(four.mean(axis=1)) for i in range(4))
-                found.append(f"{name} {common.measured(four.mean(axis=1), METRIC)}, by the interval in {clear} of the four")
-        if asked:
-            said.append(f"{SHOWN[data]}: {'; '.join(found) or 'no difference between signs or to their controls'} (of {asked} asked).")
-    return f"Each seed's mean over both rates and both kinds of items; asked when all were seen, and not corrected. {' '.join(said)}" if said else ""
+def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What the causal sibling's comparisons come to on both kinds of items, with other users taken into account, and after twice as many epochs, as a Markdown
+    table; "" without runs."""
+    asked = {name: COMPARED[name] for name in OVER_USERS} | {"fitted to a trained sibling of Beauty": (DEFAULT, "fit-beauty")}
+    short, long = (_sibling(finals, prefix) for prefix in (SIBLING_PREFIX, LONG_SIBLING_PREFIX))
+    rows = []
+    for name, (reference, arm) in asked.items():
+        values = [contrast(runs, {arm: 1, reference: -1}, column) for runs, column in ((short, METRIC.column), (short, VALIDATION_COLUMN), (long, METRIC.column))]
+        users = user_differences("ml100k", SIBLING_PREFIX + arm, SIBLING_PREFIX + reference)
+        last, before, later = (common.measured(v, METRIC) if len(v) else "–" for v in values)
+        if last != "–":
+            rows.append((name, last, interval(*crossed_interval(users)) if len(users) > 1 else "–", before, later))
+    columns = ["next item: difference (95 % interval)", "last items, 20 epochs", "over seeds and users", "last but one items", "last items, 40 epochs"]
+    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -137,32 +119,39 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=rows, dtype=object).fillna("")
 
 
-def again_at_the_other_rate(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Whether the signs that are ahead of both controls of their size on the last but one items are so at the other learning rate, in a
-    sentence a data set, with Holm's p; "" where none is, or without those runs."""
-    sentences = []
-    for data, runs in finals.items():
-        names = beyond_size(gaining(words_of(compare(runs, COMPARED, VALIDATION_COLUMN))))
-        other = load_runs(f"{data}-rate")
-        there = compare(other, COMPARED, VALIDATION_COLUMN) if names else pd.DataFrame()
-        said, holm = [], corrected(there) if len(there) else {}
-        for name in names:
-            rows = {control: there.loc[f"{name} minus {control}"] for control in CONTROLS if f"{name} minus {control}" in there.index}
-            if len(rows) == len(CONTROLS) and min(row["pairs"] for row in rows.values()) >= ENOUGH:
-                values = " and ".join(f"{METRIC.shown(row)}, Holm's p {holm[f'{name} minus {control}']:.3f}" for control, row in rows.items())
-                said.append(f"{name} {'are ahead of both there, too' if all(row['low'] > 0 for row in rows.values()) else 'are not ahead of both there'} ({values})")
-        if said:
-            elsewhere = " There the controls ran on another kind of processor than the signs." if _made_otherwise(other) else ""
-            sentences.append(f"{TITLES[data]}, last but one items: {' and '.join(names)} are ahead of both controls of their size at {EXPERIMENTS[data].lr:g}; at {EXPERIMENTS[f'{data}-rate'].lr:g} {'; '.join(said)}.{elsewhere}")
-    return " ".join(sentences)
+def by_positions() -> str:
+    """What signs and sizes gain on MovieLens-100K with learned and with fixed positions, and the change, at both learning rates, as a Markdown table of the seeds
+    that both have; "" without runs."""
+    rows = []
+    for learned, fixed in zip(("ml100k", "ml100k-rate"), FIXED):
+        there, here = load_runs(fixed), load_runs(learned)
+        if there.empty or here.empty:
+            continue
+        rate = f"{EXPERIMENTS[fixed].lr:g}"
+        change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
+        if len(change):
+            ends = [runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean() for runs in (here, there)]
+            rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), _mean(change)))
+        for name, (reference, arm) in {**AGAINST_DEFAULT, "vision signs minus default at vision's norms": (RESCALED, VISION), "opposite minus vision signs": (VISION, OPPOSITE)}.items():
+            values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
+            seeds = values[0].index.intersection(values[1].index)
+            if len(seeds):
+                of_learned, of_fixed = (v.loc[seeds] for v in values)
+                rows.append((f"at {rate}: {name}", _mean(of_learned), _mean(of_fixed), _mean(of_fixed - of_learned)))
+    if not rows:
+        return ""
+    return common.markdown(pd.DataFrame(rows, columns=["test NDCG@10: difference (95 % interval)", "learned positions", "fixed positions", "fixed minus learned"]))
 
 
-def _made_otherwise(runs: pd.DataFrame) -> bool:
-    """Whether controls and signs were trained with products of another precision (device.products of a record)."""
-    if "device.products" not in runs:
-        return False
-    controls, signs = (set(runs.loc[runs["arm"].isin(arms), "device.products"].fillna("")) for arms in ((RESCALED, RANDOM), (VISION, OPPOSITE)))
-    return not controls <= signs
+def _mean(values: pd.Series) -> str:
+    return common.measured(values, METRIC)
+
+
+def fixed_missing() -> str:
+    """How many runs with fixed positions are in, in words; "" when all are."""
+    counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
+    there, wanted = (sum(numbers) for numbers in zip(*counts))
+    return "" if there == wanted else f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -174,49 +163,6 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
             values = ", ".join(f"{name} {METRIC.shown(table.loc[name])}" for name in words)
             said.append(f"Of vision's two products on {SHOWN[data]}: {values}.")
     return " ".join(said)
-
-
-def of_the_sibling(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What else is known of the sibling: over other users, too, of an imitation of a trained one, and after more epochs."""
-    over = {name: user_differences("ml100k", SIBLING_PREFIX + COMPARED[name][1], SIBLING_PREFIX + COMPARED[name][0]) for name in OVER_USERS}
-    said = [f"{name} {interval(*crossed_interval(users))}" for name, users in over.items() if len(users) > 1]
-    users = f" Over seeds and users: {', '.join(said)}." if said else ""
-    fitted = compare(_sibling(finals, SIBLING_PREFIX), {"fitted": (DEFAULT, "fit-beauty")}, METRIC.column)
-    row = fitted.iloc[0] if len(fitted) else None
-    imitation = f" The arm that imitates a trained sibling (fitted on Beauty): {METRIC.shown(row)}." if row is not None and row["pairs"] > 1 else ""
-    others = compare(_sibling(finals, SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, VALIDATION_COLUMN)
-    before = ", ".join(f"{name} {METRIC.shown(row)}" for name, row in others.iterrows() if row["pairs"] > 1)
-    before = f" On the last but one items: {before}." if before else ""
-    return after_more_epochs(finals) + before + users + imitation
-
-
-def after_more_epochs(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What becomes of the sibling's comparisons in twice as many epochs, in a sentence; "" without those runs."""
-    table = compare(_sibling(finals, LONG_SIBLING_PREFIX), {name: COMPARED[name] for name in OVER_USERS}, METRIC.column)
-    if table.empty or table["pairs"].max() < 2:
-        return ""
-    said = "; ".join(f"{name} {METRIC.shown(row)}" for name, row in table.iterrows())
-    epochs, asked = [EXPERIMENTS["ml100k"].epochs, ARMS["ml100k"][SIBLING_PREFIX + DEFAULT]["epochs"]], "opposite minus vision signs"
-    first = "had shown no difference" if asked in table.index and common.word(table.loc[asked], METRIC) == common.NO_DIFFERENCE else "was in"
-    short, p = compare(_sibling(finals, SIBLING_PREFIX), {asked: COMPARED[asked]}, METRIC.column), ""
-    if len(short):
-        row = short.loc[asked]
-        least = ", the least that they can give" if row["p"] <= smallest_p(int(row["pairs"])) * 1.001 else ""
-        p = f" {asked[0].upper()}{asked[1:]}: {METRIC.shown(row)}, {row['pairs']:.0f} pairs, exact p {row['p']:.3f}{least}."
-    return f"{p} (This is after {epochs[1]} epochs, a comparison that was added when the planned one, after {epochs[0]} ({table['pairs'].max():.0f} pairs), {first}; after {epochs[0]}: {said}.)"
-
-
-def rate_first(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What another learning rate does for the default, and what the sign patterns add to it there; "" without enough pairs."""
-    change = common.between_runs(other, finals, (DEFAULT, DEFAULT), METRIC.column)
-    there = compare(other, SIGN_PAIRS, METRIC.column) if len(other) else pd.DataFrame()
-    if len(change) < ENOUGH or there.empty:
-        return ""
-    adds = ", ".join(f"{name} {METRIC.shown(row)}" for name, row in there.iterrows())
-    return (
-        f"At {EXPERIMENTS[f'{data}-rate'].lr:g} in place of {EXPERIMENTS[data].lr:g} the default itself ends {common.with_interval(change, METRIC)} on {TITLES[data]}; "
-        f"over it, there, {adds}."
-    )
 
 
 def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
@@ -263,26 +209,6 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
         return f"**{SHOWN[data]}**: no pair yet."
     so = _size_or_sign(words_of(table)) or "these pairs do not say whether it is the size of the weights or the signs"
     return f"**{SHOWN[data]}**: {so}."
-
-
-def on_other_items(table: pd.DataFrame, other: pd.DataFrame, data: str) -> str:
-    """The exact p between the signs where it does not confirm the interval, and what the comparisons come to on the last but one items (other) where
-    that is something else than on the last (table); ""."""
-    words, text = words_of(table), ""
-    so, other_so = _size_or_sign(words), _size_or_sign(words_of(other))
-    if not so:
-        return text
-    asked = table.loc["opposite minus vision signs"] if "opposite minus vision signs" in table.index and data != SIBLING_RUNS else None
-    if asked is not None and words["opposite minus vision signs"] in ("gains", "loses") and asked["p"] > 0.05:
-        text += f" Between the signs the exact p is {asked['p']:.3f}."
-    if so != other_so:
-        aside = ""
-        if other_so:
-            least, pairs = corrected(other).min(), int(other["pairs"].max())
-            passes = f"{pairs} pairs cannot pass, whatever they say" if len(other) * smallest_p(pairs) > 0.05 else "none passes" if least > 0.05 else "some pass"
-            aside = f" (uncorrected; after Holm's correction for the {len(other)} comparisons there {passes}: least p {least:.3f})"
-        text += f" On the users' [last but one items](#other-items) {other_so or 'no such thing can be said'}{aside}."
-    return text
 
 
 def beyond_size(gains: Container[str]) -> list[str]:
