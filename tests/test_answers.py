@@ -10,7 +10,7 @@ from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, DEEP_RATES
+from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
 from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import (
@@ -25,7 +25,7 @@ from mimetic.experiments.programmes.vision import (
     TRACE,
     lab_runs,
 )
-from mimetic.statistics import contrast, mean_interval, rests_on, side
+from mimetic.statistics import contrast, mean_interval, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
 COUNTS = {"parameters.attention_qkv": 3, "parameters.attention_proj": 1, "parameters.total": 12}
@@ -112,7 +112,7 @@ def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair of runs is in yet" in answers.central(EMPTY)
     assert "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
-    assert tables == points == labels == {} and "not enough runs" in growth.trend(points, "width")
+    assert tables == points == labels == {} and growth.trends(points) == ""
     assert answers.pair_table(EMPTY).empty and growth.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
@@ -177,139 +177,78 @@ def test_the_frozen_recipe_is_what_the_committed_search_says():
         assert getattr(base, field) == getattr(lab, field)
 
 
-def test_trend_is_a_slope_over_seeds():
-    def dots(slope, seeds=5, noise=0.001):
-        rows = [{"x": x, "seed": s, "difference": slope * np.log2(x) + noise * (s - 2) * np.log2(x)} for x in (64, 96, 128, 192) for s in range(seeds)]
-        return {"width": pd.DataFrame(rows)}
+def test_a_trend_is_a_slope_over_seeds_and_may_hang_on_one_size():
+    def dots(slope, sizes=(64, 96, 128, 192), seeds=5):
+        return pd.DataFrame([{"x": x, "seed": s, "difference": (slope + 0.001 * (s - 2)) * np.log2(x)} for x in sizes for s in range(seeds)])
 
-    assert "The gain grows with width: +1.0 points a doubling (+0.8 to +1.2, 5 seeds)" in growth.trend(dots(0.01), "width")
-    assert "shrinks" in growth.trend(dots(-0.01), "width") and "cannot say" in growth.trend(dots(0), "width")
-    assert "too few seeds for a verdict" in growth.trend(dots(0.01, seeds=3), "width")
-    assert "in the only seed so far" in growth.trend(dots(0.01, seeds=1), "width")
-    two = {"width": dots(0.01)["width"].query("x < 100")}
-    broken = dots(0.0)["width"].assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
-    text = growth.trend({"width": broken}, "width")
-    assert "falls with width" in text and "But one size decides it: without 192 the line cannot be told from a level one" in text and text.count("without") == 1
-    assert "asked, not corrected): 64 and 192 (−5.0, −5.3 to −4.7), 96 and 192" in growth.where({"width": broken}, "width")
-    assert growth.where(dots(0, noise=0), "width").endswith("Between no two sizes does the interval leave out 0.")
-    assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)["width"]) == {} == rests_on(dots(0)["width"])
-    assert "not enough runs" in growth.trend(two, "width")
+    def cells(frame):
+        return [cell.strip() for cell in growth.trends({"width": frame}).splitlines()[2].strip("|").split("|")]
+
+    assert cells(dots(0.01))[:3] == ["width (heads of 32)", "+1.0 (+0.8 to +1.2, 5 pairs)", "–"] and "0.0 (−0.2 to +0.2" in cells(dots(0))[1] and cells(dots(0))[3] == "none"
+    broken = dots(0.0).assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
+    assert cells(broken)[2].startswith("without 192: ") and cells(broken)[2].count("without") == 1 and cells(broken)[3].startswith("64 and 192: −5.0 (")
+    assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)) == {} == rests_on(dots(0))
+    assert growth.trends({"width": dots(0.01, sizes=(64, 96))}) == "" == growth.trends({})
 
 
-@pytest.mark.parametrize(
-    ("slopes", "said"),
-    [((1, 1, -1), "Both: the gain grows with the model, and is larger where there are fewer images."), ((-1, -1, 1), "Neither: the gain shrinks"),
-     ((1, 1, 1), "The first: "), ((-1, -1, -1), "The second: "), ((1, -1, 1), ""), ((0, 0, 1), ""), ((1, 1, 0), "")],
-)  # fmt: skip
-def test_the_answer_on_growth_in_a_few_words(slopes, said):
-    def dots(slope):
-        return pd.DataFrame([{"x": 2.0**k, "seed": s, "difference": slope * k * 0.01 + 0.002 * (s - 2) * k} for s in range(5) for k in range(3)])
-
-    panels = dict(zip(("width", "depth", "data"), map(dots, slopes), strict=True))
-    got = growth.lead(panels).strip()
-    assert got.startswith(said) and bool(got) == bool(said) and growth.lead({}) == ""
+def at_twelve(gains, device="a CPU", seeds=5):
+    return pd.DataFrame([{"arm": f"depth12{arm}", "seed": s, "device.name": device, "test_accuracy": 0.5 + gain + 0.001 * s, "train_loss": 1.0} for arm, gain in gains.items() for s in range(seeds)])
 
 
-def test_a_trend_that_one_size_decides_is_said_to_be_one():
-    def dots(slope):
-        return pd.DataFrame([{"x": 2.0**k, "seed": s, "difference": (slope if k == 2 else 0) + 0.002 * (s - 2)} for s in range(5) for k in range(3)])
-
-    noisy = {title: frame.assign(difference=frame["difference"] + 0.001 * np.sin(frame.index * 7.0)) for title, frame in zip(("width", "depth", "data"), map(dots, (-0.05, -0.05, 0.05)))}
-    assert growth.lead(noisy).startswith(" Neither is seen.") and "is undecided in" in growth.lead(noisy) and "single sizes at the ends decide it (such a trend is undecided in [the report](13_report.ipynb)); the other sizes cannot be told apart. With and without them, growth of more than" in growth.lead(noisy)
-
-
-def test_what_twelve_layers_and_few_images_do():
-    rows = [{"arm": arm, "seed": s, "test_loss": 1.3 - (0.1 + 0.001 * s) * (arm.endswith("mimetic") and not arm.startswith("n2000")) + 0.01 * (s - 2) * arm.startswith("n2000-m"),
-             "train_accuracy": 0.6, "test_accuracy": 0.5 - (0.02 + 0.01 * s) * (arm == "depth12-mimetic")}
-            for arm in (*(f"{p}{a}" for p in ("", "n2000-", "n5000-", "n50000-", "depth12-") for a in ("timm", "mimetic")),) for s in range(5)]  # fmt: skip
-    finals = pd.DataFrame(rows)
-    text = growth.scarce(finals)
-    assert "No gain in loss: 2,000 images, where accuracy on the training images is 10 points above" in text and "5,000 images −0.102" in text and growth.scarce(finals[finals["seed"] < 3]) == ""
-    assert "behind in 5 of 5 pairs: −6.0, −5.0, −4.0, −3.0, −2.0" in growth.deeper(finals)
-    table = pd.DataFrame({"difference": [-0.02, -0.09, -0.05, -0.02], "low": -0.05, "high": 0.01, "pairs": 5}, index=range(1, 5))
-    assert growth.furthest_behind(table) == "At twelve layers it is furthest behind after epoch 2 (−9.0); at the end it is −2.0 (−5.0 to +1.0)."
-    assert growth.furthest_behind(table.assign(difference=-table["difference"])) == "" == growth.furthest_behind(None) == growth.furthest_behind(table.assign(pairs=1))
-
-
-def test_gains_as_shares_of_the_errors_and_by_how_often_images_are_seen():
-    table = pd.DataFrame({"difference": [0.04, 0.04], "reference": [0.5, 0.6], "x": [64.0, 192.0]}, index=["a", "b"])
-    assert growth.of_the_errors(table) == "Of the default's errors: +8.0 % at 64, +10.0 % at 192."
-    by_epoch = {name: pd.DataFrame({"difference": values}, index=[1, 2, 3]) for name, values in (("2,000 images", [0.04, 0.05, 0.01]), ("d 96, depth 6", [0.04, 0.03, 0.04]))}
-    text = growth.repeats(by_epoch)
-    assert text.startswith("With 2,000 images the lead is largest after epoch 2, +5.0 (+3.0 with 10,000), when each image has been seen 10 times, and +1.0 at the end (+4.0), after 15")
-    assert growth.repeats({"2,000 images": by_epoch["2,000 images"]}) == "" == growth.repeats(by_epoch | {"2,000 images": by_epoch["d 96, depth 6"]})
-
-
-def test_other_rates_at_twelve_layers(monkeypatch):
-    found = {(arm, lr): 0.5 + 0.01 * i + (0.08 if arm == "mimetic" and lr == min(DEEP_RATES) else 0) for arm in ("timm", "mimetic") for i, lr in enumerate(DEEP_RATES)}
-    rows = [{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for (arm, lr), v in found.items()]
-    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows))
-    text = growth.rates_at_twelve()
-    assert "| learning rate | 0.00025 | 0.0005 |" in text and "| default | 50.0 % | 51.0 % |" in text and "| mimetic | 58.0 % | 51.0 % |" in text and "not in yet" not in text
-    assert "Each at its best of these: +4.0 points (mimetic initialization at the lowest rate tried). At the recipe's 0.001 it is +0.0." in text
-    monkeypatch.setattr(growth, "load_runs", lambda experiment: pd.DataFrame(rows[1:]))
-    text = growth.rates_at_twelve()
-    assert "(0.00025 not in yet" in text and "lowest" not in text
-    monkeypatch.setattr(growth, "load_runs", lambda experiment: EMPTY)
-    assert "may be the rate's doing" in growth.rates_at_twelve()
-
-
-def test_repetitions_at_twelve_layers(monkeypatch):
-    def runs(timm, mimetic, loss, name="depth12-{}", seed=0):
-        return pd.DataFrame({"arm": [name.format("timm"), name.format("mimetic")], "seed": seed, "test_accuracy": [timm, mimetic], "train_loss": [1.46, loss]})
-
-    kept = {"cifar10-lab10": runs(0.56, 0.53, 1.48), "cifar10-rates": runs(0.56, 0.43, 1.73, "depth12-{}-lr-0.001")}
-    monkeypatch.setattr(growth, "load_runs", lambda experiment, folder=None: kept[experiment])
-    text = growth.repeated_at_twelve(runs(0.56, 0.5, 1.58))
-    assert "seed 0 −6.0 here, −3.0 again, on a CPU, −13.0 in the check" in text
-    assert "the default's last training loss moved by 0.000, that of mimetic initialization by 0.250. So at this rate" in text
-    assert growth.repeated_at_twelve(runs(0.56, 0.5, 1.58, seed=7)) == ""
-    kept["cifar10-rates"] = EMPTY
-    assert "loss moved" not in growth.repeated_at_twelve(runs(0.56, 0.5, 1.58))
-
-
-@pytest.mark.parametrize(("gain", "seeds", "words"), [(0.03, 5, "gains at twelve layers, too"), (-0.03, 5, "it loses, too"), (0.0, 5, "ahead in 2 of 5, which does not decide whether it gains; a loss of more than 0.4 points is outside the interval"), (0.03, 2, "too few")])
-def test_half_the_rate_at_twelve_layers(gain, seeds, words):
-    rows = [{"arm": f"depth12-half-{arm}", "seed": s, "device.name": "a CPU", "test_accuracy": 0.5 + 0.01 * s + (gain + 0.002 * (s - 2)) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(seeds)]
-    text = growth.at_half_the_rate(pd.DataFrame(rows))
-    assert words in text and "pairs on a CPU" in text and "were added" not in text
-    assert "queue lab" in growth.at_half_the_rate(EMPTY)
-
-
-def test_pairs_that_were_added_are_shown_alone():
-    rows = [{"arm": f"depth12-half-{arm}", "seed": s, "device.name": "a CPU", "test_accuracy": 0.5 + (0.02 if s < 5 else -0.01) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(10)]
-    text = growth.at_half_the_rate(pd.DataFrame(rows))
-    assert "The first 5 of these pairs, +2.0 (+2.0 to +2.0, 5 pairs), decided it, and 5 were added; these alone, which no look had chosen, say −1.0 (−1.0 to −1.0, 5 pairs)." in text
-    for row in rows:
-        row["test_accuracy"] += 0.04 * (row["arm"].endswith("mimetic") and row["seed"] < 5) * (row["seed"] - 2)
-    assert ", did not decide it, and 5 were added" in growth.at_half_the_rate(pd.DataFrame(rows))
-
-
-def test_each_at_its_better_rate_at_twelve_layers(monkeypatch):
-    def runs(gains, device):
-        return pd.DataFrame([{"arm": arm, "seed": s, "device.name": device, "test_accuracy": 0.5 + gain + 0.001 * s} for arm, gain in gains.items() for s in range(5)])
-
-    finals = pd.concat([runs({"depth12-timm": 0.06, "depth12-mimetic": 0.04}, "a GPU"), runs({"depth12-half-timm": 0.04, "depth12-half-mimetic": 0.055}, "a CPU")], ignore_index=True)
+def test_twelve_layers_at_both_rates(monkeypatch):
+    finals = pd.concat([at_twelve({"-timm": 0.06, "-mimetic": 0.04}, "a GPU"), at_twelve({"-half-timm": 0.04, "-half-mimetic": 0.055}, seeds=10)], ignore_index=True)
     held = {"timm": (0.51, 0.55), "mimetic": (0.55, 0.42)}  # at half the rate, at the recipe's
-    rates = pd.DataFrame([{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v} for arm, values in held.items() for lr, v in zip((0.0005, 0.001), values)])
-    kept = {("cifar10-rates", None): rates}
+    rates = pd.DataFrame([{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v, "train_loss": 1.0} for arm, values in held.items() for lr, v in zip((0.0005, 0.001), values)])
+    kept = {("cifar10-rates", None): rates, ("cifar10-lab10", "replicas"): at_twelve({"-timm": 0.06, "-mimetic": 0.05}, seeds=2)}
     monkeypatch.setattr(growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY))
-    monkeypatch.setattr(growth, "DEEP_RATES", (0.0005, 0.001))
-    text = growth.at_half_the_rate(finals)
-    assert "Half the rate costs the default +2.0 (+2.0 to +2.0, 5 pairs, on a CPU and a GPU) points." in text
-    assert "the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU): −0.5 (−0.5 to −0.5, 5 pairs) points on the test images, there it is behind." in text
-    # as soon as the default was trained on the other runs' machine, too, those runs are compared
-    kept["cifar10-lab10", "replicas"] = runs({"depth12-timm": 0.05}, "a CPU")
-    assert "0.0005; on a CPU): +0.5 (+0.5 to +0.5, 5 pairs)" in growth.each_at_its_rate(finals)
-    assert "Half the rate costs the default +1.0 (+1.0 to +1.0, 5 pairs, on a CPU) points." in growth.at_half_the_rate(finals)
-    # not with fewer pairs
-    kept["cifar10-lab10", "replicas"] = kept["cifar10-lab10", "replicas"].query("seed < 3")
-    assert "on a CPU and a GPU): −0.5" in growth.each_at_its_rate(finals)
-    # which rates are compared follows from the images held back
-    rates.loc[rates["arm"] == "depth12-mimetic-lr-0.001", "test_accuracy"] = 0.6
-    assert "mimetic initialization's 0.001; on a GPU): −2.0" in growth.each_at_its_rate(finals)
-    kept.clear()
-    assert growth.each_at_its_rate(finals) == ""
+    lines = growth.twelve(finals).splitlines()
+    assert lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |" and lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
+    assert lines[4] == "| at half that rate | +1.5 (+1.5 to +1.5, 10 pairs) | 10 of 10 |" and lines[5].endswith("5 pairs) | 5 of 5 |") and "those added" in lines[6]
+    assert "each arm at its better rate (the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU) | −0.5 (" in lines[7]
+    assert lines[-1] == "| what half the rate changes the default by | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
+    table = growth.repeated(finals)
+    assert table["here"].tolist() == [-2.0] * 5 and table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""] and table.iloc[0, 2] == -13.0
+    assert growth.held_back().splitlines()[2:] == ["| default | 51.0 % | 55.0 % |", "| mimetic | 55.0 % | 42.0 % |"]
+    kept["cifar10-rates", None] = kept["cifar10-lab10", "replicas"] = EMPTY
+    assert growth.twelve(EMPTY) == "" and growth.repeated(EMPTY).empty and "queue lab" in growth.held_back()
+    assert "better rate" not in growth.twelve(finals)
+
+
+def test_the_gain_by_number_of_images():
+    rows = [{"arm": f"{prefix}{arm}", "seed": s, "test_accuracy": 0.5 + 0.05 * (arm == "mimetic"), "train_accuracy": 0.75, "test_loss": 1.0 - 0.1 * (arm == "mimetic") * (prefix != "n2000-")}
+            for prefix in ("", "n2000-", "n5000-", "n50000-") for arm in PAIR for s in range(5)]  # fmt: skip
+    lines = growth.data_table(pd.DataFrame(rows)).splitlines()
+    assert lines[2] == "| 2,000 images | +5.0 (+5.0 to +5.0, 5 pairs) | 10.0 % | +0.000 (+0.000 to +0.000) | 20 | 25 |" and lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
+    assert len(lines) == 6 and growth.data_table(EMPTY) == ""
+
+
+def test_chapter_8_says_what_the_records_say():
+    """Its answer, and what it says of twelve layers and of few images, are written by hand: they hold as long as this does."""
+    finals, curves, replicas = load_runs("cifar10-lab10"), load_runs("cifar10-lab10", curves=True), load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    _, dots, _ = growth.gain_panels(finals)
+    slopes = {title: slopes_per_doubling(frame) for title, frame in dots.items()}
+    assert {title: side(v) for title, v in slopes.items()} == {"width": -1, "depth": -1, "data": 1}
+    assert {title: list(rests_on(frame)) for title, frame in dots.items()} == {"width": [192], "depth": [12], "data": [2_000]}
+    apart = {title: set(growth._apart(frame)) for title, frame in dots.items()}
+    assert apart == {"width": {(64, 192), (96, 192)}, "depth": {(3, 12), (6, 12)}, "data": {(2_000, x) for x in (5_000, 10_000, 50_000)}}
+    # twelve layers
+    full, half = ({f"depth12{rate}-mimetic": 1, f"depth12{rate}-timm": -1} for rate in ("", "-half"))
+    first, added = growth.before_and_after_the_look(contrast(finals, half))
+    assert [side(v) for v in (contrast(finals, full), contrast(replicas, full), contrast(finals, half), first, added)] == [0, 0, 1, 0, 1] and len(first) == len(added) == 5
+    assert side(growth.half_costs(finals)[0]) == -1 and side(growth.better_rates(finals)[0]) == 0
+    rates = load_runs("cifar10-rates").set_index("arm")["train_loss"]
+    again = replicas[replicas["seed"] == 0].set_index("arm")["train_loss"]
+    moved = {arm: abs(again[f"depth12-{arm}"] - rates[f"depth12-{arm}-lr-0.001"]) for arm in PAIR}
+    assert moved["timm"] == pytest.approx(0.001, abs=0.0005) and moved["mimetic"] == pytest.approx(0.25, abs=0.005)
+    # few images
+    gain = {prefix: contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}).mean() for prefix in ("", "n2000-", "n5000-", "n50000-")}
+    assert min(gain, key=gain.get) == "n2000-" and side(contrast(finals, {"n2000-mimetic": 1, "n2000-timm": -1}, "test_loss")) == 0
+    above = {arm: (part["train_accuracy"] - part["test_accuracy"]).mean() for arm, part in finals.groupby("arm") if arm in ("n2000-timm", "n2000-mimetic")}
+    assert 0.1 < above["n2000-timm"] < above["n2000-mimetic"]
+    by_epoch = growth.gaps(curves, ("d 96, depth 6", "2,000 images"))
+    few, many = (by_epoch[name]["difference"] for name in ("2,000 images", "d 96, depth 6"))
+    config = EXPERIMENTS["cifar10-lab10"]
+    assert few.idxmax() == 2 and few[2] > many[2] and few.iloc[-1] < many.iloc[-1] and 2 * config.epoch_images / 2_000 == 10
 
 
 def test_contrasts_are_worked_out_seed_by_seed():
