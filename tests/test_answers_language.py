@@ -62,7 +62,7 @@ def test_every_arm_has_a_label():
 def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
-    assert "no pair of runs is in yet" in answers.answer() and f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
+    assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
     assert "No samples yet" in answers.samples() and "no records yet" in rates.rates_sentence() and rates.best_rates() == {}
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
@@ -78,9 +78,6 @@ def test_nothing_yet():
 )
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
-    text = answers.answer()
-    assert words in text and "3 pairs can at best give p = 0.25" in text and "against the default's 2.000 bits per byte" in text
-    assert re.search(r"best of \d+ other arms, and chosen as that, so without a verdict: ", text) and "added after" not in text
     assert answers.found(CENTRAL).count(words) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     ahead = answers.numbers(table)["ahead"]
@@ -91,7 +88,7 @@ def test_fewer_bits_are_a_gain(effect, words):
 
 def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
     put(CENTRAL, -0.05, seeds=SEEDS["central"])
-    assert "can at best" not in answers.answer() and answers.progress(CENTRAL, load_runs("tinyshakespeare")) == ""
+    assert answers.progress(CENTRAL, load_runs("tinyshakespeare")) == ""
 
 
 def test_the_sweep_compares_within_a_point():
@@ -140,8 +137,6 @@ def test_the_second_rate_of_the_search():
     text = rates.second_sentence(table)
     assert "language signs: 0.002 instead of 0.004 −0.100 (" in text and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
     assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
-    aside = rates.second_aside("language", table)
-    assert aside.startswith("; at 0.002, which the search put second and the mean of 6 seeds first (fewer bits in 6, p 0.031; ") and "+0.350 (" in aside and rates.second_aside("gpt2", table) == "" == rates.second_aside("vision", table)
     assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
@@ -160,24 +155,11 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
     assert all(named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE for arm in rates.AT_ONE_RATE.values())
 
 
-def test_runs_made_twice_and_the_best_of_many():
+def test_runs_made_twice():
     assert rates.twins_sentence() == "" == rates.one_rate_sentence()
     put(CENTRAL, 0.1, seeds=SEEDS["central"])
     put(RATE, 0.1, seeds=(0, 1))
     assert re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence()) and "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
-    put(STRUCTURE, -0.05, seeds=SEEDS["central"], arms=("gpt2", "tenth"))
-    assert re.search(r"a tenth of vision's constants, −0\.050 .*; by the 3 seeds alone that were added after it had been seen to be ahead, −0\.047 \(", answers.answer())
-
-
-def test_how_longer_runs_end():
-    put(LONG, 0.1, arms=("gpt2", "language"), seeds=(0,))
-    assert answers.in_the_long_run() == ""  # one pair does not say
-    put(LONG, 0.1, arms=("gpt2", "language"))
-    assert answers.in_the_long_run() == "In 3 longer pairs, of 1,200 steps, language signs end behind (+0.100)."
-    put(LONG, 0.0, arms=("vision",))
-    assert answers.in_the_long_run().endswith("language signs end behind (+0.100); vision signs cannot be told from the default at the end (0.000, −0.005 to +0.005).")
-    put(LONG, 0.03, arms=("vision",), noise=0.02)
-    assert answers.in_the_long_run().endswith("; vision signs end behind in all (+0.030, −0.020 to +0.080), too few to say that they lose.")
 
 
 def test_which_text_models_have_a_sign():

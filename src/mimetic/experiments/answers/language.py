@@ -10,16 +10,15 @@ import pandas as pd
 from mimetic.audit import CHANCE
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.common import finding, study_table
-from mimetic.experiments.answers.rates import ends_aside, second_aside
+from mimetic.experiments.answers.common import study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, LONG, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval, smallest_p
+from mimetic.statistics import ENOUGH, contrast, mean_interval
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -38,68 +37,6 @@ def progress(study: Study, finals: pd.DataFrame) -> str:
 def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
-
-
-def in_the_long_run(study: Study = LONG, where: str = "") -> str:
-    """How the two sets of signs end in the longer runs, and whether one that cannot be told from the default there led on the way, in a
-    sentence; "" without those runs. where: words that it begins with instead of "in"."""
-    finals = load_runs(study.experiment)
-    table = study_table(study, finals, METRIC)
-    rows = {arm: table.loc[LABELS[arm]] for arm in ("language", "vision") if LABELS[arm] in table.index and table.loc[LABELS[arm], "pairs"] > 1}
-    if not rows:
-        return ""
-    curves, said = load_runs(study.experiment, curves=True), []
-    rates = "; the arms have different rates, which may be the reason" if finals["config.lr"].nunique() > 1 else ""
-    for arm, row in rows.items():
-        word = common.word(row, METRIC, more=False)
-        if word != common.NO_DIFFERENCE:
-            said.append(f"{LABELS[arm]} end {'behind' if word in ('behind', 'loses') else 'ahead'} ({METRIC.signed(row['difference'])})")
-            continue
-        lead = lead_of_all(gap_to(curves, arm))
-        worse = int(row["wins"])  # wins counts larger values, which are more bits
-        way = f"lead on the way (most at step {lead.idxmin():,}, {METRIC.signed(lead.min())}, picked as the most, with every seed{rates}), lose the lead and " if len(lead) else ""
-        value = f"({METRIC.signed(row['difference'])}, {METRIC.span(row['low'], row['high'])})"
-        if worse == row["pairs"]:
-            said.append(f"{LABELS[arm]} {way}end behind in all {value}, {'too few' if row['pairs'] < ENOUGH else 'not enough'} to say that they lose")
-        else:
-            said.append(f"{LABELS[arm]} {way}cannot be told from the default at the end {value}")
-    return f"{where or 'In'} {max(row['pairs'] for row in rows.values()):.0f} longer pairs, of {finals['step'].max():,} steps, {'; '.join(said)}."
-
-
-def answer(study: Study = CENTRAL) -> str:
-    """What the comparison on a corpus shows so far, the two sets of signs first."""
-    table = study_table(study, load_runs(study.experiment), METRIC)
-    if table.empty:
-        return f"On {study.question}: no pair of runs is in yet. `{COMMAND}` makes them, and this page follows."
-    config, lines = named(study.experiment), []
-    for arm in ("language", "vision"):
-        if LABELS[arm] in table.index:
-            lines.append(f"* {LABELS[arm]}: {finding(table.loc[LABELS[arm]], METRIC)}{second_aside(arm) if study is CENTRAL else ''}")
-    steps = config.epochs * config.steps_per_epoch
-    pairs = int(table["pairs"].max())
-    strength = ""
-    if pairs < ENOUGH:
-        strength = f"\n* {pairs} pair{'s' * (pairs != 1)} can at best give p = {smallest_p(pairs):.2g} in an exact sign-flip test: not enough for a claim."
-    if not lines:
-        return f"On {study.question}: neither set of signs has a pair with the default yet."
-    if study is CENTRAL:  # the controls are of the same text, in a study of their own
-        table = pd.concat([table, controls]) if len(controls := study_table(STRUCTURE, load_runs(study.experiment), METRIC)) else table
-    others = table.drop(index=[LABELS[arm] for arm in ("language", "vision")], errors="ignore")
-    if len(others):
-        lines.append(f"* {best_of(others)}")
-    return f"On {study.question}, after {steps:,} steps, against the default's {table['reference'].iloc[0]:.3f} bits per byte{ends_aside() if study is WIKITEXT2 else ''}:\n\n" + "\n".join(lines) + strength
-
-
-def best_of(others: pd.DataFrame) -> str:
-    """The best of several arms, without a verdict, since it was chosen as the best; and by the seeds alone that were added after the others
-    had been seen, if it is one of the arms to which that happened."""
-    row = others.loc[others["difference"].idxmin()]
-    few = f" ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs)" if row["pairs"] > 1 else " in the only pair so far"
-    text = f"best of {len(others)} other arms, and chosen as that, so without a verdict: {row.name}, {METRIC.signed(row['difference'])} {METRIC.difference}{few}"
-    added = fresh(row["compared"]) if row["group"] == STRUCTURE.question else pd.Series(dtype=float)
-    if len(added) > 1:
-        text += f"; by the {len(added)} seeds alone that were added after it had been seen to be ahead, {common.with_interval(added, METRIC)}"
-    return text
 
 
 def fresh(compared: tuple[str, str, str]) -> pd.Series:

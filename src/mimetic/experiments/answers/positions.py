@@ -8,7 +8,6 @@ import pandas as pd
 
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
-from mimetic.experiments.answers.language import in_the_long_run
 from mimetic.experiments.configs.language import OTHER_POSITIONS, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
@@ -82,36 +81,33 @@ def searches() -> str:
     return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
 
 
-def headline() -> str:
-    """What it hangs on, in a sentence: said where a set of signs loses with learned positions and gains with fixed ones; else ""."""
-    words = {}
-    for study in (LEARNED, POSITIONS):
-        table = common.study_table(study, load_runs(study.experiment), METRIC)
-        words |= {(study.name, arm): common.word(table.loc[LABELS[arm]], METRIC) if LABELS[arm] in table.index else "" for arm in SIGNED}
-    losing = [arm for arm in SIGNED if words[LEARNED.name, arm] == "loses"]
-    turned = " and ".join(LABELS[arm] for arm in losing if words[POSITIONS.name, arm] == "gains")
-    lose = "both sets of signs" if len(losing) == len(SIGNED) else turned
-    return f"**It hangs on the position embedding.** With GPT-2's own embeddings {lose} lose; with fixed sin-cos positions {turned} gain." if turned else ""
+KINDS = ("learned", "sincos", "rotary")
+# What the table on top of the chapter compares: text -> the study of each of KINDS, None where it was not run
+TEXTS: dict[str, tuple[Study | None, ...]] = {
+    "tiny Shakespeare": (LEARNED, POSITIONS, ROTARY), "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None),
+    "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, None),
+}  # fmt: skip
 
 
 def in_short() -> str:
-    """What the two sets of signs do with learned, with fixed and with rotary positions, on both texts, for the top of the chapter: a Markdown table, and how the
+    """What the two sets of signs do with learned, with fixed and with rotary positions, for the top of the chapter: a Markdown table, and how the
     better of them stands to GPT-2's own start; "" without a pair."""
-    kinds = {TEXT_POSITIONS["learned"]: (LEARNED, LEARNED_WIKITEXT2), TEXT_POSITIONS["sincos"]: (POSITIONS, POSITIONS_WIKITEXT2), TEXT_POSITIONS["rotary"]: (ROTARY,)}
     rows: dict[str, dict[str, str]] = {}
-    for kind, studies in kinds.items():
-        for text, study in zip(("tiny Shakespeare", "WikiText-2"), studies):
-            finals = load_runs(study.experiment)
-            table = common.study_table(study, finals, METRIC)
+    for text, studies in TEXTS.items():
+        for kind, study in zip(KINDS, studies):
+            table = common.study_table(study, load_runs(study.experiment), METRIC) if study else pd.DataFrame()
             for arm in SIGNED:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
-                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}): *{common.word(row, METRIC)}*"
+                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}): *{common.word(row, METRIC, more=False)}*"
     if not rows:
         return ""
-    order = [f"{text}, {LABELS[arm]}" for text in ("tiny Shakespeare", "WikiText-2") for arm in ("gpt2", *SIGNED)]
-    table = pd.DataFrame([(name, *(rows[name].get(kind, "not run") for kind in kinds)) for name in order if name in rows], columns=["bits per byte; for the signs, minus the default's", *kinds])
+    order = [f"{text}, {LABELS[arm]}" for text in TEXTS for arm in ("gpt2", *SIGNED)]
+    table = pd.DataFrame(
+        [(name, *(rows[name].get(kind, "not run") for kind in KINDS)) for name in order if name in rows],
+        columns=["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
+    )
     own = {text: across("vision", study, "gpt2", other) for text, study, other in (("tiny Shakespeare", POSITIONS, CENTRAL), ("WikiText-2", POSITIONS_WIKITEXT2, WIKITEXT2))}
     said = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
     beyond = f"\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones: {', '.join(said)}." if said else ""
@@ -122,11 +118,6 @@ def longer() -> dict[str, pd.DataFrame]:
     """The curves of the longer runs by kind of positions, of the kinds that have a pair."""
     sets = {kind: load_runs(study.experiment, curves=True) for kind, study in (("learned", LONG), ("sincos", POSITIONS_LONG))}
     return {TEXT_POSITIONS[kind]: curves for kind, curves in sets.items() if "gpt2" in set(curves["arm"]) and curves["arm"].nunique() > 1}
-
-
-def long_runs() -> str:
-    """How longer runs end, with either kind of positions, in sentences; "" without them."""
-    return " ".join(filter(None, (in_the_long_run(study, where) for study, where in ((LONG, "With learned positions, in"), (POSITIONS_LONG, "With fixed ones, in")))))
 
 
 def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:

@@ -85,18 +85,6 @@ def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[flo
     return found
 
 
-def ends_aside(finals: pd.DataFrame | None = None) -> str:
-    """How much another rate is worth on WikiText-2, where none was searched, as a clause; "" without those runs."""
-    found = _at_the_ends(finals)
-    if len(found) < len(ENDS) * len(SIGNS):
-        return ""
-    most = {arm: max(cost for (_, name), (_, cost) in found.items() if name == arm) for arm in SIGNS}
-    return (
-        f" (at the rates found on tiny Shakespeare; a check with other models on this text, one seed, finds another rate worth up to {max(most.values()):.2f} bits per byte to an arm, and to the default "
-        f"{most['gpt2']:.2f}: [chapter 11](11_share.ipynb))"
-    )
-
-
 def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
     """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about size and identity.
 
@@ -170,16 +158,6 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
         lines.append(f"* {says}")
     lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
     return "\n".join(lines) + (f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else "")
-
-
-def second_aside(arm: str, table: pd.DataFrame | None = None) -> str:
-    """What an arm is against the default, each at its better rate, where its second rate is better for certain, as a clause; else ""."""
-    table = second_table() if table is None else table
-    if arm not in table.index or table.loc[arm, "pairs"] < ENOUGH or table.loc[arm, "high"] >= 0:
-        return ""
-    row = table.loc[arm]
-    behind = f"{METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
-    return f"; at {row['other rate']:g}, which the search put second and the mean of {row['pairs']:.0f} seeds first (fewer bits in {row['fewer']:.0f}, p {row['p']:.3f}; [below](#second-rate)), {behind}"
 
 
 # The four pairs of signs at one rate: each arm's name where it was run at GENTLE
