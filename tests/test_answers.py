@@ -454,3 +454,7 @@ def test_the_nearest_evidence_for_a_larger_model():
     text = growth.nearest(pd.DataFrame(rows))
     assert "in points: at width 192 +3.0 (+3.0 to +3.0, 5 pairs); at twelve layers −2.0 (−2.0 to −2.0, 5 pairs)" in text
     assert growth.nearest(EMPTY) == "" == growth.nearest(pd.DataFrame(rows).query("seed < 3"))
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert common.markdown(pd.DataFrame({"|α|": ["a|b"]})) == "| \\|α\\| |\n| --- |\n| a\\|b |"

@@ -220,4 +220,4 @@ def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: st
 def markdown(table: pd.DataFrame) -> str:
     """A table of text as Markdown, whose long cells wrap on the page; its index is left out."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
