@@ -134,6 +134,27 @@ def test_text_experiments_train_and_refuse(capsys):
         assert words in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_fetched(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path / "file"))
+    monkeypatch.delenv("MIMETIC_OFFLINE", raising=False)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", pytest.fail)
+    for name in ("tinyshakespeare", "ml100k", "minilm-l6", "cifar10"):
+        assert main(["data", "fetch", name]) == 2
+        assert "let MIMETIC_DATA name a folder of yours" in capsys.readouterr().err, name
+
+
+def test_a_whole_pickled_model_is_told_apart_from_a_state_dict(tmp_path, capsys):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    assert main(["audit", str(tmp_path / "whole.pt"), "--num-heads", "1", "--qkv", "{}.qkv", "--proj", "{}.proj"]) == 2
+    assert "whole.pt cannot be read as a state dict: it holds more than tensors" in capsys.readouterr().err
+
+
+def test_bad_sizes_of_a_measurement_are_named(capsys):
+    for option in ("--d-model", "--depth", "--num-heads", "--repeats"):
+        assert main(["bench", "init", option, "0"]) == 2 and f"{option[2:].replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
+
+
 def test_an_output_that_is_not_utf8_gets_plain_signs():
     done = subprocess.run([sys.executable, "-m", "mimetic", "audit", "whisper-tiny-encoder"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=True)
     assert "W_V W_proj  -5.56" in done.stdout.decode("cp1252")  # a minus that is lost would be another sign

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ def test_submits_what_is_not_done_and_gives_what_run_gives(tmp_path):
     jobs = submit([done, new, bad], tmp_path / "logs", at_once=2, **LOCAL)
     failed = report(jobs)
     assert [job.exception() is None for job in jobs] == [True, False]
-    assert jobs[0].result() == "toy/timm-seed1" and "cifar10.npz: not in the cache" in failed[jobs[1].job_id]
+    assert jobs[0].result() == "toy/timm-seed1" and list(failed) == [bad.name] and "cifar10.npz: not in the cache" in failed[bad.name]
     alone = run(dataclasses.replace(new, experiment="alone"), progress=False)
     assert existing(new)["curve"] == alone["curve"]
     assert submit([done, new], tmp_path / "logs", **LOCAL) == []
@@ -52,6 +53,47 @@ def test_a_job_of_two_processes_trains_one_run(tmp_path, monkeypatch):
     assert record["device"]["processes"] == 2
     alone = run(toy(experiment="alone"), progress=False)
     assert [e["test_loss"] for e in record["curve"]] == pytest.approx([e["test_loss"] for e in alone["curve"]], rel=1e-5)
+
+
+class Waiting(submitit.LocalJob):
+    """A job of this machine that has not ended."""
+
+    paths, _process, _cancel_at_deletion = SimpleNamespace(stderr="7_0_log.err", result_pickle=Path("absent")), None, False
+    error: Exception | None = None
+
+    def __init__(self, name="toy/a-seed0"):
+        self.run_name, self.cancelled = name, False
+
+    def done(self):
+        return self.cancelled
+
+    def cancel(self, check):
+        self.cancelled = True
+
+    def exception(self):
+        if self.error is None:
+            raise SystemExit(143)  # what until_terminated makes of SIGTERM
+        return self.error
+
+
+def test_a_killed_job_is_named_with_where_it_wrote():
+    killed = Waiting()
+    killed.error = submitit.core.utils.UncompletedJobError("Job 7 (task: 0) with path /x/7_0_result.pkl\nhas not produced any output (state: FINISHED)")
+    assert report([killed]) == {"toy/a-seed0": "it ended without a result: its process was killed, as when memory runs out, or its machine was lost; it wrote 7_0_log.err"}
+
+
+def test_jobs_of_this_machine_end_with_the_process_that_waits_for_them(monkeypatch):
+    jobs = [Waiting("toy/a-seed0"), Waiting("toy/a-seed1")]
+    with pytest.raises(SystemExit):
+        report(jobs)
+    assert all(job.cancelled for job in jobs)
+    queue = SimpleNamespace(submit=lambda job, config: Waiting())
+    given = []
+    monkeypatch.setattr(queue, "submit", lambda job, config: given.append(Waiting()) or given[-1])
+    monkeypatch.setattr(submitit.helpers, "as_completed", lambda jobs, poll_frequency: (_ for _ in ()).throw(SystemExit(143)))
+    with pytest.raises(SystemExit):
+        cluster._in_batches(queue, [toy(0), toy(1)], at_once=1)
+    assert [job.cancelled for job in given] == [True] and given[0].run_name == toy(0).name
 
 
 def test_a_stopped_job_is_queued_again_as_it_was():
@@ -92,6 +134,8 @@ def test_what_slurm_is_told(tmp_path, monkeypatch):
 def test_bad_input_before_anything_is_submitted(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="executor must be one of slurm, local, not 'pbs'"):
         submit([toy()], tmp_path, executor="pbs")
+    with pytest.raises(ValueError, match="minutes must be more than 1.5, not 1: a job is told to stop 30 seconds before its limit"):
+        submit([toy()], tmp_path, executor="local", resources=Resources(minutes=1, gpus=0))
     with pytest.raises(ValueError, match="minutes must be at least 1, not 0"):
         submit([toy()], tmp_path, resources=Resources(minutes=0))
     with pytest.raises(ValueError, match="pos_embed must be one of"):

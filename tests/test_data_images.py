@@ -194,6 +194,13 @@ def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):
     np.savez(path, **{**small_cifar, "y_train": np.zeros(100, dtype=np.int64)})
     with pytest.raises(Unavailable, match="cifar10.npz does not hold the train images"):
         load_images("cifar10")
+    np.savez(path, **{**small_cifar, "y_train": small_cifar["y_train"] - 5})
+    with pytest.raises(Unavailable, match="cifar10.npz does not hold the train images"):
+        load_images("cifar10")
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
+        load_images("cifar10")
 
 
 # ----------------------------------------------------------------------------------------------- augmentation

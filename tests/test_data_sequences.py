@@ -46,6 +46,7 @@ def test_double_colons(tmp_path):
         (5, "3\t30\t9\t5", "from 1 to 5"),
         (6, "7\t30\t5\t21", "rated this item before"),
         (3, "\ufffd\x00", "whole numbers"),
+        (2, f"7\t{10**30}\t1\t5", "count from 1"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, number, line, why):
@@ -68,6 +69,7 @@ def test_a_cut_file_is_named(tmp_path):
         (["1 5 6 7 8 x"], 1, "whole numbers"),
         (["1 5 6  7 8 9"], 1, "whole numbers"),
         (["1 5 6 7 8 0"], 1, "numbered from 1"),
+        ([f"1 5 6 7 8 {10**30}"], 1, "numbered from 1"),
     ],
 )
 def test_a_damaged_line_of_items_is_named(tmp_path, lines, number, why):

@@ -67,6 +67,10 @@ def test_a_corpus_is_tokenised_once_and_again_when_the_text_is_another(corpus, m
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(Unavailable, match="toy-bpe280.npz is damaged.*delete it"):
         load_text("toy", tokenizer="bpe", vocab_size=280)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(Unavailable, match="toy-bpe280.npz is damaged.*delete it"):
+        load_text("toy", tokenizer="bpe", vocab_size=280)
 
 
 def test_validation_never_sees_the_evaluation_text(corpus):

@@ -68,6 +68,11 @@ def edit(**changes):
     return lambda record: record | changes
 
 
+def signed(record):
+    """With the digest of what it holds now: written so, by another program."""
+    return record | {"digest": records._digest(record)}
+
+
 DAMAGE = {
     "no 'source'": lambda record: {k: v for k, v in record.items() if k != "source"},
     "'seconds' is list": edit(seconds=[]),
@@ -82,6 +87,8 @@ DAMAGE = {
     "test_accuracy of epoch 2 is nan": lambda record: record
     | {"curve": [record["curve"][0], record["curve"][1] | {"test_accuracy": float("nan")}]},
     "does not match its digest": edit(config={"epochs": 2, "init": "mimetic"}),
+    "no unit or number": lambda record: signed(record | {"throughput": {}}),
+    "or no hash of its source": lambda record: signed(record | {"source": {}}),
 }
 
 
@@ -99,6 +106,10 @@ def test_truncated_and_edited_files_are_refused(tmp_path):
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(RecordError, match="lab/timm-seed0.json is damaged: not JSON"):
         read_record(path)
+    for numbers_that_no_one_reads in ("9" * 5_000, "[" * 100_000, whole.replace("0.4", "1" + "0" * 400)):
+        path.write_text(numbers_that_no_one_reads)
+        with pytest.raises(RecordError, match="lab/timm-seed0.json is damaged: not JSON"):
+            read_record(path)
     path.write_text(whole.replace("0.4", "0.5"))  # curve and final alike
     with pytest.raises(RecordError, match="does not match its digest"):
         read_record(path)

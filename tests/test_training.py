@@ -171,6 +171,10 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="x.pt is damaged"):
         load_checkpoint(path, {"config": "a", "source": "b"})
+    for other in ([1, 2], {"model": {}}):
+        torch.save(other, path)
+        with pytest.raises(CheckpointError, match="x.pt is no checkpoint of a run: delete it"):
+            load_checkpoint(path, {"config": "a", "source": "b"})
 
 
 def test_a_changed_byte_of_a_weight_is_damage(tmp_path):
@@ -319,6 +323,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert load_checkpoint(path, {})["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_record_is_shown_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    record = run(tiny(), progress=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(runs, "_train", None)
+    assert run(tiny(), progress=False) == record
+    for config, options in ((tiny(seed=1), {}), (tiny(), {"force": True})):
+        with pytest.raises(ValueError, match="nothing can be written to .*not writable.*MIMETIC_RUNS"):
+            run(config, progress=False, **options)
 
 
 def test_folders_and_names_are_checked_before_anything_is_computed(tmp_path, monkeypatch):

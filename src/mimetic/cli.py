@@ -299,7 +299,7 @@ class Sweep:
         print(f"{len(jobs)} jobs submitted, logs in {self.folder}; `python -m mimetic queue {self.name} --list` shows what is done")
         failed = report(jobs) if self.wait or self.executor == "local" else {}
         if failed:
-            raise Mistake("; ".join(f"job {name}: {why}" for name, why in failed.items()))
+            raise Mistake("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
 COMMANDS = {
@@ -327,12 +327,14 @@ def main(args: Sequence[str] | None = None) -> int:
     from mimetic.data.fetch import ChecksumError, Unavailable
     from mimetic.training.checkpoint import CheckpointError
     from mimetic.training.loop import TimeLimit
+    from mimetic.training.parallel import is_first
     from mimetic.training.records import RecordError
 
     try:
         command()
     except TimeLimit as stopped:
-        print(f"{stopped}; the same command goes on from there")
+        if is_first():  # of the processes that train the run together
+            print(f"{stopped}; the same command goes on from there")
     except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def state_file(path: Path) -> Mapping[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle, zip and torch each raise their own
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path.name} cannot be read as a state dict: it holds more than tensors, or is no file of PyTorch's; save model.state_dict() and name that file") from None
+    except Exception as error:  # safetensors, zip and torch each raise their own
         raise ValueError(f"{path.name} cannot be read as a state dict ({' '.join(str(error).split())[:120]})") from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -33,13 +33,16 @@ def bench_init(
         ||ours - plain||_F / ||plain||_F, which is also printed.
 
     Raises:
-        ValueError: num_heads does not divide d_model, or plain_layers is not between 0 and depth.
+        ValueError: a size below 1, num_heads does not divide d_model, or plain_layers is not between 0 and depth.
     """
+    for name, value in {"d_model": d_model, "depth": depth, "num_heads": num_heads, "repeats": repeats}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     if not 0 <= plain_layers <= depth:
         raise ValueError(f"plain_layers must be between 0 and depth={depth}, got {plain_layers}")
     model = torch.nn.Sequential(*(Block(d_model, num_heads) for _ in range(depth)))
     seconds = []
-    for _ in range(max(1, repeats)):
+    for _ in range(repeats):
         start = time.perf_counter()
         mimetic_init_(model, generator=torch.Generator().manual_seed(seed))
         seconds.append(time.perf_counter() - start)

@@ -72,9 +72,14 @@ def offline() -> bool:
 
 
 def require_network(what: str, why: str = "not in the cache") -> None:
-    """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set; call it before anything touches the network."""
+    """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set, or if the cache could not keep what is fetched; call it before anything
+    touches the network."""
     if offline():
         raise Unavailable(f"{what}: {why}, and MIMETIC_OFFLINE is set")
+    try:
+        check_writable(cache_dir(), "MIMETIC_DATA")
+    except ValueError as error:
+        raise Unavailable(f"{what}: {why}, and {error}") from None
 
 
 def sha256_of(path: str | Path) -> str:

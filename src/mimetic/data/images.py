@@ -213,12 +213,12 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise Unavailable(f"{path} is not a whole {name} file ({' '.join(str(error).split())}): {advice}") from None
     for split, count in _COUNTS.items():
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         right = x.shape == (count, 32, 32, 3) and x.dtype == np.uint8 and y.shape == (count,) and y.dtype == np.int64
-        if not right or (np.bincount(y, minlength=NUM_CLASSES[name]) != count // NUM_CLASSES[name]).any():
+        if not right or y.min() < 0 or (np.bincount(y, minlength=NUM_CLASSES[name]) != count // NUM_CLASSES[name]).any():
             raise Unavailable(f"{path} does not hold the {split} images and labels of {name}: {advice}")
     if len(arrays["classes"]) != NUM_CLASSES[name]:
         raise Unavailable(f"{path} does not hold the class names of {name}: {advice}")

@@ -34,6 +34,7 @@ from mimetic.data.fetch import (
 
 DATASETS = ("ml100k", "ml1m", "beauty", "clusters")
 LEAST_INTERACTIONS = 5  # of a user
+_MOST = 2**31 - 1  # number of a user or an item in a file
 
 
 class SequenceFileError(Unavailable):
@@ -209,7 +210,7 @@ def read_ratings(path: Path, separator: str) -> list[np.ndarray]:
         except ValueError:
             shape = separator.join(("user", "item", "rating", "seconds")).replace("\t", " <tab> ")
             raise _damaged(path, number, line, f"a line is {shape}, whole numbers") from None
-        if user < 1 or item < 1 or not 1 <= rating <= 5 or seconds < 0:
+        if not 1 <= user <= _MOST or not 1 <= item <= _MOST or not 1 <= rating <= 5 or not 0 <= seconds < 2**62:
             raise _damaged(path, number, line, "user and item count from 1, the rating is from 1 to 5")
         rows.append((user, item, seconds))
     table = np.array(rows, dtype=np.int64).reshape(-1, 3)
@@ -238,7 +239,7 @@ def read_lines(path: Path) -> list[np.ndarray]:
             raise _damaged(path, number, line, "a line is whole numbers with one space between them") from None
         if user != number:
             raise _damaged(path, number, line, f"this line should be of user {number}")
-        if len(items) < LEAST_INTERACTIONS or min(items) < 1:
+        if len(items) < LEAST_INTERACTIONS or min(items) < 1 or max(items) > _MOST:
             raise _damaged(path, number, line, f"a user has at least {LEAST_INTERACTIONS} items, numbered from 1")
         sequences.append(np.array(items, dtype=np.int64))
     return sequences
@@ -277,9 +278,9 @@ def fetch_sequences(name: str) -> Path | None:
     if path.is_file():
         return path
     remedy = f"Put {path.name} into {path.parent} (MIMETIC_DATA names another folder), or choose clusters: no download"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         require_network(path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if file.member is None:
             return download(file.url, path, file.sha256)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder:

@@ -226,7 +226,7 @@ def _read_encoded(path: Path, digest: str) -> dict[str, np.ndarray] | None:
             if str(file["digest"]) != digest:
                 return None
             return {key: file[key] for key in ("train", "test", "bytes", "lengths")}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise Unavailable(f"{path} is damaged ({' '.join(str(error).split())}): delete it, and it is made again") from None
 
 

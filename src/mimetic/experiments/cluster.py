@@ -11,12 +11,14 @@ job train its run together (training.parallel). Records appear in data/runs, so 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimetic.experiments.configs import RunConfig
+from mimetic.experiments.helpers import until_terminated
 from mimetic.experiments.runs import check, check_processes, existing, run_or_restart
 from mimetic.training.checkpoint import BusyCheckpoint
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("slurm", "local")
 LEAST_SECONDS = 60  # of work, for a job to get on
-SIGNAL_MARGIN = 120  # seconds before the time limit at which Slurm tells a job to stop
+MARGINS = {"slurm": 120, "local": 30}  # seconds before the time limit at which a job is told to stop; submitit's own on this machine
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def submit(
     for name, value, low in [("at_once", at_once, 1), *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus"))]:
         if value < low:
             raise ValueError(f"{name} must be at least {int(low)}, not {value}")
-    if executor == "slurm" and 60 * resources.minutes <= SIGNAL_MARGIN + LEAST_SECONDS:
-        raise ValueError(f"minutes must be more than {(SIGNAL_MARGIN + LEAST_SECONDS) // 60}, not {resources.minutes}: a job is told to stop {SIGNAL_MARGIN} seconds before its limit")
+    least = MARGINS[executor] + LEAST_SECONDS
+    if 60 * resources.minutes <= least:
+        raise ValueError(f"minutes must be more than {least / 60:g}, not {resources.minutes}: a job is told to stop {MARGINS[executor]} seconds before its limit")
     check_writable(Path(folder), "--folder")
     processes = resources.nodes * max(1, resources.gpus)
     for config in runs:
@@ -107,7 +110,10 @@ def submit(
     queue = submitit.AutoExecutor(folder=folder, cluster=executor, **options)
     queue.update_parameters(**parameters(executor, resources, at_once))
     if executor == "slurm":
-        return queue.map_array(Job(), waiting)
+        jobs = queue.map_array(Job(), waiting)
+        for job, config in zip(jobs, waiting, strict=True):
+            job.run_name = config.name
+        return jobs
     return _in_batches(queue, waiting, at_once)
 
 
@@ -118,7 +124,7 @@ def parameters(executor: str, resources: Resources, at_once: int) -> dict[str, A
         "tasks_per_node": max(1, resources.gpus), "cpus_per_task": resources.cpus,
     }  # fmt: skip
     if executor == "slurm":
-        found |= {"slurm_array_parallelism": at_once, "slurm_signal_delay_s": SIGNAL_MARGIN}
+        found |= {"slurm_array_parallelism": at_once, "slurm_signal_delay_s": MARGINS[executor]}
         found |= {f"slurm_{name}": value for name in ("partition", "account") if (value := getattr(resources, name))}
     return found
 
@@ -128,20 +134,38 @@ def _in_batches(queue: submitit.AutoExecutor, waiting: Sequence[RunConfig], at_o
     import submitit.helpers
 
     jobs: list[submitit.Job] = []
-    for config in waiting:
-        while sum(not job.done() for job in jobs) >= at_once:
-            next(submitit.helpers.as_completed([job for job in jobs if not job.done()], poll_frequency=1.0))
-        jobs.append(queue.submit(Job(), config))
+    with _ended_together(jobs):
+        for config in waiting:
+            while sum(not job.done() for job in jobs) >= at_once:
+                next(submitit.helpers.as_completed([job for job in jobs if not job.done()], poll_frequency=1.0))
+            jobs.append(queue.submit(Job(), config))
+            jobs[-1].run_name = config.name
     return jobs
 
 
+@contextmanager
+def _ended_together(jobs: Sequence[submitit.Job]) -> Iterator[None]:
+    """Jobs of this machine end when the process does that waits for them."""
+    try:
+        with until_terminated():
+            yield
+    except BaseException:
+        for job in jobs:
+            if not job.done():
+                job.cancel(check=False)
+        raise
+
+
 def report(jobs: Sequence[submitit.Job]) -> dict[str, str]:
-    """Wait for the jobs; which failed, and why (one line each)."""
-    failed = {}
-    for job in jobs:
-        error = job.exception()
-        if error is not None:
-            lines = str(error).splitlines()  # a traceback in words around it: its last line says what happened
-            said = [line for line in lines if re.match(r"[A-Za-z_][\w.]*: ", line)]
-            failed[job.job_id] = said[-1] if said else lines[0]
-    return failed
+    """Wait for the jobs; the names of the runs that failed, and why (one line each). Jobs of this machine end with this process."""
+    import submitit
+
+    with _ended_together(jobs) if any(isinstance(job, submitit.LocalJob) for job in jobs) else nullcontext():
+        return {job.run_name: _why(job, error) for job in jobs if (error := job.exception()) is not None}
+
+
+def _why(job: submitit.Job, error: Exception) -> str:
+    """What went wrong with a job, in a line."""
+    # a traceback in words around it: its last line says what happened
+    said = [line for line in str(error).splitlines() if re.match(r"[A-Za-z_][\w.]*: ", line)]
+    return said[-1] if said else f"it ended without a result: its process was killed, as when memory runs out, or its machine was lost; it wrote {job.paths.stderr}"

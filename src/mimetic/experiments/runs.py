@@ -107,8 +107,14 @@ def check(config: RunConfig, *, store: bool = True) -> None:
     resolve_device(config.device)
     if store:
         check_named(config)
-        check_writable(record_path(config.experiment, config.arm or config.init, config.seed).parent, "MIMETIC_RUNS")
-        check_writable(checkpoint_path(config).parent, "MIMETIC_DATA")
+        if not record_path(config.experiment, config.arm or config.init, config.seed).exists():
+            _check_folders(config)
+
+
+def _check_folders(config: RunConfig) -> None:
+    """Raise ValueError unless the run's record and checkpoint can be written."""
+    check_writable(record_path(config.experiment, config.arm or config.init, config.seed).parent, "MIMETIC_RUNS")
+    check_writable(checkpoint_path(config).parent, "MIMETIC_DATA")
 
 
 def checkpoint_path(config: RunConfig) -> Path:
@@ -159,6 +165,8 @@ def run(
     """
     config = with_arm(config)
     check(config, store=store)
+    if store and force:
+        _check_folders(config)
     if not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds must be at least 0, not {checkpoint_seconds!r}")
     if time_limit is not None and not time_limit >= 0:

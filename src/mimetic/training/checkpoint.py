@@ -61,7 +61,9 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
         raise
     except Exception as error:  # noqa: BLE001  a damaged file makes torch raise many kinds
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
-    found = state.get("identity", {})
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise CheckpointError(f"{path} is no checkpoint of a run: delete it")
+    found = state["identity"]
     differs = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
     if differs:
         what = " and ".join(differs) if len(differs) <= 4 else f"{', '.join(differs[:3])} and {len(differs) - 3} more"

@@ -104,9 +104,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        _validate(record, path)
+    except RecordError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # no JSON or UTF-8; numbers and nesting beyond what Python reads
         raise RecordError(f"{_short(path)} is damaged: not JSON ({error})") from None
-    _validate(record, path)
     return record
 
 
@@ -237,3 +239,5 @@ def _validate(record: Any, path: Path) -> None:
         raise damaged("the final metrics are not those of the last epoch")
     if record["digest"] != _digest(record):
         raise damaged("its content does not match its digest")
+    if not record["throughput"].keys() >= {"unit", "per_second"} or "sha256" not in record["source"]:
+        raise damaged("no unit or number of its throughput, or no hash of its source")
