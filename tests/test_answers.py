@@ -441,6 +441,10 @@ def test_chapter_7_says_what_the_records_say():
     assert all(side(contrast(finals, {f"{kind}-avg-mimetic": 1, f"{kind}-avg-timm": -1})) <= 0 for kind in ("learned", "none"))
     spread = [gain("mimetic-vp", runs=runs) for runs in (finals, replicas)]
     assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (mean_interval(spread[0])[1] - mean_interval(spread[0])[0])
+    # positions in a random order
+    assert side(gain("shuffled-avg-mimetic", "shuffled-avg-timm")) == 1
+    lost = contrast(finals, {"mimetic": 1, "timm": -1, "shuffled-avg-mimetic": -1, "shuffled-avg-timm": 1})
+    assert side(lost) == 0 and mean_interval(lost)[1] < whole / 4
     # the constants
     twice, half = (("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"), ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"))
     assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [side(gain(arm, "mimetic")) for arm in half] == [0, 1, 0, 0]

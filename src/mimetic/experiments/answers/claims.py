@@ -198,6 +198,12 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
     return joined(parts)
 
 
+def _near_places() -> Judgement:
+    finals = load_runs("cifar10-lab10")
+    verdict, found = judged(contrast(finals, {"mimetic": 1, "timm": -1, "shuffled-avg-mimetic": -1, "shuffled-avg-timm": 1}), ACCURACY, len(ALL_SEEDS))
+    return verdict, f"{found}; in a random order {_lab('shuffled-avg-mimetic', 'shuffled-avg-timm')[1]}"
+
+
 def _deep() -> Judgement:
     verdict, found = _lab("depth12-mimetic", "depth12-timm")
     again = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"depth12-mimetic": 1, "depth12-timm": -1})
@@ -430,6 +436,7 @@ CLAIMS = (
     Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
     Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
     Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
+    Claim(WHY, "It is because near places have positions that are alike: with sin-cos positions in a random order it gains less", OURS, "07_why", _near_places),
     Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
     Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
     Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
