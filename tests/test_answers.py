@@ -441,6 +441,10 @@ def test_chapter_7_says_what_the_records_say():
     assert all(side(contrast(finals, {f"{kind}-avg-mimetic": 1, f"{kind}-avg-timm": -1})) <= 0 for kind in ("learned", "none"))
     spread = [gain("mimetic-vp", runs=runs) for runs in (finals, replicas)]
     assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (mean_interval(spread[0])[1] - mean_interval(spread[0])[0])
+    # the noise without either diagonal
+    noise = {other: gain(NOISE_ONLY, other, replicas) for other in ("timm", "mimetic", "timm-rescaled", "random-directions")}
+    assert all(len(v) == 5 for v in noise.values()) and side(noise["mimetic"]) == -1 and side(noise["timm"]) == 1
+    assert side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0 and 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
     # positions in a random order
     assert side(gain("shuffled-avg-mimetic", "shuffled-avg-timm")) == 1
     lost = contrast(finals, {"mimetic": 1, "timm": -1, "shuffled-avg-mimetic": -1, "shuffled-avg-timm": 1})

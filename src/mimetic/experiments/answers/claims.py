@@ -32,7 +32,7 @@ from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes import language as language_programme
 from mimetic.experiments.programmes import recommenders as recommender_programme
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, PAPER_SEEDS
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS
 from mimetic.experiments.runs import family
 from mimetic.statistics import (
     ENOUGH,
@@ -196,6 +196,12 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
             ready = UNDECIDED, f"{ready[1]}, but {alone}"
         parts[title] = ready if there == wanted else (OPEN, f"{there} of {wanted} sizes have a pair")
     return joined(parts)
+
+
+def _pattern() -> Judgement:
+    if load_runs("cifar10-lab10").empty:  # that arm stands beside the others of its machine, in data/replicas
+        return OPEN, "no pair yet"
+    return judged(contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, NOISE_ONLY: -1}), ACCURACY, len(ALL_SEEDS))
 
 
 def _near_places() -> Judgement:
@@ -432,6 +438,7 @@ CLAIMS = (
     Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
     Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
     Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
+    Claim(WHY, "The two diagonals are part of it: without either, the noise of both products gains less", OURS, "07_why", _pattern),
     Claim(WHY, "V·proj's diagonal is part of it (without it the product is smaller, too)", OURS, "07_why", lambda: _lab("mimetic", "vp-beta-0")),
     Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
     Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
