@@ -438,7 +438,8 @@ def test_chapter_7_says_what_the_records_say():
     assert max(v.mean() for v in sizes) / whole == pytest.approx(0.35, abs=0.02)
     assert [side(gain(arm, runs=replicas)) for arm in ("timm-rescaled", "random-directions")] == [0, 0]
     assert gain("mimetic", "torch").mean() < whole and [side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")] == [0, 0]
-    assert all(side(contrast(finals, {f"{kind}-avg-mimetic": 1, f"{kind}-avg-timm": -1})) <= 0 for kind in ("learned", "none"))
+    pooled = {kind: side(contrast(finals, {f"{kind}-mimetic": 1, f"{kind}-timm": -1})) for kind in ("learned-avg", "none-avg", "learned-token", "none-token")}
+    assert pooled == {"learned-avg": -1, "none-avg": 0, "learned-token": 0, "none-token": 1}
     spread = [gain("mimetic-vp", runs=runs) for runs in (finals, replicas)]
     assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (mean_interval(spread[0])[1] - mean_interval(spread[0])[0])
     # the noise without either diagonal
@@ -447,8 +448,9 @@ def test_chapter_7_says_what_the_records_say():
     assert side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0 and 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
     # positions in a random order
     assert side(gain("shuffled-avg-mimetic", "shuffled-avg-timm")) == 1
-    lost = contrast(finals, {"mimetic": 1, "timm": -1, "shuffled-avg-mimetic": -1, "shuffled-avg-timm": 1})
-    assert side(lost) == 0 and mean_interval(lost)[1] < whole / 4
+    lost = gain("mimetic", runs=replicas) - gain("shuffled-avg-mimetic", "shuffled-avg-timm")  # of one machine
+    assert len(lost) == 5 and side(lost) == 0 and mean_interval(lost)[1] < whole / 2
+    assert gain("shuffled-avg-timm").mean() == pytest.approx(-0.06, abs=0.005) == gain("shuffled-avg-mimetic", "mimetic").mean()
     # the constants
     twice, half = (("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"), ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"))
     assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [side(gain(arm, "mimetic")) for arm in half] == [0, 1, 0, 0]

@@ -130,7 +130,7 @@ def test_models_of_one_share(folder):
     put(folder, named("cifar10-lab10", init="timm", seed=0), "test_accuracy", 0.5)
     put(folder, named("cifar10-lab10", init="mimetic", seed=0), "test_accuracy", 0.55)
     rows = rows_of(share.at_one_share(share.gain_points(folder)))
-    assert rows["ViT, CIFAR-10, fixed sin-cos positions"] == ["25 %", "+10.0 %", "1"]
+    assert rows["ViT, CIFAR-10, 10 epochs, fixed sin-cos positions"] == ["25 %", "+10.0 %", "1"]
     assert rows["GPT, tiny Shakespeare, learned positions"] == ["25 %", "−5.0 %", "1"] and len(rows) == 2
 
 

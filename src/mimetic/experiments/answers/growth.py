@@ -126,7 +126,7 @@ def twelve(finals: pd.DataFrame) -> str:
         ("what half the rate changes the default by", half_costs(finals)[0] if len(finals) else []),
     ]  # fmt: skip
     said = [(name, common.measured(values), f"{int((values > 0).sum())} of {len(values)}") for name, values in rows if len(values)]
-    return common.markdown(pd.DataFrame(said, columns=["twelve layers: points of accuracy (95 % interval)", "mean", "above 0"])) if said else ""
+    return common.markdown(pd.DataFrame(said, columns=["twelve layers: mimetic minus default, points of accuracy", "mean (95 % interval)", "pairs above 0"])) if said else ""
 
 
 def repeated(finals: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
     own, names = EXPERIMENTS["cifar10-rates"].lr, {arm: f"{DEEP}-{arm}" for arm in PAIR}
     sets = {
         "here": (finals, names), "again, on a CPU": (load_runs("cifar10-lab10", folder=data_dir() / "replicas"), names),
-        "in the check of rates, on a CPU, other images to judge": (load_runs("cifar10-rates"), {arm: f"{name}-lr-{own:g}" for arm, name in names.items()}),
+        "a third run, on a CPU, judged on held-back training images": (load_runs("cifar10-rates"), {arm: f"{name}-lr-{own:g}" for arm, name in names.items()}),
     }  # fmt: skip
     columns = {}
     for where, (runs, arms) in sets.items():

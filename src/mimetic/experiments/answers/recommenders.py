@@ -208,6 +208,8 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
     if table.empty:
         return f"**{SHOWN[data]}**: no pair yet."
     so = _size_or_sign(words_of(table)) or "these pairs do not say whether it is the size of the weights or the signs"
+    if data == SIBLING_RUNS:  # what its comparison is worth stands further down, by hand
+        so = so.replace("the sign matters", "a sign may matter (after 20 epochs; [below](#qualified) for 40, the plan)")
     return f"**{SHOWN[data]}**: {so}."
 
 

@@ -226,7 +226,7 @@ def _span(value: float, low: float, high: float, digits: int = 2) -> str:
 
 # Models with about a third of their parameters in attention, in words -> (experiment, point)
 ONE_SHARE = {
-    "ViT, CIFAR-10, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"), "the same with learned positions": ("cifar10-lab10", "learned-avg"),
+    "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"), "the same with learned positions": ("cifar10-lab10", "learned-avg"),
     "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment), "the same with fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
 }  # fmt: skip
 
