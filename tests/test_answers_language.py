@@ -67,7 +67,7 @@ def test_nothing_yet():
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
-    assert "no pair" in answers.head_start(load_runs("x", curves=True), "language") and answers.overfitting(load_runs("x", curves=True)) == ""
+    assert answers.head_starts({"learned": load_runs("x", curves=True)}) == ""
     assert answers.planned().count(" of ") >= 5 and answers.planned().startswith("*Not all runs are in")
     # the pretrained ones are there without any run
     assert set(answers.causal_products()["title"]) >= {"SmolLM2-135M-Instruct", "Whisper tiny.en decoder"}
@@ -228,17 +228,17 @@ def curves(gap):
 
 
 @pytest.mark.parametrize(
-    ("gap", "words"),
+    ("gap", "early", "end", "way"),
     [
-        ([-0.3, -0.2, -0.1, 0.0], "after 100 steps a head start, −0.300 (−0.300 to −0.300); after 400 steps no difference that these pairs can show"),
-        ([-0.3, -0.3, -0.3, -0.3], "; after 400 steps a better end, −0.300"),
-        ([-0.3, -0.3, 0.1, 0.1], "; after 400 steps a worse end, +0.100"),
-        ([0.1, 0.0, -0.1, -0.2], "after 100 steps a late start, +0.100 (+0.100 to +0.100); after 400 steps a better end"),
+        ([-0.3, -0.2, -0.1, 0.0], "−0.300 (−0.300 to −0.300, 2 pairs)", "+0.000 (+0.000 to +0.000, 2 pairs)", "from step 100 to 300, most at 100 (−0.300)"),
+        ([-0.3, -0.3, -0.3, -0.3], "−0.300 (−0.300 to −0.300, 2 pairs)", "−0.300 (−0.300 to −0.300, 2 pairs)", "–"),
+        ([0.1, 0.0, -0.1, -0.2], "+0.100 (+0.100 to +0.100, 2 pairs)", "−0.200 (−0.200 to −0.200, 2 pairs)", "–"),
     ],
 )
-def test_head_start(gap, words):
+def test_head_start(gap, early, end, way):
     frame = curves(gap)
-    assert words in answers.head_start(frame, "language") and "2 pairs, too few for a claim" in answers.head_start(frame, "language")
+    (line,) = answers.head_starts({"learned": frame}).splitlines()[2:]
+    assert line.replace("| 0.000 (0.000 to 0.000", "| +0.000 (+0.000 to +0.000") == f"| learned, language signs | {early} (step 100) | {end} (step 400) | {way} |"
     left, right = figures.curves_and_gaps(frame, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
@@ -246,20 +246,13 @@ def test_head_start(gap, words):
     assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"] and all(np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4)
 
 
-def test_overfitting_is_seen_in_every_arm():
-    frame = curves([0, 0, 0, 0])
-    frame.loc[(frame["step"] == 300) & (frame["arm"] == "gpt2"), "test_bits_per_byte"] = 2.95
-    frame.loc[frame["step"] == 400, "test_bits_per_byte"] = 1.0  # the end is of other text
-    text = answers.overfitting(frame)
-    assert "default (GPT-2's): 2.900, at step 200 (2.950 at step 300)" in text and "language signs: 2.800, at step 300, the last of them" in text
-
-
 def test_a_lead_on_the_way_is_said():
     steps = pd.Index(range(100, 1100, 100), name="step")
     gap = pd.DataFrame({0: [1, -1, 1, -1, -2, -4, -1, -1, 1, 1], 1: [1, -1, 1, -1, -2, -2, -1, 1, 1, 1]}, index=steps) / 100.0
-    assert answers.ahead_between(gap) == " On the way ahead with every seed from step 400 to 700, most at step 600 (−0.030)."
-    assert answers.lead_of_all(gap, least=5).empty and answers.ahead_between(-gap.abs()) == ""  # ahead to the end is said elsewhere
-    assert answers.ahead_between(gap.assign(**{"2": 0.01})) == ""
+    lead = answers.lead_of_all(gap)
+    assert list(lead.index) == [400, 500, 600, 700] and lead.idxmin() == 600 and lead.min() == pytest.approx(-0.03)
+    assert answers.lead_of_all(gap, least=5).empty and answers.lead_of_all(-gap.abs()).empty  # ahead to the end is said elsewhere
+    assert answers.lead_of_all(gap.assign(**{"2": 0.01})).empty
 
 
 def test_samples_products_and_runs():

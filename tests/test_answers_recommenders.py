@@ -106,6 +106,10 @@ def test_chapter_12_says_what_the_records_say():
 
     controls = ("timm-rescaled", "random-directions")
     everywhere = [(rate, column) for rate in ("", "-rate") for column in (last, before)]
+    overview = questions.overview(questions.explained_table(), {data: sets[data, ""] for data in ("ml100k", "beauty")})
+    asked = {line.split(" | ")[0]: line for line in overview.splitlines()}
+    assert [next(line for name, line in asked.items() if key in name).count(f"| {word}") for key, word in (("worth imitating", "in part"), ("matrix operations", "hardly"), ("meaningful share", "yes"))] == [3, 3, 3]
+    assert re.search(r"smaller: 9\.\d % .*, 3\.\d %", overview)
     # other items
     for rate in ("", "-rate"):
         assert all(side(gain("ml100k", "opposite", other, rate, before)) == 1 for other in ("bert", *controls))

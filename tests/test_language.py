@@ -276,6 +276,9 @@ def test_chapter_10_says_what_the_records_say():
     assert side(long["positions-long"]) == -1 and long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean() and [len(v) for v in long.values()] == [3, 3]
     gap = language_answers.gap_to(load_runs("tinyshakespeare-long", curves=True), "vision")
     assert len(language_answers.lead_of_all(gap)) and long["long"].mean() > 0
+    for name in ("tinyshakespeare-long", "tinyshakespeare-sincos-long"):  # no overfitting; the last entry of a curve is of more text
+        mean = load_runs(name, curves=True).pivot_table(index="step", columns="arm", values="test_bits_per_byte").iloc[:-1]
+        assert (mean.idxmin() >= mean.index[-3]).all()
     for name in learned:
         assert all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit")) and side(positions.effect_of(STUDIES[name], "speedrun")) == 0
     second = second_table()

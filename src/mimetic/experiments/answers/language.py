@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from html import escape
 
@@ -18,7 +19,7 @@ from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, SEEDS,
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval
+from mimetic.statistics import contrast
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -151,26 +152,6 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
 # --- convergence -----------------------------------------------------------------------------------------------------
 
 
-def head_start(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> str:
-    """The paired gap to the default early (after a fifth of the run, twice the warm-up) and at the end, with 95 % intervals over pairs, in
-    words: first whether there is a head start, then whether there is a better end."""
-    arms = set(curves["arm"])
-    if not {arm, reference} <= arms:
-        return f"For the {LABELS[arm]}: no pair of these runs is in yet."
-    gap = gap_to(curves, arm, reference)
-    if gap.empty:
-        return f"For the {LABELS[arm]}: no pair of these runs is in yet."
-    n, early = gap.shape[1], gap.index[max(0, len(gap) // 5 - 1)]
-    parts = []
-    for step, better, worse in ((early, "a head start", "a late start"), (gap.index[-1], "a better end", "a worse end")):
-        mean, (low, high) = gap.loc[step].mean(), mean_interval(gap.loc[step])
-        interval = f" ({METRIC.span(low, high)})" if n > 1 else ""
-        says = better if high < 0 else worse if low > 0 else f"no difference that {'these pairs' if n > 1 else 'one pair'} can show"
-        parts.append(f"after {step:,} steps {says}, {METRIC.signed(mean)}{interval}")
-    few = f"; {n} pair{'s' * (n != 1)}, too few for a claim" if n < ENOUGH else f"; {n} pairs"
-    return f"For the {LABELS[arm]}: {'; '.join(parts)}{few}.{ahead_between(gap)}"
-
-
 def gap_to(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> pd.DataFrame:
     """Bits per byte of arm minus reference, step x seed."""
     wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
@@ -189,21 +170,19 @@ def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
     return gap.loc[best].mean(axis=1)
 
 
-def ahead_between(gap: pd.DataFrame) -> str:
-    """lead_of_all in words."""
-    lead = lead_of_all(gap)
-    return f" On the way ahead with every seed from step {lead.index[0]:,} to {lead.index[-1]:,}, most at step {lead.idxmin():,} ({METRIC.signed(lead.min())})." if len(lead) else ""
-
-
-def overfitting(curves: pd.DataFrame) -> str:
-    """Where each arm's mean curve has its lowest point. The last entry of a curve is of other text than those before it, and left out."""
-    parts = []
-    for arm, runs in curves.groupby("arm", sort=False):
-        mean = runs.groupby("step")["test_bits_per_byte"].mean().iloc[:-1]
-        if len(mean):
-            best, last = mean.idxmin(), mean.index[-1]
-            parts.append(f"{LABELS.get(arm, arm)}: {mean[best]:.3f}, at step {best:,}" + (", the last of them" if best == last else f" ({mean[last]:.3f} at step {last:,})"))
-    return f"Lowest point of each mean curve before the end: {'; '.join(parts)}." if parts else ""
+def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("language", "vision")) -> str:
+    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the end, and where an arm leads with every seed on the way, as
+    a Markdown table; "" without a pair. sets: kind of positions in words -> curves."""
+    rows = []
+    for kind, curves in sets.items():
+        for arm in arms if "gpt2" in set(curves["arm"]) else ():
+            gap = gap_to(curves, arm) if arm in set(curves["arm"]) else pd.DataFrame()
+            if len(gap):
+                early, lead = gap.index[max(0, len(gap) // 5 - 1)], lead_of_all(gap)
+                way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,} ({METRIC.signed(lead.min())})" if len(lead) else "–"
+                rows.append((f"{kind}, {LABELS[arm]}", *(f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in (early, gap.index[-1])), way))
+    columns = ["bits per byte minus the default's", "early", "at the end", "ahead on the way with every seed, not to the end"]
+    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------

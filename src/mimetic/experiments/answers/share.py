@@ -36,6 +36,7 @@ from mimetic.training.records import runs
 
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
+SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
 # No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the arm's own, and a
 # control that nobody would train otherwise.
 LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate", "ml100k-sincos-rate")
@@ -204,7 +205,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
                 cells[f"slope {name}, one point left out"] = f"{_signed(row['least without one point'], 1)} to {_signed(row['most'], 1)}"
             if (signs, name) in again.index and not np.isclose(again.loc[(signs, name), "slope"], row["slope"]):
                 cells[f"slope {name}, pairs made again in place of the first"] = _span(*again.loc[(signs, name), ["slope", "low", "high"]], 1)
-        columns[signs] = cells
+        columns[SIGN_NAMES.get(signs, signs)] = cells
     rows = sorted({name: 0 for cells in columns.values() for name in cells}, key=lambda name: max(list(cells).index(name) if name in cells else -1 for cells in columns.values()))
     return markdown(pd.DataFrame([(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows], columns=["mean (95 % interval)", *columns]))
 
@@ -262,7 +263,7 @@ def found(finals: pd.DataFrame) -> str:
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
     """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
     part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
-    said = [f"{row.point} with {row.signs} ({', '.join(_signed(100 * gain, 1) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
+    said = [f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)} ({', '.join(_signed(100 * gain, 1) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
     return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""
 
 
