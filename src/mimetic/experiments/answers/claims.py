@@ -356,6 +356,10 @@ def _meaningful_share() -> Judgement:
     return counted(value >= MEANINGFUL for _, value in marks.values()), found
 
 
+def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expected: int = 1) -> Judgement:
+    return _against("ml100k-sincos", arm, reference, len(recommender_programme.FIXED_SEEDS), expected=expected)
+
+
 def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> Judgement:
     return joined({title: _against(data, arm, reference, len(recommender_programme.SEEDS[data])) for data, title in recommenders.TITLES.items()})
 
@@ -465,6 +469,9 @@ CLAIMS = (
     Claim(ITEMS, "and more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
     Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
     Claim(ITEMS, "and more than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
+    Claim(ITEMS, "With fixed sin-cos positions it gains with vision's signs (MovieLens-100K)", OURS, "12_recommenders", lambda: _fixed_items(recommender_programme.VISION)),
+    Claim(ITEMS, "and more than from the size of the weights or their singular values (fixed positions)", OURS, "12_recommenders", lambda: joined({name: _fixed_items(recommender_programme.VISION, control) for name, control in CONTROLS.items()})),
+    Claim(ITEMS, "With fixed positions and the opposite signs it loses", OURS, "12_recommenders", lambda: _fixed_items(recommender_programme.OPPOSITE, expected=-1)),
     Claim(ITEMS, "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in layer 1) and V·proj +", OURS, "12_recommenders", lambda: _sibling(recommender_programme.DEFAULT)),
     Claim(ITEMS, "and more than from the size of the weights or their singular values (the sibling)", OURS, "12_recommenders", _sibling_structure),
     Claim(ITEMS, "and more than with vision's signs (the sibling)", OURS, "12_recommenders", lambda: _sibling(recommender_programme.VISION)),

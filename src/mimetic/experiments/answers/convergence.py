@@ -157,7 +157,7 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
         means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
         columns["mean of the four"] = {name: f"{common.with_interval(v, METRIC)}, {len(v)}" for name, v in means.items() if len(v) > 1}
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
-    return pd.DataFrame(columns).reindex(order).fillna("")
+    return pd.DataFrame(columns, dtype=object).reindex(order).fillna("")
 
 
 def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:

@@ -68,6 +68,7 @@ SUMMARY = (
     ("10_gpt", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
     ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
+    ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
 )
