@@ -206,7 +206,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
             if (signs, name) in again.index and not np.isclose(again.loc[(signs, name), "slope"], row["slope"]):
                 cells[f"slope {name}, pairs made again in place of the first"] = _span(*again.loc[(signs, name), ["slope", "low", "high"]], 1)
         columns[SIGN_NAMES.get(signs, signs)] = cells
-    rows = sorted({name: 0 for cells in columns.values() for name in cells}, key=lambda name: max(list(cells).index(name) if name in cells else -1 for cells in columns.values()))
+    rows = dict.fromkeys(name for cells in columns.values() for name in cells)
     return markdown(pd.DataFrame([(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows], columns=["mean (95 % interval)", *columns]))
 
 
