@@ -127,6 +127,15 @@ def test_chapter_12_says_what_the_records_say():
     assert all(side(gain("ml100k", arm, rate="-rate")) == 1 for arm in ("mimetic", "opposite", *controls))
     lower = [common.between_runs(sets["beauty", "-rate"], sets["beauty", ""], (arm, arm), column) for arm in ("bert", "mimetic", "opposite", *controls) for column in (last, before)]
     assert all(side(v) == -1 for v in lower) and not any(side(gain("beauty", arm, rate="-rate")) for arm in ("mimetic", "opposite", *controls))
+    # fixed positions
+    sets["ml100k-sincos", ""] = load_runs("ml100k-sincos")
+    for column in (last, before):
+        assert all(side(gain("ml100k-sincos", "opposite", other, column=column)) == -1 for other in ("bert", "mimetic", *controls))
+        assert side(gain("ml100k-sincos", "mimetic", column=column)) == 1
+        assert not any(side(gain("ml100k-sincos", "mimetic", other, column=column)) for other in controls)
+    assert len(gain("ml100k-sincos", "opposite")) == 6 and all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
+    found = {name: questions.layer_signs(questions.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")}
+    assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
     # an imitation, and what is cheap
     for data, fitted in (("ml100k", "fit-beauty"), ("beauty", "fit-ml100k")):
         assert side(gain(data, fitted)) == 1 and all(side(gain(data, fitted, other)) <= 0 for other in controls)

@@ -104,6 +104,7 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
     assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare-sincos", "wikitext2-sincos")] == ["gains"] * 2
     assert [word(name, "bert", "mimetic") for name in ("ml100k", "beauty")] == ["gains"] * 2
     assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
+    assert side(contrast(load_runs("ml100k-sincos"), {"opposite": 1, "bert": -1}, "test_ndcg10")) == -1
     there, here = load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-lab30")  # one kind of machine
     shorter, longer = (contrast(runs, {"mimetic": 1, "timm": -1}) for runs in (there, here))
     assert side((longer - shorter).dropna()) == -1 and set(there["device.name"]) == set(here["device.name"])
