@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from mimetic import figures
+from mimetic import factor_top_k, figures, semi_diagonal
 from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
-from mimetic.experiments.construction import product_sizes
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import (
     CENTRAL,
@@ -344,6 +343,14 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
 def test_an_end_of_an_interval_that_is_not_0_is_not_shown_as_0():
     assert ACCURACY.span(0.0004, 0.0179) == "+0.04 to +1.79" and ACCURACY.span(-0.0179, -0.0004) == "−1.79 to −0.04"
     assert ACCURACY.span(0.0006, 0.0179) == "+0.1 to +1.8" and ACCURACY.span(0.0, 0.0179) == "+0.0 to +1.8"
+
+
+def product_sizes(d: int, k: int, alpha: float = 0.7, beta: float = 0.7, draws: int = 10, seed: int = 0) -> pd.Series:
+    """Mean Frobenius norm over draws of alpha Z + beta I cut to rank k: of both, and with one of the constants at 0."""
+    generator = torch.Generator().manual_seed(seed)
+    cases = {"both": (alpha, beta), "no diagonal": (alpha, 0.0), "no noise": (0.0, beta)}
+    products = {name: [factor_top_k(semi_diagonal(d, *constants, generator=generator), k) for _ in range(draws)] for name, constants in cases.items()}
+    return pd.Series({name: sum((left @ right).norm().item() for left, right in pairs) / draws for name, pairs in products.items()})
 
 
 def test_what_a_constant_at_nothing_makes_smaller():

@@ -87,14 +87,6 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
     return pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]].mean()
 
 
-def product_sizes(d: int, k: int, alpha: float = 0.7, beta: float = 0.7, draws: int = 10, seed: int = 0) -> pd.Series:
-    """Mean Frobenius norm over draws of alpha Z + beta I cut to rank k: of both, and with one of the constants at 0."""
-    generator = torch.Generator().manual_seed(seed)
-    cases = {"both": (alpha, beta), "no diagonal": (alpha, 0.0), "no noise": (0.0, beta)}
-    products = {name: [factor_top_k(semi_diagonal(d, *constants, generator=generator), k) for _ in range(draws)] for name, constants in cases.items()}
-    return pd.Series({name: sum((left @ right).norm().item() for left, right in pairs) / draws for name, pairs in products.items()})
-
-
 @torch.no_grad()
 def maps_at_init(
     images: Tensor, inits: Sequence[str] = ("timm", "mimetic"), position: Sequence[str] = ("none", "sincos2d"), *,

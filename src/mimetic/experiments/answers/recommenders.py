@@ -122,7 +122,7 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def by_positions() -> str:
     """What signs and sizes gain on MovieLens-100K with learned and with fixed positions, and the change, at both learning rates, as a Markdown table of the seeds
     that both have; "" without runs."""
-    rows = []
+    rows, mean = [], partial(common.measured, metric=METRIC)
     for learned, fixed in zip(("ml100k", "ml100k-rate"), FIXED):
         there, here = load_runs(fixed), load_runs(learned)
         if there.empty or here.empty:
@@ -131,20 +131,16 @@ def by_positions() -> str:
         change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
         if len(change):
             ends = [runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean() for runs in (here, there)]
-            rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), _mean(change)))
+            rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), mean(change)))
         for name, (reference, arm) in {**AGAINST_DEFAULT, "vision signs minus default at vision's norms": (RESCALED, VISION), "opposite minus vision signs": (VISION, OPPOSITE)}.items():
             values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
             seeds = values[0].index.intersection(values[1].index)
             if len(seeds):
                 of_learned, of_fixed = (v.loc[seeds] for v in values)
-                rows.append((f"at {rate}: {name}", _mean(of_learned), _mean(of_fixed), _mean(of_fixed - of_learned)))
+                rows.append((f"at {rate}: {name}", mean(of_learned), mean(of_fixed), mean(of_fixed - of_learned)))
     if not rows:
         return ""
     return common.markdown(pd.DataFrame(rows, columns=["test NDCG@10: difference (95 % interval)", "learned positions", "fixed positions", "fixed minus learned"]))
-
-
-def _mean(values: pd.Series) -> str:
-    return common.measured(values, METRIC)
 
 
 def fixed_missing() -> str:

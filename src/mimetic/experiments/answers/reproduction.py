@@ -48,7 +48,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
-# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm
+# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without arms: growth.better_rates
 SUMMARY = (
     ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", "timm", "mimetic"),
     ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", "timm", "mimetic"),

@@ -26,6 +26,7 @@ from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import OTHER_POSITIONS, SHARES, with_positions
 from mimetic.experiments.language import METRIC
+from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
@@ -41,6 +42,7 @@ SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
 # control that nobody would train otherwise.
 LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate", "ml100k-sincos-rate")
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
+R, POINTS, RELATIVE = Metric("", "", digits=2), Metric("", "", digits=1), Metric("", "", scale=100, digits=1)  # a correlation; percentage points; a share in percent
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
@@ -191,23 +193,29 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
         cells = {f"points ahead on average, of {len(part)}": f"{gaining(part)}", "with an interval above 0": f"{(part['low'] > 0).sum()}"}
         if (found := correlated(part)) is None:
             continue
-        cells["correlation $r$ of gain and log share"] = _span(*found[:3])
+        r, low, high, _ = found
+        cells["correlation $r$ of gain and log share"] = f"{R.signed(r)} ({R.span(low, high)})"
         others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
         if others:
-            cells["with one point left out"] = f"{_signed(min(others))} to {_signed(max(others))}"
+            cells["with one point left out"] = R.span(min(others), max(others))
         more = points[(points["experiment"] == SAME_MODEL) & (points["signs"] == signs)]
         if len(more) and (eight := correlated(pd.concat([part, more]))):
-            cells[f"with `{SAME_MODEL}` of chapter 10 as a point"] = _signed(eight[0])
+            cells[f"with `{SAME_MODEL}` of chapter 10 as a point"] = R.signed(eight[0])
         for name in every.loc[signs].index if signs in every.index else ():
             row = every.loc[(signs, name)]
-            cells[f"slope {name}"] = _span(row["slope"], row["low"], row["high"], 1)
+            cells[f"slope {name}"] = _slope(row)
             if np.isfinite(row.get("most", np.nan)):
-                cells[f"slope {name}, one point left out"] = f"{_signed(row['least without one point'], 1)} to {_signed(row['most'], 1)}"
+                cells[f"slope {name}, one point left out"] = POINTS.span(row["least without one point"], row["most"])
             if (signs, name) in again.index and not np.isclose(again.loc[(signs, name), "slope"], row["slope"]):
-                cells[f"slope {name}, pairs made again in place of the first"] = _span(*again.loc[(signs, name), ["slope", "low", "high"]], 1)
+                cells[f"slope {name}, pairs made again in place of the first"] = _slope(again.loc[(signs, name)])
         columns[SIGN_NAMES.get(signs, signs)] = cells
     rows = dict.fromkeys(name for cells in columns.values() for name in cells)
     return markdown(pd.DataFrame([(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows], columns=["mean (95 % interval)", *columns]))
+
+
+def _slope(row: pd.Series) -> str:
+    """A row of slopes for the page."""
+    return f"{POINTS.signed(row['slope'])} ({POINTS.span(row['low'], row['high'])})"
 
 
 def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
@@ -215,14 +223,6 @@ def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     again = gain_points(data_dir() / "replicas")
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
     return points.assign(by_seed=[row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == sweep else {}) for row in points.itertuples()])
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _span(value: float, low: float, high: float, digits: int = 2) -> str:
-    return f"{_signed(value, digits)} ({_signed(low, digits)} to {_signed(high, digits)})"
 
 
 # Models with about a third of their parameters in attention, in words -> (experiment, point)
@@ -239,8 +239,8 @@ def at_one_share(points: pd.DataFrame) -> str:
     for name, key in ONE_SHARE.items():
         if key in published.index:
             row = published.loc[key]
-            span = f" ({_signed(100 * row['low'], 1)} to {_signed(100 * row['high'], 1)})" if row["pairs"] > 1 else ""
-            rows.append((name, f"{100 * row['share']:.0f} %", f"{_signed(100 * row['gain'], 1)} %{span}", f"{row['pairs']}"))
+            span = f" ({RELATIVE.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
+            rows.append((name, f"{100 * row['share']:.0f} %", f"{RELATIVE.signed(row['gain'])} %{span}", f"{row['pairs']}"))
     return markdown(pd.DataFrame(rows, columns=["model", "attention", "relative gain (95 % interval)", "pairs"])) if rows else ""
 
 
@@ -263,7 +263,7 @@ def found(finals: pd.DataFrame) -> str:
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
     """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
     part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
-    said = [f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)} ({', '.join(_signed(100 * gain, 1) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
+    said = [f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)} ({', '.join(RELATIVE.signed(gain) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
     return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""
 
 
