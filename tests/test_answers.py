@@ -20,6 +20,7 @@ from mimetic.experiments.programmes.vision import (
     PAIR,
     PRECISION,
     QUESTIONS,
+    START,
     STUDIES,
     TRACE,
     lab_runs,
@@ -61,7 +62,7 @@ def test_whether_one_rate_suits_every_arm():
 
 
 def test_every_arm_is_compared_and_has_a_name():
-    compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER, NEIGHBOURS) for arms in common.comparisons_of(study).values() for arm in arms}
+    compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START) for arms in common.comparisons_of(study).values() for arm in arms}
     assert compared | {TRACE, NOISE_ONLY} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
     for study in STUDIES.values():
         names = common.comparisons_of(study)

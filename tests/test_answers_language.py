@@ -56,7 +56,7 @@ def put(study, effect, seeds=(0, 1, 2), arms=None, noise=0.002):
 def test_every_arm_has_a_label():
     for study in (CENTRAL, WIKITEXT2, STRUCTURE, LONG):
         assert set(study.arms) <= set(LABELS)
-    assert {"central", "structure", "rate", "wikitext2", "share", "long", "second", "positions", "shuffled", "scaled", "centred", "rotary", "positions-wikitext2", "positions-long"} == set(STUDIES) and set(EVERY) <= set(LABELS)
+    assert {"central", "structure", "rate", "wikitext2", "share", "long", "second", "positions", "shuffled", "scaled", "centred", "rotary", "from-sincos", "from-noise", "positions-wikitext2", "positions-long"} == set(STUDIES) and set(EVERY) <= set(LABELS)
 
 
 def test_nothing_yet():

@@ -143,6 +143,19 @@ def test_scaled_embeddings_are_those_of_a_gpt_with_larger_ones():
     torch.testing.assert_close(scaled.features(ids), learned.features(ids))
 
 
+@pytest.mark.parametrize("kind", ["from-sincos", "from-noise"])
+def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind):
+    started, learned = initialised(config=dataclasses.replace(SMALL, pos_embed=kind)), initialised()
+    assert all(torch.equal(p, learned.get_parameter(name)) for name, p in started.named_parameters())
+    assert started.pos_start.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and torch.equal(started.pos_start, sincos(24, 48)) == (kind == "from-sincos")
+    with torch.no_grad():
+        learned.pos_embed += started.pos_start
+        learned.token_embed.weight *= 48**0.5
+    ids = torch.randint(61, (2, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(started.features(ids), learned.features(ids))
+    assert torch.equal(GPT(started.config).pos_start, started.pos_start) and len(generate(started, [1], 30)) == 30
+
+
 def test_shuffled_positions_are_the_same_ones_in_another_order():
     rows, shuffled = sincos(24, 48), GPT(dataclasses.replace(SMALL, pos_embed="shuffled")).pos_embed
     match = (shuffled[:, None] == rows).all(-1)
@@ -209,10 +222,11 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, rotary, not 'rope'"),
+        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, rotary, from-sincos, from-noise, not 'rope'"),
         (lambda: GPTConfig(d_model=6, num_heads=2, pos_embed="rotary"), "needs an even d_model / num_heads, not 6 / 2"),
         (lambda: rotations(4, 3), "rotary positions need an even head_dim, not 3"),
         (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
+        (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="from-sincos"), "pos_embed='from-sincos' needs an even d_model, not 9"),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),
         (lambda: generate(GPT(SMALL), [], 3), "no tokens to begin with"),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import mimetic
 from mimetic.models import Block, SelfAttention, ViT, ViTConfig, parameter_counts
 from mimetic.models.positions import sincos2d
 
@@ -70,6 +71,27 @@ def test_position_embedding_kinds():
     assert fixed.pos_embed.shape == (1, 17, 32) and not fixed.pos_embed[0, 0].any()
 
 
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+@pytest.mark.parametrize("kind", ["from-sincos", "from-noise"])
+def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind, global_pool):
+    prefix = int(global_pool == "token")
+    started, learned = (ViT(ViTConfig(**TINY, global_pool=global_pool, pos_embed=pos)).eval() for pos in (kind, "learned"))
+    mimetic.initialize_(started, "timm", generator=torch.Generator().manual_seed(0))
+    assert started.pos_embed.requires_grad and not started.pos_start.requires_grad and 0.015 < started.pos_embed.std() < 0.025
+    rows = started.pos_start[0, prefix:]
+    assert rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and not started.pos_start[0, :prefix].any()
+    assert torch.equal(rows, sincos2d(4, 4, 32)) == (kind == "from-sincos")
+    state = started.state_dict()
+    learned.load_state_dict({name: t for name, t in state.items() if name != "pos_start"} | {"pos_embed": state["pos_embed"] + state["pos_start"]})
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(started(images), learned(images))
+    started(images).square().sum().backward()
+    learned(images).square().sum().backward()
+    torch.testing.assert_close(started.pos_embed.grad, learned.pos_embed.grad)
+    assert parameter_counts(started) == parameter_counts(learned)
+    assert torch.equal(ViT(started.config).pos_start, started.pos_start)  # the same in every model
+
+
 def test_causal_block_does_not_see_the_future():
     block = Block(16, 2, causal=True).eval()
     x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
@@ -124,8 +146,9 @@ def test_parameter_counts():
         (dict(patch_size=5), "patch_size=5 does not divide img_size=16"),
         (dict(num_heads=3), "num_heads=3 does not divide d_model=32"),
         (dict(global_pool="mean"), "one of token, avg"),
-        (dict(pos_embed="rope"), "one of sincos2d, learned, none, shuffled"),
+        (dict(pos_embed="rope"), "one of sincos2d, learned, none, shuffled, from-sincos, from-noise"),
         (dict(pos_embed="sincos2d", d_model=30, num_heads=2), "divisible by 4"),
+        (dict(pos_embed="from-sincos", d_model=30, num_heads=2), "divisible by 4"),
         (dict(depth=0), "depth must be"),
         (dict(mlp_ratio=0.0), "mlp_ratio must be"),
     ],

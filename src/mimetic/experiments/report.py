@@ -29,7 +29,7 @@ RESULTS = {
     "not built": "could not be built small",
     "wrong": "silently wrong",
 }
-POSITIONS = {"sincos2d": "fixed sin-cos positions", "learned": "learned positions", "none": "no position embedding", "shuffled": "sin-cos positions in a random order"}
+POSITIONS = {"sincos2d": "fixed sin-cos positions", "learned": "learned positions", "none": "no position embedding", "shuffled": "sin-cos positions in a random order", "from-sincos": "learned positions that start from sin-cos", "from-noise": "learned positions that start from noise as large"}
 POOLS = {"avg": "average pooling", "token": "class token"}
 WRITTEN = ("README.md", "book/index.md")
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"

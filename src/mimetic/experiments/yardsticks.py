@@ -22,9 +22,11 @@ from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import EVERY
 from mimetic.experiments.language import build_model
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
-from mimetic.models.gpt import GPT, POS_EMBED
+from mimetic.models.gpt import GPT
 from mimetic.models.positions import rotate
 from mimetic.scan import attention_layers
+
+POSITIONS = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")  # that differ before training: of GPTConfig.pos_embed, less the two that start as large as these and are learned
 
 
 def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
@@ -59,7 +61,7 @@ def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
-def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = POS_EMBED, arms: tuple[str, ...] = ("gpt2", "vision"), farthest: int = 32, windows: int = 8) -> pd.DataFrame:
+def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = POSITIONS, arms: tuple[str, ...] = ("gpt2", "vision"), farthest: int = 32, windows: int = 8) -> pd.DataFrame:
     """Where tokens look before training: the share of attention (mean over heads and all layers) that goes so many tokens back. Columns
     positions, arm, back (0: to itself), share; of the tokens in the second half of a window, which all have as many before them.
 
@@ -79,7 +81,7 @@ def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = P
     return pd.concat(frames, ignore_index=True)
 
 
-def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = POS_EMBED, arms: tuple[str, ...] = ("gpt2", "vision"), windows: int = 8) -> pd.DataFrame:
+def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = POSITIONS, arms: tuple[str, ...] = ("gpt2", "vision"), windows: int = 8) -> pd.DataFrame:
     """How large what enters the first block is, and what its attention adds to that, before training: root mean squares over windows of the
     evaluated text, a row a kind of positions; and the second in units of the first.
 

@@ -52,7 +52,7 @@ LABELS = {  # of arms
     "fit-beauty": "fitted to a BERT4Rec trained on Beauty",
     "fit-ml100k": "fitted to a BERT4Rec trained on MovieLens",
 }
-TEXT_POSITIONS = {"learned": "learned positions (GPT-2's)", "scaled": "learned ones, times √d", "sincos": "fixed sin-cos positions", "shuffled": "the same in a random order", "centred": "the same without their mean", "rotary": "rotary positions"}
+TEXT_POSITIONS = {"learned": "learned positions (GPT-2's)", "scaled": "learned ones, times √d", "sincos": "fixed sin-cos positions", "shuffled": "the same in a random order", "centred": "the same without their mean", "rotary": "rotary positions", "from-sincos": "learned ones that start from sin-cos", "from-noise": "learned ones that start from noise as large"}
 SIGNED = "RdBu_r"
 
 STYLE = {

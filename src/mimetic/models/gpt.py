@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.models.blocks import Block, check_mlp_ratio
-from mimetic.models.positions import centred, shuffled_order, sincos
+from mimetic.models.positions import centred, noise, shuffled_order, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
-POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")
+POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary", "from-sincos", "from-noise")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class GPTConfig:
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
     # "shuffled": the same in a random order of the positions, so that neighbours are not alike; "centred": the same without what all
-    # positions have in common. Both are controls; "rotary": no embedding, queries and keys are rotated by their places (Su et al. 2021), as in GPT-NeoX and Llama
+    # positions have in common. Both are controls; "rotary": no embedding, queries and keys are rotated by their places (Su et al. 2021), as in GPT-NeoX and Llama;
+    # "from-sincos": learned, as a change of "sincos", that is starting there, the tokens as large; "from-noise": the same of noise as large: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class GPTConfig:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
         if self.pos_embed not in POS_EMBED:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
-        if self.fixed_positions and self.d_model % 2:
+        if self.pos_embed in ("sincos", "shuffled", "centred", "from-sincos") and self.d_model % 2:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
         if self.pos_embed == "rotary" and self.d_model // self.num_heads % 2:
             raise ValueError(f"pos_embed='rotary' needs an even d_model / num_heads, not {self.d_model} / {self.num_heads}")
@@ -56,6 +57,11 @@ class GPTConfig:
     def fixed_positions(self) -> bool:
         """Whether a fixed embedding of positions is added to the tokens."""
         return self.pos_embed in ("sincos", "shuffled", "centred")
+
+    @property
+    def starting_positions(self) -> bool:
+        """Whether the positions are learned as a change of something that they start from."""
+        return self.pos_embed in ("from-sincos", "from-noise")
 
 
 class GPT(nn.Module):
@@ -74,11 +80,11 @@ class GPT(nn.Module):
             self.pos_embed = None
         elif not config.fixed_positions:
             self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
-        else:  # a buffer: fixed, but part of the state dict
-            rows = sincos(config.context, D)
+        if config.fixed_positions or config.starting_positions:  # a buffer: fixed, but part of the state dict
+            rows = noise(config.context, D) if config.pos_embed == "from-noise" else sincos(config.context, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(config.context)]
-            self.register_buffer("pos_embed", centred(rows) if config.pos_embed == "centred" else rows)
+            self.register_buffer("pos_embed" if config.fixed_positions else "pos_start", centred(rows) if config.pos_embed == "centred" else rows)
         self.blocks = nn.Sequential(
             *(
                 Block(
@@ -93,6 +99,8 @@ class GPT(nn.Module):
     def embed(self, ids_BN: Tensor) -> Tensor:
         """Token ids to the tokens that enter the first block, (B, N, D)."""
         positions = None if self.pos_embed is None else self.pos_embed[: ids_BN.shape[1]]
+        if self.config.starting_positions:
+            positions = positions + self.pos_start[: ids_BN.shape[1]]
         return combine(self.config, self.token_embed(ids_BN), positions)
 
     def features(self, ids_BN: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ def combine(config: GPTConfig, tokens: Tensor, positions: Tensor | None) -> Tens
     if positions is None:
         return tokens
     root = config.d_model**0.5
-    if config.fixed_positions:
+    if config.fixed_positions or config.starting_positions:
         return tokens * root + positions
     return (tokens + positions) * root if config.pos_embed == "scaled" else tokens + positions
 

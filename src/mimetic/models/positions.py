@@ -1,4 +1,5 @@
-"""Fixed positions: sines and cosines of a place on a line or in a plane, an order that takes neighbours apart, and rotations by the place."""
+"""Positions: sines and cosines of a place on a line or in a plane, an order that takes neighbours apart, noise as large as they are, and rotations by the
+place."""
 
 from __future__ import annotations
 
@@ -68,6 +69,11 @@ def centred(rows: Tensor) -> Tensor:
     rows = rows.double()
     apart = rows - rows.mean(0)
     return (apart * (rows.square().mean() / apart.square().mean()).sqrt()).float()
+
+
+def noise(places: int, d_model: int) -> Tensor:
+    """Normal noise as large as sines and cosines (root mean square 1 / sqrt(2)), always the same: (places, d_model), float32, on the CPU."""
+    return torch.randn(places, d_model, generator=torch.Generator().manual_seed(0), device="cpu") * 0.5**0.5
 
 
 def shuffled_order(places: int) -> Tensor:

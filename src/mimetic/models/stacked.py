@@ -47,7 +47,8 @@ class Stacked(nn.Module):
             for parameter, view in zip(each, self.weights[-1].detach(), strict=True):
                 parameter.data = view
         # positions that are no parameter are the same in every model
-        self.register_buffer("fixed", models[0].pos_embed.detach() if self.config.fixed_positions else None)
+        fixed = models[0].pos_embed if self.config.fixed_positions else models[0].pos_start if self.config.starting_positions else None
+        self.register_buffer("fixed", None if fixed is None else fixed.detach())
         self.register_buffer("rotary", models[0].blocks[0].attn.rotary)
 
     def linear(self, name: str, x_RTD: Tensor) -> Tensor:
@@ -92,8 +93,10 @@ class StackedViT(Stacked):
         x_RBND = x_RTD.view(self.size, B, -1, c.d_model)
         if c.global_pool == "token":
             x_RBND = torch.cat([self.weight("cls_token").expand(-1, B, -1, -1), x_RBND], dim=2)
-        if c.pos_embed != "none":
-            x_RBND = x_RBND + (self.weight("pos_embed") if c.pos_embed == "learned" else self.fixed)
+        if self.fixed is not None:
+            x_RBND = x_RBND + self.fixed
+        if "pos_embed" in self.names:
+            x_RBND = x_RBND + self.weight("pos_embed")
         x_RBND = self.blocks(x_RBND).view(x_RBND.shape)
         x_RBD = self.norm("norm", x_RBND[:, :, 0]) if c.global_pool == "token" else self.norm("fc_norm", x_RBND.mean(dim=2))
         return self.linear("head", x_RBD)
@@ -109,7 +112,9 @@ class StackedGPT(Stacked):
         tokens_RVD = self.weight("token_embed.weight")
         first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
         tokens_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
-        positions = self.weight("pos_embed")[:, None, :N] if "pos_embed" in self.names else None if self.fixed is None else self.fixed[:N]
+        learned = self.weight("pos_embed")[:, None, :N] if "pos_embed" in self.names else None
+        fixed = None if self.fixed is None else self.fixed[:N]
+        positions = fixed if learned is None else learned if fixed is None else learned + fixed
         x_RBND = combine(self.config, tokens_RBND, positions)
         return (self.norm("norm", self.blocks(x_RBND)) @ tokens_RVD.mT).view(R, B, N, -1)
 

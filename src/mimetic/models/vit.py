@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
-from mimetic.models.positions import shuffled_order, sincos2d
+from mimetic.models.positions import noise, shuffled_order, sincos2d
 
 GLOBAL_POOL = ("token", "avg")
-POS_EMBED = ("sincos2d", "learned", "none", "shuffled")
+POS_EMBED = ("sincos2d", "learned", "none", "shuffled", "from-sincos", "from-noise")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ViTConfig:
     # Both as in timm, where they are norm and fc_norm.
     global_pool: str = "token"
     # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none;
-    # "shuffled": sincos2d in a random order of the places, so that neighbours are not alike: a control
+    # "shuffled": sincos2d in a random order of the places, so that neighbours are not alike: a control;
+    # "from-sincos": learned, as a change of sincos2d, that is starting there; "from-noise": the same of noise as large: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -52,13 +53,18 @@ class ViTConfig:
             raise ValueError(f"global_pool must be one of {', '.join(GLOBAL_POOL)}, not {self.global_pool!r}")
         if self.pos_embed not in POS_EMBED:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
-        if self.fixed_positions and self.d_model % 4:
+        if self.pos_embed in ("sincos2d", "shuffled", "from-sincos") and self.d_model % 4:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs a d_model divisible by 4, not {self.d_model}")
 
     @property
     def fixed_positions(self) -> bool:
         """Whether the positions are fixed."""
         return self.pos_embed in ("sincos2d", "shuffled")
+
+    @property
+    def starting_positions(self) -> bool:
+        """Whether the positions are learned as a change of something that they start from."""
+        return self.pos_embed in ("from-sincos", "from-noise")
 
 
 class PatchEmbed(nn.Module):
@@ -89,15 +95,15 @@ class ViT(nn.Module):
         prefix = 1 if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
-        if config.fixed_positions:  # a buffer: fixed, but part of the state dict as in timm
-            rows = sincos2d(grid, grid, D)
+        if config.fixed_positions or config.starting_positions:  # a buffer: fixed, but part of the state dict as in timm
+            rows = noise(grid**2, D) if config.pos_embed == "from-noise" else sincos2d(grid, grid, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(grid**2)]
-            pos_embed = torch.cat([torch.zeros(prefix, D), rows])
-            self.register_buffer("pos_embed", pos_embed[None])
-        elif config.pos_embed == "learned":
+            rows = torch.cat([torch.zeros(prefix, D), rows])
+            self.register_buffer("pos_embed" if config.fixed_positions else "pos_start", rows[None])
+        if config.pos_embed == "learned" or config.starting_positions:
             self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid**2, D).normal_(std=0.02))
-        else:
+        elif not config.fixed_positions:
             self.pos_embed = None
         self.blocks = nn.Sequential(
             *(Block(D, config.num_heads, mlp_ratio=config.mlp_ratio) for _ in range(config.depth))
@@ -112,6 +118,8 @@ class ViT(nn.Module):
         x_BND = self.patch_embed(x_BCYX)
         if self.cls_token is not None:
             x_BND = torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
+        if self.config.starting_positions:
+            x_BND = x_BND + self.pos_start
         return x_BND if self.pos_embed is None else x_BND + self.pos_embed
 
     def features(self, x_BCYX: Tensor) -> Tensor:

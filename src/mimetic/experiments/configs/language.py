@@ -15,6 +15,8 @@ tinyshakespeare-scaled, -scaled-recipe  learned positions once more, tokens and 
 tinyshakespeare-shuffled, -shuffled-recipe  the same with these positions in a random order: as large, but neighbours are not alike
 tinyshakespeare-centred, -centred-recipe  the same without what all positions have in common, their mean
 tinyshakespeare-rotary, -rotary-recipe  no embedding of positions: queries and keys are rotated by their places, as in most language models since 2021
+tinyshakespeare-from-sincos, -from-sincos-recipe  learned positions that start from sines and cosines, tokens as large as with fixed ones
+tinyshakespeare-from-noise, -from-noise-recipe  the same from noise as large: must positions be fixed, alike where they are near, or only large?
 wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
@@ -73,7 +75,7 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred: controls; rotary (models.gpt)
+    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred, from-sincos, from-noise: controls; rotary (models.gpt)
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
@@ -96,6 +98,8 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
+    "from-sincos": (("gpt2", "vision"), {}),
+    "from-noise": (("gpt2", "vision"), {}),
 }  # fmt: skip
 AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 SECOND_RATE = {"scaled": {"vision": 2e-3}}  # kind -> where the rate that came second in the search is run, too: a loss may be the rate's

@@ -71,6 +71,10 @@ SCALED = Study(
 CENTRED = Study("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred", tuple(ARMS["tinyshakespeare-centred"]))
 # Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token look at itself, and at its equals nearby
 ROTARY = Study("rotary", "tiny Shakespeare, rotary positions", "tinyshakespeare-rotary", tuple(ARMS["tinyshakespeare-rotary"]), contrasts=SIGN)
+# Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's signs to gain with both of these, as
+# much as with fixed ones where they start from sines and cosines, and as much as in a random order where they start from noise
+FROM_SINCOS = Study("from-sincos", "tiny Shakespeare, learned positions that start from sin-cos", "tinyshakespeare-from-sincos", tuple(ARMS["tinyshakespeare-from-sincos"]))
+FROM_NOISE = Study("from-noise", "tiny Shakespeare, learned positions that start from noise as large", "tinyshakespeare-from-noise", tuple(ARMS["tinyshakespeare-from-noise"]))
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
 
@@ -85,7 +89,7 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, FROM_SINCOS, FROM_NOISE, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
 SEEDS = dict.fromkeys(STUDIES, CENTRAL_SEEDS) | dict.fromkeys(("rate", "share", "long", "positions-long"), FIRST_SEEDS)
 

@@ -136,9 +136,19 @@ NEIGHBOURS = _paired(
     "neighbours", "Is it that neighbours have positions that are alike?", {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled_avg", 1)},
     base="sin-cos", shuffled_avg="the same in a random order",
 )  # fmt: skip
+# Added when in a random order the gain had been much the same, and only "fixed" and "large" were left of what sin-cos positions are
+START = _paired(
+    "start", "Must positions be fixed, or only large?",
+    {
+        "gain with fixed sin-cos minus gain with learned ones that start there": _gains("base", "from_sincos_avg"),
+        "gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains("from_sincos_avg", "learned_avg", 1),
+        "gain with learned ones that start from noise as large minus gain with learned ones that start small": _gains("from_noise_avg", "learned_avg", 1),
+    },
+    base="fixed sin-cos", from_sincos_avg="learned, starting from sin-cos", from_noise_avg="learned, starting from noise as large", learned_avg="learned, starting small",
+)  # fmt: skip
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
-STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS)}
+STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
 
@@ -154,7 +164,8 @@ def lab_runs() -> list[RunConfig]:
     runs += PRECISION.runs(FIRST_SEEDS)
     runs += DEEPER.runs((*FIRST_SEEDS, *MORE_SEEDS))
     runs += DEEPER_AGAIN.runs(DEEPER_SEEDS)
-    runs += NEIGHBOURS.runs((*FIRST_SEEDS, *MORE_SEEDS))
+    for study in (NEIGHBOURS, START):
+        runs += study.runs((*FIRST_SEEDS, *MORE_SEEDS))
     return once(runs)
 
 
