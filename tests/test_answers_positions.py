@@ -48,7 +48,7 @@ def put(study, effects, seeds=range(6), level=2.0):
 def test_nothing_yet():
     table, points = positions.comparisons()
     assert table.empty and points.empty and positions.in_short() == ""
-    assert "no pair of runs is in yet" in positions.answer() and positions.controls().count("no pair is in yet") == 3 and "no pair is in yet" in positions.rotary_answer()
+    assert "no pair of runs is in yet" in positions.answer() and positions.controls().count("no pair is in yet") == 5 and "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS) and positions.missing().count("runs are in") == 2 + len(OTHER_POSITIONS)
     assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
 
@@ -130,7 +130,7 @@ def test_claims_and_the_share_follow():
 def test_what_enters_and_what_attention_adds():
     table = yardsticks.stream_before_training(windows=2)
     times = table["times what enters", LABELS["vision"]]
-    assert list(table.index) == list(TEXT_POSITIONS.values()) and table["enters", ""].iloc[:5].is_monotonic_increasing
+    assert list(table.index) == [TEXT_POSITIONS[kind] for kind in yardsticks.POSITIONS] and table["enters", ""].iloc[:5].is_monotonic_increasing
     assert round(times.iloc[0]) == 17 and round(times.min(), 1) == 0.6 and round(times.iloc[1], 1) == 1.5  # as the chapter says
     assert 0.4 < table["attention adds", LABELS["vision"]].min() < table["attention adds", LABELS["vision"]].max() < 0.55
     assert 0.4 < yardsticks.stored_entering()["times what enters"] < 0.6
@@ -138,16 +138,16 @@ def test_what_enters_and_what_attention_adds():
 
 def test_where_tokens_look_before_training():
     table = yardsticks.attention_by_distance(windows=2)
-    assert set(table["positions"]) == set(POS_EMBED) == set(TEXT_POSITIONS) and set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)
+    assert set(table["positions"]) == set(yardsticks.POSITIONS) < set(POS_EMBED) == set(TEXT_POSITIONS) and set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)
     shares = table.set_index(["positions", "arm", "back"])["share"].sort_index()
-    near = {(kind, arm): shares[kind, arm].loc[1:4].mean() for kind in POS_EMBED for arm in ("gpt2", "vision")}
-    far = {(kind, arm): shares[kind, arm].loc[28:32].mean() for kind in POS_EMBED for arm in ("gpt2", "vision")}
+    near = {(kind, arm): shares[kind, arm].loc[1:4].mean() for kind in yardsticks.POSITIONS for arm in ("gpt2", "vision")}
+    far = {(kind, arm): shares[kind, arm].loc[28:32].mean() for kind in yardsticks.POSITIONS for arm in ("gpt2", "vision")}
     assert near["sincos", "vision"] > 4 * far["sincos", "vision"]  # alike neighbours are looked at
     assert near["centred", "vision"] > 10 * far["centred", "vision"]
     assert near["rotary", "vision"] > 4 * far["rotary", "vision"]  # here they are turned alike
     for kind, arm in set(near) - {("sincos", "vision"), ("centred", "vision"), ("rotary", "vision")}:
         assert near[kind, arm] < 1.6 * far[kind, arm], (kind, arm)  # no others
     assert shares["learned", "vision", 0] > 10 * shares["learned", "gpt2", 0] and (shares > 0).all() and table.groupby(["positions", "arm"])["share"].sum().max() <= 1
-    assert len(figures.attention_by_distance(table).axes) == len(POS_EMBED)
+    assert len(figures.attention_by_distance(table).axes) == len(yardsticks.POSITIONS)
     with pytest.raises(ValueError, match="farthest must be from 0 to half of the window of 128, not 65"):
         yardsticks.attention_by_distance(farthest=65)

@@ -13,6 +13,8 @@ from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
     CENTRED,
+    FROM_NOISE,
+    FROM_SINCOS,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -31,8 +33,8 @@ from mimetic.training.records import load_runs
 COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-OF_KIND = {"learned": LEARNED, "sincos": POSITIONS, "shuffled": SHUFFLED, "centred": CENTRED, "scaled": SCALED, "rotary": ROTARY}  # GPTConfig.pos_embed -> its study
-CONTROLS = (SHUFFLED, CENTRED, SCALED)
+OF_KIND = {"learned": LEARNED, "sincos": POSITIONS, "shuffled": SHUFFLED, "centred": CENTRED, "scaled": SCALED, "rotary": ROTARY, "from-sincos": FROM_SINCOS, "from-noise": FROM_NOISE}  # GPTConfig.pos_embed -> its study
+CONTROLS = (SHUFFLED, CENTRED, SCALED, FROM_SINCOS, FROM_NOISE)
 STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
     f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
 }  # fmt: skip
@@ -179,5 +181,5 @@ def _compared(apart: pd.Series, what: str) -> str:
 
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
-    studies = (POSITIONS, SHUFFLED, CENTRED, SCALED, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)
+    studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)
     return " ".join(filter(None, (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)))
