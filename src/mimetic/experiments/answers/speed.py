@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.bench.records import load_bench
-from mimetic.experiments.answers.common import percent
+from mimetic.experiments.answers.common import markdown, percent
 from mimetic.experiments.answers.gpu import TITLES
-from mimetic.training.records import load_runs
 
 VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
 
@@ -24,14 +23,15 @@ def init_measurements() -> pd.DataFrame:
     return table[table["arguments.plain_layers"] == 0].sort_values(["arguments.d_model", "finished"], ignore_index=True)
 
 
-def init_table() -> pd.DataFrame:
-    """One row a model and machine, with the range over measurements."""
+def init_table() -> str:
+    """A Markdown table, one row a model and number of threads, with the range over measurements; what to run, if nothing is stored."""
     rows = []
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
-        row = {"model": model, "device": f"{device}, {threads} thread{'s' * (threads != 1)}", "runs": len(part)}
-        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "plain (s)": _range(part["plain"], ".1f"), "ratio": _range(part["ratio"], ".1f")}
+        name = f"{model}{' (ViT-B/16)' if (part[[f'arguments.{size}' for size in VIT_B]].iloc[0] == list(VIT_B.values())).all() else ''}"
+        row = {"model": name, "device": f"{device}, {threads} thread{'s' * (threads != 1)}", "runs": f"{len(part)}"}
+        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "the plain way (s)": _range(part["plain"], ".1f"), "times as fast": _range(part["ratio"], ".1f")}
         rows.append(row | {"times the floor": _range(part["floors"], ".1f"), "largest difference": f"{part['difference'].max():.1e}"})
-    return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
+    return markdown(pd.DataFrame(rows)) if rows else "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
 
 
 def head_table() -> pd.DataFrame:
@@ -45,54 +45,6 @@ def head_table() -> pd.DataFrame:
     return pd.DataFrame({"ms a head": grouped.round(1)}).rename_axis("width").T
 
 
-def init_answer() -> str:
-    """What a ViT-B/16 costs, from the stored measurements."""
-    table = init_measurements()
-    for name, value in VIT_B.items():
-        table = table[table.get(f"arguments.{name}", pd.Series(dtype=int)) == value] if len(table) else table
-    if table.empty:
-        return "**Answer.** No measurement of a ViT-B/16 is stored yet: `python -m mimetic bench init --store`."
-    table = table[table["device"] == table["device"].iloc[-1]]
-    table = table[table["threads"] == table["threads"].max()]
-    single = _single_thread().get(VIT_B["d_model"])
-    return (
-        f"**Answer.** A ViT-B/16 (12 layers of 12 heads, width 768) takes {_range(table['ours'], '.1f')} seconds with {table['threads'].iloc[-1]} threads ("
-        f"{table['device'].iloc[-1]}): {_range(table['ratio'], '.1f')} times faster than the plain way, a full double-precision SVD for every head{f' ({single:.1f} times on one thread{_narrower()})' if single else ''}, and "
-        f"{_range(table['floors'], '.1f')} times what drawing the noise and two matrix products take. No product of this model differs by more than {table['difference'].max():.1e} of its norm.{train_answer()}"
-    )
-
-
-def train_answer() -> str:
-    """Images a second in training against the fastest of timm's variants, a clause a kind of machine; "" without measurements."""
-    table = load_bench("train")
-    if table.empty:
-        return ""
-    parts = [f"at {_range(part['ratio'], '.1f')} times the images a second of timm's ingredients on {device}" for device, part in table.assign(device=_trained_on(table)).groupby("device", sort=False)]
-    whole = load_runs("cifar10-lab30")
-    runs = f"; whole runs of `cifar10-lab30` reached {_range(whole['images_per_second'], '.0f')} images a second, others often on the same cores" if len(whole) else ""
-    return f" Training runs {', '.join(parts)} (a benchmark of few steps{runs})."
-
-
-def _single_thread() -> pd.Series:
-    """Median ratio to the plain way on one thread, by width."""
-    table = init_measurements()
-    return table[table["threads"] == 1].groupby("arguments.d_model")["ratio"].median() if len(table) else pd.Series(dtype=float)
-
-
-def _narrower() -> str:
-    """The ratios on one thread of narrower models, as a clause."""
-    said = [f"at width {d} {f'{ratio:.1f} times' if ratio >= 1.05 else 'no faster'}" for d, ratio in _single_thread().items() if d < VIT_B["d_model"]]
-    return f", {', '.join(said)}" if said else ""
-
-
-def one_thread() -> str:
-    """The ratio to the plain way on one thread, by width, in words."""
-    ratios = _single_thread()
-    if ratios.empty:
-        return "On one thread nothing has been measured."
-    return "On one thread `mimetic_init_` is, as the median, " + ", ".join(f"{ratio:.1f} times faster at width {d}" if ratio >= 1.05 else f"as fast or slower at width {d} ({ratio:.2f} times its speed)" for d, ratio in ratios.items()) + "."
-
-
 def _lacking(table: pd.DataFrame) -> pd.Series:
     """Whether the training of a measurement was in bfloat16 on a device that has no instructions for it."""
     return table.reindex(columns=["precision", "products"]).eq(["bfloat16", "float32"]).all(axis=1)
@@ -103,19 +55,20 @@ def _trained_on(table: pd.DataFrame) -> pd.Series:
     return table["device"] + _lacking(table).map({True: " without bfloat16 instructions", False: ""})
 
 
-def train_table() -> pd.DataFrame:
-    """One row an experiment and machine: images/s of ours and of the fastest of timm's variants, and their ratio."""
+def train_table() -> str:
+    """A Markdown table, one row an experiment and machine: images/s of ours and of the fastest of timm's variants, and their ratio; what to run, if
+    nothing is stored."""
     table, rows = load_bench("train"), []
     if table.empty:
-        return pd.DataFrame()
+        return "*No measurement is stored yet: `python -m mimetic bench train --store`.*"
     for (experiment, device), part in table.assign(device=_trained_on(table)).groupby(["arguments.experiment", "device"], sort=False):
         best = part["timm"].map(lambda variants: max(variants, key=variants.get))
         rows.append({
-            "experiment": experiment, "device": device, "runs": len(part), "ours (images/s)": _range(part["ours"], ".0f"),
-            "timm (images/s)": _range(part["timm"].map(lambda v: max(v.values())), ".0f"), "timm's fastest": ", or ".join(dict.fromkeys(best)),
-            "ratio": _range(part["ratio"], ".2f"), "peak (%)": _share(part["peak"]),
+            "experiment": experiment, "device": device, "runs": f"{len(part)}", "ours (images/s)": _range(part["ours"], ".0f"),
+            "timm's (images/s)": _range(part["timm"].map(lambda v: max(v.values())), ".0f"), "timm's fastest": ", or ".join(dict.fromkeys(best)),
+            "times as fast": _range(part["ratio"], ".2f"), "peak (%)": _share(part["peak"]),
         })  # fmt: skip
-    return pd.DataFrame(rows).set_index("experiment")
+    return markdown(pd.DataFrame(rows))
 
 
 def newer_step() -> str:
