@@ -115,7 +115,7 @@ def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
     for ours, plain in ((4.0, 24.0), (5.0, 40.0)):
         result = {"ours": ours, "plain": plain, "floor": 2.0, "ratio": plain / ours, "difference": 1e-6}
         store_bench("init", {"d_model": 768, "depth": 12, "num_heads": 12, "plain_layers": 0}, result, "a CPU", 2, tmp_path)
-    assert "| 12 layers, 12 heads, d 768 (ViT-B/16) | a CPU, 2 threads | 2 | 4.00 to 5.00 | 24.0 to 40.0 | 6.0 to 8.0 | 2.0 to 2.5 | 1.0e-06 |" in speed.init_table()
+    assert "| 12 layers, 12 heads, d 768 (ViT-B/16); a CPU, 2 threads, 2 runs | 4.00 to 5.00 | 24.0 to 40.0 | 6.0 to 8.0 | 2.0 to 2.5 | 1.0e-06 |" in speed.init_table()
     assert speed.head_table().loc["ms a head", 768] == pytest.approx(4500 / 168, abs=0.1)
     for ours in (300.0, 330.0):
         result = {"ours": ours, "timm": {"slow": 50.0, "fast": 150.0}, "ratio": ours / 150, "peak": float("nan")}

@@ -28,8 +28,8 @@ def init_table() -> str:
     rows = []
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
         name = f"{model}{' (ViT-B/16)' if (part[[f'arguments.{size}' for size in VIT_B]].iloc[0] == list(VIT_B.values())).all() else ''}"
-        row = {"model": name, "device": f"{device}, {threads} thread{'s' * (threads != 1)}", "runs": f"{len(part)}"}
-        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "the plain way (s)": _range(part["plain"], ".1f"), "times as fast": _range(part["ratio"], ".1f")}
+        row = {"model; machine, threads, runs": f"{name}; {device}, {threads} thread{'s' * (threads != 1)}, {len(part)} run{'s' * (len(part) != 1)}"}
+        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "plain way (s)": _range(part["plain"], ".1f"), "times as fast": _range(part["ratio"], ".1f")}
         rows.append(row | {"times the floor": _range(part["floors"], ".1f"), "largest difference": f"{part['difference'].max():.1e}"})
     return markdown(pd.DataFrame(rows)) if rows else "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
 
