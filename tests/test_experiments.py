@@ -127,7 +127,9 @@ def test_pictures_without_weights_and_with():
 
 
 def test_overview_profiles_show_the_spike_where_it_is():
-    frame = pattern.overview_profiles().set_index(["panel", "label", "offset"]).value
+    every = pattern.overview_profiles()
+    assert every[every["panel"] == "trained"].groupby("label")["layer"].nunique().to_dict() == {"qk": 12, "vp": 12}
+    frame = every[every["apart"]].set_index(["panel", "label", "offset"]).value
     assert frame["made", "vp", 0] < -5 and frame["made", "qk", 0] > 3 and abs(frame["made", "untrained", 0]) < 0.5
     assert frame["trained", "vp", 0] < -2 and abs(frame["trained", "vp", 5]) < 1
 

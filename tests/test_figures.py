@@ -88,7 +88,7 @@ def test_learning_curves_and_pairs():
 
 
 def test_overview_and_bars_and_imitation(table):
-    profile = pd.DataFrame({"panel": ["trained", "made"], "label": ["vp", "untrained"], "offset": [0, 0], "value": [1, 1]})
+    profile = pd.DataFrame({"panel": ["trained", "made"], "label": ["vp", "untrained"], "layer": [0, 0], "apart": [True, True], "offset": [0, 0], "value": [1, 1]})
     assert len(figures.overview(profile, runs().query("epoch == 3")).axes) == 3
     left, right = figures.counts(pd.DataFrame({"x": [3, 4], "y": [0, 1]}, index=["yes", "no"]), xlabel="n").axes
     assert [text.get_text() for text in left.texts] == ["3", "4"] and right.get_title(loc="left") == "y"

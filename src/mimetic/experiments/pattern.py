@@ -115,25 +115,26 @@ def layer_profiles(layers: list[AttentionLayer], panel: str, **labels: str) -> p
     return pd.DataFrame(rows)
 
 
-def overview_profiles(source: str = "dinov2-vit-s", layer: int = 1, seed: int = 0) -> pd.DataFrame:
+def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 0) -> pd.DataFrame:
     """For the figure that opens the book: a trained model's products beside the initializer's, same width and heads.
 
     Args:
         source: a recorded source; its gains are folded in.
-        layer: one of the layers with a recorded profile.
+        layer: the layer that is set apart from the others.
+
+    Returns: columns panel (trained, made), label (vp, qk, untrained), layer, apart (of trained: the layer given), offset, value (mean entry over the
+        spread of the others; for QK of one head a layer).
     """
     numbers = load_measurements([source])
     stored = load_profiles([source])
     fold = bool(stored["fold"].any())
     rows = []
-    for product in ("vp", "qk"):
-        part = stored[(stored["fold"] == fold) & (stored["layer"] == layer) & (stored["product"] == product)]
-        head = part["head"].iloc[0]
-        sd = numbers.query("fold == @fold and layer == @layer and product == @product and head == @head").offdiag_sd.iloc[0]
-        rows.append(pd.DataFrame({"panel": "trained", "label": product, "offset": part["offset"], "value": part["mean"] / sd}))
+    for (product, i, head), part in stored[stored["fold"] == fold].groupby(["product", "layer", "head"]):
+        sd = numbers.query("fold == @fold and layer == @i and product == @product and head == @head").offdiag_sd.iloc[0]
+        rows.append(pd.DataFrame({"panel": "trained", "label": product, "layer": i, "apart": i == layer, "offset": part["offset"], "value": part["mean"] / sd}))
     d, heads = 384, 6
-    rows.append(layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk"))
-    rows.append(layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained"))
+    rows.append(layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk").assign(layer=0, apart=True))
+    rows.append(layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained").assign(layer=0, apart=True))
     return pd.concat(rows, ignore_index=True)
 
 

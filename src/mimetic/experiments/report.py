@@ -48,14 +48,14 @@ def setting(finals: pd.DataFrame) -> str:
 
 
 def shown_layer(source: str, layer: int) -> str:
-    """How the layer of the overview figure compares with the model's other layers."""
+    """Which layers the overview figure shows, and how their diagonals differ."""
     measurements = load_measurements([source]).query("product == 'vp' and head == -1")
     z = effective(measurements).set_index("layer")["z"]
     raw = measurements[~measurements["fold"]].set_index("layer")["z"]
-    without = "" if raw.equals(z) else f", without the gains {raw[layer]:+.1f} ([chapter 2](02_looking_inside.ipynb) says why)"
+    without = "" if raw.equals(z) else f" (with the model's learned gains multiplied in; without them {raw.min():+.1f} to {raw.max():+.1f}: [chapter 2](02_looking_inside.ipynb) says why)"
     return (
-        f"Shown is layer {layer}, counted from 0, of {len(z)}: the diagonal of its $W_VW_{{proj}}$ is {z[layer]:+.1f} off-diagonal spreads{without}; "
-        f"the median layer's is {z.median():+.1f}."
+        f"Thick in panel 1 is layer {layer} of {len(z)}, counted from 0; thin, the others. The diagonal of $W_VW_{{proj}}$ is {z[layer]:+.1f} there, {z.median():+.1f} in the median layer, and "
+        f"from {z.min():+.1f} to {z.max():+.1f} over all{without}."
     ).replace(" -", " −")
 
 

@@ -82,17 +82,17 @@ def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
 def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
     """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
 
-    profile: as in profiles, with panels "trained" and "made"; finals: one row a run.
+    profile: as pattern.overview_profiles gives it; finals: one row a run.
     """
     figure, axes = panels(7.6, 2.7, ncols=3)
     colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
     names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
-    titles = {"trained": "1 · a trained vision model", "made": "2 · made by a formula"}
+    titles = {"trained": "1 · a trained model, all layers", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         ax.axhline(0, color="black", lw=0.6)
-        for label, part in profile[profile["panel"] == panel].groupby("label", sort=False):
-            ax.plot(part.offset, part.value, color=colors[label], lw=2 if label == "untrained" else 1.3, label=names[label])
-        ax.set(title=titles[panel], xlabel="column − row", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
+        for (label, apart, _), part in profile[profile["panel"] == panel].groupby(["label", "apart", "layer"], sort=False):
+            ax.plot(part.offset, part.value, color=colors[label], lw=1.8 if apart else 0.5, alpha=1 if apart else 0.5, label=names[label] if apart else "_")
+        ax.set(title=titles[panel], xlabel="places off the diagonal", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
         ax.legend(loc="lower right", fontsize=7.5)
     limits = [ax.get_ylim() for ax in axes[0, :2]]
     for ax in axes[0, :2]:
