@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -266,9 +267,7 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
         uniform_distance: of a head that attends everywhere alike.
     """
     arms = list(dict.fromkeys(products["arm"]))
-    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True)
-    for ax in axes[2, 1:]:  # the diagonals have a scale for each arm: a default's are a tenth of what is written
-        ax.sharey(axes[2, 0])
+    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True, sharey="row")
     rows = (("$W_QW_K^T$:\ndiagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
             ("$W_VW_{proj}$:\ndiagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
             ("mean distance attended\n(patches)", maps, "distance", "#009e73"))  # fmt: skip
@@ -281,8 +280,9 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
             if i == len(rows) - 1:
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(title, fontsize=8)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    axes[2, 0].text(0.02, uniform_distance, "uniform attention", transform=axes[2, 0].get_yaxis_transform(), va="bottom", fontsize=7.5)
+    handles = [Line2D([], [], ls="", marker="o", ms=5, mec="#555555", mfc=face) for face in ("white", "#555555")]
+    figure.legend(handles, ("before training", "after training"), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -180,8 +180,8 @@ def _sooner() -> Judgement:
     verdict, found = judged(sooner, Metric("", "", scale=100, digits=0), len(CENTRAL_SEEDS), unit="% of the run earlier than the default's own curve")
     marks = on_the_way(curves)
     way, first = on_the_way_sentence(marks), next(iter(marks.values()), pd.Series(dtype=float))
-    less = " (so much of it is the higher end)" if len(first) >= ENOUGH and side(first) == 0 else ""
-    return verdict, f"{found}; {way}{less}" if way else found
+    less = " (most of the lead in time is that the mimetic runs end higher)" if len(first) >= ENOUGH and side(first) == 0 else ""
+    return verdict, f"{found}; lower accuracies are passed {way}{less}" if way else found
 
 
 def _trend(titles: tuple[str, ...], expected: int) -> Judgement:

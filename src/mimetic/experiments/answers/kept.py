@@ -122,21 +122,20 @@ def by_layer(products: pd.DataFrame) -> str:
     return common.markdown(pd.DataFrame(rows)) if rows else ""
 
 
-def kept_by_sign(experiment: str = "cifar10-lab10") -> pd.DataFrame:
-    """The share of the mean diagonal that is left (gains not folded in, mean over seeds): a row an arm of SIGNS, a column a product; empty without all
-    of them."""
+def kept_by_sign(experiment: str = "cifar10-lab10") -> dict[str, pd.DataFrame]:
+    """arm of SIGNS -> shares_kept, gains not folded in; empty without all of them."""
     products = recorded_products(experiment, tuple(SIGNS), fold=False)
     if products.empty or set(products["arm"]) != set(SIGNS):
-        return pd.DataFrame(columns=list(PRODUCTS))
-    return pd.DataFrame({arm: shares_kept(products, arm).mean() for arm in SIGNS}).T
+        return {}
+    return {arm: shares_kept(products, arm) for arm in SIGNS}
 
 
 def either_sign(experiment: str = "cifar10-lab10") -> str:
     """Whether a diagonal of the wrong sign is kept as well as that of mimetic initialization, as a Markdown table; "" without runs."""
     kept = kept_by_sign(experiment)
-    if kept.empty:
+    if not kept:
         return ""
-    rows = [(f"QK {signs[0]}, V·proj {signs[1]}", *(percent(kept.loc[arm, p], 1) for p in PRODUCTS)) for arm, signs in SIGNS.items()]
+    rows = [(f"QK {signs[0]}, V·proj {signs[1]}", *(_share(kept[arm][p]) for p in PRODUCTS)) for arm, signs in SIGNS.items()]
     rows.append(("weight decay alone", *[percent(left_by_decay(experiment), 1)] * 2))
     return common.markdown(pd.DataFrame(rows, columns=["signs written; left of the diagonal", *PRODUCTS.values()]))
 

@@ -118,7 +118,7 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
         return ""
     low, high = mean_interval(fresh)
     few = f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh)):.3f}" if len(fresh) < ENOUGH else ""
-    return f"The {len(fresh)} pairs of other seeds than {' and '.join(map(str, PILOT))} alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
+    return f"The {len(fresh)} seeds other than {' and '.join(map(str, PILOT))}, which had been tried in shorter runs, alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
 
 
 def relative(finals: pd.DataFrame) -> str:
@@ -127,7 +127,7 @@ def relative(finals: pd.DataFrame) -> str:
         return ""
     row = table.iloc[0]
     share, errors = (common.percent(abs(row.difference) / whole, 1) for whole in (row.reference, 1 - row.reference))
-    return f"Here {points(row.difference)} points are {share} of the default's accuracy, and {errors} of its errors."
+    return f"The difference of {replace(ACCURACY, digits=2).signed(row.difference)} points here is {share} of the default's accuracy, and {errors} of its errors."
 
 
 def by_arm(curves: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     own, share = table["default"].fillna(1.0), table["mimetic"]
     if share.isna().all():
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
-    text = f"The mimetic arm first reaches the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of the run, the default itself after {common.percent(own.mean())}"
+    text = f"The mimetic runs first reach the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of the schedule, the default's own after {common.percent(own.mean())}"
     if share.isna().any():
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
     low, high = mean_interval(table["earlier by"])
@@ -169,7 +169,7 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     marks, way = on_the_way(curves), ""
     if marks:
         less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
-        way = f" The {on_the_way_sentence(marks)}.{' So much of it is that mimetic initialization ends higher, where the curves are flat, and less that it learns faster from the start.' if less else ''}"
+        way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{' Most of the lead in time arises because the mimetic runs end higher, where the curves are flat.' if less else ''}"
     return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
 
 
@@ -199,8 +199,8 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
         span = f" ({SHARE_OF_RUN.span(low, high)})" if len(earlier) > 1 else ""
-        said.append(f"{common.percent(mark)} {100 * earlier.mean():+.1f} %{span}")
-    return f"lead in time, of the run, to accuracies on the way: to {', to '.join(said)}".replace("-", "−") if said else ""
+        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
+    return f"earlier by less of the run: {', '.join(said)}".replace("-", "−") if said else ""
 
 
 def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mimetic") -> pd.DataFrame:
@@ -260,11 +260,10 @@ def schedules(finals: pd.DataFrame) -> list[str]:
 
 
 def shorter(finals: pd.DataFrame) -> str:
-    """schedules as a paragraph of chapter 6; "" without runs."""
+    """The last of schedules, that of one kind of machine if there is one, as a paragraph of chapter 6; "" without runs."""
     if not (said := schedules(finals)):
         return ""
-    alone = f"; with those that one kind of machine made in both, {said[1]}" if len(said) > 1 else ""
-    return f"A longer schedule need not end with the same lead. With the seeds that both have ([chapter 7](07_why.ipynb) trains for less), each at the end of its own schedule: {said[0]}{alone}. What a hundred epochs would leave is open."
+    return f"The lead may shrink in longer schedules. Of the same seeds, each at the end of its own schedule: {said[-1]}. What a hundred epochs would leave is open."
 
 
 def recipe(finals: pd.DataFrame) -> str:
