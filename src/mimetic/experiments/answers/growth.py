@@ -185,19 +185,15 @@ def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
     return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {devices}"
 
 
-NEAREST = {"with 50,000 images to draw from": "n50000", "at width 192": "d192", "at twelve layers": DEEP, "at twelve layers and half the learning rate": f"{DEEP}-half"}
+NEAREST = {"50,000 images to draw from": "n50000", "width 192": "d192", "twelve layers": DEEP, "twelve layers, half the learning rate": f"{DEEP}-half"}
 
 
 def nearest(finals: pd.DataFrame) -> str:
-    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, in a sentence; "" without pairs."""
-    said = []
-    for words, prefix in NEAREST.items():
-        values = contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1})
-        if len(values) >= ENOUGH:
-            said.append(f"{words} {common.measured(values)}")
-    better, _ = better_rates(finals)
-    said += [f"each arm at the better of these two rates {common.measured(better)}"] if said and len(better) >= ENOUGH else []
-    return f"The nearest evidence is of another size, ten epochs at laboratory scale with one setting changed ([chapter 8](08_size_and_data.ipynb)), in points: {'; '.join(said)}." if said else ""
+    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, as a Markdown table; "" without pairs."""
+    gains = {words: contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) for words, prefix in NEAREST.items()}
+    gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
+    rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
+    return common.markdown(pd.DataFrame(rows, columns=["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"])) if rows else ""
 
 
 def _deep_rates() -> pd.DataFrame:
