@@ -1,9 +1,12 @@
 """timm: every supported layout in a small model with random weights, checked through its own forward."""
 
 import dataclasses
+import math
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import mimetic
 from mimetic.adapters.views import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
@@ -184,3 +187,83 @@ def test_subclass_that_computes_something_else_is_refused():
 
     with pytest.raises(UnsupportedAttention, match="Doubled overrides the forward"):
         attention_layers(torch.nn.Sequential(Doubled(D, H)))
+
+
+class _Wrapped(nn.Module):
+    """A norm around another one, whose gain is not its own."""
+
+    def __init__(self, d, **_):
+        super().__init__()
+        self.ln = nn.LayerNorm(d)
+
+    def forward(self, x):
+        return self.ln(x.float()).to(x.dtype)
+
+
+class _OnePlus(nn.Module):
+    def __init__(self, d, **_):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((d,), 0.5))
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, x.shape[-1:]) * (1 + self.weight)
+
+
+class _Exponent(nn.LayerNorm):
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:]) * self.weight.exp()
+
+
+@pytest.mark.parametrize("norm", [_Wrapped, _OnePlus, _Exponent, nn.BatchNorm1d, nn.Linear], ids=lambda c: c.__name__)
+def test_what_stands_in_the_place_of_a_norm_is_not_taken_for_one(norm):
+    model = VisionTransformer(**VIT)
+    model.blocks[0].norm1 = norm(D, D) if norm is nn.Linear else norm(D)
+    layer, other = attention_layers(model)
+    assert not layer.gains_known and layer.in_gain is None and other.gains_known and other.in_gain is not None
+    with pytest.raises(UnsupportedAttention, match="which LayerNorm feeds this layer is not known"):
+        layer.qk(0, fold=True)
+    assert len(mimetic.mimetic_init_(model)) == 2  # which does not need the gain
+
+
+def test_gains_are_not_known_where_the_block_or_its_norm_was_changed():
+    replaced, patched, hooked, scaled = (VisionTransformer(**VIT, init_values=1.0) for _ in range(4))
+    replaced.blocks[0].forward = lambda x: x
+    assert [layer.gains_known for layer in attention_layers(replaced)] == [False, True]
+    hooked.blocks[1].norm1.register_forward_hook(lambda module, args, out: 2 * out)
+    assert [layer.gains_known for layer in attention_layers(hooked)] == [True, False]
+
+    class ReZero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return x * self.gamma
+
+    scaled.blocks[0].ls1 = ReZero()
+    assert [layer.gains_known for layer in attention_layers(scaled)] == [False, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic.mimetic_init_(scaled)
+    original = type(patched.blocks[0]).forward
+    try:
+        type(patched.blocks[0]).forward = lambda self, x, attn_mask=None: original(self, x)
+        assert not any(layer.gains_known for layer in attention_layers(patched))
+    finally:
+        type(patched.blocks[0]).forward = original
+
+
+def test_a_branch_that_rounding_hides_is_not_called_wrong():
+    model = VisionTransformer(**VIT, init_values=1e-5).eval()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    checks = verify(model, lambda m: m(images))
+    assert all(check.ok and math.isnan(check.fold_error) for check in checks)
+    model.double()
+    assert all(check.ok and check.fold_error < 1e-4 for check in verify(model, lambda m: m(images.double())))
+
+
+def test_simple_norm_is_verified():
+    model = VisionTransformer(**VIT, norm_layer="simplenorm").eval()
+    make_generic(model)
+    checks = verify(model, lambda m: m(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))))
+    assert all(check.ok and check.fold_error < 1e-3 for check in checks)

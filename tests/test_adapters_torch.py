@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -282,3 +283,42 @@ def test_a_sparse_or_complex_weight_is_refused_in_a_line():
         attention_layers(layer)
     with pytest.raises(UnsupportedAttention, match="complex weights"):
         attention_layers(nn.MultiheadAttention(16, 2).to(torch.complex64))
+
+
+@pytest.mark.parametrize("names", [("q_proj_weight", "k_proj_weight", "v_proj_weight"), ("att_qkv",), ("self_q", "self_k", "self_v"), ("Q_mat", "K_mat", "V_mat"), ("query_layers", "key_layers")])
+def test_more_names_that_show_attention_beside_a_known_layer(names):
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in names:
+                setattr(self, name, nn.Parameter(torch.ones(8, 8)) if name.endswith("_weight") else nn.Linear(8, 8))
+
+    with pytest.raises(UnsupportedAttention, match="b: .*Mixer is not a known attention class"):
+        attention_layers(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": Mixer()}))
+
+
+def test_a_lazy_layer_beside_a_known_one_is_not_passed_over():
+    class MyAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj, self.o = (nn.LazyLinear(8) for _ in range(4))
+
+    for model in (nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": MyAttention()}), nn.Sequential(MyAttention())):
+        with pytest.raises(UnsupportedAttention, match="MyAttention is not a known attention class"):
+            attention_layers(model)
+
+
+@pytest.mark.parametrize("head", [True, "0", 1.0])
+def test_a_head_that_is_no_number_is_refused(head):
+    layer = attention_layers(nn.MultiheadAttention(8, 2))[0]
+    for product in (layer.qk, layer.vp, layer.w_q):
+        with pytest.raises(TypeError, match=r"a head is a number from 0 to 1, not .* \(fold is a keyword"):
+            product(head)
+    assert torch.equal(layer.qk(np.int64(1)), layer.qk(1))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_norm_of_ones_own_in_torchs_block_is_not_known(norm_first):
+    block = nn.TransformerEncoderLayer(8, 2, norm_first=norm_first)
+    block.norm1 = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    assert attention_layers(block)[0].gains_known != norm_first  # behind attention it does not matter

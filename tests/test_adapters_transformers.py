@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 
 import mimetic
 from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OTHER_QUERIES, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
@@ -470,7 +471,7 @@ def test_in_a_block_of_ones_own_nothing_is_taken_for_the_output_matrix():
     model, _ = build("bert")
     mine = Mine(model.encoder.layer[0].attention.self)
     before = mine.output.weight.clone()
-    with pytest.raises(UnsupportedAttention, match="attention: the output matrix lies in a module beside this one, and Mine, around both"):
+    with pytest.raises(UnsupportedAttention, match="attention: the output matrix lies in a module beside this one, and Mine, which uses it, is none of transformers"):
         mimetic.mimetic_init_(mine)
     assert torch.equal(before, mine.output.weight)
 
@@ -485,6 +486,55 @@ def subclassed(module):
     """The module, its class now a bare subclass of its own."""
     module.__class__ = type("My" + type(module).__name__, (type(module),), {})
     return module
+
+
+def _bert():
+    return transformers.BertModel(transformers.BertConfig(**TEXT)).eval()
+
+
+def _subclassed(attention):
+    class Negative(type(attention.output)):
+        def forward(self, hidden_states, input_tensor):
+            return self.LayerNorm(input_tensor - self.dense(hidden_states))
+
+    attention.output.__class__ = Negative
+
+
+def _exchanged(attention):
+    class Bottleneck(torch.nn.Module):
+        def __init__(self, dense):
+            super().__init__()
+            self.dense, self.after = dense, torch.nn.Linear(D, D)
+
+        def forward(self, hidden_states, input_tensor):
+            return input_tensor + self.after(self.dense(hidden_states))
+
+    attention.output = Bottleneck(attention.output.dense)
+
+
+@pytest.mark.parametrize("change", [
+    _subclassed, _exchanged, lambda a: setattr(a.output, "forward", lambda hidden_states, input_tensor: input_tensor),
+    lambda a: setattr(a, "forward", lambda hidden_states, *args, **kwargs: (hidden_states,)),
+], ids=["a subclass", "another module", "its forward replaced", "that of the block replaced"])  # fmt: skip
+def test_an_output_matrix_in_a_changed_module_is_refused(change):
+    model = _bert()
+    change(model.encoder.layer[1].attention)
+    with pytest.raises(UnsupportedAttention, match=r"encoder\.layer\.1\.attention\.self: the output matrix lies in a module beside this one, and .* is not known"):
+        mimetic.mimetic_init_(model)
+    assert len(attention_layers(model.encoder.layer[0])) == 1
+
+
+def test_the_output_matrix_of_bert_is_read_where_it_lies_or_refused_for_what_it_is():
+    pruned, compiled, hooked = _bert(), _bert(), _bert()
+    prune.l1_unstructured(pruned.encoder.layer[0].attention.output.dense, "weight", 0.5)
+    with pytest.raises(UnsupportedAttention, match="proj is parametrised or has no plain weight"):
+        attention_layers(pruned)
+    compiled.encoder.layer[0].attention.output.dense = torch.compile(compiled.encoder.layer[0].attention.output.dense)
+    assert len(attention_layers(compiled)) == LAYERS
+    hooked.encoder.layer[0].attention.output.register_forward_hook(lambda module, args, out: 2 * out)
+    assert [layer.caveats for layer in attention_layers(hooked)] == [(HOOKED,), ()]
+    hooked.encoder.layer[0].attention.output.dense.register_forward_hook(lambda module, args, out: 2 * out)
+    assert attention_layers(hooked)[0].caveats == (HOOKED,)
 
 
 def test_a_bare_subclass_keeps_what_is_known_of_its_class():

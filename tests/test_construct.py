@@ -203,3 +203,15 @@ def test_numpys_integers_are_integers_and_its_arrays_no_tensors():
     for call in (factor, lambda matrix: factor_top_k(matrix, 2)):
         with pytest.raises(TypeError, match="A must be a torch.Tensor, got ndarray"):
             call(np.eye(3))
+
+
+@pytest.mark.parametrize(("A", "words"), [(torch.empty(4, 4, device="meta"), "got a meta tensor"), (torch.eye(3).to_sparse(), "got torch.sparse_coo"), (torch.empty(0, 0), r"got shape \(0, 0\)")])
+def test_what_is_no_matrix_in_memory_is_refused(A, words):
+    with pytest.raises(ValueError, match=words):
+        factor(A)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float16])
+def test_targets_are_drawn_in_single_or_double_precision(dtype):
+    with pytest.raises(ValueError, match="dtype must be torch.float32 or torch.float64"):
+        semi_diagonal(4, 0.7, 0.7, dtype=dtype)

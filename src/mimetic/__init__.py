@@ -1,5 +1,6 @@
 """Mimetic initialization of self-attention layers (Trockman & Kolter, ICML 2023): the public names."""
 
+from mimetic import verify  # noqa: F401  mimetic.verify.verify, as the documentation has it
 from mimetic.adapters import register_adapter
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit import Audit, StateNames, audit

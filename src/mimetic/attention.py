@@ -79,6 +79,8 @@ class AttentionLayer:
 
     def kv_head(self, h: int) -> int:
         """The key/value head that query head h reads."""
+        if isinstance(h, bool) or not hasattr(h, "__index__"):
+            raise TypeError(f"{self.name}: a head is a number from 0 to {self.num_heads - 1}, not {h!r} (fold is a keyword: fold=True)")
         if not 0 <= h < self.num_heads:
             raise IndexError(f"{self.name}: head {h} does not exist, there are {self.num_heads} (0 to {self.num_heads - 1})")
         return h // (self.num_heads // self.num_kv_heads)

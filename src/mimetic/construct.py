@@ -40,7 +40,7 @@ def semi_diagonal(
         dtype: float32 or float64.
 
     Raises:
-        ValueError: d is not a positive integer, alpha or beta is not finite, or noise is not one of the choices.
+        ValueError: d is not a positive integer, alpha or beta is not finite, or noise or dtype is not one of the choices.
         TypeError: generator is a seed, say.
     """
     if (size := _integer(d)) < 1:
@@ -50,6 +50,8 @@ def semi_diagonal(
         raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}")
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ValueError(f"alpha and beta must be finite, got {alpha!r} and {beta!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}; cast the factors afterwards")
     check_generator(generator)
     device = generator.device if generator is not None else "cpu"
     A = torch.empty(d, d, dtype=dtype, device=device)
@@ -100,8 +102,10 @@ def factor_top_k(A: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}")
-    if A.ndim != 2 or A.shape[0] != A.shape[1]:
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or not A.numel():
         raise ValueError(f"A must be a square matrix, got shape {tuple(A.shape)}")
+    if A.layout is not torch.strided or A.is_meta:
+        raise ValueError(f"A must be a plain matrix in memory, got {'a meta tensor' if A.is_meta else A.layout}")
     if not A.is_floating_point():
         raise ValueError(f"A must be floating point, got {A.dtype}")
     d = A.shape[0]

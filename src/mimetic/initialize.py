@@ -52,8 +52,9 @@ class MimeticSpec:
             raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
         for name in self.constants():
             value = getattr(self, name)
-            if isinstance(value, Tensor) and value.ndim == 1:
+            if isinstance(value, Tensor) and value.ndim <= 1:
                 value = value.tolist()
+                object.__setattr__(self, name, value)
             if isinstance(value, (Mapping, Set)):  # their order is not that of layers
                 raise TypeError(f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}: {value!r}")
             values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()

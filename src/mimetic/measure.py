@@ -27,7 +27,7 @@ def measure(
 ) -> pd.DataFrame:
     """One row a product: W_Q W_K^T of every head ("qk"), W_V W_proj of every head and of the layer ("vp", head -1).
 
-    Columns: layer (index), name, head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries;
+    Columns: layer (which of the layers in the table, from 0; cross-attention that is left out does not count), name, head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries;
     z = diag_mean / offdiag_sd; and what it would be by chance: null_mean and null_sd, the exact mean and standard
     deviation of the mean diagonal over all ways to pair the product's rows with its columns at random (Hoeffding 1951), in
     units of the same offdiag_sd; for unrelated random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
@@ -97,6 +97,7 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     Raises:
         UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate), or (fold=True) a
             layer whose gains are not known.
+        ValueError: a layer whose products are so small that MimeticSpec does not take their constants.
 
     Warns:
         MimeticWarning: a diagonal stronger than any alpha Z + beta I of that rank has; the nearest ratio is taken.

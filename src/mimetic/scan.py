@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
-from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, replaced_forward
+from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, hooked, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 
 Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]  # by where the memory begins: name, the module that holds it, the parameter
@@ -68,7 +68,7 @@ def scan(model: nn.Module) -> Scan:
         places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
         try:
             layer = _checked(_read(reader, module, shown, places), owned)
-            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if _hooked(layer, module, found.parameters) else layer)
+            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters) else layer)
             found.modules[shown], claimed[name] = module, layer
             if block := next((a for _, a in places[0] if not isinstance(a, (nn.ModuleList, nn.ModuleDict))), None):
                 found.blocks[shown] = block
@@ -157,8 +157,7 @@ def _hooked(layer: AttentionLayer, module: nn.Module, parameters: Parameters) ->
     near = {m for view in views(layer) for _, m, _ in held(view, parameters)}
     # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
-    hooks = (hook for m in near for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-    return any(getattr(hook, "__module__", None) != RECORDER for hook in hooks)
+    return any(map(hooked, near))
 
 
 def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
@@ -225,7 +224,6 @@ def ancestors(modules: dict[str, nn.Module], name: str) -> list[tuple[str, nn.Mo
     return chain
 
 
-RECORDER = "transformers.utils.output_capturing"  # its hooks keep what passes by and change nothing
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 

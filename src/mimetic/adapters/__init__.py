@@ -99,11 +99,11 @@ def _changed(base: type) -> Reader:
     return refuse
 
 
-_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|self_?att|^xca$|MLA$", re.IGNORECASE)
+_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|multi_?head_?self|self_?att|^att_?(block|layer)?$|^xca$|MLA$", re.IGNORECASE)
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
-    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
-    r"_?(proj|projection|lin|linear|layer|fc|dense|conv|head|embed|w|weight|map|net|transform|matrix)?[0-9]?",
+    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn|att|self|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weight|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
     re.IGNORECASE,
 )
 _SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv", "kqv": "qkv", "qkvo": "qkv", "w_pack": "qkv"}
@@ -120,7 +120,7 @@ def looks_like_attention(module: nn.Module) -> bool:
     for child in children.values():
         own += child.parameters(recurse=False)
     # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
-    return any(p.ndim >= 2 for p in own) or sum(p.ndim >= 2 for p in module.parameters()) >= (2 if projections else 3)
+    return any(is_lazy(p) or p.ndim >= 2 for p in own) or sum(is_lazy(p) or p.ndim >= 2 for p in module.parameters()) >= (2 if projections else 3)
 
 
 def has_projections(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from mimetic.adapters.views import (
     QK_NORM,
     ROPE,
     NotSelfAttention,
+    as_written,
     bias,
     full_name,
     fused_out,
@@ -184,9 +185,9 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
         else:
             caveats.append(INNER_NORM)
     if pre_norm is not None:
-        in_gain, out_gain, known = gain(pre_norm, name), None, True
+        (in_gain, known), out_gain = gain(pre_norm, name, q[0].shape[0]), None
     else:
-        in_gain, out_gain, known, post = _block_gains(ancestors, name)
+        in_gain, out_gain, known, post = _block_gains(ancestors, name, q[0].shape[0])
         caveats += [OUT_NORM] * post
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], pb,
@@ -198,7 +199,7 @@ def _is_norm(module, attribute) -> bool:
     return not isinstance(getattr(module, attribute, None) or nn.Identity(), nn.Identity)
 
 
-def _block_gains(ancestors, name):
+def _block_gains(ancestors, name, width):
     """(in_gain, out_gain, known, whether a norm follows proj)."""
     if not ancestors:  # the bare layer: what stands around it in its model is not known
         return None, None, False, False
@@ -207,12 +208,14 @@ def _block_gains(ancestors, name):
     if OUT_NORM_BLOCKS.intersection(keys):
         return None, None, False, True
     attribute, norm, scale = next((PRE_NORM_BLOCKS[key] for key in keys if key in PRE_NORM_BLOCKS), ("", "", None))
-    if path != attribute or (norm and isinstance(getattr(block, norm), nn.Sequential)):  # a norm and more
+    if path != attribute or not as_written(block):
         return None, None, False, False
-    scale = getattr(block, scale, None) if scale else None
-    if isinstance(scale, nn.Module):  # LayerScale keeps its vector in .gamma
-        scale = getattr(scale, "gamma", None)
-    return gain(getattr(block, norm), name), None if scale is None else usable(scale, name, "LayerScale"), True, False
+    (in_gain, norm_known), scale = gain(getattr(block, norm), name, width), getattr(block, scale, None) if scale else None
+    if isinstance(scale, nn.Parameter):
+        out_gain, scale_known = usable(scale, name, "LayerScale"), True
+    else:
+        out_gain, scale_known = gain(scale, name, width)
+    return (in_gain, out_gain, True, False) if norm_known and scale_known else (None, None, False, False)
 
 
 READERS = {

@@ -7,6 +7,7 @@ from torch import nn
 from mimetic.adapters.views import (
     CROSS,
     NotSelfAttention,
+    as_written,
     full_name,
     gain,
     lineage,
@@ -37,7 +38,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     kind = _kind(ancestors)
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
-    in_gain, known, caveats = _pre_norm(path, parent, name)
+    in_gain, known = _pre_norm(path, parent, name, d)
+    caveats: tuple[str, ...] = ()
     if module.bias_k is not None:
         caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
     if module.add_zero_attn:
@@ -60,17 +62,17 @@ def _kind(ancestors) -> str:
     return "cross" if decoder or beside or any(map(CROSS.search, around)) else "self"
 
 
-def _pre_norm(path, parent, name):
-    """(gain, known, caveats) of the norm that feeds the layer, for the blocks whose order is known."""
-    blocks = [] if parent is None else [full_name(base) for base in lineage(type(parent))]
+def _pre_norm(path, parent, name, width):
+    """(gain, whether it is known) of the norm that feeds the layer, for the blocks whose order is known."""
+    blocks = [full_name(base) for base in lineage(type(parent))] if parent is not None and as_written(parent) else []
     if "torchvision.models.vision_transformer.EncoderBlock" in blocks:
-        return (gain(parent.ln_1, name), True, ()) if path == "self_attention" else (None, False, ())
+        return gain(parent.ln_1, name, width) if path == "self_attention" else (None, False)
     if any(f"torch.nn.modules.transformer.Transformer{part}Layer" in blocks for part in ("Encoder", "Decoder")):
         if not parent.norm_first:
-            return None, True, ()
+            return None, True
         # the decoder's cross-attention reads its queries through norm2 and its keys from the encoder
-        return (gain(parent.norm1, name), True, ()) if path == "self_attn" else (None, False, ())
-    return None, False, ()
+        return gain(parent.norm1, name, width) if path == "self_attn" else (None, False)
+    return None, False
 
 
 READERS = {"torch.nn.modules.activation.MultiheadAttention": multihead_attention}

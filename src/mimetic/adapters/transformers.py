@@ -10,6 +10,8 @@ The layouts:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +19,18 @@ from mimetic.adapters.transformers_caveats import caveats, refuse_unlike
 from mimetic.adapters.transformers_classes import BLOCKS, CLASSES, ONE_PLUS_GAIN, POOLED, POOLING, SANDWICH_BLOCKS
 from mimetic.adapters.views import (
     CROSS,
+    HOOKED,
     OUT_NORM,
     NotSelfAttention,
+    as_written,
     bias,
+    forward_of,
     gain,
+    hooked,
+    library,
     lineage,
     linear_in,
+    replaced_forward,
     split_out,
     usable,
     weight,
@@ -64,7 +72,9 @@ def sibling(module, name, ancestors) -> AttentionLayer:
     """Three matrices here, the output matrix in a module beside this one (BERT and its many copies)."""
     names = _projections(module, name)
     K = _head_dim(module, name)
-    return _layer(module, name, ancestors, *_three(module, names, K, name), _sibling_output(ancestors, name), K)
+    out, hooked = _sibling_output(ancestors, name)
+    layer = _layer(module, name, ancestors, *_three(module, names, K, name), out, K)
+    return replace(layer, caveats=(*layer.caveats, HOOKED)) if hooked else layer
 
 
 def parts(module, name, ancestors) -> AttentionLayer:
@@ -174,16 +184,20 @@ def _output(module) -> nn.Module:
     return next(getattr(module, a) for a in OUTPUTS if isinstance(getattr(module, a, None), nn.Module))
 
 
-def _sibling_output(ancestors, name) -> nn.Module:
+def _sibling_output(ancestors, name) -> tuple[nn.Module, bool]:
+    """The module of the output matrix, and whether a hook sits on what is around it."""
     for _, parent in ancestors[:1]:
-        if not type(parent).forward.__module__.startswith("transformers."):  # in a block of one's own anything may be called "output"
-            raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one, and {type(parent).__name__}, around both, is no block of transformers that tells which")
         for path in SIBLINGS:
-            found = parent
+            chain = [parent]
             for attribute in path.split("."):
-                found = getattr(found, attribute, None)
-            if isinstance(found, nn.Module) and "weight" in found._parameters:
-                return found
+                chain.append(getattr(chain[-1], attribute, None))
+            found = chain[-1]
+            if not isinstance(found, nn.Module) or (path == "output" and "weight" not in getattr(found, "_orig_mod", found)._parameters):
+                continue
+            for around in chain[:-1]:  # in a block of one's own anything may be called "output", and a replaced part may do anything
+                if library(forward_of(type(around))) != "transformers" or replaced_forward(around):
+                    raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one, and {type(around).__name__}, which uses it, is none of transformers' own (or its forward was replaced): what it does with the matrix is not known")
+            return found, any(map(hooked, chain[1:-1]))
     raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer")
 
 
@@ -225,7 +239,7 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
-    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind, proj)
+    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind, q[0].shape[0], proj)
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind,
@@ -241,7 +255,7 @@ def _kind(module, ancestors) -> str:
     return "cross" if within or any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
 
 
-def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
+def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
     """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
     for path, block in ancestors[:3]:
         shorts = list(map(_short, lineage(type(block))))
@@ -250,7 +264,7 @@ def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | N
         entry = next((entry for short in shorts if (entry := BLOCKS.get(f"{short}:{path.split('.')[0]}"))), None)
         if entry is None:
             continue
-        if kind == "cross":  # queries are normalised here, keys and values by the encoder's last norm
+        if kind == "cross" or not as_written(block):  # queries are normalised here, keys and values by the encoder's last norm
             return None, None, False, False
         order, norm, scale = entry
         if order == "config":  # OPT, XGLM and their kin decide by a flag
@@ -260,13 +274,13 @@ def _block_gains(ancestors, name, kind, proj) -> tuple[Tensor | None, Tensor | N
         if norm and not hasattr(block, norm):  # a variant of the block with other norms (Falcon's new decoder)
             return None, None, False, False
         norm = getattr(block, norm) if norm else None  # OLMo's has no gain
-        in_gain = None if norm is None else gain(norm, name)
+        in_gain, norm_known = gain(norm, name, width)
         if in_gain is not None and ONE_PLUS_GAIN.intersection(map(_short, lineage(type(norm)))):
             in_gain = 1 + in_gain
         scale = getattr(block, scale, None) if scale else None
-        if isinstance(scale, nn.Module):
-            scale = next(scale.parameters(recurse=False), None)
-        scale = None if scale is None else usable(scale, name, "LayerScale")
+        scale, scale_known = (usable(scale, name, "LayerScale"), True) if isinstance(scale, nn.Parameter) else gain(scale, name, proj.shape[2])
+        if not (norm_known and scale_known):
+            return None, None, False, False
         constant = getattr(block, "residual_multiplier", 1)  # Granite
         if constant != 1:
             scale = constant * (torch.ones(proj.shape[2]).to(proj) if scale is None else scale)

@@ -178,8 +178,34 @@ def fused_out(lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: i
     return [(ws[:, i], None if bs is None else bs[i]) for i in range(parts)]
 
 
-def gain(norm: nn.Module | None, name: str) -> Tensor | None:
-    """The gain of a LayerNorm or RMSNorm, (D,), or None where it has none."""
-    norm = getattr(norm, "_orig_mod", norm)
-    w = getattr(norm, "weight", None)
-    return None if w is None else usable(w, name, "norm gain")
+_GAINED = re.compile(r"(layer|rms|simple)_?norm|identity|layer_?scale", re.IGNORECASE)  # modules whose one vector, if any, multiplies their output
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "mimetic")
+
+
+RECORDER = "transformers.utils.output_capturing"  # its hooks keep what passes by and change nothing
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether forward hooks sit on a module, of which is not known what they do."""
+    return any(getattr(hook, "__module__", None) != RECORDER for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+
+
+def as_written(module: nn.Module) -> bool:
+    """Whether a module's forward is that of a library's class: not a subclass's own, not replaced on the class or on this one module."""
+    module = getattr(module, "_orig_mod", module)
+    return library(forward_of(type(module))) in _LIBRARIES and not replaced_forward(module)
+
+
+def gain(module: nn.Module | None, name: str, width: int) -> tuple[Tensor | None, bool]:
+    """The gain of a LayerNorm or RMSNorm, or a LayerScale's vector, (width,), or None where it has none; and whether that is known: in the place of a norm
+    there may be anything."""
+    module = getattr(module, "_orig_mod", module)
+    if module is None:
+        return None, True
+    if not (_GAINED.search(type(module).__name__) and as_written(module)) or hooked(module):
+        return None, False
+    w = getattr(module, "weight", None)
+    w = w if w is not None else next(module.parameters(recurse=False), None)
+    if w is None:
+        return None, next(module.parameters(), None) is None  # what is around another norm has its own
+    return (usable(w, name, "norm gain"), True) if w.shape == (width,) else (None, False)

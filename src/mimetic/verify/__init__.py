@@ -39,7 +39,7 @@ class Check:
     name: str  #: of the layer
     qk_error: float = math.nan  #: of W_Q W_K^T, the worst head
     vp_error: float = math.nan  #: of W_V W_proj, the worst head
-    fold_error: float = math.nan  #: of the folded products; nan where the gains are not known, or the block could not be isolated
+    fold_error: float = math.nan  #: of the folded products; nan where the gains are not known, the block could not be isolated, or attention adds so little that rounding hides it
     scale: float = math.nan  #: factor on q k^T in units of 1/sqrt(head_dim), 1 in the paper's attention
     caveats: tuple[str, ...] = ()  #: those of the layer
     needs: tuple[str, ...] = ()  #: the caveats that this forward calls for
