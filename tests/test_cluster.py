@@ -132,10 +132,12 @@ def test_what_slurm_is_told(tmp_path, monkeypatch):
 
 
 def test_bad_input_before_anything_is_submitted(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="at_once must be 1 on this machine with GPUs, not 2"):
+        submit([toy()], tmp_path, executor="local", resources=Resources(minutes=5, gpus=1), at_once=2)
     with pytest.raises(ValueError, match="executor must be one of slurm, local, not 'pbs'"):
         submit([toy()], tmp_path, executor="pbs")
     with pytest.raises(ValueError, match="minutes must be more than 1.5, not 1: a job is told to stop 30 seconds before its limit"):
-        submit([toy()], tmp_path, executor="local", resources=Resources(minutes=1, gpus=0))
+        submit([toy()], tmp_path, executor="local", resources=Resources(minutes=1, gpus=0), at_once=1)
     with pytest.raises(ValueError, match="minutes must be at least 1, not 0"):
         submit([toy()], tmp_path, resources=Resources(minutes=0))
     with pytest.raises(ValueError, match="pos_embed must be one of"):

@@ -17,6 +17,7 @@ from mimetic.experiments import queue
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
+from mimetic.experiments.helpers import gpu_is_lost
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import vision as programme
 from mimetic.experiments.runs import check, checkpoint_path, existing, run
@@ -64,6 +65,7 @@ def dying(tmp_path, monkeypatch):
     """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it lies."""
     (tmp_path / "dying.py").write_text(
         "import os, time\n\ndef exits(connection):\n    time.sleep(0.5)\n    os._exit(3)\n\ndef is_killed(connection):\n    os.kill(os.getpid(), 9)\n"
+        "\ndef loses_its_gpu(connection):\n    connection.recv()\n    connection.send(('lost', 'CUDA error: an illegal memory access'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("dying")
@@ -246,6 +248,34 @@ def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch, dying, end, 
     assert list(outcome.failed) == [toy(1)[0].name] and says in outcome.failed[toy(1)[0].name]
 
 
+def test_a_run_whose_process_lost_its_gpu_is_tried_once_more_in_a_new_one(monkeypatch, dying):
+    """A CUDA error stays with its process: the next runs must not get that one."""
+    monkeypatch.setattr(queue, "_serve", dying.loses_its_gpu)
+    lines, runs = [], toy(2)
+    outcome = queue.work(runs, processes=1, say=lines.append)
+    assert list(outcome.failed) == [config.name for config in runs] and "illegal memory access" in outcome.failed[runs[0].name]
+    assert [line for line in lines if "once more" in line] == [f"{config.name}  CUDA error: an illegal memory access: once more, in a new process" for config in runs]
+    assert gpu_is_lost(RuntimeError("CUDA error: an illegal memory access was encountered")) and not gpu_is_lost(torch.OutOfMemoryError("CUDA out of memory."))
+
+
+def test_a_damaged_checkpoint_does_not_stop_its_run():
+    (config,) = toy(1)
+    with pytest.raises(TimeLimit):
+        run(config, progress=False, time_limit=0)
+    checkpoint_path(config).write_bytes(b"nothing")
+    lines = []
+    assert queue.work([config], processes=1, say=lines.append).finished == [config.name]
+    assert any("begins anew" in line and "is damaged" in line and "delete it" not in line for line in lines)
+
+
+def test_compilation_can_be_turned_off_for_all_runs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(queue, "queue_runs", lambda name: toy(2))
+    monkeypatch.setattr(queue, "work", lambda runs, **options: seen.extend(runs) or queue.Outcome())
+    queue.main(["paper", "--compile", "off"])
+    assert [config.compile for config in seen] == ["off", "off"]
+
+
 def test_time_left_counts_what_this_call_has_done(monkeypatch):
     runs = [dataclasses.replace(config, epochs=30) for config in toy(2)]
     progress = queue._Progress(runs, runs)
@@ -336,7 +366,7 @@ def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
             assert all(c in runs for c in study.runs((seed,)))
     assert all(c in runs for c in programme.RATES.runs((0,))) and {c.validation for c in programme.RATES.runs((0,))} == {5_000}
     order = [run.name for run in runs]
-    asked_later = [list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)), [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm]]
+    asked_later = [list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)), [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm], [run for run in programme.START.runs(range(5)) if run.arm.startswith("from-")]]
     assert order[-sum(map(len, asked_later)) :] == [run.name for study in asked_later for run in study]  # what was added when the others had been seen
     runs = runs[: -sum(map(len, asked_later))]
     questions = [c.seed for c in runs if c.experiment == "cifar10-lab10" and not c.arm.startswith(("float32", "depth12-half"))]

@@ -231,7 +231,7 @@ class Queue:
     """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
 
     names:
-      lab                  every question at laboratory scale: 362 runs, 19 hours
+      lab                  every question at laboratory scale: 382 runs, 20 hours
                            of two CPU cores (--together 60: 20 minutes of a GPU)
       recipe               the search that chose the laboratory's recipe, 10 runs
       paper                ViT-Tiny, 50,000 images, 100 epochs, for a GPU
@@ -250,13 +250,14 @@ class Queue:
     minutes: float | None = None  # stop after this time, everything saved (with --together: begin nothing that would take longer); default: when all is done
     processes: int | None = None  # runs side by side; default: one on each GPU, else two; with --together: helpers on the CPU
     together: int | None = None  # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile: off for a GPU machine without a C compiler
     list: bool = False  # only show what is done and what is left
 
     def __call__(self) -> None:
         from mimetic.experiments.queue import run_queue
 
         try:
-            outcome = run_queue(self.name, self.minutes, self.processes, self.list, self.together)
+            outcome = run_queue(self.name, self.minutes, self.processes, self.list, self.together, self.compile)
         except ValueError as error:
             raise Mistake(error) from None
         if outcome and outcome.failed:

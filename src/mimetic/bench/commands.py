@@ -45,7 +45,7 @@ class BenchTrain:
 
     experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
     steps: int = 20  # timed steps of each
-    workers: int = 2  # worker processes of timm's DataLoader, besides a measurement with none
+    workers: int | None = None  # worker processes of timm's DataLoader, besides a measurement with none; default: one on every core but one, two at least
     device: str = "auto"  # auto, cpu, cuda, mps
     store: bool = False  # keep the numbers in data/speed, which the speed page reads
 

@@ -25,6 +25,7 @@ from mimetic.data.fetch import Unavailable
 from mimetic.data.images import ImageData
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.vision import VisionConfig
+from mimetic.experiments.helpers import cores
 from mimetic.experiments.runs import train_config
 from mimetic.experiments.vision import VisionTask, build_model, vit_config
 from mimetic.flops import peak as card_peak
@@ -147,13 +148,13 @@ def wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int = 2, device: str = "auto") -> dict[str, Any]:
+def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int | None = None, device: str = "auto") -> dict[str, Any]:
     """Time training steps of a named experiment, ours and timm's, after a few to warm up; print and return images/s.
 
     Args:
         experiment: whose model, batch, augmentation and precision.
         steps: timed steps of each.
-        workers: worker processes of the DataLoader, besides a measurement with none.
+        workers: worker processes of the DataLoader, besides a measurement with none; None: one on every core but one, two at least.
         device: auto, cpu, cuda, mps.
 
     Returns:
@@ -168,6 +169,7 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
         import timm  # noqa: F401
     except ImportError:
         raise Unavailable("bench train compares with timm, which is not installed: pip install timm") from None
+    workers = max(2, cores()) if workers is None else workers
     if workers < 0:
         raise ValueError(f"workers must be at least 0, not {workers}")
     with Bench(experiment, steps, device) as bench:

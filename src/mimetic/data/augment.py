@@ -102,7 +102,7 @@ def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         try:
             return compiled(*arguments)
         except Exception as error:  # a compiler has errors of many types
-            if compiled is apply_ops:
+            if compiled is apply_ops or isinstance(error, torch.OutOfMemoryError):
                 raise
             print(f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
             compiled = apply_ops

@@ -89,6 +89,8 @@ def submit(
     for name, value, low in [("at_once", at_once, 1), *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus"))]:
         if value < low:
             raise ValueError(f"{name} must be at least {int(low)}, not {value}")
+    if executor == "local" and resources.gpus and at_once > 1:
+        raise ValueError(f"at_once must be 1 on this machine with GPUs, not {at_once}: its jobs would all take the first of them (`queue` trains on every card)")
     least = MARGINS[executor] + LEAST_SECONDS
     if 60 * resources.minutes <= least:
         raise ValueError(f"minutes must be more than {least / 60:g}, not {resources.minutes}: a job is told to stop {MARGINS[executor]} seconds before its limit")

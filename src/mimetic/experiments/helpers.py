@@ -83,6 +83,11 @@ def leave_with_parent() -> None:
     os._exit(1)
 
 
+def gpu_is_lost(error: BaseException) -> bool:
+    """Whether an error stays with the process: after an illegal access or a fault of the card every further call fails. Running out of memory does not."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+
+
 def cores() -> int:
     """How many helpers by default."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2

@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -31,7 +31,7 @@ import torch
 from mimetic.attention import MimeticWarning
 from mimetic.data.fetch import Unavailable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import in_a_line, leave_with_parent, until_terminated
+from mimetic.experiments.helpers import gpu_is_lost, in_a_line, leave_with_parent, until_terminated
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
 from mimetic.experiments.together import groups, work_together
@@ -105,7 +105,7 @@ def work(
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
     workers: list[_Worker] = []
-    again: set[str] = set()  # runs that another process held, and that were put back once
+    again: set[str] = set()  # runs that another process held, or whose process lost its GPU, and that were put back once
     try:
         while True:
             enough = deadline is None or deadline - time.monotonic() > least
@@ -176,6 +176,9 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
         say(content)
         return
     config, worker.config = worker.config, None
+    if kind == "lost":  # the next run gets a new process
+        worker.stop()
+        workers.remove(worker)
     if kind == "there":
         progress.share[name] = 1.0
         say(progress.line(f"{name}  done by another process"))
@@ -189,7 +192,11 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
         say(f"{name}  passed over: another process is training it" + (", asked for again later" if name not in again else ""))
         again.add(name)
         time.sleep(1.0)
-    elif kind == "failed":
+    elif kind == "lost" and name not in again:
+        waiting.insert(0, config)
+        again.add(name)
+        say(f"{name}  {content}: once more, in a new process")
+    elif kind in ("failed", "lost"):
         outcome.failed[name] = content
         say(f"{name}  FAILED: {content}")
     elif kind in ("unavailable", "full"):  # others would come to the same
@@ -289,10 +296,12 @@ def _serve(connection: Connection) -> None:
         except CheckpointError as error:
             message = "failed", str(error)
         except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
-            message = "failed", in_a_line(error)
+            message = "lost" if gpu_is_lost(error) else "failed", in_a_line(error)
         try:
             connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
+            return
+        if message[0] == "lost":
             return
 
 
@@ -333,13 +342,13 @@ def listing(runs: Sequence[RunConfig]) -> str:
     return "\n".join(lines)
 
 
-def run_queue(name: str, minutes: float | None, processes: int | None, show: bool, together: int | None = None) -> Outcome | None:
-    """What `queue NAME` does on the command line: list the runs, or work them off and say what is left.
+def run_queue(name: str, minutes: float | None, processes: int | None, show: bool, together: int | None = None, compile: str = "auto") -> Outcome | None:
+    """What `queue NAME` does on the command line: list the runs, or work them off and say what is left. compile: of every run that leaves it open.
 
     Raises:
         ValueError: unknown queue, or bad limits.
     """
-    runs = queue_runs(name)
+    runs = [replace(config, compile=compile) if config.compile == "auto" else config for config in queue_runs(name)]
     _check_minutes(minutes)
     if show:
         print(listing(runs))
@@ -372,10 +381,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="stop after this time, everything saved (with --together: begin nothing that would take longer)")
     parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two); with --together: helpers on the CPU")
     parser.add_argument("--together", type=int, help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: off for a GPU machine without a C compiler")
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)
     try:
-        outcome = run_queue(options.name, options.minutes, options.processes, options.list, options.together)
+        outcome = run_queue(options.name, options.minutes, options.processes, options.list, options.together, options.compile)
     except (ValueError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -36,6 +36,7 @@ from mimetic.initializers import INITIALIZERS, RANKED, initialize_
 from mimetic.models.blocks import parameter_counts
 from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
 from mimetic.training.checkpoint import (
+    BusyCheckpoint,
     CheckpointError,
     ForeignCheckpoint,
     aside,
@@ -216,11 +217,14 @@ def run(
 
 
 def run_or_restart(config: RunConfig, say: Callable[[str], None] = print, **options: Any) -> dict[str, Any]:
-    """run, as a queue does it: a half-done run of other code, config or backend starts again, and that is said."""
+    """run, as a queue does it: a half-done run of other code, config or backend, or whose checkpoint is damaged, starts again, and that is said."""
     try:
         return run(config, **options)
-    except ForeignCheckpoint as error:
-        say(f"{config.name} begins anew: {str(error).partition(': train with force')[0]}")
+    except BusyCheckpoint:
+        raise
+    except CheckpointError as error:
+        why = str(error).partition(": train with force")[0].removesuffix(": delete it")
+        say(f"{config.name} begins anew: {why}")
         return run(config, force=True, **options)
 
 
@@ -253,8 +257,8 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
 
 
 def _moved(result: Result) -> dict[str, Any]:
-    """The machines of a run that was not made on one alone."""
-    return {"machines": result.machines} if len(result.machines) > 1 else {}
+    """The machines of a run that was not made on one alone; of one on a GPU, whether its step was a CUDA graph."""
+    return ({} if result.graph is None else {"graph": result.graph}) | ({"machines": result.machines} if len(result.machines) > 1 else {})
 
 
 def make_record(

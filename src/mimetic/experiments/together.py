@@ -28,7 +28,7 @@ from mimetic.experiments.configs import with_arm
 from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.helpers import Helpers, Job, cores, in_a_line, until_terminated
+from mimetic.experiments.helpers import Helpers, Job, cores, gpu_is_lost, in_a_line, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.blocks import shapes_only
 from mimetic.models.stacked import stack
@@ -252,7 +252,7 @@ def work_together(
             begun = work.begin(waiting[0]) if waiting else []
             for index, group in enumerate(waiting):
                 cost = sum(family(config).cost(config) for config in group)
-                if time.monotonic() + pace * cost > deadline:
+                if time.monotonic() + pace * cost > deadline or work.lost:
                     break
                 # the helpers make the next group's weights while the GPU trains this one
                 following = work.begin(waiting[index + 1]) if index + 1 < len(waiting) else []
@@ -274,6 +274,7 @@ class _Work:
         self.helpers, self.say = helpers, say
         self.written: list[str] = []
         self.failed: dict[str, str] = {}
+        self.lost = False  # the GPU, for this process: further groups would fail as the last one did
         self.ending: list[tuple[RunConfig, Job, ExitStack]] = []
 
     def begin(self, group: Sequence[RunConfig]) -> list[Job]:
@@ -300,9 +301,11 @@ class _Work:
         try:
             ends = train_group(configs, [given for _, given, _ in ready], self.say)
         except Exception as error:  # noqa: BLE001  one group must not stop the others
+            hint = ": choose a smaller --together" if isinstance(error, torch.OutOfMemoryError) else ""
             for config, _, lock in ready:
-                self.fail(config, in_a_line(error))
+                self.fail(config, in_a_line(error) + hint)
                 lock.close()
+            self.lost = gpu_is_lost(error)
             return False
         finally:
             gc.collect()

@@ -26,7 +26,7 @@ from mimetic.training.precision import cast, products
 from mimetic.training.progress import Progress
 from mimetic.training.step import Step
 
-CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
+CHECKPOINT_SHARE = 0.005  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
@@ -60,6 +60,7 @@ class Result:
     resumed: int = 0  # how often the run went on from a checkpoint
     started: str | None = None  # what was passed as ``started`` when the run first began
     machines: list[dict[str, Any]] = field(default_factory=list)  # name, processes, from which step on; one entry unless it moved
+    graph: bool | None = None  # whether a step was one CUDA graph; None: not on a GPU
 
 
 class TimeLimit(Exception):
@@ -196,6 +197,7 @@ def train(
                     with compiler_needed() if compiling else nullcontext():
                         trained(batch, learning_rate(step, config, steps))
                     step += 1
+                    result.graph = trained.graph if backend["type"] == "cuda" else None
                     if compiling:  # no part of the speed
                         result.seconds["compile"] += time.perf_counter() - clock
                         clock, compiling = time.perf_counter(), False
@@ -205,6 +207,8 @@ def train(
                     if time_limit is not None and group.size > 1:  # clocks differ, and all must stop at the same step
                         out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
                     if out_of_time or now - saved > checkpoint_seconds:
+                        if backend["type"] == "cuda":  # what the card has still to do is training, and no part of saving
+                            torch.cuda.synchronize()
                         result.seconds["train"] += time.perf_counter() - clock
                         save(must=out_of_time)
                         clock = time.perf_counter()

@@ -42,6 +42,11 @@ class Captured:
             old.copy_(new)
         self.replay()
 
+    @property
+    def graph(self) -> bool:
+        """Whether the step is one CUDA graph."""
+        return self.replay is not None and isinstance(getattr(self.replay, "__self__", None), torch.cuda.CUDAGraph)
+
     def reset(self) -> None:
         """Begin the sums again."""
         for value in self.sums.values():

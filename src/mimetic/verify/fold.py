@@ -25,7 +25,6 @@ from mimetic.verify.record import (
     tokens_of,
 )
 
-
 SEEN = 1e-4  # rounding of the residual stream, in units of what attention adds to it, up to which a folded product can be told from another
 
 
