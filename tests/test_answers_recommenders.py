@@ -136,7 +136,9 @@ def test_chapter_12_says_what_the_records_say():
     assert len(gain("ml100k-sincos", "opposite")) == 6 and all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
     sets["ml100k-sincos", "-rate"] = load_runs("ml100k-sincos-rate")
     assert [side(gain("ml100k-sincos", "opposite", "mimetic", "-rate", column)) for column in (last, before)] == [-1, -1]
-    assert side(gain("ml100k-sincos", "opposite", rate="-rate")) == -1 and side(gain("ml100k-sincos", "mimetic", rate="-rate")) == 0
+    assert side(gain("ml100k-sincos", "opposite", rate="-rate")) == -1
+    assert [side(gain("ml100k-sincos", "opposite", controls[0], "-rate", column)) for column in (last, before)] == [-1, -1] and controls[0] == "timm-rescaled"
+    assert not any(side(gain("ml100k-sincos", arm, rate="-rate", column=column)) for arm in ("mimetic", *controls) for column in (last, before))
     found = {name: questions.layer_signs(questions.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")}
     assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
     # an imitation, and what is cheap
