@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mimetic.figures.style import COLORS, NULL, panels, styled
@@ -41,6 +42,9 @@ def init_seconds(table: pd.DataFrame) -> Figure:
     return figure
 
 
+LEAST_SHOWN = 0.02  # of the time: what takes less on every machine cannot be seen in a bar
+
+
 @styled
 def step_shares(profiles: pd.DataFrame) -> Figure:
     """Where the time of a training step goes: a bar a machine, left by phase, right by kind of operation.
@@ -50,14 +54,16 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
     figure, axes = panels(7.4, 2.0 + 0.4 * len(labels), ncols=2, sharey=True)
     palettes = {"phase": ("#999999", "#56b4e9", "#0072b2", "#009e73"), "kind": ("#cc79a7", "#666666", "#d55e00", "#e69f00", "#8c6d46")}
     for ax, measure, title in ((axes[0, 0], "phase", "by phase"), (axes[0, 1], "kind", "by kind of operation")):
-        part = profiles[profiles["measure"] == measure].pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
+        part = profiles[profiles["measure"] == measure]
+        part = part[part.groupby("name")["share"].transform("max") >= LEAST_SHOWN].pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
         left = pd.Series(0.0, index=labels)
         for color, name in zip(palettes[measure], part.columns, strict=False):
             width = 100 * part[name]
             ax.barh(range(len(labels)), width, left=left, color=color, label=name, height=0.6)
             for y, (start, value) in enumerate(zip(left, width)):
                 if value > 9:
-                    ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white")
+                    dark = sum(w * c for w, c in zip((0.3, 0.6, 0.1), to_rgb(color))) < 0.5
+                    ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
             left = left + width
         ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=[label.replace("; ", "\n") for label in labels])
     axes[0, 0].invert_yaxis()
