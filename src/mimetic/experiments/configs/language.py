@@ -98,10 +98,10 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
-    "from-sincos": (("gpt2", "vision"), {}),
-    "from-noise": (("gpt2", "vision"), {}),
+    "from-sincos": (("gpt2", "vision"), {"gpt2": 8e-3, "vision": 4e-3}),
+    "from-noise": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
 }  # fmt: skip
-AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
+AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",), "from-sincos": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 SECOND_RATE = {"scaled": {"vision": 2e-3}}  # kind -> where the rate that came second in the search is run, too: a loss may be the rate's
 SINCOS_CHOSEN = OTHER_POSITIONS["sincos"][1]
 
@@ -161,7 +161,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "qk": {"init": "mimetic-qk"},
     "vp": {"init": "mimetic-vp"},
     "fit": {"init": "mimetic", **FITTED},
-    # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, no noise, QK as it was
+    # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, QK as it was; there with a little noise, of standard deviation .01 in the weights
     "speedrun": {"init": "mimetic-vp", "vp_alpha": 0.0, "vp_beta": -0.05},
 }
 CONTROLS: dict[str, dict[str, Any]] = {
