@@ -181,7 +181,7 @@ def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("lang
                 early, lead = gap.index[max(0, len(gap) // 5 - 1)], lead_of_all(gap)
                 way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,} ({METRIC.signed(lead.min())})" if len(lead) else "–"
                 rows.append((f"{kind}, {LABELS[arm]}", *(f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in (early, gap.index[-1])), way))
-    columns = ["bits per byte minus the default's", "early", "at the end", "ahead on the way with every seed, not to the end"]
+    columns = ["bits per byte minus the default's", "early", "at the end", "longest stretch on the way with every seed ahead"]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
