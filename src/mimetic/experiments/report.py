@@ -72,7 +72,7 @@ def findings(page: str) -> str:
     """What was found so far, for a page of WRITTEN: the book's one number, and a table of what it hangs on and of what else was asked."""
     finals = load_runs(LAB)
     said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
-    return f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\nRows that begin with “…” change one thing of the nearest row above that does not; vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better. {reproduction.counts(claims())}"
+    return f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\nA row that begins with “…” differs in one thing from the nearest row above it that does not begin so; vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better. {reproduction.counts(claims())}"
 
 
 def with_findings(text: str, said: str) -> str:
