@@ -431,6 +431,8 @@ def test_caveats_that_a_config_asks_for():
     layers = attention_layers(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_by_inverse_layer_idx=True)))
     assert [layer.caveats for layer in layers] == [(), (UNSCALED,)]  # the first is divided by 1
     assert caveats_of(olmo(clip_qkv=6.0)) == {ROPE, CLAMPED} and caveats_of(olmo()) == {ROPE}
+    falcon = lambda alibi: t.FalconModel(t.FalconConfig(**TEXT, alibi=alibi, multi_query=False))  # noqa: E731
+    assert caveats_of(falcon(False)) == {ROPE} and not caveats_of(falcon(True))
 
 
 def test_the_scale_of_disentangled_attention_is_that_of_its_forward():

@@ -55,7 +55,7 @@ def caveats(module: nn.Module, short: str, K: int, kind: str) -> tuple[str, ...]
     norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
     config = getattr(module, "config", None)
     found = {
-        ROPE: "rope" in flags and kind == "self" and getattr(module, "use_rope", True),
+        ROPE: "rope" in flags and kind == "self" and getattr(module, "use_rope", True) and getattr(config, "alibi", False) is not True,  # Falcon has one or the other
         QK_NORM: "qk_norm" in flags or any(QK_NORMS.match(n) for n in norms),
         VALUE_NORM: "value_norm" in flags,
         INNER_NORM: "inner_norm" in flags,
