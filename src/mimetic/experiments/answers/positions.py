@@ -83,16 +83,16 @@ def searches() -> str:
     return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
 
 
-KINDS = ("learned", "sincos", "rotary")
+KINDS = ("learned", "sincos", "from-sincos", "rotary")
 # What the table on top of the chapter compares: text -> the study of each of KINDS, None where it was not run
 TEXTS: dict[str, tuple[Study | None, ...]] = {
-    "tiny Shakespeare": (LEARNED, POSITIONS, ROTARY), "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None),
-    "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, None),
+    "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY), "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
+    "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, None, None),
 }  # fmt: skip
 
 
 def in_short() -> str:
-    """What the two sets of signs do with learned, with fixed and with rotary positions, for the top of the chapter: a Markdown table, and how the
+    """What the two sets of signs do with every one of KINDS, for the top of the chapter: a Markdown table, and how the
     better of them stands to GPT-2's own start; "" without a pair."""
     rows: dict[str, dict[str, str]] = {}
     for text, studies in TEXTS.items():
