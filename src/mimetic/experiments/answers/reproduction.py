@@ -15,6 +15,7 @@ from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.programmes.language import (
     CENTRAL,
+    FROM_SINCOS,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -62,6 +63,7 @@ SUMMARY = (
     ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
     ("10_gpt", "after 6,000 steps in place of 1,200", LONG.experiment, "gpt2", "vision"),
     ("10_gpt", "with fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
+    ("10_gpt", "with learned positions that start from sin-cos", FROM_SINCOS.experiment, "gpt2", "vision"),
     ("10_gpt", "with fixed sin-cos positions, after 6,000 steps", POSITIONS_LONG.experiment, "gpt2", "vision"),
     ("10_gpt", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
     ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
