@@ -272,6 +272,8 @@ def test_chapter_10_says_what_the_records_say():
     assert positions.effect_of(STUDIES["rotary"], "vision").mean() < 0.2 * positions.effect_of(STUDIES["central"], "vision").mean()
     for with_fixed, own in zip(fixed, learned):
         assert side(positions.across("vision", STUDIES[with_fixed], "gpt2", STUDIES[own])) == -1
+    started = [positions.across("vision", STUDIES["from-sincos"], arm, STUDIES[other]) for arm, other in (("gpt2", "central"), ("vision", "positions"))]
+    assert [side(values) for values in started] == [-1, 0] and [len(values) for values in started] == [6, 6]
     long = {name: positions.effect_of(STUDIES[name], "vision") for name in ("long", "positions-long")}
     assert side(long["positions-long"]) == -1 and long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean() and [len(v) for v in long.values()] == [3, 3]
     gap = language_answers.gap_to(load_runs("tinyshakespeare-long", curves=True), "vision")
@@ -287,10 +289,10 @@ def test_chapter_10_says_what_the_records_say():
 
 def test_chapter_10_says_of_the_reason_what_the_records_say():
     """Its paragraph "What does it take?" is written by hand: it holds as long as this does."""
-    effect = {kind: side(positions.effect_of(STUDIES[kind], "vision")) for kind in ("positions", "shuffled", "centred", "scaled", "rotary")}
-    assert effect == {"positions": -1, "shuffled": -1, "centred": -1, "scaled": 1, "rotary": 1}
-    changed = {kind: positions.changes("vision", STUDIES[kind], STUDIES["positions"]) for kind in ("shuffled", "centred")}
-    assert side(changed["shuffled"]) == 1 and side(changed["centred"]) == 0
+    effect = {kind: side(positions.effect_of(STUDIES[kind], "vision")) for kind in ("positions", "shuffled", "centred", "scaled", "rotary", "from-sincos", "from-noise")}
+    assert effect == {"positions": -1, "shuffled": -1, "centred": -1, "scaled": 1, "rotary": 1, "from-sincos": -1, "from-noise": 0}
+    changed = {kind: positions.changes("vision", STUDIES[kind], STUDIES["positions"]) for kind in ("shuffled", "centred", "from-sincos", "from-noise")}
+    assert {kind: side(values) for kind, values in changed.items()} == {"shuffled": 1, "centred": 0, "from-sincos": 0, "from-noise": 1}
     full, left = (positions.effect_of(STUDIES[kind], "vision").mean() for kind in ("positions", "shuffled"))
     sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
     assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)
