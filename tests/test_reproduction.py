@@ -102,6 +102,7 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
     assert rotary < learned / 5  # a little
     assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare", "tinyshakespeare-rotary", "wikitext2")] == ["loses"] * 3
     assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare-sincos", "wikitext2-sincos")] == ["gains"] * 2
+    assert word("tinyshakespeare-from-sincos", "gpt2", "vision") == word("cifar10-lab10", "from-sincos-avg-timm", "from-sincos-avg-mimetic") == "gains"
     assert [word(name, "bert", "mimetic") for name in ("ml100k", "beauty")] == ["gains"] * 2
     assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
     assert side(contrast(load_runs("ml100k-sincos"), {"opposite": 1, "bert": -1}, "test_ndcg10")) == -1

@@ -56,6 +56,7 @@ SUMMARY = (
     ("07_why", "over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
     ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
     ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic"),
+    ("07_why", "with learned positions that start from sin-cos", "cifar10-lab10", "from-sincos-avg-timm", "from-sincos-avg-mimetic"),
     ("08_size_and_data", "with twelve layers", "cifar10-lab10", "depth12-timm", "depth12-mimetic"),
     ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", "depth12-half-timm", "depth12-half-mimetic"),
     ("08_size_and_data", "with twelve layers, each arm at the better of these rates", "cifar10-lab10", "", ""),
