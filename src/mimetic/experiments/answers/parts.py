@@ -82,6 +82,7 @@ def made_on(finals: pd.DataFrame, experiment: str = "cifar10-lab10") -> str:
 # what the gain hangs on: condition -> (the default there, mimetic initialization there)
 CONDITIONS = {
     "sin-cos positions, average pooling": PAIR, "learned positions, average pooling": ("learned-avg-timm", "learned-avg-mimetic"),
+    "learned positions that start from sin-cos, average pooling (on a CPU)": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
     "no positions, average pooling": ("none-avg-timm", "none-avg-mimetic"), "sin-cos positions, class token": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
     "learned positions, class token": ("learned-token-timm", "learned-token-mimetic"), "no positions, class token": ("none-token-timm", "none-token-mimetic"),
     "as in the first row, over PyTorch's default": ("torch", "mimetic"), "as in the first row, 0.4 for QK and 0.7 for V·proj, as in some public code": ("timm", "swapped"),
