@@ -467,6 +467,9 @@ def test_chapter_7_says_what_the_records_say():
     assert len(lost) == 5 and side(lost) == 0 and mean_interval(lost)[1] < whole / 2
     started = gain("from-sincos-avg-mimetic", "from-sincos-avg-timm")
     assert side(started) == 1 and side(gain("mimetic", runs=replicas) - started) == 0 and side(started - gain("learned-avg-mimetic", "learned-avg-timm")) == 1
+    noise, shuffled = (gain(f"{kind}-avg-mimetic", f"{kind}-avg-timm") for kind in ("from-noise", "shuffled"))
+    assert side(noise) == side(noise - gain("learned-avg-mimetic", "learned-avg-timm")) == side(started - noise) == side(shuffled - noise) == 1
+    assert noise.mean() < 0.25 * started.mean()
     assert gain("shuffled-avg-timm").mean() == pytest.approx(-0.06, abs=0.005) == gain("shuffled-avg-mimetic", "mimetic").mean()
     # the constants
     twice, half = (("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"), ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"))
