@@ -210,11 +210,8 @@ def _block_gains(ancestors, name, width):
     attribute, norm, scale = next((PRE_NORM_BLOCKS[key] for key in keys if key in PRE_NORM_BLOCKS), ("", "", None))
     if path != attribute or not as_written(block):
         return None, None, False, False
-    (in_gain, norm_known), scale = gain(getattr(block, norm), name, width), getattr(block, scale, None) if scale else None
-    if isinstance(scale, nn.Parameter):
-        out_gain, scale_known = usable(scale, name, "LayerScale"), True
-    else:
-        out_gain, scale_known = gain(scale, name, width)
+    in_gain, norm_known = gain(getattr(block, norm), name, width)
+    out_gain, scale_known = gain(getattr(block, scale, None) if scale else None, name, width)
     return (in_gain, out_gain, True, False) if norm_known and scale_known else (None, None, False, False)
 
 

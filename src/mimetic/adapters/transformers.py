@@ -32,7 +32,6 @@ from mimetic.adapters.views import (
     linear_in,
     replaced_forward,
     split_out,
-    usable,
     weight,
 )
 from mimetic.attention import AttentionLayer, UnsupportedAttention
@@ -72,9 +71,9 @@ def sibling(module, name, ancestors) -> AttentionLayer:
     """Three matrices here, the output matrix in a module beside this one (BERT and its many copies)."""
     names = _projections(module, name)
     K = _head_dim(module, name)
-    out, hooked = _sibling_output(ancestors, name)
+    out, around_hooked = _sibling_output(ancestors, name)
     layer = _layer(module, name, ancestors, *_three(module, names, K, name), out, K)
-    return replace(layer, caveats=(*layer.caveats, HOOKED)) if hooked else layer
+    return replace(layer, caveats=(*layer.caveats, HOOKED)) if around_hooked else layer
 
 
 def parts(module, name, ancestors) -> AttentionLayer:
@@ -277,8 +276,7 @@ def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Ten
         in_gain, norm_known = gain(norm, name, width)
         if in_gain is not None and ONE_PLUS_GAIN.intersection(map(_short, lineage(type(norm)))):
             in_gain = 1 + in_gain
-        scale = getattr(block, scale, None) if scale else None
-        scale, scale_known = (usable(scale, name, "LayerScale"), True) if isinstance(scale, nn.Parameter) else gain(scale, name, proj.shape[2])
+        scale, scale_known = gain(getattr(block, scale, None) if scale else None, name, proj.shape[2])
         if not (norm_known and scale_known):
             return None, None, False, False
         constant = getattr(block, "residual_multiplier", 1)  # Granite

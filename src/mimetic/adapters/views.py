@@ -196,12 +196,14 @@ def as_written(module: nn.Module) -> bool:
     return library(forward_of(type(module))) in _LIBRARIES and not replaced_forward(module)
 
 
-def gain(module: nn.Module | None, name: str, width: int) -> tuple[Tensor | None, bool]:
-    """The gain of a LayerNorm or RMSNorm, or a LayerScale's vector, (width,), or None where it has none; and whether that is known: in the place of a norm
-    there may be anything."""
+def gain(module: nn.Module | nn.Parameter | None, name: str, width: int) -> tuple[Tensor | None, bool]:
+    """The gain of a LayerNorm or RMSNorm, or a LayerScale's vector (a module's or the block's own parameter), (width,), or None where it has none; and whether
+    that is known: in the place of a norm there may be anything."""
     module = getattr(module, "_orig_mod", module)
     if module is None:
         return None, True
+    if isinstance(module, nn.Parameter):
+        return usable(module, name, "LayerScale"), True
     if not (_GAINED.search(type(module).__name__) and as_written(module)) or hooked(module):
         return None, False
     w = getattr(module, "weight", None)
