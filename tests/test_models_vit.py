@@ -71,6 +71,13 @@ def test_position_embedding_kinds():
     assert fixed.pos_embed.shape == (1, 17, 32) and not fixed.pos_embed[0, 0].any()
 
 
+def test_fixed_noise_is_what_the_learned_positions_from_noise_start_from():
+    fixed, started = (ViT(ViTConfig(**TINY, global_pool="token", pos_embed=kind)) for kind in ("noise", "from-noise"))
+    assert torch.equal(fixed.pos_embed, started.pos_start) and "pos_embed" not in dict(fixed.named_parameters())
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fixed.embed(images)[:, 1:], fixed.patch_embed(images) + started.pos_start[:, 1:])
+
+
 @pytest.mark.parametrize("global_pool", ["token", "avg"])
 @pytest.mark.parametrize("kind", ["from-sincos", "from-noise"])
 def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind, global_pool):
@@ -146,7 +153,7 @@ def test_parameter_counts():
         (dict(patch_size=5), "patch_size=5 does not divide img_size=16"),
         (dict(num_heads=3), "num_heads=3 does not divide d_model=32"),
         (dict(global_pool="mean"), "one of token, avg"),
-        (dict(pos_embed="rope"), "one of sincos2d, learned, none, shuffled, from-sincos, from-noise"),
+        (dict(pos_embed="rope"), "one of sincos2d, learned, none, shuffled, noise, from-sincos, from-noise"),
         (dict(pos_embed="sincos2d", d_model=30, num_heads=2), "divisible by 4"),
         (dict(pos_embed="from-sincos", d_model=30, num_heads=2), "divisible by 4"),
         (dict(depth=0), "depth must be"),

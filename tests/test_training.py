@@ -565,7 +565,7 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
         (dict(compile="yes"), "compile must be one of auto, on, off"),
         (dict(threads=0), "threads must be a whole number"),
         (dict(global_pool="max"), "global_pool must be one of token, avg"),
-        (dict(pos_embed="rope"), "pos_embed must be one of sincos2d, learned, none, shuffled, from-sincos, from-noise"),
+        (dict(pos_embed="rope"), "pos_embed must be one of sincos2d, learned, none, shuffled, noise, from-sincos, from-noise"),
         (dict(patch_size=3), "does not divide img_size=8"),
         (dict(padding_mode="wrap"), "padding_mode must be one of reflect, zero"),
         (dict(experiment="a/b"), "experiment must be lower-case"),

@@ -16,7 +16,7 @@ from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
 from mimetic.models.positions import noise, shuffled_order, sincos2d
 
 GLOBAL_POOL = ("token", "avg")
-POS_EMBED = ("sincos2d", "learned", "none", "shuffled", "from-sincos", "from-noise")
+POS_EMBED = ("sincos2d", "learned", "none", "shuffled", "noise", "from-sincos", "from-noise")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ViTConfig:
     # Both as in timm, where they are norm and fc_norm.
     global_pool: str = "token"
     # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none;
-    # "shuffled": sincos2d in a random order of the places, so that neighbours are not alike: a control;
-    # "from-sincos": learned, as a change of sincos2d, that is starting there; "from-noise": the same of noise as large: a control
+    # controls, both fixed: "shuffled": sincos2d in a random order of the places, so that neighbours are not alike; "noise": noise as large;
+    # "from-sincos": learned, as a change of sincos2d, that is starting there; "from-noise": the same of that noise: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class ViTConfig:
     @property
     def fixed_positions(self) -> bool:
         """Whether the positions are fixed."""
-        return self.pos_embed in ("sincos2d", "shuffled")
+        return self.pos_embed in ("sincos2d", "shuffled", "noise")
 
     @property
     def starting_positions(self) -> bool:
@@ -96,7 +96,7 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
         if config.fixed_positions or config.starting_positions:  # a buffer: fixed, but part of the state dict as in timm
-            rows = noise(grid**2, D) if config.pos_embed == "from-noise" else sincos2d(grid, grid, D)
+            rows = noise(grid**2, D) if config.pos_embed in ("noise", "from-noise") else sincos2d(grid, grid, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(grid**2)]
             rows = torch.cat([torch.zeros(prefix, D), rows])

@@ -17,6 +17,7 @@ tinyshakespeare-centred, -centred-recipe  the same without what all positions ha
 tinyshakespeare-rotary, -rotary-recipe  no embedding of positions: queries and keys are rotated by their places, as in most language models since 2021
 tinyshakespeare-from-sincos, -from-sincos-recipe  learned positions that start from sines and cosines, tokens as large as with fixed ones
 tinyshakespeare-from-noise, -from-noise-recipe  the same from noise as large: must positions be fixed, alike where they are near, or only large?
+wikitext2-from-sincos  the default and vision's signs with learned positions that start there, on the other text
 wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
 tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
 wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
@@ -131,6 +132,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     **{name: replace(LAB, experiment=name, pos_embed=kind, validation=True, lr=1e-3) for kind in OTHER_POSITIONS for name in [with_positions(kind, search=True)]},
     "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
     "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
+    "wikitext2-from-sincos": replace(WIKITEXT2, experiment="wikitext2-from-sincos", pos_embed="from-sincos"),
     "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
     "share-gpu": replace(GPU, experiment="share-gpu"),
@@ -239,6 +241,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     **{with_positions(kind): at_own_rate(*arms, chosen=chosen) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in SECOND_RATE.get(kind, {}).items()} for kind, (arms, chosen) in OTHER_POSITIONS.items()},
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
+    "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1]),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers

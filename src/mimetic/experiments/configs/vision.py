@@ -67,7 +67,7 @@ class VisionConfig(RunConfig):
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     patch_size: int = 4  # pixels
     global_pool: str = "avg"  # avg: average of the patches; token: class token
-    pos_embed: str = "sincos2d"  # sincos2d, learned, none; shuffled, from-sincos, from-noise: controls (models.vit)
+    pos_embed: str = "sincos2d"  # sincos2d, learned, none; shuffled, noise, from-sincos, from-noise: controls (models.vit)
 
 
 LAB = VisionConfig(
@@ -165,7 +165,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
                     for pool in ("avg", "token") for pos in ("sincos2d", "learned", "none")
                     if (pos, pool) != ("sincos2d", "avg")
                 },
-                **{f"{pos}-avg": {"pos_embed": pos} for pos in ("shuffled", "from-sincos", "from-noise")},
+                **{f"{pos}-avg": {"pos_embed": pos} for pos in ("shuffled", "noise", "from-sincos", "from-noise")},
+                "from-sincos-token": {"pos_embed": "from-sincos", "global_pool": "token"},
             }.items()
         },
     },

@@ -76,6 +76,8 @@ ROTARY = Study("rotary", "tiny Shakespeare, rotary positions", "tinyshakespeare-
 FROM_SINCOS = Study("from-sincos", "tiny Shakespeare, learned positions that start from sin-cos", "tinyshakespeare-from-sincos", tuple(ARMS["tinyshakespeare-from-sincos"]))
 FROM_NOISE = Study("from-noise", "tiny Shakespeare, learned positions that start from noise as large", "tinyshakespeare-from-noise", tuple(ARMS["tinyshakespeare-from-noise"]))
 POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
+# We expected a gain as with fixed ones
+FROM_SINCOS_WIKITEXT2 = Study("from-sincos-wikitext2", "WikiText-2, learned positions that start from sin-cos", "wikitext2-from-sincos", tuple(ARMS["wikitext2-from-sincos"]))
 POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
 
 
@@ -89,7 +91,7 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, FROM_SINCOS, FROM_NOISE, POSITIONS_WIKITEXT2, POSITIONS_LONG)}
+STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, FROM_SINCOS, FROM_NOISE, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, POSITIONS_LONG)}
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
 SEEDS = dict.fromkeys(STUDIES, CENTRAL_SEEDS) | dict.fromkeys(("rate", "share", "long", "positions-long"), FIRST_SEEDS)
 

@@ -146,9 +146,28 @@ START = _paired(
     },
     base="fixed sin-cos", from_sincos_avg="learned, starting from sin-cos", from_noise_avg="learned, starting from noise as large", learned_avg="learned, starting small",
 )  # fmt: skip
+# Added when learned ones from noise had gained little: is it that they are learned, or that noise has no few directions? We expected fixed noise to gain
+# about as much as sines and cosines in a random order
+FIXED_NOISE = _paired(
+    "fixed-noise", "Is noise enough if it stays fixed?",
+    {
+        "gain with the same in a random order minus gain with fixed noise": _gains("shuffled_avg", "noise_avg"),
+        "gain with fixed noise minus gain with learned ones that start from it": _gains("noise_avg", "from_noise_avg"),
+    },
+    shuffled_avg="sin-cos in a random order", noise_avg="fixed noise, as large", from_noise_avg="learned, starting from that noise",
+)  # fmt: skip
+# Added because timm's ViTs have a class token and learned positions. We expected about the gain with fixed ones and a class token
+START_TOKEN = _paired(
+    "start-token", "Do learned positions that start from sin-cos gain with a class token, too?",
+    {
+        "class token: gain with fixed sin-cos minus gain with learned ones that start there": _gains("sincos2d_token", "from_sincos_token"),
+        "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains("from_sincos_token", "learned_token", 1),
+    },
+    sincos2d_token="fixed sin-cos, class token", from_sincos_token="learned, starting from sin-cos, class token", learned_token="learned, starting small, class token",
+)  # fmt: skip
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
-STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START)}
+STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START, FIXED_NOISE, START_TOKEN)}
 
 RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
 
@@ -164,7 +183,7 @@ def lab_runs() -> list[RunConfig]:
     runs += PRECISION.runs(FIRST_SEEDS)
     runs += DEEPER.runs((*FIRST_SEEDS, *MORE_SEEDS))
     runs += DEEPER_AGAIN.runs(DEEPER_SEEDS)
-    for study in (NEIGHBOURS, START):
+    for study in (NEIGHBOURS, START, FIXED_NOISE, START_TOKEN):
         runs += study.runs((*FIRST_SEEDS, *MORE_SEEDS))
     return once(runs)
 
