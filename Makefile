@@ -32,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book test notebooks serve lock clean distclean
+.PHONY: help install book test lint notebooks serve lock clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,10 +66,14 @@ $(BUILT): $(PAGES) $(SOURCES) $(INSTALLED)
 
 # Offline and with an empty data folder, so that the result does not depend on what can be reached or was fetched
 # before; nbval compares every notebook strictly. The tests of the site build it (--site), beside the others.
-test: $(INSTALLED)  ## unit tests, every notebook against its stored outputs, the site
+test: $(INSTALLED) lint  ## lint, unit tests, every notebook against its stored outputs, the site
 	unset MIMETIC_RUNS; MIMETIC_OFFLINE=1 MIMETIC_DATA="$(CURDIR)/_build/no-data" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10 \
 	  --nbval --nbval-current-env --nbval-cell-timeout=300 --site tests $(NOTEBOOKS)
 	@$(MAKE) --no-print-directory book
+
+lint: $(INSTALLED)  ## style and format of src and tests, without changing anything
+	$(BIN)/python -m ruff check --no-cache src tests
+	$(BIN)/python -m ruff format --no-cache --check src tests
 
 notebooks: $(INSTALLED)  ## execute all notebooks again and store their outputs (ONLY="03 05": some)
 	$(BIN)/python -m mimetic.notebooks execute $(ONLY)

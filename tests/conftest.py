@@ -14,7 +14,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 def pytest_addoption(parser):
     parser.addoption("--network", action="store_true", help="run the tests that need the internet, too")
-    parser.addoption("--site", action="store_true", help="build the site (make book), which its tests otherwise take as they find it")
+    parser.addoption(
+        "--site", action="store_true", help="build the site (make book), which its tests otherwise take as they find it"
+    )
 
 
 def pytest_configure(config):

@@ -36,7 +36,12 @@ def _separate_qkv(**more):
 
 MODELS = {  # name: (model, layers, caveats, whether the gains are known)
     "vit": (lambda: VisionTransformer(**VIT), 2, set(), True),
-    "deit distilled": (lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=2, embed_dim=D, num_heads=H), 2, set(), True),
+    "deit distilled": (
+        lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=2, embed_dim=D, num_heads=H),
+        2,
+        set(),
+        True,
+    ),
     "dinov2": (lambda: VisionTransformer(**VIT, init_values=1e-5, reg_tokens=4, no_embed_class=True), 2, set(), True),
     "siglip": (lambda: VisionTransformer(**VIT, class_token=False, global_pool="map"), 2, set(), True),
     "qk norm": (lambda: VisionTransformer(**VIT, qk_norm=True), 2, {QK_NORM}, True),
@@ -47,11 +52,21 @@ MODELS = {  # name: (model, layers, caveats, whether the gains are known)
     "eva02": (lambda: _separate_qkv(scale_attn_inner=True, swiglu_mlp=True), 2, {ROPE, INNER_NORM}, True),
     "beit": (lambda: Beit(**VIT, use_rel_pos_bias=True, init_values=0.1), 2, set(), True),
     "relpos": (lambda: VisionTransformerRelPos(**VIT, rel_pos_type="mlp", init_values=1e-5), 2, set(), True),
-    "sam": (lambda: VisionTransformerSAM(**VIT, use_rel_pos=True, window_size=2, global_attn_indexes=(1,)), 2, set(), True),
+    "sam": (
+        lambda: VisionTransformerSAM(**VIT, use_rel_pos=True, window_size=2, global_attn_indexes=(1,)),
+        2,
+        set(),
+        True,
+    ),
     "swin": (lambda: SwinTransformer(**SWIN), 4, set(), True),
     "swin v2": (lambda: SwinTransformerV2(**SWIN), 4, {QK_NORM, OUT_NORM}, False),
-    "hiera": (lambda: Hiera(img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), num_classes=5), 2, set(), True),
-}  # fmt: skip
+    "hiera": (
+        lambda: Hiera(img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), num_classes=5),
+        2,
+        set(),
+        True,
+    ),
+}
 
 
 def build(name):
@@ -94,7 +109,8 @@ def test_one_token_is_the_product(name):
         module = model.get_submodule(layer.name)
         x = torch.cat([torch.eye(layer.d_model), torch.zeros(1, layer.d_model)])[:, None]
         if getattr(module, "window_area", None) or getattr(module, "relative_position_bias_table", None) is not None:
-            x = x.expand(-1, module.relative_position_index.shape[0], -1)  # a full window of equal tokens averages to the token
+            # a full window of equal tokens averages to the token
+            x = x.expand(-1, module.relative_position_index.shape[0], -1)
         y = module(x)[:, 0]
         torch.testing.assert_close(layer.vp(), y[:-1] - y[-1:], rtol=1e-4, atol=1e-5)
 
@@ -165,7 +181,10 @@ def test_names_are_clean_in_wrapped_models():
     assert [layer.name for layer in attention_layers(wrapped)] == [layer.name for layer in attention_layers(model)]
 
 
-@pytest.mark.parametrize(("name", "what"), [("vit_small_patch16_18x2_224", "ls"), ("efficientformer_l1", "ls1"), ("swinv2_cr_tiny_224", "norm1")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("vit_small_patch16_18x2_224", "ls"), ("efficientformer_l1", "ls1"), ("swinv2_cr_tiny_224", "norm1")],
+)
 def test_scales_near_0_in_blocks_that_are_not_known_are_warned_of(name, what):
     model = timm.create_model(name)
     model.train()  # without initialisation by a checkpoint

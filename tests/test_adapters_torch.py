@@ -122,7 +122,9 @@ DEFECTS = {
     "in_proj split per head": lambda a, m: {
         part: m.in_proj_weight.detach().mT.unflatten(1, (H, 3, -1))[:, :, i] for i, part in enumerate("qkv")
     },
-    "rows of proj by channel": lambda a, m: {"proj": m.out_proj.weight.detach().mT.unflatten(0, (-1, H)).transpose(0, 1)},
+    "rows of proj by channel": lambda a, m: {
+        "proj": m.out_proj.weight.detach().mT.unflatten(0, (-1, H)).transpose(0, 1)
+    },
 }
 
 
@@ -188,7 +190,10 @@ class AttentionPool(MeanPoolClassifier):
 
 
 def test_a_layers_own_name_counts_before_its_blocks():
-    assert [(layer.name, layer.kind) for layer in attention_layers(CrossAttentionBlock())] == [("self_attn", "self"), ("cross_attn", "cross")]
+    assert [(layer.name, layer.kind) for layer in attention_layers(CrossAttentionBlock())] == [
+        ("self_attn", "self"),
+        ("cross_attn", "cross"),
+    ]
     assert attention_layers(CrossEncoder())[0].kind == attention_layers(MeanPoolClassifier())[0].kind == "self"
     with pytest.raises(UnsupportedAttention, match="pools with a learned query"):
         attention_layers(AttentionPool())
@@ -210,10 +215,19 @@ class Lists(nn.Module):
 def test_a_layer_in_a_list_is_called_like_the_list():
     found = scan(Lists())
     assert {layer.name: layer.kind for layer in found.layers} == {
-        "sa": "self", "layers.0": "self", "cross_attn.0": "cross", "self_attns.0": "self", "steps.0.self_attn": "self", "steps.0.x_attn": "cross",
-        "steps.0.multihead_attn": "cross", "encoder_attn.0.0": "cross",
-    }  # fmt: skip
-    assert list(found.passed_over) == ["attn_pool.0"] and "Lists pools with a learned query" in found.passed_over["attn_pool.0"]
+        "sa": "self",
+        "layers.0": "self",
+        "cross_attn.0": "cross",
+        "self_attns.0": "self",
+        "steps.0.self_attn": "self",
+        "steps.0.x_attn": "cross",
+        "steps.0.multihead_attn": "cross",
+        "encoder_attn.0.0": "cross",
+    }
+    assert (
+        list(found.passed_over) == ["attn_pool.0"]
+        and "Lists pools with a learned query" in found.passed_over["attn_pool.0"]
+    )
     with pytest.warns(MimeticWarning, match="cross_attn.0 to encoder_attn.0.0.: cross-attention, left alone"):
         assert len(mimetic_init_(Lists())) == 4
 
@@ -261,7 +275,22 @@ def test_no_two_layers_have_one_name():
         assert [layer.vp().diagonal().mean() > 0 for layer in attention_layers(model)] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["enc_attn", "dec_enc_attn", "encoder_attention", "context_attn", "src_tgt_attn", "mem_attn", "cond_attn", "ca", "xattn", "attn2", "second"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "enc_attn",
+        "dec_enc_attn",
+        "encoder_attention",
+        "context_attn",
+        "src_tgt_attn",
+        "mem_attn",
+        "cond_attn",
+        "ca",
+        "xattn",
+        "attn2",
+        "second",
+    ],
+)
 def test_a_second_layer_beside_a_self_attn_is_cross_attention(name):
     block = nn.Module()
     block.self_attn = nn.MultiheadAttention(16, 2)
@@ -269,7 +298,9 @@ def test_a_second_layer_beside_a_self_attn_is_cross_attention(name):
     assert [(layer.name, layer.kind) for layer in attention_layers(block)] == [("self_attn", "self"), (name, "cross")]
 
 
-@pytest.mark.parametrize("name", ["enc_attn", "decoder_encoder_attention", "ctx_attn", "ca_text", "xattn", "attn2", "guided_attn"])
+@pytest.mark.parametrize(
+    "name", ["enc_attn", "decoder_encoder_attention", "ctx_attn", "ca_text", "xattn", "attn2", "guided_attn"]
+)
 def test_its_name_alone_says_cross_attention(name):
     block = nn.Module()
     block.add_module(name, nn.MultiheadAttention(16, 2))
@@ -279,13 +310,24 @@ def test_its_name_alone_says_cross_attention(name):
 def test_a_sparse_or_complex_weight_is_refused_in_a_line():
     layer = nn.MultiheadAttention(16, 2)
     layer.in_proj_weight = nn.Parameter(layer.in_proj_weight.detach().to_sparse())
-    with pytest.raises(UnsupportedAttention, match="in_proj_weight is stored as torch.sparse_coo, not as a plain matrix$"):
+    with pytest.raises(
+        UnsupportedAttention, match="in_proj_weight is stored as torch.sparse_coo, not as a plain matrix$"
+    ):
         attention_layers(layer)
     with pytest.raises(UnsupportedAttention, match="complex weights"):
         attention_layers(nn.MultiheadAttention(16, 2).to(torch.complex64))
 
 
-@pytest.mark.parametrize("names", [("q_proj_weight", "k_proj_weight", "v_proj_weight"), ("att_qkv",), ("self_q", "self_k", "self_v"), ("Q_mat", "K_mat", "V_mat"), ("query_layers", "key_layers")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("q_proj_weight", "k_proj_weight", "v_proj_weight"),
+        ("att_qkv",),
+        ("self_q", "self_k", "self_v"),
+        ("Q_mat", "K_mat", "V_mat"),
+        ("query_layers", "key_layers"),
+    ],
+)
 def test_more_names_that_show_attention_beside_a_known_layer(names):
     class Mixer(nn.Module):
         def __init__(self):

@@ -21,7 +21,9 @@ transformers = pytest.importorskip("transformers")
 D, H, G, LAYERS = 32, 4, 2, 2
 IDS = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 TEXT = dict(hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, intermediate_size=48, **IDS)
-IMAGE = dict(hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, intermediate_size=48, image_size=8, patch_size=4)
+IMAGE = dict(
+    hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, intermediate_size=48, image_size=8, patch_size=4
+)
 DECODER = dict(TEXT, num_key_value_heads=G, head_dim=8, max_position_embeddings=64)
 
 
@@ -33,7 +35,8 @@ def ids(model, batch=2, tokens=1):
 def after_an_encoder(model, batch=2, tokens=1):
     g = torch.Generator().manual_seed(0)
     text = torch.randint(3, 60, (batch, tokens), generator=g)
-    return model(input_ids=text, encoder_hidden_states=torch.randn(batch, 5, D, generator=g), use_cache=False)  # ImageGPT fails with a cache
+    # ImageGPT fails with a cache
+    return model(input_ids=text, encoder_hidden_states=torch.randn(batch, 5, D, generator=g), use_cache=False)
 
 
 def two_texts(model, batch=2, tokens=1):
@@ -48,7 +51,10 @@ def images(model, batch=2, tokens=None):
 
 def clip_inputs(model, batch=2, tokens=4):
     g = torch.Generator().manual_seed(0)
-    return model(input_ids=torch.randint(3, 60, (batch, tokens), generator=g), pixel_values=torch.randn(batch, 3, 8, 8, generator=g))
+    return model(
+        input_ids=torch.randint(3, 60, (batch, tokens), generator=g),
+        pixel_values=torch.randn(batch, 3, 8, 8, generator=g),
+    )
 
 
 def audio(model, batch=2, tokens=1):
@@ -68,30 +74,45 @@ def build(name, attention=None):
         encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=8, max_target_positions=16,
         decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None, **IDS,
     )  # fmt: skip
-    seq2seq = {k: v for k, v in whisper.items() if k not in ("num_mel_bins", "max_source_positions", "max_target_positions")}
+    seq2seq = {
+        k: v for k, v in whisper.items() if k not in ("num_mel_bins", "max_source_positions", "max_target_positions")
+    }
     gpt2 = dict(n_embd=D, n_head=H, n_layer=LAYERS, n_positions=32, **IDS)
     table = {
         "vit": (t.ViTConfig(**IMAGE), t.ViTModel, images),
         "deit": (t.DeiTConfig(**IMAGE), t.DeiTModel, images),
         "dinov2": (t.Dinov2Config(**IMAGE), t.Dinov2Model, images),
-        "dinov2-registers": (t.Dinov2WithRegistersConfig(**IMAGE, num_register_tokens=2), t.Dinov2WithRegistersModel, images),
+        "dinov2-registers": (
+            t.Dinov2WithRegistersConfig(**IMAGE, num_register_tokens=2),
+            t.Dinov2WithRegistersModel,
+            images,
+        ),
         "beit": (t.BeitConfig(**IMAGE, use_relative_position_bias=True), t.BeitModel, images),
         "clip": (
-            t.CLIPConfig(text_config=dict(clip, max_position_embeddings=16, **IDS), vision_config=dict(clip, image_size=8, patch_size=4)),
-            t.CLIPModel, clip_inputs,
+            t.CLIPConfig(
+                text_config=dict(clip, max_position_embeddings=16, **IDS),
+                vision_config=dict(clip, image_size=8, patch_size=4),
+            ),
+            t.CLIPModel,
+            clip_inputs,
         ),
         "siglip": (t.SiglipVisionConfig(**IMAGE), t.SiglipVisionModel, images),
         "bert": (t.BertConfig(**TEXT), t.BertModel, ids),
         "roberta": (t.RobertaConfig(**TEXT), t.RobertaModel, ids),
         "distilbert": (
-            t.DistilBertConfig(dim=D, n_heads=H, n_layers=LAYERS, hidden_dim=48, vocab_size=64), t.DistilBertModel, ids,
+            t.DistilBertConfig(dim=D, n_heads=H, n_layers=LAYERS, hidden_dim=48, vocab_size=64),
+            t.DistilBertModel,
+            ids,
         ),
         "gpt2": (t.GPT2Config(**gpt2), t.GPT2Model, ids),
         "gpt2-decoder": (t.GPT2Config(**gpt2, add_cross_attention=True), t.GPT2Model, after_an_encoder),
         "imagegpt-decoder": (t.ImageGPTConfig(**gpt2, add_cross_attention=True), t.ImageGPTModel, after_an_encoder),
         "opt": (
-            t.OPTConfig(hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, ffn_dim=48, word_embed_proj_dim=D, **IDS),
-            t.OPTModel, ids,
+            t.OPTConfig(
+                hidden_size=D, num_attention_heads=H, num_hidden_layers=LAYERS, ffn_dim=48, word_embed_proj_dim=D, **IDS
+            ),
+            t.OPTModel,
+            ids,
         ),
         "gpt-neox": (t.GPTNeoXConfig(**TEXT), t.GPTNeoXModel, ids),
         "gptj": (t.GPTJConfig(**gpt2, rotary_dim=4), t.GPTJModel, ids),
@@ -104,14 +125,28 @@ def build(name, attention=None):
         "phi": (t.PhiConfig(**{k: v for k, v in DECODER.items() if k != "head_dim"}), t.PhiModel, ids),
         "phi3": (t.Phi3Config(**DECODER), t.Phi3Model, ids),
         "bloom": (t.BloomConfig(hidden_size=D, n_head=H, n_layer=LAYERS, **IDS), t.BloomModel, ids),
-        "falcon-multi-query": (t.FalconConfig(**TEXT, multi_query=True, new_decoder_architecture=False), t.FalconModel, ids),
+        "falcon-multi-query": (
+            t.FalconConfig(**TEXT, multi_query=True, new_decoder_architecture=False),
+            t.FalconModel,
+            ids,
+        ),
         "gpt-bigcode-multi-query": (t.GPTBigCodeConfig(**gpt2, multi_query=True), t.GPTBigCodeModel, ids),
         "gpt-bigcode-multi-head": (t.GPTBigCodeConfig(**gpt2, multi_query=False), t.GPTBigCodeModel, ids),
-        "falcon-multi-head": (t.FalconConfig(**TEXT, multi_query=False, new_decoder_architecture=False), t.FalconModel, ids),
+        "falcon-multi-head": (
+            t.FalconConfig(**TEXT, multi_query=False, new_decoder_architecture=False),
+            t.FalconModel,
+            ids,
+        ),
         "whisper": (t.WhisperConfig(**whisper), t.WhisperModel, audio),
         "bart": (t.BartConfig(**seq2seq, max_position_embeddings=32), t.BartModel, two_texts),
-        "t5": (t.T5Config(d_model=D, d_kv=8, d_ff=48, num_heads=H, num_layers=LAYERS, decoder_start_token_id=0, vocab_size=64), t.T5Model, two_texts),
-    }  # fmt: skip
+        "t5": (
+            t.T5Config(
+                d_model=D, d_kv=8, d_ff=48, num_heads=H, num_layers=LAYERS, decoder_start_token_id=0, vocab_size=64
+            ),
+            t.T5Model,
+            two_texts,
+        ),
+    }
     config, cls, run = table[name]
     if attention:
         config._attn_implementation = attention
@@ -126,21 +161,78 @@ def build(name, attention=None):
 
 
 FAMILIES = (
-    "vit", "deit", "dinov2", "dinov2-registers", "beit", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "gpt2-decoder", "imagegpt-decoder",
-    "opt", "gpt-neox", "gptj", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "bloom", "falcon-multi-query",
-    "falcon-multi-head", "gpt-bigcode-multi-query", "gpt-bigcode-multi-head", "whisper", "bart", "t5",
-)  # fmt: skip
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2-registers",
+    "beit",
+    "clip",
+    "siglip",
+    "bert",
+    "roberta",
+    "distilbert",
+    "gpt2",
+    "gpt2-decoder",
+    "imagegpt-decoder",
+    "opt",
+    "gpt-neox",
+    "gptj",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi",
+    "phi3",
+    "bloom",
+    "falcon-multi-query",
+    "falcon-multi-head",
+    "gpt-bigcode-multi-query",
+    "gpt-bigcode-multi-head",
+    "whisper",
+    "bart",
+    "t5",
+)
 ELEMENTWISE = (  # those whose attention is called with one tensor of tokens
-    "vit", "deit", "dinov2", "dinov2-registers", "clip", "siglip", "bert", "roberta", "distilbert", "gpt2", "opt", "gpt-neox", "llama", "mistral",
-    "qwen2", "gemma", "phi", "phi3", "whisper", "t5",
-)  # fmt: skip
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2-registers",
+    "clip",
+    "siglip",
+    "bert",
+    "roberta",
+    "distilbert",
+    "gpt2",
+    "opt",
+    "gpt-neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "gemma",
+    "phi",
+    "phi3",
+    "whisper",
+    "t5",
+)
 SELF_PER_MODEL = {"clip": 4, "whisper": 4, "bart": 4, "t5": 4}  # LAYERS for the others
 CROSS_PER_MODEL = {"gpt2-decoder": 2, "imagegpt-decoder": 2, "whisper": 2, "bart": 2, "t5": 2}
 CAVEATS = {
-    "gpt-neox": {ROPE}, "gptj": {ROPE}, "llama": {ROPE}, "mistral": {ROPE}, "qwen2": {ROPE}, "qwen3": {ROPE, QK_NORM}, "gemma": {ROPE},
-    "gemma2": {ROPE, UNSCALED, OUT_NORM}, "phi": {ROPE}, "phi3": {ROPE}, "falcon-multi-query": {ROPE},
-    "falcon-multi-head": {ROPE}, "t5": {UNSCALED},
-}  # fmt: skip
+    "gpt-neox": {ROPE},
+    "gptj": {ROPE},
+    "llama": {ROPE},
+    "mistral": {ROPE},
+    "qwen2": {ROPE},
+    "qwen3": {ROPE, QK_NORM},
+    "gemma": {ROPE},
+    "gemma2": {ROPE, UNSCALED, OUT_NORM},
+    "phi": {ROPE},
+    "phi3": {ROPE},
+    "falcon-multi-query": {ROPE},
+    "falcon-multi-head": {ROPE},
+    "t5": {UNSCALED},
+}
 GAINS_UNKNOWN = {"gemma2"}
 
 
@@ -158,7 +250,8 @@ def test_products_are_those_of_the_forward(name):
             assert layer.gains_known and check.fold_error < 1e-4, check
 
 
-# --- an independent check, with no use of mimetic ---------------------------------------------------------------------------
+# --- an independent check, with no use of mimetic
+# ---------------------------------------------------------------------------
 
 
 class _Stop(Exception):
@@ -171,11 +264,13 @@ def _first(output):
 
 @torch.no_grad()
 def forward_products(model, run, path, heads, d_model, output_path=None):
-    """(logits (heads, d, d), vp (d, d)) of the module at `path`, elementwise, from one-token sequences of basis vectors.
+    """(logits (heads, d, d), vp (d, d)) of the module at `path`, elementwise, from one-token sequences of basis
+    vectors.
 
     run(model, batch) calls the model on `batch` sequences; the tokens that reach the module are replaced by the d basis
     vectors and a zero vector, one token a sequence. Softmax over one token is 1, so the output is V.proj exactly; what
-    reaches scaled_dot_product_attention is the queries and keys of the basis vectors. The zero vector takes the biases out.
+    reaches scaled_dot_product_attention is the queries and keys of the basis vectors. The zero vector takes the biases
+    out.
     """
     module = model.get_submodule(path)
     out_module = model.get_submodule(output_path) if output_path else module
@@ -247,7 +342,9 @@ def test_initialisation_reaches_the_forward(name):
     model, run = build(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mimetic.MimeticWarning)
-        reports = mimetic.mimetic_init_(model, mimetic.MimeticSpec(vp_alpha=0.4, vp_beta=-0.4), generator=torch.Generator().manual_seed(0))
+        reports = mimetic.mimetic_init_(
+            model, mimetic.MimeticSpec(vp_alpha=0.4, vp_beta=-0.4), generator=torch.Generator().manual_seed(0)
+        )
     assert all(check.ok for check in verify(model, lambda m: run(m, tokens=6)))
     layers = {layer.name: layer for layer in attention_layers(model)}
     for report in reports:
@@ -255,7 +352,8 @@ def test_initialisation_reaches_the_forward(name):
         assert abs(diagonal - report.vp_diagonal) < 1e-4 and diagonal < -0.15
 
 
-# --- the check itself: each defect must be seen ----------------------------------------------------------------------------
+# --- the check itself: each defect must be seen
+# ----------------------------------------------------------------------------
 
 
 def _swap_heads(t, axis, a=0, b=1):
@@ -298,7 +396,8 @@ def test_the_check_sees_a_wrong_group():
     for wrong in (
         dataclasses.replace(layer, k=_swap_heads(layer.k, 1)),
         dataclasses.replace(layer, v=_swap_heads(layer.v, 1)),
-        dataclasses.replace(layer, q=_swap_heads(layer.q, 1, 1, 2), proj=_swap_heads(layer.proj, 0, 1, 2)),  # head h reads h % G
+        # head h reads h % G
+        dataclasses.replace(layer, q=_swap_heads(layer.q, 1, 1, 2), proj=_swap_heads(layer.proj, 0, 1, 2)),
     ):
         assert verify(model, lambda m: run(m, tokens=6), layers=[wrong], fold=False)[0].problem.startswith("wrong")
 
@@ -333,7 +432,8 @@ def test_nothing_seen_is_not_fine():
     assert all(c.ok for c in checks if c.name.startswith("vision_model"))
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- what is refused
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_falcon_grouped_is_refused_by_name():
@@ -354,7 +454,11 @@ def test_a_block_with_other_norms_is_not_taken_for_one_without_gain():
 
 @pytest.mark.parametrize(
     ("kind", "crosses"),
-    [("pix2struct", "encoder_decoder_attention.attention"), ("kosmos-2", "image_to_text_projection.x_attn"), ("edgetam", "final_attn_token_to_image")],
+    [
+        ("pix2struct", "encoder_decoder_attention.attention"),
+        ("kosmos-2", "image_to_text_projection.x_attn"),
+        ("edgetam", "final_attn_token_to_image"),
+    ],
 )
 def test_cross_attention_under_other_names_is_left_alone(kind, crosses):
     with warnings.catch_warnings():
@@ -371,21 +475,45 @@ def test_attention_in_a_projection_around_a_known_layer_is_refused():
     from transformers.models.aria.modeling_aria import AriaCrossAttention
 
     small = dict(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64)
-    config = transformers.AriaConfig(text_config=small | {"vocab_size": 50}, vision_config=small | {"model_type": "idefics3_vision"})
+    config = transformers.AriaConfig(
+        text_config=small | {"vocab_size": 50}, vision_config=small | {"model_type": "idefics3_vision"}
+    )
     with pytest.raises(UnsupportedAttention, match="AriaCrossAttention is not a known attention class"):
         mimetic.mimetic_init_(AriaCrossAttention(config), cross=True)
 
 
 def test_latent_attention_is_refused_by_name():
     t = transformers
-    config = t.DeepseekV3Config(**{**TEXT, "num_key_value_heads": H}, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1, n_group=1, topk_group=1)  # fmt: skip
+    config = t.DeepseekV3Config(
+        **{**TEXT, "num_key_value_heads": H},
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    )
     with pytest.raises(UnsupportedAttention, match=r"layers\.0\.self_attn.*DeepseekV3Attention"):
         attention_layers(t.DeepseekV3Model(config))
 
 
 def clvp_encoder(rotary=True):
-    small = dict(hidden_size=256, projection_dim=256, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64, vocab_size=50)
-    return transformers.models.clvp.modeling_clvp.ClvpEncoder(transformers.ClvpEncoderConfig(use_rotary_embedding=rotary, **small))
+    small = dict(
+        hidden_size=256,
+        projection_dim=256,
+        num_attention_heads=4,
+        num_hidden_layers=1,
+        intermediate_size=64,
+        vocab_size=50,
+    )
+    return transformers.models.clvp.modeling_clvp.ClvpEncoder(
+        transformers.ClvpEncoderConfig(use_rotary_embedding=rotary, **small)
+    )
 
 
 def test_rotated_values_are_refused():
@@ -402,15 +530,25 @@ def test_rotated_values_are_refused():
 def test_tokens_rotated_before_the_weights_are_refused(kind):
     t = transformers
     small = dict(hidden_size=D, num_attention_heads=H, num_hidden_layers=1, intermediate_size=48)
-    small |= dict(speech_encoder_attention_heads=H, speech_encoder_layers=1, speech_encoder_intermediate_size=48) if kind == "SeamlessM4T" else {}
+    small |= (
+        dict(speech_encoder_attention_heads=H, speech_encoder_layers=1, speech_encoder_intermediate_size=48)
+        if kind == "SeamlessM4T"
+        else {}
+    )
     config = getattr(t, f"{kind}Config")(**small, position_embeddings_type="rotary")
-    cls = t.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4TConformerEncoder if kind == "SeamlessM4T" else getattr(t, f"{kind}Model")
+    cls = (
+        t.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4TConformerEncoder
+        if kind == "SeamlessM4T"
+        else getattr(t, f"{kind}Model")
+    )
     with pytest.raises(UnsupportedAttention, match="self_attn: RoPE rotates the tokens by position before W_Q and W_K"):
         attention_layers(cls(config))
 
 
 def test_queries_and_keys_that_are_pooled_apart_are_passed_over():
-    model = transformers.EfficientLoFTRModel(transformers.EfficientLoFTRConfig(hidden_size=256, num_attention_heads=H, num_attention_layers=1))
+    model = transformers.EfficientLoFTRModel(
+        transformers.EfficientLoFTRConfig(hidden_size=256, num_attention_heads=H, num_attention_layers=1)
+    )
     with pytest.raises(UnsupportedAttention, match="no attention layer found .*pooled in different ways"):
         mimetic.mimetic_init_(model)
 
@@ -425,8 +563,14 @@ def test_caveats_that_a_config_asks_for():
     deberta = lambda kinds: t.DebertaV2Model(t.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=kinds))  # noqa: E731
     mpt = lambda **more: t.MptModel(t.MptConfig(d_model=D, n_heads=H, n_layers=1, vocab_size=64, attn_config=more))  # noqa: E731
     olmo = lambda **more: t.OlmoModel(t.OlmoConfig(**TEXT, **more))  # noqa: E731
-    assert caveats_of(deberta(["c2p", "p2c"])) == caveats_of(deberta(["p2c"])) == {UNSCALED} and not caveats_of(deberta([]))
-    assert caveats_of(mpt(softmax_scale=0.9)) == {UNSCALED} and caveats_of(mpt(clip_qkv=6.0)) == {CLAMPED} and not caveats_of(mpt())
+    assert caveats_of(deberta(["c2p", "p2c"])) == caveats_of(deberta(["p2c"])) == {UNSCALED} and not caveats_of(
+        deberta([])
+    )
+    assert (
+        caveats_of(mpt(softmax_scale=0.9)) == {UNSCALED}
+        and caveats_of(mpt(clip_qkv=6.0)) == {CLAMPED}
+        and not caveats_of(mpt())
+    )
     assert caveats_of(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_weights=False))) == {UNSCALED}
     layers = attention_layers(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_by_inverse_layer_idx=True)))
     assert [layer.caveats for layer in layers] == [(), (UNSCALED,)]  # the first is divided by 1
@@ -436,7 +580,9 @@ def test_caveats_that_a_config_asks_for():
 
 
 def test_the_scale_of_disentangled_attention_is_that_of_its_forward():
-    model = transformers.DebertaV2Model(transformers.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])).eval()
+    model = transformers.DebertaV2Model(
+        transformers.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])
+    ).eval()
     make_generic(model)
     check = verify(model, lambda m: ids(m, tokens=6))[0]
     assert check.ok and check.scale == pytest.approx(3**-0.5, rel=1e-3), check
@@ -444,14 +590,20 @@ def test_the_scale_of_disentangled_attention_is_that_of_its_forward():
 
 def test_idefics_rotates_and_gpt_oss_has_sinks():
     t = transformers
-    vision = dict(embed_dim=16, image_size=8, patch_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    idefics = t.IdeficsConfig(**TEXT, additional_vocab_size=0, vision_config=vision, use_resampler=False, cross_layer_interval=1)
+    vision = dict(
+        embed_dim=16, image_size=8, patch_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    idefics = t.IdeficsConfig(
+        **TEXT, additional_vocab_size=0, vision_config=vision, use_resampler=False, cross_layer_interval=1
+    )
     assert caveats_of(t.models.idefics.modeling_idefics.IdeficsDecoderLayer(idefics, layer_idx=0)) == {ROPE}
     assert caveats_of(t.GptOssModel(t.GptOssConfig(**DECODER, num_local_experts=2))) == {ROPE, SINKS}
 
 
 def test_the_gate_of_a_position_bias_is_not_one_of_the_heads():
-    config = transformers.WavLMConfig(**TEXT, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
+    config = transformers.WavLMConfig(
+        **TEXT, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1
+    )
     assert caveats_of(transformers.WavLMModel(config)) == {BIAS_GATE}
 
 
@@ -473,7 +625,13 @@ def test_in_a_block_of_ones_own_nothing_is_taken_for_the_output_matrix():
     model, _ = build("bert")
     mine = Mine(model.encoder.layer[0].attention.self)
     before = mine.output.weight.clone()
-    with pytest.raises(UnsupportedAttention, match="attention: the output matrix lies in a module beside this one, and Mine, which uses it, is none of transformers"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            "attention: the output matrix lies in a module beside this one, and Mine, which uses it, is none of"
+            " transformers"
+        ),
+    ):
         mimetic.mimetic_init_(mine)
     assert torch.equal(before, mine.output.weight)
 
@@ -521,7 +679,13 @@ def _exchanged(attention):
 def test_an_output_matrix_in_a_changed_module_is_refused(change):
     model = _bert()
     change(model.encoder.layer[1].attention)
-    with pytest.raises(UnsupportedAttention, match=r"encoder\.layer\.1\.attention\.self: the output matrix lies in a module beside this one, and .* is not known"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"encoder\.layer\.1\.attention\.self: the output matrix lies in a module beside this one, and .* is not"
+            r" known"
+        ),
+    ):
         mimetic.mimetic_init_(model)
     assert len(attention_layers(model.encoder.layer[0])) == 1
 
@@ -544,7 +708,10 @@ def test_a_bare_subclass_keeps_what_is_known_of_its_class():
     gains = [layer.in_gain is not None for layer in attention_layers(llama)]
     for block in llama.layers:
         subclassed(block), subclassed(block.self_attn)
-    assert caveats_of(llama) == {ROPE} and [layer.in_gain is not None for layer in attention_layers(llama)] == gains == [True] * LAYERS
+    assert (
+        caveats_of(llama) == {ROPE}
+        and [layer.in_gain is not None for layer in attention_layers(llama)] == gains == [True] * LAYERS
+    )
     gemma = transformers.Gemma2Model(transformers.Gemma2Config(**DECODER, query_pre_attn_scalar=8))
     subclassed(gemma.layers[0])
     assert all(OUT_NORM in layer.caveats for layer in attention_layers(gemma))
@@ -561,7 +728,9 @@ def test_settings_that_change_the_products_are_refused_or_said():
     assert caveats_of(transformers.RoFormerModel(transformers.RoFormerConfig(**small))) == {ROPE}
     luke = dict(TEXT, entity_vocab_size=8, entity_emb_size=D)
     assert caveats_of(transformers.LukeModel(transformers.LukeConfig(**luke))) == {OTHER_QUERIES}
-    assert caveats_of(transformers.LukeModel(transformers.LukeConfig(**luke, use_entity_aware_attention=False))) == set()
+    assert (
+        caveats_of(transformers.LukeModel(transformers.LukeConfig(**luke, use_entity_aware_attention=False))) == set()
+    )
 
 
 def test_a_part_of_the_forward_that_was_replaced_is_seen():
@@ -586,11 +755,11 @@ def test_pooling_head_is_passed_over():
     assert len(names) == LAYERS and not any("head" in n for n in names)
 
 
-
-
 def test_hooks_that_only_record_are_no_caveat():
     """transformers keeps attention maps by hooks, which a backbone has from the start."""
-    config = transformers.VitPoseBackboneConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32], patch_size=[8, 8])
+    config = transformers.VitPoseBackboneConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32], patch_size=[8, 8]
+    )
     model = transformers.VitPoseBackbone(config)
     layers = attention_layers(model)
     assert len(layers) == 2 and not any(layer.caveats for layer in layers)

@@ -14,13 +14,9 @@ from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import (
     CENTRAL,
-    DEEPER,
-    NEIGHBOURS,
     NOISE_ONLY,
     PAIR,
-    PRECISION,
     QUESTIONS,
-    START,
     STUDIES,
     TRACE,
     lab_runs,
@@ -38,7 +34,11 @@ def invented(gain=0.03, seeds=(0, 1, 2), experiment="cifar10-lab10", noise=0.004
         if config.experiment == experiment and config.seed in seeds:
             arm = config.arm or config.init
             accuracy = 0.5 + (0 if arm.endswith("timm") else gain) + noise * rng.standard_normal()
-            fields = {"config.d_model": config.d_model, "config.depth": config.depth, "config.train_size": config.train_size}
+            fields = {
+                "config.d_model": config.d_model,
+                "config.depth": config.depth,
+                "config.train_size": config.train_size,
+            }
             rows.append({"arm": arm, "seed": config.seed, "epoch": 10, "test_accuracy": accuracy, **fields, **COUNTS})
     return pd.DataFrame(rows)
 
@@ -49,12 +49,23 @@ EMPTY = load_runs("nothing-of-this-name")
 def test_whether_one_rate_suits_every_arm():
     assert "Not all of these runs are in yet" in answers.rates_sentence(EMPTY) and answers.rates_table(EMPTY).empty
     best = {"timm": 1e-3, "mimetic": 1e-3, "xavier": 2e-3}
-    finals = pd.DataFrame([
-        {"arm": f"{arm}-lr-{lr:g}", "test_accuracy": 0.5 + (0.02 if lr == best.get(arm) else 0)} for arm in CHECKED for lr in CHECK_RATES
-    ])  # fmt: skip
+    finals = pd.DataFrame(
+        [
+            {"arm": f"{arm}-lr-{lr:g}", "test_accuracy": 0.5 + (0.02 if lr == best.get(arm) else 0)}
+            for arm in CHECKED
+            for lr in CHECK_RATES
+        ]
+    )
     text = answers.rates_sentence(finals)
-    assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ") and "Each at its best rate, in percent: " in text
-    assert "A lower rate than the default's suits default at mimetic's norms, mimetic's singular values, random directions." in text  # level: the lowest counts
+    assert (
+        text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ")
+        and "Each at its best rate, in percent: " in text
+    )
+    # level: the lowest counts
+    assert (
+        "A lower rate than the default's suits default at mimetic's norms, mimetic's singular values, random"
+        " directions." in text
+    )
     none = finals.assign(test_accuracy=[0.5 + 0.02 * arm.endswith("lr-0.001") for arm in finals["arm"]])
     assert "suits none of the arms with large weights, **against our expectation**." in answers.rates_sentence(none)
     assert answers.rates_sentence(finals.assign(test_accuracy=0.5)).startswith("No arm is better by more than 1 point")
@@ -62,15 +73,32 @@ def test_whether_one_rate_suits_every_arm():
 
 
 def test_every_arm_is_compared_and_has_a_name():
-    compared = {arm for study in (*QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START) for arms in common.comparisons_of(study).values() for arm in arms}
-    assert compared | {TRACE, NOISE_ONLY} == {"timm", "mimetic", "mimetic-qk", "mimetic-vp", "torch", "xavier", "timm-rescaled", *ARMS["cifar10-lab10"]}
+    compared = {
+        arm
+        for study in STUDIES.values()
+        if study.experiment == "cifar10-lab10"
+        for arms in common.comparisons_of(study).values()
+        for arm in arms
+    }
+    assert compared | {TRACE, NOISE_ONLY} == {
+        "timm",
+        "mimetic",
+        "mimetic-qk",
+        "mimetic-vp",
+        "torch",
+        "xavier",
+        "timm-rescaled",
+        *ARMS["cifar10-lab10"],
+    }
     for study in STUDIES.values():
         names = common.comparisons_of(study)
         assert len(set(names.values())) == len(names)
     assert common.label("vp-beta-0.2") == "V·proj |β| 0.2" and common.label("qk-rank-8") == "QK rank 8"
 
 
-@pytest.mark.parametrize(("gain", "word"), [(0.03, "gains: +"), (-0.03, "loses: −"), (0.0, "no difference that these pairs can show")])
+@pytest.mark.parametrize(
+    ("gain", "word"), [(0.03, "gains: +"), (-0.03, "loses: −"), (0.0, "no difference that these pairs can show")]
+)
 def test_verdict_words_follow_the_interval(gain, word):
     finals = invented(gain, seeds=(0, 1, 2, 3, 4), noise=0.002)
     if not gain:  # pairs that differ by chance, symmetric about 0
@@ -90,15 +118,32 @@ def test_what_is_missing_is_said():
     assert "points in the only pair so far" in one
     # nine of the twelve central runs
     part = invented(experiment="cifar10-lab30", seeds=(0, 1, 2, 3))
-    assert "*8 of 12 runs are in" in answers.planned(part) and answers.planned(invented(experiment="cifar10-lab30", seeds=range(6))) == ""
+    assert (
+        "*8 of 12 runs are in" in answers.planned(part)
+        and answers.planned(invented(experiment="cifar10-lab30", seeds=range(6))) == ""
+    )
 
 
 @pytest.mark.parametrize(
     ("gain", "seeds", "words"),
     [
-        (0.03, range(6), "is better than this default (exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side, with p = 0.031; 6 pairs cannot give less)"),
+        (
+            0.03,
+            range(6),
+            (
+                "is better than this default (exact sign-flip test: chance alone would give a mean difference at least"
+                " this far from 0, on either side, with p = 0.031; 6 pairs cannot give less)"
+            ),
+        ),
         (-0.03, range(6), "mimetic initialization is worse"),
-        (0.03, range(5), "is better than this default (exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side, with p = 0.062; 5 pairs cannot give less)"),
+        (
+            0.03,
+            range(5),
+            (
+                "is better than this default (exact sign-flip test: chance alone would give a mean difference at least"
+                " this far from 0, on either side, with p = 0.062; 5 pairs cannot give less)"
+            ),
+        ),
         (0.0, range(6), "which chance can explain"),
         (0.03, range(3), "3 pairs cannot carry a claim (the smallest possible p is 0.250)"),
         (0.03, range(1), "1 pair cannot carry a claim"),
@@ -113,7 +158,11 @@ def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and growth.trends(points) == ""
-    assert answers.pair_table(EMPTY).empty and growth.attention_share(EMPTY).empty and answers.steps_saved(EMPTY, EMPTY).empty
+    assert (
+        answers.pair_table(EMPTY).empty
+        and growth.attention_share(EMPTY).empty
+        and answers.steps_saved(EMPTY, EMPTY).empty
+    )
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
     products, maps = kept.load_anatomy("nothing-of-this-name")
@@ -121,7 +170,9 @@ def test_nothing_yet_everywhere(monkeypatch):
     assert answers.by_arm(EMPTY).empty
     monkeypatch.setattr(answers, "load_runs", lambda name: EMPTY)
     assert "no record yet" in answers.paper_scale()
-    monkeypatch.setattr(answers, "load_runs", lambda name: pd.DataFrame({"arm": ["timm"], "seed": [0], "test_accuracy": [0.9]}))
+    monkeypatch.setattr(
+        answers, "load_runs", lambda name: pd.DataFrame({"arm": ["timm"], "seed": [0], "test_accuracy": [0.9]})
+    )
     assert "No pair of runs is in yet. `python -m mimetic queue paper" in answers.paper_scale()
 
 
@@ -133,37 +184,66 @@ def test_steps_saved_worked_example():
                         for s in (0, 1) for arm, values in (("mimetic", rising), ("timm", own[s]))])  # fmt: skip
     table = answers.steps_saved(finals, curves)
     assert table["mimetic"].tolist() == pytest.approx([25 / 40, np.nan], nan_ok=True)
-    assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0]) and table["earlier by"].tolist() == pytest.approx([1 / 24, 0])
+    assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0]) and table[
+        "earlier by"
+    ].tolist() == pytest.approx([1 / 24, 0])
     text = answers.steps_sentence(finals, curves)
-    assert text.startswith("The mimetic runs first reach the default's final accuracy after 81 % of the schedule, the default's own after 83 % (in 1 of 2 pairs")
+    assert text.startswith(
+        "The mimetic runs first reach the default's final accuracy after 81 % of the schedule, the default's own after"
+        " 83 % (in 1 of 2 pairs"
+    )
     assert ": **earlier by 2 % of the run** (95 % interval −24 to +29, 2 pairs)." in text
     way = answers.on_the_way(curves, (0.5, 0.6, 0.7))  # worked by hand; 0.7 is never reached by the mimetic arm
-    assert list(way) == [0.5, 0.6] and way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8]) and way[0.6].tolist() == pytest.approx([0, 1 / 8])
+    assert (
+        list(way) == [0.5, 0.6]
+        and way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
+        and way[0.6].tolist() == pytest.approx([0, 1 / 8])
+    )
     assert "50 % by 8.3 % (" in text and "Most of the lead" not in text and answers.on_the_way(EMPTY) == {}
 
 
 def test_conditions_have_the_accuracies_themselves():
     rows = []
     for i, (reference, arm) in enumerate(parts.CONDITIONS.values()):
-        rows += [{"arm": a, "seed": s, "test_accuracy": 0.5 + 0.01 * gain + 0.001 * s, "device.name": "one"} for s in range(5) for a, gain in ((reference, 0), (arm, i))]
+        rows += [
+            {"arm": a, "seed": s, "test_accuracy": 0.5 + 0.01 * gain + 0.001 * s, "device.name": "one"}
+            for s in range(5)
+            for a, gain in ((reference, 0), (arm, i))
+        ]
     finals = pd.DataFrame(rows).drop_duplicates(["arm", "seed"])  # some conditions share an arm
     table = parts.conditions_table(finals)
-    assert "(5 pairs each, on one; in brackets" in table and "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
+    assert (
+        "(5 pairs each, on one; in brackets" in table
+        and "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
+    )
     assert table.count("\n|") == 2 + len(parts.CONDITIONS) and "−" not in table
-    assert parts.conditions_table(finals[finals["seed"] < 4]) == parts.conditions_table(finals[:0].assign(**{"device.name": ""})) == ""
+    assert (
+        parts.conditions_table(finals[finals["seed"] < 4])
+        == parts.conditions_table(finals[:0].assign(**{"device.name": ""}))
+        == ""
+    )
 
 
 def test_an_arm_is_not_sooner_than_itself():
     rng = np.random.default_rng(0)
-    rows = [{"arm": arm, "seed": s, "step": e, "test_accuracy": value} for s in range(6) for e, value in enumerate(1 - 0.9 ** np.arange(1, 31) + 0.02 * rng.standard_normal(30), 1) for arm in PAIR]
+    rows = [
+        {"arm": arm, "seed": s, "step": e, "test_accuracy": value}
+        for s in range(6)
+        for e, value in enumerate(1 - 0.9 ** np.arange(1, 31) + 0.02 * rng.standard_normal(30), 1)
+        for arm in PAIR
+    ]
     curves = pd.DataFrame(rows)
     table = answers.steps_saved(curves[curves["step"] == 30], curves)
     assert (table["earlier by"] == 0).all() and table["default"].mean() < 1  # which would have been called time saved
 
 
 def test_recipe_rule():
-    finals = pd.DataFrame({"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.502, 0.505, 0.4]})
-    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(finals) and "so the base was kept" in answers.recipe_sentence(finals)
+    finals = pd.DataFrame(
+        {"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.502, 0.505, 0.4]}
+    )
+    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(
+        finals
+    ) and "so the base was kept" in answers.recipe_sentence(finals)
     better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
     assert "it replaces the base's value" in answers.recipe_sentence(better)
     assert answers.recipe_table(finals).index[0] == "a"
@@ -173,41 +253,108 @@ def test_the_frozen_recipe_is_what_the_committed_search_says():
     finals = load_runs("cifar10-recipe", folder=None)
     assert not finals.empty and "the base was kept" in answers.recipe_sentence(finals)
     base, lab = EXPERIMENTS["cifar10-recipe"], EXPERIMENTS["cifar10-lab30"]
-    for field in ("lr", "weight_decay", "warmup", "randaugment_ops", "crop_padding", "flip", "batch_size", "label_smoothing", "grad_clip"):
+    for field in (
+        "lr",
+        "weight_decay",
+        "warmup",
+        "randaugment_ops",
+        "crop_padding",
+        "flip",
+        "batch_size",
+        "label_smoothing",
+        "grad_clip",
+    ):
         assert getattr(base, field) == getattr(lab, field)
 
 
 def test_a_trend_is_a_slope_over_seeds_and_may_hang_on_one_size():
     def dots(slope, sizes=(64, 96, 128, 192), seeds=5):
-        return pd.DataFrame([{"x": x, "seed": s, "difference": (slope + 0.001 * (s - 2)) * np.log2(x)} for x in sizes for s in range(seeds)])
+        return pd.DataFrame(
+            [
+                {"x": x, "seed": s, "difference": (slope + 0.001 * (s - 2)) * np.log2(x)}
+                for x in sizes
+                for s in range(seeds)
+            ]
+        )
 
     def cells(frame):
         return [cell.strip() for cell in growth.trends({"width": frame}).splitlines()[2].strip("|").split("|")]
 
-    assert cells(dots(0.01))[:3] == ["width (heads of 32)", "+1.0 (+0.8 to +1.2, 5 pairs)", "–"] and "0.0 (−0.2 to +0.2" in cells(dots(0))[1] and cells(dots(0))[3] == "none"
+    assert (
+        cells(dots(0.01))[:3] == ["width (heads of 32)", "+1.0 (+0.8 to +1.2, 5 pairs)", "–"]
+        and "0.0 (−0.2 to +0.2" in cells(dots(0))[1]
+        and cells(dots(0))[3] == "none"
+    )
     broken = dots(0.0).assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
-    assert cells(broken)[2].startswith("without 192: ") and cells(broken)[2].count("without") == 1 and cells(broken)[3].startswith("64 and 192: −5.0 (")
+    assert (
+        cells(broken)[2].startswith("without 192: ")
+        and cells(broken)[2].count("without") == 1
+        and cells(broken)[3].startswith("64 and 192: −5.0 (")
+    )
     assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)) == {} == rests_on(dots(0))
     assert growth.trends({"width": dots(0.01, sizes=(64, 96))}) == "" == growth.trends({})
 
 
 def at_twelve(gains, device="a CPU", seeds=5):
-    return pd.DataFrame([{"arm": f"depth12{arm}", "seed": s, "device.name": device, "test_accuracy": 0.5 + gain + 0.001 * s, "train_loss": 1.0} for arm, gain in gains.items() for s in range(seeds)])
+    return pd.DataFrame(
+        [
+            {
+                "arm": f"depth12{arm}",
+                "seed": s,
+                "device.name": device,
+                "test_accuracy": 0.5 + gain + 0.001 * s,
+                "train_loss": 1.0,
+            }
+            for arm, gain in gains.items()
+            for s in range(seeds)
+        ]
+    )
 
 
 def test_twelve_layers_at_both_rates(monkeypatch):
-    finals = pd.concat([at_twelve({"-timm": 0.06, "-mimetic": 0.04}, "a GPU"), at_twelve({"-half-timm": 0.04, "-half-mimetic": 0.055}, seeds=10)], ignore_index=True)
+    finals = pd.concat(
+        [
+            at_twelve({"-timm": 0.06, "-mimetic": 0.04}, "a GPU"),
+            at_twelve({"-half-timm": 0.04, "-half-mimetic": 0.055}, seeds=10),
+        ],
+        ignore_index=True,
+    )
     held = {"timm": (0.51, 0.55), "mimetic": (0.55, 0.42)}  # at half the rate, at the recipe's
-    rates = pd.DataFrame([{"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v, "train_loss": 1.0} for arm, values in held.items() for lr, v in zip((0.0005, 0.001), values)])
-    kept = {("cifar10-rates", None): rates, ("cifar10-lab10", "replicas"): at_twelve({"-timm": 0.06, "-mimetic": 0.05}, seeds=2)}
-    monkeypatch.setattr(growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY))
+    rates = pd.DataFrame(
+        [
+            {"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v, "train_loss": 1.0}
+            for arm, values in held.items()
+            for lr, v in zip((0.0005, 0.001), values)
+        ]
+    )
+    kept = {
+        ("cifar10-rates", None): rates,
+        ("cifar10-lab10", "replicas"): at_twelve({"-timm": 0.06, "-mimetic": 0.05}, seeds=2),
+    }
+    monkeypatch.setattr(
+        growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY)
+    )
     lines = growth.twelve(finals).splitlines()
-    assert lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |" and lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
-    assert lines[4] == "| at half that rate | +1.5 (+1.5 to +1.5, 10 pairs) | 10 of 10 |" and lines[5].endswith("5 pairs) | 5 of 5 |") and "those added" in lines[6]
-    assert "each arm at its better rate (the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU) | −0.5 (" in lines[7]
+    assert (
+        lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
+        and lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
+    )
+    assert (
+        lines[4] == "| at half that rate | +1.5 (+1.5 to +1.5, 10 pairs) | 10 of 10 |"
+        and lines[5].endswith("5 pairs) | 5 of 5 |")
+        and "those added" in lines[6]
+    )
+    assert (
+        "each arm at its better rate (the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU) |"
+        " −0.5 (" in lines[7]
+    )
     assert lines[-1] == "| what half the rate changes the default by | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
     table = growth.repeated(finals)
-    assert table["here"].tolist() == [-2.0] * 5 and table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""] and table.iloc[0, 2] == -13.0
+    assert (
+        table["here"].tolist() == [-2.0] * 5
+        and table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
+        and table.iloc[0, 2] == -13.0
+    )
     assert growth.held_back().splitlines()[2:] == ["| default | 51.0 % | 55.0 % |", "| mimetic | 55.0 % | 42.0 % |"]
     kept["cifar10-rates", None] = kept["cifar10-lab10", "replicas"] = EMPTY
     assert growth.twelve(EMPTY) == "" and growth.repeated(EMPTY).empty and "queue lab" in growth.held_back()
@@ -215,40 +362,84 @@ def test_twelve_layers_at_both_rates(monkeypatch):
 
 
 def test_the_gain_by_number_of_images():
-    rows = [{"arm": f"{prefix}{arm}", "seed": s, "test_accuracy": 0.5 + 0.05 * (arm == "mimetic"), "train_accuracy": 0.75, "test_loss": 1.0 - 0.1 * (arm == "mimetic") * (prefix != "n2000-")}
-            for prefix in ("", "n2000-", "n5000-", "n50000-") for arm in PAIR for s in range(5)]  # fmt: skip
+    rows = [
+        {
+            "arm": f"{prefix}{arm}",
+            "seed": s,
+            "test_accuracy": 0.5 + 0.05 * (arm == "mimetic"),
+            "train_accuracy": 0.75,
+            "test_loss": 1.0 - 0.1 * (arm == "mimetic") * (prefix != "n2000-"),
+        }
+        for prefix in ("", "n2000-", "n5000-", "n50000-")
+        for arm in PAIR
+        for s in range(5)
+    ]
     lines = growth.data_table(pd.DataFrame(rows)).splitlines()
-    assert lines[2] == "| 2,000 images | +5.0 (+5.0 to +5.0, 5 pairs) | 10.0 % | +0.000 (+0.000 to +0.000) | 20 | 25 |" and lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
+    assert (
+        lines[2] == "| 2,000 images | +5.0 (+5.0 to +5.0, 5 pairs) | 10.0 % | +0.000 (+0.000 to +0.000) | 20 | 25 |"
+        and lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
+    )
     assert len(lines) == 6 and growth.data_table(EMPTY) == ""
 
 
 def test_chapter_8_says_what_the_records_say():
-    """Its answer, and what it says of twelve layers and of few images, are written by hand: they hold as long as this does."""
-    finals, curves, replicas = load_runs("cifar10-lab10"), load_runs("cifar10-lab10", curves=True), load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    """Its answer, and what it says of twelve layers and of few images, are written by hand: they hold as long as this
+    does.
+    """
+    finals, curves, replicas = (
+        load_runs("cifar10-lab10"),
+        load_runs("cifar10-lab10", curves=True),
+        load_runs("cifar10-lab10", folder=data_dir() / "replicas"),
+    )
     _, dots, _ = growth.gain_panels(finals)
     slopes = {title: slopes_per_doubling(frame) for title, frame in dots.items()}
     assert {title: side(v) for title, v in slopes.items()} == {"width": -1, "depth": -1, "data": 1}
-    assert {title: list(rests_on(frame)) for title, frame in dots.items()} == {"width": [192], "depth": [12], "data": [2_000]}
+    assert {title: list(rests_on(frame)) for title, frame in dots.items()} == {
+        "width": [192],
+        "depth": [12],
+        "data": [2_000],
+    }
     apart = {title: set(growth._apart(frame)) for title, frame in dots.items()}
-    assert apart == {"width": {(64, 192), (96, 192)}, "depth": {(3, 12), (6, 12)}, "data": {(2_000, x) for x in (5_000, 10_000, 50_000)}}
+    assert apart == {
+        "width": {(64, 192), (96, 192)},
+        "depth": {(3, 12), (6, 12)},
+        "data": {(2_000, x) for x in (5_000, 10_000, 50_000)},
+    }
     # twelve layers
     full, half = ({f"depth12{rate}-mimetic": 1, f"depth12{rate}-timm": -1} for rate in ("", "-half"))
     first, added = growth.before_and_after_the_look(contrast(finals, half))
-    assert [side(v) for v in (contrast(finals, full), contrast(replicas, full), contrast(finals, half), first, added)] == [0, 0, 1, 0, 1] and len(first) == len(added) == 5
+    assert [
+        side(v) for v in (contrast(finals, full), contrast(replicas, full), contrast(finals, half), first, added)
+    ] == [0, 0, 1, 0, 1] and len(first) == len(added) == 5
     assert side(growth.half_costs(finals)[0]) == -1 and side(growth.better_rates(finals)[0]) == 0
     rates = load_runs("cifar10-rates").set_index("arm")["train_loss"]
     again = replicas[replicas["seed"] == 0].set_index("arm")["train_loss"]
     moved = {arm: abs(again[f"depth12-{arm}"] - rates[f"depth12-{arm}-lr-0.001"]) for arm in PAIR}
     assert moved["timm"] == pytest.approx(0.001, abs=0.0005) and moved["mimetic"] == pytest.approx(0.25, abs=0.005)
     # few images
-    gain = {prefix: contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}).mean() for prefix in ("", "n2000-", "n5000-", "n50000-")}
-    assert min(gain, key=gain.get) == "n2000-" and side(contrast(finals, {"n2000-mimetic": 1, "n2000-timm": -1}, "test_loss")) == 0
-    above = {arm: (part["train_accuracy"] - part["test_accuracy"]).mean() for arm, part in finals.groupby("arm") if arm in ("n2000-timm", "n2000-mimetic")}
+    gain = {
+        prefix: contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}).mean()
+        for prefix in ("", "n2000-", "n5000-", "n50000-")
+    }
+    assert (
+        min(gain, key=gain.get) == "n2000-"
+        and side(contrast(finals, {"n2000-mimetic": 1, "n2000-timm": -1}, "test_loss")) == 0
+    )
+    above = {
+        arm: (part["train_accuracy"] - part["test_accuracy"]).mean()
+        for arm, part in finals.groupby("arm")
+        if arm in ("n2000-timm", "n2000-mimetic")
+    }
     assert 0.1 < above["n2000-timm"] < above["n2000-mimetic"]
     by_epoch = growth.gaps(curves, ("d 96, depth 6", "2,000 images"))
     few, many = (by_epoch[name]["difference"] for name in ("2,000 images", "d 96, depth 6"))
     config = EXPERIMENTS["cifar10-lab10"]
-    assert few.idxmax() == 2 and few[2] > many[2] and few.iloc[-1] < many.iloc[-1] and 2 * config.epoch_images / 2_000 == 10
+    assert (
+        few.idxmax() == 2
+        and few[2] > many[2]
+        and few.iloc[-1] < many.iloc[-1]
+        and 2 * config.epoch_images / 2_000 == 10
+    )
 
 
 def test_contrasts_are_worked_out_seed_by_seed():
@@ -269,21 +460,37 @@ def test_contrasts_are_worked_out_seed_by_seed():
 
 
 def test_the_lead_by_epoch():
-    rows = [{"arm": arm, "seed": s, "epoch": e, "test_accuracy": 0.1 * e + (lead[e - 1] + 0.001 * s) * (arm == "mimetic")}
-            for lead in [(0.06, 0.01, 0.03, 0.03)] for arm in ("timm", "mimetic") for s in range(5) for e in (1, 2, 3, 4)]  # fmt: skip
+    rows = [
+        {"arm": arm, "seed": s, "epoch": e, "test_accuracy": 0.1 * e + (lead[e - 1] + 0.001 * s) * (arm == "mimetic")}
+        for lead in [(0.06, 0.01, 0.03, 0.03)]
+        for arm in ("timm", "mimetic")
+        for s in range(5)
+        for e in (1, 2, 3, 4)
+    ]
     curves = pd.DataFrame(rows)
     assert answers.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
     text = answers.gap_sentence(curves)
-    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text and "it is more than a head start" in text
-    behind = curves.assign(test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4)))
+    assert (
+        "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text
+        and "it is more than a head start" in text
+    )
+    behind = curves.assign(
+        test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4))
+    )
     assert "a head start that ends behind the default" in answers.gap_sentence(behind)
-    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2]) and "No pair" in answers.gap_sentence(EMPTY)
+    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2]) and "No pair" in answers.gap_sentence(
+        EMPTY
+    )
     assert len(figures.gap(answers.gap_by_epoch(curves)).axes[0].lines) == 2
 
 
 def test_norms_and_fitted_constants_are_tabled():
     table = answers.norm_table()
-    assert table.loc["default (trunc-normal .02)", "QK product"] > 30 and table.loc["Xavier", "V·proj product"] < 1 and len(table) == 3
+    assert (
+        table.loc["default (trunc-normal .02)", "QK product"] > 30
+        and table.loc["Xavier", "V·proj product"] < 1
+        and len(table) == 3
+    )
     assert answers.fitted_table().shape == (4, 6)
 
 
@@ -294,7 +501,12 @@ def test_figures_of_the_whole_programme():
     assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
     tables, dots, xlabels = growth.gain_panels(finals)
     assert list(tables) == ["width", "depth", "data"]
-    assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [2000, 5000, 10000, 50000]
+    assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [
+        2000,
+        5000,
+        10000,
+        50000,
+    ]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
     assert "p" in answers.numbers(table) and growth.attention_share(finals)["in attention (%)"].eq(33.3).all()
 
@@ -316,16 +528,40 @@ def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():
 
 def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
     def runs(gain, seeds, device):
-        return pd.DataFrame([{"experiment": "cifar10-lab30", "arm": arm, "seed": s, "test_accuracy": 0.5 + (arm == "mimetic") * (gain + 0.001 * s), "device.name": device} for s in seeds for arm in PAIR])
+        return pd.DataFrame(
+            [
+                {
+                    "experiment": "cifar10-lab30",
+                    "arm": arm,
+                    "seed": s,
+                    "test_accuracy": 0.5 + (arm == "mimetic") * (gain + 0.001 * s),
+                    "device.name": device,
+                }
+                for s in seeds
+                for arm in PAIR
+            ]
+        )
 
     here = runs(0.02, range(6), "a CPU")
-    made = {False: runs(0.05, range(3), "a card"), True: pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")])}
+    made = {
+        False: runs(0.05, range(3), "a card"),
+        True: pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")]),
+    }
     monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: made[folder is not None])
     everywhere, one_machine = answers.schedules(here)
-    assert everywhere == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to −3.0)"
-    assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)" and one_machine in answers.shorter(here)
+    assert (
+        everywhere
+        == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to"
+        " −3.0)"
+    )
+    assert (
+        one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
+        and one_machine in answers.shorter(here)
+    )
     monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: EMPTY)
-    assert answers.schedules(here) == [] and answers.shorter(here) == "" == answers.shorter(EMPTY) == answers.shorter(here.assign(experiment="cifar10-paper"))
+    assert answers.schedules(here) == [] and answers.shorter(here) == "" == answers.shorter(EMPTY) == answers.shorter(
+        here.assign(experiment="cifar10-paper")
+    )
 
 
 def test_an_end_of_an_interval_that_is_not_0_is_not_shown_as_0():
@@ -337,15 +573,26 @@ def product_sizes(d: int, k: int, alpha: float = 0.7, beta: float = 0.7, draws: 
     """Mean Frobenius norm over draws of alpha Z + beta I cut to rank k: of both, and with one of the constants at 0."""
     generator = torch.Generator().manual_seed(seed)
     cases = {"both": (alpha, beta), "no diagonal": (alpha, 0.0), "no noise": (0.0, beta)}
-    products = {name: [factor_top_k(semi_diagonal(d, *constants, generator=generator), k) for _ in range(draws)] for name, constants in cases.items()}
-    return pd.Series({name: sum((left @ right).norm().item() for left, right in pairs) / draws for name, pairs in products.items()})
+    products = {
+        name: [factor_top_k(semi_diagonal(d, *constants, generator=generator), k) for _ in range(draws)]
+        for name, constants in cases.items()
+    }
+    return pd.Series(
+        {name: sum((left @ right).norm().item() for left, right in pairs) / draws for name, pairs in products.items()}
+    )
 
 
 def test_what_a_constant_at_nothing_makes_smaller():
     sizes = product_sizes(64, 64, draws=4)  # whole: alpha Z + beta I has the norm sqrt((alpha^2 + beta^2) d)
-    assert sizes["no noise"] == pytest.approx(0.7 * 8) and sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05) and sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
+    assert (
+        sizes["no noise"] == pytest.approx(0.7 * 8)
+        and sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05)
+        and sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
+    )
     sizes = product_sizes(96, 32)  # of the laboratory's models, as chapter 7 has it
-    assert (1 - sizes["no diagonal"] / sizes["both"], 1 - sizes["no noise"] / sizes["both"]) == pytest.approx((0.27, 0.51), abs=0.005)
+    assert (1 - sizes["no diagonal"] / sizes["both"], 1 - sizes["no noise"] / sizes["both"]) == pytest.approx(
+        (0.27, 0.51), abs=0.005
+    )
 
 
 def test_anatomy_of_recorded_runs():
@@ -353,38 +600,91 @@ def test_anatomy_of_recorded_runs():
     assert set(products["when"]) == {"before", "after"} and products["fold"].all()
     config = named("cifar10-lab30")
     seeds = products["seed"].nunique()
-    assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1) and len(maps) == 2 * seeds * config.depth * config.num_heads
-    assert kept.table(products, maps).startswith("| before → after training | base |") and "not in yet" in kept.in_short(products)
+    assert (
+        len(products) == 2 * seeds * config.depth * (config.num_heads + 1)
+        and len(maps) == 2 * seeds * config.depth * config.num_heads
+    )
+    assert kept.table(products, maps).startswith(
+        "| before → after training | base |"
+    ) and "not in yet" in kept.in_short(products)
     central, _ = kept.load_anatomy()
     text = kept.in_short(central)
-    of_mimetic = central[(central["arm"] == "mimetic") & (central["product"] == "vp")].groupby(["seed", "when"])["diag_mean"].mean().unstack()
-    assert f" {common.percent((of_mimetic['after'] / of_mimetic['before']).mean(), 1)} (" in text.splitlines()[4] and text.count("\n") == 9
+    of_mimetic = (
+        central[(central["arm"] == "mimetic") & (central["product"] == "vp")]
+        .groupby(["seed", "when"])["diag_mean"]
+        .mean()
+        .unstack()
+    )
+    assert (
+        f" {common.percent((of_mimetic['after'] / of_mimetic['before']).mean(), 1)} (" in text.splitlines()[4]
+        and text.count("\n") == 9
+    )
     assert kept.by_layer(central).count("\n") == 1 + config.depth
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 
 def _diagonals(arms, seeds=range(3), d=96):
     """arm -> {product: (before, after)} as recorded products."""
-    return pd.DataFrame([
-        {"arm": arm, "seed": s, "when": when, "layer": 0, "head": 0, "product": product, "diag_mean": value * (1 + 0.001 * s), "offdiag_sd": 0.05, "sigmas": value * 100}
-        for arm, both in arms.items() for product, values in both.items() for when, value in zip(("before", "after"), values) for s in seeds
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "seed": s,
+                "when": when,
+                "layer": 0,
+                "head": 0,
+                "product": product,
+                "diag_mean": value * (1 + 0.001 * s),
+                "offdiag_sd": 0.05,
+                "sigmas": value * 100,
+            }
+            for arm, both in arms.items()
+            for product, values in both.items()
+            for when, value in zip(("before", "after"), values)
+            for s in seeds
+        ]
+    )
 
 
 @pytest.mark.parametrize("left", [0.9, 0.2])
 def test_whether_a_wrong_sign_is_kept(monkeypatch, left):
-    made = {arm: {p: (side * 0.4, side * 0.4 * left) for p, side in zip(("qk", "vp"), (1 if sign == "+" else -1 for sign in signs))} for arm, signs in kept.SIGNS.items()}
-    monkeypatch.setattr(kept, "recorded_products", lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}))
-    assert f"| QK −, V·proj + | {100 * left:.1f} % ({100 * left:.1f} to {100 * left:.1f}) | {100 * left:.1f} % (" in kept.either_sign()
+    made = {
+        arm: {
+            p: (side * 0.4, side * 0.4 * left)
+            for p, side in zip(("qk", "vp"), (1 if sign == "+" else -1 for sign in signs))
+        }
+        for arm, signs in kept.SIGNS.items()
+    }
+    monkeypatch.setattr(
+        kept,
+        "recorded_products",
+        lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}),
+    )
+    assert (
+        f"| QK −, V·proj + | {100 * left:.1f} % ({100 * left:.1f} to {100 * left:.1f}) | {100 * left:.1f} % ("
+        in kept.either_sign()
+    )
     del made["vp-plus"]
     assert kept.either_sign() == ""
 
 
 def test_what_large_weights_grow_by_themselves(monkeypatch):
-    made = {"timm": {"qk": (0, -0.003), "vp": (0, -0.01)}, "random-directions": {"qk": (0, 0.004), "vp": (-0.001, -0.03)}}
-    monkeypatch.setattr(kept, "recorded_products", lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}))
+    made = {
+        "timm": {"qk": (0, -0.003), "vp": (0, -0.01)},
+        "random-directions": {"qk": (0, 0.004), "vp": (-0.001, -0.03)},
+    }
+    monkeypatch.setattr(
+        kept,
+        "recorded_products",
+        lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}),
+    )
     text = kept.by_itself()
-    assert "| default | −0.0030 (" in text and "−0.0100 (" in text and "random directions | +0.0040 (" in text and "−0.0300 (" in text
+    assert (
+        "| default | −0.0030 (" in text
+        and "−0.0100 (" in text
+        and "random directions | +0.0040 (" in text
+        and "−0.0300 (" in text
+    )
     del made["random-directions"]
     assert kept.by_itself() == ""
 
@@ -394,22 +694,49 @@ def test_chapter_9_says_what_the_records_say():
     products, _ = kept.load_anatomy()
     raw = kept.shares_kept(kept.recorded_products("cifar10-lab30", ("mimetic",), fold=False))
     decay = kept.left_by_decay("cifar10-lab30")
-    assert len(raw) >= 5 and mean_interval(raw["vp"])[0] > decay > mean_interval(raw["qk"])[1] and decay - raw["qk"].mean() < 0.04
-    assert (kept.shares_kept(products) > 0.8).all(axis=None) and (kept.shares_kept(products, what="z") < 0.95).all(axis=None)
+    assert (
+        len(raw) >= 5
+        and mean_interval(raw["vp"])[0] > decay > mean_interval(raw["qk"])[1]
+        and decay - raw["qk"].mean() < 0.04
+    )
+    assert (kept.shares_kept(products) > 0.8).all(axis=None) and (kept.shares_kept(products, what="z") < 0.95).all(
+        axis=None
+    )
     wrong, less = kept.kept_by_sign(), kept.left_by_decay("cifar10-lab10")
     ends = {arm: [mean_interval(shares[p]) for p in ("qk", "vp")] for arm, shares in wrong.items()}
     assert all(0.9 < low and high < 0.98 for both in ends.values() for low, high in both)
-    assert all(ends[arm][1][0] > less for arm in ("mimetic", "vp-plus")) and all(ends[arm][1][0] < less for arm in ("both-flipped", "qk-minus"))
-    assert side(contrast(load_runs("cifar10-lab10"), {"qk-minus": 1, "mimetic": -1})) == side(contrast(load_runs("cifar10-lab10"), {"vp-plus": 1, "mimetic": -1})) == -1
+    assert all(ends[arm][1][0] > less for arm in ("mimetic", "vp-plus")) and all(
+        ends[arm][1][0] < less for arm in ("both-flipped", "qk-minus")
+    )
+    assert (
+        side(contrast(load_runs("cifar10-lab10"), {"qk-minus": 1, "mimetic": -1}))
+        == side(contrast(load_runs("cifar10-lab10"), {"vp-plus": 1, "mimetic": -1}))
+        == -1
+    )
     after = products[(products["arm"] == "timm") & (products["when"] == "after")]
-    below = after[after["product"] == "vp"].assign(below=after["sigmas"] < -kept.CHANCE).groupby("layer")["below"].mean()
+    below = (
+        after[after["product"] == "vp"].assign(below=after["sigmas"] < -kept.CHANCE).groupby("layer")["below"].mean()
+    )
     assert (below.iloc[:-1] == 1).all() and below.iloc[-1] < 0.5
     layers = after[after["product"] == "qk"].groupby("layer")["diag_mean"].mean()
-    assert (layers.iloc[:3] > 0).all() and (layers.iloc[-2:] < 0).all() and abs(layers.mean()) < 0.1 * layers.abs().max()
-    written = products[(products["arm"] == "mimetic") & (products["when"] == "after")].groupby("product")["diag_mean"].mean().abs()
-    assert layers.abs().max() < 0.06 * written["qk"] and after[after["product"] == "vp"]["diag_mean"].mean() > -0.06 * written["vp"]
+    assert (
+        (layers.iloc[:3] > 0).all() and (layers.iloc[-2:] < 0).all() and abs(layers.mean()) < 0.1 * layers.abs().max()
+    )
+    written = (
+        products[(products["arm"] == "mimetic") & (products["when"] == "after")]
+        .groupby("product")["diag_mean"]
+        .mean()
+        .abs()
+    )
+    assert (
+        layers.abs().max() < 0.06 * written["qk"]
+        and after[after["product"] == "vp"]["diag_mean"].mean() > -0.06 * written["vp"]
+    )
     grown = kept.grown().groupby(["arm", "product"]).mean()
-    assert 0.9 < grown["random-directions", "vp"] / grown["timm", "vp"] < 1.3 and mean_interval(kept.grown()["random-directions", "vp"])[1] < 0
+    assert (
+        0.9 < grown["random-directions", "vp"] / grown["timm", "vp"] < 1.3
+        and mean_interval(kept.grown()["random-directions", "vp"])[1] < 0
+    )
     ten, _ = kept.load_anatomy("cifar10-lab10", ("timm", "random-directions"))
     spread = ten[(ten["product"] == "vp") & (ten["when"] == "after")].groupby("arm")["offdiag_sd"].mean()
     assert 3.5 < spread["random-directions"] / spread["timm"] < 4.7
@@ -425,15 +752,33 @@ def test_published_numbers_have_a_source():
 
 def test_the_parts_in_a_table(monkeypatch):
     finals = invented(0.03, seeds=(0, 1, 2, 3, 4), noise=0.0)
-    there = pd.DataFrame([{"arm": arm, "seed": s, "test_accuracy": v} for arm, v in (("timm", 0.5), ("mimetic", 0.54), (NOISE_ONLY, 0.52)) for s in range(3)])
+    there = pd.DataFrame(
+        [
+            {"arm": arm, "seed": s, "test_accuracy": v}
+            for arm, v in (("timm", 0.5), ("mimetic", 0.54), (NOISE_ONLY, 0.52))
+            for s in range(3)
+        ]
+    )
     monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: there)
     lines = parts.taken_apart(finals).splitlines()
-    assert len(lines) == 2 + len(parts.TAKEN_APART) + 1 and lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
-    assert lines[3] == "| V·proj left at its default | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) | 5 |"
+    assert (
+        len(lines) == 2 + len(parts.TAKEN_APART) + 1
+        and lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
+    )
+    assert (
+        lines[3]
+        == "| V·proj left at its default | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) | 5 |"
+    )
     # compared with its own machine's runs, not with those of the table's other rows
-    assert lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
+    assert (
+        lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
+    )
     monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: EMPTY)
-    assert "not in yet" in parts.taken_apart(EMPTY) and parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2] == "| **mimetic initialization** | +3.0 | +0.0 | – | 1 |"
+    assert (
+        "not in yet" in parts.taken_apart(EMPTY)
+        and parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2]
+        == "| **mimetic initialization** | +3.0 | +0.0 | – | 1 |"
+    )
 
 
 def test_chapter_7_says_what_the_records_say():
@@ -447,42 +792,90 @@ def test_chapter_7_says_what_the_records_say():
 
     whole = gain("mimetic").mean()
     assert side(gain("mimetic-vp", "mimetic-qk")) == 1 and side(gain("mimetic")) == side(gain("mimetic", "torch")) == 1
-    assert 0.4 < -gain("vp-beta-0", "mimetic").mean() / whole < 0.5 and side(gain("vp-alpha-0")) == 0  # nearly half, and all
+    # nearly half, and all
+    assert 0.4 < -gain("vp-beta-0", "mimetic").mean() / whole < 0.5 and side(gain("vp-alpha-0")) == 0
     assert side(gain("qk-minus", "qk-beta-0")) == -1 and side(gain("mimetic", "qk-beta-0")) == 0
     sizes = [gain(arm) for arm in ("timm-rescaled", "random-directions")]
     assert max(v.mean() for v in sizes) / whole == pytest.approx(0.35, abs=0.02)
     assert [side(gain(arm, runs=replicas)) for arm in ("timm-rescaled", "random-directions")] == [0, 0]
-    assert gain("mimetic", "torch").mean() < whole and [side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")] == [0, 0]
-    pooled = {kind: side(contrast(finals, {f"{kind}-mimetic": 1, f"{kind}-timm": -1})) for kind in ("learned-avg", "none-avg", "learned-token", "none-token")}
+    assert gain("mimetic", "torch").mean() < whole and [
+        side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")
+    ] == [0, 0]
+    pooled = {
+        kind: side(contrast(finals, {f"{kind}-mimetic": 1, f"{kind}-timm": -1}))
+        for kind in ("learned-avg", "none-avg", "learned-token", "none-token")
+    }
     assert pooled == {"learned-avg": -1, "none-avg": 0, "learned-token": 0, "none-token": 1}
     spread = [gain("mimetic-vp", runs=runs) for runs in (finals, replicas)]
-    assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (mean_interval(spread[0])[1] - mean_interval(spread[0])[0])
+    assert mean_interval(spread[1])[1] - mean_interval(spread[1])[0] > 3 * (
+        mean_interval(spread[0])[1] - mean_interval(spread[0])[0]
+    )
     # the noise without either diagonal
-    noise = {other: gain(NOISE_ONLY, other, replicas) for other in ("timm", "mimetic", "timm-rescaled", "random-directions")}
+    noise = {
+        other: gain(NOISE_ONLY, other, replicas) for other in ("timm", "mimetic", "timm-rescaled", "random-directions")
+    }
     assert all(len(v) == 5 for v in noise.values()) and side(noise["mimetic"]) == -1 and side(noise["timm"]) == 1
-    assert side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0 and 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
+    assert (
+        side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0
+        and 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
+    )
     # positions in a random order
     assert side(gain("shuffled-avg-mimetic", "shuffled-avg-timm")) == 1
     lost = gain("mimetic", runs=replicas) - gain("shuffled-avg-mimetic", "shuffled-avg-timm")  # of one machine
     assert len(lost) == 5 and side(lost) == 0 and mean_interval(lost)[1] < whole / 2
     started = gain("from-sincos-avg-mimetic", "from-sincos-avg-timm")
-    assert side(started) == 1 and side(gain("mimetic", runs=replicas) - started) == 0 and side(started - gain("learned-avg-mimetic", "learned-avg-timm")) == 1
+    assert (
+        side(started) == 1
+        and side(gain("mimetic", runs=replicas) - started) == 0
+        and side(started - gain("learned-avg-mimetic", "learned-avg-timm")) == 1
+    )
     noise, shuffled = (gain(f"{kind}-avg-mimetic", f"{kind}-avg-timm") for kind in ("from-noise", "shuffled"))
-    assert side(noise) == side(noise - gain("learned-avg-mimetic", "learned-avg-timm")) == side(started - noise) == side(shuffled - noise) == 1
+    assert (
+        side(noise)
+        == side(noise - gain("learned-avg-mimetic", "learned-avg-timm"))
+        == side(started - noise)
+        == side(shuffled - noise)
+        == 1
+    )
     assert noise.mean() < 0.25 * started.mean()
-    assert gain("shuffled-avg-timm").mean() == pytest.approx(-0.06, abs=0.005) == gain("shuffled-avg-mimetic", "mimetic").mean()
+    assert (
+        gain("shuffled-avg-timm").mean()
+        == pytest.approx(-0.06, abs=0.005)
+        == gain("shuffled-avg-mimetic", "mimetic").mean()
+    )
     # the constants
-    twice, half = (("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"), ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"))
-    assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [side(gain(arm, "mimetic")) for arm in half] == [0, 1, 0, 0]
-    assert [side(gain(arm, "mimetic")) for arm in ("qk-rank-8", "qk-rank-16", "qk-alpha-0", "qk-beta-0", "vp-beta-0", "vp-alpha-0")] == [0, 0, 0, 0, -1, -1]
-    assert gain("vp-alpha-0", "mimetic").mean() < gain("vp-beta-0", "mimetic").mean() and -gain("swapped", "mimetic").mean() > whole / 2
-    assert side(gain(TRACE, "mimetic", replicas)) == -1 and gain(TRACE, "mimetic", replicas).mean() < gain("vp-alpha-0", "mimetic").mean() + 0.01
+    twice, half = (
+        ("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"),
+        ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"),
+    )
+    assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [
+        side(gain(arm, "mimetic")) for arm in half
+    ] == [0, 1, 0, 0]
+    assert [
+        side(gain(arm, "mimetic"))
+        for arm in ("qk-rank-8", "qk-rank-16", "qk-alpha-0", "qk-beta-0", "vp-beta-0", "vp-alpha-0")
+    ] == [0, 0, 0, 0, -1, -1]
+    assert (
+        gain("vp-alpha-0", "mimetic").mean() < gain("vp-beta-0", "mimetic").mean()
+        and -gain("swapped", "mimetic").mean() > whole / 2
+    )
+    assert (
+        side(gain(TRACE, "mimetic", replicas)) == -1
+        and gain(TRACE, "mimetic", replicas).mean() < gain("vp-alpha-0", "mimetic").mean() + 0.01
+    )
 
 
 def test_the_nearest_evidence_for_a_larger_model():
-    rows = [{"arm": f"{prefix}-{arm}", "seed": s, "device.name": "one", "test_accuracy": 0.5 + gain * (arm == "mimetic")} for prefix, gain in (("d192", 0.03), ("depth12", -0.02)) for arm in PAIR for s in range(5)]
+    rows = [
+        {"arm": f"{prefix}-{arm}", "seed": s, "device.name": "one", "test_accuracy": 0.5 + gain * (arm == "mimetic")}
+        for prefix, gain in (("d192", 0.03), ("depth12", -0.02))
+        for arm in PAIR
+        for s in range(5)
+    ]
     text = growth.nearest(pd.DataFrame(rows))
-    assert text.endswith("| width 192 | +3.0 (+3.0 to +3.0, 5 pairs) |\n| twelve layers | −2.0 (−2.0 to −2.0, 5 pairs) |")
+    assert text.endswith(
+        "| width 192 | +3.0 (+3.0 to +3.0, 5 pairs) |\n| twelve layers | −2.0 (−2.0 to −2.0, 5 pairs) |"
+    )
     assert growth.nearest(EMPTY) == "" == growth.nearest(pd.DataFrame(rows).query("seed < 3"))
 
 

@@ -26,7 +26,7 @@ from mimetic.experiments.configs.language import (
     end_rates,
     searched,
 )
-from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
@@ -48,22 +48,39 @@ def put(study, effect, seeds=(0, 1, 2), arms=None, noise=0.002):
         if arms is None or arm in arms:
             reference = arm == study.arms[0] or arm.endswith("-gpt2")
             value = 2.0 + (0 if reference else effect + noise * (config.seed - np.mean(seeds)))
-            curve = [entry | {"test_bits_per_byte": value + 0.1 * (len(TEMPLATE["curve"]) - entry["epoch"])} for entry in TEMPLATE["curve"]]
+            curve = [
+                entry | {"test_bits_per_byte": value + 0.1 * (len(TEMPLATE["curve"]) - entry["epoch"])}
+                for entry in TEMPLATE["curve"]
+            ]
             config = json.loads(json.dumps(asdict(config)))
-            write_record(TEMPLATE | {"experiment": study.experiment, "arm": arm, "seed": config["seed"], "config": config, "curve": curve, "final": curve[-1]})
+            write_record(
+                TEMPLATE
+                | {
+                    "experiment": study.experiment,
+                    "arm": arm,
+                    "seed": config["seed"],
+                    "config": config,
+                    "curve": curve,
+                    "final": curve[-1],
+                }
+            )
 
 
 def test_every_arm_has_a_label():
     for study in (CENTRAL, WIKITEXT2, STRUCTURE, LONG):
         assert set(study.arms) <= set(LABELS)
-    assert {"central", "structure", "rate", "wikitext2", "share", "long", "second", "positions", "shuffled", "scaled", "centred", "rotary", "from-sincos", "from-noise", "positions-wikitext2", "positions-long"} == set(STUDIES) and set(EVERY) <= set(LABELS)
+    assert set(EVERY) <= set(LABELS)
 
 
 def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
     assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
-    assert "No samples yet" in answers.samples() and "no records yet" in rates.rates_sentence() and rates.best_rates() == {}
+    assert (
+        "No samples yet" in answers.samples()
+        and "no records yet" in rates.rates_sentence()
+        and rates.best_rates() == {}
+    )
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
@@ -74,14 +91,26 @@ def test_nothing_yet():
 
 
 @pytest.mark.parametrize(
-    ("effect", "words"), [(-0.05, "ahead so far: −0.050 bits per byte"), (0.05, "behind so far: +0.050 bits per byte"), (0.0, "no difference that these pairs can show")]
+    ("effect", "words"),
+    [
+        (-0.05, "ahead so far: −0.050 bits per byte"),
+        (0.05, "behind so far: +0.050 bits per byte"),
+        (0.0, "no difference that these pairs can show"),
+    ],
 )
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
-    assert answers.found(CENTRAL).count(words) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
+    assert answers.found(CENTRAL).count(
+        words
+    ) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(
+        CENTRAL
+    )
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     ahead = answers.numbers(table)["ahead"]
-    assert len(points) == 3 * OTHERS and ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
+    assert (
+        len(points) == 3 * OTHERS
+        and ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
+    )
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
     assert len(ax.get_yticks()) == OTHERS
 
@@ -94,7 +123,10 @@ def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
 def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
     text = answers.found(SHARE)
-    assert text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES) and f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
+    assert (
+        text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES)
+        and f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
+    )
 
 
 def test_one_rate_for_all():
@@ -105,7 +137,11 @@ def test_one_rate_for_all():
 
 def search(**values):
     """Finals of a search in which an arm has these values at RATES."""
-    rows = [{"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v} for arm, row in values.items() for lr, v in zip((*RATES, 16e-3), row)]
+    rows = [
+        {"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v}
+        for arm, row in values.items()
+        for lr, v in zip((*RATES, 16e-3), row)
+    ]
     return pd.DataFrame(rows, columns=["arm", "config.lr", "test_bits_per_byte"])
 
 
@@ -115,56 +151,117 @@ def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
     assert len(looks) == len(set(looks)) == len(EVERY)
     groups = {"arms": list(TRIED), "controls": ["gpt2", *CONTROLS]}
     panels = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6, groups=groups).axes
-    assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in panels] == [[LABELS[a] for a in arms] for arms in groups.values()]
+    assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in panels] == [
+        [LABELS[a] for a in arms] for arms in groups.values()
+    ]
 
 
 def test_the_rates_at_the_ends_of_the_sweep():
-    values = {f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm]) for point in ENDS for arm in SIGNS for lr in end_rates(arm)}
+    values = {
+        f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm])
+        for point in ENDS
+        for arm in SIGNS
+        for lr in end_rates(arm)
+    }
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
     assert rates.ends(finals).count("| – |") == 6
-    other = finals.assign(test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9))
-    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other) and "held back, at `v16000` language signs by 0.100. Two runs of one configuration may differ by more" in rates.ends(other)
-    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends(finals[:0]).endswith("`.")
+    other = finals.assign(
+        test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9)
+    )
+    assert (
+        "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other)
+        and "held back, at `v16000` language signs by 0.100. Two runs of one configuration may differ by more"
+        in rates.ends(other)
+    )
+    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends(finals[:0]).endswith(
+        "`."
+    )
 
 
 def test_the_second_rate_of_the_search():
     noise = {s: 0.001 * (s - 2.5) for s in range(6)}
     level = {"gpt2": 2.5, "lr-0.004-gpt2": 2.52, "language": 2.95, "lr-0.002-language": 2.85}
-    finals = pd.DataFrame([{"arm": arm, "seed": s, "test_bits_per_byte": v + noise[s] * len(arm)} for arm, v in level.items() for s in noise])
+    finals = pd.DataFrame(
+        [
+            {"arm": arm, "seed": s, "test_bits_per_byte": v + noise[s] * len(arm)}
+            for arm, v in level.items()
+            for s in noise
+        ]
+    )
     table = rates.second_table(finals)
     assert list(table.index) == ["gpt2", "language"] and table.loc["language", "difference"] == pytest.approx(-0.1)
-    assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])  # each at its better rate
+    # each at its better rate
+    assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])
     text = rates.second_sentence(table)
-    assert "language signs: 0.002 instead of 0.004 −0.100 (" in text and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
-    assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
+    assert (
+        "language signs: 0.002 instead of 0.004 −0.100 (" in text
+        and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
+    )
+    assert (
+        "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
+    )
     assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
 
 def test_the_signs_at_one_rate_and_whether_they_add_up():
-    level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.65}  # V·proj + costs .175, QK + .1 with it and .05 without
-    finals = pd.DataFrame([{"arm": rates.AT_ONE_RATE[arm], "seed": s, "test_bits_per_byte": v + 0.001 * s * len(arm)} for arm, v in level.items() for s in range(6)])
+    # V·proj + costs .175, QK + .1 with it and .05 without
+    level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.65}
+    finals = pd.DataFrame(
+        [
+            {"arm": rates.AT_ONE_RATE[arm], "seed": s, "test_bits_per_byte": v + 0.001 * s * len(arm)}
+            for arm, v in level.items()
+            for s in range(6)
+        ]
+    )
     text = rates.signs_at_one_rate(finals)
-    assert re.search(r"V·proj \+ instead of −: \+0\.17\d .*6 pairs, p 0\.031\), plus is worse\n\* QK \+ instead of − where V·proj is \+: \+0\.09\d", text)
-    assert re.search(r"the same where V·proj is −: \+0\.04\d .*\n\* the difference between these two: \+0\.05\d .*the two differ$", text)
+    assert re.search(
+        r"V·proj \+ instead of −: \+0\.17\d .*6 pairs, p 0\.031\), plus is worse\n\* QK \+ instead of − where V·proj is"
+        r" \+: \+0\.09\d",
+        text,
+    )
+    assert re.search(
+        r"the same where V·proj is −: \+0\.04\d .*\n\* the difference between these two: \+0\.05\d .*the two differ$",
+        text,
+    )
     assert text.count("the exact test does not confirm") == 0
-    assert "the two differ by the interval, which the exact test does not confirm" in rates.signs_at_one_rate(finals[finals["seed"] < 5])  # five seeds: p cannot be below 0.062
-    controls = [{"arm": arm, "seed": s, "test_bits_per_byte": 2.6 + 0.001 * s} for arm in ("rescaled", "random-directions") for s in range(6)]
-    assert "Language signs at 0.002 instead, their better rate: +0.3" in rates.beyond_size(pd.concat([finals, pd.DataFrame(controls)])) and rates.beyond_size(finals) == ""
+    # five seeds: p cannot be below 0.062
+    assert "the two differ by the interval, which the exact test does not confirm" in rates.signs_at_one_rate(
+        finals[finals["seed"] < 5]
+    )
+    controls = [
+        {"arm": arm, "seed": s, "test_bits_per_byte": 2.6 + 0.001 * s}
+        for arm in ("rescaled", "random-directions")
+        for s in range(6)
+    ]
+    assert (
+        "Language signs at 0.002 instead, their better rate: +0.3"
+        in rates.beyond_size(pd.concat([finals, pd.DataFrame(controls)]))
+        and rates.beyond_size(finals) == ""
+    )
     assert "not all in yet" in rates.signs_at_one_rate(finals[finals["arm"] != "vision"])
-    assert all(named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE for arm in rates.AT_ONE_RATE.values())
+    assert all(
+        named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE
+        for arm in rates.AT_ONE_RATE.values()
+    )
 
 
 def test_runs_made_twice():
     assert rates.twins_sentence() == "" == rates.one_rate_sentence()
     put(CENTRAL, 0.1, seeds=SEEDS["central"])
     put(RATE, 0.1, seeds=(0, 1))
-    assert re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence()) and "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
+    assert (
+        re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence())
+        and "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
+    )
 
 
 def test_which_text_models_have_a_sign():
     said = answers.signs_sentence()
-    assert said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +") and "In neither product: Whisper tiny.en decoder" in said
+    assert (
+        said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +")
+        and "In neither product: Whisper tiny.en decoder" in said
+    )
 
 
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
@@ -172,10 +269,15 @@ def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     assert rates.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
     assert rates.rate_table(finals).shape == (3, 5)
     text = rates.rates_sentence(finals)
-    assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text and "At the lowest rate tried: language signs." in text
+    assert (
+        "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text
+        and "At the lowest rate tried: language signs." in text
+    )
     assert "Still to be searched: vision signs, QK only" in text
     (ax,) = figures.rates(rates.rate_table(finals), plateau=3.6).axes
-    assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
+    assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [
+        LABELS[a] for a in ("gpt2", "language", "qk")
+    ]
     assert len(ax.lines) == 2 * 3 + 1
 
 
@@ -188,9 +290,16 @@ def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     ],
 )
 def test_what_slows_a_model_down(rescaled, random, words):
-    rows = {"gpt2": [2.7, 2.6, 2.5, 2.4, 2.45], "language": [2.6, 2.8, 3.0, 3.3], "rescaled": [3, 3, 3, rescaled], "random-directions": [3, 3, 3, random]}
+    rows = {
+        "gpt2": [2.7, 2.6, 2.5, 2.4, 2.45],
+        "language": [2.6, 2.8, 3.0, 3.3],
+        "rescaled": [3, 3, 3, rescaled],
+        "random-directions": [3, 3, 3, random],
+    }
     text = rates.slow_sentence(3.6, 8e-3, search(**rows))
-    assert words in text and "language signs 3.300" in text.split("Nearer to the default")[0] and "One seed an arm" in text
+    assert (
+        words in text and "language signs 3.300" in text.split("Nearer to the default")[0] and "One seed an arm" in text
+    )
 
 
 def test_the_table_of_pairs_of_characters(monkeypatch):
@@ -223,14 +332,22 @@ def curves(gap):
     for seed in (0, 1):
         for i, g in enumerate(gap):
             base = 3 - 0.1 * i
-            rows += [{"arm": arm, "seed": seed, "step": 100 * (i + 1), "test_bits_per_byte": base + d} for arm, d in (("gpt2", 0), ("language", g))]
+            rows += [
+                {"arm": arm, "seed": seed, "step": 100 * (i + 1), "test_bits_per_byte": base + d}
+                for arm, d in (("gpt2", 0), ("language", g))
+            ]
     return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize(
     ("gap", "early", "end", "way"),
     [
-        ([-0.3, -0.2, -0.1, 0.0], "−0.300 (−0.300 to −0.300, 2 pairs)", "+0.000 (+0.000 to +0.000, 2 pairs)", "from step 100 to 300, most at 100 (−0.300)"),
+        (
+            [-0.3, -0.2, -0.1, 0.0],
+            "−0.300 (−0.300 to −0.300, 2 pairs)",
+            "+0.000 (+0.000 to +0.000, 2 pairs)",
+            "from step 100 to 300, most at 100 (−0.300)",
+        ),
         ([-0.3, -0.3, -0.3, -0.3], "−0.300 (−0.300 to −0.300, 2 pairs)", "−0.300 (−0.300 to −0.300, 2 pairs)", "–"),
         ([0.1, 0.0, -0.1, -0.2], "+0.100 (+0.100 to +0.100, 2 pairs)", "−0.200 (−0.200 to −0.200, 2 pairs)", "–"),
     ],
@@ -238,27 +355,41 @@ def curves(gap):
 def test_head_start(gap, early, end, way):
     frame = curves(gap)
     (line,) = answers.head_starts({"learned": frame}).splitlines()[2:]
-    assert line.replace("| 0.000 (0.000 to 0.000", "| +0.000 (+0.000 to +0.000") == f"| learned, language signs | {early} (step 100) | {end} (step 400) | {way} |"
+    assert (
+        line.replace("| 0.000 (0.000 to 0.000", "| +0.000 (+0.000 to +0.000")
+        == f"| learned, language signs | {early} (step 100) | {end} (step 400) | {way} |"
+    )
     left, right = figures.curves_and_gaps(frame, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
     panels = figures.gaps_on_the_way({"learned": frame, "fixed": frame}, reference="gpt2").axes
-    assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"] and all(np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4)
+    assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"] and all(
+        np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4
+    )
 
 
 def test_a_lead_on_the_way_is_said():
     steps = pd.Index(range(100, 1100, 100), name="step")
-    gap = pd.DataFrame({0: [1, -1, 1, -1, -2, -4, -1, -1, 1, 1], 1: [1, -1, 1, -1, -2, -2, -1, 1, 1, 1]}, index=steps) / 100.0
+    gap = (
+        pd.DataFrame({0: [1, -1, 1, -1, -2, -4, -1, -1, 1, 1], 1: [1, -1, 1, -1, -2, -2, -1, 1, 1, 1]}, index=steps)
+        / 100.0
+    )
     lead = answers.lead_of_all(gap)
     assert list(lead.index) == [400, 500, 600, 700] and lead.idxmin() == 600 and lead.min() == pytest.approx(-0.03)
-    assert answers.lead_of_all(gap, least=5).empty and answers.lead_of_all(-gap.abs()).empty  # ahead to the end is said elsewhere
+    # ahead to the end is said elsewhere
+    assert answers.lead_of_all(gap, least=5).empty and answers.lead_of_all(-gap.abs()).empty
     assert answers.lead_of_all(gap.assign(**{"2": 0.01})).empty
 
 
 def test_samples_products_and_runs():
     put(CENTRAL, -0.05, seeds=(0,))
     html = answers.samples()
-    assert html.count("<pre") == 2 and "1.950 bits per byte" in html and "&lt;" not in LABELS["gpt2"] and "default (GPT-2&#x27;s)" in html
+    assert (
+        html.count("<pre") == 2
+        and "1.950 bits per byte" in html
+        and "&lt;" not in LABELS["gpt2"]
+        and "default (GPT-2&#x27;s)" in html
+    )
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     config = named("tinyshakespeare")
     assert len(products) == 2 * 2 * config.depth * (config.num_heads + 1) and products["fold"].all()
@@ -272,6 +403,13 @@ def test_samples_products_and_runs():
 def test_the_committed_gpts_have_visions_sign_but_in_the_first_layer(monkeypatch):
     monkeypatch.delenv("MIMETIC_RUNS")
     said = answers.signs_by_layer(("tinyshakespeare",))
-    assert re.fullmatch(r"Layer by layer .*: tinyshakespeare: layer 0 \+ in 6, − in 0 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.", said)
+    assert re.fullmatch(
+        r"Layer by layer .*: tinyshakespeare: layer 0 \+ in 6, − in 0 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.",
+        said,
+    )
     said = answers.signs_by_layer(("tinyshakespeare-sincos",))  # with fixed positions in the first, too
-    assert re.fullmatch(r"Layer by layer .*: tinyshakespeare-sincos: layer 0 \+ in 0, − in 5 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.", said)
+    assert re.fullmatch(
+        r"Layer by layer .*: tinyshakespeare-sincos: layer 0 \+ in 0, − in 5 of 6(, layer [123] \+ in 0, − in 6 of"
+        r" 6){3}\.",
+        said,
+    )

@@ -1,4 +1,6 @@
-"""What the recommender chapter says, against toy records: verdict words follow from numbers, and what is missing is said."""
+"""What the recommender chapter says, against toy records: verdict words follow from numbers, and what is missing is
+said.
+"""
 
 import dataclasses
 import re
@@ -28,7 +30,11 @@ from mimetic.training.records import load_runs, read_record, record_path
 
 def finals(**arms):
     """One row a run: arm -> NDCG@10 by seed, on both splits."""
-    rows = [{"arm": arm.replace("_", "-"), "seed": s, "test_ndcg10": v, "test_validation_ndcg10": v} for arm, values in arms.items() for s, v in enumerate(values)]
+    rows = [
+        {"arm": arm.replace("_", "-"), "seed": s, "test_ndcg10": v, "test_validation_ndcg10": v}
+        for arm, values in arms.items()
+        for s, v in enumerate(values)
+    ]
     return pd.DataFrame(rows, columns=["arm", "seed", "test_ndcg10", "test_validation_ndcg10"])
 
 
@@ -50,38 +56,83 @@ def test_the_answer_follows_from_the_pairs(no_rates):
     }  # fmt: skip
     assert list(gains(runs)) == ["ml100k"] and gains({"beauty": finals()}).empty
     text = rec.verdict(runs)
-    assert text.startswith("* **MovieLens-100K**: these pairs do not say whether it is the size of the weights or the signs.\n* **Amazon Beauty (1,000 items)**: no pair yet.")
+    assert text.startswith(
+        "* **MovieLens-100K**: these pairs do not say whether it is the size of the weights or the signs.\n* **Amazon"
+        " Beauty (1,000 items)**: no pair yet."
+    )
     table = rec.in_numbers(runs)
-    assert "| default | 0.1000 |  |" in table and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
+    assert (
+        "| default | 0.1000 |  |" in table
+        and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
+    )
     three, one = ({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])} for n in (3, 1))
-    assert re.fullmatch(r"\+0\.0102 \(.*\): \*ahead so far\*", gains(three).loc["vision signs", "ml100k"]) and "p 0.250" in rec.in_numbers(three)
-    assert gains(one).loc["vision signs", "ml100k"] == "+0.0100: *only one pair so far*" and "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
+    assert re.fullmatch(
+        r"\+0\.0102 \(.*\): \*ahead so far\*", gains(three).loc["vision signs", "ml100k"]
+    ) and "p 0.250" in rec.in_numbers(three)
+    assert gains(one).loc[
+        "vision signs", "ml100k"
+    ] == "+0.0100: *only one pair so far*" and "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
     worse = {"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)}
-    assert re.fullmatch(r"−0\.0105 \(.*\): \*loses\*", gains(worse).loc["opposite signs", "ml100k"]) and "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
+    assert re.fullmatch(
+        r"−0\.0105 \(.*\): \*loses\*", gains(worse).loc["opposite signs", "ml100k"]
+    ) and "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
 
 
 def test_what_an_imitation_gains():
     runs = finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, fit_beauty=BETTER)
-    assert rec.imitations({"ml100k": runs, "beauty": finals()}) == "MovieLens-100K: +0.0105 (+0.0101 to +0.0109) against default, +0.0000 (+0.0000 to +0.0000) against default at vision's norms, +0.0000 (+0.0000 to +0.0000) against random directions."
-    assert rec.imitations({"ml100k": finals(bert=BASE[:3], timm_rescaled=BASE[:3], random_directions=BASE[:3], fit_beauty=BASE[:3])}) == ""
+    assert (
+        rec.imitations({"ml100k": runs, "beauty": finals()})
+        == "MovieLens-100K: +0.0105 (+0.0101 to +0.0109) against default, +0.0000 (+0.0000 to +0.0000) against default"
+        " at vision's norms, +0.0000 (+0.0000 to +0.0000) against random directions."
+    )
+    assert (
+        rec.imitations(
+            {"ml100k": finals(bert=BASE[:3], timm_rescaled=BASE[:3], random_directions=BASE[:3], fit_beauty=BASE[:3])}
+        )
+        == ""
+    )
 
 
 def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
-    runs = finals(bert=BASE, mimetic=BASE[::-1], short_next_bert=BETTER, short_next_mimetic=BASE, short_next_opposite=[v + 0.01 for v in BETTER])
+    runs = finals(
+        bert=BASE,
+        mimetic=BASE[::-1],
+        short_next_bert=BETTER,
+        short_next_mimetic=BASE,
+        short_next_opposite=[v + 0.01 for v in BETTER],
+    )
     text = rec.verdict({"ml100k": runs})
     table = gains({"ml100k": runs})
     assert list(table) == ["ml100k", rec.SIBLING_RUNS] and table.loc["default"].tolist() == ["0.1000", "0.1105"]
-    assert table.loc["vision signs", rec.SIBLING_RUNS] == "−0.0105 (−0.0109 to −0.0101): *loses*" and table.loc["opposite signs"].tolist() == ["", "+0.0100 (+0.0100 to +0.0100): *gains*"]
-    assert "* **MovieLens-100K, causal next-item sibling**: a sign may matter (after 20 epochs; [below](#qualified) for 40, the plan): opposite signs do better than vision's.\n" in text
+    assert table.loc["vision signs", rec.SIBLING_RUNS] == "−0.0105 (−0.0109 to −0.0101): *loses*" and table.loc[
+        "opposite signs"
+    ].tolist() == ["", "+0.0100 (+0.0100 to +0.0100): *gains*"]
+    assert (
+        "* **MovieLens-100K, causal next-item sibling**: a sign may matter (after 20 epochs; [below](#qualified) for"
+        " 40, the plan): opposite signs do better than vision's.\n" in text
+    )
     table = rec.in_numbers({"ml100k": runs})
     assert "| vision signs | +0.0000 (" in table and "| opposite minus vision signs |  | +0.0205 (" in table
 
 
 def test_the_siblings_table(no_rates):
-    runs = finals(bert=BASE, short_next_bert=BASE, short_next_mimetic=BETTER, short_next_opposite=BASE, next_bert=BASE[:3], next_mimetic=BETTER[:3])
+    runs = finals(
+        bert=BASE,
+        short_next_bert=BASE,
+        short_next_mimetic=BETTER,
+        short_next_opposite=BASE,
+        next_bert=BASE[:3],
+        next_mimetic=BETTER[:3],
+    )
     lines = rec.sibling_table({"ml100k": runs}).splitlines()
-    assert lines[2].startswith("| vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | ") and lines[2].endswith(" | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0102 (+0.0097 to +0.0107, 3 pairs) |")
-    assert lines[4].startswith("| opposite minus vision signs | −0.0105 (") and lines[4].endswith("| – |") and len(lines) == 5
+    assert lines[2].startswith("| vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | ") and lines[2].endswith(
+        " | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0102 (+0.0097 to +0.0107, 3 pairs) |"
+    )
+    assert (
+        lines[4].startswith("| opposite minus vision signs | −0.0105 (")
+        and lines[4].endswith("| – |")
+        and len(lines) == 5
+    )
     assert rec.sibling_table({"ml100k": finals(bert=BASE)}) == ""
 
 
@@ -89,8 +140,15 @@ def test_positions_side_by_side(monkeypatch):
     sets = {"ml100k": finals(bert=BASE, mimetic=BETTER), "ml100k-sincos": finals(bert=BETTER, mimetic=BETTER)}
     monkeypatch.setattr(rec, "load_runs", lambda name: sets.get(name, finals()))
     lines = rec.by_positions().splitlines()
-    assert lines[2] == "| at 0.001: default | 0.1000 | 0.1105 | +0.0105 (+0.0101 to +0.0109, 6 pairs) |" and len(lines) == 4
-    assert lines[3] == "| at 0.001: vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0000 (+0.0000 to +0.0000, 6 pairs) | −0.0105 (−0.0109 to −0.0101, 6 pairs) |"
+    assert (
+        lines[2] == "| at 0.001: default | 0.1000 | 0.1105 | +0.0105 (+0.0101 to +0.0109, 6 pairs) |"
+        and len(lines) == 4
+    )
+    assert (
+        lines[3]
+        == "| at 0.001: vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0000 (+0.0000 to +0.0000, 6 pairs) |"
+        " −0.0105 (−0.0109 to −0.0101, 6 pairs) |"
+    )
     assert "12 of 60 of these runs are in" in rec.fixed_missing()
     monkeypatch.setattr(rec, "load_runs", lambda name: finals())
     assert rec.by_positions() == "" and "0 of 60" in rec.fixed_missing()
@@ -108,7 +166,10 @@ def test_chapter_12_says_what_the_records_say():
     everywhere = [(rate, column) for rate in ("", "-rate") for column in (last, before)]
     overview = questions.overview(questions.explained_table(), {data: sets[data, ""] for data in ("ml100k", "beauty")})
     asked = {line.split(" | ")[0]: line for line in overview.splitlines()}
-    assert [next(line for name, line in asked.items() if key in name).count(f"| {word}") for key, word in (("worth imitating", "in part"), ("matrix operations", "hardly"), ("meaningful share", "yes"))] == [3, 3, 3]
+    assert [
+        next(line for name, line in asked.items() if key in name).count(f"| {word}")
+        for key, word in (("worth imitating", "in part"), ("matrix operations", "hardly"), ("meaningful share", "yes"))
+    ] == [3, 3, 3]
     assert re.search(r"smaller: 9\.\d % .*, 3\.\d %", overview)
     # other items
     for rate in ("", "-rate"):
@@ -116,29 +177,60 @@ def test_chapter_12_says_what_the_records_say():
         assert not all(side(gain("ml100k", "opposite", other, rate)) == 1 for other in controls)
     for other in ("mimetic", *controls):
         assert side(convergence._mean_of_all(sets["ml100k", ""], sets["ml100k", "-rate"], (other, "opposite"))) == 1
-    assert not any(all(side(gain("beauty", arm, other, *where)) == 1 for other in controls) for arm in ("mimetic", "opposite") for where in everywhere)
+    assert not any(
+        all(side(gain("beauty", arm, other, *where)) == 1 for other in controls)
+        for arm in ("mimetic", "opposite")
+        for where in everywhere
+    )
     between = {where: gain("beauty", "opposite", "mimetic", *where) for where in everywhere}
-    assert [where for where, v in between.items() if side(v)] == [("", last)] and summary(between["", last])["p"] == pytest.approx(0.062, abs=0.001)
+    assert [where for where, v in between.items() if side(v)] == [("", last)] and summary(between["", last])[
+        "p"
+    ] == pytest.approx(0.062, abs=0.001)
     # the learning rate
-    moved = {(data, column): common.between_runs(sets[data, "-rate"], sets[data, ""], ("bert", "bert"), column) for data in ("ml100k", "beauty") for column in (last, before)}
+    moved = {
+        (data, column): common.between_runs(sets[data, "-rate"], sets[data, ""], ("bert", "bert"), column)
+        for data in ("ml100k", "beauty")
+        for column in (last, before)
+    }
     assert side(moved["ml100k", last]) == 1 and side(moved["ml100k", before]) == 0
     given = [gain("ml100k", arm).mean() for arm in ("mimetic", "opposite", *controls)]
     assert 0.8 < moved["ml100k", last].mean() / max(given) < 1.2
     assert all(side(gain("ml100k", arm, rate="-rate")) == 1 for arm in ("mimetic", "opposite", *controls))
-    lower = [common.between_runs(sets["beauty", "-rate"], sets["beauty", ""], (arm, arm), column) for arm in ("bert", "mimetic", "opposite", *controls) for column in (last, before)]
-    assert all(side(v) == -1 for v in lower) and not any(side(gain("beauty", arm, rate="-rate")) for arm in ("mimetic", "opposite", *controls))
+    lower = [
+        common.between_runs(sets["beauty", "-rate"], sets["beauty", ""], (arm, arm), column)
+        for arm in ("bert", "mimetic", "opposite", *controls)
+        for column in (last, before)
+    ]
+    assert all(side(v) == -1 for v in lower) and not any(
+        side(gain("beauty", arm, rate="-rate")) for arm in ("mimetic", "opposite", *controls)
+    )
     # fixed positions
     sets["ml100k-sincos", ""] = load_runs("ml100k-sincos")
     for column in (last, before):
-        assert all(side(gain("ml100k-sincos", "opposite", other, column=column)) == -1 for other in ("bert", "mimetic", *controls))
+        assert all(
+            side(gain("ml100k-sincos", "opposite", other, column=column)) == -1
+            for other in ("bert", "mimetic", *controls)
+        )
         assert side(gain("ml100k-sincos", "mimetic", column=column)) == 1
         assert not any(side(gain("ml100k-sincos", "mimetic", other, column=column)) for other in controls)
-    assert len(gain("ml100k-sincos", "opposite")) == 6 and all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
+    assert len(gain("ml100k-sincos", "opposite")) == 6 and all(
+        side(gain("ml100k-sincos", arm)) == 1 for arm in controls
+    )
     sets["ml100k-sincos", "-rate"] = load_runs("ml100k-sincos-rate")
-    assert [side(gain("ml100k-sincos", "opposite", "mimetic", "-rate", column)) for column in (last, before)] == [-1, -1]
+    assert [side(gain("ml100k-sincos", "opposite", "mimetic", "-rate", column)) for column in (last, before)] == [
+        -1,
+        -1,
+    ]
     assert side(gain("ml100k-sincos", "opposite", rate="-rate")) == -1
-    assert [side(gain("ml100k-sincos", "opposite", controls[0], "-rate", column)) for column in (last, before)] == [-1, -1] and controls[0] == "timm-rescaled"
-    assert not any(side(gain("ml100k-sincos", arm, rate="-rate", column=column)) for arm in ("mimetic", *controls) for column in (last, before))
+    assert [side(gain("ml100k-sincos", "opposite", controls[0], "-rate", column)) for column in (last, before)] == [
+        -1,
+        -1,
+    ] and controls[0] == "timm-rescaled"
+    assert not any(
+        side(gain("ml100k-sincos", arm, rate="-rate", column=column))
+        for arm in ("mimetic", *controls)
+        for column in (last, before)
+    )
     found = {name: questions.layer_signs(questions.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")}
     assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
     # an imitation, and what is cheap
@@ -149,16 +241,34 @@ def test_chapter_12_says_what_the_records_say():
     # the sibling
     for column in (last, before):
         assert side(gain("ml100k", "short-next-opposite", "short-next-mimetic", column=column)) == 1
-    assert side(gain("ml100k", "short-next-opposite", "short-next-bert")) == 1 and side(gain("ml100k", "short-next-mimetic", "short-next-bert")) == -1
-    over = {arms: crossed_interval(rec.user_differences("ml100k", *(f"short-next-{arm}" for arm in arms))) for arms in (("mimetic", "bert"), ("opposite", "bert"), ("opposite", "mimetic"))}
+    assert (
+        side(gain("ml100k", "short-next-opposite", "short-next-bert")) == 1
+        and side(gain("ml100k", "short-next-mimetic", "short-next-bert")) == -1
+    )
+    over = {
+        arms: crossed_interval(rec.user_differences("ml100k", *(f"short-next-{arm}" for arm in arms)))
+        for arms in (("mimetic", "bert"), ("opposite", "bert"), ("opposite", "mimetic"))
+    }
     assert over["mimetic", "bert"][1] > 0 > over["opposite", "bert"][0] and over["opposite", "mimetic"][0] > 0
     long = gain("ml100k", "next-opposite", "next-mimetic")
     assert len(gain("ml100k", "short-next-opposite", "short-next-mimetic")) == 5 and len(long) == 3 and side(long) == 0
-    assert len(set(sets["ml100k", "-rate"].groupby(sets["ml100k", "-rate"]["arm"].isin(controls))["device.products"].first())) == 2  # another kind of processor
+    # another kind of processor
+    assert (
+        len(
+            set(
+                sets["ml100k", "-rate"]
+                .groupby(sets["ml100k", "-rate"]["arm"].isin(controls))["device.products"]
+                .first()
+            )
+        )
+        == 2
+    )
     # how large: one draw each; the last digits differ by the release of PyTorch and by LAPACK
     sizes = [spread(name, *shape) for name in ("mimetic", "bert", "xavier") for shape in ((64, 2), (768, 12))]
     assert [value for pair in sizes[:2] for value in pair] == pytest.approx([0.14, 0.09, 0.047, 0.026], rel=0.04)
-    assert [sizes[i][j] / sizes[i + 2][0] for i in (0, 1) for j in (0, 1)] == pytest.approx([8, 5, 2.6, 1.4], rel=0.05) and sizes[4][0] == pytest.approx(0.12, abs=0.006)
+    assert [sizes[i][j] / sizes[i + 2][0] for i in (0, 1) for j in (0, 1)] == pytest.approx(
+        [8, 5, 2.6, 1.4], rel=0.05
+    ) and sizes[4][0] == pytest.approx(0.12, abs=0.006)
 
 
 def spread(name, d_model, num_heads):
@@ -171,33 +281,63 @@ def spread(name, d_model, num_heads):
 
 def test_which_product_does_it(no_rates):
     said = rec.halves_in_words({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
-    halves = "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), both minus V·proj alone +0.0000 (+0.0000 to +0.0000)."
+    halves = (
+        "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), both minus V·proj alone"
+        " +0.0000 (+0.0000 to +0.0000)."
+    )
     assert said == f"Of vision's two products on MovieLens-100K: {halves}"
     assert rec.halves_in_words({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED)}) == ""
 
 
 def test_the_sibling_at_its_best_epoch():
     rows = [
-        {"arm": f"short-next-{arm}", "seed": seed, "epoch": epoch, "test_validation_ndcg10": peak - abs(epoch - 2), "test_ndcg10": value + 0.1 * (epoch > 2)}
-        for arm, peak, values in (("bert", 5, BASE), ("mimetic", 4, BASE), ("opposite", 3, BETTER)) for seed, value in enumerate(values) for epoch in (1, 2, 3)
-    ]  # fmt: skip
+        {
+            "arm": f"short-next-{arm}",
+            "seed": seed,
+            "epoch": epoch,
+            "test_validation_ndcg10": peak - abs(epoch - 2),
+            "test_ndcg10": value + 0.1 * (epoch > 2),
+        }
+        for arm, peak, values in (("bert", 5, BASE), ("mimetic", 4, BASE), ("opposite", 3, BETTER))
+        for seed, value in enumerate(values)
+        for epoch in (1, 2, 3)
+    ]
     text = convergence.at_best_epoch(pd.DataFrame(rows))
-    assert "default after 2, vision signs after 2, opposite signs after 2 epochs" in text and "opposite signs +0.0105 (+0.0101 to +0.0109, 6 pairs)." in text
+    assert (
+        "default after 2, vision signs after 2, opposite signs after 2 epochs" in text
+        and "opposite signs +0.0105 (+0.0101 to +0.0109, 6 pairs)." in text
+    )
     assert convergence.at_best_epoch(pd.DataFrame(rows[:6])) == "" == convergence.at_best_epoch(pd.DataFrame())
 
 
 def test_whether_it_is_the_size(no_rates):
     same = [v + 0.0001 * (-1) ** i for i, v in enumerate(BETTER)]
-    runs = {"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])}
+    runs = {
+        "ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])
+    }
     size = rec.verdict(runs)
-    assert gains(runs)["ml100k"].str.startswith("+0.0105 (").sum() == 3 and "larger attention weights gain, with a diagonal or without one;" in size
+    assert (
+        gains(runs)["ml100k"].str.startswith("+0.0105 (").sum() == 3
+        and "larger attention weights gain, with a diagonal or without one;" in size
+    )
     beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, random_directions=BASE, mimetic=BETTER)})
     assert "**MovieLens-100K**: vision signs gain beyond the size of the weights and their singular values." in beyond
-    for one in ({"timm_rescaled": BASE}, {"timm_rescaled": BASE, "random_directions": BETTER}, {"timm_rescaled": BETTER, "random_directions": BASE}):
-        assert "gain beyond" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, **one)})  # both controls must be beaten
+    for one in (
+        {"timm_rescaled": BASE},
+        {"timm_rescaled": BASE, "random_directions": BETTER},
+        {"timm_rescaled": BETTER, "random_directions": BASE},
+    ):
+        # both controls must be beaten
+        assert "gain beyond" not in rec.verdict({"ml100k": finals(bert=BASE, mimetic=BETTER, **one)})
     lower = [v + 0.005 for v in BASE]
-    neither = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, mimetic=BETTER, opposite=lower)})
-    assert "vision signs do better than the opposite, but neither does better than weights as large without a diagonal, and opposite signs do worse than default at vision's norms, and opposite signs do worse than random directions." in neither
+    neither = rec.verdict(
+        {"ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=BETTER, mimetic=BETTER, opposite=lower)}
+    )
+    assert (
+        "vision signs do better than the opposite, but neither does better than weights as large without a diagonal,"
+        " and opposite signs do worse than default at vision's norms, and opposite signs do worse than random"
+        " directions." in neither
+    )
     assert "neither the diagonal nor its sign adds anything" in size
     part = rec.verdict({"ml100k": finals(bert=BASE, random_directions=BETTER, mimetic=BETTER)})
     assert "with a diagonal or without one.\n" in part  # nothing is said of the sign without the arms that ask
@@ -213,14 +353,28 @@ def no_rates(monkeypatch):
 def test_both_rates_and_both_items_are_shown():
     common, other = finals(bert=BASE, mimetic=BETTER, opposite=MIXED), finals(bert=BETTER, mimetic=BASE)
     table = convergence.elsewhere("ml100k", common, other)
-    assert list(table) == ["last items, 0.001", "last items, 0.003", "last but one, 0.001", "last but one, 0.003", "mean of the four"]
-    assert table.loc["vision signs", "mean of the four"] == "+0.0000 (+0.0000 to +0.0000), 6"  # two of +0.0105, two of -0.0105
-    assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
-    assert table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
+    assert list(table) == [
+        "last items, 0.001",
+        "last items, 0.003",
+        "last but one, 0.001",
+        "last but one, 0.003",
+        "mean of the four",
+    ]
+    # two of +0.0105, two of -0.0105
+    assert table.loc["vision signs", "mean of the four"] == "+0.0000 (+0.0000 to +0.0000), 6"
+    assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc[
+        "vision signs", "last but one, 0.003"
+    ].startswith("−0.0105")
+    assert (
+        table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
+    )
     assert convergence.elsewhere("ml100k", finals(), finals()).empty
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
-    assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all() and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
+    assert (
+        change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all()
+        and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
+    )
     assert change.loc["default at 0.003 minus opposite signs at 0.001"].eq("+0.0105 (−0.0009 to +0.0219), 6").all()
     assert convergence.rate_table({"ml100k": common}, {"ml100k": load_runs("nothing")}).empty
     assert convergence.rate_table({"ml100k": load_runs("nothing")}, {"ml100k": load_runs("nothing")}).empty
@@ -230,8 +384,12 @@ def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
     arms = CENTRAL["beauty"].arms
     table = finals(**{arm.replace("-", "_"): BASE for arm in arms})
     assert common.missing(CENTRAL["beauty"], table, SEEDS["beauty"], rec.COMMAND) == ""
-    assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND)
-    assert "36 of 36 runs of the comparison, " in rec.verdict({"beauty": table}) and "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
+    assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(
+        CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND
+    )
+    assert "36 of 36 runs of the comparison, " in rec.verdict(
+        {"beauty": table}
+    ) and "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
     whole = finals(**{arm.replace("-", "_"): BASE for arm in (*arms, "timm-rescaled", "random-directions")})
     assert "0 of 30 runs at the other rate are in;" in rec.verdict({"beauty": whole})
     monkeypatch.setattr(rec, "load_runs", lambda name: whole)
@@ -239,16 +397,24 @@ def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
 
 
 def test_comparisons_as_tables():
-    table, points = rec.comparison(["central-ml100k", "norm-ml100k"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED))
+    table, points = rec.comparison(
+        ["central-ml100k", "norm-ml100k"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED)
+    )
     assert list(table.index) == ["vision signs", "pre-LN instead of post-LN (default)"] and len(points) == 12
     assert rec.numbers(table)["difference"].tolist() == [0.0105, 0.0]
 
 
 def curve(values, arm="bert", seed=0):
-    return pd.DataFrame({
-        "arm": arm, "seed": seed, "epoch": range(1, len(values) + 1), "step": range(10, 10 * len(values) + 1, 10), "test_ndcg10": values,
-        "test_validation_ndcg10": values,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "seed": seed,
+            "epoch": range(1, len(values) + 1),
+            "step": range(10, 10 * len(values) + 1, 10),
+            "test_ndcg10": values,
+            "test_validation_ndcg10": values,
+        }
+    )
 
 
 def test_convergence_is_read_off_the_curve():
@@ -264,7 +430,10 @@ def test_steps_to_the_defaults_end():
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
     table = convergence.first_reached(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
     assert list(table.index) == ["default (BERT's trunc-normal .02)", "vision signs"]
-    assert table["share of the run"].tolist() == pytest.approx([1, 0.5]) and table.loc["vision signs", "earlier than the default by"] == 0.5
+    assert (
+        table["share of the run"].tolist() == pytest.approx([1, 0.5])
+        and table.loc["vision signs", "earlier than the default by"] == 0.5
+    )
     never = convergence.first_reached(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
     assert never.loc["vision signs", "share of the run"] == 1 and never.loc["vision signs", "reached"] == 0
     assert convergence.first_reached(finals(), curves, ("bert",)).empty
@@ -273,53 +442,97 @@ def test_steps_to_the_defaults_end():
 def test_when_an_arm_leaves_popularity_behind(monkeypatch):
     monkeypatch.setattr(convergence, "baseline_levels", lambda data, split: {"popularity": {"validation": 0.04}[split]})
     late, soon = [0.01, 0.04, 0.045, 0.06, 0.07], [0.01, 0.045, 0.06, 0.07, 0.08]
-    runs = [curve([v + 1e-4 * seed for v in values], arm).assign(seed=seed) for seed in range(5) for values, arm in ((late, "bert"), (soon, "mimetic"), (late, "opposite"))]
+    runs = [
+        curve([v + 1e-4 * seed for v in values], arm).assign(seed=seed)
+        for seed in range(5)
+        for values, arm in ((late, "bert"), (soon, "mimetic"), (late, "opposite"))
+    ]
     ends = finals(bert=[0.07] * 5, mimetic=[0.08] * 5, opposite=[0.07] * 5)
     table = convergence.start_table("ml100k", ends, pd.concat(runs), ("bert", "mimetic", "opposite"))
     assert table["epochs"].tolist() == pytest.approx([3.32, 2.32, 3.32]) and (table["pairs"] == 5).all()
     words = convergence.sooner_sentence(table)
-    assert words == "Epochs in brackets; the default needs 3.3. Sooner than the default: vision signs (2.3). No difference that these pairs can show: opposite signs (3.3)."
-    assert "too few pairs" in convergence.sooner_sentence(table.assign(pairs=4)) and "No pairs" in convergence.sooner_sentence(table.iloc[:1])
+    assert (
+        words
+        == "Epochs in brackets; the default needs 3.3. Sooner than the default: vision signs (2.3). No difference that"
+        " these pairs can show: opposite signs (3.3)."
+    )
+    assert "too few pairs" in convergence.sooner_sentence(
+        table.assign(pairs=4)
+    ) and "No pairs" in convergence.sooner_sentence(table.iloc[:1])
 
 
 def test_what_changes_the_signs(monkeypatch):
     def signs(qk, vp):
         ends = [{"+": (0.1, 0.3), "−": (-0.3, -0.1)}.get(sign, (-0.1, 0.1)) for sign in (*qk, *vp)]
-        return pd.DataFrame({"sign": [*qk, *vp], "low": [low for low, _ in ends], "high": [high for _, high in ends]}, index=pd.MultiIndex.from_product([["qk", "vp"], [0, 1]]))
+        return pd.DataFrame(
+            {"sign": [*qk, *vp], "low": [low for low, _ in ends], "high": [high for _, high in ends]},
+            index=pd.MultiIndex.from_product([["qk", "vp"], [0, 1]]),
+        )
 
-    models = {"bert": signs("++", ["none"] * 2), "pre-ln-bert": signs("−+", ["none"] * 2), "causal-bert": signs(["none"] * 2, ["none", "+"])}
+    models = {
+        "bert": signs("++", ["none"] * 2),
+        "pre-ln-bert": signs("−+", ["none"] * 2),
+        "causal-bert": signs(["none"] * 2, ["none", "+"]),
+    }
     monkeypatch.setattr(questions, "trained", lambda experiment, arm: [arm] if arm in models else [])
     monkeypatch.setattr(questions, "layer_signs", lambda part: models[part[0]])
     table = questions.sign_changes().set_index(["factor", "product"])
-    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0] and table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1, 0]
+    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0] and table.loc[
+        ("causality (a causal mask)", "V·proj")
+    ].tolist() == [0, 1, 0, 2, 1, 0]
     assert table.loc[("the norm (pre-LN in place of post-LN)", "QK"), ["turns", "means turn"]].tolist() == [1, 1]
     short = questions.sign_question().split("\n")[0]
     norm, causality = "the norm (1 of 2 layers)", "causality (2 of 2 layers)"
-    assert f"the sign of QK changes in half of the layers or more with {norm} and with {causality}; the sign of V·proj" in short
+    assert (
+        f"the sign of QK changes in half of the layers or more with {norm} and with {causality}; the sign of V·proj"
+        in short
+    )
     assert short.endswith("with causality (1 of 2 layers). A sign turns round in 1 of these.")
-    models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.3, -0.1  # no head is beyond the mark, and the mean has turned
-    assert questions.sign_question().split("\n")[0].endswith("(A layer's mean does, with an interval without 0 on either side, in 2 of 8.)")
+    # no head is beyond the mark, and the mean has turned
+    models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.3, -0.1
+    assert (
+        questions.sign_question()
+        .split("\n")[0]
+        .endswith("(A layer's mean does, with an interval without 0 on either side, in 2 of 8.)")
+    )
     models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.1, 0.1
     del models["pre-ln-bert"]
-    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith("By this mark no sign turns round.")
+    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith(
+        "By this mark no sign turns round."
+    )
 
 
 def test_signs_are_called_layer_by_layer():
     def heads(qk0, qk1, vp0=(0.0,), vp1=(0.0,)):
         parts = [("qk", 0, qk0), ("qk", 1, qk1), ("vp", 0, vp0), ("vp", 1, vp1)]
-        return pd.DataFrame([{"product": p, "layer": layer, "seed": i, "z": v / 10, "sigmas": v} for p, layer, values in parts for i, v in enumerate(values)])
+        return pd.DataFrame(
+            [
+                {"product": p, "layer": layer, "seed": i, "z": v / 10, "sigmas": v}
+                for p, layer, values in parts
+                for i, v in enumerate(values)
+            ]
+        )
 
     clear, turned, unclear = (3, 4, 5, 6, 1), (-3, -4, -5, -6, 1), (3, -4, 5, -6)
     assert questions.signs_in_words(heads(unclear, clear)) == "QK + in layer 1, V·proj in no layer"
-    assert questions.signs_in_words(heads(clear, clear, turned, turned)) == "QK + in every layer, V·proj − in every layer, vision's signs"
+    assert (
+        questions.signs_in_words(heads(clear, clear, turned, turned))
+        == "QK + in every layer, V·proj − in every layer, vision's signs"
+    )
     assert questions.signs_in_words(heads(turned, turned, clear, clear)).endswith("the opposite of vision's signs")
     assert questions.signs_in_words(heads(turned, clear)).startswith("QK − in layer 0, + in layer 1")
     found = questions.layer_signs(heads(clear, turned)).loc[("qk", 0)]
-    assert (found["above"], found["below"], found["count"]) == (4, 0, 5) and found["low"] < found["z"] < found["high"] and found["z"] == pytest.approx(0.38)
+    assert (
+        (found["above"], found["below"], found["count"]) == (4, 0, 5)
+        and found["low"] < found["z"] < found["high"]
+        and found["z"] == pytest.approx(0.38)
+    )
 
 
 def test_arms_have_names():
-    assert rec.arm_label("short-next-mimetic") == "next item, vision signs" and rec.arm_label("pre-ln-next-bert").startswith("next item, pre-LN, 40 epochs, default")
+    assert rec.arm_label("short-next-mimetic") == "next item, vision signs" and rec.arm_label(
+        "pre-ln-next-bert"
+    ).startswith("next item, pre-LN, 40 epochs, default")
     assert rec.arm_label("short-next-fit-beauty") == "next item, fitted to the sibling of Beauty"
     assert rec.arm_label("mimetic") == "vision signs" and rec.arm_label("something") == "something"
 
@@ -342,10 +555,18 @@ def test_products_and_sentences_from_records(records):
     assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
     before = products.query("arm == 'mimetic' and when == 'before'")
     assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
-    assert "V·proj in no layer" in questions.first_answer() and "no run of the default is in yet" in questions.first_answer()
+    assert (
+        "V·proj in no layer" in questions.first_answer()
+        and "no run of the default is in yet" in questions.first_answer()
+    )
     table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert questions.sign_question().startswith("**In short:** the sign of QK appears or vanishes in half of the layers or more with ") and "inf" not in questions.first_answer()
+    assert (
+        questions.sign_question().startswith(
+            "**In short:** the sign of QK appears or vanishes in half of the layers or more with "
+        )
+        and "inf" not in questions.first_answer()
+    )
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
@@ -363,18 +584,31 @@ def test_other_users_are_an_interval_of_their_own(records):
 def test_whether_the_recipe_is_fair(monkeypatch):
     values = {"bert": (0.09, 0.10, 0.101), "mimetic": (0.09, 0.10, 0.12)}
     names = {("bert", 1e-3): "lr-0.001-epochs-40"}
-    rows = [{"arm": names.get((arm, lr), f"{arm}-lr-{lr:g}-epochs-40"), "seed": 0, "test_validation_ndcg10": v}
-            for arm, row in values.items() for lr, v in zip(convergence.CHECK_RATES, row)]  # fmt: skip
+    rows = [
+        {"arm": names.get((arm, lr), f"{arm}-lr-{lr:g}-epochs-40"), "seed": 0, "test_validation_ndcg10": v}
+        for arm, row in values.items()
+        for lr, v in zip(convergence.CHECK_RATES, row)
+    ]
     monkeypatch.setattr(convergence, "load_runs", lambda name: pd.DataFrame(rows))
     text = convergence.fairness_sentence()
-    assert text.startswith("MovieLens-100K: ") and "best at 0.003 (0.1010), no better than at the common rate" in text and "vision signs: best at 0.003 (0.1200), +0.0200 over the common rate with seed 0: the recipe may be unfair to it" in text
+    assert text.startswith("MovieLens-100K: ")
+    assert "best at 0.003 (0.1010), no better than at the common rate" in text
+    unfair = "+0.0200 over the common rate with seed 0: the recipe may be unfair to it"
+    assert f"vision signs: best at 0.003 (0.1200), {unfair}" in text
     assert "Not searched yet: opposite signs" in text
     for gain, said in ((0.001, "so the recipe is unfair to it"), (-0.001, "which does not confirm it")):
         seeds = {"ml100k": 0.0, "ml100k-rate": gain}  # what another rate is worth over three seeds
-        more = {name: pd.DataFrame([{"arm": "mimetic", "seed": s, "test_validation_ndcg10": 0.1 + v} for s in range(3)]) for name, v in seeds.items()}
+        more = {
+            name: pd.DataFrame([{"arm": "mimetic", "seed": s, "test_validation_ndcg10": 0.1 + v} for s in range(3)])
+            for name, v in seeds.items()
+        }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(convergence, "load_runs", lambda name, more=more: more.get(name, pd.DataFrame(rows)))
-            assert f"with seed 0; with all 3 seeds, on the same items, {rec.METRIC.signed(gain)} (" in convergence.fairness_sentence() and said in convergence.fairness_sentence()
+            assert (
+                f"with seed 0; with all 3 seeds, on the same items, {rec.METRIC.signed(gain)} ("
+                in convergence.fairness_sentence()
+                and said in convergence.fairness_sentence()
+            )
     rows[1]["test_validation_ndcg10"] = 0.11  # the default at the common rate
     assert "best at 0.001 (0.1100), the common rate;" in convergence.fairness_sentence()
 
@@ -384,9 +618,19 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
     short = questions.overview(table.reset_index(), {"ml100k": load_runs("ml100k"), "beauty": finals()})
-    assert "| Layers worth imitating? | no: QK in no layer, V·proj in no layer | no run yet | no run yet |" in short and re.search(r"\| hardly: \d\.\d\d\s%, \d\.\d\d\s% \| no run yet \|", short)
-    assert re.search(r"\| yes: 15\.\d\s% \| yes: 19\.5\s% \| yes: 15\.\d\s% \|", short) and "3.7 % with 12,101 items" in short and re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
-    assert re.search(r"energy along the identity in .*\) \| no run yet \| no run yet \|", questions.overview(table.reset_index().iloc[:8], {"ml100k": finals(), "beauty": finals()}))
+    assert (
+        "| Layers worth imitating? | no: QK in no layer, V·proj in no layer | no run yet | no run yet |" in short
+        and re.search(r"\| hardly: \d\.\d\d\s%, \d\.\d\d\s% \| no run yet \|", short)
+    )
+    assert (
+        re.search(r"\| yes: 15\.\d\s% \| yes: 19\.5\s% \| yes: 15\.\d\s% \|", short)
+        and "3.7 % with 12,101 items" in short
+        and re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
+    )
+    assert re.search(
+        r"energy along the identity in .*\) \| no run yet \| no run yet \|",
+        questions.overview(table.reset_index().iloc[:8], {"ml100k": finals(), "beauty": finals()}),
+    )
     assert "**hardly**" in questions.second_answer(table.reset_index())
     assert "Not known yet" in questions.second_answer(table.reset_index().iloc[:8])
 
@@ -394,7 +638,11 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
 def test_scores_have_baselines_and_runs(records):
     table = rec.score_table({"ml100k": load_runs("ml100k")})
     names = [name for _, name in table.index]
-    assert names[0] == "popularity" and names[1].startswith("item-kNN, ") and any(name.startswith("BERT4Rec, default") for name in names)
+    assert (
+        names[0] == "popularity"
+        and names[1].startswith("item-kNN, ")
+        and any(name.startswith("BERT4Rec, default") for name in names)
+    )
 
 
 def test_fitted_constants_of_a_record(records):
@@ -434,17 +682,26 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
     names = [config.name for config in runs]
     assert len(set(names)) == len(names)
     for study in STUDIES.values():
-        seeds = [config.seed for config in runs if config.experiment == study.experiment and (config.arm or config.init) in study.arms]
+        seeds = [
+            config.seed
+            for config in runs
+            if config.experiment == study.experiment and (config.arm or config.init) in study.arms
+        ]
         assert set(seeds) >= {0, 1, 2}
     first = [config for config in runs if config.seed > 2]
     fixed = [config.experiment.startswith("ml100k-sincos") for config in runs]
     assert fixed == sorted(fixed) and sum(fixed) == 2 * 5 * 6  # last, and every arm at both rates
-    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"} and not any(c.pos_embed == "sincos" for c in runs[: -sum(fixed)])
-    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[: -sum(fixed)])  # three seeds of everything before the rest
+    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"} and not any(
+        c.pos_embed == "sincos" for c in runs[: -sum(fixed)]
+    )
+    # three seeds of everything before the rest
+    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[: -sum(fixed)])
     for studies in (CENTRAL, RATE, NORM):
         for data, study in studies.items():
             for arm in study.arms:
-                assert {c.seed for c in runs if c.experiment == study.experiment and (c.arm or c.init) == arm} == set(SEEDS[data])
+                assert {c.seed for c in runs if c.experiment == study.experiment and (c.arm or c.init) == arm} == set(
+                    SEEDS[data]
+                )
     for config in (*runs, *QUEUES["recommenders-gpu"](), *QUEUES["recommenders-recipe"]()):
         check(dataclasses.replace(config, device="cpu"))
     assert set(MODELS.values()) <= {config.arm or config.init for config in runs}
@@ -453,9 +710,12 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
 def test_arms_change_what_they_say_and_nothing_else():
     base = named("ml100k")
     for arm, expected in {
-        "pre-ln-bert": {"norm_first"}, "causal-bert": {"causal"}, "next-bert": {"causal", "objective"},
-        "opposite": {"init", "qk_beta", "vp_beta"}, "fit-beauty": {"init", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta"},
-    }.items():  # fmt: skip
+        "pre-ln-bert": {"norm_first"},
+        "causal-bert": {"causal"},
+        "next-bert": {"causal", "objective"},
+        "opposite": {"init", "qk_beta", "vp_beta"},
+        "fit-beauty": {"init", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta"},
+    }.items():
         config = named("ml100k", arm=arm)
         differs = {name for name in config.known() if getattr(config, name) != getattr(base, name)}
         assert differs - {"arm"} == expected, arm

@@ -14,7 +14,11 @@ from mimetic.models.blocks import SelfAttention
 
 def vit(**changes):
     torch.manual_seed(0)
-    return ViT(ViTConfig(**dict(img_size=8, patch_size=2, in_chans=1, num_classes=3, d_model=16, depth=2, num_heads=2) | changes))
+    return ViT(
+        ViTConfig(
+            **dict(img_size=8, patch_size=2, in_chans=1, num_classes=3, d_model=16, depth=2, num_heads=2) | changes
+        )
+    )
 
 
 def rows(table):

@@ -132,7 +132,9 @@ def test_an_untied_output_counts_twice_an_item():
 def test_signs_and_what_follows():
     vision, opposite, none = audit(recommender()), None, audit(recommender("bert"))
     model = recommender("bert")
-    mimetic.mimetic_init_(model, mimetic.MimeticSpec(qk_beta=-0.7, vp_beta=0.4), generator=torch.Generator().manual_seed(0))
+    mimetic.mimetic_init_(
+        model, mimetic.MimeticSpec(qk_beta=-0.7, vp_beta=0.4), generator=torch.Generator().manual_seed(0)
+    )
     opposite = audit(model)
     assert vision.signs() == {"qk": "+", "vp": "−"} and opposite.signs() == {"qk": "−", "vp": "+"}
     assert none.signs() == {"qk": "none", "vp": "none"}
@@ -174,7 +176,11 @@ TIMM, TRANSFORMERS, TORCH = (family(f"test_adapters_{name}") for name in ("timm"
 
 
 def check_family(model):
-    layers = [x for x in attention_layers(model) if x.kind == "self" and {x.k.shape[0], x.v.shape[0], x.proj.shape[2]} == {x.d_model}]
+    layers = [
+        x
+        for x in attention_layers(model)
+        if x.kind == "self" and {x.k.shape[0], x.v.shape[0], x.proj.shape[2]} == {x.d_model}
+    ]
     if not layers:
         with pytest.raises(UnsupportedAttention, match="no diagonal"):
             audit(model)
@@ -220,7 +226,9 @@ def test_cross_attention_is_left_out_and_said():
         audit([other])
 
 
-@pytest.mark.parametrize("name", ["minilm-l6", "whisper-tiny-encoder", "dinov2-vit-s", "svtrv2-base", "whisper-tiny-decoder", "smollm2-135m"])
+@pytest.mark.parametrize(
+    "name", ["minilm-l6", "whisper-tiny-encoder", "dinov2-vit-s", "svtrv2-base", "whisper-tiny-decoder", "smollm2-135m"]
+)
 def test_pretrained_by_name_from_the_recorded_measurement(name):
     """Offline, with an empty cache."""
     found = audit(name)
@@ -241,7 +249,9 @@ NAMES = StateNames(qkv="blocks.{}.attn.qkv.weight", proj="blocks.{}.attn.proj.we
 def test_state_dict_and_file_like_the_module(tmp_path):
     model = recommender()
     whole, found = audit(model, fold=False), audit(model.state_dict(), names=NAMES)
-    assert np.allclose(found.layers.drop(columns="product").to_numpy(float), whole.layers.drop(columns="product").to_numpy(float))
+    assert np.allclose(
+        found.layers.drop(columns="product").to_numpy(float), whole.layers.drop(columns="product").to_numpy(float)
+    )
     assert found.parameters == whole.parameters and found.answers == whole.answers
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "sasrec.pt")
     assert audit(tmp_path / "sasrec.pt", names=NAMES).answers == whole.answers
@@ -261,7 +271,9 @@ def test_separate_transposed_and_gains():
         for name, w in zip("qkv", block.attn.qkv.weight.chunk(3)):
             state[f"l{3 * i}.{name}"] = w.detach().mT
         state |= {f"l{3 * i}.o": block.attn.proj.weight.detach().mT, f"l{3 * i}.gain": block.norm1.weight.detach()}
-    names = StateNames(q="l{}.q", k="l{}.k", v="l{}.v", proj="l{}.o", num_heads=2, transposed=True, in_gain="l{}.gain", table="items")
+    names = StateNames(
+        q="l{}.q", k="l{}.k", v="l{}.v", proj="l{}.o", num_heads=2, transposed=True, in_gain="l{}.gain", table="items"
+    )
     found, whole = audit(state, names=names), audit(model)
     assert np.allclose(found.products["explained"], whole.products["explained"], atol=1e-6)
     assert (found.parameters.items, found.parameters.per_item) == (502, 64)
@@ -270,7 +282,11 @@ def test_separate_transposed_and_gains():
 def test_grouped_queries_are_audited_with_the_rank_that_they_have():
     found = audit("smollm2-135m")  # 9 heads of 64, 3 of them with keys and values
     limits = found.layers.groupby("product")["limit"].first()
-    assert limits["vp"] == pytest.approx(3 * 64 / 576) and limits["qk"] == pytest.approx(64 / 576) and any("RoPE" in note for note in found.notes)
+    assert (
+        limits["vp"] == pytest.approx(3 * 64 / 576)
+        and limits["qk"] == pytest.approx(64 / 576)
+        and any("RoPE" in note for note in found.notes)
+    )
 
 
 def test_which_product_is_out_of_reach_is_told_apart_with_one_key_head():
@@ -278,7 +294,9 @@ def test_which_product_is_out_of_reach_is_told_apart_with_one_key_head():
     v = torch.randn(64, 1, 16, generator=torch.Generator().manual_seed(1)) / 8
     proj.copy_(torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(2)))
     basis = torch.eye(64)[:, :16]
-    layer = AttentionLayer("mqa", basis[:, None].expand(64, 4, 16).contiguous() + 1e-4 * q, basis[:, None].contiguous(), v, proj)
+    layer = AttentionLayer(
+        "mqa", basis[:, None].expand(64, 4, 16).contiguous() + 1e-4 * q, basis[:, None].contiguous(), v, proj
+    )
     assert audit([layer]).layers.set_index("product")["reachable"].to_dict() == {"qk": False, "vp": True}
 
 
@@ -299,7 +317,10 @@ def test_masks_and_patches_are_no_parameters_of_a_catalogue():
     state = model.state_dict()
     masked = state | {f"blocks.{i}.attn.mask": torch.ones(1, 1, 64, 64).tril() for i in range(2)}
     assert audit(masked, names=NAMES).parameters == audit(state, names=NAMES).parameters
-    vit = {k: v for k, v in state.items() if k.startswith("blocks.")} | {"patch_embed.proj.weight": torch.zeros(64, 48), "patch_embed.proj.bias": torch.zeros(64)}
+    vit = {k: v for k, v in state.items() if k.startswith("blocks.")} | {
+        "patch_embed.proj.weight": torch.zeros(64, 48),
+        "patch_embed.proj.bias": torch.zeros(64),
+    }
     assert audit(vit, names=NAMES).parameters.items is None
 
 
@@ -308,7 +329,9 @@ def test_what_a_state_dict_lacks_is_named():
     missing = {k: v for k, v in state.items() if k != "blocks.1.attn.qkv.weight"}
     with pytest.raises(UnsupportedAttention, match=r"no blocks\.1\.attn\.qkv\.weight"):
         audit(missing, names=NAMES)
-    with pytest.raises(UnsupportedAttention, match=r"no tensor is called like 'layers\.\{\}\.attn.*blocks\.0\.attn\.proj\.weight"):
+    with pytest.raises(
+        UnsupportedAttention, match=r"no tensor is called like 'layers\.\{\}\.attn.*blocks\.0\.attn\.proj\.weight"
+    ):
         audit(state, names=StateNames(qkv="blocks.{}.attn.qkv.weight", proj="layers.{}.attn.proj.weight", num_heads=2))
     with pytest.raises(UnsupportedAttention, match=r"blocks\.0\.attn\.qkv\.weight.*does not fit 7 heads"):
         audit(state, names=StateNames(qkv=NAMES.qkv, proj=NAMES.proj, num_heads=7))
@@ -369,7 +392,16 @@ def test_a_half_done_run_of_text(data_folder, tmp_path, monkeypatch):
     from mimetic.training.loop import TimeLimit
 
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
-    small = replace(named("pydoc", device="cpu"), d_model=16, depth=1, num_heads=2, context=16, epochs=2, steps_per_epoch=3, batch_size=2)
+    small = replace(
+        named("pydoc", device="cpu"),
+        d_model=16,
+        depth=1,
+        num_heads=2,
+        context=16,
+        epochs=2,
+        steps_per_epoch=3,
+        batch_size=2,
+    )
     monkeypatch.setitem(mimetic.experiments.configs.EXPERIMENTS, "pydoc", small)
     with pytest.raises(TimeLimit):
         run(small, progress=False, time_limit=0.0)

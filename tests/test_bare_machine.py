@@ -17,9 +17,21 @@ from mimetic.training.records import read_record
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 MISSING = (
-    "IPython", "jupyter_book", "matplotlib", "nbformat", "pandas", "papermill", "safetensors", "scipy", "sklearn", "threadpoolctl",
-    "tokenizers", "tqdm", "transformers", "tyro",
-)  # fmt: skip
+    "IPython",
+    "jupyter_book",
+    "matplotlib",
+    "nbformat",
+    "pandas",
+    "papermill",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "threadpoolctl",
+    "tokenizers",
+    "tqdm",
+    "transformers",
+    "tyro",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +47,24 @@ def machine(tmp_path_factory):
         arrays[f"x_{split}"] = images[arrays[f"y_{split}"]]
     (folder / "cache").mkdir()
     np.savez_compressed(folder / "cache" / "cifar10.npz", **arrays)
-    names = {"PYTHONPATH": f"{folder}{os.pathsep}{SRC}", "MIMETIC_DATA": str(folder / "cache"), "MIMETIC_RUNS": str(folder / "runs")}
+    names = {
+        "PYTHONPATH": f"{folder}{os.pathsep}{SRC}",
+        "MIMETIC_DATA": str(folder / "cache"),
+        "MIMETIC_RUNS": str(folder / "runs"),
+    }
     return folder, os.environ | names
 
 
 def python(machine, *arguments, **options):
     folder, environment = machine
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=300, **options
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
     )
 
 
@@ -67,16 +89,23 @@ def test_they_are_missing(machine):
 
 def test_command_line_without_tyro(machine):
     lines = (
-        "queue paper --list", "queue papers", "data fetch cifar10", "data fetch gpt2", "bench profile --experiment digits --steps 2 --device cpu",
+        "queue paper --list",
+        "queue papers",
+        "data fetch cifar10",
+        "data fetch gpt2",
+        "bench profile --experiment digits --steps 2 --device cpu",
         "bench profile --steps 0",
-    )  # fmt: skip
+    )
     done = python(machine, "-c", COMMANDS, json.dumps([line.split() for line in lines]))
     assert done.returncode == 0, done.stderr
     listed, no_queue, there, no_images, profile, no_steps = json.loads(done.stdout)
     assert listed[0] == 0 and listed[1].splitlines()[0].split() == ["cifar10-paper/timm-seed0", "waiting"], listed
     assert no_queue[0] == 2 and "queue must be one of lab, paper, recipe" in no_queue[2]
     assert there[:2] == [0, f"cifar10: {machine[0] / 'cache' / 'cifar10.npz'}\n"], there
-    assert no_images[0] == 2 and no_images[2] == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
+    assert (
+        no_images[0] == 2
+        and no_images[2] == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
+    )
     assert profile[0] == 0 and "backward" in profile[1], profile
     assert no_steps[0] == 2 and no_steps[2] == "error: steps must be at least 1, not 0\n"
 
@@ -94,13 +123,30 @@ if __name__ == "__main__":
 
 def test_killed_half_way_and_gone_on_with(machine):
     folder, environment = machine
-    base = named("cifar10-paper", experiment="toy", train_size=400, batch_size=40, d_model=16, depth=1, num_heads=2, patch_size=8,
-                 epochs=6, curve_images=100, device="cpu", threads=1)  # fmt: skip
+    base = named(
+        "cifar10-paper",
+        experiment="toy",
+        train_size=400,
+        batch_size=40,
+        d_model=16,
+        depth=1,
+        num_heads=2,
+        patch_size=8,
+        epochs=6,
+        curve_images=100,
+        device="cpu",
+        threads=1,
+    )
     configs = [dataclasses.replace(base, init=init) for init in ("timm", "mimetic")]
     (folder / "work.py").write_text(WORK)
     command = [str(folder / "work.py"), json.dumps([dataclasses.asdict(c) for c in configs])]
     process = subprocess.Popen(
-        [sys.executable, *command], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [sys.executable, *command],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list((folder / "cache").rglob("checkpoints/**/toy/mimetic-seed0.pt")):
@@ -127,7 +173,8 @@ from mimetic.experiments.configs import named
 from mimetic.experiments.runs import run
 
 run(named("clusters", experiment="toy-sequences", init="mimetic", epochs=1, precision="float32"), progress=False)
-toy = dict(experiment="toy-text", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=1, steps_per_epoch=2, curve_tokens=50, device="cpu")
+toy = dict(experiment="toy-text", d_model=16, depth=1, num_heads=2, context=8, batch_size=4)
+toy |= dict(epochs=1, steps_per_epoch=2, curve_tokens=50, device="cpu")
 run(named("pydoc", init="mimetic", **toy), progress=False)
 try:
     run(named("pydoc", tokenizer="bpe", vocab_size=300, **toy), store=False)
@@ -151,8 +198,11 @@ def test_sequences_text_and_factors_without_the_other_packages(machine):
     result = python(machine, "-c", WITHOUT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
-        "a BPE vocabulary needs the tokenizers library: pip install tokenizers (or tokenizer='char')", "factors are right",
-    ]  # fmt: skip
-    sequences, text = (read_record(folder / "runs" / name / "mimetic-seed0.json") for name in ("toy-sequences", "toy-text"))
+        "a BPE vocabulary needs the tokenizers library: pip install tokenizers (or tokenizer='char')",
+        "factors are right",
+    ]
+    sequences, text = (
+        read_record(folder / "runs" / name / "mimetic-seed0.json") for name in ("toy-sequences", "toy-text")
+    )
     assert sequences["final"]["test_ndcg10"] > 0 and sequences["anatomy"]["after"]["products"]["rows"]
     assert text["final"]["test_bits_per_byte"] > 0

@@ -49,7 +49,9 @@ def test_timms_loader_has_no_end_and_its_waiting_batches_are_not_timed():
 def test_bench_train_times_both_on_the_same_batch(capsys, monkeypatch):
     from mimetic.experiments import configs
 
-    small = dataclasses.replace(named("cifar10-lab30"), experiment="small", d_model=16, depth=1, num_heads=1, patch_size=8, batch_size=32)
+    small = dataclasses.replace(
+        named("cifar10-lab30"), experiment="small", d_model=16, depth=1, num_heads=1, patch_size=8, batch_size=32
+    )
     monkeypatch.setitem(configs.EXPERIMENTS, "small", small)
     result = bench_train("small", steps=2, workers=0, device="cpu")
     assert set(result["timm"]) == {"float32, 0 workers", "bfloat16, 0 workers"}
@@ -76,21 +78,31 @@ def test_profile_names_every_phase_and_kind(capsys):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("aten::addmm", "matrix products"), ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn", "matrix products"), ("nvjet_tst_128x256_64x4_v_bz_TNT", "matrix products"),
-        ("pytorch_flash::flash_bwd_kernel", "attention kernels"), ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention kernels"),
-        ("multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"), ("Memcpy HtoD", "copies and casts"),
+        ("aten::addmm", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn", "matrix products"),
+        ("nvjet_tst_128x256_64x4_v_bz_TNT", "matrix products"),
+        ("pytorch_flash::flash_bwd_kernel", "attention kernels"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention kernels"),
+        ("multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"),
+        ("Memcpy HtoD", "copies and casts"),
         ("triton_per_fused_native_layer_norm_3", "norms, softmax, GELU, sums"),
         ("triton_poi_fused__to_copy_convolution_native_layer_norm_3", "norms, softmax, GELU, sums"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_operators_and_kernels(name, kind):
     assert kind_of(name) == kind
 
 
 def test_alike_kernels_are_named_once_and_added_up():
-    long = "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>, false>(pytorch_flash::Flash_fwd_params)"
-    found = largest({"triton_poi_fused_gelu_view_11": 2.0, "triton_poi_fused_gelu_view_3": 3.0, long: 4.0, "aten::addmm": 1.0})
-    assert found == pytest.approx({"triton_poi_fused_gelu_view": 0.5, "flash_fwd_kernel": 0.4, "aten::addmm": 0.1}) and list(found)[0].endswith("gelu_view")
+    long = (
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>, false>(pytorch_flash::Flash_fwd_params)"
+    )
+    found = largest(
+        {"triton_poi_fused_gelu_view_11": 2.0, "triton_poi_fused_gelu_view_3": 3.0, long: 4.0, "aten::addmm": 1.0}
+    )
+    assert found == pytest.approx(
+        {"triton_poi_fused_gelu_view": 0.5, "flash_fwd_kernel": 0.4, "aten::addmm": 0.1}
+    ) and list(found)[0].endswith("gelu_view")
     assert len(largest({f"aten::{'op' * n}": 1.0 for n in range(1, 30)})) == LARGEST
 
 
@@ -100,7 +112,11 @@ def test_records_of_speed(tmp_path):
         path = store_bench("init", {"d_model": 8}, {"ours": seconds, "peak": float("nan")}, "a machine", 2, tmp_path)
     assert path.name == "init-2.json"
     table = load_bench("init", tmp_path)
-    assert table["ours"].tolist() == [2.0, 1.0] and table["arguments.d_model"].tolist() == [8, 8] and table["peak"].isna().all()
+    assert (
+        table["ours"].tolist() == [2.0, 1.0]
+        and table["arguments.d_model"].tolist() == [8, 8]
+        and table["peak"].isna().all()
+    )
     with pytest.raises(ValueError, match="kind must be one of init, train, profile"):
         store_bench("speed", {}, {}, "a machine", 2, tmp_path)
     path.write_text(path.read_text()[:-20])
@@ -110,29 +126,63 @@ def test_records_of_speed(tmp_path):
 
 def test_the_speed_page_says_what_was_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "load_bench", lambda kind: load_bench(kind, tmp_path))
-    assert "No measurement" in speed.init_table() and "No measurement" in speed.train_table() and speed.head_table().empty
+    assert (
+        "No measurement" in speed.init_table() and "No measurement" in speed.train_table() and speed.head_table().empty
+    )
     assert "No profile is stored yet" in speed.profile_sentence() and speed.profiles().empty
     for ours, plain in ((4.0, 24.0), (5.0, 40.0)):
         result = {"ours": ours, "plain": plain, "floor": 2.0, "ratio": plain / ours, "difference": 1e-6}
-        store_bench("init", {"d_model": 768, "depth": 12, "num_heads": 12, "plain_layers": 0}, result, "a CPU", 2, tmp_path)
-    assert "| 12 layers, 12 heads, d 768 (ViT-B/16); a CPU, 2 threads, 2 runs | 4.00 to 5.00 | 24.0 to 40.0 | 6.0 to 8.0 | 2.0 to 2.5 | 1.0e-06 |" in speed.init_table()
+        store_bench(
+            "init", {"d_model": 768, "depth": 12, "num_heads": 12, "plain_layers": 0}, result, "a CPU", 2, tmp_path
+        )
+    assert (
+        "| 12 layers, 12 heads, d 768 (ViT-B/16); a CPU, 2 threads, 2 runs | 4.00 to 5.00 | 24.0 to 40.0 | 6.0 to 8.0 |"
+        " 2.0 to 2.5 | 1.0e-06 |" in speed.init_table()
+    )
     assert speed.head_table().loc["ms a head", 768] == pytest.approx(4500 / 168, abs=0.1)
     for ours in (300.0, 330.0):
         result = {"ours": ours, "timm": {"slow": 50.0, "fast": 150.0}, "ratio": ours / 150, "peak": float("nan")}
         store_bench("train", {"experiment": "digits"}, result, "a CPU", 1, tmp_path)
     assert speed.train_table().endswith("| digits | a CPU | 2 | 300 to 330 | 150 | fast | 2.00 to 2.20 | – |")
     assert speed.without_sentence() == ""
-    result = {"precision": "bfloat16", "products": "float32", "ours": 130.0, "timm": {"float32, 0 workers": 90.0, "float32, 2 workers": 99.0, "bfloat16, 0 workers": 17.0},
-              "ratio": 1.3, "peak": float("nan")}  # fmt: skip
+    result = {
+        "precision": "bfloat16",
+        "products": "float32",
+        "ours": 130.0,
+        "timm": {"float32, 0 workers": 90.0, "float32, 2 workers": 99.0, "bfloat16, 0 workers": 17.0},
+        "ratio": 1.3,
+        "peak": float("nan"),
+    }
     store_bench("train", {"experiment": "digits"}, result, "a CPU", 1, tmp_path)
     assert "| digits | a CPU without bfloat16 instructions | 1 | 130 |" in speed.train_table()
-    assert "trains 17 images/s, and float32 99" in speed.without_sentence() and "a sum: 130 images/s" in speed.without_sentence()
-    kinds = {"matrix products": 0.5, "attention kernels": 0.1, "optimiser": 0.0, "copies and casts": 0.1, "norms, softmax, GELU, sums": 0.3}
+    assert (
+        "trains 17 images/s, and float32 99" in speed.without_sentence()
+        and "a sum: 130 images/s" in speed.without_sentence()
+    )
+    kinds = {
+        "matrix products": 0.5,
+        "attention kernels": 0.1,
+        "optimiser": 0.0,
+        "copies and casts": 0.1,
+        "norms, softmax, GELU, sums": 0.3,
+    }
     for device in ("a CPU", "NVIDIA H100"):
-        store_bench("profile", {"experiment": "digits"}, {"phases": {"forward": 0.1, "backward": 0.3}, "kinds": kinds}, device, 1, tmp_path)
+        store_bench(
+            "profile",
+            {"experiment": "digits"},
+            {"phases": {"forward": 0.1, "backward": 0.3}, "kinds": kinds},
+            device,
+            1,
+            tmp_path,
+        )
     table = speed.profiles()
-    assert table.query("name == 'backward'")["share"].tolist() == pytest.approx([0.75, 0.75]) and set(table["measure"]) == {"phase", "kind"}
-    assert "digits; NVIDIA H100: 60 % in matrix products and attention, then norms, softmax, GELU, sums with 30 %" in speed.profile_sentence()
+    assert table.query("name == 'backward'")["share"].tolist() == pytest.approx([0.75, 0.75]) and set(
+        table["measure"]
+    ) == {"phase", "kind"}
+    assert (
+        "digits; NVIDIA H100: 60 % in matrix products and attention, then norms, softmax, GELU, sums with 30 %"
+        in speed.profile_sentence()
+    )
     assert "No GPU has been profiled yet" not in speed.profile_sentence()
     assert len(figures.init_seconds(speed.init_measurements()).axes) == 1
     assert [len(ax.patches) for ax in figures.step_shares(table).axes] == [4, 8]  # the optimiser takes nothing
@@ -142,19 +192,41 @@ def test_the_speed_page_holds():
     """Its answer is written by hand: it holds as long as this does."""
     table = speed.init_measurements()
     wide = table[table["arguments.d_model"] == 768]
-    assert wide["threads"].max() == 2 and (wide[wide["threads"] == 2]["ratio"] > 6).all() and wide["ours"].max() < 10 and wide["floors"].between(2.5, 3.7).all()
+    assert (
+        wide["threads"].max() == 2
+        and (wide[wide["threads"] == 2]["ratio"] > 6).all()
+        and wide["ours"].max() < 10
+        and wide["floors"].between(2.5, 3.7).all()
+    )
     single = table[table["threads"] == 1].groupby("arguments.d_model")["ratio"].median()
-    assert single.is_monotonic_increasing and single[192] < 1.05 and single[768] < wide[wide["threads"] == 2]["ratio"].min() and table["difference"].max() < 2e-6
+    assert (
+        single.is_monotonic_increasing
+        and single[192] < 1.05
+        and single[768] < wide[wide["threads"] == 2]["ratio"].min()
+        and table["difference"].max() < 2e-6
+    )
     training = load_bench("train")
     assert set((training["ratio"] > 1) == (training.get("products") != "float32")) == {True}
 
 
 def test_a_step_that_was_profiled_after_its_comparison_is_named(monkeypatch):
     compared = pd.DataFrame({"arguments.experiment": ["digits"], "device": ["a GPU"], "finished": ["2026-01-02"]})
-    steps = pd.DataFrame({"arguments.experiment": ["digits"] * 2, "device": ["a GPU"] * 2, "finished": ["2026-01-01", "2026-01-03"], "images_per_second": [500.0, 700.0], "peak": [0.1, 0.2]})
+    steps = pd.DataFrame(
+        {
+            "arguments.experiment": ["digits"] * 2,
+            "device": ["a GPU"] * 2,
+            "finished": ["2026-01-01", "2026-01-03"],
+            "images_per_second": [500.0, 700.0],
+            "peak": [0.1, 0.2],
+        }
+    )
     tables = {"train": compared, "profile": steps}
     monkeypatch.setattr(speed, "load_bench", tables.__getitem__)
-    assert speed.newer_step() == "On the a GPU the step has become faster since: 700 images/s and 20 % of the peak in the newest profile of digits."
+    assert (
+        speed.newer_step()
+        == "On the a GPU the step has become faster since: 700 images/s and 20 % of the peak in the newest profile of"
+        " digits."
+    )
     for other in (steps.iloc[:1], steps.assign(device="another"), steps.iloc[:0]):
         tables["profile"] = other
         assert speed.newer_step() == ""

@@ -22,7 +22,21 @@ TINY = "--experiment tiny --train-size 320 --d-model 16 --depth 1 --num-heads 2 
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "train cifar10-lab30", "coverage", "queue", "bench init", "bench train", "bench profile", "data fetch", "pretrained list", "pretrained measure"], ids=lambda c: c or "all"
+    "command",
+    [
+        "",
+        "train",
+        "train cifar10-lab30",
+        "coverage",
+        "queue",
+        "bench init",
+        "bench train",
+        "bench profile",
+        "data fetch",
+        "pretrained list",
+        "pretrained measure",
+    ],
+    ids=lambda c: c or "all",
 )
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as done:
@@ -36,7 +50,9 @@ def test_help_shows_examples(command, capsys):
         assert "example" in out
     if command == "queue":
         said = dict(re.findall(r"^ *(?:│ *)?([a-z-]+) {2,}.*?(\d+) runs", out, flags=re.MULTILINE))
-        assert set(said) == {"lab", "recipe", "language", "recommenders"} and said == {name: str(len(QUEUES[name]())) for name in said}
+        assert set(said) == {"lab", "recipe", "language", "recommenders"} and said == {
+            name: str(len(QUEUES[name]())) for name in said
+        }
 
 
 def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
@@ -67,11 +83,20 @@ def test_time_limit_is_not_an_error(capsys):
         ("train digits --init mimetik", "init must be one of timm, torch, xavier"),
         ("train digits --epochs 3", "give the run another experiment name"),
         ("train digits --no-store --time-limit 60", "choose one of them"),
-        ("train digits --experiment mine --train-size 1400", "digits has 1390 training images with the same number of each class"),
+        (
+            "train digits --experiment mine --train-size 1400",
+            "digits has 1390 training images with the same number of each class",
+        ),
         ("train digits --experiment mine --curve-images 360", "at most 350, not 360"),
         ("train pydoc --experiment mine --context 90000", "context"),
-        ("train digits --init mimetic --arm timm", "arm 'timm' of digits sets what was given otherwise: init='mimetic'"),
-        ("train cifar10-lab10 --arm swapped --qk-beta 0.1", "arm 'swapped' of cifar10-lab10 sets what was given otherwise: qk_beta=0.1"),
+        (
+            "train digits --init mimetic --arm timm",
+            "arm 'timm' of digits sets what was given otherwise: init='mimetic'",
+        ),
+        (
+            "train cifar10-lab10 --arm swapped --qk-beta 0.1",
+            "arm 'swapped' of cifar10-lab10 sets what was given otherwise: qk_beta=0.1",
+        ),
         ("train cifar10-lab10 --arm swapped --experiment mine", "'swapped' is an arm of cifar10-lab10"),
         ("audit minilm-l6 --transposed", "needs both --num-heads and --proj"),
         ("queue lab --processes 0", "processes must be at least 1"),
@@ -122,13 +147,19 @@ def test_fetching_text(tmp_path, monkeypatch, capsys):
 
 
 def test_text_experiments_train_and_refuse(capsys):
-    tiny = "--experiment tiny --d-model 16 --depth 1 --num-heads 2 --context 8 --batch-size 4 --epochs 1 --steps-per-epoch 2 --curve-tokens 50".split()
+    tiny = (
+        "--experiment tiny --d-model 16 --depth 1 --num-heads 2 --context 8 --batch-size 4 --epochs 1 --steps-per-epoch"
+        " 2 --curve-tokens 50".split()
+    )
     assert main(["train", "pydoc", *tiny, "--init", "mimetic", "--no-store", "--quiet"]) == 0
     assert "tiny/mimetic-seed0: validation bits per byte" in capsys.readouterr().out
     for arguments, words in (
         (["train", "tinyshakespeare", "--arm", "sideways"], "tinyshakespeare has no arm 'sideways'"),
         (["train", "wikitext2", "--experiment", "trial", "--vocab-size", "99"], "vocab_size must be from 256"),
-        (["train", "tinyshakespeare", "--experiment", "trial", "--context", "200000"], "context=200000 is longer than the text"),
+        (
+            ["train", "tinyshakespeare", "--experiment", "trial", "--context", "200000"],
+            "context=200000 is longer than the text",
+        ),
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
@@ -152,11 +183,19 @@ def test_a_whole_pickled_model_is_told_apart_from_a_state_dict(tmp_path, capsys)
 
 def test_bad_sizes_of_a_measurement_are_named(capsys):
     for option in ("--d-model", "--depth", "--num-heads", "--repeats"):
-        assert main(["bench", "init", option, "0"]) == 2 and f"{option[2:].replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
+        assert (
+            main(["bench", "init", option, "0"]) == 2
+            and f"{option[2:].replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
+        )
 
 
 def test_an_output_that_is_not_utf8_gets_plain_signs():
-    done = subprocess.run([sys.executable, "-m", "mimetic", "audit", "whisper-tiny-encoder"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mimetic", "audit", "whisper-tiny-encoder"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        check=True,
+    )
     assert "W_V W_proj  -5.56" in done.stdout.decode("cp1252")  # a minus that is lost would be another sign
 
 

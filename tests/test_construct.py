@@ -48,7 +48,9 @@ def test_statistics_of_the_paper_constants():
     g = seeded()
     qk = torch.stack([semi_diagonal(192, 0.7, 0.7, generator=g) for _ in range(10)])
     truncated = torch.stack([left @ right for left, right in (factor_top_k(A, 64) for A in qk)])
-    vp = torch.stack([left @ right for left, right in (factor(semi_diagonal(192, 0.4, -0.4, generator=g)) for _ in range(10))])
+    vp = torch.stack(
+        [left @ right for left, right in (factor(semi_diagonal(192, 0.4, -0.4, generator=g)) for _ in range(10))]
+    )
     diagonal = lambda P: P.diagonal(dim1=1, dim2=2)  # noqa: E731
     assert diagonal(qk).mean().item() == pytest.approx(0.70, abs=0.01)
     assert diagonal(truncated).mean().item() == pytest.approx(0.39, abs=0.01)
@@ -105,7 +107,13 @@ def test_factors_are_full_precision_under_autocast(call):
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(inside, outside))
 
 
-SIZES = [(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30), (torch.float32, 1e-12)]
+SIZES = [
+    (torch.float64, 1e-200),
+    (torch.float64, 1e200),
+    (torch.float32, 1e-30),
+    (torch.float32, 1e30),
+    (torch.float32, 1e-12),
+]
 
 
 @pytest.mark.parametrize("dtype, size", SIZES)
@@ -120,9 +128,14 @@ def test_very_small_and_very_large_matrices(dtype, size):
 
 def test_one_seed_one_matrix():
     torch.testing.assert_close(
-        semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), rtol=0, atol=0
+        semi_diagonal(16, 0.7, 0.7, generator=seeded(3)),
+        semi_diagonal(16, 0.7, 0.7, generator=seeded(3)),
+        rtol=0,
+        atol=0,
     )
-    assert not torch.equal(semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), semi_diagonal(16, 0.7, 0.7, generator=seeded(4)))
+    assert not torch.equal(
+        semi_diagonal(16, 0.7, 0.7, generator=seeded(3)), semi_diagonal(16, 0.7, 0.7, generator=seeded(4))
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,14 @@ def test_numpys_integers_are_integers_and_its_arrays_no_tensors():
             call(np.eye(3))
 
 
-@pytest.mark.parametrize(("A", "words"), [(torch.empty(4, 4, device="meta"), "got a meta tensor"), (torch.eye(3).to_sparse(), "got torch.sparse_coo"), (torch.empty(0, 0), r"got shape \(0, 0\)")])
+@pytest.mark.parametrize(
+    ("A", "words"),
+    [
+        (torch.empty(4, 4, device="meta"), "got a meta tensor"),
+        (torch.eye(3).to_sparse(), "got torch.sparse_coo"),
+        (torch.empty(0, 0), r"got shape \(0, 0\)"),
+    ],
+)
 def test_what_is_no_matrix_in_memory_is_refused(A, words):
     with pytest.raises(ValueError, match=words):
         factor(A)

@@ -22,7 +22,8 @@ TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
         ("transformers", "whisper", "supported", ""),
         ("transformers", "deepseek_v3", "refused", "DeepseekV3Attention"),
         ("transformers", "resnet", "none", ""),
-        ("transformers", "jamba", "refused", "JambaAttention is not a known"),  # one layer in eight attends: none of the small model's
+        # one layer in eight attends: none of the small model's
+        ("transformers", "jamba", "refused", "JambaAttention is not a known"),
     ],
 )
 def test_one_architecture(library, name, verdict, finding):
@@ -30,7 +31,9 @@ def test_one_architecture(library, name, verdict, finding):
     row = coverage.examine(library, name)
     assert (row["name"], row["verdict"]) == (name, verdict), row
     assert finding in row["finding"]
-    assert (row["error"] is not None and row["error"] < 1e-4 and row["layers"] > 0) == (verdict in ("supported", "with caveat"))
+    assert (row["error"] is not None and row["error"] < 1e-4 and row["layers"] > 0) == (
+        verdict in ("supported", "with caveat")
+    )
 
 
 def test_a_small_model_without_the_layers_that_attend_is_no_evidence(monkeypatch):
@@ -74,7 +77,9 @@ def test_a_wrong_reader_is_found_out(monkeypatch):
 
 
 def test_a_layer_called_alone_is_called_with_its_rotation(monkeypatch):
-    """CLVP's small encoder cannot be run, so its layer is called alone: without the refusal the rotated values must be seen."""
+    """CLVP's small encoder cannot be run, so its layer is called alone: without the refusal the rotated values must be
+    seen.
+    """
     pytest.importorskip("transformers")
     assert "rotates the values" in coverage.examine("transformers", "clvp_encoder")["finding"]
     monkeypatch.setattr("mimetic.adapters.transformers.refuse_unlike", lambda *args: None)
@@ -95,7 +100,10 @@ def test_a_model_that_is_not_built_says_why(monkeypatch):
 def test_survey_outlives_a_crash_and_a_hang(monkeypatch):
     """Worker processes: one that dies and one that hangs are rows of the table."""
     rows = coverage.survey("timm", ["vision_transformer: vit", "no such family"], processes=1)["architectures"]
-    assert {r["name"]: r["verdict"] for r in rows} == {"no such family": "not built", "vision_transformer: vit": "supported"}
+    assert {r["name"]: r["verdict"] for r in rows} == {
+        "no such family": "not built",
+        "vision_transformer: vit": "supported",
+    }
     worker = coverage._Process("timm")
     worker.give("vision_transformer: vit")
     worker.process.kill()
@@ -136,10 +144,14 @@ def test_exit_code_and_files(monkeypatch, tmp_path, capsys):
 def test_representatives_keep_every_kind():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16), 5)
     layers = coverage.scan(model).layers
-    assert [layer.name for layer in coverage.representatives(model, layers)] == ["layers.0.self_attn", "layers.4.self_attn"]
+    assert [layer.name for layer in coverage.representatives(model, layers)] == [
+        "layers.0.self_attn",
+        "layers.4.self_attn",
+    ]
 
 
-# --- the committed table ------------------------------------------------------------------------------------------------
+# --- the committed table
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
@@ -158,13 +170,26 @@ def test_committed_table_is_sound(path):
 
 def test_committed_page_is_the_tables():
     tables = [json.loads(path.read_text()) for path in TABLES]
-    assert coverage.page_path().read_text() == coverage.page(tables), "run `python -m mimetic coverage` again, it writes the page"
+    assert coverage.page_path().read_text() == coverage.page(tables), (
+        "run `python -m mimetic coverage` again, it writes the page"
+    )
 
 
 def test_page_survives_odd_findings():
     table = {
-        "library": "timm", "versions": {"timm": "1"}, "counts": dict.fromkeys(coverage.VERDICTS, 0) | {"refused": 1},
-        "architectures": [{"name": "a_b", "model": "a", "verdict": "refused", "finding": "x | y_z* `q`\n$3 {role}", "layers": 0, "error": None}],
-    }  # fmt: skip
+        "library": "timm",
+        "versions": {"timm": "1"},
+        "counts": dict.fromkeys(coverage.VERDICTS, 0) | {"refused": 1},
+        "architectures": [
+            {
+                "name": "a_b",
+                "model": "a",
+                "verdict": "refused",
+                "finding": "x | y_z* `q`\n$3 {role}",
+                "layers": 0,
+                "error": None,
+            }
+        ],
+    }
     row = next(line for line in coverage.page([table]).splitlines() if line.startswith("| `a_b`"))
     assert row.count("|") == 3 and "\n" not in row

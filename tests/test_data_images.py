@@ -264,18 +264,26 @@ def test_mixed_batch_equals_one_by_one():
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
 def test_compiled_randaugment_is_the_same(device, monkeypatch):
-    """On a CPU without the compiler of its last step, which takes half a minute. On a GPU all of it: there a product and a sum are rounded
-    once instead of twice, which moves a pixel at the edge of two grey values by one; farther, a pixel at the edge of two pixels."""
+    """On a CPU without the compiler of its last step, which takes half a minute. On a GPU all of it: there a product
+    and a sum are rounded once instead of twice, which moves a pixel at the edge of two grey values by one; farther, a
+    pixel at the edge of two pixels."""
     if device == "cpu":
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     augment._compiled_ops.cache_clear()
     x, draw = random_images(256).to(device), (lambda: torch.Generator(device).manual_seed(5))
-    plain, compiled = (Augmentation(crop_padding=4, flip=True, randaugment_ops=1, compiled=c)(x, draw()).int() for c in (False, True))
+    plain, compiled = (
+        Augmentation(crop_padding=4, flip=True, randaugment_ops=1, compiled=c)(x, draw()).int() for c in (False, True)
+    )
     apart = (plain - compiled).abs()
     most, far = (0, 0) if device == "cpu" else (0.03, 0.002)
-    assert (apart > 0).float().mean() <= most and (apart > 1).float().mean() <= far, torch.bincount(apart.flatten())[:9].tolist()
+    assert (apart > 0).float().mean() <= most and (apart > 1).float().mean() <= far, torch.bincount(apart.flatten())[
+        :9
+    ].tolist()
     augment._compiled_ops.cache_clear()
 
 

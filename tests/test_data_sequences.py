@@ -1,4 +1,6 @@
-"""Sequences: time order and its ties, the split, damaged files by name and line, what is fetched and how it is checked."""
+"""Sequences: time order and its ties, the split, damaged files by name and line, what is fetched and how it is
+checked.
+"""
 
 import io
 import zipfile
@@ -187,7 +189,9 @@ def test_movielens_comes_and_is_whole(data_folder, monkeypatch):
 def test_clusters_have_the_structure_that_they_promise():
     data = load_sequences("clusters")
     assert data.num_items == 64 and all(len(np.unique(s)) == len(s) for s in data.sequences)
-    steps = np.concatenate([np.diff((s - 1) // sequences.SYNTHETIC_EACH) % sequences.SYNTHETIC_CLUSTERS for s in data.sequences])
+    steps = np.concatenate(
+        [np.diff((s - 1) // sequences.SYNTHETIC_EACH) % sequences.SYNTHETIC_CLUSTERS for s in data.sequences]
+    )
     # the next cluster on purpose, or by chance; a little less, since a cluster may be used up
     expected = sequences.FORWARD + (1 - sequences.FORWARD) / sequences.SYNTHETIC_CLUSTERS
     assert expected - 0.03 < (steps == 1).mean() < expected + 0.01

@@ -21,6 +21,7 @@ def _cache(tmp_path, monkeypatch):
 @pytest.fixture
 def corpus(monkeypatch):
     """A corpus of our own, called toy."""
+
     def put(train=SENTENCE * 60, test=SENTENCE[5:] * 7):
         monkeypatch.setitem(text.CORPORA, "toy", text.Corpus({}, lambda _: (train, test)))
         return train, test
@@ -113,7 +114,10 @@ def test_too_large_a_vocabulary_for_the_text(corpus):
 
 
 def test_what_cannot_be_had_says_what_to_do(tmp_path):
-    with pytest.raises(Unavailable, match=r"input.txt: not in the cache, and MIMETIC_OFFLINE is set. Put input.txt into .*tinyshakespeare"):
+    with pytest.raises(
+        Unavailable,
+        match=r"input.txt: not in the cache, and MIMETIC_OFFLINE is set. Put input.txt into .*tinyshakespeare",
+    ):
         load_text("tinyshakespeare")
     folder = tmp_path / "text" / "tinyshakespeare"
     folder.mkdir(parents=True)
@@ -122,7 +126,10 @@ def test_what_cannot_be_had_says_what_to_do(tmp_path):
         load_text("tinyshakespeare")
 
 
-WIKI = " \n = B title = \n \n Words of B . \n \n = = Section = = \n \n More . \n \n = A title = \n \n Key : Pld \n = Played , W = \n Wins . \n \n"
+WIKI = (
+    " \n = B title = \n \n Words of B . \n \n = = Section = = \n \n More . \n \n = A title = \n \n Key : Pld \n ="
+    " Played , W = \n Wins . \n \n"
+)
 
 
 def test_wikitext_is_the_same_whatever_the_order_of_its_articles(tmp_path):

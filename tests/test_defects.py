@@ -1,7 +1,7 @@
 """Each defect found in public re-implementations, written on purpose, and the check that sees it.
 
-The check is the elementwise comparison used throughout: the products through the module's own forward against the targets.
-A trace or a mean diagonal would pass several of these, which the tests also show.
+The check is the elementwise comparison used throughout: the products through the module's own forward against the
+targets. A trace or a mean diagonal would pass several of these, which the tests also show.
 """
 
 import pytest
@@ -63,7 +63,10 @@ def write(attn, defect, generator):
         rows[2], attn.proj.weight.data = left.mT.reshape(H, K, D), right.clone()
     elif defect == "V.proj head by head":
         pairs = [factor_top_k(semi_diagonal(D, 0.4, -0.4, generator=generator), K) for _ in range(H)]
-        rows[2], attn.proj.weight.data = torch.stack([v.mT for v, _ in pairs]), torch.cat([proj for _, proj in pairs]).mT.clone()
+        rows[2], attn.proj.weight.data = (
+            torch.stack([v.mT for v, _ in pairs]),
+            torch.cat([proj for _, proj in pairs]).mT.clone(),
+        )
     elif defect == "identity blocks instead of a product":
         rows[2], attn.proj.weight.data = (0.4**0.5 * torch.eye(D)).view(H, K, D), -(0.4**0.5) * torch.eye(D)
     else:
@@ -112,7 +115,9 @@ def test_right_by_hand_and_right_by_the_library():
 
 
 def test_a_trace_does_not_see_the_untransposed_product():
-    """R L has the eigenvalues of L R: the mean diagonal is right and the diagonal's spread is several times too large."""
+    """R L has the eigenvalues of L R: the mean diagonal is right and the diagonal's spread is several times too
+    large.
+    """
     attn = SelfAttention(D, H)
     _, target = write(attn, "V and proj stored untransposed", torch.Generator().manual_seed(0))
     stored = attention_layers(attn)[0].vp()

@@ -1,4 +1,6 @@
-"""The small experiments of the chapters: their tables against the construction itself, their sentences against their records."""
+"""The small experiments of the chapters: their tables against the construction itself, their sentences against their
+records.
+"""
 
 import dataclasses
 import re
@@ -75,8 +77,12 @@ def test_gauge_freedom_changes_the_factors_and_not_the_product():
 
 
 def products(title, qk, vp):
-    rows = [{"title": title, "layer": 0, "head": h, "product": "qk", "z": z, "sigmas": 20 * z} for h, z in enumerate(qk)]
-    return rows + [{"title": title, "layer": i, "head": -1, "product": "vp", "z": z, "sigmas": 20 * z} for i, z in enumerate(vp)]
+    rows = [
+        {"title": title, "layer": 0, "head": h, "product": "qk", "z": z, "sigmas": 20 * z} for h, z in enumerate(qk)
+    ]
+    return rows + [
+        {"title": title, "layer": i, "head": -1, "product": "vp", "z": z, "sigmas": 20 * z} for i, z in enumerate(vp)
+    ]
 
 
 def test_what_chapter_2_says_of_the_share_along_the_identity():
@@ -84,11 +90,21 @@ def test_what_chapter_2_says_of_the_share_along_the_identity():
     *_, written = shares.index
     made, shares = shares.loc[written], shares.drop(index=written)
     assert made["V·proj: mean"] == pytest.approx(50, abs=2) and made["QK: mean"] == pytest.approx(12, abs=0.5)
-    assert (made["V·proj: mean"] > 4.8 * shares["V·proj: mean"]).all() and (made["QK: mean"] > 4.8 * shares["QK: mean"]).all()  # it exaggerates
-    assert made["QK: mean"] < shares["QK: largest"].max() and made["V·proj: mean"] < shares["V·proj: largest"].max()  # single ones come near
-    assert shares["QK: possible"].between(8, 17).all() and shares["V·proj: mean"].max() < 10.5 and shares["V·proj: median"].max() < 7 and shares["QK: mean"].max() < 2
+    # it exaggerates
+    assert (made["V·proj: mean"] > 4.8 * shares["V·proj: mean"]).all() and (
+        made["QK: mean"] > 4.8 * shares["QK: mean"]
+    ).all()
+    # single ones come near
+    assert made["QK: mean"] < shares["QK: largest"].max() and made["V·proj: mean"] < shares["V·proj: largest"].max()
+    assert (
+        shares["QK: possible"].between(8, 17).all()
+        and shares["V·proj: mean"].max() < 10.5
+        and shares["V·proj: median"].max() < 7
+        and shares["QK: mean"].max() < 2
+    )
     dinov2 = shares.loc["DINOv2-type ViT-S/14"]
-    assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5  # one layer of twelve makes nearly half of the mean
+    # one layer of twelve makes nearly half of the mean
+    assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5
 
 
 def test_what_chapter_2_says_of_raw_queries_and_keys():
@@ -102,16 +118,24 @@ def test_where_layer_scale_turns_a_diagonal():
     signs = torch.tensor([1.0, -1.0] * 4)
     turned = dataclasses.replace(layer, proj=layer.proj.detach() * signs, out_gain=signs)
     table = pattern.layer_scale_signs([turned])
-    assert table.loc[0, "s negative (%)"] == 50 and table.loc[0, "raw diagonal against s (%)"] == round(100 * (layer.vp().diagonal() < 0).float().mean().item())
+    assert table.loc[0, "s negative (%)"] == 50 and table.loc[0, "raw diagonal against s (%)"] == round(
+        100 * (layer.vp().diagonal() < 0).float().mean().item()
+    )
     assert pattern.layer_scale_signs(None).empty and pattern.layer_scale_signs([layer]).empty
 
 
 def test_verdicts():
     frame = pd.DataFrame(
-        products("paper", [1, 2, 3, 0.5, 1], [-3, -2]) + products("turned", [-1, -1], [2, 2]) + products("neither", [1, -1], [-2, -2])
+        products("paper", [1, 2, 3, 0.5, 1], [-3, -2])
+        + products("turned", [-1, -1], [2, 2])
+        + products("neither", [1, -1], [-2, -2])
     )
     table = pattern.verdicts(frame)
-    assert table.verdict.to_dict() == {"paper": "the paper's signs", "turned": "opposite signs", "neither": "QK mixed, V·proj −"}
+    assert table.verdict.to_dict() == {
+        "paper": "the paper's signs",
+        "turned": "opposite signs",
+        "neither": "QK mixed, V·proj −",
+    }
     assert table.loc["paper", "QK +"] == "5/5" and table.loc["neither", "V·proj −"] == "2/2"
 
 
@@ -137,7 +161,9 @@ def test_overview_profiles_show_the_spike_where_it_is():
 @pytest.mark.parametrize("name", report.WRITTEN)
 def test_pages_hold_the_numbers_of_the_records(name):
     text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
-    assert text == report.with_findings(text, report.findings(name)), f"{name} is out of date: python -m mimetic.experiments.report"
+    assert text == report.with_findings(text, report.findings(name)), (
+        f"{name} is out of date: python -m mimetic.experiments.report"
+    )
     with pytest.raises(ValueError, match="lacks the marks"):
         report.with_findings("# nothing", "")
 

@@ -154,7 +154,9 @@ def test_download_replaces_a_wrong_file(server, tmp_path):
 def test_a_wrong_file_is_named_when_it_cannot_be_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
     (tmp_path / "file").write_bytes(CONTENT[:-1])
-    with pytest.raises(Unavailable, match="file: the file in .* is another one .SHA-256 .* expected .* and MIMETIC_OFFLINE"):
+    with pytest.raises(
+        Unavailable, match="file: the file in .* is another one .SHA-256 .* expected .* and MIMETIC_OFFLINE"
+    ):
         download("http://127.0.0.1:9/file", tmp_path / "file", SHA256)
 
     def text(path):

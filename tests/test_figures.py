@@ -58,7 +58,9 @@ def test_z_by_layer_draws_every_head_and_layer(table):
 
 
 def test_profiles_draw_a_line_a_label():
-    frame = pd.DataFrame({"panel": ["p"] * 6, "label": ["a"] * 3 + ["b"] * 3, "offset": [-1, 0, 1] * 2, "value": [0, 1, 0, 0, 2, 0]})
+    frame = pd.DataFrame(
+        {"panel": ["p"] * 6, "label": ["a"] * 3 + ["b"] * 3, "offset": [-1, 0, 1] * 2, "value": [0, 1, 0, 0, 2, 0]}
+    )
     (ax,) = figures.profiles(frame).axes
     lines = [line for line in ax.lines if line.get_label() in ("a", "b")]
     assert [line.get_label() for line in lines] == ["a", "b"] and lines[1].get_ydata().max() == 2
@@ -73,7 +75,9 @@ def test_construction_figures():
     maps = {("timm", "none"): np.full((1, 1, 4, 4), 0.25), ("mimetic", "sincos2d"): np.eye(4)[None, None]}
     figure = figures.attention_maps(maps, np.eye(2))
     picture, *panels = figure.axes[:3]
-    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim() and np.array_equal(picture.images[0].get_array(), np.eye(2))
+    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim() and np.array_equal(
+        picture.images[0].get_array(), np.eye(2)
+    )
 
 
 def test_learning_curves_and_pairs():
@@ -88,7 +92,16 @@ def test_learning_curves_and_pairs():
 
 
 def test_overview_and_bars_and_imitation(table):
-    profile = pd.DataFrame({"panel": ["trained", "made"], "label": ["vp", "untrained"], "layer": [0, 0], "apart": [True, True], "offset": [0, 0], "value": [1, 1]})
+    profile = pd.DataFrame(
+        {
+            "panel": ["trained", "made"],
+            "label": ["vp", "untrained"],
+            "layer": [0, 0],
+            "apart": [True, True],
+            "offset": [0, 0],
+            "value": [1, 1],
+        }
+    )
     assert len(figures.overview(profile, runs().query("epoch == 3")).axes) == 3
     left, right = figures.counts(pd.DataFrame({"x": [3, 4], "y": [0, 1]}, index=["yes", "no"]), xlabel="n").axes
     assert [text.get_text() for text in left.texts] == ["3", "4"] and right.get_title(loc="left") == "y"
@@ -109,5 +122,9 @@ def test_interval_bars_reach_from_the_value_and_a_single_pair_has_none():
 def test_every_figure_is_drawn_in_the_books_style():
     """A function without its decorator would draw in the reader's own style."""
     kinds = {"Figure", "matplotlib.figure.Figure"}
-    drawing = [f for name in figures.__all__ if inspect.isfunction(f := getattr(figures, name)) and f.__annotations__.get("return") in kinds]
+    drawing = [
+        f
+        for name in figures.__all__
+        if inspect.isfunction(f := getattr(figures, name)) and f.__annotations__.get("return") in kinds
+    ]
     assert len(drawing) > 20 and [f.__name__ for f in drawing if f.__code__ is not styled(f).__code__] == []

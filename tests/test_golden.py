@@ -1,8 +1,9 @@
 """A change of the code must not change the numbers: losses of tiny runs, written down once.
 
 The records of an experiment are made over days, by versions of the code that follow one another. They belong together
-as long as this test passes unchanged. Other processors round differently, so the last digits are not compared. Other versions of
-PyTorch draw other numbers from one seed (trunc_normal_ changed after 2.6), so the test holds for the version it was written with.
+as long as this test passes unchanged. Other processors round differently, so the last digits are not compared. Other
+versions of PyTorch draw other numbers from one seed (trunc_normal_ changed after 2.6), so the test holds for the
+version it was written with.
 """
 
 import json
@@ -24,31 +25,48 @@ SIZE = {"experiment": "golden", "d_model": 32, "depth": 2, "num_heads": 2, "epoc
 # family -> (experiment, what is smaller, its arms, what is compared of every epoch)
 FAMILIES = {
     "digits": (
-        "digits", {"train_size": 480, "lr": 3e-3},
+        "digits",
+        {"train_size": 480, "lr": 3e-3},
         {
-            "timm": {}, "mimetic": {"init": "mimetic"}, "random-directions": {"init": "mimetic-random-directions"},
-            "token-learned": {"init": "mimetic", "global_pool": "token", "pos_embed": "learned"}, "randaugment": {"randaugment_ops": 1},
+            "timm": {},
+            "mimetic": {"init": "mimetic"},
+            "random-directions": {"init": "mimetic-random-directions"},
+            "token-learned": {"init": "mimetic", "global_pool": "token", "pos_embed": "learned"},
+            "randaugment": {"randaugment_ops": 1},
             "bfloat16": {"init": "mimetic"} | BFLOAT16,
         },
         ("train_loss", "test_loss"),
     ),
     "language": (
-        "pydoc", {"dataset": "golden", "context": 16, "steps_per_epoch": 20},
-        {"gpt2": {}, "language": TRIED["language"], "vision": TRIED["vision"], "bfloat16": TRIED["language"] | BFLOAT16},
+        "pydoc",
+        {"dataset": "golden", "context": 16, "steps_per_epoch": 20},
+        {
+            "gpt2": {},
+            "language": TRIED["language"],
+            "vision": TRIED["vision"],
+            "bfloat16": TRIED["language"] | BFLOAT16,
+        },
         ("train_loss", "test_loss", "test_bits_per_byte"),
     ),
     "recommenders": (
-        "clusters", {"passes": 2},
+        "clusters",
+        {"passes": 2},
         {
-            "bert": {}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE, "pre-ln": {"norm_first": True},
-            "masked": {"objective": "mask", "causal": False}, "bfloat16": {"init": "mimetic"} | BFLOAT16,
+            "bert": {},
+            "mimetic": {"init": "mimetic"},
+            "opposite": OPPOSITE,
+            "pre-ln": {"norm_first": True},
+            "masked": {"objective": "mask", "causal": False},
+            "bfloat16": {"init": "mimetic"} | BFLOAT16,
         },
         ("train_loss",),  # the metrics are ranks, which a last digit can turn over
     ),
-}  # fmt: skip
+}
 # No Python version changes this text.
 WORDS = ("the", "king", "said", "that", "no", "man", "of", "his", "house", "should", "speak", "again")
-TOY = text.Corpus({}, lambda _: text.held_out(" ".join(WORDS[i * i % 31 % 12] + "," * (i % 7 == 0) for i in range(4000))))
+TOY = text.Corpus(
+    {}, lambda _: text.held_out(" ".join(WORDS[i * i % 31 % 12] + "," * (i % 7 == 0) for i in range(4000)))
+)
 
 
 def losses(family, arm):
@@ -62,7 +80,10 @@ def losses(family, arm):
 
 
 # bfloat16 below, where each of the two ways that a CPU can have is tested
-@pytest.mark.parametrize(("family", "arm"), [(family, arm) for family, (_, _, arms, _) in FAMILIES.items() for arm in arms if arm != "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "arm"),
+    [(family, arm) for family, (_, _, arms, _) in FAMILIES.items() for arm in arms if arm != "bfloat16"],
+)
 def test_losses_are_what_they_were(family, arm):
     golden = json.loads((GOLDEN / f"{family}.json").read_text())
     if golden["torch"] != VERSION:

@@ -107,7 +107,10 @@ def test_returns_what_it_wrote():
     for row, layer in zip(written, attention_layers(model)):
         qk = torch.stack([layer.qk(h).diagonal().mean() for h in range(3)]).mean().item()
         assert row.qk_diagonal == pytest.approx(qk, abs=1e-5) and row.qk_target == (0.7, 0.7)
-        assert row.vp_diagonal == pytest.approx(layer.vp().diagonal().mean().item(), abs=1e-5) and row.vp_target == (0.4, -0.4)
+        assert row.vp_diagonal == pytest.approx(layer.vp().diagonal().mean().item(), abs=1e-5) and row.vp_target == (
+            0.4,
+            -0.4,
+        )
     assert mimetic_init_(vit(), qk=False)[0].qk_target is None
 
 
@@ -190,13 +193,19 @@ def test_a_part_that_is_called_like_a_wrapper():
     model = nn.ModuleDict({"attn": nn.MultiheadAttention(32, 4)})
     model.module = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)})
     written = mimetic_init_(model, generator=seeded())
-    assert [layer.name for layer in written] == ["attn", "module.attn"] and written[0].qk_diagonal != written[1].qk_diagonal
+    assert [layer.name for layer in written] == ["attn", "module.attn"] and written[0].qk_diagonal != written[
+        1
+    ].qk_diagonal
 
 
 def test_constants_may_be_numpys():
     assert MimeticSpec(qk_alpha=np.float32(0.5)).layer(0, 1)["qk_alpha"] == 0.5
     assert MimeticSpec(qk_alpha=torch.tensor(0.5)) == MimeticSpec(qk_alpha=0.5)
-    assert MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"] == 0.25 == MimeticSpec(qk_alpha=torch.tensor([0.5, 0.25])).layer(1, 2)["qk_alpha"]
+    assert (
+        MimeticSpec(qk_alpha=np.array([0.5, 0.25])).layer(1, 2)["qk_alpha"]
+        == 0.25
+        == MimeticSpec(qk_alpha=torch.tensor([0.5, 0.25])).layer(1, 2)["qk_alpha"]
+    )
 
 
 @pytest.mark.parametrize("value", [None, "0.7", float("nan")])
@@ -210,7 +219,10 @@ def test_a_forward_that_was_put_back_is_none_that_was_replaced():
     qkv = model.blocks[0].attn.qkv
     qkv.forward = qkv.forward  # what restoring after a hook leaves: the class's own, in the instance
     model.blocks[1].attn.qkv._hf_hook = object()  # accelerate's: the forward before is the class's
-    model.blocks[1].attn.qkv._old_forward, model.blocks[1].attn.qkv.forward = model.blocks[1].attn.qkv.forward, lambda x: x
+    model.blocks[1].attn.qkv._old_forward, model.blocks[1].attn.qkv.forward = (
+        model.blocks[1].attn.qkv.forward,
+        lambda x: x,
+    )
     assert len(attention_layers(model)) == 2
     model.blocks[1].attn.qkv._old_forward = lambda x: x  # a LoRA below the hook
     with pytest.raises(UnsupportedAttention, match=r"blocks\.1\.attn: the forward of qkv was replaced"):
@@ -294,7 +306,11 @@ def test_what_was_written_is_reported_in_the_models_order():
     model = nn.Sequential(*(Block(48, 3) for _ in range(3)))
     model[1].attn.qkv.weight, model[1].attn.proj.weight = model[0].attn.qkv.weight, model[0].attn.proj.weight
     written = mimetic_init_(model, generator=seeded())
-    assert [(layer.name, layer.tied_to) for layer in written] == [("0.attn", None), ("1.attn", "0.attn"), ("2.attn", None)]
+    assert [(layer.name, layer.tied_to) for layer in written] == [
+        ("0.attn", None),
+        ("1.attn", "0.attn"),
+        ("2.attn", None),
+    ]
 
 
 def test_tied_weights_with_biases_of_their_own():
@@ -318,7 +334,10 @@ def test_constants_of_tied_layers_are_counted_and_must_agree():
 
 def test_self_attention_tied_to_cross_attention_is_refused():
     layer = nn.TransformerDecoderLayer(32, 4)
-    layer.multihead_attn.in_proj_weight, layer.multihead_attn.out_proj.weight = layer.self_attn.in_proj_weight, layer.self_attn.out_proj.weight
+    layer.multihead_attn.in_proj_weight, layer.multihead_attn.out_proj.weight = (
+        layer.self_attn.in_proj_weight,
+        layer.self_attn.out_proj.weight,
+    )
     with pytest.raises(UnsupportedAttention, match="multihead_attn: cross-attention that shares its projections"):
         mimetic_init_(layer)
 
@@ -335,13 +354,16 @@ def test_a_weight_that_is_also_another_modules_is_refused():
 def test_an_output_matrix_beside_its_layer_is_no_other_modules():
     """BERT's; tied to another layer's it has two holders for two layers, and a third is another module's."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=30)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=30
+    )
     layers = transformers.BertModel(config).encoder.layer
     first, second = (layer.attention for layer in layers)
     for part in ("query", "key", "value"):
         getattr(second.self, part).weight = getattr(first.self, part).weight
     second.output.dense.weight = first.output.dense.weight
-    layers.attentions = nn.ModuleList([first.self, second.self])  # a further name from where the output matrix is not seen
+    # a further name from where the output matrix is not seen
+    layers.attentions = nn.ModuleList([first.self, second.self])
     assert [w.tied_to for w in mimetic_init_(layers)] == [None, "0.attention.self"]
     layers[1].output.dense.weight = first.output.dense.weight
     with pytest.raises(UnsupportedAttention, match=r"and 1 more, outside of attention"):
@@ -353,11 +375,16 @@ def test_one_module_under_two_names():
     assert [w.name for w in mimetic_init_(nn.ModuleList([attention, nn.Sequential(attention)]))] == ["0"]
     block = nn.Module()
     block.self_attn = block.cross_attn = attention
-    with pytest.raises(UnsupportedAttention, match="self_attn: one module, called cross_attn and self_attn, is cross and self attention at once"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match="self_attn: one module, called cross_attn and self_attn, is cross and self attention at once",
+    ):
         mimetic_init_(block)
     del block.cross_attn
     block.attn_pool = attention
-    with pytest.raises(UnsupportedAttention, match="called attn_pool and self_attn, is pooling and self attention at once"):
+    with pytest.raises(
+        UnsupportedAttention, match="called attn_pool and self_attn, is pooling and self attention at once"
+    ):
         mimetic_init_(block)
 
 
@@ -368,7 +395,9 @@ def test_a_reader_that_forgets_the_name(monkeypatch):
         pass
 
     plain = READERS["torch.nn.modules.activation.MultiheadAttention"]
-    monkeypatch.setattr("mimetic.adapters._CUSTOM", {Layer: lambda module, name, ancestors: plain(module, "layer", ancestors)})
+    monkeypatch.setattr(
+        "mimetic.adapters._CUSTOM", {Layer: lambda module, name, ancestors: plain(module, "layer", ancestors)}
+    )
     model = nn.Sequential(Layer(32, 4), Layer(32, 4))
     written = mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)), generator=seeded())
     assert [w.name for w in written] == ["0", "1"] and [w.vp_target[1] for w in written] == [-0.4, 0.4]
@@ -411,7 +440,8 @@ def test_another_default_dtype(dtype):
 def test_fit_with_another_default_device():
     model = vit()
     mimetic_init_(model, generator=seeded())
-    with torch.device("meta"):  # not set_default_device: PyTorch 2.6 cannot say its default any more once that was undone
+    # not set_default_device: PyTorch 2.6 cannot say its default any more once that was undone
+    with torch.device("meta"):
         spec = mimetic.fit(model)
     assert spec.vp_beta[0] == pytest.approx(-0.4, abs=0.02)
 
@@ -426,7 +456,9 @@ def computed_in_proj():
 
 
 def spectral_in_proj():
-    """The old way: in_proj_weight is a plain attribute that starts in the memory of in_proj_weight_orig and is made anew by every forward."""
+    """The old way: in_proj_weight is a plain attribute that starts in the memory of in_proj_weight_orig and is made
+    anew by every forward.
+    """
     return nn.Sequential(torch.nn.utils.spectral_norm(nn.MultiheadAttention(32, 4), "in_proj_weight"))
 
 
@@ -529,12 +561,16 @@ def named_projections(*names):
 
 
 def packed_projections(**more):
-    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({"in_proj": nn.Linear(8, 24), "out_proj": nn.Linear(8, 8), **more}))
+    return nn.Sequential(
+        nn.MultiheadAttention(8, 2), nn.ModuleDict({"in_proj": nn.Linear(8, 24), "out_proj": nn.Linear(8, 8), **more})
+    )
 
 
 def wrapped_fused_projections():
     """As convolutions with a norm behind them."""
-    return nn.Sequential(nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Sequential(nn.Linear(8, 8)) for name in ("qkv", "proj")}))
+    return nn.Sequential(
+        nn.MultiheadAttention(8, 2), nn.ModuleDict({name: nn.Sequential(nn.Linear(8, 8)) for name in ("qkv", "proj")})
+    )
 
 
 def own_projections():
@@ -623,17 +659,37 @@ def test_a_learned_query_beside_keys_is_no_layer_of_ones_own():
         (lambda m: mimetic_init_("vit"), TypeError, "torch.nn.Module"),
         (lambda m: mimetic_init_(m, generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
         (lambda m: mimetic_init_(m, generator=42), TypeError, "generator must be a torch.Generator or None, got 42"),
-        (lambda m: mimetic.initialize_(m, "timm", generator=0), TypeError, "generator must be a torch.Generator or None, got 0"),
-        (lambda m: MimeticSpec(qk_beta={0: 0.7, 1: 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a dict"),
-        (lambda m: MimeticSpec(qk_beta={0.7, 0.5}), TypeError, "qk_beta must be a finite number or a sequence .*got a set"),
+        (
+            lambda m: mimetic.initialize_(m, "timm", generator=0),
+            TypeError,
+            "generator must be a torch.Generator or None, got 0",
+        ),
+        (
+            lambda m: MimeticSpec(qk_beta={0: 0.7, 1: 0.5}),
+            TypeError,
+            "qk_beta must be a finite number or a sequence .*got a dict",
+        ),
+        (
+            lambda m: MimeticSpec(qk_beta={0.7, 0.5}),
+            TypeError,
+            "qk_beta must be a finite number or a sequence .*got a set",
+        ),
         (lambda m: MimeticSpec(noise="gauss"), ValueError, "normal, uniform"),
         (lambda m: MimeticSpec(qk_alpha=float("nan")), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(qk_alpha="0.7"), ValueError, "qk_alpha"),
         (lambda m: MimeticSpec(vp_alpha=0, vp_beta=0), ValueError, "both 0"),
-        (lambda m: MimeticSpec(qk_alpha=(0.7, 0), qk_beta=(0.7, 0)), ValueError, "qk_alpha and qk_beta are both 0 in layer 1"),
+        (
+            lambda m: MimeticSpec(qk_alpha=(0.7, 0), qk_beta=(0.7, 0)),
+            ValueError,
+            "qk_alpha and qk_beta are both 0 in layer 1",
+        ),
         (lambda m: MimeticSpec(qk_alpha=1e22), ValueError, "between -1e.06 and 1e.06"),
         (lambda m: mimetic.initialize_(m, "mimetic", default="kaiming"), ValueError, "default must be one of timm"),
-        (lambda m: mimetic.initialize_(m, "kaiming"), ValueError, "timm, torch, xavier, .*mimetic, mimetic-qk, mimetic-vp"),
+        (
+            lambda m: mimetic.initialize_(m, "kaiming"),
+            ValueError,
+            "timm, torch, xavier, .*mimetic, mimetic-qk, mimetic-vp",
+        ),
     ],
 )
 def test_bad_arguments(call, error, words):
@@ -749,7 +805,10 @@ def test_arms_of_one_seed_differ_in_attention_weights_only():
     for name, written in (("mimetic", "qkv proj"), ("mimetic-qk", "qkv"), ("mimetic-vp", "qkv proj")):
         for key, value in states[name].items():
             changed = not torch.equal(value, states["timm"][key])
-            assert changed == (".attn." in key and key.split(".")[-2] in written and key.endswith("weight")), (name, key)
+            assert changed == (".attn." in key and key.split(".")[-2] in written and key.endswith("weight")), (
+                name,
+                key,
+            )
 
 
 def test_default_initialisers():
@@ -769,7 +828,9 @@ def test_default_initialisers():
 def test_a_block_by_itself_and_a_frozen_position_embedding():
     block = Block(64, 4)
     mimetic.initialize_(block, "gpt2", generator=seeded())  # its layers have no block's name in front
-    assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05) and block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.mlp.fc2.weight.std().item() == pytest.approx(
+        0.02 / 2**0.5, rel=0.05
+    ) and block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     model = nn.Sequential(block)
     model.pos_embed = nn.Parameter(torch.linspace(0, 1, 64), requires_grad=False)
     for name in ("timm", "torch", "xavier", "gpt2", "bert"):
@@ -788,8 +849,8 @@ def test_the_same_weights_on_a_gpu():
 
 
 class Elsewhere(TorchFunctionMode):
-    """As if these tensors were on another device, without one: what mixes them with others fails, as it would there, and so does
-    NumPy. copy_ and cpu() cross over; what is computed from them is there, too."""
+    """As if these tensors were on another device, without one: what mixes them with others fails, as it would there,
+    and so does NumPy. copy_ and cpu() cross over; what is computed from them is there, too."""
 
     def __init__(self, tensors):
         super().__init__()
@@ -929,7 +990,9 @@ def test_a_model_that_cannot_be_initialised_keeps_its_weights():
 @pytest.mark.parametrize("name", ["timm", "torch", "xavier", "gpt2", "bert", "mimetic"])
 def test_a_generator_decides_every_weight_of_other_libraries_models(name):
     torchvision, transformers = pytest.importorskip("torchvision"), pytest.importorskip("transformers")
-    gpt2 = transformers.GPT2Config(n_embd=32, n_head=2, n_layer=1, vocab_size=50, n_positions=16, bos_token_id=0, eos_token_id=0)
+    gpt2 = transformers.GPT2Config(
+        n_embd=32, n_head=2, n_layer=1, vocab_size=50, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
     vit_like = dict(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64)
     for make in (lambda: torchvision.models.VisionTransformer(**vit_like), lambda: transformers.GPT2Model(gpt2)):
         first, second = make(), make()
@@ -954,7 +1017,9 @@ def meta_linear():
     return nn.Linear(8, 8, device="meta")
 
 
-@pytest.mark.parametrize("make, words", [(linear_in_inference_mode, "1.weight was made under"), (meta_linear, "1.weight is a meta tensor")])
+@pytest.mark.parametrize(
+    "make, words", [(linear_in_inference_mode, "1.weight was made under"), (meta_linear, "1.weight is a meta tensor")]
+)
 @pytest.mark.parametrize("name", ["timm", "gpt2", "mimetic"])
 def test_what_cannot_be_written_is_named_before_anything_is(make, words, name):
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 16), make())
@@ -1005,13 +1070,19 @@ def read_mixer(module, name, ancestors, heads=2, **changed):
 
     (q, qb), (k, kb), (v, vb) = fused_out(module.qkv, heads, name)
     proj, pb = linear_in(module.proj, heads, name)
-    return mimetic.AttentionLayer(**dict(name=name, q=q, k=k, v=v, proj=proj, q_bias=qb, k_bias=kb, v_bias=vb, proj_bias=pb) | changed)
+    return mimetic.AttentionLayer(
+        **dict(name=name, q=q, k=k, v=v, proj=proj, q_bias=qb, k_bias=kb, v_bias=vb, proj_bias=pb) | changed
+    )
 
 
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
-        self.self_attn, self.cross_attn, self.fc = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2), nn.Linear(16, 16)
+        self.self_attn, self.cross_attn, self.fc = (
+            nn.MultiheadAttention(16, 2),
+            nn.MultiheadAttention(16, 2),
+            nn.Linear(16, 16),
+        )
 
 
 def untouched(model, words, **options):
@@ -1095,14 +1166,20 @@ def test_heads_that_are_modules_of_their_own_are_not_layers(adapters):
 
 
 def test_only_what_is_written_must_be_free(adapters):
-    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, k=read_mixer(module, name, ancestors).q))
+    adapters(
+        Mixer,
+        lambda module, name, ancestors: read_mixer(module, name, ancestors, k=read_mixer(module, name, ancestors).q),
+    )
     untouched(Mixer(), "two of its projections are one parameter")
     mimetic_init_(Mixer(), qk=False)
     model = nn.ModuleList([nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)])
     model[1].out_proj.weight = model[0].out_proj.weight
     untouched(model, "1: shares some but not all of its projections with 0")
     assert len(mimetic_init_(model, vp=False)) == 2
-    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, v=read_mixer(module, name, ancestors).k))
+    adapters(
+        Mixer,
+        lambda module, name, ancestors: read_mixer(module, name, ancestors, v=read_mixer(module, name, ancestors).k),
+    )
     untouched(Mixer(), "one of its weights is also another of its projections", vp=False)
 
 
@@ -1110,7 +1187,9 @@ def test_reading_needs_no_place_to_write():
     with torch.inference_mode():
         model = nn.MultiheadAttention(16, 2)
     assert len(mimetic.measure(model)) == 2 * 2 + 1 and mimetic.fit(model).vp_beta
-    with pytest.raises(UnsupportedAttention, match="was made under torch.inference_mode and cannot be written in place"):
+    with pytest.raises(
+        UnsupportedAttention, match="was made under torch.inference_mode and cannot be written in place"
+    ):
         mimetic_init_(model)
 
 
@@ -1181,13 +1260,31 @@ def test_attention_in_a_known_layer_that_it_does_not_read_is_refused(adapters):
 
 @pytest.mark.parametrize(
     "parts",
-    [("kqv", "proj"), ("query_conv", "key_conv", "value_conv"), ("dense_q", "dense_k", "dense_v"), ("projection_q", "projection_k"), ("in_proj_qkv", "out"), ("q_head", "k_head"), ("q_embed", "k_embed"), ("add_q_proj", "add_k_proj"), ("fused_qkv", "out"), ("attn_q", "attn_k", "attn_v"), ("attn_wq", "attn_wk", "attn_wv"), ("query_transform", "key_transform"), ("W_pack", "o_proj"), ("q1", "k1", "v1")],
+    [
+        ("kqv", "proj"),
+        ("query_conv", "key_conv", "value_conv"),
+        ("dense_q", "dense_k", "dense_v"),
+        ("projection_q", "projection_k"),
+        ("in_proj_qkv", "out"),
+        ("q_head", "k_head"),
+        ("q_embed", "k_embed"),
+        ("add_q_proj", "add_k_proj"),
+        ("fused_qkv", "out"),
+        ("attn_q", "attn_k", "attn_v"),
+        ("attn_wq", "attn_wk", "attn_wv"),
+        ("query_transform", "key_transform"),
+        ("W_pack", "o_proj"),
+        ("q1", "k1", "v1"),
+    ],
 )
 def test_projections_under_other_names_are_refused_not_passed_over(parts):
     other = nn.Module()
     for name in parts:
         other.add_module(name, nn.Linear(16, 16))
-    untouched(nn.Sequential(nn.MultiheadAttention(16, 2), other), r"1: .* is not a known attention class\n\(register_adapter teaches")
+    untouched(
+        nn.Sequential(nn.MultiheadAttention(16, 2), other),
+        r"1: .* is not a known attention class\n\(register_adapter teaches",
+    )
 
 
 @pytest.mark.parametrize("names", [("query", "key"), ("q", "k"), ("query_net", "key_net")])
@@ -1227,16 +1324,25 @@ def test_what_a_reader_says_besides_is_checked(adapters, field, words):
 
 
 def test_a_reader_that_says_nothing_of_norms_is_not_taken_to_know_them(adapters):
-    """Else fold=True would give the raw product under the name of the folded one: with a gain of -1, one of the wrong sign."""
+    """Else fold=True would give the raw product under the name of the folded one: with a gain of -1, one of the wrong
+    sign.
+    """
     block = nn.Module()
     block.norm, block.mix = nn.LayerNorm(16), Mixer()
     nn.init.constant_(block.norm.weight, -1.0)
     adapters(Mixer, read_mixer)
     for what in (lambda: mimetic.measure(block, fold=True), lambda: mimetic.fit(block, fold=True)):
-        with pytest.raises(UnsupportedAttention, match="mix: which LayerNorm feeds this layer is not known, so fold=True is refused"):
+        with pytest.raises(
+            UnsupportedAttention, match="mix: which LayerNorm feeds this layer is not known, so fold=True is refused"
+        ):
             what()
     assert not mimetic.audit(block).fold
-    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, in_gain=ancestors[0][1].norm.weight.detach()))
+    adapters(
+        Mixer,
+        lambda module, name, ancestors: read_mixer(
+            module, name, ancestors, in_gain=ancestors[0][1].norm.weight.detach()
+        ),
+    )
     (layer,) = attention_layers(block)
     assert torch.equal(layer.vp(fold=True), -layer.vp())
 
@@ -1244,7 +1350,9 @@ def test_a_reader_that_says_nothing_of_norms_is_not_taken_to_know_them(adapters)
 def test_a_layer_by_itself_has_gains_that_are_not_known():
     block = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
     mimetic.measure(block, fold=True)
-    with pytest.raises(UnsupportedAttention, match="a layer passed by itself has none around it: pass its block or model"):
+    with pytest.raises(
+        UnsupportedAttention, match="a layer passed by itself has none around it: pass its block or model"
+    ):
         mimetic.measure(block.self_attn, fold=True)
     assert any("raw weights" in note for note in mimetic.audit(block.self_attn).notes)
 
@@ -1267,12 +1375,18 @@ def test_a_class_may_be_registered_as_no_attention(adapters):
 
 def test_a_layer_scale_near_0_is_warned_of(adapters):
     scales = {"0": 1e-6, "1": 1e-6, "2": 0.25, "3": 1.0}
-    adapters(Mixer, lambda module, name, ancestors: read_mixer(module, name, ancestors, out_gain=torch.full((16,), scales[name])))
+    adapters(
+        Mixer,
+        lambda module, name, ancestors: read_mixer(module, name, ancestors, out_gain=torch.full((16,), scales[name])),
+    )
     model = nn.Sequential(*(Mixer() for _ in scales))
     with pytest.warns(MimeticWarning) as caught:
         mimetic_init_(model)
     said = [str(w.message).partition(": W_V")[0] for w in caught]
-    assert said == ["2 layers (0 to 1): LayerScale, or what else scales proj's output, is about 1e-06", "2: LayerScale, or what else scales proj's output, is about 0.2"]
+    assert said == [
+        "2 layers (0 to 1): LayerScale, or what else scales proj's output, is about 1e-06",
+        "2: LayerScale, or what else scales proj's output, is about 0.2",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mimetic_init_(model, vp=False)
@@ -1285,7 +1399,9 @@ def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
             self.attn = nn.MultiheadAttention(16, 2)
             self.register_parameter(name, nn.Parameter(torch.full((16, 1, 1), scale)))
 
-    with pytest.warns(MimeticWarning, match="0.attn: layer_scale_1 beside it, which may scale its output, is about 1e-05"):
+    with pytest.warns(
+        MimeticWarning, match="0.attn: layer_scale_1 beside it, which may scale its output, is about 1e-05"
+    ):
         mimetic_init_(nn.Sequential(Scaled(1e-5, "layer_scale_1")))
     for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias")):
         with warnings.catch_warnings():

@@ -1,4 +1,6 @@
-"""Whole models of other libraries by name: what a default keeps of a model, what a control may touch, wherever the weights are."""
+"""Whole models of other libraries by name: what a default keeps of a model, what a control may touch, wherever the
+weights are.
+"""
 
 import copy
 import subprocess
@@ -35,9 +37,19 @@ def initialised(model, name, **options):
 # --- what is touched -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, options", [("mimetic", {"qk_rank": 2}), ("mimetic-random-directions", {}), ("mimetic-untransposed", {}), ("timm-rescaled", {})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("mimetic", {"qk_rank": 2}),
+        ("mimetic-random-directions", {}),
+        ("mimetic-untransposed", {}),
+        ("timm-rescaled", {}),
+    ],
+)
 def test_controls_leave_cross_attention_alone(name, options):
-    plain = initialised(nn.TransformerDecoderLayer(16, 2), "timm", **{k: v for k, v in options.items() if k != "qk_rank"})
+    plain = initialised(
+        nn.TransformerDecoderLayer(16, 2), "timm", **{k: v for k, v in options.items() if k != "qk_rank"}
+    )
     model = initialised(nn.TransformerDecoderLayer(16, 2), name, **options)
     for part in ("in_proj_weight", "out_proj.weight"):
         assert torch.equal(model.multihead_attn.get_parameter(part), plain.multihead_attn.get_parameter(part))
@@ -70,7 +82,9 @@ def test_what_a_control_is_not_for_is_refused_before_anything_is_written():
 @pytest.mark.parametrize("name", defaults.DEFAULTS)
 def test_what_a_module_sets_of_its_parts_stays(name):
     timm_cr = pytest.importorskip("timm.models.swin_transformer_v2_cr")
-    swin = timm_cr.SwinTransformerV2Cr(img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2))
+    swin = timm_cr.SwinTransformerV2Cr(
+        img_size=32, patch_size=4, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2)
+    )
     assert swin.stages[0].blocks[0].norm1.weight.abs().max() == 0  # a residual branch that starts at zero
     if name != "gpt2":
         assert initialised(swin, name).stages[0].blocks[0].norm1.weight.abs().max() == 0
@@ -117,16 +131,29 @@ def test_gpt2_finds_the_residual_layers_of_other_libraries():
 def test_gpt2_finds_those_of_transformers(family, names):
     transformers = pytest.importorskip("transformers")
     config_class = getattr(transformers, family).config_class
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 50} if family == "GPT2Model" else {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50,
-        "image_size": 32, "patch_size": 16,
-    }  # fmt: skip
+    sizes = (
+        {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 50}
+        if family == "GPT2Model"
+        else {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "vocab_size": 50,
+            "image_size": 32,
+            "patch_size": 16,
+        }
+    )
     model = initialised(getattr(transformers, family)(config_class(**sizes)), "gpt2")
     every = dict(model.named_parameters())
     names = [next(full for full in every if full.endswith(name)) for name in names]
     assert residual_std(model, *names) == pytest.approx([0.02 / 2] * 2, rel=0.1)
     if family == "BertModel":  # the vector of padding stays 0
-        assert model.embeddings.word_embeddings.padding_idx == 0 and model.embeddings.word_embeddings.weight[0].abs().max() == 0
+        assert (
+            model.embeddings.word_embeddings.padding_idx == 0
+            and model.embeddings.word_embeddings.weight[0].abs().max() == 0
+        )
         assert initialised(model, "bert").embeddings.word_embeddings.weight[0].abs().max() == 0
 
 
@@ -158,10 +185,20 @@ def test_old_weight_norm_is_named():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name, options", [("mimetic", {"qk_rank": 4}), ("mimetic-random-directions", {}), ("mimetic-untransposed", {}), ("timm-rescaled", {})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("mimetic", {"qk_rank": 4}),
+        ("mimetic-random-directions", {}),
+        ("mimetic-untransposed", {}),
+        ("timm-rescaled", {}),
+    ],
+)
 def test_controls_in_any_precision(name, options, dtype):
     layer, reference = (attention_layers(initialised(vit().to(t), name, **options))[0] for t in (dtype, torch.float32))
-    assert torch.linalg.matrix_rank(layer.q[:, 0].float(), rtol=0.02) == torch.linalg.matrix_rank(reference.q[:, 0], rtol=0.02)
+    assert torch.linalg.matrix_rank(layer.q[:, 0].float(), rtol=0.02) == torch.linalg.matrix_rank(
+        reference.q[:, 0], rtol=0.02
+    )
     assert layer.vp().float().norm() == pytest.approx(reference.vp().norm().item(), rel=0.2)
 
 
@@ -189,7 +226,9 @@ def test_weights_on_another_device_are_made_on_the_cpu(name, monkeypatch):
     monkeypatch.setattr(initializers, "_on_cpu", copied)
     before = {n: (p, p.data_ptr()) for n, p in model.named_parameters()}
     initialised(model, name)
-    assert copies[0] is not model and {id(p) for p in copies[0].parameters()}.isdisjoint(id(p) for p in model.parameters())
+    assert copies[0] is not model and {id(p) for p in copies[0].parameters()}.isdisjoint(
+        id(p) for p in model.parameters()
+    )
     for n, p in model.named_parameters():
         assert (p, p.data_ptr()) == before[n] and torch.equal(p, reference.get_parameter(n)), n
 
@@ -214,7 +253,9 @@ rank = int(os.fork() == 0)  # what takes seconds, once: PyTorch, and what its re
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
 torch.manual_seed(rank)  # the processes' own random numbers differ
 replicate = torch.nn.parallel.DistributedDataParallel
-layer, model = replicate(torch.nn.Sequential(torch.nn.MultiheadAttention(32, 4))), replicate(ViT(ViTConfig(img_size=8, patch_size=4, d_model=32, depth=1, num_heads=2, num_classes=3)))
+layer = replicate(torch.nn.Sequential(torch.nn.MultiheadAttention(32, 4)))
+config = ViTConfig(img_size=8, patch_size=4, d_model=32, depth=1, num_heads=2, num_classes=3)
+model = replicate(ViT(config))
 mimetic.mimetic_init_(layer)
 mimetic.initialize_(model, "mimetic")
 torch.save([layer.module.state_dict(), model.module.state_dict()], f"{sys.argv[1]}/{rank}.pt")
@@ -266,7 +307,9 @@ def test_nothing_is_written_where_it_would_fail_later():
         (dynamic, "timm", {}, ValueError, "1 is quantised"),
         (nn.LazyLinear(4), "timm", {}, ValueError, "weight is not initialised yet"),
     ):
-        there = {n: p.detach().clone() for n, p in model.named_parameters() if not isinstance(p, nn.UninitializedParameter)}
+        there = {
+            n: p.detach().clone() for n, p in model.named_parameters() if not isinstance(p, nn.UninitializedParameter)
+        }
         with pytest.raises(error, match=words):
             mimetic.initialize_(model, name, **options)
         assert all(torch.equal(p, there[n]) for n, p in model.named_parameters() if n in there), words
@@ -322,4 +365,6 @@ def test_fused_and_residual_layers_by_name():
     mimetic.initialize_(model, "xavier")
     assert model.blocks[0].attn.to_qkv.weight.detach().abs().max().item() == pytest.approx((6 / 96) ** 0.5, rel=0.02)
     mimetic.initialize_(model, "gpt2")
-    assert model.head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05) and model.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert model.head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05) and model.blocks[
+        1
+    ].mlp.fc2.weight.std().item() == pytest.approx(0.01, rel=0.05)

@@ -1,4 +1,6 @@
-"""Text experiments: batches and evaluation worked out by hand, a run from start to record, constants, plain errors before training."""
+"""Text experiments: batches and evaluation worked out by hand, a run from start to record, constants, plain errors
+before training.
+"""
 
 import dataclasses
 import math
@@ -40,8 +42,19 @@ from mimetic.training.records import load_runs, read_record, runs_dir
 LANGUAGE_EXPERIMENTS = [name for name, config in EXPERIMENTS.items() if isinstance(config, LanguageConfig)]
 TRAIN, TEST = "abc de é" * 40, "abé dc" * 10 + "c"
 DATA = on_device("toy", *encode_characters(TRAIN, TEST), "cpu")
-TOY = dict(experiment="toy", dataset="pydoc", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=2, steps_per_epoch=3, curve_tokens=50,
-           device="cpu")  # fmt: skip
+TOY = dict(
+    experiment="toy",
+    dataset="pydoc",
+    d_model=16,
+    depth=1,
+    num_heads=2,
+    context=8,
+    batch_size=4,
+    epochs=2,
+    steps_per_epoch=3,
+    curve_tokens=50,
+    device="cpu",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +113,8 @@ def test_evaluation_is_over_every_token_but_the_first(context):
 
 def test_evaluation_windows_do_not_overlap():
     n = len(TEST) - 1
-    right = sum(1 for i in range(n) if (i % 6) % 2 == 0)  # windows of 6 start at every sixth token, which is the text's period
+    # windows of 6 start at every sixth token, which is the text's period
+    right = sum(1 for i in range(n) if (i % 6) % 2 == 0)
     out = task(context=6).evaluate(Oracle(), last=True)
     assert out["loss"] == pytest.approx((n - right) / n * math.log(DATA.vocab_size), rel=1e-5)
 
@@ -132,9 +146,15 @@ def test_a_run_from_start_to_record(tmp_path, monkeypatch):
         assert len(anatomy["products"]["rows"]) == 2 * (2 + 1) and len(anatomy["sample"]["text"]) > 100
         assert anatomy["sample"]["prompt"] == record["anatomy"]["before"]["sample"]["prompt"]
     nats, size = (cases_of(record, name) for name in ("nats", "bytes"))
-    assert len(nats) == len(size) > 1000 and nats.sum() / math.log(2) / size.sum() == pytest.approx(record["final"]["test_bits_per_byte"], rel=1e-3)
+    assert len(nats) == len(size) > 1000 and nats.sum() / math.log(2) / size.sum() == pytest.approx(
+        record["final"]["test_bits_per_byte"], rel=1e-3
+    )
     again = run(config, store=False, progress=False)
-    assert again["curve"] == record["curve"] and again["anatomy"] == record["anatomy"] and again["cases"] == record["cases"]
+    assert (
+        again["curve"] == record["curve"]
+        and again["anatomy"] == record["anatomy"]
+        and again["cases"] == record["cases"]
+    )
 
 
 def test_arms_of_one_seed_differ_in_attention_only():
@@ -151,7 +171,8 @@ def test_every_run_of_the_queues_passes_its_checks():
         check(dataclasses.replace(config, device="cpu"))
         assert language.cost(config) > 0
     first = QUEUES["language"]()
-    assert [c.seed for c in first].index(3) == sum(c.seed < 3 for c in first)  # three seeds of everything before a fourth of anything
+    # three seeds of everything before a fourth of anything
+    assert [c.seed for c in first].index(3) == sum(c.seed < 3 for c in first)
     for experiment in ("tinyshakespeare", "wikitext2"):
         assert {c.seed for c in first if c.experiment == experiment} == set(CENTRAL_SEEDS)
 
@@ -170,20 +191,29 @@ def test_constants_are_those_of_the_library():
 
 def test_fitted_constants_are_those_of_the_committed_record():
     for name, values in from_record("tinyshakespeare-narrow", "gpt2", fold=True).items():
-        assert FITTED[name] == pytest.approx(values, rel=2e-2), name  # the truncation's curve is drawn with torch's random numbers
+        # the truncation's curve is drawn with torch's random numbers
+        assert FITTED[name] == pytest.approx(values, rel=2e-2), name
 
 
 def test_every_arm_has_the_rate_that_the_committed_search_chose():
-    two = {arm: row.dropna().sort_values().iloc[:2] for arm, row in rate_table(load_runs("tinyshakespeare-recipe")).iterrows()}
+    two = {
+        arm: row.dropna().sort_values().iloc[:2]
+        for arm, row in rate_table(load_runs("tinyshakespeare-recipe")).iterrows()
+    }
     assert {arm: rates.index[1] for arm, rates in two.items() if rates.iloc[1] - rates.iloc[0] <= TIE} == RUNNER_UP
-    assert best_rates(load_runs("tinyshakespeare-recipe")) == CHOSEN  # an arm that is not searched through has no rate and no runs yet
+    # an arm that is not searched through has no rate and no runs yet
+    assert best_rates(load_runs("tinyshakespeare-recipe")) == CHOSEN
     for experiment in ("tinyshakespeare", "wikitext2", "tinyshakespeare-long"):
         for name in ARMS[experiment]:
             assert named(experiment, arm=name).lr == CHOSEN[name]
     assert set(ARMS["tinyshakespeare"]) == set(CHOSEN)
     queue = QUEUES["language-recipe"]()
     search = [config for config in queue if config.lr < EDGE_RATE and config.experiment == "tinyshakespeare-recipe"]
-    assert len(search) == 4 * len(EVERY) and {config.seed for config in queue} == {0} and all(config.validation for config in queue)
+    assert (
+        len(search) == 4 * len(EVERY)
+        and {config.seed for config in queue} == {0}
+        and all(config.validation for config in queue)
+    )
     assert sum(config.experiment == "share-recipe" for config in queue) == 3 * len(ENDS) * len(SIGNS)
 
 
@@ -194,11 +224,17 @@ def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind):
     assert (best_rates(finals) if len(finals) else {}) == chosen
     assert set(chosen) <= set(arms)
     for name, lr in SECOND_RATE.get(kind, {}).items():
-        assert best_rates(finals)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr and rate_table(finals).loc[name].drop(chosen[name]).idxmin() == lr
+        assert (
+            best_rates(finals)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr
+            and rate_table(finals).loc[name].drop(chosen[name]).idxmin() == lr
+        )
     for name in arms:
         if name not in chosen:
             continue
-        assert named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name] and named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
+        assert (
+            named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name]
+            and named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
+        )
 
 
 def test_the_sweep_holds_attention_fixed_and_changes_its_share():
@@ -265,34 +301,74 @@ def test_the_recipe_never_saw_the_evaluation_text():
 
 
 def test_chapter_10_says_what_the_records_say():
-    """Its answer, and what it says of the result with learned positions, are written by hand: they hold as long as this does."""
+    """Its answer, and what it says of the result with learned positions, are written by hand: they hold as long as this
+    does.
+    """
     learned, fixed, rotary = [("central", "wikitext2"), ("positions", "positions-wikitext2"), ("rotary",)]
-    sides = {kind: [[side(positions.effect_of(STUDIES[name], arm)) for arm in ("vision", "language")] for name in names] for kind, names in (("learned", learned), ("fixed", fixed), ("rotary", rotary))}
+    sides = {
+        kind: [[side(positions.effect_of(STUDIES[name], arm)) for arm in ("vision", "language")] for name in names]
+        for kind, names in (("learned", learned), ("fixed", fixed), ("rotary", rotary))
+    }
     assert sides == {"learned": [[1, 1], [1, 1]], "fixed": [[-1, 0], [-1, 1]], "rotary": [[1, 1]]}
-    assert positions.effect_of(STUDIES["rotary"], "vision").mean() < 0.2 * positions.effect_of(STUDIES["central"], "vision").mean()
+    assert (
+        positions.effect_of(STUDIES["rotary"], "vision").mean()
+        < 0.2 * positions.effect_of(STUDIES["central"], "vision").mean()
+    )
     for with_fixed, own in zip(fixed, learned):
         assert side(positions.across("vision", STUDIES[with_fixed], "gpt2", STUDIES[own])) == -1
-    started = [positions.across("vision", STUDIES["from-sincos"], arm, STUDIES[other]) for arm, other in (("gpt2", "central"), ("vision", "positions"))]
+    started = [
+        positions.across("vision", STUDIES["from-sincos"], arm, STUDIES[other])
+        for arm, other in (("gpt2", "central"), ("vision", "positions"))
+    ]
     assert [side(values) for values in started] == [-1, 0] and [len(values) for values in started] == [6, 6]
     long = {name: positions.effect_of(STUDIES[name], "vision") for name in ("long", "positions-long")}
-    assert side(long["positions-long"]) == -1 and long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean() and [len(v) for v in long.values()] == [3, 3]
+    assert (
+        side(long["positions-long"]) == -1
+        and long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean()
+        and [len(v) for v in long.values()] == [3, 3]
+    )
     gap = language_answers.gap_to(load_runs("tinyshakespeare-long", curves=True), "vision")
     assert len(language_answers.lead_of_all(gap)) and long["long"].mean() > 0
-    for name in ("tinyshakespeare-long", "tinyshakespeare-sincos-long"):  # no overfitting; the last entry of a curve is of more text
-        mean = load_runs(name, curves=True).pivot_table(index="step", columns="arm", values="test_bits_per_byte").iloc[:-1]
+    # no overfitting; the last entry of a curve is of more text
+    for name in ("tinyshakespeare-long", "tinyshakespeare-sincos-long"):
+        mean = (
+            load_runs(name, curves=True).pivot_table(index="step", columns="arm", values="test_bits_per_byte").iloc[:-1]
+        )
         assert (mean.idxmin() >= mean.index[-3]).all()
     for name in learned:
-        assert all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit")) and side(positions.effect_of(STUDIES[name], "speedrun")) == 0
+        assert (
+            all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit"))
+            and side(positions.effect_of(STUDIES[name], "speedrun")) == 0
+        )
     second = second_table()
     assert second.loc["language", "high"] < 0 < second.loc["language", "behind low"]
 
 
 def test_chapter_10_says_of_the_reason_what_the_records_say():
     """Its paragraph "What does it take?" is written by hand: it holds as long as this does."""
-    effect = {kind: side(positions.effect_of(STUDIES[kind], "vision")) for kind in ("positions", "shuffled", "centred", "scaled", "rotary", "from-sincos", "from-noise")}
-    assert effect == {"positions": -1, "shuffled": -1, "centred": -1, "scaled": 1, "rotary": 1, "from-sincos": -1, "from-noise": 0}
-    changed = {kind: positions.changes("vision", STUDIES[kind], STUDIES["positions"]) for kind in ("shuffled", "centred", "from-sincos", "from-noise")}
-    assert {kind: side(values) for kind, values in changed.items()} == {"shuffled": 1, "centred": 0, "from-sincos": 0, "from-noise": 1}
+    effect = {
+        kind: side(positions.effect_of(STUDIES[kind], "vision"))
+        for kind in ("positions", "shuffled", "centred", "scaled", "rotary", "from-sincos", "from-noise")
+    }
+    assert effect == {
+        "positions": -1,
+        "shuffled": -1,
+        "centred": -1,
+        "scaled": 1,
+        "rotary": 1,
+        "from-sincos": -1,
+        "from-noise": 0,
+    }
+    changed = {
+        kind: positions.changes("vision", STUDIES[kind], STUDIES["positions"])
+        for kind in ("shuffled", "centred", "from-sincos", "from-noise")
+    }
+    assert {kind: side(values) for kind, values in changed.items()} == {
+        "shuffled": 1,
+        "centred": 0,
+        "from-sincos": 0,
+        "from-noise": 1,
+    }
     full, left = (positions.effect_of(STUDIES[kind], "vision").mean() for kind in ("positions", "shuffled"))
     sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
     assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)

@@ -47,7 +47,9 @@ def test_null_distribution_against_permutations():
     g = seeded()
     A = torch.randn(40, 40, generator=g) * torch.linspace(0.1, 3, 40)[:, None] + torch.linspace(0, 2, 40)
     numbers = statistics(A)
-    permuted = [A[torch.randperm(40, generator=g)].diagonal().mean().item() / numbers["offdiag_sd"] for _ in range(20_000)]
+    permuted = [
+        A[torch.randperm(40, generator=g)].diagonal().mean().item() / numbers["offdiag_sd"] for _ in range(20_000)
+    ]
     assert numbers["null_mean"] == pytest.approx(np.mean(permuted), abs=4 * np.std(permuted) / 20_000**0.5)
     assert numbers["null_sd"] == pytest.approx(np.std(permuted), rel=0.03)
 
@@ -113,11 +115,16 @@ def test_fit_recovers_what_was_written(spec):
 
 def test_measure_then_mimic_gives_the_statistics_layer_by_layer():
     trained = blocks(d=128, heads=4, depth=3)
-    spec = MimeticSpec(qk_alpha=(0.5, 0.7, 1.5), qk_beta=(1.0, -0.4, 0.2), vp_alpha=(0.2, 0.3, 0.4), vp_beta=(-1.0, 0.0, 0.5))
+    spec = MimeticSpec(
+        qk_alpha=(0.5, 0.7, 1.5), qk_beta=(1.0, -0.4, 0.2), vp_alpha=(0.2, 0.3, 0.4), vp_beta=(-1.0, 0.0, 0.5)
+    )
     mimetic_init_(trained, spec, generator=seeded(1))
     fresh = blocks(d=128, heads=4, depth=3, seed=5)
     mimetic_init_(fresh, fit(trained), generator=seeded(2))
-    a, b = (measure(m, heads=False).groupby(["layer", "product"])[["diag_mean", "offdiag_sd"]].mean() for m in (trained, fresh))
+    a, b = (
+        measure(m, heads=False).groupby(["layer", "product"])[["diag_mean", "offdiag_sd"]].mean()
+        for m in (trained, fresh)
+    )
     np.testing.assert_allclose(a.diag_mean, b.diag_mean, atol=0.03)
     np.testing.assert_allclose(a.offdiag_sd, b.offdiag_sd, rtol=0.05)
 
@@ -125,7 +132,11 @@ def test_measure_then_mimic_gives_the_statistics_layer_by_layer():
 @pytest.mark.parametrize(("d", "k"), [(1024, 8), (480, 16), (1600, 64), (4096, 8)])
 def test_truncation_is_drawn_at_the_ratio_that_is_asked_for(d, k, monkeypatch):
     seen = []
-    monkeypatch.setattr(sys.modules["mimetic.measure"], "factor_top_k", lambda A, rank: seen.append(rank / A.shape[0]) or (torch.eye(A.shape[0], dtype=A.dtype)[:, :1], A[:1]))
+    monkeypatch.setattr(
+        sys.modules["mimetic.measure"],
+        "factor_top_k",
+        lambda A, rank: seen.append(rank / A.shape[0]) or (torch.eye(A.shape[0], dtype=A.dtype)[:, :1], A[:1]),
+    )
     truncation_curve.__wrapped__(d, k)
     assert set(seen) == {k / d}
 

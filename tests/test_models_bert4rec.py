@@ -33,22 +33,44 @@ def test_same_numbers_as_transformers_bert(items):
     transformers = pytest.importorskip("transformers")
     ours = build()
     config = transformers.BertConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_act="gelu",
-        max_position_embeddings=10, type_vocab_size=1, layer_norm_eps=1e-12, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
-    )  # fmt: skip
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_act="gelu",
+        max_position_embeddings=10,
+        type_vocab_size=1,
+        layer_norm_eps=1e-12,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
     bert = transformers.BertForMaskedLM(config).eval()
     with torch.no_grad():
         e, head = bert.bert.embeddings, bert.cls.predictions
         e.word_embeddings.weight.copy_(ours.item_embed.weight)
         e.position_embeddings.weight.copy_(ours.pos_embed[0])
         e.token_type_embeddings.weight.zero_()
-        pairs = [(e.LayerNorm, ours.embed_norm), (head.transform.dense, ours.head.dense), (head.transform.LayerNorm, ours.head.norm)]
+        pairs = [
+            (e.LayerNorm, ours.embed_norm),
+            (head.transform.dense, ours.head.dense),
+            (head.transform.LayerNorm, ours.head.norm),
+        ]
         for theirs, block in zip(bert.bert.encoder.layer, ours.blocks):
-            for name, w, b in zip(("query", "key", "value"), block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)):
+            for name, w, b in zip(
+                ("query", "key", "value"), block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
+            ):
                 getattr(theirs.attention.self, name).weight.copy_(w)
                 getattr(theirs.attention.self, name).bias.copy_(b)
-            pairs += [(theirs.attention.output.dense, block.attn.proj), (theirs.attention.output.LayerNorm, block.norm1)]
-            pairs += [(theirs.intermediate.dense, block.mlp.fc1), (theirs.output.dense, block.mlp.fc2), (theirs.output.LayerNorm, block.norm2)]
+            pairs += [
+                (theirs.attention.output.dense, block.attn.proj),
+                (theirs.attention.output.LayerNorm, block.norm1),
+            ]
+            pairs += [
+                (theirs.intermediate.dense, block.mlp.fc1),
+                (theirs.output.dense, block.mlp.fc2),
+                (theirs.output.LayerNorm, block.norm2),
+            ]
         for theirs, mine in pairs:
             theirs.load_state_dict(mine.state_dict())
         bert.tie_weights()
@@ -108,7 +130,8 @@ def test_fixed_positions_stand_beside_items_times_the_root_of_the_width(items):
     fixed, learned = build(pos_embed="sincos"), build()
     assert "pos_embed" not in dict(fixed.named_parameters()) and torch.equal(fixed.pos_embed, sincos(10, 16)[None])
     assert parameter_counts(fixed)["embedding"] == 32 * 16
-    # the blocks see what those of a model with learned positions see whose table has these values and whose items are so large
+    # the blocks see what those of a model with learned positions see whose table has these values and whose items are
+    # so large
     learned.load_state_dict(fixed.state_dict())
     with torch.no_grad():
         learned.item_embed.weight *= 4

@@ -30,7 +30,14 @@ def test_logits_are_those_of_transformers():
     for p in theirs.parameters():  # also biases and gains away from where they start
         p.data += 0.1 * torch.randn_like(p)
     ours, state = GPT(SMALL).eval(), theirs.state_dict()
-    names = {"ln_1": "norm1", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj", "ln_2": "norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names = {
+        "ln_1": "norm1",
+        "attn.c_attn": "attn.qkv",
+        "attn.c_proj": "attn.proj",
+        "ln_2": "norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     copied = {"token_embed.weight": state["transformer.wte.weight"], "pos_embed": state["transformer.wpe.weight"]}
     copied |= {f"norm.{p}": state[f"transformer.ln_f.{p}"] for p in ("weight", "bias")}
     for i in range(3):
@@ -122,7 +129,8 @@ def test_fixed_positions_stand_beside_tokens_times_the_root_of_the_width():
     fixed = initialised(config=dataclasses.replace(SMALL, pos_embed="sincos"))
     assert "pos_embed" not in dict(fixed.named_parameters()) and torch.equal(fixed.pos_embed, sincos(24, 48))
     assert parameter_counts(fixed)["embedding"] == 61 * 48
-    # the blocks see what those of a GPT with learned positions see whose table has these values and whose tokens are so large
+    # the blocks see what those of a GPT with learned positions see whose table has these values and whose tokens are so
+    # large
     learned = initialised()
     learned.load_state_dict(fixed.state_dict())
     with torch.no_grad():
@@ -147,7 +155,9 @@ def test_scaled_embeddings_are_those_of_a_gpt_with_larger_ones():
 def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind):
     started, learned = initialised(config=dataclasses.replace(SMALL, pos_embed=kind)), initialised()
     assert all(torch.equal(p, learned.get_parameter(name)) for name, p in started.named_parameters())
-    assert started.pos_start.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and torch.equal(started.pos_start, sincos(24, 48)) == (kind == "from-sincos")
+    assert started.pos_start.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and torch.equal(
+        started.pos_start, sincos(24, 48)
+    ) == (kind == "from-sincos")
     with torch.no_grad():
         learned.pos_embed += started.pos_start
         learned.token_embed.weight *= 48**0.5
@@ -167,8 +177,12 @@ def test_shuffled_positions_are_the_same_ones_in_another_order():
 
 
 def test_centred_positions_have_nothing_in_common_and_the_same_size():
-    rows, apart = sincos(128, 128), GPT(GPTConfig(vocab_size=5, context=128, d_model=128, depth=1, num_heads=4, pos_embed="centred")).pos_embed
-    assert rows.mean(0).square().sum() > 0.5 * rows.square().sum(1).mean()  # most of the energy is the same for every place
+    rows, apart = (
+        sincos(128, 128),
+        GPT(GPTConfig(vocab_size=5, context=128, d_model=128, depth=1, num_heads=4, pos_embed="centred")).pos_embed,
+    )
+    # most of the energy is the same for every place
+    assert rows.mean(0).square().sum() > 0.5 * rows.square().sum(1).mean()
     torch.testing.assert_close(apart.mean(0), torch.zeros(128), atol=1e-6, rtol=0)
     torch.testing.assert_close(apart.square().mean(), rows.square().mean())
     torch.testing.assert_close(apart / apart.norm(), (rows - rows.mean(0)) / (rows - rows.mean(0)).norm())
@@ -188,12 +202,19 @@ def test_rotary_positions_are_those_of_llama_and_know_distances_only():
         along = scores[0, 0].diagonal(-back)
         torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=1e-4)
     model = initialised(config=config)
-    assert model.pos_embed is None and parameter_counts(model)["embedding"] == 61 * 48 and not any("rotary" in name for name in model.state_dict())
+    assert (
+        model.pos_embed is None
+        and parameter_counts(model)["embedding"] == 61 * 48
+        and not any("rotary" in name for name in model.state_dict())
+    )
     with torch.no_grad():
         for block in model.blocks:
             block.attn.qkv.weight.mul_(10)  # so that it looks somewhere
     ids = torch.randint(61, (1, 20), generator=torch.Generator().manual_seed(0))
-    assert (model(ids[:, 1:])[0, -1] - model(torch.cat([ids[:, :1], ids[:, 2:3], ids[:, 1:2], ids[:, 3:]], 1))[0, -1]).abs().max() > 1e-3  # the order matters
+    # the order matters
+    assert (
+        model(ids[:, 1:])[0, -1] - model(torch.cat([ids[:, :1], ids[:, 2:3], ids[:, 1:2], ids[:, 3:]], 1))[0, -1]
+    ).abs().max() > 1e-3
     assert len(generate(model, [1], 30)) == 30
 
 
@@ -222,11 +243,23 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
         (lambda: GPTConfig(num_heads=5), "num_heads=5 does not divide d_model=768"),
         (lambda: GPTConfig(context=0), "context must be a whole number of at least 1"),
         (lambda: GPTConfig(mlp_ratio=0), "mlp_ratio must be finite and give at least one hidden unit"),
-        (lambda: GPTConfig(pos_embed="rope"), "pos_embed must be one of learned, scaled, sincos, shuffled, centred, rotary, from-sincos, from-noise, not 'rope'"),
+        (
+            lambda: GPTConfig(pos_embed="rope"),
+            (
+                "pos_embed must be one of learned, scaled, sincos, shuffled, centred, rotary, from-sincos, from-noise,"
+                " not 'rope'"
+            ),
+        ),
         (lambda: GPTConfig(d_model=6, num_heads=2, pos_embed="rotary"), "needs an even d_model / num_heads, not 6 / 2"),
         (lambda: rotations(4, 3), "rotary positions need an even head_dim, not 3"),
-        (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"), "pos_embed='sincos' needs an even d_model, not 9"),
-        (lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="from-sincos"), "pos_embed='from-sincos' needs an even d_model, not 9"),
+        (
+            lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="sincos"),
+            "pos_embed='sincos' needs an even d_model, not 9",
+        ),
+        (
+            lambda: GPTConfig(d_model=9, num_heads=3, pos_embed="from-sincos"),
+            "pos_embed='from-sincos' needs an even d_model, not 9",
+        ),
         (lambda: sincos(4, 9), "d_model must be even, not 9"),
         (lambda: GPT(SMALL)(torch.zeros(1, 25, dtype=torch.long)), "25 tokens are more than the context of 24"),
         (lambda: generate(GPT(SMALL), [], 3), "no tokens to begin with"),

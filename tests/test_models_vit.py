@@ -82,14 +82,26 @@ def test_fixed_noise_is_what_the_learned_positions_from_noise_start_from():
 @pytest.mark.parametrize("kind", ["from-sincos", "from-noise"])
 def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind, global_pool):
     prefix = int(global_pool == "token")
-    started, learned = (ViT(ViTConfig(**TINY, global_pool=global_pool, pos_embed=pos)).eval() for pos in (kind, "learned"))
+    started, learned = (
+        ViT(ViTConfig(**TINY, global_pool=global_pool, pos_embed=pos)).eval() for pos in (kind, "learned")
+    )
     mimetic.initialize_(started, "timm", generator=torch.Generator().manual_seed(0))
-    assert started.pos_embed.requires_grad and not started.pos_start.requires_grad and 0.015 < started.pos_embed.std() < 0.025
+    assert (
+        started.pos_embed.requires_grad
+        and not started.pos_start.requires_grad
+        and 0.015 < started.pos_embed.std() < 0.025
+    )
     rows = started.pos_start[0, prefix:]
-    assert rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and not started.pos_start[0, :prefix].any()
+    assert (
+        rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03)
+        and not started.pos_start[0, :prefix].any()
+    )
     assert torch.equal(rows, sincos2d(4, 4, 32)) == (kind == "from-sincos")
     state = started.state_dict()
-    learned.load_state_dict({name: t for name, t in state.items() if name != "pos_start"} | {"pos_embed": state["pos_embed"] + state["pos_start"]})
+    learned.load_state_dict(
+        {name: t for name, t in state.items() if name != "pos_start"}
+        | {"pos_embed": state["pos_embed"] + state["pos_start"]}
+    )
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(started(images), learned(images))
     started(images).square().sum().backward()

@@ -48,12 +48,23 @@ if __name__ == "__main__":
     damaged = refused(dataclasses.replace(config, experiment="damaged"))
     again = run(config, progress=False)
     with open(f"said{int(not is_first())}.json", "w") as file:
-        json.dump({"odd": odd, "damaged": damaged, "stopped": stopped, "whole": whole["digest"], "again": again["digest"]}, file)
+        digests = {"whole": whole["digest"], "again": again["digest"]}
+        json.dump({"odd": odd, "damaged": damaged, "stopped": stopped} | digests, file)
 """
 
 
 def tiny(**changes):
-    small = dict(experiment="whole", init="mimetic", train_size=480, d_model=16, depth=2, num_heads=2, epochs=3, device="cpu", threads=1)
+    small = dict(
+        experiment="whole",
+        init="mimetic",
+        train_size=480,
+        d_model=16,
+        depth=2,
+        num_heads=2,
+        epochs=3,
+        device="cpu",
+        threads=1,
+    )
     return named("digits", **small | changes)
 
 
@@ -76,11 +87,29 @@ def trained(tmp_path_factory):
     (folder / "runs" / "damaged").mkdir(parents=True)
     (folder / "runs" / "damaged" / "mimetic-seed0.json").write_text("{")
     (folder / "work.py").write_text(SCRIPT)
-    names = {"PYTHONPATH": str(SRC), "MIMETIC_DATA": str(folder / "cache"), "MIMETIC_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    names = {
+        "PYTHONPATH": str(SRC),
+        "MIMETIC_DATA": str(folder / "cache"),
+        "MIMETIC_RUNS": str(folder / "runs"),
+        "OMP_NUM_THREADS": "1",
+    }
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "work.py", json.dumps(dataclasses.asdict(tiny()))],
-        env=os.environ | names, cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "work.py",
+            json.dumps(dataclasses.asdict(tiny())),
+        ],
+        env=os.environ | names,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     return folder, alone
 

@@ -676,7 +676,9 @@ print(len(layers), layers[5].qk(1).diagonal().sum().item())
 
 @pytest.fixture
 def hub(tmp_path):
-    """A server that answers as the hub does for one file: what a revision is, and where its file lies (elsewhere, by a redirection)."""
+    """A server that answers as the hub does for one file: what a revision is, and where its file lies (elsewhere, by a
+    redirection).
+    """
     asked, file = [], tmp_path / "served.safetensors"
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -699,11 +701,22 @@ def hub(tmp_path):
                 self.answer(200, {"Content-Type": "application/octet-stream", "ETag": f'"{digest}"'}, data)
             elif self.path.startswith("/api/models/") and "/revision/" in self.path:
                 repo, revision = self.path.removeprefix("/api/models/").split("/revision/")
-                about = {"id": repo, "sha": revision, "siblings": [{"rfilename": "model.safetensors"}], "tags": [], "private": False}
+                about = {
+                    "id": repo,
+                    "sha": revision,
+                    "siblings": [{"rfilename": "model.safetensors"}],
+                    "tags": [],
+                    "private": False,
+                }
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
             elif self.path.endswith("/model.safetensors") and "/resolve/" in self.path:
-                headers = {"X-Repo-Commit": self.path.split("/")[-2], "X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
-                store = f"http://localhost:{self.server.server_port}/store/file"  # another host: the client asks the hub for headers
+                headers = {
+                    "X-Repo-Commit": self.path.split("/")[-2],
+                    "X-Linked-Size": str(len(data)),
+                    "X-Linked-ETag": f'"{digest}"',
+                }
+                # another host: the client asks the hub for headers
+                store = f"http://localhost:{self.server.server_port}/store/file"
                 self.answer(302, headers | {"Location": store})
             else:
                 self.answer(404, {"X-Error-Code": "EntryNotFound"})
@@ -725,12 +738,16 @@ def test_the_hubs_own_client_fetches_a_pinned_file(monkeypatch, hub, tmp_path):
         torch.manual_seed(5)
         model = timm.create_model("vit_tiny_patch16_224")
     save_file(model.state_dict(), hub.file, {"format": "pt"})
-    environment = {key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE") and "proxy" not in key.lower()}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE") and "proxy" not in key.lower()
+    }
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
 
     sha256 = hashlib.sha256(hub.file.read_bytes()).hexdigest()
     command = [sys.executable, "-c", HUB_CODE, "vit_tiny_patch16_224", sha256]
-    refused, kept, found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120).stdout.splitlines()
+    refused, kept, found = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=True, timeout=120
+    ).stdout.splitlines()
     # what the published file's checksum refuses, is not kept
     assert refused.startswith("ChecksumError vit_tiny_patch16_224: ") and kept == "nothing kept"
     origin = SOURCES["vit_tiny_patch16_224"].origin
@@ -950,8 +967,36 @@ KNOWN = {
     ("svtrv2-base", "qk", False): [0.49, 0.68, 0.66, 0.31, 0.23, 0.25, 0.29, 0.23, 0.24, -0.21],
     # layers taken from the file by the gguf library alone, measured with mimetic.measure
     ("smollm2-135m", "vp", False): [
-        -0.04, -1.30, -0.23, 0.77, 0.75, 0.72, 0.56, -1.48, -0.29, 0.59, -0.19, -0.70, 2.57, 4.09, 1.79, 3.96, 3.28, 0.45, 3.39, 1.99,
-        0.45, 4.71, 4.04, -0.03, 1.57, 5.11, 8.25, 12.23, 5.59, 6.84,
+        -0.04,
+        -1.30,
+        -0.23,
+        0.77,
+        0.75,
+        0.72,
+        0.56,
+        -1.48,
+        -0.29,
+        0.59,
+        -0.19,
+        -0.70,
+        2.57,
+        4.09,
+        1.79,
+        3.96,
+        3.28,
+        0.45,
+        3.39,
+        1.99,
+        0.45,
+        4.71,
+        4.04,
+        -0.03,
+        1.57,
+        5.11,
+        8.25,
+        12.23,
+        5.59,
+        6.84,
     ],
     ("minilm-l6", "vp", False): [1.38, -0.24, 0.25, -1.00, -1.59, 4.13],
     ("minilm-l6", "qk", False): [-0.50, 0.25, 0.60, 0.52, 0.66, 0.27],

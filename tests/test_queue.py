@@ -36,9 +36,19 @@ def _folders(tmp_path, monkeypatch):
 def toy(count=3, **changes):
     """Runs on synthetic sequences, which need none of the libraries whose import takes a worker longer than its run."""
     small = dict(
-        experiment="toy", init="timm", max_len=6, d_model=16, depth=1, num_heads=2, batch_size=100, epochs=2, passes=1, precision="float32",
-        threads=1, device="cpu",
-    )  # fmt: skip
+        experiment="toy",
+        init="timm",
+        max_len=6,
+        d_model=16,
+        depth=1,
+        num_heads=2,
+        batch_size=100,
+        epochs=2,
+        passes=1,
+        precision="float32",
+        threads=1,
+        device="cpu",
+    )
     return [named("clusters", **small | {"seed": seed} | changes) for seed in range(count)]
 
 
@@ -62,10 +72,13 @@ def test_works_off_side_by_side_and_gives_what_run_gives():
 
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
-    """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it lies."""
+    """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it
+    lies.
+    """
     (tmp_path / "dying.py").write_text(
-        "import os, time\n\ndef exits(connection):\n    time.sleep(0.5)\n    os._exit(3)\n\ndef is_killed(connection):\n    os.kill(os.getpid(), 9)\n"
-        "\ndef loses_its_gpu(connection):\n    connection.recv()\n    connection.send(('lost', 'CUDA error: an illegal memory access'))\n"
+        "import os, time\n\ndef exits(connection):\n    time.sleep(0.5)\n    os._exit(3)\n\ndef"
+        " is_killed(connection):\n    os.kill(os.getpid(), 9)\n\ndef loses_its_gpu(connection):\n   "
+        " connection.recv()\n    connection.send(('lost', 'CUDA error: an illegal memory access'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("dying")
@@ -80,7 +93,8 @@ from mimetic.experiments.configs.recommenders import RecommenderConfig
 queue.LEAST_SECONDS = 3.0
 if __name__ == "__main__":
     configs = [RecommenderConfig(**c) for c in json.loads(sys.argv[1])]
-    outcome = queue.work(configs, minutes=json.loads(sys.argv[2]), processes=len(configs), checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))
+    options = dict(processes=len(configs), checkpoint_seconds=0.05, say=lambda line: print(line, flush=True))
+    outcome = queue.work(configs, minutes=json.loads(sys.argv[2]), **options)
     print(json.dumps(vars(outcome)), flush=True)
 """
 
@@ -115,7 +129,9 @@ def test_killed_at_work_loses_nothing(tmp_path, who):
     process.stdout.close()
     assert not record_path("toy", "timm", 0).is_file(), "the queue was too fast to be killed"
     if who != "all":  # its workers notice at once and leave the runs to others
-        wait_for(lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1, seconds=5)
+        wait_for(
+            lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).returncode == 1, seconds=5
+        )
     assert "half done" in queue.listing(runs)
     if who == "all":
         assert queue.work(runs, processes=1, say=lambda line: None).left == 0
@@ -132,7 +148,9 @@ def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, monkeypatch):
     output, _ = process.communicate(timeout=120)
     outcome = json.loads(output.splitlines()[-1])
     assert process.returncode == 0 and outcome["left"] == 2 and not outcome["failed"]
-    assert "leaked" not in (tmp_path / "stderr").read_text(), "what its workers leave behind must not reach the terminal"
+    assert "leaked" not in (tmp_path / "stderr").read_text(), (
+        "what its workers leave behind must not reach the terminal"
+    )
     assert time.monotonic() - began < 3.0 + 4 + 25  # and the start of three processes
     assert queue.listing(runs).count("half done") == 2
     with pytest.raises(ValueError, match="minutes must be more than 0.25: with less time no run is begun"):
@@ -193,11 +211,20 @@ def test_a_run_that_fails_or_is_held_elsewhere_does_not_stop_the_others():
 def test_what_would_happen_to_all_stops_all(monkeypatch):
     """Data that cannot be had are asked for once, not by three hundred runs."""
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
-    missing = [named("cifar10-lab10", experiment="toy", arm=f"c{seed}", seed=seed, device="cpu", threads=1) for seed in range(3)]
+    missing = [
+        named("cifar10-lab10", experiment="toy", arm=f"c{seed}", seed=seed, device="cpu", threads=1)
+        for seed in range(3)
+    ]
     outcome, lines = None, []
     outcome = queue.work([*missing, *toy(1)], processes=1, say=lines.append)
-    assert list(outcome.failed) == [missing[0].name] and "Unavailable" in outcome.failed[missing[0].name] and outcome.left == 3
-    assert outcome.finished == ["toy/timm-seed0"] and "2 other runs that it would happen to are not begun" in " ".join(lines)
+    assert (
+        list(outcome.failed) == [missing[0].name]
+        and "Unavailable" in outcome.failed[missing[0].name]
+        and outcome.left == 3
+    )
+    assert outcome.finished == ["toy/timm-seed0"] and "2 other runs that it would happen to are not begun" in " ".join(
+        lines
+    )
 
 
 def test_a_record_that_another_process_wrote_is_not_counted():
@@ -253,9 +280,16 @@ def test_a_run_whose_process_lost_its_gpu_is_tried_once_more_in_a_new_one(monkey
     monkeypatch.setattr(queue, "_serve", dying.loses_its_gpu)
     lines, runs = [], toy(2)
     outcome = queue.work(runs, processes=1, say=lines.append)
-    assert list(outcome.failed) == [config.name for config in runs] and "illegal memory access" in outcome.failed[runs[0].name]
-    assert [line for line in lines if "once more" in line] == [f"{config.name}  CUDA error: an illegal memory access: once more, in a new process" for config in runs]
-    assert gpu_is_lost(RuntimeError("CUDA error: an illegal memory access was encountered")) and not gpu_is_lost(torch.OutOfMemoryError("CUDA out of memory."))
+    assert (
+        list(outcome.failed) == [config.name for config in runs]
+        and "illegal memory access" in outcome.failed[runs[0].name]
+    )
+    assert [line for line in lines if "once more" in line] == [
+        f"{config.name}  CUDA error: an illegal memory access: once more, in a new process" for config in runs
+    ]
+    assert gpu_is_lost(RuntimeError("CUDA error: an illegal memory access was encountered")) and not gpu_is_lost(
+        torch.OutOfMemoryError("CUDA out of memory.")
+    )
 
 
 def test_a_damaged_checkpoint_does_not_stop_its_run():
@@ -360,18 +394,33 @@ def test_all_questions_make_equal_numbers_of_steps():
 
 def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
     runs = programme.lab_runs()
-    assert [c.name for c in runs[:12]] == [f"cifar10-lab30/{arm}-seed{s}" for s in range(6) for arm in ("timm", "mimetic")]
+    assert [c.name for c in runs[:12]] == [
+        f"cifar10-lab30/{arm}-seed{s}" for s in range(6) for arm in ("timm", "mimetic")
+    ]
     for study in programme.QUESTIONS:
         for seed in (0, 1, 2, 3, 4):
             assert all(c in runs for c in study.runs((seed,)))
-    assert all(c in runs for c in programme.RATES.runs((0,))) and {c.validation for c in programme.RATES.runs((0,))} == {5_000}
+    assert all(c in runs for c in programme.RATES.runs((0,))) and {
+        c.validation for c in programme.RATES.runs((0,))
+    } == {5_000}
     order = [run.name for run in runs]
-    asked_later = [list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)), [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm], [run for run in programme.START.runs(range(5)) if run.arm.startswith("from-")]]
-    assert order[-sum(map(len, asked_later)) :] == [run.name for study in asked_later for run in study]  # what was added when the others had been seen
+    asked_later = [
+        list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)),
+        [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm],
+        [run for run in programme.START.runs(range(5)) if run.arm.startswith("from-")],
+    ]
+    # what was added when the others had been seen
+    assert order[-sum(map(len, asked_later)) :] == [run.name for study in asked_later for run in study]
     runs = runs[: -sum(map(len, asked_later))]
-    questions = [c.seed for c in runs if c.experiment == "cifar10-lab10" and not c.arm.startswith(("float32", "depth12-half"))]
-    assert questions.index(3) == sum(seed <= 2 for seed in questions)  # three pairs of everything before a fourth of anything
-    assert {(c.arm, c.seed) for c in runs[-10:]} == {(f"depth12-half-{init}", seed) for init in programme.PAIR for seed in range(5)}  # asked last
+    questions = [
+        c.seed for c in runs if c.experiment == "cifar10-lab10" and not c.arm.startswith(("float32", "depth12-half"))
+    ]
+    # three pairs of everything before a fourth of anything
+    assert questions.index(3) == sum(seed <= 2 for seed in questions)
+    # asked last
+    assert {(c.arm, c.seed) for c in runs[-10:]} == {
+        (f"depth12-half-{init}", seed) for init in programme.PAIR for seed in range(5)
+    }
 
 
 def test_fitted_constants_are_those_of_the_committed_measurement():

@@ -28,11 +28,15 @@ def ours(scores, history, target, k=10):
 
 
 def test_worked_example():
-    """Items 1 to 6 with scores 9 8 7 6 5 4; the user had 1 and 3 and wants 5: before it stand 2 and 4, so its rank is 3."""
+    """Items 1 to 6 with scores 9 8 7 6 5 4; the user had 1 and 3 and wants 5: before it stand 2 and 4, so its rank is
+    3.
+    """
     scores = np.array([[9.0, 8, 7, 6, 5, 4]])
     ranks, metrics = ours(scores, [np.array([1, 3])], np.array([5]))
     assert ranks.tolist() == [3] and metrics == pytest.approx({"ndcg10": 0.5, "recall10": 1, "mrr": 1 / 3})
-    assert ours(scores, [np.array([1, 3])], np.array([5]), k=2)[1] == pytest.approx({"ndcg2": 0, "recall2": 0, "mrr": 1 / 3})
+    assert ours(scores, [np.array([1, 3])], np.array([5]), k=2)[1] == pytest.approx(
+        {"ndcg2": 0, "recall2": 0, "mrr": 1 / 3}
+    )
 
 
 def test_ties_count_half():
@@ -49,7 +53,11 @@ def test_scores_that_are_no_numbers_have_no_rank(bad):
 
 
 def test_padding_to_no_length_is_not_the_longest():
-    assert pad_left([[1, 2]], 0).shape == (1, 0) and pad_left([[1, 2]]).tolist() == [[1, 2]] and pad_left([[1, 2, 3]], 2).tolist() == [[2, 3]]
+    assert (
+        pad_left([[1, 2]], 0).shape == (1, 0)
+        and pad_left([[1, 2]]).tolist() == [[1, 2]]
+        and pad_left([[1, 2, 3]], 2).tolist() == [[2, 3]]
+    )
 
 
 def test_against_scikit_learn():
@@ -74,9 +82,12 @@ def test_against_ranx(monkeypatch):
         scores, history, target = example()
         _, found = ours(scores, history, target)
         qrels = ranx.Qrels({f"u{i}": {f"i{t}": 1} for i, t in enumerate(target)})
-        run = ranx.Run({
-            f"u{i}": {f"i{j + 1}": float(s) for j, s in enumerate(row) if j + 1 not in history[i]} for i, row in enumerate(scores)
-        })  # fmt: skip
+        run = ranx.Run(
+            {
+                f"u{i}": {f"i{j + 1}": float(s) for j, s in enumerate(row) if j + 1 not in history[i]}
+                for i, row in enumerate(scores)
+            }
+        )
         theirs = ranx.evaluate(qrels, run, ["ndcg@10", "recall@10", "mrr"])
     assert found == pytest.approx({"ndcg10": theirs["ndcg@10"], "recall10": theirs["recall@10"], "mrr": theirs["mrr"]})
 
@@ -112,14 +123,22 @@ def test_nothing_beats_the_oracle_on_average():
 
 def test_the_committed_baselines_are_those_of_this_code_and_complete():
     rows = json.loads(baselines_path().read_text())
-    assert {(r["dataset"], r["items"], r["users"]) for r in rows} == {("ml100k", 1682, 943), ("beauty", 1000, 4500), ("clusters", 64, 600)}
+    assert {(r["dataset"], r["items"], r["users"]) for r in rows} == {
+        ("ml100k", 1682, 943),
+        ("beauty", 1000, 4500),
+        ("clusters", 64, 600),
+    }
     assert [r for r in rows if r["dataset"] == "clusters"] == baselines("clusters")
 
 
 def test_what_others_did_last_does_not_count():
     """A baseline is fitted to what the models are trained on: the last two items of the others change nothing."""
     data = load_sequences("clusters")
-    changed = SequenceData("changed", (data.sequences[0], *(np.concatenate([s[:-2], s[-1:], s[-2:-1]]) for s in data.sequences[1:])), data.num_items)
+    changed = SequenceData(
+        "changed",
+        (data.sequences[0], *(np.concatenate([s[:-2], s[-1:], s[-2:-1]]) for s in data.sequences[1:])),
+        data.num_items,
+    )
     for scores in (popularity, item_knn):
         assert np.array_equal(scores(data)[0], scores(changed)[0])
 

@@ -14,7 +14,9 @@ from mimetic.training.records import load_runs, read_record, record_path
 
 
 def small(**changes):
-    base = dict(experiment="toy", objective="mask", causal=False, epochs=2, batch_size=100, d_model=16, precision="float32")
+    base = dict(
+        experiment="toy", objective="mask", causal=False, epochs=2, batch_size=100, d_model=16, precision="float32"
+    )
     return named("clusters", **base | changes)
 
 
@@ -110,7 +112,9 @@ def test_evaluation_ranks_what_the_model_scores(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"norm_first": True}, {"causal": True}, {"causal": True, "objective": "next"}], ids=["BERT4Rec", "pre-LN", "causal", "SASRec"]
+    "changes",
+    [{}, {"norm_first": True}, {"causal": True}, {"causal": True, "objective": "next"}],
+    ids=["BERT4Rec", "pre-LN", "causal", "SASRec"],
 )
 def test_runs_and_is_recorded(changes, data_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
@@ -124,7 +128,9 @@ def test_runs_and_is_recorded(changes, data_folder, tmp_path, monkeypatch):
     assert load_runs("toy")["test_ndcg10"].iloc[0] == record["final"]["test_ndcg10"]
     assert "NDCG@10" in METRIC.show(record["final"])
     ranks = cases_of(record, "ranks")
-    assert len(ranks) == 600 and np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean() == pytest.approx(record["final"]["test_ndcg10"], abs=1e-6)
+    assert len(ranks) == 600 and np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean() == pytest.approx(
+        record["final"]["test_ndcg10"], abs=1e-6
+    )
     again = run(config, progress=False, force=True)
     assert again["curve"] == record["curve"]
 

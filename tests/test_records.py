@@ -84,8 +84,9 @@ DAMAGE = {
     "epochs are not 1, 2, 3": lambda record: record | {"curve": record["curve"][1:]},
     "same metrics": lambda record: record | {"curve": [{"epoch": 1}, record["curve"][1]]},
     "the final metrics are not those of the last epoch": lambda record: record | {"final": record["curve"][0]},
-    "test_accuracy of epoch 2 is nan": lambda record: record
-    | {"curve": [record["curve"][0], record["curve"][1] | {"test_accuracy": float("nan")}]},
+    "test_accuracy of epoch 2 is nan": (
+        lambda record: record | {"curve": [record["curve"][0], record["curve"][1] | {"test_accuracy": float("nan")}]}
+    ),
     "does not match its digest": edit(config={"epochs": 2, "init": "mimetic"}),
     "no unit or number": lambda record: signed(record | {"throughput": {}}),
     "or no hash of its source": lambda record: signed(record | {"source": {}}),

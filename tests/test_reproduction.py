@@ -58,7 +58,8 @@ def test_a_claim_tested_twice_holds_only_if_both_do():
     yes, no, wait, unsure = (HOLDS, "a"), (NOT, "b"), (OPEN, "c"), (UNDECIDED, "d")
     assert judge.joined({"x": yes, "y": yes}) == (HOLDS, "x: a; y: a")
     assert [judge.joined({"x": one, "y": no})[0] for one in (yes, wait, unsure, no)] == [PART, OPEN, NOT, NOT]
-    assert judge.joined({"x": no, "y": unsure})[0] == NOT  # of one data set refuted, of the other not known: as a claim of both it is not
+    # of one data set refuted, of the other not known: as a claim of both it is not
+    assert judge.joined({"x": no, "y": unsure})[0] == NOT
     assert judge.joined({"x": yes, "y": unsure})[0] == PART and judge.joined({"x": yes, "y": wait})[0] == OPEN
 
 
@@ -68,7 +69,9 @@ def test_what_is_counted_holds_if_all_of_it_is_there():
 
 def test_every_claim_has_a_verdict_and_a_chapter():
     table = judge.claims()
-    assert set(table["verdict"]) <= set(judge.MEANING) and table["claim"].is_unique and table["found"].str.len().min() > 5
+    assert (
+        set(table["verdict"]) <= set(judge.MEANING) and table["claim"].is_unique and table["found"].str.len().min() > 5
+    )
     listed = str(yaml.safe_load((ROOT / "_toc.yml").read_text()))
     assert all(f"book/{page}'" in listed for page in table["page"])
     pages = set(table["page"])
@@ -81,42 +84,79 @@ def test_every_claim_has_a_verdict_and_a_chapter():
 
 def test_the_report_opens_with_every_kind_of_model():
     lines = report.summary().splitlines()
-    assert len(lines) == 2 + len(report.SUMMARY) and all((ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY)
+    assert len(lines) == 2 + len(report.SUMMARY) and all(
+        (ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY
+    )
     central = compare(load_runs("cifar10-lab30"), {"x": ("timm", "mimetic")}).iloc[0]
-    assert lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])} ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
-    assert "](book/10_gpt.ipynb)" in report.summary("book/") and "[… with rotary positions](10_gpt.ipynb)" in report.summary()
+    assert (
+        lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])}"
+        f" ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
+    )
+    assert (
+        "](book/10_gpt.ipynb)" in report.summary("book/")
+        and "[… with rotary positions](10_gpt.ipynb)" in report.summary()
+    )
 
 
 def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_says():
     """Written by hand: it holds as long as this does."""
-    says = {row[1:]: common.word(compare(load_runs(row[2]), {"x": row[3:]}, family(EXPERIMENTS[row[2]]).METRIC.column).iloc[0], family(EXPERIMENTS[row[2]]).METRIC)
-            for row in report.SUMMARY if row[2] != "cifar10-paper" and row[3]}  # fmt: skip
+    says = {
+        row[1:]: common.word(
+            compare(load_runs(row[2]), {"x": row[3:]}, family(EXPERIMENTS[row[2]]).METRIC.column).iloc[0],
+            family(EXPERIMENTS[row[2]]).METRIC,
+        )
+        for row in report.SUMMARY
+        if row[2] != "cifar10-paper" and row[3]
+    }
 
     def word(experiment, reference, arm):
         return next(said for row, said in says.items() if row[1:] == (experiment, reference, arm))
 
-    assert word("cifar10-lab30", "timm", "mimetic") == word("cifar10-lab10", "timm-rescaled", "mimetic") == word("cifar10-lab10", "torch", "mimetic") == "gains"
+    assert (
+        word("cifar10-lab30", "timm", "mimetic")
+        == word("cifar10-lab10", "timm-rescaled", "mimetic")
+        == word("cifar10-lab10", "torch", "mimetic")
+        == "gains"
+    )
     assert word("cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic") == "loses"
-    assert side(better_rates(load_runs("cifar10-lab10"))[0]) == 0 and "each arm at the better of these rates](08_size_and_data.ipynb) | +0.4 (" in report.summary()
-    rotary, learned = (contrast(load_runs(name), {"vision": 1, "gpt2": -1}, "test_bits_per_byte").mean() for name in ("tinyshakespeare-rotary", "tinyshakespeare"))
+    assert (
+        side(better_rates(load_runs("cifar10-lab10"))[0]) == 0
+        and "each arm at the better of these rates](08_size_and_data.ipynb) | +0.4 (" in report.summary()
+    )
+    rotary, learned = (
+        contrast(load_runs(name), {"vision": 1, "gpt2": -1}, "test_bits_per_byte").mean()
+        for name in ("tinyshakespeare-rotary", "tinyshakespeare")
+    )
     assert rotary < learned / 5  # a little
-    assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare", "tinyshakespeare-rotary", "wikitext2")] == ["loses"] * 3
+    assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare", "tinyshakespeare-rotary", "wikitext2")] == [
+        "loses"
+    ] * 3
     assert [word(name, "gpt2", "vision") for name in ("tinyshakespeare-sincos", "wikitext2-sincos")] == ["gains"] * 2
-    assert word("tinyshakespeare-from-sincos", "gpt2", "vision") == word("cifar10-lab10", "from-sincos-avg-timm", "from-sincos-avg-mimetic") == "gains"
+    assert (
+        word("tinyshakespeare-from-sincos", "gpt2", "vision")
+        == word("cifar10-lab10", "from-sincos-avg-timm", "from-sincos-avg-mimetic")
+        == "gains"
+    )
     assert [word(name, "bert", "mimetic") for name in ("ml100k", "beauty")] == ["gains"] * 2
     assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
     assert side(contrast(load_runs("ml100k-sincos"), {"opposite": 1, "bert": -1}, "test_ndcg10")) == -1
-    there, here = load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-lab30")  # one kind of machine
+    # one kind of machine
+    there, here = load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-lab30")
     shorter, longer = (contrast(runs, {"mimetic": 1, "timm": -1}) for runs in (there, here))
     assert side((longer - shorter).dropna()) == -1 and set(there["device.name"]) == set(here["device.name"])
     assert "no pair yet" in report.summary()  # at the size of the papers
-    same = [text.partition("At laboratory scale mimetic")[2].partition("nothing is in yet.")[0] for text in pages_text()]
+    same = [
+        text.partition("At laboratory scale mimetic")[2].partition("nothing is in yet.")[0] for text in pages_text()
+    ]
     assert len(set(same)) == 1 and len(same[0]) > 300
 
 
 def pages_text():
     report_page = json.loads((ROOT / "book" / "13_report.ipynb").read_text(encoding="utf-8"))
-    return ["".join(report_page["cells"][2]["source"]), *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "book/index.md"))]
+    return [
+        "".join(report_page["cells"][2]["source"]),
+        *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "book/index.md")),
+    ]
 
 
 def test_how_many_measured_models_the_readme_counts():
@@ -139,7 +179,10 @@ def _gains(rows):
     return pd.DataFrame(rows, columns=columns).assign(signs=share.PUBLISHED)
 
 
-@pytest.mark.parametrize(("text", "pairs", "verdict"), [(-0.05, 6, HOLDS), (0.001, 6, UNDECIDED), (0.05, 6, UNDECIDED), (0.09, 6, UNDECIDED), (0.001, 4, OPEN)])
+@pytest.mark.parametrize(
+    ("text", "pairs", "verdict"),
+    [(-0.05, 6, HOLDS), (0.001, 6, UNDECIDED), (0.05, 6, UNDECIDED), (0.09, 6, UNDECIDED), (0.001, 4, OPEN)],
+)
 def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, text, text - 0.005, text + 0.005, pairs) for name in ("tinyshakespeare", "wikitext2")]
@@ -147,7 +190,9 @@ def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
     assert judge._language_gains_less()[0] == verdict
     if verdict == HOLDS:
-        monkeypatch.setattr(judge, "_gains", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)]))
+        monkeypatch.setattr(
+            judge, "_gains", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
+        )
         assert judge._language_gains_less()[0] == PART  # one of two texts loses
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows[:2]))
     assert judge._language_gains_less() == (OPEN, "no pair yet")
@@ -157,11 +202,19 @@ def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
 def test_language_gains_less_in_part_when_vision_loses_with_the_same_positions(monkeypatch, gain, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, -0.02, -0.025, -0.015, 6) for name in ("tinyshakespeare", "wikitext2")]
-    learned = [{"arm": f"learned-avg-{arm}", "seed": s, "test_accuracy": 0.5 + (gain + 0.001 * (s - 2)) * (arm == "mimetic")} for arm in ("timm", "mimetic") for s in range(5)]
+    learned = [
+        {"arm": f"learned-avg-{arm}", "seed": s, "test_accuracy": 0.5 + (gain + 0.001 * (s - 2)) * (arm == "mimetic")}
+        for arm in ("timm", "mimetic")
+        for s in range(5)
+    ]
     monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame(learned))
     monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
     found = judge._language_gains_less()
-    assert found[0] == verdict and "no gain is seen in vision, either" in found[1] if verdict == PART else found[0] == HOLDS
+    assert (
+        found[0] == verdict and "no gain is seen in vision, either" in found[1]
+        if verdict == PART
+        else found[0] == HOLDS
+    )
     assert f"(10 epochs): {RELATIVE.signed(2 * gain)} %" in found[1]
 
 
@@ -180,12 +233,18 @@ def test_the_guess_is_judged_when_the_whole_sweep_is_in(monkeypatch, slope, verd
 
 
 def test_better_lies_to_the_right_in_every_panel():
-    table = pd.DataFrame({"group": "g", "pairs": [5, 3], "difference": [0.02, -0.01], "low": [0.01, -np.inf], "high": [0.03, np.inf]}, index=["a", "b"])
+    table = pd.DataFrame(
+        {"group": "g", "pairs": [5, 3], "difference": [0.02, -0.01], "low": [0.01, -np.inf], "high": [0.03, np.inf]},
+        index=["a", "b"],
+    )
     points = pd.DataFrame({"label": ["a", "b"], "group": "g", "difference": [0.02, -0.01]})
     figure = figures.families([(ACCURACY, table, points), (BITS, table, points)])
     accuracy, bits = figure.axes
     assert not accuracy.xaxis_inverted() and bits.xaxis_inverted()
-    assert "test accuracy minus the default's (points): better to the right" in accuracy.get_xlabel() and bits.get_xlabel().count("bits per byte") == 1
+    assert (
+        "test accuracy minus the default's (points): better to the right" in accuracy.get_xlabel()
+        and bits.get_xlabel().count("bits per byte") == 1
+    )
     faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() == "o"]
     assert faces[1] == "white" != faces[0]
 
@@ -193,7 +252,9 @@ def test_better_lies_to_the_right_in_every_panel():
 def test_a_trend_waits_for_every_size(monkeypatch):
     steps = {title: [2**i for i in range(len(judge.panel_arms(title)))] for title in ("width", "depth")}
     dots = {
-        title: pd.DataFrame([{"x": x, "seed": s, "difference": 0.01 * i + 0.001 * (s % 2)} for s in range(5) for i, x in enumerate(xs)])
+        title: pd.DataFrame(
+            [{"x": x, "seed": s, "difference": 0.01 * i + 0.001 * (s % 2)} for s in range(5) for i, x in enumerate(xs)]
+        )
         for title, xs in steps.items()
     }
     monkeypatch.setattr(judge, "gain_panels", lambda finals: ({}, dots, {}))
@@ -226,7 +287,8 @@ def test_what_was_run_counts_the_committed_records():
     table = report.queues()
     assert list(table.index) == list(QUEUES) and (table["recorded"] <= table["planned"]).all()
     assert table.loc["recipe", "recorded"] == table.loc["recipe", "planned"] and table.loc["lab", "hours"] > 1
-    committed = sum(path.parent.name in EXPERIMENTS for path in (ROOT / "data" / "runs").glob("*/*.json"))  # a reader's own are beside them
+    # a reader's own are beside them
+    committed = sum(path.parent.name in EXPERIMENTS for path in (ROOT / "data" / "runs").glob("*/*.json"))
     assert table["recorded"].sum() == committed, "a record that no queue plans, or that two do"
 
 

@@ -1,4 +1,6 @@
-"""Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from intervals."""
+"""Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from
+intervals.
+"""
 
 import json
 import re
@@ -23,19 +25,37 @@ def put(folder, config, column, value, share_of_attention=0.25):
     from dataclasses import asdict
 
     entry = {"epoch": 1, "step": 1, "lr": 0.0, "train_loss": 1.0, column: value}
-    counts = {"attention_qkv": round(750 * share_of_attention), "attention_proj": round(250 * share_of_attention), "total": 1000}
+    counts = {
+        "attention_qkv": round(750 * share_of_attention),
+        "attention_proj": round(250 * share_of_attention),
+        "total": 1000,
+    }
     record = {
-        "schema": 1, "experiment": config.experiment, "arm": config.arm or config.init, "seed": config.seed,
-        "config": json.loads(json.dumps(asdict(config))), "curve": [entry], "final": entry, "parameters": counts,
-        "throughput": {"unit": "tokens", "per_second": 1.0}, "seconds": {"total": 1.0}, "device": {"type": "cpu"}, "versions": {},
-        "source": {"sha256": ""}, "started": "", "finished": "", "resumed": 0,
-    }  # fmt: skip
+        "schema": 1,
+        "experiment": config.experiment,
+        "arm": config.arm or config.init,
+        "seed": config.seed,
+        "config": json.loads(json.dumps(asdict(config))),
+        "curve": [entry],
+        "final": entry,
+        "parameters": counts,
+        "throughput": {"unit": "tokens", "per_second": 1.0},
+        "seconds": {"total": 1.0},
+        "device": {"type": "cpu"},
+        "versions": {},
+        "source": {"sha256": ""},
+        "started": "",
+        "finished": "",
+        "resumed": 0,
+    }
     write_record(record, folder)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share; arms and experiments that must not count."""
+    """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share; arms and experiments that must not
+    count.
+    """
     for seed, (a, b) in enumerate(((0.50, 0.55), (0.60, 0.66), (0.50, 0.55))):
         put(tmp_path, named("cifar10-lab30", init="timm", seed=seed), "test_accuracy", a)
         put(tmp_path, named("cifar10-lab30", init="mimetic", seed=seed), "test_accuracy", b)
@@ -58,7 +78,9 @@ def folder(tmp_path):
 
 def text_run(experiment, arm, seed=0, **changes):
     """A run of an arm at a rate of its own, whatever the search has chosen."""
-    return replace(EXPERIMENTS[experiment], arm=arm, seed=seed, lr=8e-3 if arm == "gpt2" else 1e-3, **(EVERY[arm] | changes))
+    return replace(
+        EXPERIMENTS[experiment], arm=arm, seed=seed, lr=8e-3 if arm == "gpt2" else 1e-3, **(EVERY[arm] | changes)
+    )
 
 
 def sweep_run(point, arm, seed):
@@ -66,12 +88,18 @@ def sweep_run(point, arm, seed):
 
 
 def test_points(folder):
-    points = share.gain_points(folder).set_index(["experiment", "signs", "point"]).sort_index(level=[0, 1], sort_remaining=False)
+    points = (
+        share.gain_points(folder)
+        .set_index(["experiment", "signs", "point"])
+        .sort_index(level=[0, 1], sort_remaining=False)
+    )
     assert set(points.index.get_level_values(0)) == {"cifar10-lab30", "share", "tinyshakespeare"}
     vision = points.loc[("cifar10-lab30", PLUS_MINUS, "cifar10-lab30")]
     assert vision["gain"] == pytest.approx(0.1) and vision["pairs"] == 3 and vision["share"] == pytest.approx(0.25)
     # lower is better; fitted constants are not mimetic initialization as published
-    assert points.loc["tinyshakespeare"]["gain"].to_dict() == pytest.approx({(PLUS_PLUS, "tinyshakespeare"): 0.05, (PLUS_MINUS, "tinyshakespeare"): -0.05})
+    assert points.loc["tinyshakespeare"]["gain"].to_dict() == pytest.approx(
+        {(PLUS_PLUS, "tinyshakespeare"): 0.05, (PLUS_MINUS, "tinyshakespeare"): -0.05}
+    )
     for signs, sign in ((PLUS_MINUS, 1), (PLUS_PLUS, -1)):
         sweep = points.loc[("share", signs)]
         assert list(sweep.index) == list(SHARES) and len(sweep) == 8
@@ -80,41 +108,74 @@ def test_points(folder):
 
 def test_slopes_along_one_thing_at_a_time(folder):
     table = share.slopes(share.gain_points(folder))
-    assert list(table.index) == [(signs, row) for signs in (PLUS_PLUS, PLUS_MINUS) for row in ("along the vocabulary", "along the MLP", "vocabulary minus MLP")]
+    assert list(table.index) == [
+        (signs, row)
+        for signs in (PLUS_PLUS, PLUS_MINUS)
+        for row in ("along the vocabulary", "along the MLP", "vocabulary minus MLP")
+    ]
     assert (table["seeds"] == 3).all() and table["points"].dropna().tolist() == [4, 3, 4, 3]
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
     expected = np.polyfit(x, 100 * (2**x) / 5, 1)[0]
-    assert table.loc[(PLUS_MINUS, "along the MLP"), "slope"] == pytest.approx(expected, rel=0.02) == -table.loc[(PLUS_PLUS, "along the MLP"), "slope"]
+    assert (
+        table.loc[(PLUS_MINUS, "along the MLP"), "slope"]
+        == pytest.approx(expected, rel=0.02)
+        == -table.loc[(PLUS_PLUS, "along the MLP"), "slope"]
+    )
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the vocabulary"]])
     others = [np.polyfit(np.delete(x, i), np.delete(100 * (2**x) / 5, i), 1)[0] for i in range(4)]
-    assert table.loc[(PLUS_MINUS, "along the vocabulary"), ["least without one point", "most"]].tolist() == pytest.approx([min(others), max(others)], rel=0.02)
+    assert table.loc[
+        (PLUS_MINUS, "along the vocabulary"), ["least without one point", "most"]
+    ].tolist() == pytest.approx([min(others), max(others)], rel=0.02)
     assert np.isnan(table.loc[(PLUS_MINUS, "along the MLP"), "most"])  # two points make no slope
     text = share.ahead_by_seed(share.gain_points(folder))
-    assert text.startswith("Ahead on average, with the relative gain of every seed: ") and share.ahead_by_seed(share.gain_points(folder), "share-gpu") == ""
+    assert (
+        text.startswith("Ahead on average, with the relative gain of every seed: ")
+        and share.ahead_by_seed(share.gain_points(folder), "share-gpu") == ""
+    )
     assert share.slopes(share.gain_points(folder), "share-gpu").empty
 
 
 def rows_of(table):
     """A Markdown table as {first cell: the others}."""
-    return {cells[0]: cells[1:] for line in table.splitlines()[2:] for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
+    return {
+        cells[0]: cells[1:]
+        for line in table.splitlines()[2:]
+        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+    }
 
 
 def test_the_sweep_in_a_table(folder, monkeypatch):
     points = share.gain_points(folder)
     monkeypatch.setattr(share, "retrained", lambda points, sweep: points)
     rows = rows_of(share.summary(points))
-    assert rows["points ahead on average, of 7"] == ["0", "7"] == rows["with an interval above 0"]  # the point with half the attention layers is not among them
+    # the point with half the attention layers is not among them
+    assert rows["points ahead on average, of 7"] == ["0", "7"] == rows["with an interval above 0"]
     (minus, plus), least = rows["correlation $r$ of gain and log share"], rows["with one point left out"]
     assert minus.startswith("−0.9") and plus.startswith("+0.9") and all(cell[:4] in ("−0.9", "+0.9") for cell in least)
     table = share.slopes(points)
     for along in ("along the vocabulary", "along the MLP", "vocabulary minus MLP"):
-        assert rows[f"slope {along}"][1].startswith(f"{table.loc[(PLUS_MINUS, along), 'slope']:+.1f} (".replace("-", "−"))
-    assert rows["slope along the vocabulary, one point left out"][1] == " to ".join(f"{table.loc[(PLUS_MINUS, 'along the vocabulary'), name]:+.1f}" for name in ("least without one point", "most"))
+        assert rows[f"slope {along}"][1].startswith(
+            f"{table.loc[(PLUS_MINUS, along), 'slope']:+.1f} (".replace("-", "−")
+        )
+    assert rows["slope along the vocabulary, one point left out"][1] == " to ".join(
+        f"{table.loc[(PLUS_MINUS, 'along the vocabulary'), name]:+.1f}" for name in ("least without one point", "most")
+    )
     assert not any("again" in name for name in rows) and "slope along the MLP, one point left out" not in rows
-    monkeypatch.setattr(share, "retrained", lambda points, sweep: points.assign(by_seed=[{s: g + (row.point == "v256") for s, g in row.by_seed.items()} for row in points.itertuples()]))
+    monkeypatch.setattr(
+        share,
+        "retrained",
+        lambda points, sweep: points.assign(
+            by_seed=[{s: g + (row.point == "v256") for s, g in row.by_seed.items()} for row in points.itertuples()]
+        ),
+    )
     rows = rows_of(share.summary(points))
-    assert rows["slope along the vocabulary, pairs made again in place of the first"] != rows["slope along the vocabulary"] and "slope along the MLP, pairs made again in place of the first" not in rows
-    assert "too few for a correlation" in share.summary(points[points["point"].isin(["base", "mlp1"])]) and "0 points" in share.summary(points, "share-gpu")
+    assert (
+        rows["slope along the vocabulary, pairs made again in place of the first"] != rows["slope along the vocabulary"]
+        and "slope along the MLP, pairs made again in place of the first" not in rows
+    )
+    assert "too few for a correlation" in share.summary(
+        points[points["point"].isin(["base", "mlp1"])]
+    ) and "0 points" in share.summary(points, "share-gpu")
 
 
 def test_pairs_that_another_machine_trained_again(folder, monkeypatch):
@@ -140,23 +201,47 @@ def test_chapter_11_says_what_the_records_say():
     fixed, slopes, again = share.held_fixed(points), share.slopes(points), share.slopes(share.retrained(points))
     for signs in (PLUS_PLUS, PLUS_MINUS):
         part = fixed[fixed["signs"] == signs]
-        assert len(part) == 7 and part["pairs"].tolist() == [3] * 7 and part.loc[part["gain"] > 0, "point"].tolist() == ["mlp1"] and not (part["low"] > 0).any()
+        assert (
+            len(part) == 7
+            and part["pairs"].tolist() == [3] * 7
+            and part.loc[part["gain"] > 0, "point"].tolist() == ["mlp1"]
+            and not (part["low"] > 0).any()
+        )
         _, low, high, _ = share.correlated(part)
-        assert low < 0 < high and np.tanh(1.96 / (len(part) - 3) ** 0.5) == pytest.approx(0.75, abs=0.005)  # Fisher: the least |r| whose interval leaves out 0
-        assert slopes.loc[(signs, "along the vocabulary"), "high"] < 0 < slopes.loc[(signs, "along the MLP"), "slope"] and slopes.loc[(signs, "vocabulary minus MLP"), "high"] < 0
-    assert fixed["share"].min() == pytest.approx(0.09, abs=0.005) and fixed["share"].max() == pytest.approx(0.59, abs=0.005)
+        # Fisher: the least |r| whose interval leaves out 0
+        assert low < 0 < high and np.tanh(1.96 / (len(part) - 3) ** 0.5) == pytest.approx(0.75, abs=0.005)
+        assert (
+            slopes.loc[(signs, "along the vocabulary"), "high"] < 0 < slopes.loc[(signs, "along the MLP"), "slope"]
+            and slopes.loc[(signs, "vocabulary minus MLP"), "high"] < 0
+        )
+    assert fixed["share"].min() == pytest.approx(0.09, abs=0.005) and fixed["share"].max() == pytest.approx(
+        0.59, abs=0.005
+    )
     # why the slopes decide nothing
-    assert slopes.loc[(PLUS_PLUS, "along the vocabulary"), "most"] > 0 > slopes.loc[(PLUS_MINUS, "along the vocabulary"), "most"]
+    assert (
+        slopes.loc[(PLUS_PLUS, "along the vocabulary"), "most"]
+        > 0
+        > slopes.loc[(PLUS_MINUS, "along the vocabulary"), "most"]
+    )
     assert slopes.loc[(PLUS_MINUS, "along the MLP"), "low"] < 0 < slopes.loc[(PLUS_PLUS, "along the MLP"), "low"]
     assert again.loc[(PLUS_PLUS, "along the vocabulary"), "high"] > 0
-    at = points[points["signs"] == share.PUBLISHED].set_index(["experiment", "point"]).loc[list(share.ONE_SHARE.values())]
+    at = (
+        points[points["signs"] == share.PUBLISHED]
+        .set_index(["experiment", "point"])
+        .loc[list(share.ONE_SHARE.values())]
+    )
     assert at["share"].between(0.315, 0.335).all() and (at["pairs"] >= 5).all()
     assert [1 if low > 0 else -1 if high < 0 else 0 for low, high in zip(at["low"], at["high"])] == [1, -1, -1, 1]
 
 
 def test_nothing_yet(tmp_path):
     points = share.gain_points(tmp_path)
-    assert points.empty and "0 points with 3 pairs so far" in share.summary(points) and share.points_table(points).empty and share.at_one_share(points) == ""
+    assert (
+        points.empty
+        and "0 points with 3 pairs so far" in share.summary(points)
+        and share.points_table(points).empty
+        and share.at_one_share(points) == ""
+    )
 
 
 def test_figure_and_table(folder):
@@ -171,7 +256,11 @@ def test_figure_and_table(folder):
 
 def test_every_point_in_bits_per_byte(folder):
     lines = share.found(load_runs("share", folder=folder)).splitlines()
-    assert lines[0].endswith("3 pairs: too few for a claim):") and lines[2] == "| model | language signs | vision signs |" and len(lines) == 4 + len(SHARES)
+    assert (
+        lines[0].endswith("3 pairs: too few for a claim):")
+        and lines[2] == "| model | language signs | vision signs |"
+        and len(lines) == 4 + len(SHARES)
+    )
     base = next(line for line in lines if line.startswith("| `base` |"))
     assert re.fullmatch(r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \|", base)
     assert share.found(load_runs("nothing", folder=folder)) == ""

@@ -16,7 +16,11 @@ from mimetic.statistics import (
 )
 
 RUNS = pd.DataFrame(
-    {"arm": ["timm", "mimetic", "timm", "mimetic", "timm"], "seed": [1, 1, 0, 0, 2], "test_accuracy": [0.5, 0.6, 0.4, 0.35, 0.9]}
+    {
+        "arm": ["timm", "mimetic", "timm", "mimetic", "timm"],
+        "seed": [1, 1, 0, 0, 2],
+        "test_accuracy": [0.5, 0.6, 0.4, 0.35, 0.9],
+    }
 )
 
 
@@ -36,7 +40,13 @@ def test_bad_frames_are_refused():
 
 def test_smallest_p_is_that_of_the_exact_test():
     """scipy's exact test of five differences of one sign: all 2^5 sign flips."""
-    result = permutation_test((np.array([1.0, 2.0, 1.5, 0.5, 3.0]),), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf)
+    result = permutation_test(
+        (np.array([1.0, 2.0, 1.5, 0.5, 3.0]),),
+        np.mean,
+        permutation_type="samples",
+        alternative="two-sided",
+        n_resamples=np.inf,
+    )
     assert result.pvalue == pytest.approx(smallest_p(5)) == 0.0625
     with pytest.raises(ValueError):
         smallest_p(0)
@@ -45,7 +55,9 @@ def test_smallest_p_is_that_of_the_exact_test():
 @pytest.mark.parametrize("n", [2, 3, 6, 9])
 def test_sign_flip_is_scipys_exact_permutation_test(n):
     x = np.random.default_rng(n).normal(0.4, 1, n)
-    wanted = permutation_test((x,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf).pvalue
+    wanted = permutation_test(
+        (x,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
+    ).pvalue
     assert sign_flip_test(x) == pytest.approx(wanted)
 
 
@@ -78,7 +90,12 @@ def test_holm_worked_example():
 
 
 def test_one_pair_is_no_test_to_correct_the_others_for():
-    runs = [{"arm": arm, "seed": seed, "test_accuracy": 0.5 + 0.01 * seed + 0.1 * (arm != "timm")} for arm in ("timm", "a", "b") for seed in range(6) if arm != "b" or not seed]
+    runs = [
+        {"arm": arm, "seed": seed, "test_accuracy": 0.5 + 0.01 * seed + 0.1 * (arm != "timm")}
+        for arm in ("timm", "a", "b")
+        for seed in range(6)
+        if arm != "b" or not seed
+    ]
     table = compare(pd.DataFrame(runs), {"six pairs": ("timm", "a"), "one pair": ("timm", "b")})
     assert corrected(table).tolist() == table["p"].tolist() == [2 / 64, 1.0]
 
@@ -114,8 +131,8 @@ def test_bad_input(call, words):
 
 
 def test_a_crossed_interval_covers_the_mean_of_both_samples():
-    """500 draws of 5 rows and 40 columns with effects of both: 95 % of the intervals hold the true mean; those of the rows or of the
-    columns alone do not."""
+    """500 draws of 5 rows and 40 columns with effects of both: 95 % of the intervals hold the true mean; those of the
+    rows or of the columns alone do not."""
     generator, held = np.random.default_rng(0), np.zeros((500, 3))
     for i in range(500):
         y = 1.0 + generator.normal(0, 1, (5, 1)) + generator.normal(0, 3, (1, 40)) + generator.normal(0, 1, (5, 40))
@@ -130,8 +147,15 @@ def test_a_crossed_interval_is_never_narrower_than_either_sample_alone():
     low, high = crossed_interval(y)
     assert (low + high) / 2 == pytest.approx(y.mean())
     for seed in range(20):  # few rows that differ little, as four seeds and thousands of users do
-        x = 0.003 * np.random.default_rng(seed).normal(size=(4, 1)) + np.random.default_rng(seed).normal(size=(1, 900)) * 0.05 + 0.1 * np.random.default_rng(seed + 99).normal(size=(4, 900))
-        assert np.ptp(crossed_interval(x)) >= max(np.ptp(mean_interval(x.mean(1))), np.ptp(mean_interval(x.mean(0)))) - 1e-12
+        x = (
+            0.003 * np.random.default_rng(seed).normal(size=(4, 1))
+            + np.random.default_rng(seed).normal(size=(1, 900)) * 0.05
+            + 0.1 * np.random.default_rng(seed + 99).normal(size=(4, 900))
+        )
+        assert (
+            np.ptp(crossed_interval(x))
+            >= max(np.ptp(mean_interval(x.mean(1))), np.ptp(mean_interval(x.mean(0)))) - 1e-12
+        )
     same_rows = np.tile(y[:1], (6, 1))  # no difference between rows: the interval is that of the columns
     assert np.ptp(crossed_interval(same_rows)) == pytest.approx(np.ptp(mean_interval(same_rows[0])), rel=0.01)
     with pytest.raises(ValueError, match=r"two or more rows and columns, not shape \(1, 50\)"):

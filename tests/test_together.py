@@ -35,7 +35,15 @@ def _folders(tmp_path, monkeypatch):
 
 
 def toy(**changes):
-    small = {"epochs": 2, "epoch_images": 160, "device": "cpu", "precision": "float32", "d_model": 32, "depth": 2, "num_heads": 2}
+    small = {
+        "epochs": 2,
+        "epoch_images": 160,
+        "device": "cpu",
+        "precision": "float32",
+        "d_model": 32,
+        "depth": 2,
+        "num_heads": 2,
+    }
     return named("digits", experiment="toy", compile="off", **small | changes)
 
 
@@ -71,14 +79,26 @@ def same_outputs_and_gradients(models, inputs):
 @pytest.mark.parametrize("pos_embed", POS_EMBED)
 def test_logits_and_gradients_are_those_of_the_models(pool, pos_embed):
     torch.manual_seed(0)
-    config = ViTConfig(img_size=16, patch_size=4, num_classes=10, d_model=48, depth=2, num_heads=3, global_pool=pool, pos_embed=pos_embed)
+    config = ViTConfig(
+        img_size=16,
+        patch_size=4,
+        num_classes=10,
+        d_model=48,
+        depth=2,
+        num_heads=3,
+        global_pool=pool,
+        pos_embed=pos_embed,
+    )
     same_outputs_and_gradients([ViT(config) for _ in range(3)], torch.randn(3, 5, 3, 16, 16))
 
 
 @pytest.mark.parametrize("pos_embed", gpt.POS_EMBED)
 def test_the_same_of_gpts(pos_embed):
     torch.manual_seed(0)
-    models = [GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3, pos_embed=pos_embed)) for _ in range(3)]
+    models = [
+        GPT(GPTConfig(vocab_size=30, context=8, d_model=24, depth=2, num_heads=3, pos_embed=pos_embed))
+        for _ in range(3)
+    ]
     same_outputs_and_gradients(models, torch.randint(30, (3, 4, 7)))
 
 
@@ -102,18 +122,29 @@ def test_each_run_is_what_it_is_alone(device, precision, capsys):
     """Other initializers, seeds, images and constants side by side, clipped and with weight decay; then each alone."""
     base = toy(device=device, lr=3e-3, weight_decay=0.3, grad_clip=0.3, precision=precision)
     configs = [dataclasses.replace(base, init=init, seed=seed) for init in ("timm", "mimetic") for seed in (0, 1)]
-    configs += [dataclasses.replace(base, arm="few", init="mimetic", train_size=400), dataclasses.replace(base, arm="plus", init="mimetic", vp_beta=0.4)]
+    configs += [
+        dataclasses.replace(base, arm="few", init="mimetic", train_size=400),
+        dataclasses.replace(base, arm="plus", init="mimetic", vp_beta=0.4),
+    ]
     configs.append(dataclasses.replace(base, arm="gentle", lr=1e-3))
     assert train(configs) == (len(configs), {})
     for config in configs:
         got, wanted = stored(config), run(config, store=False, progress=False)
         assert got["device"]["together"] == len(configs) and got["parameters"] == wanted["parameters"]
         for entry, alone in zip(got["curve"], wanted["curve"], strict=True):
-            assert entry == pytest.approx(alone, abs=2e-2 if precision == "bfloat16" else 2e-3 if device == "cuda" else 2e-5), config.name
-        assert got["anatomy"]["before"]["maps"]["rows"] == [pytest.approx(row, rel=1e-3) for row in wanted["anatomy"]["before"]["maps"]["rows"]]
-        assert [row[:4] for row in got["anatomy"]["before"]["products"]["rows"]] == [row[:4] for row in wanted["anatomy"]["before"]["products"]["rows"]]
+            assert entry == pytest.approx(
+                alone, abs=2e-2 if precision == "bfloat16" else 2e-3 if device == "cuda" else 2e-5
+            ), config.name
+        assert got["anatomy"]["before"]["maps"]["rows"] == [
+            pytest.approx(row, rel=1e-3) for row in wanted["anatomy"]["before"]["maps"]["rows"]
+        ]
+        assert [row[:4] for row in got["anatomy"]["before"]["products"]["rows"]] == [
+            row[:4] for row in wanted["anatomy"]["before"]["products"]["rows"]
+        ]
         rows = [table["anatomy"]["after"]["products"]["rows"] for table in (got, wanted)]
-        assert [row[4] for row in rows[0]] == pytest.approx([row[4] for row in rows[1]], abs=1e-2 if precision == "bfloat16" else 1e-3)
+        assert [row[4] for row in rows[0]] == pytest.approx(
+            [row[4] for row in rows[1]], abs=1e-2 if precision == "bfloat16" else 1e-3
+        )
         assert run(config) == got  # and it is the record of the run
     assert "no CUDA graph" not in capsys.readouterr().out
 
@@ -121,9 +152,21 @@ def test_each_run_is_what_it_is_alone(device, precision, capsys):
 @pytest.mark.parametrize("device", DEVICES)
 def test_each_run_of_text_is_what_it_is_alone(device):
     base = named(
-        "pydoc", experiment="toy", context=16, d_model=32, depth=2, batch_size=4, epochs=2, steps_per_epoch=5, curve_tokens=500, lr=1e-2, weight_decay=1.0,
-        device=device, precision="float32", compile="off",
-    )  # fmt: skip
+        "pydoc",
+        experiment="toy",
+        context=16,
+        d_model=32,
+        depth=2,
+        batch_size=4,
+        epochs=2,
+        steps_per_epoch=5,
+        curve_tokens=500,
+        lr=1e-2,
+        weight_decay=1.0,
+        device=device,
+        precision="float32",
+        compile="off",
+    )
     configs = [dataclasses.replace(base, init=init, seed=seed) for init in ("gpt2", "mimetic") for seed in (0, 1)]
     configs.append(dataclasses.replace(base, arm="gentle", lr=1e-3))
     assert train(configs) == (len(configs), {})
@@ -131,7 +174,9 @@ def test_each_run_of_text_is_what_it_is_alone(device):
         got, wanted = stored(config), run(config, store=False, progress=False)
         for entry, alone in zip(got["curve"], wanted["curve"], strict=True):
             assert entry == pytest.approx(alone, rel=2e-3 if device == "cuda" else 1e-4), config.name
-        assert [row[4] for row in got["anatomy"]["before"]["products"]["rows"]] == pytest.approx([row[4] for row in wanted["anatomy"]["before"]["products"]["rows"]], rel=1e-3, abs=1e-6)
+        assert [row[4] for row in got["anatomy"]["before"]["products"]["rows"]] == pytest.approx(
+            [row[4] for row in wanted["anatomy"]["before"]["products"]["rows"]], rel=1e-3, abs=1e-6
+        )
         assert got["cases"]["bytes"] == wanted["cases"]["bytes"]
 
 
@@ -172,11 +217,15 @@ def test_groups_have_one_shape_and_are_about_equal():
     runs = [toy(seed=seed) for seed in range(5)] + [toy(arm="wide", d_model=128)] + [toy(seed=5)]
     made = together.groups(runs, 4)
     assert [[config.name for config in group] for group in made] == [
-        ["toy/timm-seed0", "toy/timm-seed1", "toy/timm-seed2"], ["toy/timm-seed3", "toy/timm-seed4", "toy/timm-seed5"], ["toy/wide-seed0"],
-    ]  # fmt: skip
+        ["toy/timm-seed0", "toy/timm-seed1", "toy/timm-seed2"],
+        ["toy/timm-seed3", "toy/timm-seed4", "toy/timm-seed5"],
+        ["toy/wide-seed0"],
+    ]
     with pytest.raises(ValueError, match="together must be at least 1, not 0"):
         together.groups(runs, 0)
-    with pytest.raises(ValueError, match="only ViTs and GPTs can be trained together, and clusters/bert-seed0 is neither"):
+    with pytest.raises(
+        ValueError, match="only ViTs and GPTs can be trained together, and clusters/bert-seed0 is neither"
+    ):
         together.groups([named("clusters")], 4)
 
 
@@ -235,7 +284,10 @@ def test_what_is_trained_is_recorded_when_the_queue_is_stopped(monkeypatch):
 def test_a_helper_that_dies_is_done_without(monkeypatch):
     submit, killed = together.Helpers.submit, []
     monkeypatch.setattr(together.Helpers, "submit", lambda self, call: _submit_and_kill(self, call, submit, killed))
-    assert together.work_together([toy(), toy(seed=1)], 8, processes=1, say=lambda line: None) == (["toy/timm-seed0", "toy/timm-seed1"], {})
+    assert together.work_together([toy(), toy(seed=1)], 8, processes=1, say=lambda line: None) == (
+        ["toy/timm-seed0", "toy/timm-seed1"],
+        {},
+    )
     assert killed
 
 
@@ -250,7 +302,9 @@ def _submit_and_kill(helpers, call, submit, killed):
 
 def test_nothing_is_begun_that_would_take_too_long():
     lines = []
-    written, failed = together.work_together([toy(), toy(arm="wide", d_model=128, depth=8)], 8, processes=0, minutes=0.05, say=lines.append)
+    written, failed = together.work_together(
+        [toy(), toy(arm="wide", d_model=128, depth=8)], 8, processes=0, minutes=0.05, say=lines.append
+    )
     assert written == ["toy/timm-seed0"] and failed == {}
     for wrong in ({"minutes": 0}, {"processes": -1}):
         with pytest.raises(ValueError, match="processes must be at least 0 and minutes more than 0"):
@@ -287,8 +341,8 @@ from mimetic.experiments import together
 from mimetic.experiments.configs import named
 if __name__ == "__main__":
     config = named(
-        "pydoc", experiment="toy", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=1000, steps_per_epoch=50, curve_tokens=50,
-        device="cpu", compile="off",
+        "pydoc", experiment="toy", d_model=16, depth=1, num_heads=2, context=8, batch_size=4, epochs=1000,
+        steps_per_epoch=50, curve_tokens=50, device="cpu", compile="off",
     )
     together.work_together([config], 8, processes=1, say=lambda line: print(line, flush=True))
 """
@@ -299,9 +353,19 @@ if __name__ == "__main__":
 def test_its_helpers_end_with_it(tmp_path, number):
     (tmp_path / "stopped.py").write_text(STOPPED)
     source = Path(together.__file__).resolve().parents[2]
-    process = subprocess.Popen([sys.executable, "stopped.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(source)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "stopped.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(source)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert b"epoch 1/1000" in process.stdout.readline()
-    helpers = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()] if Path("/proc").is_dir() else []
+    helpers = (
+        [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        if Path("/proc").is_dir()
+        else []
+    )
     process.send_signal(getattr(signal, number))
     process.wait(timeout=60)
     process.stdout.close()

@@ -166,7 +166,8 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
     assert load_checkpoint(path, {"config": "a", "source": "b"})["step"] == 3
     with pytest.raises(CheckpointError, match="x.pt was written with another source"):
         load_checkpoint(path, {"config": "a", "source": "c"})
-    with pytest.raises(CheckpointError, match="another arm, config, depth and 3 more: "):  # of a version that named its parts otherwise
+    # of a version that named its parts otherwise
+    with pytest.raises(CheckpointError, match="another arm, config, depth and 3 more: "):
         load_checkpoint(path, dict.fromkeys(("arm", "depth", "lr", "seed"), "a"))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="x.pt is damaged"):
@@ -284,7 +285,8 @@ def test_a_checkpoint_of_another_precision_is_foreign():
     with pytest.raises(TimeLimit):
         runs.run_or_restart(tiny(), said.append, progress=False, time_limit=0)
     assert said == [f"tiny/timm-seed0 begins anew: {checkpoint} was written with another backend"]
-    assert torch.load(aside(checkpoint), weights_only=True)["identity"] == state["identity"]  # put aside, until there is a record
+    # put aside, until there is a record
+    assert torch.load(aside(checkpoint), weights_only=True)["identity"] == state["identity"]
     assert runs.run_or_restart(tiny(), progress=False)["resumed"] == 1 and not aside(checkpoint).exists()
 
 
@@ -366,7 +368,18 @@ def test_what_was_compiled_before_does_not_make_a_run_eager(monkeypatch):
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compile_(model, backend=backend, **kwargs))
-    small = dict(experiment="compiled", d_model=16, depth=1, num_heads=2, context=16, batch_size=8, epochs=1, steps_per_epoch=2, compile="on", curve_tokens=400)
+    small = dict(
+        experiment="compiled",
+        d_model=16,
+        depth=1,
+        num_heads=2,
+        context=16,
+        batch_size=8,
+        epochs=1,
+        steps_per_epoch=2,
+        compile="on",
+        curve_tokens=400,
+    )
 
     def compiled(ratio):
         before = len(graphs)
@@ -375,16 +388,21 @@ def test_what_was_compiled_before_does_not_make_a_run_eager(monkeypatch):
         return len(graphs) - before, record["curve"]
 
     first, *others = [compiled(ratio) for ratio in (1.0, 2.0, 3.0, 4.0, 5.0)]
-    assert first[0] >= 2 and all(count == first[0] for count, _ in others)  # every shape is compiled as the first one was
+    # every shape is compiled as the first one was
+    assert first[0] >= 2 and all(count == first[0] for count, _ in others)
     assert compiled(5.0) == (0, others[-1][1])  # and shared by runs of one shape
 
 
 def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch):
     def broken(*_, **__):
-        raise type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no compiler\nand a hundred lines more")
+        raise type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})(
+            "no compiler\nand a hundred lines more"
+        )
 
     monkeypatch.setattr(torch, "compile", lambda model, **_: broken)
-    with pytest.raises(Unavailable, match=r"torch.compile fails on this machine \(InductorError: no compiler\): choose --compile off"):
+    with pytest.raises(
+        Unavailable, match=r"torch.compile fails on this machine \(InductorError: no compiler\): choose --compile off"
+    ):
         run(tiny(compile="on"), store=False, progress=False)
 
 
@@ -481,7 +499,11 @@ def test_killed_at_random_times_and_resumed_is_bit_identical(tmp_path, monkeypat
     alone = run(alone_config, progress=False)
 
     killed_config = dataclasses.replace(alone_config, experiment="killed")
-    weights, checkpoint, config = tmp_path / "weights.pt", checkpoint_path(killed_config), dataclasses.asdict(killed_config)
+    weights, checkpoint, config = (
+        tmp_path / "weights.pt",
+        checkpoint_path(killed_config),
+        dataclasses.asdict(killed_config),
+    )
     script = TRAINER.format(config=config, weights=str(weights))
     trainer = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -565,7 +587,10 @@ def test_resume_restores_dropout_and_everything_else(tmp_path):
         (dict(compile="yes"), "compile must be one of auto, on, off"),
         (dict(threads=0), "threads must be a whole number"),
         (dict(global_pool="max"), "global_pool must be one of token, avg"),
-        (dict(pos_embed="rope"), "pos_embed must be one of sincos2d, learned, none, shuffled, noise, from-sincos, from-noise"),
+        (
+            dict(pos_embed="rope"),
+            "pos_embed must be one of sincos2d, learned, none, shuffled, noise, from-sincos, from-noise",
+        ),
         (dict(patch_size=3), "does not divide img_size=8"),
         (dict(padding_mode="wrap"), "padding_mode must be one of reflect, zero"),
         (dict(experiment="a/b"), "experiment must be lower-case"),
@@ -588,7 +613,13 @@ def test_missing_device_names_the_ones_there():
 
 def test_named():
     assert named("cifar10-lab30", init="mimetic", seed=2).name == "cifar10-lab30/mimetic-seed2"
-    with pytest.raises(ValueError, match="one of cifar10-lab30, cifar10-lab10, cifar10-recipe, cifar10-rates, cifar10-paper, cifar100-paper, cifar10-small, digits"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "one of cifar10-lab30, cifar10-lab10, cifar10-recipe, cifar10-rates, cifar10-paper, cifar100-paper,"
+            " cifar10-small, digits"
+        ),
+    ):
         named("cifar")
     with pytest.raises(ValueError, match="'epoch' is not a field.*epochs"):
         named("digits", epoch=3)
@@ -617,9 +648,12 @@ def test_products_in_float32_are_rounded_once_forward_and_backward():
         return torch.randn(shape, generator=generator).bfloat16().requires_grad_()
 
     cases = [
-        (torch.mm, draw(5, 300), draw(300, 7)), (torch.bmm, draw(2, 5, 300), draw(2, 300, 7)), (torch.addmm, draw(7), draw(5, 300), draw(300, 7)),
-        (torch.baddbmm, draw(2, 5, 7), draw(2, 5, 300), draw(2, 300, 7)), (torch.nn.functional.conv2d, draw(2, 3, 8, 8), draw(6, 3, 3, 3), draw(6)),
-    ]  # fmt: skip
+        (torch.mm, draw(5, 300), draw(300, 7)),
+        (torch.bmm, draw(2, 5, 300), draw(2, 300, 7)),
+        (torch.addmm, draw(7), draw(5, 300), draw(300, 7)),
+        (torch.baddbmm, draw(2, 5, 7), draw(2, 5, 300), draw(2, 300, 7)),
+        (torch.nn.functional.conv2d, draw(2, 3, 8, 8), draw(6, 3, 3, 3), draw(6)),
+    ]
     for function, *args in cases:
         with InFloat32():
             found = function(*args)
@@ -722,7 +756,9 @@ def test_nothing_waits_for_the_gpu_inside_an_epoch(compiled):
 
 @pytest.mark.parametrize("begun", [0, 3])
 def test_trial_steps_before_a_graph_leave_nothing_behind(monkeypatch, capsys, begun):
-    """A graph is captured at the first step, after two trials, in a new run or one that goes on; here a device that cannot hold one."""
+    """A graph is captured at the first step, after two trials, in a new run or one that goes on; here a device that
+    cannot hold one.
+    """
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
     for name in ("synchronize", "empty_cache"):
@@ -756,7 +792,13 @@ def test_trial_steps_before_a_graph_leave_nothing_behind(monkeypatch, capsys, be
         step.captures = captures
         for i in range(begun, 4):
             step(task.batch(0, i), 0.1 / (i + 1))
-        ends.append([*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values()), *step.sums.values()])
+        ends.append(
+            [
+                *model.state_dict().values(),
+                *(value for state in optimizer.state.values() for value in state.values()),
+                *step.sums.values(),
+            ]
+        )
     assert len(ends[0]) == len(ends[1]) > 5 and all(map(torch.equal, *ends))
     assert capsys.readouterr().out == "no CUDA graph (no room for it)\n"
     step.replay = lambda: pytest.fail("a batch of another shape is not the graph's")

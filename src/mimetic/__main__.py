@@ -4,7 +4,8 @@ import importlib.util
 import sys
 
 if importlib.util.find_spec("tyro") is None:
-    # a bare GPU machine: images, the queue, what it runs and the measurements of speed need torch, torchvision, timm and NumPy only
+    # a bare GPU machine: images, the queue, what it runs and the measurements of speed need torch, torchvision, timm
+    # and NumPy only
     if sys.argv[1:2] == ["queue"]:
         from mimetic.experiments.queue import main
 

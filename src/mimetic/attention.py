@@ -1,7 +1,8 @@
 """One view of any attention layer, in the x @ W convention.
 
 An AttentionLayer holds no copies: q, k, v and proj are strided views into the parameters' own storage, so reading one
-reads the model and writing one writes it. An adapter (mimetic.adapters) only says which view of which parameter each is.
+reads the model and writing one writes it. An adapter (mimetic.adapters) only says which view of which parameter each
+is.
 
 Shape suffixes: D d_model, H query heads, G key/value heads (G = H unless grouped-query), K head_dim.
 """
@@ -15,22 +16,25 @@ from torch import Tensor
 
 
 class UnsupportedAttention(ValueError):
-    """An attention layer (or a whole model) that cannot be read or written correctly; names the layer and the reason."""
+    """An attention layer (or a whole model) that cannot be read or written correctly; names the layer and the
+    reason.
+    """
 
 
 class MimeticWarning(UserWarning):
     """Something was done, but its effect differs from the paper's setting."""
 
 
-VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")  # an AttentionLayer's fields that look into parameters
+# an AttentionLayer's fields that look into parameters
+VIEWS = ("q", "k", "v", "proj", "q_bias", "k_bias", "v_bias", "proj_bias")
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionLayer:
     """The projections of one attention layer as views (d_in, heads, head_dim), and what surrounds them.
 
-    In the shapes, D is d_model, H the number of query heads, G that of key and value heads (H unless grouped-query), K the head
-    size. Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
+    In the shapes, D is d_model, H the number of query heads, G that of key and value heads (H unless grouped-query), K
+    the head size. Grouped-query attention has fewer key/value heads than query heads; query head h reads key/value head
     h // (num_heads // num_kv_heads).
     """
 
@@ -45,7 +49,9 @@ class AttentionLayer:
     proj_bias: Tensor | None = None  #: (D,)
     in_gain: Tensor | None = None  #: (D,) gain of the LayerNorm or RMSNorm that feeds q, k and v
     out_gain: Tensor | None = None  #: (D,) LayerScale behind proj
-    gains_known: bool = False  #: whether in_gain and out_gain are all there is around the layer (None for none); else fold=True is refused. True where one is given
+    # : whether in_gain and out_gain are all there is around the layer (None for none); else fold=True is refused. True
+    # where one is given
+    gains_known: bool = False
     kind: str = "self"  #: "self" or "cross"
     caveats: tuple[str, ...] = ()  #: short sentences on what changes the effect (RoPE, QK-norm and the like)
 
@@ -80,9 +86,14 @@ class AttentionLayer:
     def kv_head(self, h: int) -> int:
         """The key/value head that query head h reads."""
         if isinstance(h, bool) or not hasattr(h, "__index__"):
-            raise TypeError(f"{self.name}: a head is a number from 0 to {self.num_heads - 1}, not {h!r} (fold is a keyword: fold=True)")
+            raise TypeError(
+                f"{self.name}: a head is a number from 0 to {self.num_heads - 1}, not {h!r} (fold is a keyword:"
+                " fold=True)"
+            )
         if not 0 <= h < self.num_heads:
-            raise IndexError(f"{self.name}: head {h} does not exist, there are {self.num_heads} (0 to {self.num_heads - 1})")
+            raise IndexError(
+                f"{self.name}: head {h} does not exist, there are {self.num_heads} (0 to {self.num_heads - 1})"
+            )
         return h // (self.num_heads // self.num_kv_heads)
 
     def w_q(self, h: int) -> Tensor:
@@ -133,7 +144,10 @@ class AttentionLayer:
         if not fold:
             return None, None
         if not self.gains_known:
-            raise UnsupportedAttention(f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused (a layer passed by itself has none around it: pass its block or model)")
+            raise UnsupportedAttention(
+                f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused (a layer passed"
+                " by itself has none around it: pass its block or model)"
+            )
         return (None if g is None else wide(g) for g in (self.in_gain, self.out_gain))
 
 

@@ -15,7 +15,18 @@ from mimetic.attention import AttentionLayer
 from mimetic.measure import product_rows
 from mimetic.scan import attention_layers, evaluating
 
-PRODUCT_COLUMNS = ("fold", "layer", "head", "product", "diag_mean", "diag_sd", "offdiag_sd", "null_mean", "null_sd", "sigmas")
+PRODUCT_COLUMNS = (
+    "fold",
+    "layer",
+    "head",
+    "product",
+    "diag_mean",
+    "diag_sd",
+    "offdiag_sd",
+    "null_mean",
+    "null_sd",
+    "sigmas",
+)
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")
 
 
@@ -45,8 +56,8 @@ def patch_distances(side: int) -> Tensor:
 
 @torch.no_grad()
 def product_table(model: nn.Module) -> dict[str, Any]:
-    """A model's products in numbers as a table {"columns", "rows"} that JSON can hold: one row a product, see measure; every
-    product raw and with the LayerNorm gain (fold), which training moves away from 1."""
+    """A model's products in numbers as a table {"columns", "rows"} that JSON can hold: one row a product, see measure;
+    every product raw and with the LayerNorm gain (fold), which training moves away from 1."""
     layers = attention_layers(model)
     rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
     return {"columns": list(PRODUCT_COLUMNS), "rows": [[_short(row[c]) for c in PRODUCT_COLUMNS] for row in rows]}
@@ -91,7 +102,9 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def _short(value: Any) -> Any:
-    """Five digits of a number are enough, and a plain Python type; None for what is no number (z of a multiple of the identity)."""
+    """Five digits of a number are enough, and a plain Python type; None for what is no number (z of a multiple of the
+    identity).
+    """
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):

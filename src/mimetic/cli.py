@@ -108,9 +108,9 @@ class Coverage:
 class DataFetch:
     """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
 
-    Data sets: cifar10, cifar100; tinyshakespeare, wikitext2; ml100k, ml1m, beauty. Nothing to download: digits (part of scikit-learn),
-    pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m mimetic pretrained list` shows
-    them.
+    Data sets: cifar10, cifar100; tinyshakespeare, wikitext2; ml100k, ml1m, beauty. Nothing to download: digits (part of
+    scikit-learn), pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m
+    mimetic pretrained list` shows them.
 
     examples:
       python -m mimetic data fetch cifar10
@@ -157,13 +157,17 @@ class PretrainedList:
 
         have = recorded()
         for src in SOURCES.values():
-            cached, measured = "cached" if cached_path(src.name).is_file() else "-", "measured" if src.name in have else "-"
+            cached, measured = (
+                "cached" if cached_path(src.name).is_file() else "-",
+                ("measured" if src.name in have else "-"),
+            )
             print(f"{src.name:<22} {cached:<7} {measured:<9} {src.licence:<11} {src.title}, {src.kind} {src.origin}")
 
 
 @dataclass(frozen=True)
 class PretrainedMeasure:
-    """Measure the products of pretrained models, fetched first if they are not in the cache, into data/pretrained (all: 3 minutes).
+    """Measure the products of pretrained models, fetched first if they are not in the cache, into data/pretrained (all:
+    3 minutes).
 
     example: python -m mimetic pretrained measure minilm-l6 gpt2
     """
@@ -187,8 +191,8 @@ class AuditModel:
     """Three questions to a trained model: has it layers worth imitating, can matrix operations imitate them, are they a
     meaningful share of its parameters?
 
-    A pretrained model (`python -m mimetic pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a state
-    dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
+    A pretrained model (`python -m mimetic pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a
+    state dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
 
     examples:
       python -m mimetic audit minilm-l6
@@ -220,7 +224,10 @@ class AuditModel:
                     raise ValueError("a state dict needs both --num-heads and --proj, and --qkv or --q, --k and --v")
                 names = StateNames(**given)
             elif Path(self.model).is_file():
-                raise ValueError("a file with a state dict needs --num-heads, --proj, and --qkv or --q, --k and --v: where its attention weights are")
+                raise ValueError(
+                    "a file with a state dict needs --num-heads, --proj, and --qkv or --q, --k and --v: where its"
+                    " attention weights are"
+                )
             print(audit(self.model, fold=False if self.raw else None, names=names))
         except (ValueError, UnsupportedAttention) as error:
             raise Mistake(error) from None
@@ -247,9 +254,13 @@ class Queue:
     """
 
     name: Positional[str]
-    minutes: float | None = None  # stop after this time, everything saved (with --together: begin nothing that would take longer); default: when all is done
-    processes: int | None = None  # runs side by side; default: one on each GPU, else two; with --together: helpers on the CPU
-    together: int | None = None  # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
+    # stop after this time, everything saved (with --together: begin nothing that would take longer); default: when all
+    # is done
+    minutes: float | None = None
+    # runs side by side; default: one on each GPU, else two; with --together: helpers on the CPU
+    processes: int | None = None
+    # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
+    together: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile: off for a GPU machine without a C compiler
     list: bool = False  # only show what is done and what is left
 
@@ -297,16 +308,28 @@ class Sweep:
             )
         except ValueError as error:
             raise Mistake(error) from None
-        print(f"{len(jobs)} jobs submitted, logs in {self.folder}; `python -m mimetic queue {self.name} --list` shows what is done")
+        print(
+            f"{len(jobs)} jobs submitted, logs in {self.folder}; `python -m mimetic queue {self.name} --list` shows"
+            " what is done"
+        )
         failed = report(jobs) if self.wait or self.executor == "local" else {}
         if failed:
             raise Mistake("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
 COMMANDS = {
-    "train": Train, "audit": AuditModel, "queue": Queue, "sweep": Sweep, "coverage": Coverage, "bench init": BenchInit, "bench train": BenchTrain, "bench profile": BenchProfile,
-    "data fetch": DataFetch, "pretrained list": PretrainedList, "pretrained measure": PretrainedMeasure,
-}  # fmt: skip
+    "train": Train,
+    "audit": AuditModel,
+    "queue": Queue,
+    "sweep": Sweep,
+    "coverage": Coverage,
+    "bench init": BenchInit,
+    "bench train": BenchTrain,
+    "bench profile": BenchProfile,
+    "data fetch": DataFetch,
+    "pretrained list": PretrainedList,
+    "pretrained measure": PretrainedMeasure,
+}
 
 
 _ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # what is printed where the output is not UTF-8

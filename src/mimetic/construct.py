@@ -40,7 +40,8 @@ def semi_diagonal(
         dtype: float32 or float64.
 
     Raises:
-        ValueError: d is not a positive integer, alpha or beta is not finite, or noise or dtype is not one of the choices.
+        ValueError: d is not a positive integer, alpha or beta is not finite, or noise or dtype is not one of the
+            choices.
         TypeError: generator is a seed, say.
     """
     if (size := _integer(d)) < 1:
@@ -74,7 +75,10 @@ def _integer(value: object) -> int:
 def check_generator(generator: torch.Generator | None) -> None:
     """TypeError for anything but a torch.Generator or None; a seed 0 would pass for none."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(seed) makes one of a seed")
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(seed) makes"
+            " one of a seed"
+        )
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,8 @@ def factor_top_k(A: Tensor, k: int) -> tuple[Tensor, Tensor]:
         A = A.float()
     if not torch.isfinite(A).all():
         raise ValueError("A has entries that are not finite")
-    # The square of a very small or large matrix would leave the range of its numbers; a power of 4 has an exact square root.
+    # The square of a very small or large matrix would leave the range of its numbers; a power of 4 has an exact square
+    # root.
     exponent = math.frexp(A.abs().max().item())[1] // 2
     scale = 2.0**exponent if abs(exponent) > 16 else 1.0
     A = A / scale / scale

@@ -1,4 +1,6 @@
-"""Floating-point operations of a ViT, counted by PyTorch, and what they cost on a card. No weights and no data are needed."""
+"""Floating-point operations of a ViT, counted by PyTorch, and what they cost on a card. No weights and no data are
+needed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,20 @@ from torch import nn
 from mimetic.models.blocks import shapes_only
 from mimetic.models.vit import ViT, ViTConfig
 
-# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the card's name; the longer names first.
+# Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the card's name; the longer
+# names first.
 PEAKS = {
-    "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "RTX 4090": 165e12,
-}  # fmt: skip
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
 
 # Where a product counts, by the end of its module's name: in every block, and once in a model.
 _IN_BLOCKS = {"qkv": "queries, keys, values", "attn.proj": "projection", "attn": "attention itself", "mlp": "MLP"}
@@ -27,8 +38,8 @@ _ONCE = {"patch_embed": "patches", "head": "head"}
 def flops(config: ViTConfig) -> dict[str, float]:
     """FLOPs of one image, forward and backward, by part; a multiply-add counts as two, as on the cards' data sheets.
 
-    Matrix products and convolutions only: norms, GELU and softmax are left out, as is usual. The gradient of the pixels, which
-    no one needs, is not counted.
+    Matrix products and convolutions only: norms, GELU and softmax are left out, as is usual. The gradient of the
+    pixels, which no one needs, is not counted.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -53,7 +64,9 @@ def total(config: ViTConfig) -> float:
 
 
 def peak(name: str) -> float:
-    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known (a laptop's card shares the name and not the peak)."""
+    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known (a laptop's card shares the name and
+    not the peak).
+    """
     known = {} if "Laptop" in name else PEAKS
     return next((value for part, value in known.items() if re.search(rf"\b{part}\b", name)), float("nan"))
 

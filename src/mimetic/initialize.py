@@ -37,8 +37,9 @@ LEAST = 1e-15
 class MimeticSpec:
     """The constants of the targets. Signs live in beta. Each is one number, or one number a layer.
 
-    Without noise a target has no directions of its own. Queries and keys are given a trace of it to draw theirs; with vp_alpha=0 the factors
-    of V·proj are coordinate axes, so that each head reads and writes coordinates of its own, in every layer the same (0.001 avoids that).
+    Without noise a target has no directions of its own. Queries and keys are given a trace of it to draw theirs; with
+    vp_alpha=0 the factors of V·proj are coordinate axes, so that each head reads and writes coordinates of its own, in
+    every layer the same (0.001 avoids that).
     """
 
     qk_alpha: float | Sequence[float] = 0.7  #: noise of W_Q W_K^T
@@ -56,12 +57,23 @@ class MimeticSpec:
                 value = value.tolist()
                 object.__setattr__(self, name, value)
             if isinstance(value, (Mapping, Set)):  # their order is not that of layers
-                raise TypeError(f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}: {value!r}")
-            values = (value,) if isinstance(value, Real) else tuple(value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else ()
+                raise TypeError(
+                    f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}:"
+                    f" {value!r}"
+                )
+            values = (
+                (value,)
+                if isinstance(value, Real)
+                else tuple(value)
+                if isinstance(value, Iterable) and getattr(value, "ndim", 1)
+                else ()
+            )
             if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if tiny := next((v for v in values if 0 < abs(v) < LEAST), None):
-                raise ValueError(f"{name} must be 0 or at least {LEAST:g} in size (the factors are made in float32); got {tiny!r}")
+                raise ValueError(
+                    f"{name} must be 0 or at least {LEAST:g} in size (the factors are made in float32); got {tiny!r}"
+                )
             if max(map(abs, values)) > LARGEST:
                 raise ValueError(f"{name} must be between -{LARGEST:g} and {LARGEST:g}; got {value!r}")
             if not isinstance(value, Real):
@@ -73,7 +85,10 @@ class MimeticSpec:
             for i, pair in enumerate(pairs):
                 if pair == (0, 0):
                     where = f" in layer {i}" if count > 1 else ""
-                    raise ValueError(f"{part}_alpha and {part}_beta are both 0{where}: such weights never learn; use {part}=False instead")
+                    raise ValueError(
+                        f"{part}_alpha and {part}_beta are both 0{where}: such weights never learn; use {part}=False"
+                        " instead"
+                    )
 
     @classmethod
     def constants(cls) -> list[str]:
@@ -93,14 +108,16 @@ class MimeticSpec:
 
 
 VISION = MimeticSpec()
-"""The signs of trained vision transformers (Trockman & Kolter 2023) and the commonest constants of public code, 0.7 and +0.7 for W_Q W_K^T,
-0.4 and −0.4 for W_V W_proj."""
+"""The signs of trained vision transformers (Trockman & Kolter 2023) and the commonest constants of public code, 0.7 and
++0.7 for W_Q W_K^T, 0.4 and −0.4 for W_V W_proj."""
 LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
-"""VISION's sizes with the signs of the one pretrained language model that was measured, SmolLM2-135M (data/pretrained/smollm2-135m.json):
-W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so in the upper half. It is not a law of language
-models: the decoder of Whisper (data/pretrained/whisper-tiny-decoder.json) and small GPTs that we trained (data/runs, chapter 10) have
-W_Q W_K^T positive but W_V W_proj negative in most layers, and for GPT-2 a secondary source reports W_Q W_K^T negative and W_V W_proj
-positive. Where VISION is the paper's published claim, this is a starting point: measure and fit your own model."""
+"""VISION's sizes with the signs of the one pretrained language model that was measured, SmolLM2-135M
+(data/pretrained/smollm2-135m.json): W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so
+in the upper half. It is not a law of language models: the decoder of Whisper
+(data/pretrained/whisper-tiny-decoder.json) and small GPTs that we trained (data/runs, chapter 10) have W_Q W_K^T
+positive but W_V W_proj negative in most layers, and for GPT-2 a secondary source reports W_Q W_K^T negative and
+W_V W_proj positive. Where VISION is the paper's published claim, this is a starting point: measure and fit your own
+model."""
 
 
 @dataclass(frozen=True)
@@ -132,33 +149,35 @@ def mimetic_init_(
     cross: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[WrittenLayer]:
-    """Write semi-diagonal products into every self-attention layer of a model, in place: W_Q W_K^T ~ alpha Z + beta I for every head,
-    with a Z of its own and truncated to rank head_dim, and W_V W_proj ~ alpha Z + beta I for the layer (Trockman & Kolter 2023).
+    """Write semi-diagonal products into every self-attention layer of a model, in place: W_Q W_K^T ~ alpha Z + beta I
+    for every head, with a Z of its own and truncated to rank head_dim, and W_V W_proj ~ alpha Z + beta I for the layer
+    (Trockman & Kolter 2023).
 
     Nothing but attention weights (and their biases) is touched. All checks come before the first write. The targets are
     drawn on the generator's device (CPU without one) and factorised on the CPU in float32 or better, then cast to the
-    parameters' dtype and device: one seed gives the same products everywhere, and with the same LAPACK the same weights. Around
-    DistributedDataParallel, all processes must call it; without a generator they take the first one's random numbers. Cost:
-    heads * d^3 per layer.
+    parameters' dtype and device: one seed gives the same products everywhere, and with the same LAPACK the same
+    weights. Around DistributedDataParallel, all processes must call it; without a generator they take the first one's
+    random numbers. Cost: heads * d^3 per layer.
 
-    Grouped-query attention: the query heads of one key head cannot each have a product of their own. Their targets share
-    half of their noise's variance, W_K takes the directions that serve the group best (the top right singular vectors of
-    its stacked targets), and each W_Q the best fit given those: rank head_dim, the diagonal about a tenth below a head of
-    its own. W_V W_proj is the best approximation of rank num_kv_heads * head_dim, its right factor split evenly among
-    the query heads that share a value head. More head dimensions than d_model: the exact factors, spread by a random
-    rotation so that no direction is dead.
+    Grouped-query attention: the query heads of one key head cannot each have a product of their own. Their targets
+    share half of their noise's variance, W_K takes the directions that serve the group best (the top right singular
+    vectors of its stacked targets), and each W_Q the best fit given those: rank head_dim, the diagonal about a tenth
+    below a head of its own. W_V W_proj is the best approximation of rank num_kv_heads * head_dim, its right factor
+    split evenly among the query heads that share a value head. More head dimensions than d_model: the exact factors,
+    spread by a random rotation so that no direction is dead.
 
-    What training gains hangs on the position embedding: with fixed sines and cosines small ViTs and GPTs gained, with learned positions they did
-    not, nor did GPTs with rotary ones (the book's chapters 7 and 10).
+    What training gains hangs on the position embedding: with fixed sines and cosines small ViTs and GPTs gained, with
+    learned positions they did not, nor did GPTs with rotary ones (the book's chapters 7 and 10).
 
-    A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say nothing of attention is not
-    seen, so count what comes back. nn.MultiheadAttention does not know what it is called with: whether it is self- or cross-attention is read from
-    names, too (self_attn, cross_attn, multihead_attn of a decoder, ...).
+    A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say
+    nothing of attention is not seen, so count what comes back. nn.MultiheadAttention does not know what it is called
+    with: whether it is self- or cross-attention is read from names, too (self_attn, cross_attn, multihead_attn of a
+    decoder, ...).
 
     Args:
         model: any module with supported attention layers (see the coverage table).
-        spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless cross; layers
-            that share their parameters must have the same values.
+        spec: constants; per-layer sequences follow the order of attention_layers(model), self-attention only unless
+            cross; layers that share their parameters must have the same values.
         qk: write W_Q and W_K.
         vp: write W_V and W_proj.
         biases: "zero" zeroes the biases of what is written, "keep" leaves them.
@@ -169,12 +188,13 @@ def mimetic_init_(
         One WrittenLayer for each layer, in order.
 
     Raises:
-        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights or biases, too; names it and the reason. Nothing
-            was written.
+        UnsupportedAttention: a layer cannot be handled, or another module holds one of its weights or biases, too;
+            names it and the reason. Nothing was written.
         ValueError, TypeError: bad biases, spec, generator or combination of arguments. Nothing was written.
 
     Warns:
-        MimeticWarning: RoPE, QK-norm, a LayerScale near 0, hooks on projections and other things that change the effect; frozen layers; layers that were left alone.
+        MimeticWarning: RoPE, QK-norm, a LayerScale near 0, hooks on projections and other things that change the
+            effect; frozen layers; layers that were left alone.
     """
     if biases not in BIASES:
         raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
@@ -195,15 +215,15 @@ def mimetic_init_(
         processes = torch.distributed.get_world_size() if _distributed() else 1
         if generator is None and processes > 1:
             warnings.warn(
-                f"no generator in one of {processes} processes: their weights are alike only if all were seeded alike; pass a generator with one seed in all, or "
-                "the DistributedDataParallel around the model",
+                f"no generator in one of {processes} processes: their weights are alike only if all were seeded alike;"
+                " pass a generator with one seed in all, or the DistributedDataParallel around the model",
                 MimeticWarning,
                 stacklevel=3,
             )
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
-    for (layer, c, part, g), lefts, right in _factor(jobs, generator):
+    for (layer, _, part, g), lefts, right in _factor(jobs, generator):
         diagonals = written.setdefault(layer.name, {"qk": [], "vp": []})[part]
         diagonals.append(float((lefts * right.mT).sum(-1).mean()))
         if part == "qk":
@@ -233,7 +253,9 @@ def mimetic_init_(
 
 
 def first_process_generator(model: nn.Module) -> torch.Generator | None:
-    """For a model whose replicas must stay equal (DistributedDataParallel and the like): a generator with one seed in all their processes."""
+    """For a model whose replicas must stay equal (DistributedDataParallel and the like): a generator with one seed in
+    all their processes.
+    """
     if not _distributed():
         return None
     group = next((g for g in map(_replicated_in, model.modules()) if g is not None), None)
@@ -241,7 +263,9 @@ def first_process_generator(model: nn.Module) -> torch.Generator | None:
         return None
     dist = torch.distributed
     seed = [int(torch.randint(2**62, ()))]
-    dist.broadcast_object_list(seed, src=dist.get_global_rank(group, 0), group=group, device=next(model.parameters()).device)
+    dist.broadcast_object_list(
+        seed, src=dist.get_global_rank(group, 0), group=group, device=next(model.parameters()).device
+    )
     return torch.Generator().manual_seed(seed[0])
 
 
@@ -251,8 +275,8 @@ def _distributed() -> bool:
 
 
 def _replicated_in(module: nn.Module) -> Any:
-    """The process group whose processes all hold this module: of DistributedDataParallel, of FSDP's (NO_SHARD; what is sharded is refused
-    elsewhere) and of composable replicate(); else None."""
+    """The process group whose processes all hold this module: of DistributedDataParallel, of FSDP's (NO_SHARD; what is
+    sharded is refused elsewhere) and of composable replicate(); else None."""
     if isinstance(module, nn.parallel.DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
         return module.process_group
     from torch.distributed._composable.contract import _get_registry
@@ -281,8 +305,8 @@ def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, 
 
 
 def _drawn(alpha: float, beta: float) -> float:
-    """alpha for a target that is cut to a lower rank. A bare multiple of I has no directions of its own: a trace of noise draws them, else
-    all heads and layers would keep the same ones."""
+    """alpha for a target that is cut to a lower rank. A bare multiple of I has no directions of its own: a trace of
+    noise draws them, else all heads and layers would keep the same ones."""
     return alpha or TIE_BREAK * abs(beta)
 
 
@@ -297,7 +321,9 @@ def _qk_targets(d, group, alpha, beta, noise, generator) -> Tensor:
     if group == 1:
         return semi_diagonal(d, alpha, beta, generator=generator, noise=noise)[None]
     common = semi_diagonal(d, alpha * SHARED_NOISE**0.5, beta, generator=generator, noise=noise)
-    own = [semi_diagonal(d, alpha * (1 - SHARED_NOISE) ** 0.5, 0.0, generator=generator, noise=noise) for _ in range(group)]
+    own = [
+        semi_diagonal(d, alpha * (1 - SHARED_NOISE) ** 0.5, 0.0, generator=generator, noise=noise) for _ in range(group)
+    ]
     return common + torch.stack(own)
 
 
@@ -310,7 +336,9 @@ def _factor(jobs, generator) -> Iterator[tuple[tuple, Tensor, Tensor]]:
             d, spread = stack.shape[-1], None
             if rank > d:  # drawn here, in the order of the jobs, not when a thread is done
                 device = generator.device if generator is not None else "cpu"
-                spread = torch.linalg.qr(torch.randn(rank, d, generator=generator, device=device, dtype=torch.float32).cpu())[0].mT
+                spread = torch.linalg.qr(
+                    torch.randn(rank, d, generator=generator, device=device, dtype=torch.float32).cpu()
+                )[0].mT
             waiting.append((key, spread))
             yield stack.cpu(), min(rank, d)
 

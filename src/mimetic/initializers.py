@@ -1,7 +1,8 @@
 """Whole models initialised in place, by name, as timm does it: defaults, mimetic initialization, and its controls.
 
 A control shares one property with mimetic initialization and lacks another, so that an experiment can say which of them
-matters. The names are INITIALIZERS. With one generator state all of them share every weight that they do not set differently.
+matters. The names are INITIALIZERS. With one generator state all of them share every weight that they do not set
+differently.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from mimetic.scan import plain
 
 
 def random_directions_(model: nn.Module, generator: Generator = None) -> None:
-    """Replace the singular vectors of every attention product by random ones; the singular values and how they are split
-    between the factors stay. For models that mimetic_init_ has just written: there the columns of a factor are orthogonal,
-    so their norms are the square roots of the singular values."""
+    """Replace the singular vectors of every attention product by random ones; the singular values and how they are
+    split between the factors stay. For models that mimetic_init_ has just written: there the columns of a factor are
+    orthogonal, so their norms are the square roots of the singular values."""
     for layer in _written(model):
         for h in range(layer.num_heads):
             for factor in (layer.q, layer.k):
@@ -81,8 +82,12 @@ def truncate_qk_(model: nn.Module, rank: int, generator: Generator = None) -> No
 def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
     if rank is None:
         return
-    if isinstance(rank, int) and layer.head_dim > layer.d_model:  # there mimetic_init_ has spread the directions over the head already
-        raise ValueError(f"{layer.name}: qk_rank is for heads that are no larger than the model is wide, here {layer.head_dim} and {layer.d_model}")
+    # there mimetic_init_ has spread the directions over the head already
+    if isinstance(rank, int) and layer.head_dim > layer.d_model:
+        raise ValueError(
+            f"{layer.name}: qk_rank is for heads that are no larger than the model is wide, here {layer.head_dim} and"
+            f" {layer.d_model}"
+        )
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= layer.head_dim:
         raise ValueError(f"qk_rank must be between 1 and the head size {layer.head_dim}, not {rank!r}")
 
@@ -90,9 +95,14 @@ def _check_rank(layer: AttentionLayer, rank: int | None) -> None:
 def _check_control(layer: AttentionLayer, name: str) -> None:
     rank = layer.num_heads * layer.head_dim
     if name in CONTROLS and layer.v.shape[2] != layer.head_dim:
-        raise ValueError(f"{layer.name}: {name} is for values as wide as keys, not {layer.v.shape[2]} and {layer.head_dim}")
+        raise ValueError(
+            f"{layer.name}: {name} is for values as wide as keys, not {layer.v.shape[2]} and {layer.head_dim}"
+        )
     if name in CONTROLS and rank > layer.d_model or name == "mimetic-untransposed" and rank != layer.d_model:
-        raise ValueError(f"{layer.name}: {name} is for layers of num_heads * head_dim = d_model, not {layer.num_heads} * {layer.head_dim} in width {layer.d_model}")
+        raise ValueError(
+            f"{layer.name}: {name} is for layers of num_heads * head_dim = d_model, not {layer.num_heads} *"
+            f" {layer.head_dim} in width {layer.d_model}"
+        )
 
 
 def _written(model: nn.Module) -> list[AttentionLayer]:
@@ -125,7 +135,8 @@ INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "ti
 * ``bert``: BERT's, matrices and embeddings trunc-normal with std .02, cut at two of them;
 * ``mimetic``: the default with both products of every attention layer written over;
 * ``mimetic-qk``, ``mimetic-vp``: one of the two products;
-* ``mimetic-random-directions``, a control: each factor of ``mimetic`` keeps its singular values and gets random directions;
+* ``mimetic-random-directions``, a control: each factor of ``mimetic`` keeps its singular values and gets random
+  directions;
 * ``mimetic-untransposed``, a control: V and proj stored without transposing, as several public codes do it;
 * ``timm-rescaled``, a control: the default with every attention matrix scaled to its Frobenius norm under ``mimetic``.
 """
@@ -141,8 +152,9 @@ def initialize_(
     qk_rank: int | None = None,
     generator: Generator = None,
 ) -> None:
-    """Initialise a whole model in place by name. Random numbers are drawn, and weights made, on the CPU wherever the model is. Around
-    DistributedDataParallel, all processes must call it; without a generator they take the first one's random numbers.
+    """Initialise a whole model in place by name. Random numbers are drawn, and weights made, on the CPU wherever the
+    model is. Around DistributedDataParallel, all processes must call it; without a generator they take the first one's
+    random numbers.
 
     Args:
         model: any model whose attention ``mimetic_init_`` can write; the controls are for our own models.
@@ -153,14 +165,15 @@ def initialize_(
         generator: source of randomness, of one on another device the seed; None takes torch's global one.
 
     Raises:
-        ValueError: unknown name (the message lists the choices), a qk_rank that the name does not take, a shape that a control is not
-            for, a model in which "gpt2" does not find the layers that it sets apart, or one with parameters that cannot be written (made
-            under torch.inference_mode, or on the meta device beside others that are not). Nothing was written.
+        ValueError: unknown name (the message lists the choices), a qk_rank that the name does not take, a shape that a
+            control is not for, a model in which "gpt2" does not find the layers that it sets apart, or one with
+            parameters that cannot be written (made under torch.inference_mode, or on the meta device beside others that
+            are not). Nothing was written.
         UnsupportedAttention: a mimetic name, and a layer cannot be handled. Nothing was written.
 
     Warns:
-        MimeticWarning: parameters that the default has no rule for (a module's own tokens, gains and the like); and what
-            ``mimetic_init_`` warns of.
+        MimeticWarning: parameters that the default has no rule for (a module's own tokens, gains and the like); and
+            what ``mimetic_init_`` warns of.
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
@@ -183,9 +196,12 @@ def initialize_(
     _check_writable(model)
     generator = first_process_generator(model) if generator is None else generator
     if generator is not None and generator.device.type != "cpu":
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        generator = torch.Generator().manual_seed(
+            int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        )
     there, model = model, _on_cpu(model)
-    target = copy.deepcopy(model) if name == "timm-rescaled" else model  # some models cannot be copied: before anything is written
+    # some models cannot be copied: before anything is written
+    target = copy.deepcopy(model) if name == "timm-rescaled" else model
     _default_(model, name if name in DEFAULTS else default, generator)
     if name not in DEFAULTS:
         mimetic_init_(target, spec, qk=qk, vp=vp, generator=generator)
@@ -212,7 +228,10 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     if all(_here(t) for t in tensors):
         return model
     bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    memo = {id(t): nn.Parameter(t.detach().cpu(), t.requires_grad) if isinstance(t, nn.Parameter) else t.cpu() for t in tensors}
+    memo = {
+        id(t): nn.Parameter(t.detach().cpu(), t.requires_grad) if isinstance(t, nn.Parameter) else t.cpu()
+        for t in tensors
+    }
     return copy.deepcopy(bare, memo)  # with these in place of its own: no second copy on the device
 
 
@@ -223,13 +242,18 @@ def _check_writable(model: nn.Module) -> None:
         raise ValueError(f"{lazy} is not initialised yet (a lazy layer): run the model once first")
     meta = [n for n, p in parameters.items() if p.is_meta]
     if meta and len(meta) < len(parameters):
-        raise ValueError(f"{meta[0]} is a meta tensor (no storage) and others are not; materialise the model first (to_empty)")
+        raise ValueError(
+            f"{meta[0]} is a meta tensor (no storage) and others are not; materialise the model first (to_empty)"
+        )
     stuck = next((n for n, p in parameters.items() if p.is_inference()), None)
     if stuck is not None and not torch.is_inference_mode_enabled():
         raise ValueError(f"{stuck} was made under torch.inference_mode and cannot be written in place")
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            raise ValueError(f"{name} is quantised ({type(module).__qualname__}): its weights are no parameters, and would be left as they are")
+            raise ValueError(
+                f"{name} is quantised ({type(module).__qualname__}): its weights are no parameters, and would be left"
+                " as they are"
+            )
         if hasattr(module, "reset_parameters"):
             for part, p in module.named_parameters(recurse=False):
                 if not (p.dtype in DTYPES or p.is_complex()):

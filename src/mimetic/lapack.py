@@ -1,9 +1,10 @@
 """Only the eigenvectors that are needed, on all cores: LAPACK's partial symmetric eigensolver called without the GIL.
 
 Truncating d = 768 to 64 directions needs 64 eigenvectors of A^T A, not an SVD with all 768. torch offers no partial
-eigensolver, and SciPy's holds Python's global lock while it runs, so the heads of a model would queue for one core. SciPy
-publishes the same LAPACK routine as a C function (scipy.linalg.cython_lapack, meant for such callers); ctypes releases
-the lock around it. Where SciPy or threadpoolctl is missing (a bare GPU machine), NumPy's full solver does it, slower.
+eigensolver, and SciPy's holds Python's global lock while it runs, so the heads of a model would queue for one core.
+SciPy publishes the same LAPACK routine as a C function (scipy.linalg.cython_lapack, meant for such callers); ctypes
+releases the lock around it. Where SciPy or threadpoolctl is missing (a bare GPU machine), NumPy's full solver does it,
+slower.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ except ImportError:
     scipy = None
 
 # A float32 solve mixes a wanted vector with an unwanted one by about 1e-7 over the relative gap of their eigenvalues.
-# Solving for a quarter more than is wanted, and separating those in float64, moves the mixing out to where the gap is wide.
+# Solving for a quarter more than is wanted, and separating those in float64, moves the mixing out to where the gap is
+# wide.
 GUARD = 0.25
 
 
@@ -54,7 +56,9 @@ def factor_all(jobs: Iterable[tuple[Tensor, int]], threads: int | None = None) -
 
 @contextmanager
 def _torch_on_one_thread() -> Iterator[None]:
-    """torch's helper threads spin for a while after each operation, on the cores that the solver needs (a third of its time)."""
+    """torch's helper threads spin for a while after each operation, on the cores that the solver needs (a third of its
+    time).
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -93,7 +97,8 @@ def factor_shared(stack: Tensor, k: int) -> tuple[Tensor, Tensor]:
         W = scipy.linalg.eigh(flat.T @ flat, subset_by_index=[m - k, m - 1], check_finite=False)[1]
         V, AV = V @ W, AV @ W
     V, AV = V[:, ::-1], AV[..., ::-1]
-    root = np.sqrt(np.sqrt(np.mean(np.sum(AV * AV, axis=1), axis=0)))  # sqrt of the singular values, averaged over heads
+    # sqrt of the singular values, averaged over heads
+    root = np.sqrt(np.sqrt(np.mean(np.sum(AV * AV, axis=1), axis=0)))
     left = AV / np.maximum(root, np.finfo(np.float32).tiny)
     return torch.from_numpy(left.astype(np.float32)), torch.from_numpy((V * root).T.astype(np.float32, order="C"))
 
@@ -105,8 +110,8 @@ def _gram(A: np.ndarray) -> np.ndarray:
 
 
 def top_eigenvectors(G: np.ndarray, m: int) -> np.ndarray:
-    """Eigenvectors (d, m) of the m largest eigenvalues (ascending) of a symmetric float32 G (d, d), Fortran order, upper
-    triangle; G is overwritten. Raises np.linalg.LinAlgError if LAPACK reports a failure."""
+    """Eigenvectors (d, m) of the m largest eigenvalues (ascending) of a symmetric float32 G (d, d), Fortran order,
+    upper triangle; G is overwritten. Raises np.linalg.LinAlgError if LAPACK reports a failure."""
     d = G.shape[0]
     G = np.asfortranarray(G, dtype=np.float32)
     w, z = np.empty(d, np.float32), np.empty((d, m), np.float32, order="F")

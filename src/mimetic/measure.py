@@ -27,10 +27,11 @@ def measure(
 ) -> pd.DataFrame:
     """One row a product: W_Q W_K^T of every head ("qk"), W_V W_proj of every head and of the layer ("vp", head -1).
 
-    Columns: layer (which of the layers in the table, from 0; cross-attention that is left out does not count), name, head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries;
-    z = diag_mean / offdiag_sd; and what it would be by chance: null_mean and null_sd, the exact mean and standard
-    deviation of the mean diagonal over all ways to pair the product's rows with its columns at random (Hoeffding 1951), in
-    units of the same offdiag_sd; for unrelated random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
+    Columns: layer (which of the layers in the table, from 0; cross-attention that is left out does not count), name,
+    head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries; z = diag_mean / offdiag_sd; and what it would
+    be by chance: null_mean and null_sd, the exact mean and standard deviation of the mean diagonal over all ways to
+    pair the product's rows with its columns at random (Hoeffding 1951), in units of the same offdiag_sd; for unrelated
+    random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
 
     Args:
         model: a module, or a list of AttentionLayer.
@@ -54,7 +55,9 @@ def product_rows(layers: list[AttentionLayer], fold: bool = False, heads: bool =
             rows.append({"layer": i, "name": layer.name, "head": h, "product": "qk", **statistics(layer.qk(h, fold))})
         for h in (*(range(layer.num_heads) if heads else ()), None):
             number = LAYER_HEAD if h is None else h
-            rows.append({"layer": i, "name": layer.name, "head": number, "product": "vp", **statistics(layer.vp(h, fold))})
+            rows.append(
+                {"layer": i, "name": layer.name, "head": number, "product": "vp", **statistics(layer.vp(h, fold))}
+            )
     return rows
 
 
@@ -86,17 +89,17 @@ def statistics(A: Tensor) -> dict[str, float]:
 def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticSpec:
     """Measure, then mimic: the spec, one value a layer, whose products have this model's diagonals and spreads.
 
-    V.proj: beta is the mean diagonal, alpha = sqrt(d) * the spread off the diagonal. QK: the spec's target is truncated to
-    rank head_dim afterwards, which shrinks both, so (alpha, beta) are those whose *truncated* product has the layer's mean
-    diagonal and root-mean-square spread over heads (found on random draws with a fixed seed). So
+    V.proj: beta is the mean diagonal, alpha = sqrt(d) * the spread off the diagonal. QK: the spec's target is truncated
+    to rank head_dim afterwards, which shrinks both, so (alpha, beta) are those whose *truncated* product has the
+    layer's mean diagonal and root-mean-square spread over heads (found on random draws with a fixed seed). So
     `mimetic_init_(fresh, fit(trained))` gives a fresh model the trained one's statistics, at any seed.
 
-    Heads that share a key head (grouped queries) end with a diagonal up to a tenth below the trained one's: their products are not
-    free of each other.
+    Heads that share a key head (grouped queries) end with a diagonal up to a tenth below the trained one's: their
+    products are not free of each other.
 
     Raises:
-        UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate), or (fold=True) a
-            layer whose gains are not known.
+        UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate), or
+            (fold=True) a layer whose gains are not known.
         ValueError: a layer whose products are so small that MimeticSpec does not take their constants.
 
     Warns:
@@ -112,21 +115,28 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     return MimeticSpec(**{name: tuple(values) for name, values in out.items()})
 
 
-def fit_layer(rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None = None, name: str = "") -> dict[str, float]:
+def fit_layer(
+    rows: pd.DataFrame, d_model: int, head_dim: int, rank: int | None = None, name: str = ""
+) -> dict[str, float]:
     """The four constants that imitate one layer, from its rows of a table that measure made; see fit.
 
     Args:
         rows: the columns head, product, diag_mean and offdiag_sd: qk of every head, and vp of the layer (head -1).
         rank: num_kv_heads * head_dim, the rank of W_V W_proj; d_model by default.
     """
-    vp_alpha, vp_beta = fit_product(rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)], d_model, rank or d_model, name)
+    vp_alpha, vp_beta = fit_product(
+        rows[(rows["product"] == "vp") & (rows["head"] == LAYER_HEAD)], d_model, rank or d_model, name
+    )
     qk_alpha, qk_beta = fit_product(rows[rows["product"] == "qk"], d_model, head_dim, name)
     return {"qk_alpha": qk_alpha, "qk_beta": qk_beta, "vp_alpha": vp_alpha, "vp_beta": vp_beta}
 
 
 def fit_product(rows: pd.DataFrame, d_model: int, rank: int, name: str = "") -> tuple[float, float]:
-    """(alpha, beta) of one product of a layer, from its rows of measure: the mean diagonal and the root-mean-square spread over them."""
-    diagonal, spread = (rows[column].to_numpy() for column in ("diag_mean", "offdiag_sd"))  # numpy's mean does not pass over nan
+    """(alpha, beta) of one product of a layer, from its rows of measure: the mean diagonal and the root-mean-square
+    spread over them.
+    """
+    # numpy's mean does not pass over nan
+    diagonal, spread = (rows[column].to_numpy() for column in ("diag_mean", "offdiag_sd"))
     return _untruncate(float(diagonal.mean()), float(np.sqrt(np.mean(spread**2))), d_model, min(d_model, rank), name)
 
 
@@ -142,8 +152,8 @@ def _untruncate(diagonal: float, spread: float, d: int, k: int, name: str) -> tu
     wanted = abs(diagonal) / spread if spread else math.inf
     if wanted > (means / spreads)[-1]:
         warnings.warn(
-            f"{name}: a diagonal of {wanted:.2f} times the spread is more than a rank-{k} product in width {d} can have "
-            f"around alpha Z + beta I; beta = {ratios[-1]:g} alpha is taken",
+            f"{name}: a diagonal of {wanted:.2f} times the spread is more than a rank-{k} product in width {d} can have"
+            f" around alpha Z + beta I; beta = {ratios[-1]:g} alpha is taken",
             MimeticWarning,
             stacklevel=5,
         )
@@ -160,7 +170,8 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     Drawn in a smaller width with the same k/d where d is large: the diagonal depends on the ratio alone, the spread
     falls with 1/sqrt(d).
     """
-    widths = range(128, min(d, max(384, -(-d // k))) + 1) if d > 192 else [d]  # the one in which k/d is met best, of equal ones that nearest to 192
+    # the one in which k/d is met best, of equal ones that nearest to 192
+    widths = range(128, min(d, max(384, -(-d // k))) + 1) if d > 192 else [d]
     width = min(widths, key=lambda w: (abs(max(1, round(k * w / d)) * d / (k * w) - 1), abs(w - 192)))
     rank = max(1, round(k * width / d))
     ratios = np.concatenate([np.linspace(0, 2, 9), [2.5, 3, 4, 6, 10]])
@@ -168,7 +179,12 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     noise = [semi_diagonal(width, 1.0, 0.0, generator=generator, dtype=torch.float64) for _ in range(4)]
     means, spreads = [], []
     for ratio in ratios:
-        products = [left @ right for left, right in (factor_top_k(Z + ratio * torch.eye(width, dtype=Z.dtype, device=Z.device), rank) for Z in noise)]
+        products = [
+            left @ right
+            for left, right in (
+                factor_top_k(Z + ratio * torch.eye(width, dtype=Z.dtype, device=Z.device), rank) for Z in noise
+            )
+        ]
         numbers = [statistics(P) for P in products]
         # at beta = 0 there is no sign to keep: the expected diagonal is 0
         means.append(np.mean([n["diag_mean"] for n in numbers]) if ratio else 0.0)
@@ -182,8 +198,12 @@ def _layers(model: nn.Module | list[AttentionLayer], cross: bool) -> list[Attent
         raise TypeError("expected a torch.nn.Module or a list of AttentionLayer, as attention_layers gives it")
     layers = [layer for layer in every if (cross or layer.kind == "self")]
     if not layers:
-        raise UnsupportedAttention(f"no self-attention layer among {len(every)} attention layers (cross=True takes them too)")
+        raise UnsupportedAttention(
+            f"no self-attention layer among {len(every)} attention layers (cross=True takes them too)"
+        )
     square = [layer for layer in layers if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}]
     if wrong := next((layer for layer in layers if layer not in square and (layer.kind == "self" or not square)), None):
-        raise UnsupportedAttention(f"{wrong.name}: its inputs and output have different widths, so there is no diagonal")
+        raise UnsupportedAttention(
+            f"{wrong.name}: its inputs and output have different widths, so there is no diagonal"
+        )
     return square  # without cross-attention of two widths

@@ -11,8 +11,9 @@ From the command line:
     python -m mimetic.notebooks execute             # every notebook in book/, outputs stored in place
     python -m mimetic.notebooks execute 03 05       # some of them, by number, name or path
 
-papermill executes, and with other values it is papermill that is called (README). This module adds what it does not do: it
-removes its metadata, refuses output that shows a path of this machine, and writes the file only when every cell has run. papermill, nbformat and nbclient come with the extra `book`; `choose` needs none of them.
+papermill executes, and with other values it is papermill that is called (README). This module adds what it does not do:
+it removes its metadata, refuses output that shows a path of this machine, and writes the file only when every cell has
+run. papermill, nbformat and nbclient come with the extra `book`; `choose` needs none of them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ def choose_several(name: str, value: Any, choices: Iterable[str]) -> list[str]:
     """
     choices = list(choices)
     several = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(several, (list, tuple)) or not several or any(v not in choices for v in several) or len(set(several)) < len(several):
+    if (
+        not isinstance(several, (list, tuple))
+        or not several
+        or any(v not in choices for v in several)
+        or len(set(several)) < len(several)
+    ):
         raise ValueError(f"{name}={value!r}: choose one or more of {', '.join(map(repr, choices))}")
     return list(several)
 
@@ -239,8 +245,10 @@ def execute(path: str | Path, *, label: str = "", progress: bool = True, cell_ti
     strip_metadata(executed)
     if shown := local_paths(executed):
         lines = "\n".join(f"  cell {number}: {text}" for number, text in dict.fromkeys(shown))
-        raise NotebookError(f"{path}: nothing stored, because it shows paths of this machine:\n{lines}\n"
-                            "Print relative paths, and silence or mend what warns.")
+        raise NotebookError(
+            f"{path}: nothing stored, because it shows paths of this machine:\n{lines}\n"
+            "Print relative paths, and silence or mend what warns."
+        )
     _write(executed, path)
     return path
 
@@ -252,7 +260,8 @@ def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
     """
     code = [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code"]
     numbers = [number for number, cell in code if cell.source == error.source]
-    where = f"cell {numbers[0]}" if len(numbers) == 1 else f"In [{error.exec_count}]"  # several: only the count tells them apart
+    # several: only the count tells them apart
+    where = f"cell {numbers[0]}" if len(numbers) == 1 else f"In [{error.exec_count}]"
     first = next((line for line in (error.source or "").splitlines() if line.strip()), "")
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback or [])).splitlines()
     if len(text) > SHOWN_TRACEBACK_LINES:
@@ -263,11 +272,13 @@ def _failure(path: Path, notebook: NotebookNode, error: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m mimetic.notebooks", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m mimetic.notebooks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  execute\n  execute 03 05",
     )
     command = parser.add_subparsers(required=True).add_parser(
-        "execute", help="execute notebooks and store their outputs")
+        "execute", help="execute notebooks and store their outputs"
+    )
     command.add_argument("names", nargs="*", help="numbers, names or paths; none: all")
     command.add_argument("--folder", default="book", help="where the notebooks are (default: book)")
     command.add_argument("--cell-timeout", type=int, metavar="SECONDS", help="limit for one cell (default: none)")
@@ -280,7 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = max(len(path.name) for path in paths)
         for number, path in enumerate(paths, start=1):
             label = f"[{number}/{len(paths)}] {path.name:<{width}}"
-            done.append(execute(path, label=label, progress=not arguments.no_progress, cell_timeout=arguments.cell_timeout))
+            done.append(
+                execute(path, label=label, progress=not arguments.no_progress, cell_timeout=arguments.cell_timeout)
+            )
     except NotebookError as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         if done:

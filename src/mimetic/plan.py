@@ -18,7 +18,8 @@ from mimetic.scan import Parameters, Scan, held, overlap, plain, scan, views
 if TYPE_CHECKING:
     from mimetic.initialize import MimeticSpec
 
-WEIGHTS, BIASES = {"qk": ("q", "k"), "vp": ("v", "proj")}, {"qk": ("q_bias", "k_bias"), "vp": ("v_bias", "proj_bias")}  # views of each product
+# views of each product
+WEIGHTS, BIASES = {"qk": ("q", "k"), "vp": ("v", "proj")}, {"qk": ("q_bias", "k_bias"), "vp": ("v_bias", "proj_bias")}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Plan:
     notes: list[str]  # what to warn of
 
 
-def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False, biases: str = "zero") -> Plan:
+def plan(
+    model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = True, cross: bool = False, biases: str = "zero"
+) -> Plan:
     """The plan for a model; raises what mimetic_init_ raises."""
     products = (("qk",) if qk else ()) + (("vp",) if vp else ())
     weights = tuple(view for product in products for view in WEIGHTS[product])
@@ -49,12 +52,21 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     written = {place for layer in layers for place in _places(layer, (*weights, *zeroed))}
     for layer in left:
         if written & set(_places(layer, VIEWS)):
-            raise UnsupportedAttention(f"{layer.name}: cross-attention that shares its projections or their biases with a layer to be written; cross=True writes both")
+            raise UnsupportedAttention(
+                f"{layer.name}: cross-attention that shares its projections or their biases with a layer to be written;"
+                " cross=True writes both"
+            )
     for layer in layers:
         _check_shapes(layer, qk, vp)
         for part in (*weights, *zeroed):
-            if (view := getattr(layer, part)) is not None and view.is_inference() and not torch.is_inference_mode_enabled():
-                raise UnsupportedAttention(f"{layer.name}: {part} was made under torch.inference_mode and cannot be written in place")
+            if (
+                (view := getattr(layer, part)) is not None
+                and view.is_inference()
+                and not torch.is_inference_mode_enabled()
+            ):
+                raise UnsupportedAttention(
+                    f"{layer.name}: {part} was made under torch.inference_mode and cannot be written in place"
+                )
     _check_owners(found, [*layers, *(layer for layer, _ in tied)], (*weights, *zeroed))
     _check_apart(layers, weights)
     if vp:
@@ -63,9 +75,17 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
             raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
-    notes = [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"] if left else []
+    notes = (
+        [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"]
+        if left
+        else []
+    )
     notes += [f"{name}: left alone, {reason}" for name, reason in found.passed_over.items()]
-    stuck = [layer.name for layer in layers if any(not p.requires_grad for view in views(layer, weights) for _, _, p in held(view, found.parameters))]
+    stuck = [
+        layer.name
+        for layer in layers
+        if any(not p.requires_grad for view in views(layer, weights) for _, _, p in held(view, found.parameters))
+    ]
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
@@ -75,33 +95,54 @@ def plan(model: nn.Module, spec: MimeticSpec, *, qk: bool = True, vp: bool = Tru
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
 
 
-_SCALES = re.compile(r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?scale\w*)([._]|$)", re.IGNORECASE)
+_SCALES = re.compile(
+    r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?scale\w*)([._]|$)", re.IGNORECASE
+)
 
 
 def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
-    """The caveat of a layer whose LayerScale makes its V·proj act with another size than is written; it is a value, so no reader has it. Where the
-    block is not one that the tables know, what is called like a LayerScale in it counts, and where a norm follows, its gain."""
+    """The caveat of a layer whose LayerScale makes its V·proj act with another size than is written; it is a value, so
+    no reader has it. Where the block is not one that the tables know, what is called like a LayerScale in it counts,
+    and where a norm follows, its gain."""
     gains = {} if layer.out_gain is None else {"": layer.out_gain}
     if layer.out_gain is None and not layer.gains_known and block is not None:
-        norms = {f"{name}.weight" for name, m in block.named_modules() if OUT_NORM in layer.caveats and isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
-        gains = {name: p for name, p in block.named_parameters() if plain(p) and p.numel() == layer.d_model and (_SCALES.search(name) or name in norms)}
+        norms = {
+            f"{name}.weight"
+            for name, m in block.named_modules()
+            if OUT_NORM in layer.caveats and isinstance(m, (nn.LayerNorm, nn.RMSNorm))
+        }
+        gains = {
+            name: p
+            for name, p in block.named_parameters()
+            if plain(p) and p.numel() == layer.d_model and (_SCALES.search(name) or name in norms)
+        }
     for name, found in gains.items():
         size = found.detach().abs().float().median().item()
         if not 0.5 <= size <= 2:
-            what = f"{name} beside it, which may scale its output," if name else "LayerScale, or what else scales proj's output,"
-            return (f"{what} is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",)
+            what = (
+                f"{name} beside it, which may scale its output,"
+                if name
+                else "LayerScale, or what else scales proj's output,"
+            )
+            return (
+                f"{what} is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",
+            )
     return ()
 
 
-def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
-    """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an earlier layer's; of the
-    views that are to be written."""
+def _untie(
+    chosen: list[AttentionLayer], weights: tuple[str, ...]
+) -> tuple[list[AttentionLayer], list[tuple[AttentionLayer, str]]]:
+    """The layers with parameters of their own, and (layer, name of the earlier one) for those whose parameters are an
+    earlier layer's; of the views that are to be written."""
     layers, tied, seen = [], [], {}
     kept = {place: layer for layer in chosen for place in _places(layer, {"q", "k", "v", "proj"}.difference(weights))}
     for layer in chosen:
         places = _places(layer, weights)
         if len(set(places)) < len(places):
-            raise UnsupportedAttention(f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone")
+            raise UnsupportedAttention(
+                f"{layer.name}: two of its projections are one parameter, so a product cannot be set alone"
+            )
         if other := next((kept[place] for place in places if place in kept), None):
             where = "another of its projections" if other is layer else f"a projection of {other.name}"
             raise UnsupportedAttention(f"{layer.name}: one of its weights is also {where}, which would be written over")
@@ -110,15 +151,22 @@ def _untie(chosen: list[AttentionLayer], weights: tuple[str, ...]) -> tuple[list
             layers.append(layer)
             seen.update(dict.fromkeys(places, layer))
             continue
-        alike = all((a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(views(layer, weights), views(owner, weights)))
+        alike = all(
+            (a.shape, a.stride()) == (b.shape, b.stride()) for a, b in zip(views(layer, weights), views(owner, weights))
+        )
         if places != _places(owner, weights) or not alike:
-            raise UnsupportedAttention(f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in another way")
+            raise UnsupportedAttention(
+                f"{layer.name}: shares some but not all of its projections with {owner.name}, or reads them in"
+                " another way"
+            )
         tied.append((layer, owner.name))
     return layers, tied
 
 
 def _check_owners(found: Scan, written: list[AttentionLayer], parts: tuple[str, ...]) -> None:
-    """UnsupportedAttention if a weight or bias to be written belongs to a module outside of the attention layers as well."""
+    """UnsupportedAttention if a weight or bias to be written belongs to a module outside of the attention layers as
+    well.
+    """
     within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
     attention = set().union(*within.values())
     read = Counter(view.data_ptr() for layer in written for view in views(layer))
@@ -132,11 +180,16 @@ def _check_owners(found: Scan, written: list[AttentionLayer], parts: tuple[str, 
             allowed = 0 if any(module in within[layer.name] for _, module, _ in same) else read[view.data_ptr()]
             if len(outside) > allowed:
                 what = "biases" if part.endswith("bias") else "weights"
-                raise UnsupportedAttention(f"{layer.name}: one of its {what} is also {_listed(outside)}, outside of attention, which would be written over")
+                raise UnsupportedAttention(
+                    f"{layer.name}: one of its {what} is also {_listed(outside)}, outside of attention, which would be"
+                    " written over"
+                )
 
 
 def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None:
-    """UnsupportedAttention if two weights to be written have an entry in common: the second would be written over the first."""
+    """UnsupportedAttention if two weights to be written have an entry in common: the second would be written over the
+    first.
+    """
     by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for layer in layers:
         for view in views(layer, weights):
@@ -146,24 +199,29 @@ def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None
         if not any(overlap(a, b) for (_, a), (_, b) in zip(there, there[1:])):
             continue
         first = there[0][1]
-        taken = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)  # interleaved views are not to blame
+        # interleaved views are not to blame
+        taken = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)
         for name, view in there:
             mine = taken.as_strided(view.shape, view.stride(), view.storage_offset())
             if mine.any():
-                raise UnsupportedAttention(f"{name}: its projections overlap in memory with one another or with another layer's: one would be written over the other")
+                raise UnsupportedAttention(
+                    f"{name}: its projections overlap in memory with one another or with another layer's: one would be"
+                    " written over the other"
+                )
             mine.fill_(True)
 
 
 def _check_whole(layers: list[AttentionLayer], parameters: Parameters) -> None:
-    """UnsupportedAttention if the projections of several layers are parts of one matrix: then these are heads of one layer, and each would get
-    the whole target."""
+    """UnsupportedAttention if the projections of several layers are parts of one matrix: then these are heads of one
+    layer, and each would get the whole target."""
     seen: dict[int, str] = {}
     for layer in layers:
         for name, _, p in held(layer.proj, parameters):
             if (other := seen.setdefault(id(p), layer.name)) != layer.name:
                 raise UnsupportedAttention(
-                    f"{layer.name}: its projection is a part of {name}, as that of {other} is: heads that are modules of their own are one layer, of "
-                    "which this library sees only views of whole parameters; keep the heads' weights in one, or write with vp=False"
+                    f"{layer.name}: its projection is a part of {name}, as that of {other} is: heads that are modules"
+                    " of their own are one layer, of which this library sees only views of whole parameters; keep the"
+                    " heads' weights in one, or write with vp=False"
                 )
 
 
@@ -180,7 +238,8 @@ def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:
     d = layer.d_model
     if qk and layer.k.shape[0] != d:
         raise UnsupportedAttention(
-            f"{layer.name}: queries are made from width {d}, keys from width {layer.k.shape[0]}; W_Q W_K^T has no diagonal"
+            f"{layer.name}: queries are made from width {d}, keys from width {layer.k.shape[0]}; W_Q W_K^T has no"
+            " diagonal"
         )
     if vp and (layer.v.shape[0], layer.proj.shape[2]) != (d, d):
         raise UnsupportedAttention(
@@ -189,12 +248,13 @@ def _check_shapes(layer: AttentionLayer, qk: bool, vp: bool) -> None:
         )
     if layer.k.shape[2] != layer.head_dim or layer.proj.shape[:2] != (layer.num_heads, layer.v.shape[2]):
         raise UnsupportedAttention(
-            f"{layer.name}: queries of {layer.head_dim} and keys of {layer.k.shape[2]}, or values {tuple(layer.v.shape)} and a projection "
-            f"{tuple(layer.proj.shape)}, do not fit together"
+            f"{layer.name}: queries of {layer.head_dim} and keys of {layer.k.shape[2]}, or values"
+            f" {tuple(layer.v.shape)} and a projection {tuple(layer.proj.shape)}, do not fit together"
         )
     if layer.num_heads % layer.num_kv_heads or layer.v.shape[1] != layer.num_kv_heads:
         raise UnsupportedAttention(
-            f"{layer.name}: {layer.num_heads} query, {layer.num_kv_heads} key and {layer.v.shape[1]} value heads do not group"
+            f"{layer.name}: {layer.num_heads} query, {layer.num_kv_heads} key and {layer.v.shape[1]} value heads do not"
+            " group"
         )
 
 

@@ -16,7 +16,8 @@ from mimetic.adapters import Reader, find_reader, has_projections, looks_like_at
 from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, hooked, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 
-Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]  # by where the memory begins: name, the module that holds it, the parameter
+# by where the memory begins: name, the module that holds it, the parameter
+Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]
 
 
 @dataclass
@@ -25,9 +26,11 @@ class Scan:
 
     layers: list[AttentionLayer]
     refused: dict[str, str]  # name -> reason: looks like attention and cannot be handled
-    passed_over: dict[str, str]  # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
+    # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
+    passed_over: dict[str, str]
     modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
-    blocks: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> the nearest module around it that is no list
+    # name of a layer -> the nearest module around it that is no list
+    blocks: dict[str, nn.Module] = field(default_factory=dict)
     parameters: Parameters = field(default_factory=dict)  # of the whole model
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
@@ -36,11 +39,16 @@ class Scan:
             lines = [f"{name}: {reason}" for name, reason in list(self.refused.items())[:4]]
             more = f"\n... and {len(self.refused) - 4} more" if len(self.refused) > 4 else ""
             if any("not a known attention class" in reason for reason in self.refused.values()):
-                more += "\n(register_adapter teaches a class of your own, or with None that it is no self-attention; a part of the model can be passed by itself)"
+                more += (
+                    "\n(register_adapter teaches a class of your own, or with None that it is no self-attention; a part"
+                    " of the model can be passed by itself)"
+                )
             raise UnsupportedAttention("cannot handle " + "\n".join(lines) + more)
         if not self.layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
-            raise UnsupportedAttention(f"no attention layer found in {type(model).__name__}" + (f" ({why})" if why else ""))
+            raise UnsupportedAttention(
+                f"no attention layer found in {type(model).__name__}" + (f" ({why})" if why else "")
+            )
         return self.layers
 
 
@@ -68,7 +76,11 @@ def scan(model: nn.Module) -> Scan:
         places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
         try:
             layer = _checked(_read(reader, module, shown, places), owned)
-            found.layers.append(replace(layer, caveats=(*layer.caveats, HOOKED)) if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters) else layer)
+            found.layers.append(
+                replace(layer, caveats=(*layer.caveats, HOOKED))
+                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters)
+                else layer
+            )
             found.modules[shown], claimed[name] = module, layer
             if block := next((a for _, a in places[0] if not isinstance(a, (nn.ModuleList, nn.ModuleDict))), None):
                 found.blocks[shown] = block
@@ -79,9 +91,12 @@ def scan(model: nn.Module) -> Scan:
         except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
             found.refused[shown] = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     for name, reason in suspects:
-        # a container around a known layer is not a layer of its own, unless it has projections beside it; nor is a part of one, unless it has
-        # projections that the layer does not read
-        inside = any(_within(name, other) and (layer is None or not _apart(modules[name], layer)) for other, layer in claimed.items())
+        # a container around a known layer is not a layer of its own, unless it has projections beside it; nor is a part
+        # of one, unless it has projections that the layer does not read
+        inside = any(
+            _within(name, other) and (layer is None or not _apart(modules[name], layer))
+            for other, layer in claimed.items()
+        )
         around = any(_within(other, name) for other in claimed) and not has_projections(modules[name])
         if not (inside or around):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
@@ -107,7 +122,10 @@ def plain(t: Tensor) -> bool:
 
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one storage have memory in common, from the first to the last of their entries."""
-    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())))) for t in (a, b))
+    (a0, a1), (b0, b1) = (
+        (t.data_ptr(), t.data_ptr() + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride()))))
+        for t in (a, b)
+    )
     return a0 < b1 and b0 < a1
 
 
@@ -124,10 +142,16 @@ def views(layer: AttentionLayer, names: Iterable[str] = VIEWS) -> list[Tensor]:
 def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors]) -> AttentionLayer:
     """The layer as its reader sees it, in every place where its module is registered."""
     if replaced_forward(module):
-        raise UnsupportedAttention("its forward was replaced on this one module, so the same weights may mean something else: initialise before that")
+        raise UnsupportedAttention(
+            "its forward was replaced on this one module, so the same weights may mean something else: initialise"
+            " before that"
+        )
     path, parent = places[0][0] if places[0] else ("", None)
     if path == "base_layer":  # PEFT's name for what it wraps
-        raise UnsupportedAttention(f"it is the base layer of a {type(parent).__name__}, and what that adds is not in its weights: initialise before wrapping")
+        raise UnsupportedAttention(
+            f"it is the base layer of a {type(parent).__name__}, and what that adds is not in its weights: initialise"
+            " before wrapping"
+        )
     layer = reader(module, name, places[0])
     if not isinstance(layer, AttentionLayer):
         raise UnsupportedAttention(f"its reader gave a {type(layer).__name__}, not an AttentionLayer")
@@ -137,25 +161,31 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
             kinds.add(reader(module, name, place).kind)
         except NotSelfAttention:
             kinds.add("pooling")
-        except UnsupportedAttention:  # not readable from there: a plain list of BERT's layers, without their output matrices
+        # not readable from there: a plain list of BERT's layers, without their output matrices
+        except UnsupportedAttention:
             continue
     if len(kinds) > 1:
         attributes = sorted(p[0][0] for p in places if p)
-        raise UnsupportedAttention(f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once")
+        raise UnsupportedAttention(
+            f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once"
+        )
     return replace(layer, name=name)  # a reader of one's own may not have passed it on
 
 
 def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
     """Whether a module has projections, and none of its parameters is in the views of a layer."""
     read = {view.untyped_storage().data_ptr() for view in views(layer)}
-    return has_projections(module) and not any(plain(p) and p.untyped_storage().data_ptr() in read for p in module.parameters())
+    return has_projections(module) and not any(
+        plain(p) and p.untyped_storage().data_ptr() in read for p in module.parameters()
+    )
 
 
 def _hooked(layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> bool:
-    """Whether the layer's module or a projection, a module that does little but hold weights of this layer, has forward hooks: what they do
-    is not known."""
+    """Whether the layer's module or a projection, a module that does little but hold weights of this layer, has forward
+    hooks: what they do is not known."""
     near = {m for view in views(layer) for _, m, _ in held(view, parameters)}
-    # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer itself
+    # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer
+    # itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
     return any(map(hooked, near))
 
@@ -165,22 +195,39 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
     for name in VIEWS:
         view = getattr(layer, name)
         if view is not None and name in ("q", "k", "v", "proj") and view.ndim != 3:
-            raise UnsupportedAttention(f"{layer.name}: {name} must have 3 dimensions (see AttentionLayer), its reader gave {tuple(view.shape)}")
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} must have 3 dimensions (see AttentionLayer), its reader gave {tuple(view.shape)}"
+            )
         if view is not None and view.untyped_storage().data_ptr() not in owned:
-            raise UnsupportedAttention(f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)"
+            )
         if view is not None and expanded(view):
-            raise UnsupportedAttention(f"{layer.name}: {name} is expanded: several of its entries are one number in memory")
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} is expanded: several of its entries are one number in memory"
+            )
     if layer.kind not in ("self", "cross"):
         raise UnsupportedAttention(f"{layer.name}: kind must be 'self' or 'cross', its reader gave {layer.kind!r}")
     if not isinstance(layer.caveats, tuple) or not all(isinstance(caveat, str) for caveat in layer.caveats):
-        raise UnsupportedAttention(f"{layer.name}: caveats must be a tuple of sentences, its reader gave {layer.caveats!r}")
+        raise UnsupportedAttention(
+            f"{layer.name}: caveats must be a tuple of sentences, its reader gave {layer.caveats!r}"
+        )
     for name, width in {"in_gain": layer.q.shape[0], "out_gain": layer.proj.shape[2]}.items():
         if (gain := getattr(layer, name)) is not None and gain.shape != (width,):
-            raise UnsupportedAttention(f"{layer.name}: {name} must have shape ({width},), its reader gave {tuple(gain.shape)}")
-    of = {"q_bias": layer.q.shape[1:], "k_bias": layer.k.shape[1:], "v_bias": layer.v.shape[1:], "proj_bias": layer.proj.shape[2:]}
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} must have shape ({width},), its reader gave {tuple(gain.shape)}"
+            )
+    of = {
+        "q_bias": layer.q.shape[1:],
+        "k_bias": layer.k.shape[1:],
+        "v_bias": layer.v.shape[1:],
+        "proj_bias": layer.proj.shape[2:],
+    }
     for name, shape in of.items():
         if (b := getattr(layer, name)) is not None and b.shape != shape:
-            raise UnsupportedAttention(f"{layer.name}: {name} has shape {tuple(b.shape)}, its weight asks for {tuple(shape)}")
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} has shape {tuple(b.shape)}, its weight asks for {tuple(shape)}"
+            )
     return layer
 
 
@@ -199,7 +246,9 @@ def _parameters(modules: dict[str, nn.Module]) -> Parameters:
     for name, module in modules.items():
         for part, p in module._parameters.items():
             if p is not None and plain(p):
-                found.setdefault(p.untyped_storage().data_ptr(), []).append((clean_name(f"{name}.{part}".lstrip(".")), module, p))
+                found.setdefault(p.untyped_storage().data_ptr(), []).append(
+                    (clean_name(f"{name}.{part}".lstrip(".")), module, p)
+                )
     return found
 
 

@@ -1,9 +1,10 @@
-"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and what the number of pairs can prove is said.
+"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and what the number of pairs can prove is
+said.
 
-A pair is two runs with one seed: the same images in the same order, the same initial weights where the arms agree. Their
-difference is tested by flipping its sign: if the arms were alike, each pair's difference would as well have come out
-with the other sign, so the 2^n sign patterns are equally likely (Fisher 1935). The interval is Student's, which takes the
-differences as normal; with three pairs it is wide, and that is the truth.
+A pair is two runs with one seed: the same images in the same order, the same initial weights where the arms agree.
+Their difference is tested by flipping its sign: if the arms were alike, each pair's difference would as well have come
+out with the other sign, so the 2^n sign patterns are equally likely (Fisher 1935). The interval is Student's, which
+takes the differences as normal; with three pairs it is wide, and that is the truth.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from scipy import stats
 MOST_PAIRS = 20  # 2^20 sign patterns; more pairs than that are not exact any more
 
 
-def paired_differences(finals: pd.DataFrame, metric: str = "test_accuracy", arms: Sequence[str] = ("timm", "mimetic")) -> pd.DataFrame:
+def paired_differences(
+    finals: pd.DataFrame, metric: str = "test_accuracy", arms: Sequence[str] = ("timm", "mimetic")
+) -> pd.DataFrame:
     """One row a seed that has a run in both arms: the metric of each, and difference = second arm minus first.
 
     Args:
@@ -41,15 +44,17 @@ ENOUGH = 5  # pairs from which a verdict is drawn; below, the numbers are shown 
 
 
 def smallest_p(pairs: int) -> float:
-    """The smallest p that the exact two-sided sign-flip test can give with this many pairs: all differences of one sign."""
+    """The smallest p that the exact two-sided sign-flip test can give with this many pairs: all differences of one
+    sign.
+    """
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     return 2 * 0.5**pairs
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
-    """p of the exact two-sided sign-flip test of the mean difference: the share of all 2^n sign patterns whose mean is at least as
-    far from 0 as the one that was seen.
+    """p of the exact two-sided sign-flip test of the mean difference: the share of all 2^n sign patterns whose mean is
+    at least as far from 0 as the one that was seen.
 
     Raises:
         ValueError: no differences, more than 20, or one that is not finite.
@@ -82,8 +87,8 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tup
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values corrected for their number (Holm 1979): the chance of any false claim among them stays below the level. A nan stays one,
-    and does not count."""
+    """p-values corrected for their number (Holm 1979): the chance of any false claim among them stays below the level.
+    A nan stays one, and does not count."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")  # nan last
     number = (~np.isnan(p)).sum()
@@ -94,10 +99,12 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def crossed_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95 % interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users would have given.
+    """95 % interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users
+    would have given.
 
-    The variance of the mean is that of the rows' means plus that of the columns' means minus that of what neither explains, which both
-    contain; degrees of freedom by Satterthwaite. It is never narrower than the interval of the rows or of the columns alone. Source: two-way random-effects analysis of variance, one value a cell.
+    The variance of the mean is that of the rows' means plus that of the columns' means minus that of what neither
+    explains, which both contain; degrees of freedom by Satterthwaite. It is never narrower than the interval of the
+    rows or of the columns alone. Source: two-way random-effects analysis of variance, one value a cell.
 
     Args:
         values: (rows, columns), two or more of each.
@@ -115,7 +122,8 @@ def crossed_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     variance = max(parts.sum(), 0.0)  # an estimate by subtraction
     df = variance**2 / (parts**2 / [n - 1, m - 1, (n - 1) * (m - 1)]).sum() if variance else n - 1
     half = stats.t.ppf(0.975, max(df, 1)) * variance**0.5
-    half = max(half, *(np.diff(mean_interval(sample))[0] / 2 for sample in (rows, columns)))  # the two samples' own are floors
+    # the two samples' own are floors
+    half = max(half, *(np.diff(mean_interval(sample))[0] / 2 for sample in (rows, columns)))
     return float(y.mean() - half), float(y.mean() + half)
 
 
@@ -128,8 +136,8 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
 
     Returns:
         index label; reference, arm: mean metric over the pairs; pairs: their number; difference: mean of arm minus
-        reference; low, high: its 95 % interval; p: exact, two-sided (corrected() has it for the number of rows); wins: in how many
-        pairs the arm is ahead.
+        reference; low, high: its 95 % interval; p: exact, two-sided (corrected() has it for the number of rows); wins:
+        in how many pairs the arm is ahead.
     """
     rows = {}
     for label, arms in pairs.items():
@@ -139,17 +147,24 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
         if table.empty:
             continue
         d = table["difference"]
-        rows[label] = {"reference": table[arms[0]].mean(), "arm": table[arms[1]].mean(), "wins": int((d > 0).sum())} | summary(d)
+        rows[label] = {
+            "reference": table[arms[0]].mean(),
+            "arm": table[arms[1]].mean(),
+            "wins": int((d > 0).sum()),
+        } | summary(d)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def corrected(table: pd.DataFrame) -> pd.Series:
-    """p of a table of compare, corrected for the number of its rows (holm). A row of one pair does not count: its p is 1 whatever it says."""
+    """p of a table of compare, corrected for the number of its rows (holm). A row of one pair does not count: its p is
+    1 whatever it says.
+    """
     return pd.Series(holm(table["p"].where(table["pairs"] > 1)), index=table.index).fillna(table["p"])
 
 
 def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "test_accuracy") -> pd.Series:
-    """seed -> sum of coefficient times metric over arms, of the seeds that have a run in all of them; empty if there is none.
+    """seed -> sum of coefficient times metric over arms, of the seeds that have a run in all of them; empty if there is
+    none.
 
     A difference of two arms is {a: 1, b: -1}; a difference of differences has four arms.
     """
@@ -160,13 +175,22 @@ def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "tes
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """pairs, difference (mean), low, high (Student's 95 % interval), p (exact sign-flip test, two-sided) of paired values."""
+    """pairs, difference (mean), low, high (Student's 95 % interval), p (exact sign-flip test, two-sided) of paired
+    values.
+    """
     low, high = mean_interval(values)
-    return {"pairs": len(values), "difference": float(np.mean(values)), "low": low, "high": high, "p": sign_flip_test(values)}
+    return {
+        "pairs": len(values),
+        "difference": float(np.mean(values)),
+        "low": low,
+        "high": high,
+        "p": sign_flip_test(values),
+    }
 
 
 def slopes_per_doubling(points: pd.DataFrame, least: int = 3) -> pd.Series:
-    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer x than least.
+    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer x than
+    least.
 
     Args:
         points: columns x (above 0), seed, difference.
@@ -179,8 +203,8 @@ def slopes_per_doubling(points: pd.DataFrame, least: int = 3) -> pd.Series:
 
 
 def rests_on(points: pd.DataFrame) -> dict[float, pd.Series]:
-    """The x without which slopes_per_doubling would not have the side of 0 that they have with all: x -> the slopes without it. Empty if the
-    interval of all slopes holds 0, or if no single x decides.
+    """The x without which slopes_per_doubling would not have the side of 0 that they have with all: x -> the slopes
+    without it. Empty if the interval of all slopes holds 0, or if no single x decides.
 
     Args:
         points: columns x (above 0), seed, difference.
@@ -215,14 +239,17 @@ def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accura
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Pearson's r and its 95 % interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent points.
+    """Pearson's r and its 95 % interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent
+    points.
 
     Raises:
         ValueError: fewer than four points, lengths that differ, a constant x or y, or a value that is not finite.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or x.size < 4:
-        raise ValueError(f"a correlation with an interval needs at least four points, x and y alike; got {x.shape} and {y.shape}")
+        raise ValueError(
+            f"a correlation with an interval needs at least four points, x and y alike; got {x.shape} and {y.shape}"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("x and y must be finite and not constant")
     found = stats.pearsonr(x, y)

@@ -71,8 +71,13 @@ def test_executed_in_order_to_the_end_without_error(path):
     cells = _code(_read(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     expected = {"raises-exception", "nbval-raises-exception"}
-    assert not [o for c in cells if not expected & set(c.metadata.get("tags", [])) for o in c.outputs
-                if o.output_type == "error"]
+    assert not [
+        o
+        for c in cells
+        if not expected & set(c.metadata.get("tags", []))
+        for o in c.outputs
+        if o.output_type == "error"
+    ]
 
 
 @every_notebook
@@ -108,7 +113,11 @@ def _shown_code(notebook):
         if {"remove-cell", "remove-input"} & set(cell.metadata.get("tags", [])):
             continue
         fenced = re.findall(r"^```([^\n]*)\n(.*?)^```", cell.source, re.S | re.M)
-        blocks = [cell.source] if cell.cell_type == "code" else [text for language, text in fenced if not language.startswith("{")]
+        blocks = (
+            [cell.source]
+            if cell.cell_type == "code"
+            else [text for language, text in fenced if not language.startswith("{")]
+        )
         yield from (line for block in blocks for line in block.splitlines())
 
 
@@ -254,8 +263,13 @@ def test_command_line_stops_at_the_first_failing_cell(book, tmp_path):
     bad = book("02_bad", "x = 1", "def halve(x):\n    return x / 0\n\nhalve(x)")
     never = book("03_never", "print('never')")
     before = bad.read_bytes(), never.read_bytes()
-    result = subprocess.run([sys.executable, "-m", "mimetic.notebooks", "execute", "--no-progress"],
-                            cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-m", "mimetic.notebooks", "execute", "--no-progress"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 1
     assert "stopped: book/02_bad.ipynb, cell 4 (def halve(x):): ZeroDivisionError: division by zero" in result.stderr
     assert "return x / 0" in result.stderr and "\x1b" not in result.stderr

@@ -1,5 +1,5 @@
-"""Chapters that read records run with any part of them: with none, with one seed, with arms that have no seed in common. A queue that is
-under way leaves such parts, and `MIMETIC_RUNS=again make notebooks` begins with nothing."""
+"""Chapters that read records run with any part of them: with none, with one seed, with arms that have no seed in
+common. A queue that is under way leaves such parts, and `MIMETIC_RUNS=again make notebooks` begins with nothing."""
 
 import ast
 import json
@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted(path for path in (ROOT / "book").glob("*.ipynb") if re.match(r"01|05|06|07|08|09|1\d", path.name))
-TRAINS = ("live_", "interrupted(", "bench_init(", "yardsticks.attention", "yardsticks.pair")  # cells that compute instead of reading
+# cells that compute instead of reading
+TRAINS = ("live_", "interrupted(", "bench_init(", "yardsticks.attention", "yardsticks.pair")
 NOTHING = re.compile(r"(?<![\w.])[+−-]?(nan|inf|NaN)(?!\w)")
 
 
@@ -61,12 +62,21 @@ def execute(path):
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         imports = any(isinstance(node, ast.ImportFrom | ast.Import) for node in tree.body)
         if used & lacking or not imports and any(word in source for word in TRAINS):
-            lacking |= {target.id for node in tree.body if isinstance(node, ast.Assign) for target in ast.walk(node.targets[0]) if isinstance(target, ast.Name)}
+            lacking |= {
+                target.id
+                for node in tree.body
+                if isinstance(node, ast.Assign)
+                for target in ast.walk(node.targets[0])
+                if isinstance(target, ast.Name)
+            }
             continue
         last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
         try:
             exec(compile(tree, f"{path.name}, cell {number}", "exec"), names)
-            if last is not None and (value := eval(compile(last, f"{path.name}, cell {number}", "eval"), names)) is not None:
+            if (
+                last is not None
+                and (value := eval(compile(last, f"{path.name}, cell {number}", "eval"), names)) is not None
+            ):
                 show(value)
         except Exception as error:
             raise AssertionError(f"{path.name}, cell {number}: {type(error).__name__}: {error}") from error

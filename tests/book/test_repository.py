@@ -88,13 +88,16 @@ def test_citation_has_the_version_and_names_the_paper():
 
 def _make(folder, *arguments, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60,
-                          env=clean | environment)
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, env=clean | environment
+    )
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy with the real Makefile, in a folder with a space in its name, in which the tools of .venv only write down how they were called."""
+    """A copy with the real Makefile, in a folder with a space in its name, in which the tools of .venv only write down
+    how they were called.
+    """
     tmp_path = tmp_path / "a checkout"
     tmp_path.mkdir()
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "_config.yml", "_toc.yml"):
@@ -105,8 +108,10 @@ def checkout(tmp_path):
     tools.mkdir(parents=True)
     for name in ("python", "jupyter-book"):
         tool = tools / name
-        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> calls\n'
-                        "mkdir -p _build/html/_static/mathjax; touch _build/html/_static/theme.js.map\n")
+        tool.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> calls\n'
+            "mkdir -p _build/html/_static/mathjax; touch _build/html/_static/theme.js.map\n"
+        )
         tool.chmod(0o755)
     return tmp_path
 
@@ -164,8 +169,15 @@ def test_make_test_runs_unit_tests_notebooks_and_site(checkout):
     assert _make(checkout, "test").returncode == 0
     calls = _calls(checkout)
     (tests,) = [call for call in calls if "--nbval" in call]
-    assert "book/01_a.ipynb" in tests and " --site tests " in tests and "--nbval-lax" not in tests and "--ignore" not in tests
+    assert (
+        "book/01_a.ipynb" in tests
+        and " --site tests " in tests
+        and "--nbval-lax" not in tests
+        and "--ignore" not in tests
+    )
     assert any(call.startswith("jupyter-book build") for call in calls)
+    lint = [call.split()[:4] for call in calls if "ruff" in call]
+    assert lint == [["python", "-m", "ruff", "check"], ["python", "-m", "ruff", "format"]]
 
 
 @pytest.mark.parametrize("interpreter", ["no-such-python", "false"])
@@ -208,7 +220,7 @@ def test_the_four_lines_on_your_own_model_work(page):
     exec(block.replace("vit_base_patch16_224", "vit_tiny_patch16_224"), names)
     weight = names["model"].blocks[0].attn
     d = weight.proj.weight.shape[0]
-    product = (weight.proj.weight @ weight.qkv.weight[2 * d:]).T.detach()
+    product = (weight.proj.weight @ weight.qkv.weight[2 * d :]).T.detach()
     assert product.diagonal().mean() < -0.3 and abs((product - product.diag().diag()).mean()) < 0.01
 
 
@@ -229,7 +241,8 @@ def test_the_page_of_the_library_has_every_public_name_and_each_says_what_it_is(
     shown = re.findall(r"^\.\. auto\w+:: (?:mimetic\.\w+\.)?(\w+)$", page, re.M)
     for_adapters = ["linear_out", "fused_out", "linear_in", "verify", "Check"]  # of modules of their own
     assert sorted(shown) == sorted([*mimetic.__all__, *for_adapters])
-    for name in set(mimetic.__all__) - {"VISION", "LANGUAGE", "INITIALIZERS"}:  # data: their text is below their assignment
+    # data: their text is below their assignment
+    for name in set(mimetic.__all__) - {"VISION", "LANGUAGE", "INITIALIZERS"}:
         assert len(getattr(mimetic, name).__doc__) > 40
 
 
@@ -255,5 +268,10 @@ def test_no_large_or_private_file_is_committed():
 
 def test_comments_of_fields_have_no_colon():
     """Sphinx (Napoleon) would show what stands before it as the field's type, after the rest."""
-    lines = [line for path in (ROOT / "src").rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines() if "  #: " in line]
+    lines = [
+        line
+        for path in (ROOT / "src").rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "  #: " in line
+    ]
     assert len(lines) > 30 and not [line for line in lines if ": " in line.partition("  #: ")[2]]

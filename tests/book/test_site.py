@@ -19,7 +19,11 @@ SITE = ROOT / "_build" / "html"
 def _site(request):
     """Built without a warning (-W), or as it is, or not there."""
     if request.config.getoption("--site"):
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key not in ("MFLAGS", "PYTHONPATH")}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("MAKE") and key not in ("MFLAGS", "PYTHONPATH")
+        }
         build = subprocess.run(["make", "book"], cwd=ROOT, env=clean, capture_output=True, text=True)
         assert build.returncode == 0, build.stdout + build.stderr
     elif not (SITE / "index.html").exists():
@@ -28,8 +32,9 @@ def _site(request):
 
 @pytest.fixture(scope="module")
 def pages(_site):
-    return {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-            for path in (SITE / "book").glob("*.html")}
+    return {
+        path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in (SITE / "book").glob("*.html")
+    }
 
 
 def test_every_source_has_its_page(pages):

@@ -1,8 +1,9 @@
 """Which view of which parameter is q, k, v and proj: one small module a library.
 
-A reader is a function (module, name, ancestors) -> AttentionLayer for one attention class. READERS maps the class's full
-name to it, so that timm and transformers are never imported here. A class is listed only if its products were verified
-through its own forward (tests, `python -m mimetic coverage`); anything else that looks like attention is refused.
+A reader is a function (module, name, ancestors) -> AttentionLayer for one attention class. READERS maps the class's
+full name to it, so that timm and transformers are never imported here. A class is listed only if its products were
+verified through its own forward (tests, `python -m mimetic coverage`); anything else that looks like attention is
+refused.
 """
 
 from __future__ import annotations
@@ -27,22 +28,34 @@ from mimetic.adapters.views import (
 )
 from mimetic.attention import UnsupportedAttention
 
-__all__ = ["Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention", "register_adapter", "unknown"]
+__all__ = [
+    "Reader",
+    "find_reader",
+    "fused_out",
+    "has_projections",
+    "linear_in",
+    "linear_out",
+    "looks_like_attention",
+    "register_adapter",
+    "unknown",
+]
 
 READERS: dict[str, Reader] = own.READERS | torch_nn.READERS | timm.READERS | transformers.READERS
 _CUSTOM: dict[type, Reader] = {}
 
 
 def register_adapter(attention_class: type, reader: Reader | None) -> None:
-    """Teach the library an attention class of your own, without touching the class. Check it with `mimetic.verify.verify`.
+    """Teach the library an attention class of your own, without touching the class. Check it with
+    `mimetic.verify.verify`.
 
     Args:
-        attention_class: the nn.Module subclass that owns the projections. Its own subclasses are read like it, unless they
-            override its forward.
+        attention_class: the nn.Module subclass that owns the projections. Its own subclasses are read like it, unless
+            they override its forward.
         reader: function (module, name, ancestors) -> AttentionLayer whose q, k, v, proj are views into the module's
-            parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of mimetic.adapters make them from
-            nn.Linear. ancestors are the modules around it, nearest first, each with the path from it down to the module; a norm in front of
-            the layer is in one of them (in_gain). None: the class is no self-attention, for all its name; it is left alone, with a note.
+            parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of
+            mimetic.adapters make them from nn.Linear. ancestors are the modules around it, nearest first, each with the
+            path from it down to the module; a norm in front of the layer is in one of them (in_gain). None: the class
+            is no self-attention, for all its name; it is left alone, with a note.
 
     Raises:
         TypeError: attention_class is no module class, or reader no function.
@@ -60,7 +73,8 @@ def find_reader(cls: type) -> Reader | None:
     """The reader for a class, or for the listed class whose forward it inherits unchanged."""
     for base in cls.__mro__:
         if base in _CUSTOM:
-            known = base.forward is nn.Module.forward or not _overridden(cls, base)  # an abstract base says nothing of a forward
+            # an abstract base says nothing of a forward
+            known = base.forward is nn.Module.forward or not _overridden(cls, base)
             return _CUSTOM[base] if known else _changed(base)
         if reader := READERS.get(full_name(base)):
             owner = next((c for c in base.__mro__ if "forward" in vars(c)), base)
@@ -70,13 +84,22 @@ def find_reader(cls: type) -> Reader | None:
     return None
 
 
-_NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?init_weights|prune_heads")  # methods that may be overridden
+# methods that may be overridden
+_NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?init_weights|prune_heads")
 
 
 def _overridden(cls: type, base: type) -> bool:
-    """Whether a subclass has another forward than its base, or another of the methods that the base has beyond nn.Module's."""
+    """Whether a subclass has another forward than its base, or another of the methods that the base has beyond
+    nn.Module's.
+    """
     mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name in vars(c)}
-    theirs = {name for c in base.__mro__ if c not in nn.Module.__mro__ for name, value in vars(c).items() if callable(value) or isinstance(value, property)}
+    theirs = {
+        name
+        for c in base.__mro__
+        if c not in nn.Module.__mro__
+        for name, value in vars(c).items()
+        if callable(value) or isinstance(value, property)
+    }
     changed = mine & (theirs | {"__call__", "__getattr__"}) - {"forward"}
     return forward_of(cls) is not forward_of(base) or not all(map(_NOT_COMPUTING.fullmatch, changed))
 
@@ -86,33 +109,48 @@ def _left_alone(module, name, ancestors):
 
 
 def _patched(module, name, ancestors):
-    raise UnsupportedAttention(f"{name}: the forward of its class was replaced, so the same weights may mean something else: initialise before that")
+    raise UnsupportedAttention(
+        f"{name}: the forward of its class was replaced, so the same weights may mean something else: initialise before"
+        " that"
+    )
 
 
 def _changed(base: type) -> Reader:
     def refuse(module, name, ancestors):
         raise UnsupportedAttention(
-            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, or a part of it, so the same weights may mean "
-            "something else; register_adapter it if they do not"
+            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, or a part of it, so the"
+            " same weights may mean something else; register_adapter it if they do not"
         )
 
     return refuse
 
 
-_LOOKS = re.compile(r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|multi_?head_?self|self_?att|^att_?(block|layer)?$|^xca$|MLA$", re.IGNORECASE)
+_LOOKS = re.compile(
+    r"attention|attn|^mha|mhsa|^s?w?msa$|^multi_?head(ed)?$|multi_?head_?self|self_?att|^att_?(block|layer)?$|^xca$|MLA$",
+    re.IGNORECASE,
+)
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
     r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn|att|self|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
     r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weight|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
     re.IGNORECASE,
 )
-_SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v", "query_key_value": "qkv", "kqv": "qkv", "qkvo": "qkv", "w_pack": "qkv"}
+_SHORT = {
+    "query": "q",
+    "querie": "q",
+    "key": "k",
+    "value": "v",
+    "query_key_value": "qkv",
+    "kqv": "qkv",
+    "qkvo": "qkv",
+    "w_pack": "qkv",
+}
 _PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"})
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """True for a module that owns weights, directly or in its direct children, and is named like attention or has children (or
-    weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
+    """True for a module that owns weights, directly or in its direct children, and is named like attention or has
+    children (or weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
     children, projections = dict(module.named_children()), has_projections(module)
     if not (_LOOKS.search(type(module).__name__) or projections):
         return False
@@ -120,11 +158,15 @@ def looks_like_attention(module: nn.Module) -> bool:
     for child in children.values():
         own += child.parameters(recurse=False)
     # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
-    return any(is_lazy(p) or p.ndim >= 2 for p in own) or sum(is_lazy(p) or p.ndim >= 2 for p in module.parameters()) >= (2 if projections else 3)
+    return any(is_lazy(p) or p.ndim >= 2 for p in own) or sum(
+        is_lazy(p) or p.ndim >= 2 for p in module.parameters()
+    ) >= (2 if projections else 3)
 
 
 def has_projections(module: nn.Module) -> bool:
-    """Whether a module has children or weights that are an attention layer's projections, by name or (in_proj) by name and shape."""
+    """Whether a module has children or weights that are an attention layer's projections, by name or (in_proj) by name
+    and shape.
+    """
     own = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
     children = [n for n, m in module.named_children() if _ROLE.fullmatch(n) and not _another_part(m)]
     # not of both kinds together: a learned query beside a kv layer pools
@@ -132,7 +174,9 @@ def has_projections(module: nn.Module) -> bool:
 
 
 def _another_part(module: nn.Module) -> bool:
-    """Whether a child that is called like a projection is none: the query tower of a retriever, an embedding of keys."""
+    """Whether a child that is called like a projection is none: the query tower of a retriever, an embedding of
+    keys.
+    """
     return isinstance(module, nn.Embedding) or any(find_reader(type(m)) for m in module.modules())
 
 
@@ -142,7 +186,9 @@ def _roles(names: Iterable[str]) -> set[str]:
 
 
 def _packed(module: nn.Module) -> bool:
-    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's are, and no convolution, as gated ones have."""
+    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's are, and no convolution, as
+    gated ones have.
+    """
     parts = {**module._modules, **module._parameters}
 
     def shape(*names: str) -> tuple[int, ...]:

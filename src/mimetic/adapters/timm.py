@@ -1,4 +1,6 @@
-"""timm's attention classes: ViT, DeiT, DINOv2/v3, SigLIP, EVA, BEiT, Swin, SAM, Hiera, MaxViT and whatever else shares them."""
+"""timm's attention classes: ViT, DeiT, DINOv2/v3, SigLIP, EVA, BEiT, Swin, SAM, Hiera, MaxViT and whatever else shares
+them.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,16 @@ OUT_NORM_BLOCKS = {
 }
 
 
-# --- readers -----------------------------------------------------------------------------------------------------------
+# --- readers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def fused(module, name, ancestors) -> AttentionLayer:
     """timm.layers.Attention and everything with the same qkv [3, head, K] and proj."""
     heads = getattr(module, "num_heads", None) or module.heads
     parts = fused_out(module.qkv, heads, name)
-    if getattr(module, "q_bias", None) is not None:  # BEiT, EVA: q and v biases beside a bias-free qkv; k's is a zero buffer
+    # BEiT, EVA: q and v biases beside a bias-free qkv; k's is a zero buffer
+    if getattr(module, "q_bias", None) is not None:
         qb, vb = (usable(b, name, "bias").view(heads, -1) for b in (module.q_bias, module.v_bias))
         parts = [(parts[0][0], qb), (parts[1][0], None), (parts[2][0], vb)]
     return _layer(module, name, ancestors, *parts)
@@ -97,7 +101,9 @@ def queries_keys_together(module, name, ancestors) -> AttentionLayer:
 def keys_values_together(module, name, ancestors) -> AttentionLayer:
     """PVT v2 and Twins: q beside kv, where keys and values are the tokens themselves."""
     if getattr(module, "sr", None) is not None or getattr(module, "pool", None) is not None:
-        raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
+        raise NotSelfAttention(
+            "its keys and values are made from a spatially reduced copy of the tokens, not from the tokens"
+        )
     k, v = fused_out(module.kv, module.num_heads, name, "kv", parts=2)
     return _layer(module, name, ancestors, linear_out(module.q, module.num_heads, name, "q"), k, v)
 
@@ -146,7 +152,9 @@ def rope(reader):
 
 
 def pooling(module, name, ancestors):
-    raise NotSelfAttention(f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens")
+    raise NotSelfAttention(
+        f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens"
+    )
 
 
 def class_attention(module, name, ancestors):
@@ -164,13 +172,16 @@ def refuse(reason):
     return read
 
 
-# --- the rest of the layer -----------------------------------------------------------------------------------------------
+# --- the rest of the layer
+# -----------------------------------------------------------------------------------------------
 
 
 def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
     proj, pb = linear_in(module.proj, q[0].shape[1], name)
     if proj.shape[2] != q[0].shape[0]:
-        raise NotSelfAttention(f"it changes the width from {q[0].shape[0]} to {proj.shape[2]}: its products have no diagonal")
+        raise NotSelfAttention(
+            f"it changes the width from {q[0].shape[0]} to {proj.shape[2]}: its products have no diagonal"
+        )
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     caveats = []
@@ -256,22 +267,40 @@ READERS = {
     "timm.layers.selective_kernel.SelectiveKernelAttn": not_attention,
     "timm.layers.split_attn.SplitAttn": not_attention,
     # known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj
-    "timm.layers.diff_attention.DiffAttention": refuse("differential attention: each head subtracts two attention maps"),
-    "timm.models.cait.TalkingHeadAttn": refuse("talking heads: the heads' logits and weights are mixed by learned matrices"),
-    "timm.models.coat.FactorAttnConvRelPosEnc": refuse("factorised attention: softmax over keys, then (k^T v), not over q k^T"),
-    "timm.models.convit.GPSA": refuse("gated positional attention: a learned gate mixes the map of q k^T with one made of positions alone"),
+    "timm.layers.diff_attention.DiffAttention": refuse(
+        "differential attention: each head subtracts two attention maps"
+    ),
+    "timm.models.cait.TalkingHeadAttn": refuse(
+        "talking heads: the heads' logits and weights are mixed by learned matrices"
+    ),
+    "timm.models.coat.FactorAttnConvRelPosEnc": refuse(
+        "factorised attention: softmax over keys, then (k^T v), not over q k^T"
+    ),
+    "timm.models.convit.GPSA": refuse(
+        "gated positional attention: a learned gate mixes the map of q k^T with one made of positions alone"
+    ),
     "timm.models.davit.ChannelAttention": refuse("channel attention: it mixes channels, not tokens"),
     "timm.models.davit.ChannelAttentionV2": refuse("channel attention: it mixes channels, not tokens"),
     "timm.models.edgenext.CrossCovarianceAttn": refuse("cross-covariance attention: it mixes channels, not tokens"),
-    "timm.models.iformer.SHMA": refuse("a sigmoid follows v and batch norm q, k, v and proj: the matrices are not the layer's own"),
-    "timm.models.shvit.SHSA": refuse("batch norm follows q, k, v and proj, and only some of the channels are attended to"),
+    "timm.models.iformer.SHMA": refuse(
+        "a sigmoid follows v and batch norm q, k, v and proj: the matrices are not the layer's own"
+    ),
+    "timm.models.shvit.SHSA": refuse(
+        "batch norm follows q, k, v and proj, and only some of the channels are attended to"
+    ),
     "timm.models.xcit.XCA": refuse("cross-covariance attention: it mixes channels, not tokens"),
     "timm.models.mobilevit.LinearSelfAttention": refuse("linear attention: one context vector, no q k^T"),
-    "timm.models.levit.Attention": refuse("batch norm follows q, k, v and proj (LinearNorm): the matrices are not the layer's own"),
+    "timm.models.levit.Attention": refuse(
+        "batch norm follows q, k, v and proj (LinearNorm): the matrices are not the layer's own"
+    ),
     "timm.models.levit.AttentionDownsample": refuse("queries are subsampled and batch norm follows q, k, v and proj"),
     "timm.models.mvitv2.MultiScaleAttention": refuse("q, k and v are pooled by convolutions after their matrices"),
     "timm.models.mvitv2.MultiScaleAttentionPoolFirst": refuse("q, k and v are made from pooled tokens"),
     "timm.models.volo.OutlookAttention": refuse("outlook attention: weights come from one matrix, there is no q k^T"),
-    "timm.models.vision_transformer.ParallelScalingBlock": refuse("one matrix holds q, k, v and the MLP's input together"),
-    "timm.models.vision_transformer.DiffParallelScalingBlock": refuse("differential attention: each head subtracts two maps"),
+    "timm.models.vision_transformer.ParallelScalingBlock": refuse(
+        "one matrix holds q, k, v and the MLP's input together"
+    ),
+    "timm.models.vision_transformer.DiffParallelScalingBlock": refuse(
+        "differential attention: each head subtracts two maps"
+    ),
 }

@@ -17,7 +17,9 @@ from mimetic.adapters.views import (
 )
 from mimetic.attention import AttentionLayer
 
-POOLING = re.compile(r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE)
+POOLING = re.compile(
+    r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE
+)
 SELF = re.compile(r"^(self|slf)_?att|^sa(_|$)", re.IGNORECASE)
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of them is called like the container
 
@@ -43,19 +45,29 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     if module.bias_k is not None:
         caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
     if module.add_zero_attn:
-        caveats += ("add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it leaves",)
+        caveats += (
+            (
+                "add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it"
+                " leaves"
+            ),
+        )
     return AttentionLayer(name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=caveats)
 
 
 def _kind(ancestors) -> str:
-    """"self" or "cross" by what the layer, which does not know what it is called with, and its block are called; NotSelfAttention if it pools."""
+    """ "self" or "cross" by what the layer, which does not know what it is called with, and its block are called;
+    NotSelfAttention if it pools.
+    """
     # its own name, that of the list that holds it; all names down from the block if there are containers in between
     own, holder = next(((path.split(".")[0], a) for path, a in ancestors if not path[0].isdigit()), ("", None))
     names, block = next(((path.split("."), a) for path, a in ancestors if type(a) not in CONTAINERS), ([own], holder))
     around = [own] if SELF.search(own) else [*names, *(type(a).__name__ for _, a in ancestors[:1])]
     if POOLING.search(" ".join(around)):
-        raise NotSelfAttention(f"{type(block).__name__} pools with a learned query: its keys and queries are different tokens")
-    # a second one beside a self_attn, as in nn.TransformerDecoderLayer and its many copies; ML-Decoder has that one alone
+        raise NotSelfAttention(
+            f"{type(block).__name__} pools with a learned query: its keys and queries are different tokens"
+        )
+    # a second one beside a self_attn, as in nn.TransformerDecoderLayer and its many copies; ML-Decoder has that one
+    # alone
     decoder = own == "multihead_attn" and "decoder" in type(holder).__name__.lower()
     siblings = [n for n, m in holder.named_children() if type(m) is nn.MultiheadAttention] if holder is not None else []
     beside = own in siblings and not SELF.search(own) and any(map(SELF.search, siblings))

@@ -1,10 +1,11 @@
 """Hugging Face transformers: one reader a layout, and tables of the classes whose products were verified.
 
 The layouts:
-    separate     q_proj, k_proj, v_proj, o_proj under their many names (Llama, CLIP, T5, DistilBERT, OPT, ...); k and v may
-                 have fewer heads
+    separate     q_proj, k_proj, v_proj, o_proj under their many names (Llama, CLIP, T5, DistilBERT, OPT, ...); k and v
+                 may have fewer heads
     sibling      query, key, value, and the output matrix in a module beside them (BERT: output.dense)
-    parts        one matrix [q | k | v], each [head, K] (GPT-2's c_attn is a Conv1D and so already (in, out); Phi-3 groups)
+    parts        one matrix [q | k | v], each [head, K] (GPT-2's c_attn is a Conv1D and so already (in, out); Phi-3
+                 groups)
     interleaved  one matrix [head, (q, k, v), K] (GPT-NeoX, BLOOM)
 """
 
@@ -57,7 +58,8 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads",
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 
 
-# --- readers -----------------------------------------------------------------------------------------------------------
+# --- readers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def separate(module, name, ancestors) -> AttentionLayer:
@@ -89,7 +91,9 @@ def parts(module, name, ancestors) -> AttentionLayer:
     H = weight(proj, name, "proj").shape[0] // K
     G, rest = divmod(w.shape[1] // K - H, 2)
     if w.shape[1] % K or rest or G < 1:
-        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs are not {H} query heads of {K} and as many keys as values")
+        raise UnsupportedAttention(
+            f"{name}: {w.shape[1]} outputs are not {H} query heads of {K} and as many keys as values"
+        )
     ws = w.split([H * K, G * K, G * K], dim=1)
     bs = (None,) * 3 if b is None else b.split([H * K, G * K, G * K])
     q, k, v = (_split(wi, bi, K, name) for wi, bi in zip(ws, bs))
@@ -98,8 +102,11 @@ def parts(module, name, ancestors) -> AttentionLayer:
 
 def _queries_apart(module, name, ancestors) -> AttentionLayer:
     """GPT-2's cross-attention: q_attn for queries, c_attn [k | v] for keys and values."""
-    if hasattr(module, "multi_query"):  # GPT-BigCode splits c_attn's output into two single heads, which fits no model of several
-        raise UnsupportedAttention(f"{name}: the cross-attention of {type(module).__name__} does not fit its own weights")
+    # GPT-BigCode splits c_attn's output into two single heads, which fits no model of several
+    if hasattr(module, "multi_query"):
+        raise UnsupportedAttention(
+            f"{name}: the cross-attention of {type(module).__name__} does not fit its own weights"
+        )
     K = _head_dim(module, name)
     q = _split(weight(module.q_attn, name, "q_attn"), bias(module.q_attn, name, "q_attn"), K, name)
     w, b = weight(module.c_attn, name, "c_attn"), bias(module.c_attn, name, "c_attn")
@@ -129,7 +136,9 @@ def _falcon(module, name, ancestors) -> AttentionLayer:
     H, G = module.num_heads, module.num_kv_heads
     if G > 1 and G != H:
         # a group's query heads lie next to its key: their stride over heads is not constant, so no view can show them
-        raise UnsupportedAttention(f"{name}: query heads are stored group by group between keys and values; no view shows them")
+        raise UnsupportedAttention(
+            f"{name}: query heads are stored group by group between keys and values; no view shows them"
+        )
     ws = w.unflatten(1, (G, H // G + 2, K))
     bs = None if b is None else b.view(G, H // G + 2, K)
     if G == 1:
@@ -141,23 +150,31 @@ def _falcon(module, name, ancestors) -> AttentionLayer:
 
 
 def pooling(module, name, ancestors):
-    raise NotSelfAttention(f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens")
+    raise NotSelfAttention(
+        f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens"
+    )
 
 
 def pooled(module, name, ancestors):
-    raise NotSelfAttention("its queries and keys are pooled in different ways: a query and its key are not the same token")
+    raise NotSelfAttention(
+        "its queries and keys are pooled in different ways: a query and its key are not the same token"
+    )
 
 
 READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
 
 
-# --- the pieces --------------------------------------------------------------------------------------------------------
+# --- the pieces
+# --------------------------------------------------------------------------------------------------------
 
 
 def _projections(module, name) -> tuple[str, str, str]:
     found = next((n for n in PROJECTIONS if all(isinstance(getattr(module, a, None), nn.Module) for a in n)), None)
     if found is None:
-        raise UnsupportedAttention(f"{name}: this {type(module).__name__} lacks one of its query, key and value projections (keys that are values, say)")
+        raise UnsupportedAttention(
+            f"{name}: this {type(module).__name__} lacks one of its query, key and value projections (keys that are"
+            " values, say)"
+        )
     return found
 
 
@@ -191,13 +208,22 @@ def _sibling_output(ancestors, name) -> tuple[nn.Module, bool]:
             for attribute in path.split("."):
                 chain.append(getattr(chain[-1], attribute, None))
             found = chain[-1]
-            if not isinstance(found, nn.Module) or (path == "output" and "weight" not in getattr(found, "_orig_mod", found)._parameters):
+            if not isinstance(found, nn.Module) or (
+                path == "output" and "weight" not in getattr(found, "_orig_mod", found)._parameters
+            ):
                 continue
-            for around in chain[:-1]:  # in a block of one's own anything may be called "output", and a replaced part may do anything
+            # in a block of one's own anything may be called "output", and a replaced part may do anything
+            for around in chain[:-1]:
                 if library(forward_of(type(around))) != "transformers" or replaced_forward(around):
-                    raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one, and {type(around).__name__}, which uses it, is none of transformers' own (or its forward was replaced): what it does with the matrix is not known")
+                    raise UnsupportedAttention(
+                        f"{name}: the output matrix lies in a module beside this one, and {type(around).__name__},"
+                        " which uses it, is none of transformers' own (or its forward was replaced): what it does with"
+                        " the matrix is not known"
+                    )
             return found, any(map(hooked, chain[1:-1]))
-    raise UnsupportedAttention(f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer")
+    raise UnsupportedAttention(
+        f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer"
+    )
 
 
 def _head_dim(module, name) -> int:
@@ -208,7 +234,11 @@ def _head_dim(module, name) -> int:
     for attribute in HEAD_COUNTS:
         value = getattr(module, attribute, None)
         if isinstance(value, int) and value > 0:
-            width = getattr(module, "embed_dim", None) or getattr(module, "hidden_size", None) or getattr(module, "dim", None)
+            width = (
+                getattr(module, "embed_dim", None)
+                or getattr(module, "hidden_size", None)
+                or getattr(module, "dim", None)
+            )
             if isinstance(width, int) and width % value == 0:
                 return width // value
     raise UnsupportedAttention(f"{name}: {type(module).__name__} does not say its head size")
@@ -228,13 +258,17 @@ def _fused_head_dim(module, fused, name) -> int:
 
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if any(getattr(module, a, 1) > 1 for a in REDUCTIONS) or getattr(module, "linear_attention", False):
-        raise NotSelfAttention("its keys and values are made from a spatially reduced copy of the tokens, not from the tokens")
+        raise NotSelfAttention(
+            "its keys and values are made from a spatially reduced copy of the tokens, not from the tokens"
+        )
     short = next((short for short in map(_short, lineage(type(module))) if short in CLASSES), _short(type(module)))
     refuse_unlike(module, short, name, ancestors)
     H = q[0].shape[1]
     proj, proj_bias = linear_in(out, H, name)
     if H % k[0].shape[1] or k[0].shape[1] != v[0].shape[1]:
-        raise UnsupportedAttention(f"{name}: {H} query, {k[0].shape[1]} key and {v[0].shape[1]} value heads do not group")
+        raise UnsupportedAttention(
+            f"{name}: {H} query, {k[0].shape[1]} key and {v[0].shape[1]} value heads do not group"
+        )
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
@@ -263,7 +297,8 @@ def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Ten
         entry = next((entry for short in shorts if (entry := BLOCKS.get(f"{short}:{path.split('.')[0]}"))), None)
         if entry is None:
             continue
-        if kind == "cross" or not as_written(block):  # queries are normalised here, keys and values by the encoder's last norm
+        # queries are normalised here, keys and values by the encoder's last norm
+        if kind == "cross" or not as_written(block):
             return None, None, False, False
         order, norm, scale = entry
         if order == "config":  # OPT, XGLM and their kin decide by a flag
@@ -287,7 +322,9 @@ def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Ten
 
 
 def _short(cls: type) -> str:
-    """The name that the tables use: "bert.BertSelfAttention" for transformers.models.bert.modeling_bert.BertSelfAttention."""
+    """The name that the tables use: "bert.BertSelfAttention" for
+    transformers.models.bert.modeling_bert.BertSelfAttention.
+    """
     path = cls.__module__.removeprefix("transformers.models.")
     if path == cls.__module__:
         return f"{path}.{cls.__qualname__}"

@@ -1,5 +1,5 @@
-"""What one attention layer of transformers does besides softmax(x W_Q W_K^T x^T) x W_V W_proj, by its class, its flags and its config: what
-a caveat can say, and what no product can."""
+"""What one attention layer of transformers does besides softmax(x W_Q W_K^T x^T) x W_V W_proj, by its class, its flags
+and its config: what a caveat can say, and what no product can."""
 
 from __future__ import annotations
 
@@ -33,15 +33,24 @@ def refuse_unlike(module: nn.Module, short: str, name: str, ancestors) -> None:
         short: the class as the tables call it.
     """
     if getattr(module, "position_embeddings_type", None) == "rotary":  # Wav2Vec2Conformer and its copies
-        raise UnsupportedAttention(f"{name}: RoPE rotates the tokens by position before W_Q and W_K: no product of the two is the layer's")
+        raise UnsupportedAttention(
+            f"{name}: RoPE rotates the tokens by position before W_Q and W_K: no product of the two is the layer's"
+        )
     if getattr(module, "rotary_value", False):  # RoFormer
-        raise UnsupportedAttention(f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's")
+        raise UnsupportedAttention(
+            f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's"
+        )
     if getattr(module, "use_fsmn", False):  # FunASR
-        raise UnsupportedAttention(f"{name}: a memory block adds the values to the output past the output matrix: no product W_V W_proj is the layer's")
+        raise UnsupportedAttention(
+            f"{name}: a memory block adds the values to the output past the output matrix: no product W_V W_proj is the"
+            " layer's"
+        )
     if short == "clvp.ClvpSelfAttention" and ancestors and _is_a(ancestors[0][1], "ClvpEncoderLayer"):
         encoder = next((a for _, a in ancestors if _is_a(a, "ClvpEncoder")), None)
         if encoder is None or encoder.rotary_pos_emb is not None:
-            raise UnsupportedAttention(f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's")
+            raise UnsupportedAttention(
+                f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's"
+            )
 
 
 def _is_a(module: nn.Module, name: str) -> bool:
@@ -55,7 +64,13 @@ def caveats(module: nn.Module, short: str, K: int, kind: str) -> tuple[str, ...]
     norms = [n for n, child in module.named_children() if not isinstance(child, nn.Identity)]
     config = getattr(module, "config", None)
     found = {
-        ROPE: "rope" in flags and kind == "self" and getattr(module, "use_rope", True) and getattr(config, "alibi", False) is not True,  # Falcon has one or the other
+        # Falcon has one or the other
+        ROPE: (
+            "rope" in flags
+            and kind == "self"
+            and getattr(module, "use_rope", True)
+            and getattr(config, "alibi", False) is not True
+        ),
         QK_NORM: "qk_norm" in flags or any(QK_NORMS.match(n) for n in norms),
         VALUE_NORM: "value_norm" in flags,
         INNER_NORM: "inner_norm" in flags,

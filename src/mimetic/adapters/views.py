@@ -1,4 +1,6 @@
-"""What the readers are made of: checked views of parameters in the x @ W convention, and one wording for each caveat."""
+"""What the readers are made of: checked views of parameters in the x @ W convention, and one wording for each
+caveat.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,38 @@ Ancestors = list[tuple[str, nn.Module]]
 Reader = Callable[[nn.Module, str, Ancestors], AttentionLayer]
 
 # One wording for each caveat; mimetic_init_ repeats it as a warning.
-ROPE = "RoPE rotates queries and keys by position after these weights: the product is +beta I only between tokens at the same position, and fades with distance"
-QK_NORM = "QK-norm rescales every query and key after these weights: W_Q W_K^T acts up to each token's scale (and, where the norm is a LayerNorm, without the mean over each head)"
+ROPE = (
+    "RoPE rotates queries and keys by position after these weights: the product is +beta I only between tokens at the"
+    " same position, and fades with distance"
+)
+QK_NORM = (
+    "QK-norm rescales every query and key after these weights: W_Q W_K^T acts up to each token's scale (and, where the"
+    " norm is a LayerNorm, without the mean over each head)"
+)
 INNER_NORM = "a norm sits between the heads and proj: W_V W_proj acts only up to that norm's scale"
 GATE = "a learned gate multiplies the heads' output before proj: W_V W_proj acts only up to that gate"
-BIAS_GATE = "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside positions changes with it"
-CLAMPED = "queries, keys and values are clamped after these weights (clip_qkv): the products are the layer's as long as nothing reaches the bound"
+BIAS_GATE = (
+    "a learned gate scales the position bias beside q k^T, token by token: how much these products weigh beside"
+    " positions changes with it"
+)
+CLAMPED = (
+    "queries, keys and values are clamped after these weights (clip_qkv): the products are the layer's as long as"
+    " nothing reaches the bound"
+)
 SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts with what is left"
 HOOKED = "a forward hook sits on it or on one of its projections: what that hook changes is not in these products"
-UNSCALED = "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's attention by a constant factor"
+UNSCALED = (
+    "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's"
+    " attention by a constant factor"
+)
 VALUE_NORM = "every value is normalised after W_V: the direction of W_V W_proj is kept, its size is not"
-OTHER_QUERIES = "queries from and to some tokens (LUKE's entities) are made by matrices of their own, which are left as they are: W_Q W_K^T is that of the other tokens"
-OUT_NORM = "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
+OTHER_QUERIES = (
+    "queries from and to some tokens (LUKE's entities) are made by matrices of their own, which are left as they are:"
+    " W_Q W_K^T is that of the other tokens"
+)
+OUT_NORM = (
+    "a norm sits between proj and the residual stream: the size of W_V W_proj does not matter, its direction does"
+)
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that weights can be written in
@@ -51,7 +73,9 @@ def library(function: Callable) -> str:
 
 
 def forward_of(cls: type) -> Callable | None:
-    """A class's forward, without what torch and transformers put around it (transformers does so anew in every subclass of a block)."""
+    """A class's forward, without what torch and transformers put around it (transformers does so anew in every subclass
+    of a block).
+    """
     forward = getattr(cls, "forward", None)
     while hasattr(forward, "__wrapped__") and library(forward) in ("torch", "transformers"):
         forward = forward.__wrapped__
@@ -59,15 +83,22 @@ def forward_of(cls: type) -> Callable | None:
 
 
 def lineage(cls: type) -> list[type]:
-    """A class and those of its bases whose forward it has unchanged, nearest first: what a table says of one of them holds for it."""
+    """A class and those of its bases whose forward it has unchanged, nearest first: what a table says of one of them
+    holds for it.
+    """
     return [base for base in cls.__mro__ if forward_of(base) is forward_of(cls)]
 
 
 def replaced_forward(module: nn.Module) -> bool:
-    """Whether this one module's forward, or another method of its class, was replaced (a LoRA written over it, say): what it computes is then not
-    known. The class's own forward, put back, is none; accelerate's hooks around it only move tensors."""
+    """Whether this one module's forward, or another method of its class, was replaced (a LoRA written over it, say):
+    what it computes is then not known. The class's own forward, put back, is none; accelerate's hooks around it only
+    move tensors."""
     own = vars(module)
-    if any(inspect.isroutine(value) and inspect.isfunction(getattr(type(module), name, None)) for name, value in own.items() if name != "forward"):
+    if any(
+        inspect.isroutine(value) and inspect.isfunction(getattr(type(module), name, None))
+        for name, value in own.items()
+        if name != "forward"
+    ):
         return True
     forward = own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
@@ -84,14 +115,21 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     if is_lazy(p):
         raise UnsupportedAttention(f"{name}: {what} is not initialised yet (a lazy layer): run the model once first")
     if p.is_meta:
-        raise UnsupportedAttention(f"{name}: {what} is a meta tensor (no storage); materialise the model first (to_empty)")
+        raise UnsupportedAttention(
+            f"{name}: {what} is a meta tensor (no storage); materialise the model first (to_empty)"
+        )
     data = p.data if isinstance(p, nn.Parameter) else p
     if type(data) is not Tensor:
-        raise UnsupportedAttention(f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)")
+        raise UnsupportedAttention(
+            f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)"
+        )
     if data.layout is not torch.strided:
         raise UnsupportedAttention(f"{name}: {what} is stored as {data.layout}, not as a plain matrix")
     if data.dtype not in DTYPES:
-        raise UnsupportedAttention(f"{name}: {what} has dtype {data.dtype} ({'complex' if data.is_complex() else 'quantised'} weights); use float16, bfloat16 or float32")
+        raise UnsupportedAttention(
+            f"{name}: {what} has dtype {data.dtype} ({'complex' if data.is_complex() else 'quantised'} weights); use"
+            " float16, bfloat16 or float32"
+        )
     if not data.numel():
         raise UnsupportedAttention(f"{name}: {what} has no elements (sharded, or not initialised yet)")
     return data.detach()
@@ -103,10 +141,12 @@ def expanded(t: Tensor) -> bool:
 
 
 def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Tensor:
-    """A parameter that a module holds itself, as usable() gives it. A plain attribute in its place is computed anew in every forward, even
-    where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
+    """A parameter that a module holds itself, as usable() gives it. A plain attribute in its place is computed anew in
+    every forward, even where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
     if attribute not in module._parameters:
-        raise UnsupportedAttention(f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy)")
+        raise UnsupportedAttention(
+            f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy)"
+        )
     return usable(module._parameters[attribute], name, attribute)
 
 
@@ -126,7 +166,10 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({full_name(type(layer))})")
     if replaced_forward(layer):
-        raise UnsupportedAttention(f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it: initialise before that")
+        raise UnsupportedAttention(
+            f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it:"
+            " initialise before that"
+        )
     w = usable(layer.weight, name, f"{what}.weight")
     plain_call = type(layer).__call__ is nn.Module.__call__
     if plain_call and (type(layer).forward in _PLAIN_FORWARDS or full_name(type(layer)) in _PLAIN_CLASSES):
@@ -168,7 +211,9 @@ def linear_in(lin: nn.Module, heads: int, name: str, what: str = "proj") -> tupl
     return w.unflatten(0, (heads, -1)), bias(lin, name, what)
 
 
-def fused_out(lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: int = 3) -> list[tuple[Tensor, Tensor | None]]:
+def fused_out(
+    lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: int = 3
+) -> list[tuple[Tensor, Tensor | None]]:
     """The parts (q, k, v) of one fused layer laid out [part, head, K], each as linear_out gives it."""
     w, b = weight(lin, name, what), bias(lin, name, what)
     if w.shape[1] % (parts * heads):
@@ -178,7 +223,8 @@ def fused_out(lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: i
     return [(ws[:, i], None if bs is None else bs[i]) for i in range(parts)]
 
 
-_GAINED = re.compile(r"(layer|rms|simple)_?norm|identity|layer_?scale", re.IGNORECASE)  # modules whose one vector, if any, multiplies their output
+# modules whose one vector, if any, multiplies their output
+_GAINED = re.compile(r"(layer|rms|simple)_?norm|identity|layer_?scale", re.IGNORECASE)
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "mimetic")
 
 
@@ -187,18 +233,23 @@ RECORDER = "transformers.utils.output_capturing"  # its hooks keep what passes b
 
 def hooked(module: nn.Module) -> bool:
     """Whether forward hooks sit on a module, of which is not known what they do."""
-    return any(getattr(hook, "__module__", None) != RECORDER for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+    return any(
+        getattr(hook, "__module__", None) != RECORDER
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
 
 
 def as_written(module: nn.Module) -> bool:
-    """Whether a module's forward is that of a library's class: not a subclass's own, not replaced on the class or on this one module."""
+    """Whether a module's forward is that of a library's class: not a subclass's own, not replaced on the class or on
+    this one module.
+    """
     module = getattr(module, "_orig_mod", module)
     return library(forward_of(type(module))) in _LIBRARIES and not replaced_forward(module)
 
 
 def gain(module: nn.Module | nn.Parameter | None, name: str, width: int) -> tuple[Tensor | None, bool]:
-    """The gain of a LayerNorm or RMSNorm, or a LayerScale's vector (a module's or the block's own parameter), (width,), or None where it has none; and whether
-    that is known: in the place of a norm there may be anything."""
+    """The gain of a LayerNorm or RMSNorm, or a LayerScale's vector (a module's or the block's own parameter), (width,),
+    or None where it has none; and whether that is known: in the place of a norm there may be anything."""
     module = getattr(module, "_orig_mod", module)
     if module is None:
         return None, True

@@ -1,7 +1,9 @@
-"""Is mimetic initialization worth trying for this kind of model? Three questions to a trained one, answered with numbers.
+"""Is mimetic initialization worth trying for this kind of model? Three questions to a trained one, answered with
+numbers.
 
     1. Does it have layers worth imitating?           the diagonals of both products against chance, by layer and head
-    2. Can matrix operations imitate them?            how much of a product alpha Z + beta I is, before and after truncation
+    2. Can matrix operations imitate them?            how much of a product alpha Z + beta I is, before and after
+                                                      truncation
     3. Are those layers a meaningful share of it?     attention's share of the parameters, for catalogues of any size
 
 The questions are those of a review of the paper that asked them of recommenders. The answers in words follow from the
@@ -26,7 +28,18 @@ from mimetic.audit.report import CHANCE, CLEAR, EXPLAINED, MEANINGFUL, Audit
 from mimetic.audit.state import StateNames, layers_from_state, state_file
 from mimetic.scan import attention_layers
 
-__all__ = ["CHANCE", "CLEAR", "EXPLAINED", "MEANINGFUL", "Audit", "Parameters", "StateNames", "audit", "count_parameters", "layers_from_state"]
+__all__ = [
+    "CHANCE",
+    "CLEAR",
+    "EXPLAINED",
+    "MEANINGFUL",
+    "Audit",
+    "Parameters",
+    "StateNames",
+    "audit",
+    "count_parameters",
+    "layers_from_state",
+]
 
 
 def audit(
@@ -128,7 +141,11 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         build = family(config).build_model
         # a text model's vocabulary is its corpus's
-        sizes = {"vocab_size": len(state["model"]["token_embed.weight"])} if "vocab_size" in signature(build).parameters else {}
+        sizes = (
+            {"vocab_size": len(state["model"]["token_embed.weight"])}
+            if "vocab_size" in signature(build).parameters
+            else {}
+        )
         model = build(config, **sizes)
         model.load_state_dict(state["model"])
         return _with_notes(audit(model, fold=fold, name=name), (f"from a checkpoint after {state['step']} steps",))
@@ -153,7 +170,9 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
     elif hasattr(config, "context"):  # a text model: its vocabulary is its catalogue, its output the same table
         items, per_item = table_part // d - config.context, d
     attention = in_attention(counts)
-    parameters = Parameters(attention, counts["mlp"], table_part, counts["total"] - attention - counts["mlp"] - table_part, items, per_item)
+    parameters = Parameters(
+        attention, counts["mlp"], table_part, counts["total"] - attention - counts["mlp"] - table_part, items, per_item
+    )
     return from_table(name, table, {i: (d, d // heads, d) for i in range(config.depth)}, fold, parameters, notes)
 
 

@@ -19,8 +19,8 @@ _EMBEDDING = re.compile(r"embed|wte|wpe|cls_token|mask_token|register_tokens|cla
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters a model has, by what they do. The item (or token) table and an output of its size grow with the
-    catalogue: per_item parameters for each of items."""
+    """How many parameters a model has, by what they do. The item (or token) table and an output of its size grow with
+    the catalogue: per_item parameters for each of items."""
 
     attention: int
     mlp: int
@@ -49,20 +49,27 @@ class Parameters:
 def count_parameters(model: nn.Module, layers: list[AttentionLayer] | None = None) -> Parameters:
     """A module's parameters by what they do; tied ones count once.
 
-    attention: what the attention layers view, with biases. mlp: every other matrix, with its bias, inside the blocks that
-    hold an attention layer. embedding: nn.Embedding, what is called embedding, and everything with as many rows as the
-    largest table (an untied output, its bias).
+    attention: what the attention layers view, with biases. mlp: every other matrix, with its bias, inside the blocks
+    that hold an attention layer. embedding: nn.Embedding, what is called embedding, and everything with as many rows as
+    the largest table (an untied output, its bias).
     """
     layers = attention_layers(model) if layers is None else layers
     viewed = {view.data_ptr() for layer in layers for name in VIEWS if (view := getattr(layer, name)) is not None}
     tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    named = [(clean_name(n), p, any(0 <= at - p.data_ptr() < p.numel() * p.element_size() for at in viewed), id(p) in tables) for n, p in model.named_parameters()]
+    named = [
+        (clean_name(n), p, any(0 <= at - p.data_ptr() < p.numel() * p.element_size() for at in viewed), id(p) in tables)
+        for n, p in model.named_parameters()
+    ]
     rows = [p.shape[0] for n, p, _, table in named if table and not _POSITION.search(n)]
-    return _count([(n, tuple(p.shape), a, t) for n, p, a, t in named], [layer.name for layer in layers], max(rows, default=None))
+    return _count(
+        [(n, tuple(p.shape), a, t) for n, p, a, t in named], [layer.name for layer in layers], max(rows, default=None)
+    )
 
 
 def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
-    """The same of a state dict: attention by the names, the rest by name and shape; tensors that share memory count once."""
+    """The same of a state dict: attention by the names, the rest by name and shape; tensors that share memory count
+    once.
+    """
     numbers = layer_numbers(state, names)
     patterns = [p for p in (names.qkv, names.q, names.k, names.v, names.proj) if p]
     attention = {p.format(i) for p in patterns for i in numbers}
@@ -87,7 +94,9 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
 
 
 def _count(entries: list[tuple[str, tuple[int, ...], bool, bool]], layers: list[str], rows: int | None) -> Parameters:
-    """Parameters from (name, shape, is attention, is an embedding table), the layers' names and the rows of the table."""
+    """Parameters from (name, shape, is attention, is an embedding table), the layers' names and the rows of the
+    table.
+    """
     blocks = {m.group() for name in layers if (m := re.match(r"(.*\.)?\d+(?=\.|$)", name))}
     counts, matrices, per_item = dict.fromkeys(("attention", "mlp", "embedding", "rest"), 0), set(), 0.0
     for name, shape, attention, _ in entries:
@@ -96,7 +105,14 @@ def _count(entries: list[tuple[str, tuple[int, ...], bool, bool]], layers: list[
     for name, shape, attention, table in entries:
         size, owner = int(np.prod(shape)), name.rpartition(".")[0]
         # the table, and what has one row an item beside it: a few rows may be padding and mask
-        of_items = rows is not None and rows >= 16 and not attention and shape and 0 <= rows - shape[0] <= 3 and not _POSITION.search(name)
+        of_items = (
+            rows is not None
+            and rows >= 16
+            and not attention
+            and shape
+            and 0 <= rows - shape[0] <= 3
+            and not _POSITION.search(name)
+        )
         inside = any(name.startswith(f"{block}.") for block in blocks)
         if attention:
             kind = "attention"

@@ -21,11 +21,19 @@ def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, para
         if layer.kind == "self" and square:
             kept.append(layer)
     if len(kept) < len(layers):
-        notes.append(f"{len(layers) - len(kept)} of {len(layers)} attention layers are not audited: cross-attention, or widths that differ")
+        notes.append(
+            f"{len(layers) - len(kept)} of {len(layers)} attention layers are not audited: cross-attention, or widths"
+            " that differ"
+        )
     if not kept:
-        raise UnsupportedAttention(f"{name}: none of its {len(layers)} attention layers is self-attention of one width: no diagonal")
+        raise UnsupportedAttention(
+            f"{name}: none of its {len(layers)} attention layers is self-attention of one width: no diagonal"
+        )
     if narrow := [layer.name for layer in kept if layer.d_model == 1]:
-        raise UnsupportedAttention(f"{narrow[0]}: tokens of width 1, whose products are one number: there is nothing off the diagonal to compare it with")
+        raise UnsupportedAttention(
+            f"{narrow[0]}: tokens of width 1, whose products are one number: there is nothing off the diagonal to"
+            " compare it with"
+        )
     known = all(layer.gains_known for layer in kept)
     fold = known if fold is None else fold
     if not known and not fold:
@@ -60,11 +68,16 @@ def from_table(name, table, sizes, fold, parameters, notes) -> Audit:
 
 
 def explained(row: Any, d: int) -> float:
-    """Share of a (d, d) product's energy (squared Frobenius norm) that lies along the identity, <P, I>^2 / (d ||P||^2), from a
-    row of measure; what is left is the residual. Unrelated random matrices have 1 / d^2."""
+    """Share of a (d, d) product's energy (squared Frobenius norm) that lies along the identity, <P, I>^2 / (d ||P||^2),
+    from a row of measure; what is left is the residual. Unrelated random matrices have 1 / d^2."""
     total = row.null_mean * row.offdiag_sd * d**2  # the sum of all entries
     off_mean = (total - d * row.diag_mean) / (d * (d - 1))
-    energy = (d - 1) * row.diag_sd**2 + d * row.diag_mean**2 + (d * (d - 1) - 1) * row.offdiag_sd**2 + d * (d - 1) * off_mean**2
+    energy = (
+        (d - 1) * row.diag_sd**2
+        + d * row.diag_mean**2
+        + (d * (d - 1) - 1) * row.offdiag_sd**2
+        + d * (d - 1) * off_mean**2
+    )
     return float(d * row.diag_mean**2 / energy) if energy else float("nan")
 
 

@@ -28,7 +28,8 @@ class Audit:
 
     name: str  #: of the model
     products: pd.DataFrame  #: measure's rows, one a head (qk) or layer (vp), with explained
-    layers: pd.DataFrame  #: one row a layer and product, with alpha, beta, explained, imitated, target, limit, reachable
+    # : one row a layer and product, with alpha, beta, explained, imitated, target, limit, reachable
+    layers: pd.DataFrame
     fold: bool  #: gains of the norms folded in
     parameters: Parameters | None  #: None where only attention weights are at hand
     notes: tuple[str, ...] = ()  #: what to know before reading it
@@ -41,7 +42,9 @@ class Audit:
         return {n: self.parameters.share(n) for n in catalogues}
 
     def signs(self) -> dict[str, str]:
-        """"+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond CHANCE."""
+        """ "+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond
+        CHANCE.
+        """
         return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
 
     def __str__(self) -> str:
@@ -49,7 +52,7 @@ class Audit:
 
 
 def sign(sigmas: pd.Series) -> str:
-    """"+", "−" or "none": what more than CLEAR of the diagonals are, beyond CHANCE."""
+    """ "+", "−" or "none": what more than CLEAR of the diagonals are, beyond CHANCE."""
     above, below = (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
     return "+" if above > CLEAR else "−" if below > CLEAR else "none"
 
@@ -62,7 +65,10 @@ def answers(found: Audit) -> tuple[str, str, str, str]:
     for product, unit in (("qk", "heads"), ("vp", "layers")):
         rows = found.products[found.products["product"] == product]
         above, below = int((rows["sigmas"] > CHANCE).sum()), int((rows["sigmas"] < -CHANCE).sum())
-        parts.append(f"{TABLES[product]} is above chance in {above} and below in {below} of {len(rows)} {unit} (median z {rows['z'].median():+.2f})")
+        parts.append(
+            f"{TABLES[product]} is above chance in {above} and below in {below} of {len(rows)} {unit} (median z"
+            f" {rows['z'].median():+.2f})"
+        )
     named = PATTERN.get((signs["qk"], signs["vp"]))
     if not clear:
         first = "No: neither product has a sign in more than three quarters of its heads or layers."
@@ -77,26 +83,37 @@ def answers(found: Audit) -> tuple[str, str, str, str]:
 
     shares = {p: found.layers[found.layers["product"] == p] for p in ("qk", "vp")}
     means = {p: float(rows["explained"].mean()) for p, rows in shares.items()}
-    enough = [p for p in (clear or ("qk", "vp")) if means[p] >= EXPLAINED]
+    enough = [p for p in clear or ("qk", "vp") if means[p] >= EXPLAINED]
     word = "Yes" if clear and len(enough) == len(clear) else "In part" if clear and enough else "Hardly"
     details = [
-        f"of {TABLES[p]}'s energy {means[p]:.1%} lies along the identity ({rows['target'].mean():.1%} of the fitted target before "
-        f"truncation to the rank that the layer has, {rows['imitated'].mean():.1%} after, at most {rows['limit'].mean():.0%})"
+        f"of {TABLES[p]}'s energy {means[p]:.1%} lies along the identity ({rows['target'].mean():.1%} of the fitted"
+        f" target before truncation to the rank that the layer has, {rows['imitated'].mean():.1%} after, at most"
+        f" {rows['limit'].mean():.0%})"
         for p, rows in shares.items()
     ]
     stuck = found.layers[~found.layers["reachable"]]
-    second = f"{word}: {'; '.join(details)}. The rest of a product is noise to the imitation, whatever it is in the model."
+    second = (
+        f"{word}: {'; '.join(details)}. The rest of a product is noise to the imitation, whatever it is in the model."
+    )
     if len(stuck):
-        second += f" In {len(stuck)} of {len(found.layers)} products the diagonal is stronger than a truncated alpha Z + beta I can be."
+        second += (
+            f" In {len(stuck)} of {len(found.layers)} products the diagonal is stronger than a truncated alpha Z + beta"
+            " I can be."
+        )
 
     counts = found.parameters
     if counts is None:
         third, meaningful = "Not known: the model's other parameters are not at hand.", None
     else:
         share, meaningful = counts.share(), counts.share() >= MEANINGFUL
-        third = f"{'Yes' if meaningful else 'No'}: {counts.attention:,} of {counts.total:,} parameters are attention, {share:.1%}."
+        third = (
+            f"{'Yes' if meaningful else 'No'}: {counts.attention:,} of {counts.total:,} parameters are attention,"
+            f" {share:.1%}."
+        )
         if catalogue := found.shares():
-            parts = [f"{n:,} items {catalogue[n]:{'.2g' if catalogue[n] < 0.001 else '.1%'}}" for n in (10**3, 10**5, 10**7)]
+            parts = [
+                f"{n:,} items {catalogue[n]:{'.2g' if catalogue[n] < 0.001 else '.1%'}}" for n in (10**3, 10**5, 10**7)
+            ]
             third += f" With {', '.join(parts)}."
 
     if not clear:
@@ -121,8 +138,9 @@ def report(found: Audit) -> list[str]:
     for row in found.layers.itertuples():
         part = found.products[(found.products["layer"] == row.layer) & (found.products["product"] == row.product)]
         lines.append(
-            f"{row.layer:5d}  {TABLES[row.product]:10s} {part['z'].mean():+6.2f} {part['sigmas'].mean():+9.1f} {row.alpha:8.3g} {row.beta:+8.3g}"
-            f" {row.explained:9.1%} {row.target:8.1%} {row.imitated:8.1%} {row.limit:7.0%}" + ("" if row.reachable else "  not reachable")
+            f"{row.layer:5d}  {TABLES[row.product]:10s} {part['z'].mean():+6.2f} {part['sigmas'].mean():+9.1f}"
+            f" {row.alpha:8.3g} {row.beta:+8.3g} {row.explained:9.1%} {row.target:8.1%} {row.imitated:8.1%}"
+            f" {row.limit:7.0%}" + ("" if row.reachable else "  not reachable")
         )
     for product in ("qk", "vp"):
         rows = found.products[found.products["product"] == product]
@@ -132,11 +150,19 @@ def report(found: Audit) -> list[str]:
                 lines.append(f"{layer:5d}  " + " ".join(f"{s:+.1f}" for s in part["sigmas"]))
     if found.parameters is not None:
         p = found.parameters
-        lines += ["", "parameters   " + "   ".join(f"{k} {v:,} ({v / p.total:.1%})" for k, v in
-                  (("attention", p.attention), ("MLP", p.mlp), ("embedding", p.embedding), ("rest", p.rest)))]  # fmt: skip
+        parts = {"attention": p.attention, "MLP": p.mlp, "embedding": p.embedding, "rest": p.rest}
+        lines += ["", "parameters   " + "   ".join(f"{k} {v:,} ({v / p.total:.1%})" for k, v in parts.items())]
         if shares := found.shares():
-            lines += ["attention by catalogue size   " + "   ".join(f"{n:,}: {s:.2%}" if s >= 1e-3 else f"{n:,}: {100 * s:.2g}%" for n, s in shares.items())]
-    questions = ("1. Layers worth imitating?", "2. Can matrix operations imitate them?", "3. A meaningful share of the model?", "So:")
+            lines += [
+                "attention by catalogue size   "
+                + "   ".join(f"{n:,}: {s:.2%}" if s >= 1e-3 else f"{n:,}: {100 * s:.2g}%" for n, s in shares.items())
+            ]
+    questions = (
+        "1. Layers worth imitating?",
+        "2. Can matrix operations imitate them?",
+        "3. A meaningful share of the model?",
+        "So:",
+    )
     for question, answer in zip(questions, found.answers):
         lines += ["", f"{question} {answer}"]
     return lines + ([""] + [f"note: {note}" for note in found.notes] if found.notes else [])

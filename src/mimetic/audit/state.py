@@ -16,7 +16,8 @@ from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 @dataclass(frozen=True)
 class StateNames:
-    """Where the attention weights are in a state dict: patterns with {} for the number of the layer, numbers of any step.
+    """Where the attention weights are in a state dict: patterns with {} for the number of the layer, numbers of any
+    step.
 
     Either qkv (fused, rows of all queries, then keys, then values) or q, k and v. Weights are as nn.Linear stores them,
     (out, in); transposed=True for (in, out), as Conv1D of GPT-2 stores them.
@@ -29,7 +30,8 @@ class StateNames:
     k: str | None = None  #: of the keys
     v: str | None = None  #: of the values
     transposed: bool = False  #: weights are (in, out)
-    in_gain: str | None = None  #: gain of the LayerNorm in front, if the block is pre-LN; with None the raw weights are audited
+    # : gain of the LayerNorm in front, if the block is pre-LN; with None the raw weights are audited
+    in_gain: str | None = None
     table: str | None = None  #: the item or token embedding, (items, width); with None it is found by its name
 
     def __post_init__(self) -> None:
@@ -56,7 +58,9 @@ def layers_from_state(state: Mapping[str, Tensor], names: StateNames) -> list[At
         weights = [_matrix(state, key, names.transposed) for key in keys]  # (in, out)
         if names.qkv:
             if weights[0].shape[1] % 3:
-                raise UnsupportedAttention(f"{keys[0]}: {weights[0].shape[1]} outputs are not queries, keys and values of one width")
+                raise UnsupportedAttention(
+                    f"{keys[0]}: {weights[0].shape[1]} outputs are not queries, keys and values of one width"
+                )
             weights, keys = list(weights[0].chunk(3, dim=1)), keys * 3
         proj_key = names.proj.format(i)
         proj = _matrix(state, proj_key, names.transposed)
@@ -64,10 +68,13 @@ def layers_from_state(state: Mapping[str, Tensor], names: StateNames) -> list[At
         for key, w in zip(keys, weights):
             if w.shape[0] != d or w.shape[1] % names.num_heads or w.shape[1] != weights[0].shape[1]:
                 raise UnsupportedAttention(
-                    f"{key}: shape (in, out) = {tuple(w.shape)} does not fit {names.num_heads} heads of width {d} like {keys[0]}"
+                    f"{key}: shape (in, out) = {tuple(w.shape)} does not fit {names.num_heads} heads of width {d} like"
+                    f" {keys[0]}"
                 )
         if proj.shape != (weights[2].shape[1], d):
-            raise UnsupportedAttention(f"{proj_key}: shape (in, out) = {tuple(proj.shape)}, expected {(weights[2].shape[1], d)}")
+            raise UnsupportedAttention(
+                f"{proj_key}: shape (in, out) = {tuple(proj.shape)}, expected {(weights[2].shape[1], d)}"
+            )
         q, k, v = (w.unflatten(1, (names.num_heads, -1)) for w in weights)
         gain = None
         if names.in_gain:
@@ -75,7 +82,11 @@ def layers_from_state(state: Mapping[str, Tensor], names: StateNames) -> list[At
             if gain.shape != (d,):
                 raise UnsupportedAttention(f"{names.in_gain.format(i)}: shape {tuple(gain.shape)}, expected {(d,)}")
         name = proj_key.rsplit(".", 2)[0]
-        layers.append(AttentionLayer(name, q, k, v, proj.unflatten(0, (names.num_heads, -1)), in_gain=gain, gains_known=gain is not None))
+        layers.append(
+            AttentionLayer(
+                name, q, k, v, proj.unflatten(0, (names.num_heads, -1)), in_gain=gain, gains_known=gain is not None
+            )
+        )
     return layers
 
 
@@ -86,14 +97,18 @@ def layer_numbers(state: Mapping[str, Tensor], names: StateNames) -> list[int]:
     numbers = sorted(int(m.group(1)) for key in state if (m := pattern.fullmatch(key)))
     if not numbers:
         near = [key for key in state if key.endswith(after)][:3] or list(state)[:3]
-        raise UnsupportedAttention(f"no tensor is called like {names.proj!r}; there are {', '.join(near) or 'none'}, ... ({len(state)} in all)")
+        raise UnsupportedAttention(
+            f"no tensor is called like {names.proj!r}; there are {', '.join(near) or 'none'}, ... ({len(state)} in all)"
+        )
     return numbers
 
 
 def tensor(state: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in state:
         near = [other for other in state if other.rpartition(".")[2] == key.rpartition(".")[2]][:3]
-        raise UnsupportedAttention(f"the state dict has no {key}" + (f"; there are {', '.join(near)}, ..." if near else ""))
+        raise UnsupportedAttention(
+            f"the state dict has no {key}" + (f"; there are {', '.join(near)}, ..." if near else "")
+        )
     return state[key]
 
 
@@ -113,8 +128,11 @@ def state_file(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path.name} cannot be read as a state dict: it holds more than tensors, or is no file of PyTorch's; save model.state_dict() and name that file") from None
-    except Exception as error:  # safetensors, zip and torch each raise their own
+        raise ValueError(
+            f"{path.name} cannot be read as a state dict: it holds more than tensors, or is no file of PyTorch's; save"
+            " model.state_dict() and name that file"
+        ) from None
+    except Exception as error:  # noqa: BLE001  safetensors, zip and torch each raise their own
         raise ValueError(f"{path.name} cannot be read as a state dict ({' '.join(str(error).split())[:120]})") from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -45,7 +45,9 @@ class BenchTrain:
 
     experiment: str = "cifar10-lab30"  # whose model, batch, augmentation and precision
     steps: int = 20  # timed steps of each
-    workers: int | None = None  # worker processes of timm's DataLoader, besides a measurement with none; default: one on every core but one, two at least
+    # worker processes of timm's DataLoader, besides a measurement with none; default: one on every core but one, two at
+    # least
+    workers: int | None = None
     device: str = "auto"  # auto, cpu, cuda, mps
     store: bool = False  # keep the numbers in data/speed, which the speed page reads
 
@@ -101,7 +103,11 @@ def main(arguments: Sequence[str]) -> int:
     for name, command in commands.items():
         options = names.add_parser(name, help=command.__doc__.splitlines()[0])
         for field in fields(command):
-            kind = {"action": "store_true"} if isinstance(field.default, bool) else {"type": type(field.default), "default": field.default}
+            kind = (
+                {"action": "store_true"}
+                if isinstance(field.default, bool)
+                else {"type": type(field.default), "default": field.default}
+            )
             options.add_argument(f"--{field.name.replace('_', '-')}", **kind)
     chosen = vars(parser.parse_args(arguments))
     try:

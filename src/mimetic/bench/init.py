@@ -20,7 +20,8 @@ def bench_init(
 
     The plain way is public code's: for each head and each layer one full NumPy double-precision SVD of the target. Both
     are timed from the drawing of Z to weights in the model, in this process, one after the other; the products of every
-    head and layer are then compared. The floor is the time of drawing Z and of the two products the method is built on: A^T A and A V.
+    head and layer are then compared. The floor is the time of drawing Z and of the two products the method is built on:
+    A^T A and A V.
 
     Args:
         d_model, depth, num_heads: size of the model.
@@ -54,7 +55,10 @@ def bench_init(
     threads = torch.get_num_threads()
     print(f"model       {depth} layers, {num_heads} heads, d {d_model}; {threads} thread{'s' * (threads > 1)}")
     print(f"mimetic     {ours:7.2f} s" + (f"  (median of {repeats})" if repeats > 1 else ""))
-    print(f"plain       {plain:7.2f} s  full float64 NumPy SVD per head" + (f", {plain_layers} layers scaled up" if plain_layers else ""))
+    print(
+        f"plain       {plain:7.2f} s  full float64 NumPy SVD per head"
+        + (f", {plain_layers} layers scaled up" if plain_layers else "")
+    )
     print(f"floor       {floor:7.2f} s  drawing Z, A^T A and A V in float32, done plainly")
     print(f"ratio       {plain / ours:7.1f} times the speed of plain, {ours / floor:.1f} times the time of the floor")
     print(f"difference  {difference:.1e}  largest relative difference of a product (Frobenius)")
@@ -84,7 +88,9 @@ def _plain(layers, generator) -> tuple[float, float]:
 
 
 def _floor(d: int, heads: int, depth: int, seed: int) -> float:
-    """Seconds for depth layers, from the median of fifteen: every target drawn, its Gram matrix, its product with its vectors."""
+    """Seconds for depth layers, from the median of fifteen: every target drawn, its Gram matrix, its product with its
+    vectors.
+    """
     generator, seconds = torch.Generator().manual_seed(seed), []
     for _ in range(15):
         start = time.perf_counter()

@@ -14,20 +14,41 @@ import torch
 from mimetic.bench.train import Bench, wait
 from mimetic.flops import peak as card_peak
 
-# What an operator or kernel does, by the first entry whose words its name holds: PyTorch's names on a CPU, those of kernels on a GPU.
+# What an operator or kernel does, by the first entry whose words its name holds: PyTorch's names on a CPU, those of
+# kernels on a GPU.
 KINDS = {
     "attention kernels": ("flash", "fmha", "scaled_dot_product", "sdpa"),
     "optimiser": ("adam", "multi_tensor", "_foreach"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "linear", "conv"),
-    "copies and casts": ("copy", "memcpy", "memset", "aten::to", "aten::cat", "index", "gather", "aten::fill_", "aten::zero_"),
+    "matrix products": (
+        "gemm",
+        "nvjet",
+        "cutlass",
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "linear",
+        "conv",
+    ),
+    "copies and casts": (
+        "copy",
+        "memcpy",
+        "memset",
+        "aten::to",
+        "aten::cat",
+        "index",
+        "gather",
+        "aten::fill_",
+        "aten::zero_",
+    ),
     "norms, softmax, GELU, sums": ("",),
 }
 LARGEST = 12  # how many operators or kernels a record names
 
 
 def kind_of(name: str) -> str:
-    """The kind (of KINDS) of an operator or kernel. A compiled one is named after all that is fused in it, and is none of the library
-    calls that the other kinds are."""
+    """The kind (of KINDS) of an operator or kernel. A compiled one is named after all that is fused in it, and is none
+    of the library calls that the other kinds are."""
     if name.startswith("triton_"):
         return list(KINDS)[-1]
     return next(kind for kind, words in KINDS.items() if any(word in name.lower() for word in words))
@@ -36,8 +57,8 @@ def kind_of(name: str) -> str:
 def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: str = "auto") -> dict[str, Any]:
     """Time the phases of a named experiment's training step, and the kinds of operation in it; print and return them.
 
-    The phases are timed one by one, with the device waited for after each. On a GPU their sum is more than the step, in which nothing
-    waits and which is one CUDA graph (training.step).
+    The phases are timed one by one, with the device waited for after each. On a GPU their sum is more than the step, in
+    which nothing waits and which is one CUDA graph (training.step).
     The kinds come from PyTorch's profiler: on a GPU kernel times, on a CPU each operator's own time.
 
     Args:
@@ -46,9 +67,10 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds}; "kinds" {name:
-        share of the measured time}; "top" {operator or kernel: share}, the LARGEST; "busy" share of the step in which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image,
-        forward and backward; "peak" share of the card's bfloat16 peak (nan where it is not known).
+        "precision" and "products" (see training.precision); "step" seconds of a whole step; "phases" {name: seconds};
+        "kinds" {name: share of the measured time}; "top" {operator or kernel: share}, the LARGEST; "busy" share of the
+        step in which the GPU computes (nan on a CPU); "images_per_second"; "flops" of an image, forward and backward;
+        "peak" share of the card's bfloat16 peak (nan where it is not known).
 
     Raises:
         ValueError: unknown experiment or device, or steps below 1.
@@ -73,7 +95,10 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
     top = largest(operations)
     busy = total / step if bench.gpu else float("nan")
     peak = per_second * bench.flops / card_peak(bench.device_name)
-    print(f"{bench.title}: {per_second:.0f} images/s, {1e3 * step:.1f} ms a step" + (f", {peak:.0%} of the peak" if peak == peak else ""))
+    print(
+        f"{bench.title}: {per_second:.0f} images/s, {1e3 * step:.1f} ms a step"
+        + (f", {peak:.0%} of the peak" if peak == peak else "")
+    )
     for name, value in seconds.items():
         print(f"{name:28s}{1e3 * value:8.1f} ms")
     for name, value in sorted(spent.items(), key=lambda item: -item[1]):
@@ -84,11 +109,23 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
     if bench.gpu:
         print(f"the GPU computes in {busy:.0%} of the step")
     kinds = {name: value / total for name, value in spent.items()}
-    return {**bench.how(), "step": step, "phases": seconds, "kinds": kinds, "top": top, "busy": busy, "images_per_second": per_second, "flops": bench.flops, "peak": peak}
+    return {
+        **bench.how(),
+        "step": step,
+        "phases": seconds,
+        "kinds": kinds,
+        "top": top,
+        "busy": busy,
+        "images_per_second": per_second,
+        "flops": bench.flops,
+        "peak": peak,
+    }
 
 
 def largest(operations: dict[str, float]) -> dict[str, float]:
-    """The LARGEST operators or kernels and their share of all, names without types, arguments and counters, alike ones added up."""
+    """The LARGEST operators or kernels and their share of all, names without types, arguments and counters, alike ones
+    added up.
+    """
     together: dict[str, float] = defaultdict(float)
     total = sum(operations.values())
     for name, value in operations.items():
@@ -110,7 +147,11 @@ def _operations(step: Callable[[], None], steps: int, device: torch.device) -> d
     spent: dict[str, float] = defaultdict(float)
     for event in profiler.events():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_gpu == gpu and not getattr(event, "is_user_annotation", False) and not event.name.startswith("ProfilerStep"):
+        if (
+            on_gpu == gpu
+            and not getattr(event, "is_user_annotation", False)
+            and not event.name.startswith("ProfilerStep")
+        ):
             micro = event.self_device_time_total if gpu else event.self_cpu_time_total
             spent[event.name] += micro / 1e6 / steps
     return dict(spent)

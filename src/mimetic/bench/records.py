@@ -13,11 +13,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("init", "train", "profile")
-_FIELDS = {"kind": str, "arguments": dict, "result": dict, "device": str, "threads": int, "versions": dict, "finished": str}
+_FIELDS = {
+    "kind": str,
+    "arguments": dict,
+    "result": dict,
+    "device": str,
+    "threads": int,
+    "versions": dict,
+    "finished": str,
+}
 
 
 def store_bench(
-    kind: str, arguments: dict[str, Any], result: dict[str, Any], device: str, threads: int, folder: str | Path | None = None
+    kind: str,
+    arguments: dict[str, Any],
+    result: dict[str, Any],
+    device: str,
+    threads: int,
+    folder: str | Path | None = None,
 ) -> Path:
     """Keep a measurement beside those that are there; returns its path.
 
@@ -29,8 +42,14 @@ def store_bench(
     folder = Path(folder or data_dir() / "speed")
     number = 1 + max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{kind}-*.json")), default=0)
     record = {
-        "kind": kind, "arguments": arguments, "result": _short(result), "device": device, "threads": threads, "versions": versions(), "finished": now(),
-    }  # fmt: skip
+        "kind": kind,
+        "arguments": arguments,
+        "result": _short(result),
+        "device": device,
+        "threads": threads,
+        "versions": versions(),
+        "finished": now(),
+    }
     path = folder / f"{kind}-{number}.json"
     with atomic_path(path) as temporary:
         Path(temporary).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -38,7 +57,8 @@ def store_bench(
 
 
 def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
-    """One row a measurement of a kind, oldest first: arguments.NAME, the results by name (dicts as they are), device, threads, torch.
+    """One row a measurement of a kind, oldest first: arguments.NAME, the results by name (dicts as they are), device,
+    threads, torch.
 
     Raises:
         RecordError: a file is damaged; the message names it.
@@ -55,9 +75,15 @@ def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
             if not isinstance(record, dict) or not isinstance(record.get(key), expected):
                 raise RecordError(f"{path.name} is damaged: no {key!r}")
         rows.append(
-            {f"arguments.{k}": v for k, v in record["arguments"].items()} | record["result"]
-            | {"device": record["device"], "threads": record["threads"], "torch": record["versions"].get("torch"), "finished": record["finished"]}
-        )  # fmt: skip
+            {f"arguments.{k}": v for k, v in record["arguments"].items()}
+            | record["result"]
+            | {
+                "device": record["device"],
+                "threads": record["threads"],
+                "torch": record["versions"].get("torch"),
+                "finished": record["finished"],
+            }
+        )
     return pd.DataFrame(sorted(rows, key=lambda row: row["finished"])) if rows else pd.DataFrame(columns=["device"])
 
 

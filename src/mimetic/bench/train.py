@@ -39,7 +39,8 @@ PREFETCH = 2  # batches that a worker of a DataLoader makes ahead, PyTorch's def
 
 
 class Bench:
-    """The model, batch and device of a named vision experiment, with random pixels; a context that sets the experiment's threads.
+    """The model, batch and device of a named vision experiment, with random pixels; a context that sets the
+    experiment's threads.
 
     Raises:
         ValueError: unknown experiment or device, an experiment without images, or steps below 1.
@@ -50,7 +51,9 @@ class Bench:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self.config, self.device, self.steps = named(experiment), resolve_device(device), steps
         if not isinstance(self.config, VisionConfig):
-            raise ValueError(f"{experiment} has no images; choose a vision experiment, such as cifar10-lab30 or cifar10-paper")
+            raise ValueError(
+                f"{experiment} has no images; choose a vision experiment, such as cifar10-lab30 or cifar10-paper"
+            )
         self.settings = train_config(self.config)
         self.gpu = self.device.type == "cuda"
         self.backend = resolve_backend(train_config(named(experiment, device=device)))
@@ -59,8 +62,13 @@ class Bench:
         self.flops = total(self.vit)
         c, v = self.config, self.vit
         precision = self.backend["precision"]
-        self.title = f"{experiment}: batch {c.batch_size}, d {c.d_model}, depth {c.depth}, patch {c.patch_size}; {self.device_name}, {precision}"
-        self.images = torch.randint(0, 256, (max(2_000, 4 * c.batch_size), v.in_chans, v.img_size, v.img_size), dtype=torch.uint8)
+        self.title = (
+            f"{experiment}: batch {c.batch_size}, d {c.d_model}, depth {c.depth}, patch {c.patch_size};"
+            f" {self.device_name}, {precision}"
+        )
+        self.images = torch.randint(
+            0, 256, (max(2_000, 4 * c.batch_size), v.in_chans, v.img_size, v.img_size), dtype=torch.uint8
+        )
         self.labels = torch.randint(0, v.num_classes, (len(self.images),))
 
     def __enter__(self) -> Bench:
@@ -72,7 +80,9 @@ class Bench:
         torch.set_num_threads(self._threads)
 
     def as_trained(self) -> AbstractContextManager:
-        """The settings under which the training loop runs: on a GPU deterministic kernels, which timm's ingredients do not ask for."""
+        """The settings under which the training loop runs: on a GPU deterministic kernels, which timm's ingredients do
+        not ask for.
+        """
         return settings(self.settings, self.backend, seed=0)
 
     def how(self) -> dict[str, str]:
@@ -80,8 +90,8 @@ class Bench:
         return {name: self.backend[name] for name in ("precision", "products")}
 
     def images_per_second(self, step: Callable[[], Any], ready: int = 0) -> float:
-        """Of step(), after three calls that do not count, and as many more as there may be batches ready before it asks for them; then
-        over at least twice as many."""
+        """Of step(), after three calls that do not count, and as many more as there may be batches ready before it asks
+        for them; then over at least twice as many."""
         for _ in range(3 + ready):
             step()
         wait(self.device)
@@ -148,18 +158,22 @@ def wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int | None = None, device: str = "auto") -> dict[str, Any]:
+def bench_train(
+    experiment: str = "cifar10-lab30", steps: int = 20, workers: int | None = None, device: str = "auto"
+) -> dict[str, Any]:
     """Time training steps of a named experiment, ours and timm's, after a few to warm up; print and return images/s.
 
     Args:
         experiment: whose model, batch, augmentation and precision.
         steps: timed steps of each.
-        workers: worker processes of the DataLoader, besides a measurement with none; None: one on every core but one, two at least.
+        workers: worker processes of the DataLoader, besides a measurement with none; None: one on every core but one,
+            two at least.
         device: auto, cpu, cuda, mps.
 
     Returns:
-        "precision" and "products", ours (see training.precision), "ours" images/s, "timm" {variant: images/s}, "ratio" ours / the
-        fastest of timm's, "flops" of one image forward and backward, "peak" share of the card's bfloat16 peak (nan where it is not known).
+        "precision" and "products", ours (see training.precision), "ours" images/s, "timm" {variant: images/s}, "ratio"
+        ours / the fastest of timm's, "flops" of one image forward and backward, "peak" share of the card's bfloat16
+        peak (nan where it is not known).
 
     Raises:
         ValueError: unknown experiment or device, an experiment without images, steps below 1 or workers below 0.
@@ -189,8 +203,10 @@ def bench_train(experiment: str = "cifar10-lab30", steps: int = 20, workers: int
     for name, speed in timms.items():
         print(f"timm        {speed:8.0f} images/s, {name}")
     print(f"ratio       {ours / timms[best]:8.2f} times the fastest of timm's ({best})")
-    print(f"arithmetic  {bench.flops / 1e9:8.2f} GFLOP an image, forward and backward: {ours * bench.flops / 1e12:.2f} TFLOP/s"
-          + (f", {peak:.0%} of the peak" if peak == peak else ""))  # fmt: skip
+    print(
+        f"arithmetic  {bench.flops / 1e9:8.2f} GFLOP an image, forward and backward: {ours * bench.flops / 1e12:.2f}"
+        " TFLOP/s" + (f", {peak:.0%} of the peak" if peak == peak else "")
+    )
     return {**bench.how(), "ours": ours, "timm": timms, "ratio": ours / timms[best], "flops": bench.flops, "peak": peak}
 
 
@@ -199,9 +215,17 @@ def _timm_step(bench: Bench, batches: Iterator, bfloat16: bool) -> Callable[[], 
 
     config, device, v = bench.config, bench.device, bench.vit
     model = VisionTransformer(
-        img_size=v.img_size, in_chans=v.in_chans, patch_size=v.patch_size, embed_dim=v.d_model, depth=v.depth, num_heads=v.num_heads,
-        mlp_ratio=v.mlp_ratio, num_classes=v.num_classes, class_token=False, global_pool="avg",
-    ).to(device)  # fmt: skip
+        img_size=v.img_size,
+        in_chans=v.in_chans,
+        patch_size=v.patch_size,
+        embed_dim=v.d_model,
+        depth=v.depth,
+        num_heads=v.num_heads,
+        mlp_ratio=v.mlp_ratio,
+        num_classes=v.num_classes,
+        class_token=False,
+        global_pool="avg",
+    ).to(device)
     forward = torch.compile(model) if bench.gpu else model
     optimizer = make_optimizer(model, bench.settings)
 
@@ -224,7 +248,11 @@ class _Pictures(torch.utils.data.Dataset):
 
     def __init__(self, images: Tensor, labels: Tensor, transform) -> None:
         pixels = images.permute(0, 2, 3, 1).numpy()
-        self.images, self.labels, self.transform = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, labels, transform
+        self.images, self.labels, self.transform = (
+            pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels,
+            labels,
+            transform,
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,15 +270,27 @@ def _loader(config: VisionConfig, images: Tensor, labels: Tensor, workers: int) 
 
     steps: list = []
     if config.crop_padding:
-        steps.append(T.RandomCrop(images.shape[-1], config.crop_padding, padding_mode="reflect" if config.padding_mode == "reflect" else "constant"))
+        steps.append(
+            T.RandomCrop(
+                images.shape[-1],
+                config.crop_padding,
+                padding_mode="reflect" if config.padding_mode == "reflect" else "constant",
+            )
+        )
     if config.flip:
         steps.append(T.RandomHorizontalFlip())
     if config.randaugment_ops:
         steps.append(rand_augment_transform(f"rand-m{config.randaugment_magnitude}-n{config.randaugment_ops}", {}))
     steps += [T.ToTensor(), T.Normalize(0.5, 0.25)]
     pictures = _Pictures(images, labels, T.Compose(steps))
-    # one epoch without an end: at the end of each a loader waits for what is on its way, and with few batches an epoch most workers never get one
+    # one epoch without an end: at the end of each a loader waits for what is on its way, and with few batches an epoch
+    # most workers never get one
     endless = torch.utils.data.RandomSampler(pictures, replacement=True, num_samples=2**40)
     yield from torch.utils.data.DataLoader(
-        pictures, config.batch_size, sampler=endless, num_workers=workers, prefetch_factor=PREFETCH if workers else None, pin_memory=torch.cuda.is_available()
+        pictures,
+        config.batch_size,
+        sampler=endless,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=torch.cuda.is_available(),
     )

@@ -1,10 +1,11 @@
-"""Which attention layers of the installed timm and transformers are supported: each built small from its config with random
-weights, run, and compared with its own forward (mimetic.verify). `python -m mimetic coverage timm|transformers`.
+"""Which attention layers of the installed timm and transformers are supported: each built small from its config with
+random weights, run, and compared with its own forward (mimetic.verify). `python -m mimetic coverage timm|transformers`.
 
 Verdicts of an architecture, best first:
     supported      every attention layer: products verified
     with caveat    the same, but something changes the effect of the weights (RoPE, QK-norm, ...)
-    in part        refused as a whole; some layers verified (pass the part that holds them), others refused with their reason
+    in part        refused as a whole; some layers verified (pass the part that holds them), others refused with their
+                   reason
     refused        attention_layers refuses the model and says why
     none           no self-attention in it
     not built      could not be built small or run here; says nothing about support
@@ -58,7 +59,8 @@ MEMORY = 12 * 2**30  # bytes of address space of one worker
 SECONDS = 180  # for one architecture
 
 
-# --- one architecture --------------------------------------------------------------------------------------------------------
+# --- one architecture
+# --------------------------------------------------------------------------------------------------------
 
 
 def names(library: str) -> list[str]:
@@ -74,7 +76,8 @@ def examine(library: str, name: str) -> dict:
     """Build, run and verify one architecture.
 
     Returns:
-        A row {name, model, verdict, finding, layers, error}: verdict is one of VERDICTS, error the largest relative error.
+        A row {name, model, verdict, finding, layers, error}: verdict is one of VERDICTS, error the largest relative
+        error.
     """
     row = {"name": name, "model": name, "verdict": "not built", "finding": "", "layers": 0, "error": None}
     torch.manual_seed(0)
@@ -94,8 +97,8 @@ def examine(library: str, name: str) -> dict:
 
 
 def _without_known_attention(library: str, name: str, outline: nn.Module) -> dict:
-    """The verdict on an architecture whose small model has no attention layer that is known: by that, or, if nothing in it attends, by the
-    whole one."""
+    """The verdict on an architecture whose small model has no attention layer that is known: by that, or, if nothing in
+    it attends, by the whole one."""
     found = scan(outline)
     if not found.refused and (whole := whole_outline(library, name)) is not None:
         if may_have_attention(whole):
@@ -111,7 +114,17 @@ def _unseen(library: str, name: str, small: nn.Module) -> str:
         return ""
     seen, modules = {type(module) for module in small.modules()}, dict(whole.named_modules())
     refused = scan(whole).refused.items()  # without weights also what is known, for want of them
-    return _remarks(Scan([], {n: reason for n, reason in refused if type(modules[n]) not in seen and find_reader(type(modules[n])) is None}, {}))
+    return _remarks(
+        Scan(
+            [],
+            {
+                n: reason
+                for n, reason in refused
+                if type(modules[n]) not in seen and find_reader(type(modules[n])) is None
+            },
+            {},
+        )
+    )
 
 
 def _nothing_known(found: Scan) -> dict:
@@ -126,7 +139,9 @@ def _remarks(found: Scan) -> str:
 
 
 def judge(model: nn.Module, runs) -> dict:
-    """{verdict, finding, layers, error} of a built model; runs(model) yields ways to call it, functions of the model."""
+    """{verdict, finding, layers, error} of a built model; runs(model) yields ways to call it, functions of the
+    model.
+    """
     found = scan(model)
     remarks = _remarks(found)
     if not found.layers:
@@ -157,7 +172,11 @@ def judge(model: nn.Module, runs) -> dict:
     caveats = "; ".join(sorted({CAVEAT_NAMES[c] for layer in found.layers for c in layer.caveats}))
     if found.refused:
         return {**row, "verdict": "in part", "finding": "; ".join(filter(None, [remarks, caveats]))}
-    return {**row, "verdict": "with caveat" if caveats else "supported", "finding": "; ".join(filter(None, [caveats, remarks]))}
+    return {
+        **row,
+        "verdict": "with caveat" if caveats else "supported",
+        "finding": "; ".join(filter(None, [caveats, remarks])),
+    }
 
 
 def representatives(model: nn.Module, layers: list[AttentionLayer]) -> list[AttentionLayer]:
@@ -166,9 +185,17 @@ def representatives(model: nn.Module, layers: list[AttentionLayer]) -> list[Atte
     groups: dict[tuple, list[AttentionLayer]] = {}
     for layer in layers:
         place = re.sub(r"\d+", "#", layer.name)
-        kind = (type(modules.get(layer.name)), place, layer.q.shape, layer.k.shape, layer.v.shape, layer.kind, layer.caveats)
+        kind = (
+            type(modules.get(layer.name)),
+            place,
+            layer.q.shape,
+            layer.k.shape,
+            layer.v.shape,
+            layer.kind,
+            layer.caveats,
+        )
         groups.setdefault(kind, []).append(layer)
-    return [layer for group in groups.values() for layer in (group[:1] + group[1:][-1:])]
+    return [layer for group in groups.values() for layer in group[:1] + group[1:][-1:]]
 
 
 def _first_run(model, runs):
@@ -186,7 +213,7 @@ def _first_run(model, runs):
 
 
 def _written(model: nn.Module, layers: list[AttentionLayer]) -> str:
-    """"" where mimetic_init_ leaves the products that it reports, else what is wrong (or why it refuses)."""
+    """ "" where mimetic_init_ leaves the products that it reports, else what is wrong (or why it refuses)."""
     from mimetic.initialize import mimetic_init_
 
     if sum(layer.num_kv_heads * float(layer.d_model) ** 3 for layer in layers) > 1e11:
@@ -202,7 +229,9 @@ def _written(model: nn.Module, layers: list[AttentionLayer]) -> str:
         layer = by_name[report.name]
         qk = sum(layer.qk(h).diagonal().mean().item() for h in range(layer.num_heads)) / layer.num_heads
         vp = layer.vp().diagonal().mean().item()
-        if not (math.isclose(qk, report.qk_diagonal, abs_tol=2e-3) and math.isclose(vp, report.vp_diagonal, abs_tol=2e-3)):
+        if not (
+            math.isclose(qk, report.qk_diagonal, abs_tol=2e-3) and math.isclose(vp, report.vp_diagonal, abs_tol=2e-3)
+        ):
             return f"wrong: {report.name} holds other products than mimetic_init_ wrote ({qk:.3f}, {vp:.3f})"
     return ""
 
@@ -222,7 +251,8 @@ def _pattern_prefix(rest: str, head: str) -> str:
     return after if after and _pattern(first) == head else rest
 
 
-# --- all of them ---------------------------------------------------------------------------------------------------------------
+# --- all of them
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _worker(library: str, connection) -> None:
@@ -288,7 +318,14 @@ class _Process:
             return None
         self.stop()
         self._start()
-        return {"name": self.name, "model": self.name, "verdict": "not built", "finding": problem, "layers": 0, "error": None}
+        return {
+            "name": self.name,
+            "model": self.name,
+            "verdict": "not built",
+            "finding": problem,
+            "layers": 0,
+            "error": None,
+        }
 
     def stop(self):
         self.process.kill()
@@ -328,7 +365,8 @@ def survey(library: str, chosen: list[str] | None = None, processes: int | None 
     }
 
 
-# --- the committed table and its page --------------------------------------------------------------------------------------------
+# --- the committed table and its page
+# --------------------------------------------------------------------------------------------
 
 
 def table_path(library: str) -> Path:
@@ -340,7 +378,8 @@ def page_path() -> Path:
 
 
 def main(library: str) -> None:
-    """`python -m mimetic coverage`: survey "timm" or "transformers", print the counts, write data/coverage and the page.
+    """`python -m mimetic coverage`: survey "timm" or "transformers", print the counts, write data/coverage and the
+    page.
 
     Raises:
         ValueError: unknown library.
@@ -350,7 +389,9 @@ def main(library: str) -> None:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
     table = survey(library)
     _write(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-    tables = [json.loads(table_path(name).read_text(encoding="utf-8")) for name in LIBRARIES if table_path(name).exists()]
+    tables = [
+        json.loads(table_path(name).read_text(encoding="utf-8")) for name in LIBRARIES if table_path(name).exists()
+    ]
     _write(page_path(), page(tables))
     print(f"wrote {table_path(library)} and {page_path()}")
     for verdict in VERDICTS:

@@ -41,15 +41,22 @@ def may_have_attention(outline: nn.Module) -> bool:
     return any(find_reader(type(module)) is not None for module in outline.modules())
 
 
-# --- transformers: a small config of every model type --------------------------------------------------------------------
+# --- transformers: a small config of every model type
+# --------------------------------------------------------------------
 
 _INTS = {  # name of an int in a config -> small value
-    r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|d_embed|encoder_hidden_size|decoder_hidden_size|embedding_size)": 64,
-    r"(num_attention_heads|num_heads|n_heads?|(encoder|decoder)_attention_heads|num_(encoder|decoder)_attention_heads)": 4,
+    r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|d_embed|encoder_hidden_size|decoder_hidden_size|embedding_size)": (  # noqa: E501
+        64
+    ),
+    r"(num_attention_heads|num_heads|n_heads?|(encoder|decoder)_attention_heads|num_(encoder|decoder)_attention_heads)": (  # noqa: E501
+        4
+    ),
     r"(decoder_)?num_key_value_heads|num_kv_heads": 2,
     r"(encoder_|decoder_|num_|n_|num_hidden_|num_encoder_|num_decoder_|vision_|text_)*layers?": 2,
     r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth|num_decoder_layers)": 2,
-    r"(intermediate_size|ffn_dim|(encoder|decoder)_ffn_dim|d_ff|n_inner|moe_intermediate_size|feed_forward_\w+|mlp_dim)": 96,
+    r"(intermediate_size|ffn_dim|(encoder|decoder)_ffn_dim|d_ff|n_inner|moe_intermediate_size|feed_forward_\w+|mlp_dim)": (  # noqa: E501
+        96
+    ),
     r"(shared_expert_intermediate_size|dense_intermediate_size|ffn_hidden_size)": 96,
     r"head_dim|attention_head_dim|d_kv|d_head": 16,
     r"vocab_size": 128,
@@ -78,14 +85,21 @@ _DERIVED = ("out_features", "out_indices", "stage_names", "per_layer_config", "a
 
 def _shrink(d: dict, only: str = "") -> dict:
     d = {k: v for k, v in d.items() if k not in _DERIVED}
-    if any(isinstance(d.get(k), list) for k in ("num_heads", "num_attention_heads")):  # a width and heads for every stage
+    # a width and heads for every stage
+    if any(isinstance(d.get(k), list) for k in ("num_heads", "num_attention_heads")):
         only = only or "layer|expert|depth|vocab"
-    depth = next((d[k] for k in ("num_hidden_layers", "num_layers", "n_layer", "n_layers") if isinstance(d.get(k), int)), None)
+    depth = next(
+        (d[k] for k in ("num_hidden_layers", "num_layers", "n_layer", "n_layers") if isinstance(d.get(k), int)), None
+    )
     if "vocab_size" in d and d["vocab_size"] is None:
         d["vocab_size"] = 128
     layers = 2
-    kinds = {k: v for k, v in d.items() if depth and isinstance(v, list) and len(v) == depth and v and not isinstance(v[0], dict)}
-    for name, values in kinds.items():
+    kinds = {
+        k: v
+        for k, v in d.items()
+        if depth and isinstance(v, list) and len(v) == depth and v and not isinstance(v[0], dict)
+    }
+    for values in kinds.values():
         if all(isinstance(v, str) for v in values):
             layers = max(layers, len(set(values)))
     for name, values in kinds.items():
@@ -147,8 +161,9 @@ def _outline(cls: type, make: Callable) -> nn.Module:
 
 
 def whole_outline(library: str, name: str) -> nn.Module | None:
-    """The outline of an architecture's default config, unshrunk: a small model can lack the layers that attend, where only every eighth does.
-    None where it could not be made; timm's models keep every kind of layer when they are made small."""
+    """The outline of an architecture's default config, unshrunk: a small model can lack the layers that attend, where
+    only every eighth does. None where it could not be made; timm's models keep every kind of layer when they are made
+    small."""
     if library != "transformers":
         return None
     from transformers import CONFIG_MAPPING
@@ -167,7 +182,13 @@ def _model_classes(config) -> list[type]:
     import transformers
     from transformers import PreTrainedModel
 
-    for auto in ("AutoModel", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoBackbone"):
+    for auto in (
+        "AutoModel",
+        "AutoModelForSeq2SeqLM",
+        "AutoModelForCausalLM",
+        "AutoModelForImageTextToText",
+        "AutoBackbone",
+    ):
         with contextlib.suppress(KeyError, AttributeError):
             cls = getattr(transformers, auto)._model_mapping[type(config)]
             return [cls[0] if isinstance(cls, (tuple, list)) else cls]
@@ -203,7 +224,13 @@ def _inputs(model):
     g = torch.Generator().manual_seed(0)
 
     def find(*keys, default=None):
-        for c in [config, *(getattr(config, s, None) for s in ("vision_config", "text_config", "audio_config", "backbone_config", "encoder"))]:
+        for c in [
+            config,
+            *(
+                getattr(config, s, None)
+                for s in ("vision_config", "text_config", "audio_config", "backbone_config", "encoder")
+            ),
+        ]:
             for key in keys:
                 value = getattr(c, key, None)
                 if isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
@@ -215,7 +242,10 @@ def _inputs(model):
     def ids():
         return torch.randint(3, 90, (2, 8), generator=g)
 
-    size, channels = find("image_size", "crop_size", default=64), find("num_channels", "in_channels", "in_chans", default=3)
+    size, channels = (
+        find("image_size", "crop_size", default=64),
+        find("num_channels", "in_channels", "in_chans", default=3),
+    )
     image = torch.randn(2, channels, size, size, generator=g)
     base = {}
     if "input_ids" in names:
@@ -236,12 +266,20 @@ def _inputs(model):
         frames = find("num_frames", "frames_per_clip", default=8)
         yield {"pixel_values_videos": torch.randn(2, frames, channels, size, size, generator=g)}
     if "input_features" in names:
-        mels, length = find("num_mel_bins", "feature_size", "n_mels", "input_feat_per_channel", default=80), find("max_source_positions", default=50)
+        mels, length = (
+            find("num_mel_bins", "feature_size", "n_mels", "input_feat_per_channel", default=80),
+            find("max_source_positions", default=50),
+        )
         yield {**base, "input_features": torch.randn(2, mels, 2 * length, generator=g)}
         yield {**base, "input_features": torch.randn(2, 100, mels, generator=g)}
     if "input_values" in names:
         yield {**base, "input_values": torch.randn(2, 4000, generator=g)}
-        yield {**base, "input_values": torch.randn(2, find("max_length", default=100), find("num_mel_bins", default=80), generator=g)}
+        yield {
+            **base,
+            "input_values": torch.randn(
+                2, find("max_length", default=100), find("num_mel_bins", default=80), generator=g
+            ),
+        }
     if "inputs_embeds" in names:
         yield {"inputs_embeds": torch.randn(2, 8, find("hidden_size", "d_model", "n_embd", default=64), generator=g)}
     if base and main != "input_ids":
@@ -254,7 +292,9 @@ def _inputs(model):
 
 
 def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module | None = None):
-    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed; block is what holds it."""
+    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed; block is
+    what holds it.
+    """
     D, K, kv_width = layer.d_model, layer.head_dim, layer.v.shape[0]
     g = torch.Generator().manual_seed(0)
 
@@ -268,13 +308,18 @@ def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module |
         n = 16
         pairs = [(shape, True) for shape in ((1, n, rotate), (n, rotate), (n, rotate // 2))]
         # CLVP takes the angles themselves, and places to read them at, in those of its blocks that are given angles
-        bare = [((1, n, rotate), False)] if "rotary_pos_emb" in names and block is not None and _takes(block, "rotary_pos_emb") else []
+        bare = (
+            [((1, n, rotate), False)]
+            if "rotary_pos_emb" in names and block is not None and _takes(block, "rotary_pos_emb")
+            else []
+        )
         for angle_shape, pair in (*pairs, *bare, (None, True)):
             kwargs = {}
             for name, p in names.items():
                 required = p.default is inspect.Parameter.empty
                 if name in ("position_embeddings", "rotary_pos_emb", "position_embedding") and angle_shape:
-                    # one angle a position for all dimensions: a rotation in the half-split and in the interleaved layout
+                    # one angle a position for all dimensions: a rotation in the half-split and in the interleaved
+                    # layout
                     angles = torch.arange(n).view(n, 1).expand(angle_shape).float() / 3
                     kwargs[name] = (angles.cos(), angles.sin()) if pair else angles
                 elif name in ("cu_seqlens", "cu_seq_lens"):
@@ -316,17 +361,60 @@ def make_generic(model: nn.Module, seed: int = 0) -> None:
                 p.copy_(0.05 * torch.randn(p.shape, generator=g))
 
 
-# --- timm: the smallest model of every family ------------------------------------------------------------------------------
+# --- timm: the smallest model of every family
+# ------------------------------------------------------------------------------
 
 _SIZES = (
-    "test", "atto", "femto", "pico", "nano", "zepto", "xxxs", "xxs", "xs", "xtiny", "wee", "tiny", "pwee", "little", "mini", "s", "small", "mediumd",
-    "medium", "betwixt", "m", "b", "base", "l", "large", "xl", "xlarge", "xxlarge", "h", "huge", "g", "giant", "gigantic", "gg", "e", "enormous",
-    "so150m", "so150m2", "so400m", "7b", "1b", "3b", "pe",
-)  # fmt: skip
+    "test",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "zepto",
+    "xxxs",
+    "xxs",
+    "xs",
+    "xtiny",
+    "wee",
+    "tiny",
+    "pwee",
+    "little",
+    "mini",
+    "s",
+    "small",
+    "mediumd",
+    "medium",
+    "betwixt",
+    "m",
+    "b",
+    "base",
+    "l",
+    "large",
+    "xl",
+    "xlarge",
+    "xxlarge",
+    "h",
+    "huge",
+    "g",
+    "giant",
+    "gigantic",
+    "gg",
+    "e",
+    "enormous",
+    "so150m",
+    "so150m2",
+    "so400m",
+    "7b",
+    "1b",
+    "3b",
+    "pe",
+)
 
 
 def timm_families() -> dict[str, list[str]]:
-    """{family: its models, likely smallest first}: names that differ only in size, patch and resolution are one family."""
+    """{family: its models, likely smallest first}: names that differ only in size, patch and resolution are one
+    family.
+    """
     import timm
 
     families: dict[str, list[tuple]] = {}

@@ -40,28 +40,32 @@ _MATH = {  # as a warning in a terminal writes it -> as a page does; longer ones
 
 _PAGE_HEAD = """# Which models are supported
 
-This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every architecture
-that the installed library can build small is built from its config with random weights and run. Random tokens go into the first and
-the last attention layer of every kind, its softmax is left out (the scores go on as they are), and what the layer's own forward then computes is compared with the
-products that `mimetic.attention_layers` shows: $W_QW_K^\\top$ of every head and $W_VW_{proj}$ of every head, to a relative
-error of 10⁻³ or better. Then, but for models too large for a table and those with refused layers, `mimetic_init_` runs, and what it reports is compared with what the layers hold. A small transformers model can lack a kind of
-layer that the whole one has, so the whole one, without weights, is searched for layers that are refused, too.
+This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every
+architecture that the installed library can build small is built from its config with random weights and run. Random
+tokens go into the first and the last attention layer of every kind, its softmax is left out (the scores go on as they
+are), and what the layer's own forward then computes is compared with the products that `mimetic.attention_layers`
+shows: $W_QW_K^\\top$ of every head and $W_VW_{proj}$ of every head, to a relative error of 10⁻³ or better. Then, but
+for models too large for a table and those with refused layers, `mimetic_init_` runs, and what it reports is compared
+with what the layers hold. A small transformers model can lack a kind of layer that the whole one has, so the whole
+one, without weights, is searched for layers that are refused, too.
 
-A class of attention layer counts as supported only after this check. Whatever else looks like attention is refused by name:
-no architecture may show a wrong product. “Could not be built small or run” says nothing about support; of a model in that row
-`python -c "import mimetic; help(mimetic.verify)"` tells how to check it where it runs.
+A class of attention layer counts as supported only after this check. Whatever else looks like attention is refused by
+name: no architecture may show a wrong product. “Could not be built small or run” says nothing about support; of a
+model in that row `python -c "import mimetic; help(mimetic.verify)"` tells how to check it where it runs.
 """
 
-_NAMES_HEAD = """To look a model up, open a list and search the page: a timm family is the file it is in and its name without size words, with `#` for
-numbers, so `vit_base_patch16_224` is `vision_transformer: vit_patch#_#`; a transformers architecture has the name of its config or class. Your own
-model is asked by one line, `mimetic.attention_layers(model)`, which needs no list.
+_NAMES_HEAD = """To look a model up, open a list and search the page: a timm family is the file it is in and its name
+without size words, with `#` for numbers, so `vit_base_patch16_224` is `vision_transformer: vit_patch#_#`; a
+transformers architecture has the name of its config or class. Your own model is asked by one line,
+`mimetic.attention_layers(model)`, which needs no list.
 
 What the caveats mean:
 """
 
 _LAYER_SCALE = """
-Not counted here, because it is a value and not a class: a LayerScale that starts near 0, as in DeiT III, DINOv2, BEiT and others, leaves next to nothing
-of $W_VW_{proj}$ until training raises it. `mimetic_init_` warns of it with the number.
+Not counted here, because it is a value and not a class: a LayerScale that starts near 0, as in DeiT III, DINOv2, BEiT
+and others, leaves next to nothing of $W_VW_{proj}$ until training raises it. `mimetic_init_` warns of it with the
+number.
 """
 
 
@@ -77,7 +81,11 @@ def page(tables: list[dict]) -> str:
     lines += [f"* *{name}*: {_math(sentence)}." for sentence, name in CAVEAT_NAMES.items()]
     lines += [_LAYER_SCALE]
     for table in tables:
-        what = "Families of model names (sizes, patches and resolutions left out)" if table["library"] == "timm" else "Model types"
+        what = (
+            "Families of model names (sizes, patches and resolutions left out)"
+            if table["library"] == "timm"
+            else "Model types"
+        )
         lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]
         errors = [r["error"] for r in table["architectures"] if r["error"] is not None]
         if errors:
@@ -85,7 +93,12 @@ def page(tables: list[dict]) -> str:
         for verdict in VERDICTS:
             rows = [r for r in table["architectures"] if r["verdict"] == verdict]
             if rows:
-                lines += [f":::{{dropdown}} {table['library']}: {verdict} ({len(rows)})", *_listed(rows, verdict), ":::", ""]
+                lines += [
+                    f":::{{dropdown}} {table['library']}: {verdict} ({len(rows)})",
+                    *_listed(rows, verdict),
+                    ":::",
+                    "",
+                ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -104,7 +117,13 @@ def _listed(rows: list[dict], verdict: str) -> list[str]:
             lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
         rows = [r for r in rows if r["finding"]]
         if rows and verdict == "supported":
-            lines += ["Supported, too; beside the layers that are written these have others that are no self-attention over one set of tokens, and are left alone:", ""]
+            lines += [
+                (
+                    "Supported, too; beside the layers that are written these have others that are no self-attention"
+                    " over one set of tokens, and are left alone:"
+                ),
+                "",
+            ]
     if rows:
         lines += ["| architecture | finding |", "| :-- | :-- |"]
         lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]
@@ -112,6 +131,13 @@ def _listed(rows: list[dict], verdict: str) -> list[str]:
 
 
 def _cell(text: str, width: int = 220) -> str:
-    text = " ".join(text.split()).replace("|", "/").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("$", "\\$")
+    text = (
+        " ".join(text.split())
+        .replace("|", "/")
+        .replace("*", "\\*")
+        .replace("_", "\\_")
+        .replace("<", "&lt;")
+        .replace("$", "\\$")
+    )
     text = text.replace("`", "'").replace("{", "(").replace("}", ")")
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -104,7 +104,10 @@ def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         except Exception as error:  # a compiler has errors of many types
             if compiled is apply_ops or isinstance(error, torch.OutOfMemoryError):
                 raise
-            print(f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
+            print(
+                f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+                flush=True,
+            )
             compiled = apply_ops
             return apply_ops(*arguments)
 
@@ -181,7 +184,8 @@ def _lookup(x_BCYX: Tensor, is_op: dict[str, Tensor], sign_B: Tensor, magnitude:
     stretched = ((value - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255)
     table = where("AutoContrast", torch.where(high > low, stretched, value), table)
 
-    # number of darker pixels, by sorting: a histogram by scatter_add_ is many times slower where PyTorch must be deterministic
+    # number of darker pixels, by sorting: a histogram by scatter_add_ is many times slower where PyTorch must be
+    # deterministic
     levels = torch.arange(256, dtype=torch.uint8, device=x_BCYX.device).expand(B, C, 256).contiguous()
     before = torch.searchsorted(x_BCYX.flatten(2).sort(2).values, levels)
     step = before.gather(2, high.long()) // 255  # pixels below the brightest value, spread over the range

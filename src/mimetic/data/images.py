@@ -29,7 +29,8 @@ SUBSET_SEED = 0
 DIGITS_TEST_SIZE = 360
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TEST_SIZE}
-SMALLEST_CLASS = {"cifar10": (5_000, 1_000), "cifar100": (500, 100), "digits": (139, 35)}  # training and test images of it
+# training and test images of it
+SMALLEST_CLASS = {"cifar10": (5_000, 1_000), "cifar100": (500, 100), "digits": (139, 35)}
 TEST_SIZES = {"cifar10": 10_000, "cifar100": 10_000, "digits": DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
 
@@ -128,7 +129,10 @@ def check_dataset(name: str, train_size: int | None = None, validation: int = 0)
         raise ValueError(f"train_size={train_size} is not the same number of each of the {classes} classes of {name}")
     most = classes * SMALLEST_CLASS[name][0]
     if train_size != largest and train_size + validation > most:
-        raise ValueError(f"{name} has {most} training images with the same number of each class, not {train_size + validation}; or take all {largest}")
+        raise ValueError(
+            f"{name} has {most} training images with the same number of each class, not {train_size + validation}; or"
+            f" take all {largest}"
+        )
 
 
 def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:
@@ -157,8 +161,8 @@ def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:
 def fetch_images(name: str) -> Path | None:
     """Make sure that a data set is in the cache; returns its file (None for the digits, which need none).
 
-    An archive of the original host in the cache folder (cifar-10-python.tar.gz, cifar-100-python.tar.gz) is unpacked; without one it
-    is downloaded. Its checksum is verified either way.
+    An archive of the original host in the cache folder (cifar-10-python.tar.gz, cifar-100-python.tar.gz) is unpacked;
+    without one it is downloaded. Its checksum is verified either way.
 
     Raises:
         ValueError: unknown name.
@@ -178,7 +182,7 @@ def fetch_images(name: str) -> Path | None:
         arrays = _from_torchvision(name, archive if archive.is_file() else None)
     except Unavailable as error:
         raise Unavailable(f"{error}. {remedy}") from None
-    except Exception as error:  # torchvision raises what urllib, tarfile and its own checksum raise: say it in one line
+    except Exception as error:  # noqa: BLE001  torchvision raises what urllib, tarfile and its own checksum raise
         reason = " ".join(str(error).split()) or type(error).__name__
         tried = f"{path.name} is not there and torchvision could not fetch {name} ({reason})"
         raise Unavailable(f"{tried}. {remedy}") from None
@@ -188,7 +192,9 @@ def fetch_images(name: str) -> Path | None:
 
 
 def _from_torchvision(name: str, archive: Path | None = None) -> dict[str, np.ndarray]:
-    """Download (or take the archive that is there), verify (torchvision's MD5) and unpack; what is downloaded is not kept."""
+    """Download (or take the archive that is there), verify (torchvision's MD5) and unpack; what is downloaded is not
+    kept.
+    """
     import torchvision
 
     logging.getLogger("torchvision").setLevel(logging.WARNING)
@@ -218,7 +224,11 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
     for split, count in _COUNTS.items():
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         right = x.shape == (count, 32, 32, 3) and x.dtype == np.uint8 and y.shape == (count,) and y.dtype == np.int64
-        if not right or y.min() < 0 or (np.bincount(y, minlength=NUM_CLASSES[name]) != count // NUM_CLASSES[name]).any():
+        if (
+            not right
+            or y.min() < 0
+            or (np.bincount(y, minlength=NUM_CLASSES[name]) != count // NUM_CLASSES[name]).any()
+        ):
             raise Unavailable(f"{path} does not hold the {split} images and labels of {name}: {advice}")
     if len(arrays["classes"]) != NUM_CLASSES[name]:
         raise Unavailable(f"{path} does not hold the class names of {name}: {advice}")

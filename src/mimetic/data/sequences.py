@@ -1,8 +1,9 @@
-"""Item sequences for recommenders: MovieLens-100K and -1M, Amazon Beauty 5-core, and a synthetic one with known structure.
+"""Item sequences for recommenders: MovieLens-100K and -1M, Amazon Beauty 5-core, and a synthetic one with known
+structure.
 
-One sequence a user, in time order. Split: leave one out. The last item of a user is the test item, the one before it the
-validation item, the rest is for training; users with fewer than five interactions are left out (He & McAuley 2016; Kang &
-McAuley 2018; Sun et al. 2019). A rating counts as an interaction whatever its value.
+One sequence a user, in time order. Split: leave one out. The last item of a user is the test item, the one before it
+the validation item, the rest is for training; users with fewer than five interactions are left out (He & McAuley 2016;
+Kang & McAuley 2018; Sun et al. 2019). A rating counts as an interaction whatever its value.
 
 Ratings with the same second keep the order that they have in the file (a stable sort). In MovieLens they are many, and
 their order in the file carries no time: whatever is measured on the next item has this noise in it.
@@ -38,7 +39,9 @@ _MOST = 2**31 - 1  # number of a user or an item in a file
 
 
 class SequenceFileError(Unavailable):
-    """A file of sequences is damaged or not the one that was meant; the message names the file and, where one is, the line."""
+    """A file of sequences is damaged or not the one that was meant; the message names the file and, where one is, the
+    line.
+    """
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,15 @@ def check_sequences(name: str, items: int | None = None) -> None:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
     most = SYNTHETIC_ITEMS if name == "clusters" else _FILES[name].counts[1]
     if items is not None and (not isinstance(items, int) or isinstance(items, bool) or not 10 <= items <= most):
-        raise ValueError(f"items must be a whole number from 10 to the {most} items of {name}, or None for all, not {items!r}")
+        raise ValueError(
+            f"items must be a whole number from 10 to the {most} items of {name}, or None for all, not {items!r}"
+        )
 
 
 def num_users(name: str, items: int | None = None) -> int:
-    """About how many users; reads no data. (With few items fewer users keep five of them; a rough rule, for estimates of time.)"""
+    """About how many users; reads no data. (With few items fewer users keep five of them; a rough rule, for estimates
+    of time.)
+    """
     check_sequences(name, items)
     users, every = (SYNTHETIC_USERS, SYNTHETIC_ITEMS) if name == "clusters" else _FILES[name].counts[:2]
     return round(users * min(1.0, 2 * (items or every) / every) ** 0.85)
@@ -145,8 +152,8 @@ def load_sequences(name: str, *, items: int | None = None) -> SequenceData:
 
     Args:
         name: ml100k, ml1m, beauty, or clusters (synthetic, no download; see ``synthetic``).
-        items: keep the so many items with the most interactions (ties: the smaller number), then the users who still have
-            five: the same model at a smaller size. None: all.
+        items: keep the so many items with the most interactions (ties: the smaller number), then the users who still
+            have five: the same model at a smaller size. None: all.
 
     Raises:
         ValueError: unknown name or bad items.
@@ -188,16 +195,23 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
     every = np.concatenate(sequences) if sequences else np.zeros(0, dtype=np.int64)
     found = len(sequences), len(np.unique(every)), len(every)
     if found != file.counts:
-        words = [f"{a:,} {what} instead of {b:,}" for what, a, b in zip(("users", "items", "interactions"), found, file.counts) if a != b]
+        words = [
+            f"{a:,} {what} instead of {b:,}"
+            for what, a, b in zip(("users", "items", "interactions"), found, file.counts)
+            if a != b
+        ]
         raise SequenceFileError(f"{path} is not whole: {', '.join(words)}: delete it and fetch it again")
     if file.kept_sha256 and (digest := sha256_of(path)) != file.kept_sha256:
-        raise SequenceFileError(f"{path} is not the {name} that is meant (SHA-256 {digest[:12]}...): delete it and fetch it again")
+        raise SequenceFileError(
+            f"{path} is not the {name} that is meant (SHA-256 {digest[:12]}...): delete it and fetch it again"
+        )
     return sequences
 
 
 def read_ratings(path: Path, separator: str) -> list[np.ndarray]:
-    """Sequences from lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``: users by number, items renumbered from
-    1 in the order of their numbers, ratings in time order, those of one second in the order of the file.
+    """Sequences from lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``: users by number, items
+    renumbered from 1 in the order of their numbers, ratings in time order, those of one second in the order of the
+    file.
 
     Raises:
         SequenceFileError: a line that is not four numbers of the right kind; the message names it.
@@ -314,11 +328,12 @@ FORWARD = 0.8  # probability that the next item is of the next cluster
 
 
 def synthetic(users: int = SYNTHETIC_USERS, seed: int = 0) -> list[np.ndarray]:
-    """Users who walk around a ring of item clusters: the next item is of the next cluster with probability FORWARD, else of
-    any cluster; within the cluster the i-th item has weight 1/i, and no user meets an item twice. From 12 to 30 items a user.
+    """Users who walk around a ring of item clusters: the next item is of the next cluster with probability FORWARD,
+    else of any cluster; within the cluster the i-th item has weight 1/i, and no user meets an item twice. From 12 to 30
+    items a user.
 
-    What there is to learn is one step of memory (which cluster comes next) and popularity within a cluster; ``oracle`` ranks
-    by just that, so no recommender can do better on average.
+    What there is to learn is one step of memory (which cluster comes next) and popularity within a cluster; ``oracle``
+    ranks by just that, so no recommender can do better on average.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = 1 / np.arange(1, SYNTHETIC_EACH + 1)

@@ -1,15 +1,16 @@
 """Text as token ids on the device: tiny Shakespeare, WikiText-2, and Python's own help texts, by character or by BPE.
 
 tinyshakespeare  1.1 MB of plays, in the file and with the split of char-rnn and nanoGPT: the last tenth is held out
-wikitext2        Wikipedia articles, 10.8 MB and 1.1 MB, word-tokenised (<unk>, @-@), as pytorch/examples has them; evaluated on
-                 the validation split. Bytes are counted of the file as it is
-pydoc            the help topics that come with Python (``pydoc_data.topics``), about half a megabyte: no download. It differs from
-                 one Python version to the next, so it is for trying things out, not for evidence
+wikitext2        Wikipedia articles, 10.8 MB and 1.1 MB, word-tokenised (<unk>, @-@), as pytorch/examples has them;
+                 evaluated on the validation split. Bytes are counted of the file as it is
+pydoc            the help topics that come with Python (``pydoc_data.topics``), about half a megabyte: no download. It
+                 differs from one Python version to the next, so it is for trying things out, not for evidence
 
-WikiText-2's training articles are put into the order of their titles: batches are windows from anywhere, so the order of the
-articles matters little, and a copy of the file with its articles in another order gives the same numbers.
+WikiText-2's training articles are put into the order of their titles: batches are windows from anywhere, so the order
+of the articles matters little, and a copy of the file with its articles in another order gives the same numbers.
 
-Encoded text is kept in the cache folder, so that a corpus is tokenised once, and read on a machine without the tokenizers library.
+Encoded text is kept in the cache folder, so that a corpus is tokenised once, and read on a machine without the
+tokenizers library.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _TITLE = re.compile(r"^ = [^=]+ = $")  # a title's line; those of sections have 
 class Corpus:
     """Where a corpus comes from and how large it is."""
 
-    files: dict[str, tuple[str, str, Callable[[Path], str] | None]]  # file name -> URL, SHA-256, of what (None: of the file)
+    # file name -> URL, SHA-256, of what (None: of the file)
+    files: dict[str, tuple[str, str, Callable[[Path], str] | None]]
     read: Callable[[dict[str, Path]], tuple[str, str]]  # training and evaluation text
     train_characters: int | None = None  # None: not known before it is read
     test_bytes: int | None = None
@@ -72,16 +74,22 @@ class TextData:
 
 
 def load_text(
-    name: str, *, tokenizer: str = "char", vocab_size: int = 0, validation: bool = False, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    tokenizer: str = "char",
+    vocab_size: int = 0,
+    validation: bool = False,
+    device: str | torch.device = "cpu",
 ) -> TextData:
     """A corpus as token ids on ``device``; fetched and tokenised first if it is not in the cache.
 
     Args:
         name: tinyshakespeare, wikitext2 or pydoc.
-        tokenizer: "char", every character of the corpus; or "bpe", byte-level byte-pair encoding, trained on the training text.
+        tokenizer: "char", every character of the corpus; or "bpe", byte-level byte-pair encoding, trained on the
+            training text.
         vocab_size: of the BPE, from 256 (bytes); 0 for "char".
-        validation: hold the last tenth of the *training* text out and evaluate on it, so that a recipe can be chosen without
-            the evaluation text.
+        validation: hold the last tenth of the *training* text out and evaluate on it, so that a recipe can be chosen
+            without the evaluation text.
         device: where the tensors live.
 
     Raises:
@@ -115,9 +123,14 @@ def check_text(name: str, tokenizer: str = "char", vocab_size: int = 0) -> None:
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
     if tokenizer == "char" and vocab_size:
-        raise ValueError(f"vocab_size={vocab_size}: the vocabulary of 'char' is the characters of the corpus; use 0, or tokenizer='bpe'")
+        raise ValueError(
+            f"vocab_size={vocab_size}: the vocabulary of 'char' is the characters of the corpus; use 0, or"
+            " tokenizer='bpe'"
+        )
     if tokenizer == "bpe" and not BYTES <= vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(f"vocab_size must be from {BYTES} (bytes) to {LARGEST_VOCABULARY} for 'bpe', not {vocab_size!r}")
+        raise ValueError(
+            f"vocab_size must be from {BYTES} (bytes) to {LARGEST_VOCABULARY} for 'bpe', not {vocab_size!r}"
+        )
 
 
 def fetch_text(name: str) -> list[Path]:
@@ -167,7 +180,8 @@ def encode_characters(train: str, test: str) -> tuple[np.ndarray, np.ndarray, tu
 
 
 def encode_bpe(train: str, test: str, vocab_size: int) -> tuple[np.ndarray, np.ndarray, tuple[bytes, ...]]:
-    """Ids of both texts and the bytes of each id: byte-level BPE as GPT-2's (Radford et al. 2019), trained on ``train``.
+    """Ids of both texts and the bytes of each id: byte-level BPE as GPT-2's (Radford et al. 2019), trained on
+    ``train``.
 
     Any text can be encoded, since all 256 bytes are in the vocabulary.
 
@@ -179,15 +193,21 @@ def encode_bpe(train: str, test: str, vocab_size: int) -> tuple[np.ndarray, np.n
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise Unavailable("a BPE vocabulary needs the tokenizers library: pip install tokenizers (or tokenizer='char')") from None
+        raise Unavailable(
+            "a BPE vocabulary needs the tokenizers library: pip install tokenizers (or tokenizer='char')"
+        ) from None
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+    )
     tokenizer.train_from_iterator(train.splitlines(keepends=True), trainer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if len(vocabulary) < vocab_size:
-        raise ValueError(f"vocab_size={vocab_size}: the training text has no more than {len(vocabulary)} byte pairs worth merging")
+        raise ValueError(
+            f"vocab_size={vocab_size}: the training text has no more than {len(vocabulary)} byte pairs worth merging"
+        )
     table = _byte_of_character()
     tokens = tuple(bytes(table[c] for c in token) for token, _ in vocabulary)
     ids = []
@@ -198,8 +218,8 @@ def encode_bpe(train: str, test: str, vocab_size: int) -> tuple[np.ndarray, np.n
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: bytes that are one stand for themselves, the others follow
-    from code point 256 on (GPT-2's encoder.py)."""
+    """Byte-level BPE writes each byte as a printable character: bytes that are one stand for themselves, the others
+    follow from code point 256 on (GPT-2's encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -227,7 +247,9 @@ def _read_encoded(path: Path, digest: str) -> dict[str, np.ndarray] | None:
                 return None
             return {key: file[key] for key in ("train", "test", "bytes", "lengths")}
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise Unavailable(f"{path} is damaged ({' '.join(str(error).split())}): delete it, and it is made again") from None
+        raise Unavailable(
+            f"{path} is damaged ({' '.join(str(error).split())}): delete it, and it is made again"
+        ) from None
 
 
 # --- corpora ---------------------------------------------------------------------------------------------------------
@@ -236,8 +258,8 @@ def _read_encoded(path: Path, digest: str) -> dict[str, np.ndarray] | None:
 def articles(text: str) -> list[str]:
     """WikiText's articles in the order of their titles, without blank lines at their ends.
 
-    It is cut before the line in front of every line that has the form of a title. A few lines in tables have it too, so a few
-    articles are cut in two; but the parts are the same in whatever order a copy has them.
+    It is cut before the line in front of every line that has the form of a title. A few lines in tables have it too, so
+    a few articles are cut in two; but the parts are the same in whatever order a copy has them.
     """
     lines, parts = text.split("\n"), [[]]
     for line, following in zip(lines, [*lines[1:], ""]):
@@ -270,15 +292,27 @@ def _read_pydoc(paths: dict[str, Path]) -> tuple[str, str]:
 CORPORA: dict[str, Corpus] = {
     "tinyshakespeare": Corpus(
         {"input.txt": (_SHAKESPEARE, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", None)},
-        _read_shakespeare, train_characters=1_003_854, test_bytes=111_540,
+        _read_shakespeare,
+        train_characters=1_003_854,
+        test_bytes=111_540,
     ),
     "wikitext2": Corpus(
         {
             # the articles' digest, not the file's: it is the same whatever order a copy has them in
-            "train.txt": (_WIKITEXT + "train.txt", "d7148c9e38faf085145fd89bce39c11044b0be0355bfd3aab9af7f0634c7cbd9", _articles_digest),
-            "valid.txt": (_WIKITEXT + "valid.txt", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", None),
+            "train.txt": (
+                _WIKITEXT + "train.txt",
+                "d7148c9e38faf085145fd89bce39c11044b0be0355bfd3aab9af7f0634c7cbd9",
+                _articles_digest,
+            ),
+            "valid.txt": (
+                _WIKITEXT + "valid.txt",
+                "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+                None,
+            ),
         },
-        _read_wikitext, train_characters=10_779_113, test_bytes=1_121_681,
+        _read_wikitext,
+        train_characters=10_779_113,
+        test_bytes=1_121_681,
     ),
     "pydoc": Corpus({}, _read_pydoc),
-}  # fmt: skip
+}

@@ -2,8 +2,8 @@
 
     python -m mimetic.experiments.baselines            (writes data/recommenders/; seconds)
 
-On equal terms with the models: they count what the models are trained on (all but every user's last two items), a user's own history is
-known up to the target, and the whole catalogue without that history is ranked.
+On equal terms with the models: they count what the models are trained on (all but every user's last two items), a
+user's own history is known up to the target, and the whole catalogue without that history is ranked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.data.sequences import SequenceData, fetch_sequences, load_sequences
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
-NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 900)  # of each item in item-kNN: the best by the validation items is taken
+# of each item in item-kNN: the best by the validation items is taken
+NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 900)
 
 
 def popularity(data: SequenceData, validation: bool = False) -> np.ndarray:
@@ -32,9 +33,9 @@ def popularity(data: SequenceData, validation: bool = False) -> np.ndarray:
 
 
 def item_knn(data: SequenceData, validation: bool = False, neighbours: int = 50) -> np.ndarray:
-    """(users, items) float64: the summed cosine similarity of an item to the items of the user's history, an item counting
-    only those of its own nearest neighbours (Sarwar et al. 2001; Deshpande & Karypis 2004). Similarities are those of the training
-    parts. Order does not matter to it.
+    """(users, items) float64: the summed cosine similarity of an item to the items of the user's history, an item
+    counting only those of its own nearest neighbours (Sarwar et al. 2001; Deshpande & Karypis 2004). Similarities are
+    those of the training parts. Order does not matter to it.
 
     Raises:
         ValueError: neighbours is not between 1 and the number of items - 1.
@@ -46,7 +47,9 @@ def item_knn(data: SequenceData, validation: bool = False, neighbours: int = 50)
 
     def counted(sequences: list[np.ndarray]) -> sparse.csr_matrix:
         begins = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
-        X = sparse.csr_matrix((np.ones(begins[-1]), np.concatenate(sequences) - 1, begins), shape=(data.num_users, data.num_items))
+        X = sparse.csr_matrix(
+            (np.ones(begins[-1]), np.concatenate(sequences) - 1, begins), shape=(data.num_users, data.num_items)
+        )
         X.data[:] = 1.0
         return X
 
@@ -70,7 +73,9 @@ def rank_metrics(scores: np.ndarray, data: SequenceData, validation: bool = Fals
 
 
 def baselines(dataset: str, items: int | None = None) -> list[dict[str, Any]]:
-    """One row a baseline and split: dataset, items, users, baseline, split, neighbours (of item-kNN), ndcg10, recall10, mrr."""
+    """One row a baseline and split: dataset, items, users, baseline, split, neighbours (of item-kNN), ndcg10, recall10,
+    mrr.
+    """
     data = load_sequences(dataset, items=items)
     choices = [k for k in NEIGHBOURS if k < data.num_items]
     best = max(choices, key=lambda k: rank_metrics(item_knn(data, True, k), data, True)["ndcg10"])
@@ -84,15 +89,20 @@ def baselines(dataset: str, items: int | None = None) -> list[dict[str, Any]]:
 
 
 def bursts(path: Path, separator: str = "\t") -> dict[str, float]:
-    """How arbitrary the order of a rating file is: the shares of users whose last two ratings have the same second (tied), and whose
-    ratings all fall within a day (one_day).
+    """How arbitrary the order of a rating file is: the shares of users whose last two ratings have the same second
+    (tied), and whose ratings all fall within a day (one_day).
 
     Args:
         path: lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``.
     """
-    rows = np.array([[int(line.split(separator)[i]) for i in (0, 3)] for line in path.read_text(encoding="ascii").splitlines()])
+    rows = np.array(
+        [[int(line.split(separator)[i]) for i in (0, 3)] for line in path.read_text(encoding="ascii").splitlines()]
+    )
     times = [np.sort(rows[rows[:, 0] == user, 1]) for user in np.unique(rows[:, 0])]
-    return {"tied": float(np.mean([t[-1] == t[-2] for t in times])), "one_day": float(np.mean([t[-1] - t[0] < 86_400 for t in times]))}
+    return {
+        "tied": float(np.mean([t[-1] == t[-2] for t in times])),
+        "one_day": float(np.mean([t[-1] - t[0] < 86_400 for t in times])),
+    }
 
 
 def baselines_path() -> Path:
@@ -108,7 +118,11 @@ def bursts_path() -> Path:
 def main() -> None:
     from mimetic.experiments.configs import EXPERIMENTS
 
-    rows = [row for name in ("ml100k", "beauty", "clusters") for row in baselines(EXPERIMENTS[name].dataset, EXPERIMENTS[name].items)]
+    rows = [
+        row
+        for name in ("ml100k", "beauty", "clusters")
+        for row in baselines(EXPERIMENTS[name].dataset, EXPERIMENTS[name].items)
+    ]
     found = {"ml100k": {name: round(share, 4) for name, share in bursts(fetch_sequences("ml100k")).items()}}
     for path, content in ((baselines_path(), rows), (bursts_path(), found)):
         with atomic_path(path) as temporary:

@@ -1,11 +1,13 @@
-"""A queue handed to a cluster: one Slurm job a run through submitit, with the same records and checkpoints as everywhere.
+"""A queue handed to a cluster: one Slurm job a run through submitit, with the same records and checkpoints as
+everywhere.
 
     python -m mimetic sweep paper --partition gpu --gpus 1 --minutes 60 --at-once 8
     python -m mimetic sweep lab --executor local --at-once 2          the same on this machine, to try it
 
-Finished runs are not submitted. A job that Slurm preempts or that reaches its time limit is queued again by submitit and
-goes on from its checkpoint; a run that another job holds is left to it. With more than one GPU or node the processes of a
-job train its run together (training.parallel). Records appear in data/runs, so the machines must share that folder.
+Finished runs are not submitted. A job that Slurm preempts or that reaches its time limit is queued again by submitit
+and goes on from its checkpoint; a run that another job holds is left to it. With more than one GPU or node the
+processes of a job train its run together (training.parallel). Records appear in data/runs, so the machines must share
+that folder.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("slurm", "local")
 LEAST_SECONDS = 60  # of work, for a job to get on
-MARGINS = {"slurm": 120, "local": 30}  # seconds before the time limit at which a job is told to stop; submitit's own on this machine
+# seconds before the time limit at which a job is told to stop; submitit's own on this machine
+MARGINS = {"slurm": 120, "local": 30}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,12 @@ class Job:
 
 
 def submit(
-    runs: Sequence[RunConfig], folder: str | Path, *, executor: str = "slurm", resources: Resources = Resources(), at_once: int = 8
+    runs: Sequence[RunConfig],
+    folder: str | Path,
+    *,
+    executor: str = "slurm",
+    resources: Resources = Resources(),
+    at_once: int = 8,
 ) -> list[submitit.Job]:
     """Submit every run that has no record yet, in order, as one job array; returns the jobs (empty: nothing to do).
 
@@ -86,14 +94,23 @@ def submit(
 
     if executor not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
-    for name, value, low in [("at_once", at_once, 1), *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus"))]:
+    for name, value, low in [
+        ("at_once", at_once, 1),
+        *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus")),
+    ]:
         if value < low:
             raise ValueError(f"{name} must be at least {int(low)}, not {value}")
     if executor == "local" and resources.gpus and at_once > 1:
-        raise ValueError(f"at_once must be 1 on this machine with GPUs, not {at_once}: its jobs would all take the first of them (`queue` trains on every card)")
+        raise ValueError(
+            f"at_once must be 1 on this machine with GPUs, not {at_once}: its jobs would all take the first of them"
+            " (`queue` trains on every card)"
+        )
     least = MARGINS[executor] + LEAST_SECONDS
     if 60 * resources.minutes <= least:
-        raise ValueError(f"minutes must be more than {least / 60:g}, not {resources.minutes}: a job is told to stop {MARGINS[executor]} seconds before its limit")
+        raise ValueError(
+            f"minutes must be more than {least / 60:g}, not {resources.minutes}: a job is told to stop"
+            f" {MARGINS[executor]} seconds before its limit"
+        )
     check_writable(Path(folder), "--folder")
     processes = resources.nodes * max(1, resources.gpus)
     for config in runs:
@@ -107,7 +124,9 @@ def submit(
     except ImportError:
         raise Unavailable('a sweep needs submitit, which is not installed: pip install "mimetic[cluster]"') from None
     if executor == "slurm" and submitit.SlurmExecutor.affinity() < 0:
-        raise Unavailable("there is no Slurm here (no srun command): submit from a cluster's login node, or choose --executor local")
+        raise Unavailable(
+            "there is no Slurm here (no srun command): submit from a cluster's login node, or choose --executor local"
+        )
     options = {f"{executor}_max_num_timeout": 1000}  # each time goes on from a checkpoint
     queue = submitit.AutoExecutor(folder=folder, cluster=executor, **options)
     queue.update_parameters(**parameters(executor, resources, at_once))
@@ -159,7 +178,9 @@ def _ended_together(jobs: Sequence[submitit.Job]) -> Iterator[None]:
 
 
 def report(jobs: Sequence[submitit.Job]) -> dict[str, str]:
-    """Wait for the jobs; the names of the runs that failed, and why (one line each). Jobs of this machine end with this process."""
+    """Wait for the jobs; the names of the runs that failed, and why (one line each). Jobs of this machine end with this
+    process.
+    """
     import submitit
 
     with _ended_together(jobs) if any(isinstance(job, submitit.LocalJob) for job in jobs) else nullcontext():
@@ -170,4 +191,11 @@ def _why(job: submitit.Job, error: Exception) -> str:
     """What went wrong with a job, in a line."""
     # a traceback in words around it: its last line says what happened
     said = [line for line in str(error).splitlines() if re.match(r"[A-Za-z_][\w.]*: ", line)]
-    return said[-1] if said else f"it ended without a result: its process was killed, as when memory runs out, or its machine was lost; it wrote {job.paths.stderr}"
+    return (
+        said[-1]
+        if said
+        else (
+            "it ended without a result: its process was killed, as when memory runs out, or its machine was lost; it"
+            f" wrote {job.paths.stderr}"
+        )
+    )

@@ -20,7 +20,11 @@ from mimetic.scan import attention_layers
 
 
 def truncation(
-    d: int = 192, ranks: Sequence[int] = (8, 16, 32, 64, 96, 128, 160, 192), draws: int = 5, seed: int = 0, **constants: float
+    d: int = 192,
+    ranks: Sequence[int] = (8, 16, 32, 64, 96, 128, 160, 192),
+    draws: int = 5,
+    seed: int = 0,
+    **constants: float,
 ) -> pd.DataFrame:
     """What truncation to rank k does to alpha Z + beta I: rows (k, draw) with the columns of measure.statistics and
     kept = ||A_k||_F^2 / ||A||_F^2. constants: alpha and beta, default 0.7 each."""
@@ -53,9 +57,11 @@ def orientations(d: int = 192, alpha: float = 0.4, beta: float = -0.4, draws: in
     return pd.DataFrame(rows)
 
 
-def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0) -> pd.DataFrame:
-    """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj: the singular values are sorted, so the first head gets
-    the largest; and what it would be with both factors stored untransposed."""
+def head_shares(
+    d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0
+) -> pd.DataFrame:
+    """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj: the singular values are sorted, so the first head
+    gets the largest; and what it would be with both factors stored untransposed."""
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     rows = []
@@ -69,8 +75,8 @@ def head_shares(d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: floa
 
 
 def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int = 0) -> pd.DataFrame:
-    """Means over draws of what mimetic.measure says of a product (diag_mean, diag_sd, offdiag_sd, z, sigmas), for the published constants
-    both ways round."""
+    """Means over draws of what mimetic.measure says of a product (diag_mean, diag_sd, offdiag_sd, z, sigmas), for the
+    published constants both ways round."""
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     cases = {
@@ -84,7 +90,9 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
         for _ in range(draws):
             left, right = factor_top_k(semi_diagonal(d, alpha, beta, generator=generator), rank)
             rows.append({"product": name, **statistics(left @ right)})
-    return pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]].mean()
+    return (
+        pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]].mean()
+    )
 
 
 @torch.no_grad()
@@ -107,14 +115,15 @@ def maps_at_init(
             model = ViT(config).eval()
             initialize_(model, init, generator=torch.Generator().manual_seed(seed))
             seen = []
-            model.blocks[0].attn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            model.blocks[0].attn.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
             model(images)
             maps[init, pos_embed] = attention_map(attention_layers(model)[0], seen[0])
     return maps
 
 
 def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFrame:
-    """Attention paid to the token itself, and the mean distance attended in patches, per map; uniform attention for scale.
+    """Attention paid to the token itself, and the mean distance attended in patches, per map; uniform attention for
+    scale.
 
     Args:
         side: number of patches along an edge.

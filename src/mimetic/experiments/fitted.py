@@ -1,6 +1,6 @@
 """Measure, then mimic: the constants that imitate a trained model, from what is recorded of its products.
 
-    python -m mimetic.experiments.fitted       prints all of them as they stand in mimetic.experiments.configs
+python -m mimetic.experiments.fitted       prints all of them as they stand in mimetic.experiments.configs
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ def imitating(products: pd.DataFrame, d_model: int, num_heads: int, depth: int |
 
     Args:
         products: as measure gives them, of one model, folded or raw.
-        depth: layers of the model that is to imitate it; the constants are interpolated linearly over the relative depth, first
-            layer to first, last to last. None: as deep as the trained one.
+        depth: layers of the model that is to imitate it; the constants are interpolated linearly over the relative
+            depth, first layer to first, last to last. None: as deep as the trained one.
     """
-    fits = [fit_layer(layer, d_model, d_model // num_heads, name=f"layer {i}") for i, layer in products.groupby("layer")]
+    fits = [
+        fit_layer(layer, d_model, d_model // num_heads, name=f"layer {i}") for i, layer in products.groupby("layer")
+    ]
     places = np.linspace(0, len(fits) - 1, depth or len(fits))
-    return {name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits])) for name in fits[0]}
+    return {
+        name: tuple(float(f"{v:.3g}") for v in np.interp(places, range(len(fits)), [f[name] for f in fits]))
+        for name in fits[0]
+    }
 
 
 def from_record(experiment: str, arm: str, seed: int = 0, *, fold: bool = False) -> Constants:
@@ -39,12 +44,14 @@ def from_record(experiment: str, arm: str, seed: int = 0, *, fold: bool = False)
         FileNotFoundError: the run is not recorded.
     """
     config = named(experiment, arm=arm)
-    return imitating(product_table(read_record(record_path(experiment, arm, seed)), fold=fold), config.d_model, config.num_heads)
+    return imitating(
+        product_table(read_record(record_path(experiment, arm, seed)), fold=fold), config.d_model, config.num_heads
+    )
 
 
 def from_pretrained(source: str, depth: int, *, fold: bool = True) -> Constants:
-    """The constants that imitate a pretrained model, from its recorded measurement, for a model of another depth; fold: with the
-    gains folded in where it has any.
+    """The constants that imitate a pretrained model, from its recorded measurement, for a model of another depth; fold:
+    with the gains folded in where it has any.
 
     Raises:
         ValueError: nothing is recorded of this source, or it has layers of different sizes.
@@ -61,7 +68,10 @@ def from_pretrained(source: str, depth: int, *, fold: bool = True) -> Constants:
 
 def main() -> None:
     found = {
-        "vision": {"dinov2": from_pretrained("dinov2-vit-s", 6), "dinov2-raw": from_pretrained("dinov2-vit-s", 6, fold=False)},
+        "vision": {
+            "dinov2": from_pretrained("dinov2-vit-s", 6),
+            "dinov2-raw": from_pretrained("dinov2-vit-s", 6, fold=False),
+        },
         "language": {"FITTED": from_record("tinyshakespeare-narrow", "gpt2", fold=True)},
         "recommenders": {name: from_record(*source) for name, source in FITTED_FROM.items()},
     }

@@ -1,4 +1,6 @@
-"""Processes that help one that trains on a GPU: they end with it, however it ends, and are done without where they die."""
+"""Processes that help one that trains on a GPU: they end with it, however it ends, and are done without where they
+die.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Job:
 
 
 class Helpers:
-    """Processes that share in the work, each with one thread and without a GPU; they end with this one, however it ends."""
+    """Processes that share in the work, each with one thread and without a GPU; they end with this one, however it
+    ends.
+    """
 
     def __init__(self, number: int) -> None:
         self.number, self.jobs = number, []
@@ -84,7 +88,9 @@ def leave_with_parent() -> None:
 
 
 def gpu_is_lost(error: BaseException) -> bool:
-    """Whether an error stays with the process: after an illegal access or a fault of the card every further call fails. Running out of memory does not."""
+    """Whether an error stays with the process: after an illegal access or a fault of the card every further call fails.
+    Running out of memory does not.
+    """
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
 
 

@@ -3,10 +3,11 @@
     python -m mimetic train tinyshakespeare --init gpt2 --seed 0
     python -m mimetic train tinyshakespeare --arm language --seed 0
 
-What can be run by name, and how long it takes, is in mimetic.experiments.configs.language. Runs are judged by bits per byte of the
-evaluated text: cross entropy over all its tokens divided by the number of its bytes, which makes tokenizers comparable. The text is
-read in windows of the context's length that do not overlap, so a token is predicted from what stands before it in its window,
-and only the very first token of the text is not predicted. After the last epoch that is the whole text.
+What can be run by name, and how long it takes, is in mimetic.experiments.configs.language. Runs are judged by bits per
+byte of the evaluated text: cross entropy over all its tokens divided by the number of its bytes, which makes tokenizers
+comparable. The text is read in windows of the context's length that do not overlap, so a token is predicted from what
+stands before it in its window, and only the very first token of the text is not predicted. After the last epoch that is
+the whole text.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ def check(config: LanguageConfig) -> None:
 def load(config: LanguageConfig, device: torch.device) -> TextData:
     """The config's text on the device."""
     return load_text(
-        config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation, device=device
+        config.dataset,
+        tokenizer=config.tokenizer,
+        vocab_size=config.vocab_size,
+        validation=config.validation,
+        device=device,
     )
 
 
@@ -63,8 +68,11 @@ def bare_model(config: LanguageConfig, data: TextData) -> GPT:
     return GPT(_gpt_config(config, data.vocab_size))
 
 
-def prepare(config: LanguageConfig, device: torch.device, data: TextData | None = None, model: GPT | None = None) -> Prepared:
-    """Text on the device (None: what load gives), the model (None: with its initial weights), and what the record says of its weights.
+def prepare(
+    config: LanguageConfig, device: torch.device, data: TextData | None = None, model: GPT | None = None
+) -> Prepared:
+    """Text on the device (None: what load gives), the model (None: with its initial weights), and what the record says
+    of its weights.
 
     Raises:
         ValueError: the text is shorter than the context.
@@ -77,10 +85,14 @@ def prepare(config: LanguageConfig, device: torch.device, data: TextData | None 
 
 
 def cost(config: LanguageConfig) -> float:
-    """Work of a run: tokens seen, forward and backward, times multiply-adds a token; evaluation with three bytes a token of a BPE."""
+    """Work of a run: tokens seen, forward and backward, times multiply-adds a token; evaluation with three bytes a
+    token of a BPE.
+    """
     d = config.d_model
     token = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * config.context) + max(config.vocab_size, 100) * d
-    tests = (CORPORA[config.dataset].test_bytes or 50_000) / (1 if config.tokenizer == "char" or config.vocab_size < 400 else 3)
+    tests = (CORPORA[config.dataset].test_bytes or 50_000) / (
+        1 if config.tokenizer == "char" or config.vocab_size < 400 else 3
+    )
     evaluated = tests + (config.epochs - 1) * (config.curve_tokens or tests)
     return token * (3 * config.epochs * config.steps_per_epoch * config.batch_size * config.context + evaluated)
 
@@ -101,7 +113,9 @@ class LanguageTask:
         """Token ids (B, N) and the ids that follow them (B, N): a function of seed, epoch and step only."""
         # drawn on the CPU: the same windows on every device
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "windows", epoch, step))
-        starts = torch.randint(len(self.data.train) - self.config.context, (self.config.batch_size,), generator=generator)
+        starts = torch.randint(
+            len(self.data.train) - self.config.context, (self.config.batch_size,), generator=generator
+        )
         windows = self.data.train[starts.to(self._window.device)[:, None] + self._window].long()
         return windows[:, :-1], windows[:, 1:]
 
@@ -111,8 +125,8 @@ class LanguageTask:
         return F.cross_entropy(model(ids).float().flatten(0, 1), following.flatten()), {}
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
-        """Over the whole evaluated text (before the last epoch over curve_tokens of it, in windows from beginning to end), in
-        windows that do not overlap: loss (nats a token), bits_per_byte, and perplexity (a token)."""
+        """Over the whole evaluated text (before the last epoch over curve_tokens of it, in windows from beginning to
+        end), in windows that do not overlap: loss (nats a token), bits_per_byte, and perplexity (a token)."""
         ids, N, part = self.data.test, self.config.context, self.config.curve_tokens
         starts = torch.arange(0, len(ids) - N, N, device=ids.device)
         rest = ids[len(starts) * N :] if last or part is None else ids[:0]  # what is left is a shorter window
@@ -125,7 +139,11 @@ class LanguageTask:
             nats += self._nats(model, batch).sum().to(nats.dtype)
             tokens, size = tokens + len(following), size + int(self.data.token_bytes[following].sum())
         loss = float(nats) / tokens
-        return {"loss": loss, "bits_per_byte": float(nats) / math.log(2) / size, "perplexity": math.exp(min(loss, 700.0))}
+        return {
+            "loss": loss,
+            "bits_per_byte": float(nats) / math.log(2) / size,
+            "perplexity": math.exp(min(loss, 700.0)),
+        }
 
     def _batches(self, starts: Tensor) -> tuple[Tensor, ...]:
         """The windows (.., N + 1) that begin at these places, a few at a time."""
@@ -152,8 +170,8 @@ def build_model(config: LanguageConfig, vocab_size: int) -> GPT:
 
 
 def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
-    """What the record keeps of the weights: the products of every layer and head, raw and with the LayerNorm gain, and a sample
-    of text that follows the first tokens of the evaluated text."""
+    """What the record keeps of the weights: the products of every layer and head, raw and with the LayerNorm gain, and
+    a sample of text that follows the first tokens of the evaluated text."""
     prompt = data.test[:PROMPT_TOKENS].tolist()
     ids = generate(model, prompt, SAMPLE_TOKENS, seed=SAMPLE_SEED)
     sample = {"prompt": data.decode(prompt), "text": data.decode(ids), "seed": SAMPLE_SEED}
@@ -162,7 +180,10 @@ def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
 
 def _check_context(config: LanguageConfig, tokens: float) -> None:
     if config.context >= tokens:
-        raise ValueError(f"context={config.context} is longer than the text: {config.dataset} has {tokens:,.0f} tokens at most in one part")
+        raise ValueError(
+            f"context={config.context} is longer than the text: {config.dataset} has {tokens:,.0f} tokens at most in"
+            " one part"
+        )
 
 
 def _gpt_config(config: LanguageConfig, vocab_size: int):

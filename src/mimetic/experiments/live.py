@@ -1,7 +1,7 @@
 """Short paired runs for a chapter: nothing is stored, the curves come back as a DataFrame.
 
-All of them raise ValueError for a bad value, with the choices named, and Unavailable if the data cannot be had, before anything
-is trained.
+All of them raise ValueError for a bad value, with the choices named, and Unavailable if the data cannot be had, before
+anything is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SIGNS: dict[str, dict[str, Any]] = {  # of a recommender
 }  # fmt: skip
 # On real data: the causal sibling, which learns sooner, at a rate at which ten passes over the users show something.
 SHORT: dict[str, dict[str, Any]] = {
-    name: {**NEXT, "lr": 3e-3, "epochs": 5, "passes": passes, "precision": "auto", "d_model": 32} for name, passes in (("ml100k", 2), ("beauty", 1))
+    name: {**NEXT, "lr": 3e-3, "epochs": 5, "passes": passes, "precision": "auto", "d_model": 32}
+    for name, passes in (("ml100k", 2), ("beauty", 1))
 }
 
 
@@ -37,7 +38,9 @@ def _trained(runs: Iterable[tuple[str, RunConfig]]) -> list[tuple[str, dict[str,
 
 
 def _curves(runs: Iterable[tuple[str, RunConfig]]) -> pd.DataFrame:
-    rows = [{"arm": arm, "seed": record["seed"], **entry} for arm, record in _trained(runs) for entry in record["curve"]]
+    rows = [
+        {"arm": arm, "seed": record["seed"], **entry} for arm, record in _trained(runs) for entry in record["curve"]
+    ]
     return pd.DataFrame(rows)
 
 
@@ -78,15 +81,20 @@ def live_text(
 
 
 def live_sequences(
-    data: str = "clusters", *, signs: Sequence[str] = ("default", "vision", "opposite"), seeds: Sequence[int] = (0,), **changes: Any
+    data: str = "clusters",
+    *,
+    signs: Sequence[str] = ("default", "vision", "opposite"),
+    seeds: Sequence[int] = (0,),
+    **changes: Any,
 ) -> pd.DataFrame:
-    """Train the causal recommender with every sign pattern and seed and return the curves: columns arm (the pattern), seed, epoch,
-    train_*, test_*.
+    """Train the causal recommender with every sign pattern and seed and return the curves: columns arm (the pattern),
+    seed, epoch, train_*, test_*.
 
     Args:
         data: clusters (synthetic, seconds a run), or, shortened to some ten seconds a run (SHORT), ml100k or beauty.
         signs: of SIGNS.
-        changes: of the config: d_model, depth, epochs, ... or objective="mask", causal=False, BERT4Rec, which learns later.
+        changes: of the config: d_model, depth, epochs, ... or objective="mask", causal=False, BERT4Rec, which learns
+            later.
     """
     if data not in (choices := ("clusters", *SHORT)):
         raise ValueError(f"data must be one of {', '.join(choices)}, not {data!r}")
@@ -94,14 +102,22 @@ def live_sequences(
         if name not in SIGNS:
             raise ValueError(f"signs must be of {', '.join(SIGNS)}, not {name!r}")
     changes = SHORT.get(data, {}) | changes
-    return _curves((name, replace(named(data, seed=seed, **changes), **SIGNS[name])) for name in signs for seed in seeds)
+    return _curves(
+        (name, replace(named(data, seed=seed, **changes), **SIGNS[name])) for name in signs for seed in seeds
+    )
 
 
-def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
-    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per byte and the gain."""
+def live_share(
+    *, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, seed: int = 0, device: str = "cpu", threads: int = 1
+) -> pd.DataFrame:
+    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per
+    byte and the gain.
+    """
     arms, changes = ("gpt2", "language"), {"epochs": 1, "steps_per_epoch": steps, "device": device, "threads": threads}
     sizes = [(arm, size) for size in vocabularies for arm in arms]
-    configs = [(arm, named("pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=size, **changes)) for arm, size in sizes]
+    configs = [
+        (arm, named("pydoc", arm=arm, seed=seed, tokenizer="bpe", vocab_size=size, **changes)) for arm, size in sizes
+    ]
     rows: dict[int, dict[str, float]] = {}
     for (arm, size), (_, record) in zip(sizes, _trained(configs)):
         counts = record["parameters"]
@@ -112,8 +128,8 @@ def live_share(*, vocabularies: Sequence[int] = (256, 2_000), steps: int = 60, s
 
 
 def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The records of one run of the digits on the CPU, made twice: without a break, and stopped after some epochs and gone on with
-    from its checkpoint. Both are made in a folder that is removed again.
+    """The records of one run of the digits on the CPU, made twice: without a break, and stopped after some epochs and
+    gone on with from its checkpoint. Both are made in a folder that is removed again.
 
     Args:
         changes: fields of the config.

@@ -21,7 +21,9 @@ class Metric:
 
     def show(self, entry: Mapping[str, float]) -> str:
         """Name and value of an entry of a curve: "test accuracy 61.25 %"."""
-        return f"{self.name} {self.scale * entry[self.column]:.{self.digits + 1}f}{f' {self.unit}' if self.unit else ''}"
+        return (
+            f"{self.name} {self.scale * entry[self.column]:.{self.digits + 1}f}{f' {self.unit}' if self.unit else ''}"
+        )
 
     def signed(self, difference: float) -> str:
         """A difference of two stored values as shown, with its sign; none where a loss is too small to be shown."""
@@ -29,8 +31,8 @@ class Metric:
         return shown.replace("-", "−" if float(shown) else "")
 
     def span(self, low: float, high: float) -> str:
-        """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and is not; in words where
-        there is none, as of one pair."""
+        """An interval of differences as shown: "+0.1 to +0.3"; with a digit more where an end would be shown as 0 and
+        is not; in words where there is none, as of one pair."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return "no interval"
         finer = any(end and not round(self.scale * end, self.digits) for end in (low, high))
@@ -38,7 +40,9 @@ class Metric:
         return f"{shown.signed(low)} to {shown.signed(high)}"
 
     def shown(self, row: Mapping[str, float]) -> str:
-        """A difference of stored values with its interval as shown, of a row of statistics.compare: "+0.2 (+0.1 to +0.3)"."""
+        """A difference of stored values with its interval as shown, of a row of statistics.compare: "+0.2 (+0.1 to
+        +0.3)".
+        """
         return f"{self.signed(row['difference'])} ({self.span(row['low'], row['high'])})"
 
     def better(self, difference: float) -> bool:

@@ -1,4 +1,5 @@
-"""Do trained models show the pattern? Tables from the recorded measurements, and the products of an untrained model beside them.
+"""Do trained models show the pattern? Tables from the recorded measurements, and the products of an untrained model
+beside them.
 
 Run: python -m mimetic pretrained measure   (about 3 minutes with a network; writes data/pretrained/)
 """
@@ -29,17 +30,20 @@ def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: how many heads have a W_Q W_K^T above and below chance, how many layers a W_V W_proj, the median z of
-    each ("QK z", "V·proj z"), and the verdict in words.
+    """One row a model: how many heads have a W_Q W_K^T above and below chance, how many layers a W_V W_proj, the median
+    z of each ("QK z", "V·proj z"), and the verdict in words.
 
     Verdict: "the paper's signs" if the median QK z is positive and the median V.proj z is negative and more than three
-    quarters of heads and layers are on those sides of chance; "opposite signs" likewise with both signs turned; else what
-    is and is not there.
+    quarters of heads and layers are on those sides of chance; "opposite signs" likewise with both signs turned; else
+    what is and is not there.
     """
     rows = []
     for title, part in measurements.groupby("title", sort=False):
         qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
-        sides = {name: (int((p.sigmas > CHANCE).sum()), int((p.sigmas < -CHANCE).sum()), len(p)) for name, p in (("qk", qk), ("vp", vp))}
+        sides = {
+            name: (int((p.sigmas > CHANCE).sum()), int((p.sigmas < -CHANCE).sum()), len(p))
+            for name, p in (("qk", qk), ("vp", vp))
+        }
         rows.append(
             {
                 "model": title,
@@ -56,8 +60,9 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
-    """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained), in percent: one row a
-    model of the recorded sources, and last what mimetic_init_ writes; for QK over heads and for V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
+    """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained),
+    in percent: one row a model of the recorded sources, and last what mimetic_init_ writes; for QK over heads and for
+    V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
     rows, written = {}, "written by mimetic_init_, width 384, 6 heads"
     for title, part in measurements.groupby("title", sort=False):
         src = SOURCES[part["source"].iloc[0]]
@@ -67,22 +72,37 @@ def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
             dims = [src.layer_dims()[layer] for layer in kind["layer"]]
             shares = [100 * explained(row, d) for row, (d, _) in zip(kind.itertuples(), dims)]
             possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
-            found = {"mean": np.mean(shares), "median": np.median(shares), "largest": max(shares), "possible": np.mean(possible)}
+            found = {
+                "mean": np.mean(shares),
+                "median": np.median(shares),
+                "largest": max(shares),
+                "possible": np.mean(possible),
+            }
             rows.setdefault(title, {}).update({f"{name}: {what}": value for what, value in found.items()})
     made = measure(untrained_layers(384, 1, 6, "mimetic"), heads=False)
     for product, name, possible in (("qk", "QK", 100 / 6), ("vp", "V·proj", 100.0)):
         shares = [100 * explained(row, 384) for row in made[made["product"] == product].itertuples()]
-        rows.setdefault(written, {}).update({f"{name}: mean": np.mean(shares), f"{name}: median": np.median(shares), f"{name}: largest": max(shares), f"{name}: possible": possible})
+        rows.setdefault(written, {}).update(
+            {
+                f"{name}: mean": np.mean(shares),
+                f"{name}: median": np.median(shares),
+                f"{name}: largest": max(shares),
+                f"{name}: possible": possible,
+            }
+        )
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
 
 
 def layer_scale_signs(layers: list[AttentionLayer] | None) -> pd.DataFrame:
-    """One row a layer with LayerScale s: in how many of its d places s is negative, and in how many the diagonal of the raw W_V W_proj has the sign that s has
-    not, so that their product is negative; in percent. Empty without weights."""
+    """One row a layer with LayerScale s: in how many of its d places s is negative, and in how many the diagonal of the
+    raw W_V W_proj has the sign that s has not, so that their product is negative; in percent. Empty without weights."""
     rows = {}
     for i, layer in enumerate(layers or ()):
         if (s := layer.out_gain) is not None:
-            rows[i] = {"s negative (%)": 100 * (s < 0).float().mean().item(), "raw diagonal against s (%)": 100 * (layer.vp().diagonal() * s < 0).float().mean().item()}
+            rows[i] = {
+                "s negative (%)": 100 * (s < 0).float().mean().item(),
+                "raw diagonal against s (%)": 100 * (layer.vp().diagonal() * s < 0).float().mean().item(),
+            }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer").round(0)
 
 
@@ -94,7 +114,9 @@ def _verdict(qk: str, vp: str) -> str:
     return f"QK {qk}, V·proj {vp}"
 
 
-def untrained_layers(d_model: int, depth: int, num_heads: int, init: str = "timm", seed: int = 0) -> list[AttentionLayer]:
+def untrained_layers(
+    d_model: int, depth: int, num_heads: int, init: str = "timm", seed: int = 0
+) -> list[AttentionLayer]:
     """The attention layers of blocks that were initialised by name and never trained."""
     model = torch.nn.Sequential(*(Block(d_model, num_heads) for _ in range(depth)))
     initialize_(model, init, generator=torch.Generator().manual_seed(seed))
@@ -102,8 +124,9 @@ def untrained_layers(d_model: int, depth: int, num_heads: int, init: str = "timm
 
 
 def layer_profiles(layers: list[AttentionLayer], panel: str, **labels: str) -> pd.DataFrame:
-    """Diagonal profiles of the last of some layers in units of the product's off-diagonal sd: columns panel, label, offset,
-    value; labels maps "qk" (head 0) and "vp" to the label of their line, a product without a label is left out."""
+    """Diagonal profiles of the last of some layers in units of the product's off-diagonal sd: columns panel, label,
+    offset, value; labels maps "qk" (head 0) and "vp" to the label of their line, a product without a label is left
+    out."""
     layer, numbers = layers[-1], measure(layers, heads=False).query(f"layer == {len(layers) - 1}")
     rows = []
     for product, label in labels.items():
@@ -122,36 +145,59 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
         source: a recorded source; its gains are folded in.
         layer: the layer that is set apart from the others.
 
-    Returns: columns panel (trained, made), label (vp, qk, untrained), layer, apart (of trained: the layer given), offset, value (mean entry over the
+    Returns: columns panel (trained, made), label (vp, qk, untrained), layer, apart (of trained: the layer given),
+    offset, value (mean entry over the
         spread of the others; for QK of one head a layer).
     """
     numbers = load_measurements([source])
     stored = load_profiles([source])
     fold = bool(stored["fold"].any())
     rows = []
-    for (product, i, head), part in stored[stored["fold"] == fold].groupby(["product", "layer", "head"]):
+    for (product, i, head), part in stored[stored["fold"] == fold].groupby(["product", "layer", "head"]):  # noqa: B007  in the query
         sd = numbers.query("fold == @fold and layer == @i and product == @product and head == @head").offdiag_sd.iloc[0]
-        rows.append(pd.DataFrame({"panel": "trained", "label": product, "layer": i, "apart": i == layer, "offset": part["offset"], "value": part["mean"] / sd}))
+        rows.append(
+            pd.DataFrame(
+                {
+                    "panel": "trained",
+                    "label": product,
+                    "layer": i,
+                    "apart": i == layer,
+                    "offset": part["offset"],
+                    "value": part["mean"] / sd,
+                }
+            )
+        )
     d, heads = 384, 6
-    rows.append(layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk").assign(layer=0, apart=True))
-    rows.append(layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained").assign(layer=0, apart=True))
+    rows.append(
+        layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk").assign(
+            layer=0, apart=True
+        )
+    )
+    rows.append(
+        layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained").assign(layer=0, apart=True)
+    )
     return pd.concat(rows, ignore_index=True)
 
 
 def fold_profiles(source: str) -> pd.DataFrame:
-    """Raw and folded diagonal profiles of V.proj of one source, a panel a recorded layer, each over its off-diagonal sd."""
+    """Raw and folded diagonal profiles of V.proj of one source, a panel a recorded layer, each over its off-diagonal
+    sd.
+    """
     numbers = load_measurements([source])
     stored = load_profiles([source]).query("product == 'vp'")
     sds = numbers.query("product == 'vp' and head == -1").set_index(["fold", "layer"]).offdiag_sd
     value = stored["mean"].to_numpy() / sds.loc[list(zip(stored["fold"], stored["layer"]))].to_numpy()
     label = np.where(stored["fold"], "gains folded in", "raw weights")
     panel = [f"layer {layer}" for layer in stored["layer"]]
-    return pd.DataFrame({"panel": panel, "label": label, "offset": stored["offset"], "value": value}).reset_index(drop=True)
+    return pd.DataFrame({"panel": panel, "label": label, "offset": stored["offset"], "value": value}).reset_index(
+        drop=True
+    )
 
 
 def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Series:
-    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q M, W_K -> W_K M^-T with a
-    random invertible M: the attention is the same function before and after, the single matrices are not the same."""
+    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q M, W_K -> W_K M^-T
+    with a random invertible M: the attention is the same function before and after, the single matrices are not the
+    same."""
     generator = torch.Generator().manual_seed(seed)
     q, k = layer.w_q(head).double(), layer.w_k(head).double()
     M = torch.randn(q.shape[1], q.shape[1], generator=generator, dtype=torch.float64)
@@ -160,7 +206,9 @@ def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Ser
     def change(a: Tensor, b: Tensor) -> float:
         return ((a - b).norm() / a.norm()).item()
 
-    return pd.Series({"W_Q": change(q, q2), "W_K": change(k, k2), "W_Q W_K^T": change(q @ k.mT, q2 @ k2.mT)}, name="relative change")
+    return pd.Series(
+        {"W_Q": change(q, q2), "W_K": change(k, k2), "W_Q W_K^T": change(q @ k.mT, q2 @ k2.mT)}, name="relative change"
+    )
 
 
 def pictures(layers: list[AttentionLayer] | None, layer: int, head: int, seed: int = 0) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@
     python -m mimetic queue lab --together 60      many small runs at once, on a GPU (experiments.together)
     python -m mimetic.experiments.queue paper      the same on a machine that has torch, torchvision and NumPy only
 
-The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run that
-another process holds is passed over. So the queue and its workers can be killed at any moment, on any machine.
+The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run
+that another process holds is passed over. So the queue and its workers can be killed at any moment, on any machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
 class Outcome:
     """What a call of work did."""
 
-    finished: list[str] = field(default_factory=list)  # names of runs whose records it wrote (another queue's are not among them)
+    # names of runs whose records it wrote (another queue's are not among them)
+    finished: list[str] = field(default_factory=list)
     left: int = 0  # runs without a record
     failed: dict[str, str] = field(default_factory=dict)  # name -> one line
 
@@ -66,13 +67,20 @@ def queue_runs(name: str) -> list[RunConfig]:
 
 
 def is_done(config: RunConfig) -> bool:
-    """Whether there is a record of the run. A damaged one, or one of another config, raises RecordError with its name."""
+    """Whether there is a record of the run. A damaged one, or one of another config, raises RecordError with its
+    name.
+    """
     return existing(config) is not None
 
 
 @until_terminated()
 def work(
-    runs: Sequence[RunConfig], *, minutes: float | None = None, processes: int = 2, say=print, checkpoint_seconds: float = 30.0
+    runs: Sequence[RunConfig],
+    *,
+    minutes: float | None = None,
+    processes: int = 2,
+    say=print,
+    checkpoint_seconds: float = 30.0,
 ) -> Outcome:
     """Work the runs off, in order, side by side in worker processes.
 
@@ -105,7 +113,8 @@ def work(
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
     workers: list[_Worker] = []
-    again: set[str] = set()  # runs that another process held, or whose process lost its GPU, and that were put back once
+    # runs that another process held, or whose process lost its GPU, and that were put back once
+    again: set[str] = set()
     try:
         while True:
             enough = deadline is None or deadline - time.monotonic() > least
@@ -138,7 +147,9 @@ def work(
 
 
 def count_left(runs: Sequence[RunConfig], failed: dict[str, str]) -> int:
-    """How many runs have no record; a record that has been damaged meanwhile counts among them, and is named in failed."""
+    """How many runs have no record; a record that has been damaged meanwhile counts among them, and is named in
+    failed.
+    """
     count = 0
     for config in runs:
         try:
@@ -154,7 +165,15 @@ def _check_minutes(minutes: float | None) -> None:
         raise ValueError(f"minutes must be more than 0, not {minutes}")
 
 
-def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], again: set[str], outcome: Outcome, progress: _Progress, say) -> None:
+def _receive(
+    worker: _Worker,
+    workers: list[_Worker],
+    waiting: list[RunConfig],
+    again: set[str],
+    outcome: Outcome,
+    progress: _Progress,
+    say,
+) -> None:
     """Take one message of a worker: an epoch, or the end of its run."""
     name = worker.config.name
     try:
@@ -164,7 +183,14 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
         workers.remove(worker)  # the next run gets a new process
         code = worker.process.exitcode
         killed = code == -signal.SIGKILL
-        kind, content = "failed", "its process was killed, as an operating system does when memory runs out" if killed else f"its process ended with exit code {code}"
+        kind, content = (
+            "failed",
+            (
+                "its process was killed, as an operating system does when memory runs out"
+                if killed
+                else f"its process ended with exit code {code}"
+            ),
+        )
     if kind == "epoch":
         epochs = worker.config.epochs
         progress.first.setdefault(name, (content["epoch"] - 1) / epochs)
@@ -187,9 +213,13 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
         progress.share[name] = 1.0
         say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
     elif kind == "busy":
-        # of a queue that was killed, its worker is just ending; of another queue that is at work, it may be done when all others are
+        # of a queue that was killed, its worker is just ending; of another queue that is at work, it may be done when
+        # all others are
         waiting += [config] * (name not in again)
-        say(f"{name}  passed over: another process is training it" + (", asked for again later" if name not in again else ""))
+        say(
+            f"{name}  passed over: another process is training it"
+            + (", asked for again later" if name not in again else "")
+        )
         again.add(name)
         time.sleep(1.0)
     elif kind == "lost" and name not in again:
@@ -203,7 +233,10 @@ def _receive(worker: _Worker, workers: list[_Worker], waiting: list[RunConfig], 
         alike = [c for c in waiting if kind == "full" or c.dataset == config.dataset]
         waiting[:] = [c for c in waiting if c not in alike]
         outcome.failed[name] = content
-        say(f"{name}  FAILED: {content}" + (f"; {len(alike)} other runs that it would happen to are not begun" if alike else ""))
+        say(
+            f"{name}  FAILED: {content}"
+            + (f"; {len(alike)} other runs that it would happen to are not begun" if alike else "")
+        )
 
 
 # --- a worker process ------------------------------------------------------------------------------------------------
@@ -231,8 +264,8 @@ class _Worker:
         self.connection.send((config, deadline, checkpoint_seconds))
 
     def stop(self) -> None:
-        """End the process: one in a run when its step is over, an idle one by itself. (Killed, it leaves semaphores of its libraries
-        behind, and Python warns of them on the user's terminal.)"""
+        """End the process: one in a run when its step is over, an idle one by itself. (Killed, it leaves semaphores of
+        its libraries behind, and Python warns of them on the user's terminal.)"""
         self.connection.close()
         if self.config is not None:
             self.process.terminate()
@@ -260,7 +293,9 @@ def _cards() -> list[str]:
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [card.strip() for card in visible.split(",")] if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return (
+        [card.strip() for card in visible.split(",")] if visible else [str(i) for i in range(torch.cuda.device_count())]
+    )
 
 
 def _serve(connection: Connection) -> None:
@@ -268,7 +303,8 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in which libraries remove their semaphores
     warnings.simplefilter("ignore", MimeticWarning)
-    threading.Thread(target=leave_with_parent, daemon=True).start()  # a queue that is killed leaves none that trains on, and holds its run
+    # a queue that is killed leaves none that trains on, and holds its run
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     while True:
         try:
             config, deadline, checkpoint_seconds = connection.recv()
@@ -279,9 +315,13 @@ def _serve(connection: Connection) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             record = run_or_restart(
-                config, say=lambda line: connection.send(("says", line)), progress=False, checkpoint_seconds=checkpoint_seconds, time_limit=left,
+                config,
+                say=lambda line: connection.send(("says", line)),
+                progress=False,
+                checkpoint_seconds=checkpoint_seconds,
+                time_limit=left,
                 on_epoch=lambda entry: connection.send(("epoch", entry)),
-            )  # fmt: skip
+            )
             message = "done" if record["finished"] >= began else "there", record["final"]
         except TimeLimit:
             message = "stopped", ""
@@ -342,8 +382,16 @@ def listing(runs: Sequence[RunConfig]) -> str:
     return "\n".join(lines)
 
 
-def run_queue(name: str, minutes: float | None, processes: int | None, show: bool, together: int | None = None, compile: str = "auto") -> Outcome | None:
-    """What `queue NAME` does on the command line: list the runs, or work them off and say what is left. compile: of every run that leaves it open.
+def run_queue(
+    name: str,
+    minutes: float | None,
+    processes: int | None,
+    show: bool,
+    together: int | None = None,
+    compile: str = "auto",
+) -> Outcome | None:
+    """What `queue NAME` does on the command line: list the runs, or work them off and say what is left. compile: of
+    every run that leaves it open.
 
     Raises:
         ValueError: unknown queue, or bad limits.
@@ -362,7 +410,9 @@ def run_queue(name: str, minutes: float | None, processes: int | None, show: boo
     else:
         groups(runs, together)
         if any(resolve_device(config.device).type != "cuda" for config in runs):
-            raise ValueError("runs are trained together on a GPU (CUDA), and PyTorch finds none here: leave --together out")
+            raise ValueError(
+                "runs are trained together on a GPU (CUDA), and PyTorch finds none here: leave --together out"
+            )
         finished, failed = work_together(runs, together, minutes=minutes, processes=processes, say=say)
         outcome = Outcome(finished, count_left(runs, failed), failed)
     print(f"{len(outcome.finished)} runs finished, {outcome.left} left; the same command goes on")
@@ -376,16 +426,37 @@ def side_by_side(runs: Sequence[RunConfig]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of this module, with the standard library only."""
-    parser = argparse.ArgumentParser(prog="python -m mimetic.experiments.queue", description="Work off a named list of runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mimetic.experiments.queue", description="Work off a named list of runs."
+    )
     parser.add_argument("name")
-    parser.add_argument("--minutes", type=float, help="stop after this time, everything saved (with --together: begin nothing that would take longer)")
-    parser.add_argument("--processes", type=int, help="runs side by side (default: one on each GPU, else two); with --together: helpers on the CPU")
-    parser.add_argument("--together", type=int, help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile: off for a GPU machine without a C compiler")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="stop after this time, everything saved (with --together: begin nothing that would take longer)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        help="runs side by side (default: one on each GPU, else two); with --together: helpers on the CPU",
+    )
+    parser.add_argument(
+        "--together",
+        type=int,
+        help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="torch.compile: off for a GPU machine without a C compiler",
+    )
     parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
     options = parser.parse_args(arguments)
     try:
-        outcome = run_queue(options.name, options.minutes, options.processes, options.list, options.together, options.compile)
+        outcome = run_queue(
+            options.name, options.minutes, options.processes, options.list, options.together, options.compile
+        )
     except (ValueError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

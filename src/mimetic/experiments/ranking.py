@@ -1,8 +1,9 @@
-"""Ranking over the whole catalogue: the rank of the right item among all items that the user has not had, and what follows.
+"""Ranking over the whole catalogue: the rank of the right item among all items that the user has not had, and what
+follows.
 
-No sampled metrics: ranking against a sample of negatives can order recommenders differently (Krichene & Rendle 2020). The
-items of a user's history are left out of the ranking, for every recommender here alike, as in the reproduction of BERT4Rec
-that the reference numbers come from (Petrov & Macdonald 2022, public code asash/bert4rec_repro, filter_seen).
+No sampled metrics: ranking against a sample of negatives can order recommenders differently (Krichene & Rendle 2020).
+The items of a user's history are left out of the ranking, for every recommender here alike, as in the reproduction of
+BERT4Rec that the reference numbers come from (Petrov & Macdonald 2022, public code asash/bert4rec_repro, filter_seen).
 
 Shape suffixes: B users, I items, L items of the longest history.
 """
@@ -23,7 +24,8 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     An item with the target's own score counts as half in front of it: the mean rank over all orders of the tied items.
 
     Args:
-        scores_BI: any scores, higher is better; column i is item i + 1. Of a row with a nan or an infinity the rank is nan.
+        scores_BI: any scores, higher is better; column i is item i + 1. Of a row with a nan or an infinity the rank is
+            nan.
         target_B: int64, from 1. A target that is in the history is ranked all the same.
         history_BL: int64, padded with 0.
     """
@@ -34,7 +36,8 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     others_BI = ~had_BI[:, 1:]
     above = ((scores_BI > wanted_B1) & others_BI).sum(1)
     level = ((scores_BI == wanted_B1) & others_BI).sum(1)
-    known = torch.where(scores_BI.isfinite().all(1), 1.0, torch.nan)  # nothing is above a nan, which would make its rank the best
+    # nothing is above a nan, which would make its rank the best
+    known = torch.where(scores_BI.isfinite().all(1), 1.0, torch.nan)
     return double(known) + double(above) + double(level) / 2
 
 
@@ -42,11 +45,17 @@ def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
     """Means over users of Recall@k, NDCG@k (one relevant item: 1 / log2(1 + rank)) and MRR (1 / rank, no cutoff)."""
     found = ranks_B <= k
     gain = torch.where(found, 1 / torch.log2(1 + ranks_B), 0.0)
-    return {f"ndcg{k}": float(gain.mean()), f"recall{k}": float(double(found).mean()), "mrr": float((1 / ranks_B).mean())}
+    return {
+        f"ndcg{k}": float(gain.mean()),
+        f"recall{k}": float(double(found).mean()),
+        "mrr": float((1 / ranks_B).mean()),
+    }
 
 
 def pad_left(sequences, length: int | None = None) -> Tensor:
-    """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in front; length None: that of the longest."""
+    """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in front; length None: that of the
+    longest.
+    """
     length = max(len(s) for s in sequences) if length is None else length
     out = torch.zeros(len(sequences), length, dtype=torch.int64)
     for row, s in zip(out, sequences):

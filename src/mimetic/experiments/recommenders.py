@@ -4,12 +4,13 @@
     python -m mimetic train ml100k --init bert --seed 0
     python -m mimetic train ml100k --init mimetic --seed 0
 
-What can be run by name, and how long it takes, is in mimetic.experiments.configs.recommenders. Order of the users, windows and
-masked positions follow from the seed alone, so two arms with one seed see the same batches.
+What can be run by name, and how long it takes, is in mimetic.experiments.configs.recommenders. Order of the users,
+windows and masked positions follow from the seed alone, so two arms with one seed see the same batches.
 
-The curve: test_ndcg10, test_recall10, test_mrr are the metrics on the users' last items (in the experiments that choose the
-recipe, validation=True, on the items before them); test_validation_ndcg10 is NDCG@10 on the items before the last in any case.
-("test_" is the training loop's word for "evaluated".) Nothing is chosen by the test items: the last epoch counts.
+The curve: test_ndcg10, test_recall10, test_mrr are the metrics on the users' last items (in the experiments that choose
+the recipe, validation=True, on the items before them); test_validation_ndcg10 is NDCG@10 on the items before the last
+in any case. ("test_" is the training loop's word for "evaluated".) Nothing is chosen by the test items: the last epoch
+counts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from mimetic.training.backend import derive_seed
 METRIC = Metric("test_ndcg10", "test NDCG@10", digits=4, difference="NDCG@10")
 MEAN_OVER_ROWS = False  # it is one over masked positions, of which rows have different numbers
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (*COMMON_SOURCE, "data/sequences.py", "experiments/ranking.py", "experiments/recommenders.py", "models/bert4rec.py")
+SOURCE = (
+    *COMMON_SOURCE,
+    "data/sequences.py",
+    "experiments/ranking.py",
+    "experiments/recommenders.py",
+    "models/bert4rec.py",
+)
 OBJECTIVES = ("mask", "next")
 EVALUATION_BATCH = 256  # users
 
@@ -44,7 +51,9 @@ def check(config: RecommenderConfig) -> None:
     if config.objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}")
     if config.objective == "next" and not config.causal:
-        raise ValueError("objective='next' needs causal=True: where attention sees both sides, the next item is its own answer")
+        raise ValueError(
+            "objective='next' needs causal=True: where attention sees both sides, the next item is its own answer"
+        )
     for name, low, high in (("mask_prob", 0, 1), ("last_only", 0, 1)):
         value = getattr(config, name)
         if not low <= value <= high or (name == "mask_prob" and not value):
@@ -78,12 +87,16 @@ def cost(config: RecommenderConfig) -> float:
 
 
 def anatomy(model: nn.Module) -> dict[str, Any]:
-    """What the record keeps of the weights: the products; fold has the gain of the LayerNorm in front, which only pre-LN blocks have."""
+    """What the record keeps of the weights: the products; fold has the gain of the LayerNorm in front, which only
+    pre-LN blocks have.
+    """
     return {"products": product_table(model)}
 
 
 class RecommenderTask:
-    """Masked-item or next-item training for the loop: batches of windows, full cross entropy, ranking over the catalogue."""
+    """Masked-item or next-item training for the loop: batches of windows, full cross entropy, ranking over the
+    catalogue.
+    """
 
     unit = "sequences"
     mean_over_rows = MEAN_OVER_ROWS
@@ -110,8 +123,8 @@ class RecommenderTask:
             self._splits[validation] = tuple(t.to(self.device) for t in (inputs, pad_left(histories), target))
 
     def windows(self, users: Tensor, size: int) -> Tensor:
-        """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in front. Of
-        a sequence that is not longer than the window it is all of it."""
+        """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in
+        front. Of a sequence that is not longer than the window it is all of it."""
         length = self._length[users]
         spare = (length - size).clamp_min(0)
         end = length - (torch.rand(len(users), generator=self._generator) * (spare + 1)).long()
@@ -120,8 +133,8 @@ class RecommenderTask:
         return torch.where(place >= 0, items, 0)
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Input items (B, N), where the loss looks (B, N), and the items that are right there (T,) from 0: a function of
-        seed, epoch and step only, the same on every device."""
+        """Input items (B, N), where the loss looks (B, N), and the items that are right there (T,) from 0: a function
+        of seed, epoch and step only, the same on every device."""
         config, size = self.config, self.config.batch_size
         turn, place = divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass)
         if self._order is None or self._order[0] != turn:

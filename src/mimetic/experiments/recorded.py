@@ -20,14 +20,16 @@ def table_of(record: dict[str, Any], when: str, name: str = "products") -> pd.Da
 
 
 def product_table(record: dict[str, Any], when: str = "after", fold: bool = False) -> pd.DataFrame:
-    """The products in a record, one row a head (qk) or layer (vp), with z = diag_mean / offdiag_sd; fold: with the LayerNorm gains
-    folded in where a block has one in front."""
+    """The products in a record, one row a head (qk) or layer (vp), with z = diag_mean / offdiag_sd; fold: with the
+    LayerNorm gains folded in where a block has one in front."""
     table = table_of(record, when)
     return table[table["fold"] == fold].assign(z=lambda t: t["diag_mean"] / t["offdiag_sd"]).reset_index(drop=True)
 
 
 def cases_of(record: dict[str, Any], name: str) -> np.ndarray:
-    """The last evaluation case by case ("ranks" of users; "nats", "bytes" of windows of text); empty if the record has none."""
+    """The last evaluation case by case ("ranks" of users; "nats", "bytes" of windows of text); empty if the record has
+    none.
+    """
     return np.array(record.get("cases", {}).get(name, "").split(), dtype=float)
 
 

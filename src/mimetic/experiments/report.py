@@ -1,6 +1,7 @@
 """Sentences and files that are written from records: when the records change, so do the numbers and the verdict words.
 
-    python -m mimetic.experiments.report      writes what README.md and book/index.md say was found, and book/_static/overview.png
+python -m mimetic.experiments.report      writes what README.md and book/index.md say was found, and
+                                          book/_static/overview.png
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ RESULTS = {
     "not built": "could not be built small",
     "wrong": "silently wrong",
 }
-POSITIONS = {"sincos2d": "fixed sin-cos positions", "learned": "learned positions", "none": "no position embedding", "shuffled": "sin-cos positions in a random order", "from-sincos": "learned positions that start from sin-cos", "from-noise": "learned positions that start from noise as large"}
+POSITIONS = {
+    "sincos2d": "fixed sin-cos positions",
+    "learned": "learned positions",
+    "none": "no position embedding",
+    "shuffled": "sin-cos positions in a random order",
+    "from-sincos": "learned positions that start from sin-cos",
+    "from-noise": "learned positions that start from noise as large",
+}
 POOLS = {"avg": "average pooling", "token": "class token"}
 WRITTEN = ("README.md", "book/index.md")
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
@@ -41,9 +49,10 @@ def setting(finals: pd.DataFrame) -> str:
         return "no run yet"
     row = finals.iloc[0]
     return (
-        f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width {row['config.d_model']:.0f}, "
-        f"{row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters, "
-        f"{POSITIONS[row['config.pos_embed']]}, {POOLS[row['config.global_pool']]}"
+        f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width"
+        f" {row['config.d_model']:.0f}, {row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads,"
+        f" {row['parameters.total'] / 1e6:.2f} M parameters, {POSITIONS[row['config.pos_embed']]},"
+        f" {POOLS[row['config.global_pool']]}"
     )
 
 
@@ -52,10 +61,18 @@ def shown_layer(source: str, layer: int) -> str:
     measurements = load_measurements([source]).query("product == 'vp' and head == -1")
     z = effective(measurements).set_index("layer")["z"]
     raw = measurements[~measurements["fold"]].set_index("layer")["z"]
-    without = "" if raw.equals(z) else f" (with the model's learned gains multiplied in; without them {raw.min():+.1f} to {raw.max():+.1f}: [chapter 2](02_looking_inside.ipynb) says why)"
+    without = (
+        ""
+        if raw.equals(z)
+        else (
+            f" (with the model's learned gains multiplied in; without them {raw.min():+.1f} to {raw.max():+.1f}:"
+            " [chapter 2](02_looking_inside.ipynb) says why)"
+        )
+    )
     return (
-        f"Thick in panel 1 is layer {layer} of {len(z)}, counted from 0; thin, the others. The diagonal of $W_VW_{{proj}}$ is {z[layer]:+.1f} there, {z.median():+.1f} in the median layer, and "
-        f"from {z.min():+.1f} to {z.max():+.1f} over all{without}."
+        f"Thick in panel 1 is layer {layer} of {len(z)}, counted from 0; thin, the others. The diagonal of"
+        f" $W_VW_{{proj}}$ is {z[layer]:+.1f} there, {z.median():+.1f} in the median layer, and from {z.min():+.1f} to"
+        f" {z.max():+.1f} over all{without}."
     ).replace(" -", " −")
 
 
@@ -69,10 +86,17 @@ def coverage_counts() -> pd.DataFrame:
 
 
 def findings(page: str) -> str:
-    """What was found so far, for a page of WRITTEN: the book's one number, and a table of what it hangs on and of what else was asked."""
+    """What was found so far, for a page of WRITTEN: the book's one number, and a table of what it hangs on and of what
+    else was asked.
+    """
     finals = load_runs(LAB)
     said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
-    return f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\nA row that begins with “…” differs in one thing from the nearest row above it that does not begin so; vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better. {reproduction.counts(claims())}"
+    return (
+        f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\nA row that begins with “…”"
+        " differs in one thing from the nearest row above it that does not begin so; vision's signs, `mimetic.VISION`,"
+        " throughout. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer"
+        f" pairs. Of bits per byte fewer are better. {reproduction.counts(claims())}"
+    )
 
 
 def with_findings(text: str, said: str) -> str:

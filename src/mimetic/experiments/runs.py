@@ -8,7 +8,8 @@ What is particular to images, text or item sequences is in the config's family, 
     prepare(config, device, …) the task, the model and what the record says of its weights (Prepared)
     cost(config)               work of a run, proportional to its time
     build_model(config, …)     the model with its initial weights, as an audit of a checkpoint needs it
-    load, bare_model           its data, and the model without weights, where runs are trained together (experiments.together)
+    load, bare_model           its data, and the model without weights, where runs are trained together
+                               (experiments.together)
 """
 
 from __future__ import annotations
@@ -62,11 +63,28 @@ from mimetic.training.records import (
 
 # The files that have a part in the numbers of every run; a family adds its own.
 COMMON_SOURCE = (
-    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py",
-    "defaults.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py",
-    "models/blocks.py", "models/positions.py", "plan.py", "scan.py", "training/backend.py", "training/config.py", "training/loop.py",
-    "training/precision.py", "training/step.py",
-)  # fmt: skip
+    "adapters/__init__.py",
+    "adapters/own.py",
+    "adapters/views.py",
+    "attention.py",
+    "attention_maps.py",
+    "construct.py",
+    "defaults.py",
+    "experiments/runs.py",
+    "initialize.py",
+    "initializers.py",
+    "lapack.py",
+    "measure.py",
+    "models/blocks.py",
+    "models/positions.py",
+    "plan.py",
+    "scan.py",
+    "training/backend.py",
+    "training/config.py",
+    "training/loop.py",
+    "training/precision.py",
+    "training/step.py",
+)
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -77,8 +95,10 @@ class Prepared:
 
     task: Task
     model: nn.Module  # with its initial weights, on the device
-    anatomy: Callable[[nn.Module], dict[str, Any]]  # what the record says of the weights, asked before and after training
-    # the last evaluation case by case (users, windows of text): name -> numbers; so that an interval can be over cases, too
+    # what the record says of the weights, asked before and after training
+    anatomy: Callable[[nn.Module], dict[str, Any]]
+    # the last evaluation case by case (users, windows of text): name -> numbers; so that an interval can be over cases,
+    # too
     cases: Callable[[nn.Module], dict[str, list[float]]] | None = None
 
 
@@ -131,7 +151,9 @@ def check_processes(config: RunConfig, processes: int) -> None:
     if config.batch_size % processes:
         raise ValueError(f"batch_size={config.batch_size} cannot be shared equally by {processes} processes")
     if processes > 1 and not family(config).MEAN_OVER_ROWS:
-        raise ValueError(f"{config.name}: its loss is not a mean over rows, so {processes} processes cannot share a batch")
+        raise ValueError(
+            f"{config.name}: its loss is not a mean over rows, so {processes} processes cannot share a batch"
+        )
 
 
 def run(
@@ -147,8 +169,8 @@ def run(
     """The record of ``config``: read if it exists, else trained (from its checkpoint, if there is one) and written.
 
     Args:
-        force: train again, and replace the record when that is done; a checkpoint of something else is put aside until then
-            (training.checkpoint.aside). Stopped and called again with force, it goes on.
+        force: train again, and replace the record when that is done; a checkpoint of something else is put aside until
+            then (training.checkpoint.aside). Stopped and called again with force, it goes on.
         store: False for a run that is only looked at: no record and no checkpoint is read or written.
         progress: a progress bar and a line an epoch.
         checkpoint_seconds: how often the state is saved; besides after an epoch, where that costs little.
@@ -162,7 +184,8 @@ def run(
         CheckpointError: the checkpoint is damaged, has another config, source or backend, or is in use.
         Diverged: the loss or a metric is not finite.
 
-    Launched by torchrun or accelerate, the processes train the run together (see training.parallel); all return the record.
+    Launched by torchrun or accelerate, the processes train the run together (see training.parallel); all return the
+    record.
     """
     config = with_arm(config)
     check(config, store=store)
@@ -179,7 +202,10 @@ def run(
     with ExitStack() as held:
         check_processes(config, group.size)
         if group.size > 1 and resolve_device(config.device).type == "cuda" and not own_card():
-            raise ValueError(f"device={config.device!r}: more processes than GPUs on this machine; start fewer, or choose device cpu (--device cpu)")
+            raise ValueError(
+                f"device={config.device!r}: more processes than GPUs on this machine; start fewer, or choose device cpu"
+                " (--device cpu)"
+            )
         source = source_hash(family(config).SOURCE)
         if not store:
             return _train(config, source, None, {}, options, group)
@@ -193,7 +219,8 @@ def run(
             if not force:
                 return existing(config), identity  # another process may have finished it meanwhile
             replaced = record_path(config.experiment, config.arm or config.init, config.seed)
-            if replaced.is_file():  # so that this run's checkpoint is not taken for that of the one which made the record
+            # so that this run's checkpoint is not taken for that of the one which made the record
+            if replaced.is_file():
                 identity["record to replace"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
             try:
                 load_checkpoint(checkpoint, identity)
@@ -217,7 +244,9 @@ def run(
 
 
 def run_or_restart(config: RunConfig, say: Callable[[str], None] = print, **options: Any) -> dict[str, Any]:
-    """run, as a queue does it: a half-done run of other code, config or backend, or whose checkpoint is damaged, starts again, and that is said."""
+    """run, as a queue does it: a half-done run of other code, config or backend, or whose checkpoint is damaged, starts
+    again, and that is said.
+    """
     try:
         return run(config, **options)
     except BusyCheckpoint:
@@ -234,7 +263,11 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
     parts = ("type", "precision", "products", "compiled")
     made_with = ", ".join(f"{k} {backend[k]}" for k in parts)
     # a field an entry, so that the message names what differs
-    return {name: json.dumps(value) for name, value in asdict(config).items()} | {"source": source["sha256"], "backend": made_with, "torch": versions()["torch"]}
+    return {name: json.dumps(value) for name, value in asdict(config).items()} | {
+        "source": source["sha256"],
+        "backend": made_with,
+        "torch": versions()["torch"],
+    }
 
 
 def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
@@ -251,20 +284,37 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
     return make_record(
-        config, result, model, source=source, unit=task.unit, seconds=seconds, anatomy={"before": before, "after": prepared.anatomy(model)},
-        cases=cases(prepared, model, settings), device=resolve_backend(settings) | {"processes": group.size} | _moved(result),
-    )  # fmt: skip
+        config,
+        result,
+        model,
+        source=source,
+        unit=task.unit,
+        seconds=seconds,
+        anatomy={"before": before, "after": prepared.anatomy(model)},
+        cases=cases(prepared, model, settings),
+        device=resolve_backend(settings) | {"processes": group.size} | _moved(result),
+    )
 
 
 def _moved(result: Result) -> dict[str, Any]:
     """The machines of a run that was not made on one alone; of one on a GPU, whether its step was a CUDA graph."""
-    return ({} if result.graph is None else {"graph": result.graph}) | ({"machines": result.machines} if len(result.machines) > 1 else {})
+    return ({} if result.graph is None else {"graph": result.graph}) | (
+        {"machines": result.machines} if len(result.machines) > 1 else {}
+    )
 
 
 def make_record(
-    config: RunConfig, result: Result, model: nn.Module, *, source: dict[str, Any], unit: str, seconds: dict[str, float], anatomy: dict[str, Any],
-    cases: dict[str, str], device: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+    config: RunConfig,
+    result: Result,
+    model: nn.Module,
+    *,
+    source: dict[str, Any],
+    unit: str,
+    seconds: dict[str, float],
+    anatomy: dict[str, Any],
+    cases: dict[str, str],
+    device: dict[str, Any],
+) -> dict[str, Any]:
     """What is written of a finished run (see training.records)."""
     return {
         "experiment": config.experiment,
@@ -288,7 +338,9 @@ def make_record(
 
 
 def cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
-    """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file short."""
+    """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file
+    short.
+    """
     if prepared.cases is None:
         return {}
     backend = resolve_backend(settings)
@@ -311,7 +363,11 @@ def existing(config: RunConfig) -> dict[str, Any] | None:
     wanted = json.loads(json.dumps(asdict(config)))  # tuples are lists in a record
     for values in (stored, wanted):  # an arm that is called like its initializer may have been named or not
         values["arm"] = values["arm"] or values["init"]
-    differs = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in wanted.items() if k not in MACHINE and stored.get(k) != v]
+    differs = [
+        f"{k}: {stored.get(k)!r} there, {v!r} here"
+        for k, v in wanted.items()
+        if k not in MACHINE and stored.get(k) != v
+    ]
     if differs:
         raise RecordError(
             f"a record {config.name} exists with another config ({'; '.join(differs)}): "
@@ -335,7 +391,12 @@ def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
         model = build()
     generator = torch.Generator().manual_seed(seed)
     initialize_(
-        model, config.init, default=config.default_init, spec=mimetic_spec(config), qk_rank=config.qk_rank, generator=generator
+        model,
+        config.init,
+        default=config.default_init,
+        spec=mimetic_spec(config),
+        qk_rank=config.qk_rank,
+        generator=generator,
     )
     return model
 
@@ -350,4 +411,3 @@ def mimetic_spec(config: RunConfig) -> MimeticSpec:
 def train_config(config: RunConfig) -> TrainConfig:
     """The part of the config that the training loop reads."""
     return TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)})
-

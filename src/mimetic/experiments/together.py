@@ -1,11 +1,13 @@
-"""Many small runs of ViTs or GPTs at once on one GPU: those of one shape are trained in the same kernels (models.stacked).
+"""Many small runs of ViTs or GPTs at once on one GPU: those of one shape are trained in the same kernels
+(models.stacked).
 
     python -m mimetic queue lab --together 60          the whole laboratory in minutes instead of a day
 
-What each run sees and does is what it would alone (experiments.runs): its own weights, images, augmentation, gradient norm and
-optimiser state; the numbers agree to the order of a sum. On a GPU a step is one CUDA graph. Meanwhile helpers, a process on each core,
-make the initial weights of the next runs and look into those of the last. There are no checkpoints: a group that is stopped starts again
-(with small runs that is a minute or two), and what a run has half done alone is not gone on with.
+What each run sees and does is what it would alone (experiments.runs): its own weights, images, augmentation, gradient
+norm and optimiser state; the numbers agree to the order of a sum. On a GPU a step is one CUDA graph. Meanwhile helpers,
+a process on each core, make the initial weights of the next runs and look into those of the last. There are no
+checkpoints: a group that is stopped starts again (with small runs that is a minute or two), and what a run has half
+done alone is not gone on with.
 """
 
 from __future__ import annotations
@@ -41,16 +43,29 @@ from mimetic.training.parallel import launched
 from mimetic.training.precision import cast, products
 from mimetic.training.records import now, source_hash, write_record
 
-# What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are (not how many
-# an epoch has)
-FREE = ("experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "lr", "train_size")
+# What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are
+# (not how many an epoch has)
+FREE = (
+    "experiment",
+    "arm",
+    "init",
+    "seed",
+    "qk_alpha",
+    "qk_beta",
+    "vp_alpha",
+    "vp_beta",
+    "qk_rank",
+    "lr",
+    "train_size",
+)
 _DATA = ("dataset", "train_size", "validation", "tokenizer", "vocab_size")  # what a run's data follow from
 _SOURCE = ("experiments/together.py", "models/stacked.py", "training/group.py")  # besides the family's
 DIVERGED = "Diverged: its loss is no longer a finite number"
 
 
 def groups(runs: Sequence[RunConfig], at_most: int) -> list[list[RunConfig]]:
-    """The runs in groups of one shape, none larger than ``at_most`` and all of a shape about equally large; in the order of their first runs.
+    """The runs in groups of one shape, none larger than ``at_most`` and all of a shape about equally large; in the
+    order of their first runs.
 
     Raises:
         ValueError: at_most is below 1, or a run is of another kind of model.
@@ -76,7 +91,8 @@ def _shape(config: RunConfig) -> tuple:
     return type(config), *common.items(), images
 
 
-# --- in the helpers: before and after training -------------------------------------------------------------------------
+# --- in the helpers: before and after training
+# -------------------------------------------------------------------------
 
 
 def begin(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -91,7 +107,15 @@ def end(config: RunConfig, arrays: dict[str, np.ndarray], before: dict[str, Any]
         return DIVERGED
     data = _data(config, "cpu")
     prepared = family(config).prepare(config, torch.device("cpu"), data, _model(config, data, arrays, "cpu"))
-    write_record(make_record(config, result, prepared.model, anatomy={"before": before, "after": prepared.anatomy(prepared.model)}, **rest))
+    write_record(
+        make_record(
+            config,
+            result,
+            prepared.model,
+            anatomy={"before": before, "after": prepared.anatomy(prepared.model)},
+            **rest,
+        )
+    )
     remove_checkpoint(checkpoint_path(config))
     return ""
 
@@ -127,11 +151,14 @@ def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: 
     return model
 
 
-# --- training ----------------------------------------------------------------------------------------------------------
+# --- training
+# ----------------------------------------------------------------------------------------------------------
 
 
 def train_group(
-    configs: Sequence[RunConfig], begun: Sequence[tuple[dict[str, np.ndarray], dict[str, Any]]], say: Callable[[str], None]
+    configs: Sequence[RunConfig],
+    begun: Sequence[tuple[dict[str, np.ndarray], dict[str, Any]]],
+    say: Callable[[str], None],
 ) -> list[Callable[[], str]]:
     """Train the runs from what ``begin`` gives of each; for each a call of ``end``, which writes its record.
 
@@ -157,7 +184,13 @@ def train_group(
     curves: list[list[dict[str, float]]] = [[] for _ in configs]
     done, steps = 0, task.steps_per_epoch
     with loop_settings(first, backend, seed=0), products(backend):
-        step = GroupStep(stack([each.model for each in prepared]), partial(_losses, configs[0]), _metrics(configs[0]), settings, backend)
+        step = GroupStep(
+            stack([each.model for each in prepared]),
+            partial(_losses, configs[0]),
+            _metrics(configs[0]),
+            settings,
+            backend,
+        )
         for epoch in range(first.epochs):
             timer = time.perf_counter()
             while done < (epoch + 1) * steps:
@@ -183,11 +216,23 @@ def train_group(
     share = {name: value / size for name, value in seconds.items()} | {"total": (time.perf_counter() - clock) / size}
     ends = []
     for run, config in enumerate(configs):
-        result = Result(curves[run], units_per_second=size * done * task.units_per_step / seconds["train"], started=started)
-        ends.append(partial(
-            end, config, _arrays(prepared[run].model), before[run], result, source=source, unit=task.unit, seconds=share, cases=seen[run],
-            device=backend | {"processes": 1, "together": size},
-        ))  # fmt: skip
+        result = Result(
+            curves[run], units_per_second=size * done * task.units_per_step / seconds["train"], started=started
+        )
+        ends.append(
+            partial(
+                end,
+                config,
+                _arrays(prepared[run].model),
+                before[run],
+                result,
+                source=source,
+                unit=task.unit,
+                seconds=share,
+                cases=seen[run],
+                device=backend | {"processes": 1, "together": size},
+            )
+        )
     return ends
 
 
@@ -209,25 +254,33 @@ def _losses(config: RunConfig, logits: Tensor, targets: Tensor) -> tuple[Tensor,
     return rows.view(len(logits), -1).mean(1), metrics
 
 
-# --- the list of runs --------------------------------------------------------------------------------------------------
+# --- the list of runs
+# --------------------------------------------------------------------------------------------------
 
 
 def work_together(
-    runs: Sequence[RunConfig], at_most: int, *, processes: int | None = None, minutes: float | None = None, say: Callable[[str], None] = print
+    runs: Sequence[RunConfig],
+    at_most: int,
+    *,
+    processes: int | None = None,
+    minutes: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> tuple[list[str], dict[str, str]]:
     """Train the runs without a record, group by group, on one GPU.
 
-    What a group has trained is recorded whatever happens afterwards: Ctrl-C and SIGTERM end the group that is in training, and wait for the
-    records of those before it.
+    What a group has trained is recorded whatever happens afterwards: Ctrl-C and SIGTERM end the group that is in
+    training, and wait for the records of those before it.
 
     Args:
         at_most: runs in a group: as many as the GPU's memory holds.
-        processes: helpers that make initial weights and look into trained ones; 0: none, this process does it; None: one on every core but one.
+        processes: helpers that make initial weights and look into trained ones; 0: none, this process does it; None:
+            one on every core but one.
         minutes: begin no group that will not be done in this time, by the time of the last one; None: no limit.
         say: called with a line after every epoch and every group.
 
     Returns:
-        Names of the runs whose records were written; and those that failed, name -> why. A run that another process trains is passed over.
+        Names of the runs whose records were written; and those that failed, name -> why. A run that another process
+        trains is passed over.
 
     Raises:
         ValueError: a bad config, or a bad limit; nothing has been computed.
@@ -268,7 +321,9 @@ def work_together(
 
 
 class _Work:
-    """What work_together has in hand: runs that are trained and not yet recorded, each with its lock; and what came of the others."""
+    """What work_together has in hand: runs that are trained and not yet recorded, each with its lock; and what came of
+    the others.
+    """
 
     def __init__(self, helpers: Helpers, say: Callable[[str], None]) -> None:
         self.helpers, self.say = helpers, say
@@ -281,7 +336,9 @@ class _Work:
         return [self.helpers.submit(partial(begin, config)) for config in group]
 
     def train(self, group: Sequence[RunConfig], begun: Sequence[Job]) -> bool:
-        """Those of the group that no other process has finished or holds; whether they were all of it, so that its time says what a group takes."""
+        """Those of the group that no other process has finished or holds; whether they were all of it, so that its time
+        says what a group takes.
+        """
         ready: list[tuple[RunConfig, Any, ExitStack]] = []
         for config, job in zip(group, begun, strict=True):
             lock = ExitStack()
@@ -311,7 +368,9 @@ class _Work:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        self.ending += [(config, self.helpers.submit(finish), lock) for (config, _, lock), finish in zip(ready, ends, strict=True)]
+        self.ending += [
+            (config, self.helpers.submit(finish), lock) for (config, _, lock), finish in zip(ready, ends, strict=True)
+        ]
         self.say(f"{len(ready)} runs, {configs[0].name} to {configs[-1].name}: trained")
         return len(ready) == len(group)
 

@@ -3,9 +3,9 @@
     python -m mimetic train cifar10-lab30 --init timm --seed 0
     python -m mimetic train cifar10-lab30 --init mimetic --seed 0
 
-What can be run by name, and how long it takes, is in mimetic.experiments.configs.vision. The initial weights are drawn from a
-generator of their own, so two arms with one seed share every weight that their initializers do not set differently; the
-order of the images and their augmentation follow from the seed alone.
+What can be run by name, and how long it takes, is in mimetic.experiments.configs.vision. The initial weights are drawn
+from a generator of their own, so two arms with one seed share every weight that their initializers do not set
+differently; the order of the images and their augmentation follow from the seed alone.
 """
 
 from __future__ import annotations
@@ -38,13 +38,22 @@ from mimetic.training.backend import derive_seed, resolve_backend
 METRIC = ACCURACY
 MEAN_OVER_ROWS = True
 # The files that have a part in the numbers of a run; their hash goes into the record.
-SOURCE = (*COMMON_SOURCE, "data/augment.py", "data/images.py", "experiments/vision.py", "models/vit.py", "training/parallel.py")
+SOURCE = (
+    *COMMON_SOURCE,
+    "data/augment.py",
+    "data/images.py",
+    "experiments/vision.py",
+    "models/vit.py",
+    "training/parallel.py",
+)
 ANATOMY_IMAGES = 250  # test images whose attention maps are summed up in the record, before and after training
 EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 
 
 def check(config: VisionConfig) -> None:
-    """Raise ValueError, naming the choices, unless the config's data, augmentation and model make sense; reads no data."""
+    """Raise ValueError, naming the choices, unless the config's data, augmentation and model make sense; reads no
+    data.
+    """
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
     check_dataset(config.dataset, config.train_size, config.validation)
@@ -56,7 +65,9 @@ def check(config: VisionConfig) -> None:
     part, classes = config.curve_images, NUM_CLASSES[config.dataset]
     most = config.validation or classes * SMALLEST_CLASS[config.dataset][1]
     if part is not None and (not classes <= part <= most or part % classes):
-        raise ValueError(f"curve_images must be the same number of each of {classes} classes, at most {most}, not {part}")
+        raise ValueError(
+            f"curve_images must be the same number of each of {classes} classes, at most {most}, not {part}"
+        )
     _augmentation(config), vit_config(config)
 
 
@@ -70,8 +81,12 @@ def bare_model(config: VisionConfig, data: ImageData) -> ViT:
     return ViT(vit_config(config))
 
 
-def prepare(config: VisionConfig, device: torch.device, data: ImageData | None = None, model: ViT | None = None) -> Prepared:
-    """Data on the device (None: what load gives), the model (None: with its initial weights), and what the record says of its weights."""
+def prepare(
+    config: VisionConfig, device: torch.device, data: ImageData | None = None, model: ViT | None = None
+) -> Prepared:
+    """Data on the device (None: what load gives), the model (None: with its initial weights), and what the record says
+    of its weights.
+    """
     data = data or load(config, device)
     model = model or build_model(config).to(device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
@@ -126,7 +141,9 @@ class VisionTask:
         return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
-        """Cross entropy (without smoothing) and accuracy on the whole test set; before the last epoch on curve_images of it."""
+        """Cross entropy (without smoothing) and accuracy on the whole test set; before the last epoch on curve_images
+        of it.
+        """
         data, loss, correct, part = self.data, 0.0, 0, self.config.curve_images
         x, y = data.x_test, data.y_test
         if part and not last:

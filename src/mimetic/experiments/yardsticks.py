@@ -1,6 +1,8 @@
-"""Yardsticks for a text model: what the last character alone predicts, where an untrained model looks, and how large what it reads is.
+"""Yardsticks for a text model: what the last character alone predicts, where an untrained model looks, and how large
+what it reads is.
 
-    python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs tiny Shakespeare and CIFAR-10)
+    python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs tiny Shakespeare and
+                                                  CIFAR-10)
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from mimetic.models.gpt import GPT
 from mimetic.models.positions import rotate
 from mimetic.scan import attention_layers
 
-POSITIONS = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")  # that differ before training: of GPTConfig.pos_embed, less the two that start as large as these and are learned
+# that differ before training: of GPTConfig.pos_embed, less the two that start as large as these and are learned
+POSITIONS = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")
 
 
 def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
-    """Bits per byte of the evaluated text under a table of how often each character follows each other one in the training text
-    (add-one smoothing): what can be predicted from the last character alone, without any attention. validation: of the last tenth
-    of the training text instead.
+    """Bits per byte of the evaluated text under a table of how often each character follows each other one in the
+    training text (add-one smoothing): what can be predicted from the last character alone, without any attention.
+    validation: of the last tenth of the training text instead.
 
     Raises what data.text.load_text raises.
     """
@@ -44,9 +47,24 @@ def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
     return float(bits.sum() / data.token_bytes[test[1:]].sum())
 
 
-def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("gpt2", "language", "vision", "qk", "vp", "gpt2-signs", "both-minus", "rescaled", "random-directions"), windows: int = 8) -> pd.DataFrame:
-    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in percent, in the
-    first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows of the evaluated text.
+def attention_before_training(
+    dataset: str = "pydoc",
+    arms: tuple[str, ...] = (
+        "gpt2",
+        "language",
+        "vision",
+        "qk",
+        "vp",
+        "gpt2-signs",
+        "both-minus",
+        "rescaled",
+        "random-directions",
+    ),
+    windows: int = 8,
+) -> pd.DataFrame:
+    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in
+    percent, in the first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows
+    of the evaluated text.
 
     Raises what data.text.load_text raises.
     """
@@ -61,9 +79,16 @@ def attention_before_training(dataset: str = "pydoc", arms: tuple[str, ...] = ("
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
-def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = POSITIONS, arms: tuple[str, ...] = ("gpt2", "vision"), farthest: int = 32, windows: int = 8) -> pd.DataFrame:
-    """Where tokens look before training: the share of attention (mean over heads and all layers) that goes so many tokens back. Columns
-    positions, arm, back (0: to itself), share; of the tokens in the second half of a window, which all have as many before them.
+def attention_by_distance(
+    dataset: str = "pydoc",
+    positions: tuple[str, ...] = POSITIONS,
+    arms: tuple[str, ...] = ("gpt2", "vision"),
+    farthest: int = 32,
+    windows: int = 8,
+) -> pd.DataFrame:
+    """Where tokens look before training: the share of attention (mean over heads and all layers) that goes so many
+    tokens back. Columns positions, arm, back (0: to itself), share; of the tokens in the second half of a window, which
+    all have as many before them.
 
     Raises what data.text.load_text raises; ValueError: farthest is more than half of a window.
     """
@@ -81,9 +106,14 @@ def attention_by_distance(dataset: str = "pydoc", positions: tuple[str, ...] = P
     return pd.concat(frames, ignore_index=True)
 
 
-def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = POSITIONS, arms: tuple[str, ...] = ("gpt2", "vision"), windows: int = 8) -> pd.DataFrame:
-    """How large what enters the first block is, and what its attention adds to that, before training: root mean squares over windows of the
-    evaluated text, a row a kind of positions; and the second in units of the first.
+def stream_before_training(
+    dataset: str = "pydoc",
+    positions: tuple[str, ...] = POSITIONS,
+    arms: tuple[str, ...] = ("gpt2", "vision"),
+    windows: int = 8,
+) -> pd.DataFrame:
+    """How large what enters the first block is, and what its attention adds to that, before training: root mean squares
+    over windows of the evaluated text, a row a kind of positions; and the second in units of the first.
 
     Raises what data.text.load_text raises.
     """
@@ -92,7 +122,10 @@ def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = 
         row: dict[tuple[str, str], float] = {}
         for arm in arms:
             ids_BN, model = _untrained(dataset, arm, kind, windows)
-            row |= {(what, LABELS[arm] if what != "enters" else ""): value for what, value in entering(model, model.embed(ids_BN)).items()}
+            row |= {
+                (what, LABELS[arm] if what != "enters" else ""): value
+                for what, value in entering(model, model.embed(ids_BN)).items()
+            }
         rows[TEXT_POSITIONS[kind]] = row
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table[["enters", "attention adds", "times what enters"]].round(2)
@@ -100,14 +133,18 @@ def stream_before_training(dataset: str = "pydoc", positions: tuple[str, ...] = 
 
 @torch.no_grad()
 def entering(model: nn.Module, x_BND: Tensor) -> dict[str, float]:
-    """Root mean square of the tokens that enter the first block and of what its attention adds to them, and their ratio. model: with blocks."""
+    """Root mean square of the tokens that enter the first block and of what its attention adds to them, and their
+    ratio. model: with blocks.
+    """
     block = model.blocks[0]
     enters, adds = (x.square().mean().sqrt().item() for x in (x_BND, block.attn(block.norm1(x_BND))))
     return {"enters": enters, "attention adds": adds, "times what enters": adds / enters}
 
 
 def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, GPT]:
-    """Windows of the evaluated text (B, N), and the model of "tinyshakespeare" (seed 0) with these positions before training."""
+    """Windows of the evaluated text (B, N), and the model of "tinyshakespeare" (seed 0) with these positions before
+    training.
+    """
     data = load_text(dataset)
     config = replace(named("tinyshakespeare"), arm=arm, pos_embed=positions, **EVERY[arm])
     ids_BN = data.test[: windows * config.context].view(windows, config.context).long()
@@ -117,7 +154,9 @@ def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
 
 
 def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:
-    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads: (B, N, N) a layer."""
+    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads:
+    (B, N, N) a layer.
+    """
     ids_BN, model = _untrained(dataset, arm, positions, windows)
     N, seen, layers = ids_BN.shape[1], [], []
     for block in model.blocks:
@@ -150,7 +189,10 @@ def main() -> None:
     bits = {split: round(pair_model_bits(name, split == "validation"), 4) for split in ("test", "validation")}
     prepared = vision.prepare(images, torch.device("cpu"))
     seen = entering(prepared.model.eval(), prepared.model.embed(prepared.task.batch(0, 0)[0]))
-    found = {"pair_model_bits": {name: bits}, "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}}}
+    found = {
+        "pair_model_bits": {name: bits},
+        "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}},
+    }
     with atomic_path(path()) as part:
         Path(part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found)

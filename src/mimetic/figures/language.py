@@ -1,4 +1,6 @@
-"""Figures of the language chapters: curves and their paired gaps, products before and after, gain against attention's share."""
+"""Figures of the language chapters: curves and their paired gaps, products before and after, gain against attention's
+share.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,16 @@ FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73
 
 @styled
 def curves_and_gaps(
-    curves: pd.DataFrame, *, reference: str, metric: str = "test_bits_per_byte", ylabel: str = "bits per byte", per: str = "step", title: str = ""
+    curves: pd.DataFrame,
+    *,
+    reference: str,
+    metric: str = "test_bits_per_byte",
+    ylabel: str = "bits per byte",
+    per: str = "step",
+    title: str = "",
 ) -> Figure:
-    """Left: a thin line a run, a thick line an arm's mean. Right: each arm minus the reference arm of the same seed, so 0 is the
-    default; below it is better where the metric is a loss.
+    """Left: a thin line a run, a thick line an arm's mean. Right: each arm minus the reference arm of the same seed, so
+    0 is the default; below it is better where the metric is a loss.
 
     curves: columns arm, seed, `per` and the metric; the arms in the order in which they appear.
     """
@@ -68,10 +76,15 @@ def _runs_and_mean(ax: Axes, values: pd.Series, arm: str, per: str) -> None:
 
 @styled
 def gaps_on_the_way(
-    sets: Mapping[str, pd.DataFrame], *, reference: str = "gpt2", metric: str = "test_bits_per_byte", ylabel: str = "bits per byte, minus the default's", per: str = "step"
+    sets: Mapping[str, pd.DataFrame],
+    *,
+    reference: str = "gpt2",
+    metric: str = "test_bits_per_byte",
+    ylabel: str = "bits per byte, minus the default's",
+    per: str = "step",
 ) -> Figure:
-    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the same seed, a thin line a run, a
-    thick line their mean."""
+    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the
+    same seed, a thin line a run, a thick line their mean."""
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
         _gaps(ax, curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False), reference, per)
@@ -106,8 +119,8 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
 
 @styled
 def attention_by_distance(table: pd.DataFrame) -> Figure:
-    """How much of its attention a token gives to itself and to each token before it, in percent on a logarithmic axis; a panel a kind of
-    positions, a line an arm.
+    """How much of its attention a token gives to itself and to each token before it, in percent on a logarithmic axis;
+    a panel a kind of positions, a line an arm.
 
     table: columns positions, arm, back, share (experiments.yardsticks.attention_by_distance).
     """
@@ -115,7 +128,15 @@ def attention_by_distance(table: pd.DataFrame) -> Figure:
     figure, axes = panels(7.4, 2.9, ncols=len(kinds), sharey=True)
     for ax, kind in zip(axes[0], kinds):
         for arm, line in table[table["positions"] == kind].groupby("arm", sort=False):
-            ax.plot(line["back"], 100 * line["share"], "o-", ms=2.5, lw=1.2, color=COLORS.get(arm, "black"), label=LABELS.get(arm, arm))
+            ax.plot(
+                line["back"],
+                100 * line["share"],
+                "o-",
+                ms=2.5,
+                lw=1.2,
+                color=COLORS.get(arm, "black"),
+                label=LABELS.get(arm, arm),
+            )
         ax.set(title=TEXT_POSITIONS.get(kind, kind), xlabel="tokens back (0: to itself)", yscale="log")
         ax.grid(color="#eeeeee")
     axes[0, 0].set_ylabel("attention (%)")
@@ -136,7 +157,8 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     """
     groups = groups or {"": list(table.index)}
     figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
-    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")  # dashed, the second time round
+    # dashed, the second time round
+    palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
     every = dict.fromkeys(arm for arms in groups.values() for arm in arms)
     looks = {arm: (COLORS[arm], "-", 2) for arm in every if arm in COLORS}
     for i, arm in enumerate(a for a in every if a not in COLORS):
@@ -147,8 +169,20 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
             ax.plot(row.index, row, "o", ls=line, ms=3, lw=width, color=color, label=LABELS.get(arm, arm))
             ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
         ax.axhline(plateau, color="black", lw=0.8, ls="--")
-        ax.annotate("from the last character alone", (table.columns.min(), plateau), (0, 3), textcoords="offset points", fontsize=7.5)
-        ax.set(xscale="log", xlabel="learning rate", xticks=list(table.columns), xticklabels=[f"{c:g}" for c in table.columns], title=title)
+        ax.annotate(
+            "from the last character alone",
+            (table.columns.min(), plateau),
+            (0, 3),
+            textcoords="offset points",
+            fontsize=7.5,
+        )
+        ax.set(
+            xscale="log",
+            xlabel="learning rate",
+            xticks=list(table.columns),
+            xticklabels=[f"{c:g}" for c in table.columns],
+            title=title,
+        )
         ax.minorticks_off()
         ax.grid(color="#eeeeee")
         if len(groups) > 1:
@@ -161,8 +195,9 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
 
 @styled
 def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
-    """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the sweep alone,
-    a colour a set of signs, its points named; right: every family with one set of signs, every point at its share. Hollow: too few pairs for a claim.
+    """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the
+    sweep alone, a colour a set of signs, its points named; right: every family with one set of signs, every point at
+    its share. Hollow: too few pairs for a claim.
 
     points: as experiments.answers.share.gain_points gives them.
     """
@@ -171,8 +206,9 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
     right = points[points["signs"] == signs]
     colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
     for ax, part, column, palette, title in (
-        (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"), (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
-    ):  # fmt: skip
+        (axes[0, 0], left, "signs", colors, "the sweep: attention fixed"),
+        (axes[0, 1], right, "family", FAMILIES, f"every family ({signs})"),
+    ):
         for i, (name, rows) in enumerate(part.groupby(column)):
             color = palette.get(name, "black")
             # two sets of signs have the same shares, and so have models of one family: side by side
@@ -181,13 +217,32 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
             if part is right:
                 _mark_one_share(ax, name, rows)
             for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
-                ax.errorbar(some["x"], 100 * some["gain"], 100 * interval_bars(some, "gain"), fmt="o", ms=4, lw=0.9, color=color, mfc=color if enough else "white", label=name)
+                ax.errorbar(
+                    some["x"],
+                    100 * some["gain"],
+                    100 * interval_bars(some, "gain"),
+                    fmt="o",
+                    ms=4,
+                    lw=0.9,
+                    color=color,
+                    mfc=color if enough else "white",
+                    label=name,
+                )
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
             low, high = (100 * bound for bound in (min(part["gain"].min(), 0), max(part["gain"].max(), 0)))
             room = 0.35 * (high - low) + 0.1  # intervals that go further are cut
             ax.set_ylim(low - room, high + room * (2 if part is left else 1))  # the names are above
-            ax.legend(*_one_each(ax), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False)
+            ax.legend(
+                *_one_each(ax),
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.2),
+                ncols=3,
+                fontsize=8,
+                columnspacing=0.8,
+                handletextpad=0,
+                frameon=False,
+            )
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
             ax.set_yticks([])
@@ -197,7 +252,17 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
     ax.set(xscale="log", xlim=(7, 75), xticks=(10, 20, 40, 60), xticklabels=(10, 20, 40, 60))
     ax.minorticks_off()
     for point, rows in left.groupby("point"):
-        ax.annotate(point, (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points", fontsize=7, rotation=90, ha="center", va="top")
+        ax.annotate(
+            point,
+            (100 * rows["share"].iloc[0], 0.98),
+            (0, 0),
+            ax.get_xaxis_transform(),
+            "offset points",
+            fontsize=7,
+            rotation=90,
+            ha="center",
+            va="top",
+        )
     ax.set_ylabel("gain, % of the default's metric")
     return figure
 
@@ -209,11 +274,20 @@ def _side_by_side(shares: pd.Series) -> pd.Series:
 
 
 def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame, least: int = 5) -> None:
-    """A band behind points that stand side by side because they have one share, if they are many. rows: share, and x where each is drawn."""
+    """A band behind points that stand side by side because they have one share, if they are many. rows: share, and x
+    where each is drawn.
+    """
     for share, some in rows.groupby(rows["share"].round(2)):
         if len(some) >= least:
             ax.axvspan(some["x"].min() - 1, some["x"].max() + 1, color="#f2f2f2", zorder=0, lw=0)
-            ax.annotate(f"{name}: all at {100 * share:.0f} %", (some["x"].mean(), 0.01), xycoords=ax.get_xaxis_transform(), fontsize=7, ha="center", va="bottom")
+            ax.annotate(
+                f"{name}: all at {100 * share:.0f} %",
+                (some["x"].mean(), 0.01),
+                xycoords=ax.get_xaxis_transform(),
+                fontsize=7,
+                ha="center",
+                va="bottom",
+            )
 
 
 def _one_each(ax) -> tuple[list, list]:

@@ -14,9 +14,11 @@ from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, pa
 
 
 @styled
-def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4, title: str = "") -> Figure:
-    """Signed products as pictures, their first `crop` rows and columns, under a common title if one is given; each has its own scale, the 99.5th percentile of
-    its size, given below it: blue negative, red positive, white 0."""
+def matrices(
+    products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4, title: str = ""
+) -> Figure:
+    """Signed products as pictures, their first `crop` rows and columns, under a common title if one is given; each has
+    its own scale, the 99.5th percentile of its size, given below it: blue negative, red positive, white 0."""
     columns = -(-len(products) // rows)
     figure, axes = panels(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
     if title:
@@ -40,8 +42,8 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
     """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
     mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
 
-    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel. columns: of panels; None: 3,
-    or 2 where a third would leave one panel alone in its row.
+    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel. columns: of
+    panels; None: 3, or 2 where a third would leave one panel alone in its row.
     """
     titles = list(dict.fromkeys(measurements["title"]))
     columns = columns or (2 if len(titles) in (2, 4) else 3)
@@ -53,7 +55,13 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
         part = measurements[measurements["title"] == title]
         qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
         band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
-        ax.fill_between(band.index, band.null_mean - 2 * band.null_sd, band.null_mean + 2 * band.null_sd, color=NULL, label="chance (±2 sd)")
+        ax.fill_between(
+            band.index,
+            band.null_mean - 2 * band.null_sd,
+            band.null_mean + 2 * band.null_sd,
+            color=NULL,
+            label="chance (±2 sd)",
+        )
         ax.axhline(0, color="black", lw=0.6)
         ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
         means = qk.groupby("layer").z.mean()
@@ -74,9 +82,15 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
 
 @styled
 def profiles(
-    frame: pd.DataFrame, *, panel: str = "panel", columns: int = 3, ylabel: str = "mean entry / off-diagonal sd", width: float = 7.4,
-    title: str = "", colors: Sequence[str] = (VP, QK, "#7a7a7a", "#009e73", "#cc79a7"),
-) -> Figure:  # fmt: skip
+    frame: pd.DataFrame,
+    *,
+    panel: str = "panel",
+    columns: int = 3,
+    ylabel: str = "mean entry / off-diagonal sd",
+    width: float = 7.4,
+    title: str = "",
+    colors: Sequence[str] = (VP, QK, "#7a7a7a", "#009e73", "#cc79a7"),
+) -> Figure:
     """Mean entry of a product at each distance from its diagonal: a spike at 0 is the semi-diagonal pattern.
 
     frame: columns offset, value, `panel`, and label (a line each; one of the colours a label, in order).
@@ -95,7 +109,8 @@ def profiles(
         for label in labels:
             part = frame[(frame[panel] == title) & (frame["label"] == label)].sort_values("offset")
             ax.plot(part.offset, part.value, lw=1.2, color=colors[label], label=label)
-            ax.plot(0, part.value[part.offset == 0].iloc[0], "o", ms=3, color=colors[label])  # else a small spike is hidden by a large one
+            # else a small spike is hidden by a large one
+            ax.plot(0, part.value[part.offset == 0].iloc[0], "o", ms=3, color=colors[label])
         ax.axhline(0, color="black", lw=0.6)
         ax.set_title(title, fontsize=8.5)
         ax.set_xlabel("column − row")
@@ -119,21 +134,35 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (0.04, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
     low = float(np.interp(1 / 8, means.index, means.diag_mean))
     left.annotate(f"{low:.2f} at 1/8", (1 / 8, low), (0.015, low + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
-    left.set(xlabel="rank kept, k/d", ylabel="mean diagonal", title="Diagonal of $W_QW_K^T$", xlim=(0, 1), ylim=(0, beta * 1.15))
+    left.set(
+        xlabel="rank kept, k/d",
+        ylabel="mean diagonal",
+        title="Diagonal of $W_QW_K^T$",
+        xlim=(0, 1),
+        ylim=(0, beta * 1.15),
+    )
     left.legend(loc="lower right")
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
     right.plot(means.index, means.kept, color=QK, lw=1.2)
     right.plot([0, 1], [0, 1], color="#7a7a7a", ls=":", lw=1, label="k/d: random directions")
     right.legend(loc="lower right")
-    right.set(xlabel="rank kept, k/d", ylabel="share of squared norm", title="What the best rank-k keeps", xlim=(0, 1), ylim=(0, 1.05))
+    right.set(
+        xlabel="rank kept, k/d",
+        ylabel="share of squared norm",
+        title="What the best rank-k keeps",
+        xlim=(0, 1),
+        ylim=(0, 1.05),
+    )
     return figure
 
 
 @styled
 def orientations(table: pd.DataFrame) -> Figure:
-    """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its spread."""
+    """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its
+    spread.
+    """
     figure, axes = panels(7.4, 2.3, ncols=2)
-    for row, (stored, part) in enumerate(table.groupby("stored", sort=False)):
+    for row, (_, part) in enumerate(table.groupby("stored", sort=False)):
         color = (RIGHT, WRONG)[row]
         jitter = row + np.linspace(-0.2, 0.2, len(part))
         axes[0, 0].plot(part.diag_mean, jitter, ".", ms=4, color=color)
@@ -149,9 +178,11 @@ def orientations(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarray, *, head: int = 0, image: int = 0) -> Figure:
-    """The image, (size, size), and first-layer attention of an untrained model to its patches of one pixel: rows attend to columns; black is 0, one scale for
-    all panels but the image's."""
+def attention_maps(
+    maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarray, *, head: int = 0, image: int = 0
+) -> Figure:
+    """The image, (size, size), and first-layer attention of an untrained model to its patches of one pixel: rows attend
+    to columns; black is 0, one scale for all panels but the image's."""
     figure, axes = panels(7.4, 2.2, ncols=1 + len(maps))
     picture, axes = axes[0, 0], axes[:, 1:]
     picture.imshow(np.asarray(pixels), cmap="gray"), picture.set_title("the digit\n", fontsize=8.5)
@@ -186,11 +217,16 @@ def counts(table: pd.DataFrame, *, xlabel: str) -> Figure:
 
 @styled
 def measured_and_imitated(measured: pd.DataFrame, imitated: pd.DataFrame) -> Figure:
-    """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses), with
-    the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
+    """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses),
+    with the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
     figure, axes = panels(7.4, 2.6, ncols=2)
-    for ax, product, color, title in zip(axes[0], ("qk", "vp"), (QK, VP), ("$W_QW_K^T$, mean over heads", "$W_VW_{proj}$")):
-        for shift, marker, frame, label in ((-0.12, "o", measured, "measured"), (0.12, "x", imitated, "imitated, another seed")):
+    for ax, product, color, title in zip(
+        axes[0], ("qk", "vp"), (QK, VP), ("$W_QW_K^T$, mean over heads", "$W_VW_{proj}$")
+    ):
+        for shift, marker, frame, label in (
+            (-0.12, "o", measured, "measured"),
+            (0.12, "x", imitated, "imitated, another seed"),
+        ):
             part = frame[frame["product"] == product].groupby("layer")[["diag_mean", "offdiag_sd"]].mean()
             ax.errorbar(
                 part.index + shift, part.diag_mean, part.offdiag_sd, fmt=marker, ms=4.5, lw=0.9, color=color,

@@ -15,8 +15,8 @@ _PRODUCTS = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
 
 @styled
 def diagonals(products: pd.DataFrame) -> Figure:
-    """Diagonals before (hollow) and after training (filled) by layer: rows QK and V·proj, a column a panel. Small dots are heads
-    or layers of single runs, the grey band is chance.
+    """Diagonals before (hollow) and after training (filled) by layer: rows QK and V·proj, a column a panel. Small dots
+    are heads or layers of single runs, the grey band is chance.
 
     products: columns panel, when, layer, product, z, null_mean, null_sd.
     """
@@ -28,7 +28,14 @@ def diagonals(products: pd.DataFrame) -> Figure:
             band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
             low, high = band["null_mean"] - 2 * band["null_sd"], band["null_mean"] + 2 * band["null_sd"]
             for layer in band.index:
-                ax.fill_between([layer - 0.35, layer + 0.35], low[layer], high[layer], color=NULL, lw=0, label="chance" if not layer else None)
+                ax.fill_between(
+                    [layer - 0.35, layer + 0.35],
+                    low[layer],
+                    high[layer],
+                    color=NULL,
+                    lw=0,
+                    label="chance" if not layer else None,
+                )
             before_and_after(ax, part, "z", color)
             ax.axhline(0, color="black", lw=0.6)
             ax.set(xlim=(-0.6, part["layer"].max() + 0.6))
@@ -43,8 +50,9 @@ def diagonals(products: pd.DataFrame) -> Figure:
 
 @styled
 def explained(table: pd.DataFrame) -> Figure:
-    """How much of a product lies along the identity: in the trained model, in its imitation after truncation, in the target
-    before; on a logarithmic axis, a row a model. table: columns model, product, explained, imitated, target (shares)."""
+    """How much of a product lies along the identity: in the trained model, in its imitation after truncation, in the
+    target before; on a logarithmic axis, a row a model. table: columns model, product, explained, imitated, target
+    (shares)."""
     names = list(dict.fromkeys(table["model"]))
     figure, axes = panels(7.4, 0.9 + 0.32 * len(names), ncols=2, sharey=True, sharex=True)
     marks = (
@@ -55,9 +63,23 @@ def explained(table: pd.DataFrame) -> Figure:
         part = table[table["product"] == product].set_index("model").loc[names]
         for column, marker, label in marks:
             size = 11 if marker == "|" else 6  # a bar is seen behind a dot
-            ax.plot(100 * part[column].clip(lower=1e-5), range(len(names)), marker, ms=size, mew=1.4, color=color, label=label)
+            ax.plot(
+                100 * part[column].clip(lower=1e-5),
+                range(len(names)),
+                marker,
+                ms=size,
+                mew=1.4,
+                color=color,
+                label=label,
+            )
         ax.axvline(5, color="black", lw=0.7, ls=":")
-        ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="energy along the identity (%)", ylim=(len(names) - 0.4, -0.6))
+        ax.set(
+            xscale="log",
+            xlim=(1e-3, 120),
+            title=title,
+            xlabel="energy along the identity (%)",
+            ylim=(len(names) - 0.4, -0.6),
+        )
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", color="#eeeeee")
     axes[0, 1].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.1))
@@ -77,14 +99,25 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     ax = axes[0, 0]
     for column, style in zip(shares.columns, ("-", "--", ":", "-.")):
         ax.plot(shares.index, 100 * shares[column], style, color=VP, lw=1.6, label=column)
-    for i, (label, (items, share)) in enumerate(marks.items()):  # neighbours are labelled on different sides of the line
+    # neighbours are labelled on different sides of the line
+    for i, (label, (items, share)) in enumerate(marks.items()):
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
         place, side = ((-4, -9), "right") if i % 2 == 0 else ((4, 4), "left")
         ax.annotate(label, (items, 100 * share), place, textcoords="offset points", fontsize=7.5, ha=side)
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
-        ax.annotate(label, (shares.index.max(), 100 * share), (-2, 2), textcoords="offset points", fontsize=7.5, ha="right", color="#555555")
-    ax.set(xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="attention's share of the parameters (%)")
+        ax.annotate(
+            label,
+            (shares.index.max(), 100 * share),
+            (-2, 2),
+            textcoords="offset points",
+            fontsize=7.5,
+            ha="right",
+            color="#555555",
+        )
+    ax.set(
+        xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="attention's share of the parameters (%)"
+    )
     ax.set_ylim(top=130)
     ax.legend(loc="lower left")
     ax.grid(color="#eeeeee")
@@ -92,7 +125,9 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
 
 
 @styled
-def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric: str = "test_ndcg10", ylabel: str = "test NDCG@10") -> Figure:
+def ranking_curves(
+    curves: pd.DataFrame, levels: Mapping[str, float], *, metric: str = "test_ndcg10", ylabel: str = "test NDCG@10"
+) -> Figure:
     """Learning curves, a thin line a run, a thick one an arm's mean, with horizontal lines for what does not learn.
 
     curves: columns arm, seed, epoch and the metric."""
@@ -104,7 +139,13 @@ def ranking_curves(curves: pd.DataFrame, levels: Mapping[str, float], *, metric:
             ax.plot(run["epoch"], run[metric], color=color, lw=0.6, alpha=0.25)  # faint: the means are what is compared
         mean = part.groupby("epoch")[metric].mean()
         seeds = part["seed"].nunique()
-        ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})")
+        ax.plot(
+            mean.index,
+            mean,
+            color=color,
+            lw=2,
+            label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})",
+        )
     ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, 1.12 * max([curves[metric].max(), *levels.values()])))
     names: list[list] = []  # levels that are too close to be told apart share a label
     for label, value in sorted(levels.items(), key=lambda level: level[1]):

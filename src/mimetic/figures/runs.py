@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 
 @styled
-def learning_curves(curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100) -> Figure:
-    """One thin line a run, one thick line an arm's mean, a band from the lowest run to the highest. curves: columns arm, seed, epoch and the metric."""
+def learning_curves(
+    curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100
+) -> Figure:
+    """One thin line a run, one thick line an arm's mean, a band from the lowest run to the highest. curves: columns
+    arm, seed, epoch and the metric.
+    """
     figure, axes = panels(7.4, 2.9)
     _curves(axes[0, 0], curves, metric, ylabel, scale)
     return figure
@@ -46,7 +50,13 @@ def _curves(ax, curves, metric, ylabel, scale) -> None:
         mean = by_epoch.mean()
         ax.fill_between(mean.index, scale * by_epoch.min(), scale * by_epoch.max(), color=color, alpha=0.12, lw=0)
         n = part["seed"].nunique()
-        ax.plot(mean.index, scale * mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})")
+        ax.plot(
+            mean.index,
+            scale * mean,
+            color=color,
+            lw=2,
+            label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})",
+        )
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower right")
@@ -72,7 +82,9 @@ def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
         at, value = (0, a) if np.isnan(b) else (1, b)  # a run without its partner stands alone
-        ax.annotate(f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555")
+        ax.annotate(
+            f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555"
+        )
     for i, arm in enumerate(arms):
         ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
     ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
@@ -80,7 +92,13 @@ def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
 
 
 @styled
-def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str] = ("timm", "mimetic"), metric: str = "test_accuracy") -> Figure:
+def overview(
+    profile: pd.DataFrame,
+    finals: pd.DataFrame,
+    *,
+    arms: Sequence[str] = ("timm", "mimetic"),
+    metric: str = "test_accuracy",
+) -> Figure:
     """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
 
     profile: as pattern.overview_profiles gives it; finals: one row a run.
@@ -91,9 +109,22 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame, *, arms: Sequence[str]
     titles = {"trained": "1 · a trained model, all layers", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         ax.axhline(0, color="black", lw=0.6)
-        for (label, apart, _), part in profile[profile["panel"] == panel].groupby(["label", "apart", "layer"], sort=False):
-            ax.plot(part.offset, part.value, color=colors[label], lw=1.8 if apart else 0.5, alpha=1 if apart else 0.5, label=names[label] if apart else "_")
-        ax.set(title=titles[panel], xlabel="places off the diagonal", ylabel="mean entry / off-diagonal sd" if panel == "trained" else "")
+        for (label, apart, _), part in profile[profile["panel"] == panel].groupby(
+            ["label", "apart", "layer"], sort=False
+        ):
+            ax.plot(
+                part.offset,
+                part.value,
+                color=colors[label],
+                lw=1.8 if apart else 0.5,
+                alpha=1 if apart else 0.5,
+                label=names[label] if apart else "_",
+            )
+        ax.set(
+            title=titles[panel],
+            xlabel="places off the diagonal",
+            ylabel="mean entry / off-diagonal sd" if panel == "trained" else "",
+        )
         ax.legend(loc="lower right", fontsize=7.5)
     limits = [ax.get_ylim() for ax in axes[0, :2]]
     for ax in axes[0, :2]:
@@ -112,11 +143,12 @@ def comparisons(
     scale: float = 100,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Every comparison as one row: its pairs as small dots, their mean and interval above, their number at the right; rows in groups. A
-    hollow dot has too few pairs for a claim.
+    """Every comparison as one row: its pairs as small dots, their mean and interval above, their number at the right;
+    rows in groups. A hollow dot has too few pairs for a claim.
 
     Args:
-        table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are shown times scale.
+        table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are
+            shown times scale.
         points: columns label, difference: one row a pair.
         band: an interval that is shaded behind all rows, to compare them with.
     """
@@ -142,7 +174,17 @@ def _comparison_rows(ax, table, points, scale) -> None:
     y, ticks = 0.0, []
     for group, rows in table.groupby("group", sort=False):
         y += 1
-        ax.text(0.0, y, group, transform=ax.get_yaxis_transform(), fontsize=8.5, fontweight="bold", va="center", ha="left", bbox=dict(fc="white", ec="none", pad=1.5))
+        ax.text(
+            0.0,
+            y,
+            group,
+            transform=ax.get_yaxis_transform(),
+            fontsize=8.5,
+            fontweight="bold",
+            va="center",
+            ha="left",
+            bbox=dict(fc="white", ec="none", pad=1.5),
+        )
         for label, row in rows.iterrows():
             y += 1
             dots = scale * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
@@ -150,13 +192,33 @@ def _comparison_rows(ax, table, points, scale) -> None:
             if np.isfinite(row["low"]):
                 ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
             ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= ENOUGH else "white")
-            ax.text(1.0, y, f"n = {row['pairs']:.0f}", transform=ax.get_yaxis_transform(), fontsize=7, color="#777777", ha="right", va="center")
+            ax.text(
+                1.0,
+                y,
+                f"n = {row['pairs']:.0f}",
+                transform=ax.get_yaxis_transform(),
+                fontsize=7,
+                color="#777777",
+                ha="right",
+                va="center",
+            )
             ticks.append((y, label))
     ax.axvline(0, color="black", lw=0.8)
-    ax.set_yticks([t for t, _ in ticks], [fill(label, _LABEL, break_on_hyphens=False) for _, label in ticks], fontsize=8, linespacing=1.05)
+    ax.set_yticks(
+        [t for t, _ in ticks],
+        [fill(label, _LABEL, break_on_hyphens=False) for _, label in ticks],
+        fontsize=8,
+        linespacing=1.05,
+    )
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     wide = table[table["pairs"] >= ENOUGH]
-    low, high = (scale * end for end in (min(points["difference"].min(), wide["low"].min(), 0), max(points["difference"].max(), wide["high"].max(), 0)))
+    low, high = (
+        scale * end
+        for end in (
+            min(points["difference"].min(), wide["low"].min(), 0),
+            max(points["difference"].max(), wide["high"].max(), 0),
+        )
+    )
     room = 0.08 * (high - low) + 0.0005 * scale
     ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + 2 * room))  # on the right the numbers of pairs
     ax.tick_params(axis="y", length=0)
@@ -166,8 +228,8 @@ def _comparison_rows(ax, table, points, scale) -> None:
 
 @styled
 def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """Comparisons with several metrics, a panel each as in comparisons; in all of them an arm that is ahead lies to the right. A
-    hollow dot has too few pairs for a claim.
+    """Comparisons with several metrics, a panel each as in comparisons; in all of them an arm that is ahead lies to the
+    right. A hollow dot has too few pairs for a claim.
 
     Args:
         shown: metric, table and points of a panel (experiments.answers.reproduction.shown).
@@ -217,8 +279,13 @@ def _gap(ax, table) -> None:
 
 @styled
 def gains(
-    tables: dict[str, pd.DataFrame], points: dict[str, pd.DataFrame], *, xlabels: dict[str, str], log: Sequence[str] = (), otherwise: Mapping[str, pd.DataFrame] = MappingProxyType({}),
-) -> Figure:  # fmt: skip
+    tables: dict[str, pd.DataFrame],
+    points: dict[str, pd.DataFrame],
+    *,
+    xlabels: dict[str, str],
+    log: Sequence[str] = (),
+    otherwise: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> Figure:
     """The gain of mimetic over the default against a number, a panel a table: mean and interval, and every pair.
 
     Args:
@@ -234,10 +301,28 @@ def gains(
         ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999", transform=beside)
         # means of other numbers of seeds are no line
         line = "o-" if table["pairs"].nunique() == 1 else "o"
-        ax.errorbar(table["x"], 100 * table["difference"], 100 * interval_bars(table, "difference"), fmt=line, ms=4.5, lw=1.3, color=VP)
+        ax.errorbar(
+            table["x"],
+            100 * table["difference"],
+            100 * interval_bars(table, "difference"),
+            fmt=line,
+            ms=4.5,
+            lw=1.3,
+            color=VP,
+        )
         if title in otherwise:
             other = otherwise[title]
-            ax.errorbar(other["x"], 100 * other["difference"], 100 * interval_bars(other, "difference"), fmt="o", ms=4.5, lw=1, color=VP, mfc="white", transform=ax.transData + ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans))
+            ax.errorbar(
+                other["x"],
+                100 * other["difference"],
+                100 * interval_bars(other, "difference"),
+                fmt="o",
+                ms=4.5,
+                lw=1,
+                color=VP,
+                mfc="white",
+                transform=ax.transData + ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans),
+            )
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")
@@ -251,7 +336,10 @@ def gains(
     carrying = pd.concat([table[table["pairs"] >= ENOUGH] for table in tables.values()])
     every = 100 * pd.concat([every, carrying["low"], carrying["high"]])
     low, high = min(every.min(), 0), max(every.max(), 0)
-    axes[0, 0].set(ylabel="mimetic − default\n(points of test accuracy)", ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)))
+    axes[0, 0].set(
+        ylabel="mimetic − default\n(points of test accuracy)",
+        ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)),
+    )
     for ax in axes[0]:
         ax.margins(x=0.12)
     return figure
@@ -259,7 +347,8 @@ def gains(
 
 @styled
 def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_distance: float) -> Figure:
-    """What training does to the diagonals and to the distance attended, by layer: rows QK, V·proj, distance; a column an arm.
+    """What training does to the diagonals and to the distance attended, by layer: rows QK, V·proj, distance; a column
+    an arm.
 
     Args:
         products: columns arm, seed, when, layer, head, product, z (mean diagonal / off-diagonal sd).
@@ -280,7 +369,14 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
             if i == len(rows) - 1:
                 ax.set_xlabel("layer")
         axes[i, 0].set_ylabel(title, fontsize=8)
-    axes[2, 0].text(0.02, uniform_distance, "uniform attention", transform=axes[2, 0].get_yaxis_transform(), va="bottom", fontsize=7.5)
+    axes[2, 0].text(
+        0.02,
+        uniform_distance,
+        "uniform attention",
+        transform=axes[2, 0].get_yaxis_transform(),
+        va="bottom",
+        fontsize=7.5,
+    )
     handles = [Line2D([], [], ls="", marker="o", ms=5, mec="#555555", mfc=face) for face in ("white", "#555555")]
     figure.legend(handles, ("before training", "after training"), loc="outside lower center", ncols=2)
     return figure
@@ -288,7 +384,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
 
 @styled
 def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float) -> Figure:
-    """How long a run takes against the share of the card's peak that it reaches: a line a model, a dot what was measured.
+    """How long a run takes against the share of the card's peak that it reaches: a line a model, a dot what was
+    measured.
 
     Args:
         lines: columns label, share (0 to 1), minutes.
@@ -300,9 +397,18 @@ def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float
     for (label, part), color in zip(lines.groupby("label", sort=False), (VP, QK, "#009e73")):
         ax.plot(100 * part["share"], part["minutes"], color=color, lw=1.6, label=label)
         dots = points[points["label"] == label] if len(points) else points
-        ax.plot(100 * dots["share"], dots["minutes"], "o", ms=6, color=color, label=f"{label}, measured, everything included" if len(dots) else None)
+        ax.plot(
+            100 * dots["share"],
+            dots["minutes"],
+            "o",
+            ms=6,
+            color=color,
+            label=f"{label}, measured, everything included" if len(dots) else None,
+        )
     ax.axhline(target, color="black", lw=0.8, ls="--")
-    ax.text(100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8)
+    ax.text(
+        100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8
+    )
     ax.set(xscale="log", yscale="log", xlabel="share of the card's bfloat16 peak (%)", ylabel="minutes a run")
     for axis, ticks in ((ax.xaxis, (5, 10, 20, 40)), (ax.yaxis, (2, 5, 10, 20, 50))):
         axis.set_ticks(ticks, [str(t) for t in ticks])

@@ -13,8 +13,9 @@ PLAIN = "#d55e00"
 
 @styled
 def init_seconds(table: pd.DataFrame) -> Figure:
-    """Seconds to initialize a model, a row a model: the floor and ours with as many threads as were measured, the plain way with those (full)
-    and with fewer (hollow), a dot a measurement; the number is the ratio of the medians, with the plain way at its faster number of threads.
+    """Seconds to initialize a model, a row a model: the floor and ours with as many threads as were measured, the plain
+    way with those (full) and with fewer (hollow), a dot a measurement; the number is the ratio of the medians, with the
+    plain way at its faster number of threads.
 
     table: columns model, threads, device, ours, plain, floor (experiments.answers.speed.init_measurements)."""
     models, most = list(dict.fromkeys(table["model"])), table["threads"].max()
@@ -25,17 +26,30 @@ def init_seconds(table: pd.DataFrame) -> Figure:
         whole, fewer = part[part["threads"] == part["threads"].max()], part[part["threads"] < part["threads"].max()]
         ours, plain = whole["ours"].median(), part.groupby("threads")["plain"].median().min()
         ax.plot([ours, plain], [y, y], color=NULL, lw=3, zorder=0)
-        ax.annotate(f"{plain / ours:.1f}×", ((ours * plain) ** 0.5, y), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(
+            f"{plain / ours:.1f}×",
+            ((ours * plain) ** 0.5, y),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
         for values, label, style in (
-            (whole["floor"], "noise and two products (floor)", {"marker": "|", "ms": 8, "mew": 1.5, "color": "#999999"}),
+            (
+                whole["floor"],
+                "noise and two products (floor)",
+                {"marker": "|", "ms": 8, "mew": 1.5, "color": "#999999"},
+            ),
             (whole["ours"], "mimetic_init_", {"marker": "o", "color": COLORS["mimetic"]}),
             (whole["plain"], "full double-precision SVD per head", {"marker": "s", "color": PLAIN}),
             (fewer["plain"], "the same on one thread", {"marker": "s", "color": PLAIN, "mfc": "none"}),
-        ):  # fmt: skip
+        ):
             if len(values):
                 ax.plot(values, [y] * len(values), ls="", **{"ms": 5, "mew": 0.9, **style}, label=label)
     ax.set_title(f"{', '.join(dict.fromkeys(table['device']))}, {most} threads", fontsize=9)
-    ax.set(xscale="log", xlabel="seconds", yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.6))
+    ax.set(
+        xscale="log", xlabel="seconds", yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.6)
+    )
     ax.grid(axis="x", color="#eeeeee")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
@@ -52,10 +66,17 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
     profiles: columns label, measure (phase or kind), name, share (experiments.answers.speed.profiles)."""
     labels = list(dict.fromkeys(profiles["label"]))
     figure, axes = panels(7.4, 2.0 + 0.4 * len(labels), ncols=2, sharey=True)
-    palettes = {"phase": ("#999999", "#56b4e9", "#0072b2", "#009e73"), "kind": ("#cc79a7", "#666666", "#d55e00", "#e69f00", "#8c6d46")}
+    palettes = {
+        "phase": ("#999999", "#56b4e9", "#0072b2", "#009e73"),
+        "kind": ("#cc79a7", "#666666", "#d55e00", "#e69f00", "#8c6d46"),
+    }
     for ax, measure, title in ((axes[0, 0], "phase", "by phase"), (axes[0, 1], "kind", "by kind of operation")):
         part = profiles[profiles["measure"] == measure]
-        part = part[part.groupby("name")["share"].transform("max") >= LEAST_SHOWN].pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
+        part = (
+            part[part.groupby("name")["share"].transform("max") >= LEAST_SHOWN]
+            .pivot_table(index="label", columns="name", values="share", sort=False)
+            .loc[labels]
+        )
         left = pd.Series(0.0, index=labels)
         for color, name in zip(palettes[measure], part.columns, strict=False):
             width = 100 * part[name]
@@ -63,9 +84,23 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
             for y, (start, value) in enumerate(zip(left, width)):
                 if value > 9:
                     dark = sum(w * c for w, c in zip((0.3, 0.6, 0.1), to_rgb(color))) < 0.5
-                    ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+                    ax.text(
+                        start + value / 2,
+                        y,
+                        f"{value:.0f} %",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color="white" if dark else "black",
+                    )
             left = left + width
-        ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100), yticks=range(len(labels)), yticklabels=[label.replace("; ", "\n") for label in labels])
+        ax.set(
+            title=title,
+            xlabel="share of the time (%)",
+            xlim=(0, 100),
+            yticks=range(len(labels)),
+            yticklabels=[label.replace("; ", "\n") for label in labels],
+        )
     axes[0, 0].invert_yaxis()
     for ax, side in zip(axes[0], ("left", "right")):
         figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)

@@ -52,7 +52,16 @@ LABELS = {  # of arms
     "fit-beauty": "fitted to a BERT4Rec trained on Beauty",
     "fit-ml100k": "fitted to a BERT4Rec trained on MovieLens",
 }
-TEXT_POSITIONS = {"learned": "learned positions (GPT-2's)", "scaled": "learned ones, times √d", "sincos": "fixed sin-cos positions", "shuffled": "the same in a random order", "centred": "the same without their mean", "rotary": "rotary positions", "from-sincos": "learned ones that start from sin-cos", "from-noise": "learned ones that start from noise as large"}
+TEXT_POSITIONS = {
+    "learned": "learned positions (GPT-2's)",
+    "scaled": "learned ones, times √d",
+    "sincos": "fixed sin-cos positions",
+    "shuffled": "the same in a random order",
+    "centred": "the same without their mean",
+    "rotary": "rotary positions",
+    "from-sincos": "learned ones that start from sin-cos",
+    "from-noise": "learned ones that start from noise as large",
+}
 SIGNED = "RdBu_r"
 
 STYLE = {
@@ -90,14 +99,16 @@ def panels(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
 
 
 def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
-    """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where they are infinite: one pair has no interval."""
+    """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where they are infinite: one pair has
+    no interval.
+    """
     lengths = np.abs(table[["low", "high"]].to_numpy() - table[[value]].to_numpy()).T
     return np.where(np.isfinite(lengths), lengths, 0.0)
 
 
 def before_and_after(ax, frame, column: str, color: str) -> None:
-    """A number by layer, before training to the left and hollow, after it to the right and filled: small dots are rows, large ones their
-    means. frame: columns when ("before", "after"), layer and the number."""
+    """A number by layer, before training to the left and hollow, after it to the right and filled: small dots are rows,
+    large ones their means. frame: columns when ("before", "after"), layer and the number."""
     for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
         part = frame[frame["when"] == when]
         ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)

@@ -1,14 +1,15 @@
 """BERT4Rec and its causal sibling: the next item from the items so far.
 
-BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also fixed ones, sines and cosines), LayerNorm on the embedding,
-post-LN blocks with GELU, and BERT's masked-item head, a linear layer with GELU and LayerNorm before the product with the
-item embedding (tied) and a bias an item. ``causal=True`` with next-item training shares with SASRec
-(Kang & McAuley 2018) the causal mask and the task; the block, the head and the loss are BERT4Rec's. SASRec itself normalises
-only the queries, whose residual starts from them, has no matrix after the values, and samples one negative. So the two models here
-differ in the direction of attention and in what is predicted, nothing else.
+BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also fixed ones,
+sines and cosines), LayerNorm on the embedding, post-LN blocks with GELU, and BERT's masked-item head, a linear layer
+with GELU and LayerNorm before the product with the item embedding (tied) and a bias an item. ``causal=True`` with
+next-item training shares with SASRec
+(Kang & McAuley 2018) the causal mask and the task; the block, the head and the loss are BERT4Rec's. SASRec itself
+normalises only the queries, whose residual starts from them, has no matrix after the values, and samples one negative.
+So the two models here differ in the direction of attention and in what is predicted, nothing else.
 
-Items are 1 to num_items; 0 is padding, on the left, so that the last position is always the most recent; num_items + 1 is
-the mask. Shape suffixes: B batch, N positions, D d_model, I items, T targets.
+Items are 1 to num_items; 0 is padding, on the left, so that the last position is always the most recent; num_items + 1
+is the mask. Shape suffixes: B batch, N positions, D d_model, I items, T targets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ POS_EMBED = ("learned", "sincos")
 
 @dataclass(frozen=True)
 class BERT4RecConfig:
-    """Shape of the model. The defaults are those of the paper for Amazon Beauty (d 64, 2 layers, 2 heads, 50 positions)."""
+    """Shape of the model. The defaults are those of the paper for Amazon Beauty (d 64, 2 layers, 2 heads, 50
+    positions).
+    """
 
     num_items: int
     max_len: int = 50  # positions; older items are not seen
@@ -40,7 +43,8 @@ class BERT4RecConfig:
     norm_first: bool = False  # pre-LN blocks and a last LayerNorm instead of post-LN
     causal: bool = False  # a position attends to itself and earlier ones only
     dropout: float = 0.1  # of the embedding, of attention weights, after attention and after the MLP
-    pos_embed: str = "learned"  # "learned": BERT's; "sincos": fixed, and the items times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
+    # "learned": BERT's; "sincos": fixed, and the items times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
+    pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "d_model", "depth", "num_heads"):
@@ -78,7 +82,8 @@ class ItemHead(nn.Module):
 class BERT4Rec(nn.Module):
     """Item sequences (B, N) to one score an item at every position, or at chosen ones.
 
-    The constructor leaves PyTorch's default initialization; ``mimetic.initialize_(model, "bert")`` is the published one.
+    The constructor leaves PyTorch's default initialization; ``mimetic.initialize_(model, "bert")`` is the published
+    one.
     """
 
     def __init__(self, config: BERT4RecConfig) -> None:
@@ -94,22 +99,34 @@ class BERT4Rec(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         # the causal part is in the mask, beside the padding
         self.blocks = nn.ModuleList(
-            Block(D, config.num_heads, mlp_ratio=config.mlp_ratio, norm_first=config.norm_first, dropout=config.dropout, eps=LAYER_NORM_EPS)
+            Block(
+                D,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                norm_first=config.norm_first,
+                dropout=config.dropout,
+                eps=LAYER_NORM_EPS,
+            )
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS) if config.norm_first else nn.Identity()
         self.head = ItemHead(D, config.num_items)
 
     def attention_mask(self, items_BN: Tensor) -> Tensor:
-        """(B, 1, N, N), True where attended: items, and in a causal model only up to the position itself. A position always
-        attends to itself, so that no row of the softmax is empty; what comes out at a padded position is never read."""
+        """(B, 1, N, N), True where attended: items, and in a causal model only up to the position itself. A position
+        always attends to itself, so that no row of the softmax is empty; what comes out at a padded position is never
+        read."""
         N = items_BN.shape[1]
         ones = torch.ones(N, N, dtype=torch.bool, device=items_BN.device)
         seen = (items_BN != PADDING)[:, None, None, :]
-        return (seen & ones.tril() if self.config.causal else seen) | torch.eye(N, dtype=torch.bool, device=items_BN.device)
+        return (seen & ones.tril() if self.config.causal else seen) | torch.eye(
+            N, dtype=torch.bool, device=items_BN.device
+        )
 
     def features(self, items_BN: Tensor) -> Tensor:
-        """(B, N) int64 to what the head reads, (B, N, D). N may be less than max_len: the last N positions are then used."""
+        """(B, N) int64 to what the head reads, (B, N, D). N may be less than max_len: the last N positions are then
+        used.
+        """
         N = items_BN.shape[1]
         if N > self.config.max_len:
             raise ValueError(f"{N} positions, the model has {self.config.max_len}")

@@ -22,11 +22,20 @@ LAYER_NORM_EPS = 1e-6  # timm's; PyTorch's own default is 1e-5
 
 
 def attend(
-    q_BHNK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+    q_BHNK: Tensor,
+    k_BHNK: Tensor,
+    v_BHNK: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, (B, H, N, K); ``mask`` as in SelfAttention, ``dropout`` of the attention weights."""
+    """softmax(q k^T / sqrt(head_dim)) v, (B, H, N, K); ``mask`` as in SelfAttention, ``dropout`` of the attention
+    weights.
+    """
     if mask is None and not dropout and q_BHNK.dtype == torch.bfloat16 and not q_BHNK.is_cuda:
-        # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal: four)
+        # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal:
+        # four)
         N, K = q_BHNK.shape[-2:]
         scores_BHNN = q_BHNK @ k_BHNK.mT * K**-0.5
         if causal:
@@ -54,7 +63,14 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, *, causal: bool = False, bias: bool = True, dropout: float = 0.0, rotary: int = 0
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        rotary: int = 0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
@@ -74,12 +90,16 @@ class SelfAttention(nn.Module):
         q_BHNK, k_BHNK = rotate(q_BHNK, self.rotary), rotate(k_BHNK, self.rotary)
         if mask is not None and self.causal:
             raise ValueError("a causal layer takes no mask: put the causal part into the mask, build with causal=False")
-        x_BHNK = attend(q_BHNK, k_BHNK, v_BHNK, mask, causal=self.causal, dropout=self.dropout if self.training else 0.0)
+        x_BHNK = attend(
+            q_BHNK, k_BHNK, v_BHNK, mask, causal=self.causal, dropout=self.dropout if self.training else 0.0
+        )
         return self.proj(x_BHNK.transpose(1, 2).reshape(B, N, D))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, exact or its "tanh" approximation; (B, N, d_model) to the same shape."""
+    """Two linear layers with a GELU between them, exact or its "tanh" approximation; (B, N, d_model) to the same
+    shape.
+    """
 
     def __init__(self, d_model: int, hidden: int, *, bias: bool = True, gelu: str = "none") -> None:
         super().__init__()
@@ -94,7 +114,9 @@ class Mlp(nn.Module):
 def check_mlp_ratio(mlp_ratio: float, d_model: int) -> None:
     """Raise ValueError unless an MLP of this ratio has units, and a finite number of them."""
     if not 0 < mlp_ratio < float("inf") or round(d_model * mlp_ratio) < 1:
-        raise ValueError(f"mlp_ratio must be finite and give at least one hidden unit (d_model={d_model}), not {mlp_ratio!r}")
+        raise ValueError(
+            f"mlp_ratio must be finite and give at least one hidden unit (d_model={d_model}), not {mlp_ratio!r}"
+        )
 
 
 class Block(nn.Module):
@@ -163,7 +185,9 @@ class _NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Models that are made meanwhile have shapes and no weights (PyTorch's meta device): to be counted, or filled later."""
+    """Models that are made meanwhile have shapes and no weights (PyTorch's meta device): to be counted, or filled
+    later.
+    """
     with torch.device("meta"), _NothingDrawn():
         yield
 
@@ -184,4 +208,3 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 def in_attention(counts: Mapping[str, int]) -> int:
     """How many of parameter_counts' parameters are attention's, with their biases."""
     return counts["attention_qkv"] + counts["attention_proj"]
-

@@ -1,5 +1,5 @@
-"""GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding; or the same
-with the fixed positions of the first transformer, or with rotary ones.
+"""GPT-2: token and learned position embedding, pre-LN causal blocks, LayerNorm, a head that shares the token embedding;
+or the same with the fixed positions of the first transformer, or with rotary ones.
 
 With the same weights its logits are those of ``transformers.GPT2LMHeadModel`` (tests/test_models_gpt.py).
 
@@ -32,10 +32,13 @@ class GPTConfig:
     depth: int = 12  # number of blocks
     num_heads: int = 12  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed, of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
-    # "shuffled": the same in a random order of the positions, so that neighbours are not alike; "centred": the same without what all
-    # positions have in common. Both are controls; "rotary": no embedding, queries and keys are rotated by their places (Su et al. 2021), as in GPT-NeoX and Llama;
-    # "from-sincos": learned, as a change of "sincos", that is starting there, the tokens as large; "from-noise": the same of noise as large: a control
+    # "learned": GPT-2's, normal .02; "scaled": the same, and tokens and positions times sqrt(d_model); "sincos": fixed,
+    # of the size 1 / sqrt(2), and the tokens times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
+    # "shuffled": the same in a random order of the positions, so that neighbours are not alike; "centred": the same
+    # without what all positions have in common. Both are controls; "rotary": no embedding, queries and keys are rotated
+    # by their places (Su et al. 2021), as in GPT-NeoX and Llama;
+    # "from-sincos": learned, as a change of "sincos", that is starting there, the tokens as large; "from-noise": the
+    # same of noise as large: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -51,7 +54,9 @@ class GPTConfig:
         if self.pos_embed in ("sincos", "shuffled", "centred", "from-sincos") and self.d_model % 2:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
         if self.pos_embed == "rotary" and self.d_model // self.num_heads % 2:
-            raise ValueError(f"pos_embed='rotary' needs an even d_model / num_heads, not {self.d_model} / {self.num_heads}")
+            raise ValueError(
+                f"pos_embed='rotary' needs an even d_model / num_heads, not {self.d_model} / {self.num_heads}"
+            )
 
     @property
     def fixed_positions(self) -> bool:
@@ -65,10 +70,11 @@ class GPTConfig:
 
 
 class GPT(nn.Module):
-    """Causal language model (Radford et al. 2019): token ids (B, N), N <= context, to logits (B, N, V) of the next tokens.
+    """Causal language model (Radford et al. 2019): token ids (B, N), N <= context, to logits (B, N, V) of the next
+    tokens.
 
-    The head is the token embedding, as in GPT-2: one parameter, counted once. There is no dropout. The constructor leaves
-    PyTorch's default initialization; ``mimetic.initialize_`` sets another one by name ("gpt2" is GPT-2's own).
+    The head is the token embedding, as in GPT-2: one parameter, counted once. There is no dropout. The constructor
+    leaves PyTorch's default initialization; ``mimetic.initialize_`` sets another one by name ("gpt2" is GPT-2's own).
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -84,13 +90,21 @@ class GPT(nn.Module):
             rows = noise(config.context, D) if config.pos_embed == "from-noise" else sincos(config.context, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(config.context)]
-            self.register_buffer("pos_embed" if config.fixed_positions else "pos_start", centred(rows) if config.pos_embed == "centred" else rows)
+            self.register_buffer(
+                "pos_embed" if config.fixed_positions else "pos_start",
+                centred(rows) if config.pos_embed == "centred" else rows,
+            )
         self.blocks = nn.Sequential(
             *(
                 Block(
-                    D, config.num_heads, mlp_ratio=config.mlp_ratio, causal=True, eps=GPT2_EPS, gelu="tanh",
+                    D,
+                    config.num_heads,
+                    mlp_ratio=config.mlp_ratio,
+                    causal=True,
+                    eps=GPT2_EPS,
+                    gelu="tanh",
                     rotary=config.context if config.pos_embed == "rotary" else 0,
-                )  # fmt: skip
+                )
                 for _ in range(config.depth)
             )
         )
@@ -131,7 +145,8 @@ def combine(config: GPTConfig, tokens: Tensor, positions: Tensor | None) -> Tens
 
 @torch.no_grad()
 def generate(model: GPT, ids: list[int], length: int, *, seed: int = 0, temperature: float = 1.0) -> list[int]:
-    """``length`` tokens that follow ``ids``, drawn one by one from the model's distribution; a function of its arguments.
+    """``length`` tokens that follow ``ids``, drawn one by one from the model's distribution; a function of its
+    arguments.
 
     The model sees at most its context of the last tokens. It is left in the mode that it was in.
 

@@ -1,5 +1,5 @@
-"""Positions: sines and cosines of a place on a line or in a plane, an order that takes neighbours apart, noise as large as they are, and rotations by the
-place."""
+"""Positions: sines and cosines of a place on a line or in a plane, an order that takes neighbours apart, noise as large
+as they are, and rotations by the place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:
     """The fixed position embedding of Vaswani et al. 2017, 3.5: (length, d_model), float32.
 
-    Two equal parts, sin(n w) and cos(n w) with w_i = temperature ** (-2 i / d_model); the paper has them in turn, which is another
-    order of the channels.
+    Two equal parts, sin(n w) and cos(n w) with w_i = temperature ** (-2 i / d_model); the paper has them in turn, which
+    is another order of the channels.
 
     Raises:
         ValueError: d_model is odd.
@@ -43,7 +43,8 @@ def sincos2d(height: int, width: int, d_model: int, temperature: float = 10_000.
 
 
 def rotations(length: int, head_dim: int, temperature: float = 10_000.0) -> Tensor:
-    """The cosines and sines of rotary positions (Su et al. 2021): (2, length, head_dim / 2), float32. Place n turns pair i by n temperature ** (-2 i / head_dim).
+    """The cosines and sines of rotary positions (Su et al. 2021): (2, length, head_dim / 2), float32. Place n turns
+    pair i by n temperature ** (-2 i / head_dim).
 
     Raises:
         ValueError: head_dim is odd.
@@ -55,8 +56,9 @@ def rotations(length: int, head_dim: int, temperature: float = 10_000.0) -> Tens
 
 
 def rotate(x: Tensor, table: Tensor | None) -> Tensor:
-    """Queries or keys (..., N, head_dim) turned by their places: channel i of a head with channel i + head_dim / 2, as in GPT-NeoX and Llama. table: rotations
-    of at least N places; None: positions are not rotary, and nothing is turned."""
+    """Queries or keys (..., N, head_dim) turned by their places: channel i of a head with channel i + head_dim / 2, as
+    in GPT-NeoX and Llama. table: rotations of at least N places; None: positions are not rotary, and nothing is
+    turned."""
     if table is None:
         return x
     cosines, sines = table[:, : x.shape[-2]].to(x.dtype)
@@ -65,14 +67,18 @@ def rotate(x: Tensor, table: Tensor | None) -> Tensor:
 
 
 def centred(rows: Tensor) -> Tensor:
-    """Fixed positions (places, d_model) without what all places have in common, their mean, and as large as they were (root mean square)."""
+    """Fixed positions (places, d_model) without what all places have in common, their mean, and as large as they were
+    (root mean square).
+    """
     rows = rows.double()
     apart = rows - rows.mean(0)
     return (apart * (rows.square().mean() / apart.square().mean()).sqrt()).float()
 
 
 def noise(places: int, d_model: int) -> Tensor:
-    """Normal noise as large as sines and cosines (root mean square 1 / sqrt(2)), always the same: (places, d_model), float32, on the CPU."""
+    """Normal noise as large as sines and cosines (root mean square 1 / sqrt(2)), always the same: (places, d_model),
+    float32, on the CPU.
+    """
     return torch.randn(places, d_model, generator=torch.Generator().manual_seed(0), device="cpu") * 0.5**0.5
 
 

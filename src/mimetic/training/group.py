@@ -18,7 +18,8 @@ Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class GroupStep(Captured):
-    """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU it is a CUDA graph.
+    """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU
+    it is a CUDA graph.
 
     Args:
         stacked: the models.
@@ -28,15 +29,27 @@ class GroupStep(Captured):
         backend: of backend.resolve_backend.
     """
 
-    def __init__(self, stacked: Stacked, losses: Losses, metrics: Sequence[str], settings: Sequence[TrainConfig], backend: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        stacked: Stacked,
+        losses: Losses,
+        metrics: Sequence[str],
+        settings: Sequence[TrainConfig],
+        backend: dict[str, Any],
+    ) -> None:
         self.stacked, self.losses = stacked, losses
         self.highest = max(settings, key=lambda s: s.lr)
-        optimizer = adamw([(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)], self.highest)
+        optimizer = adamw(
+            [(name, weight, weight.ndim - 1) for name, weight in zip(stacked.names, stacked.weights, strict=True)],
+            self.highest,
+        )
         super().__init__(optimizer, backend, captures=backend["type"] == "cuda")
         device = stacked.weights[0].device
         same = all(s.lr == self.highest.lr for s in settings)
         self.rates = None if same else torch.tensor([s.lr / self.highest.lr for s in settings], device=device)
-        self.sums = {name: torch.zeros(stacked.size, dtype=sum_dtype(backend), device=device) for name in ("loss", *metrics)}
+        self.sums = {
+            name: torch.zeros(stacked.size, dtype=sum_dtype(backend), device=device) for name in ("loss", *metrics)
+        }
 
     def means(self, steps: int) -> dict[str, list[float]]:
         """The mean of each sum over the steps since the last call, run by run."""
@@ -59,7 +72,8 @@ class GroupStep(Captured):
 
 @torch.no_grad()
 def step_each_(optimizer: torch.optim.AdamW, weights: Sequence[Tensor], rates: Tensor | None) -> None:
-    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have that.
+    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have
+    that.
 
     AdamW's step, weight decay included, is proportional to the learning rate, and its state does not depend on it.
     """

@@ -26,7 +26,8 @@ from mimetic.training.precision import cast, products
 from mimetic.training.progress import Progress
 from mimetic.training.step import Step
 
-CHECKPOINT_SHARE = 0.005  # of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
+# of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
+CHECKPOINT_SHARE = 0.005
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms
 
@@ -37,7 +38,8 @@ class Task(Protocol):
     steps_per_epoch: int
     unit: str  # what throughput counts: "images", "tokens", ...
     units_per_step: int
-    mean_over_rows: bool  # whether the loss is a plain mean over the batch's rows; else several processes cannot share it
+    # whether the loss is a plain mean over the batch's rows; else several processes cannot share it
+    mean_over_rows: bool
 
     def batch(self, epoch: int, step: int) -> Any:
         """Batch ``step`` (from 0) of ``epoch`` (from 0), on the device."""
@@ -55,11 +57,13 @@ class Result:
     """What training gave."""
 
     curve: list[dict[str, float]]  # one dict an epoch: epoch (from 1), step, lr, train_loss, train_*, test_*
-    seconds: dict[str, float] = field(default_factory=dict)  # compile (the first step of a compiled model), train, evaluate, save
+    # compile (the first step of a compiled model), train, evaluate, save
+    seconds: dict[str, float] = field(default_factory=dict)
     units_per_second: float = 0.0
     resumed: int = 0  # how often the run went on from a checkpoint
     started: str | None = None  # what was passed as ``started`` when the run first began
-    machines: list[dict[str, Any]] = field(default_factory=list)  # name, processes, from which step on; one entry unless it moved
+    # name, processes, from which step on; one entry unless it moved
+    machines: list[dict[str, Any]] = field(default_factory=list)
     graph: bool | None = None  # whether a step was one CUDA graph; None: not on a GPU
 
 
@@ -120,8 +124,8 @@ def train(
         checkpoint: file to resume from if it exists and to save to; None: neither. The caller deletes it.
         identity: what a checkpoint must have been saved with (see load_checkpoint).
         started: kept in the checkpoint and handed back, so that a resumed run knows when it began.
-        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after an epoch if that costs little. One that cannot be
-            written is said, and the run goes on with the old one.
+        checkpoint_seconds: a checkpoint is saved when this much time has passed, and after an epoch if that costs
+            little. One that cannot be written is said, and the run goes on with the old one.
         time_limit: seconds after which to save and stop with TimeLimit; None: no limit.
         progress: a bar (in a terminal) and a line an epoch.
         on_epoch: called with the entry of the curve after every epoch.
@@ -137,7 +141,9 @@ def train(
         ValueError: several processes, and a task whose loss or batch they cannot share.
     """
     if group.size > 1 and not task.mean_over_rows:
-        raise ValueError(f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch")
+        raise ValueError(
+            f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch"
+        )
     backend, steps = resolve_backend(config), task.steps_per_epoch
     began = saved = time.monotonic()
     cost = 0.0  # seconds that the last checkpoint took
@@ -171,14 +177,17 @@ def train(
                 except OSError as error:
                     if must:
                         raise
-                    warnings.warn(f"{label or 'the run'} is not saved ({error}); it goes on, and may be lost", stacklevel=2)
+                    warnings.warn(
+                        f"{label or 'the run'} is not saved ({error}); it goes on, and may be lost", stacklevel=2
+                    )
             saved = time.monotonic()
             cost = saved - before
             result.seconds["save"] += cost
 
         forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
         if backend["compiled"]:
-            # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
+            # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any
+            # batch size
             forward = torch.compile(forward, dynamic=False)
             evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
         # a graph holds one shape of batch, and no other process
@@ -207,7 +216,8 @@ def train(
                     if time_limit is not None and group.size > 1:  # clocks differ, and all must stop at the same step
                         out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
                     if out_of_time or now - saved > checkpoint_seconds:
-                        if backend["type"] == "cuda":  # what the card has still to do is training, and no part of saving
+                        # what the card has still to do is training, and no part of saving
+                        if backend["type"] == "cuda":
                             torch.cuda.synchronize()
                         result.seconds["train"] += time.perf_counter() - clock
                         save(must=out_of_time)
@@ -222,7 +232,10 @@ def train(
                 clock = time.perf_counter()
                 model.eval()
                 with torch.no_grad(), cast(backend):
-                    entry |= {f"test_{name}": float(value) for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()}
+                    entry |= {
+                        f"test_{name}": float(value)
+                        for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()
+                    }
                 if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
                     raise Diverged(f"{label or 'training'}: {bad[0]} is {entry[bad[0]]} in epoch {epoch + 1}")
                 result.seconds["evaluate"] += time.perf_counter() - clock

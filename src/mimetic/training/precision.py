@@ -1,9 +1,9 @@
 """Mixed precision: autocast to bfloat16, on every processor at a bearable speed.
 
-The weights and AdamW stay in float32; autocast casts what goes into a matrix product to bfloat16. A CPU without instructions for
-bfloat16 (before AVX-512, most laptops, many virtual machines) then trains at an eighth of its float32 speed (book/speed). There, the
-products are taken in float32 and rounded to bfloat16: the same numbers, up to the order of a sum, since bfloat16 instructions add
-up in float32 too.
+The weights and AdamW stay in float32; autocast casts what goes into a matrix product to bfloat16. A CPU without
+instructions for bfloat16 (before AVX-512, most laptops, many virtual machines) then trains at an eighth of its float32
+speed (book/speed). There, the products are taken in float32 and rounded to bfloat16: the same numbers, up to the order
+of a sum, since bfloat16 instructions add up in float32 too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def cpu_has_bfloat16() -> bool:
 
 
 class InFloat32(TorchDispatchMode):
-    """Matrix products of bfloat16 tensors in float32, their results rounded to bfloat16; the backward pass too, where it runs inside."""
+    """Matrix products of bfloat16 tensors in float32, their results rounded to bfloat16; the backward pass too, where
+    it runs inside.
+    """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -11,7 +11,7 @@ try:
     from tqdm import tqdm
 except ImportError:
 
-    class tqdm:  # noqa: N801  on a bare GPU machine: the lines without the bar
+    class tqdm:  # on a bare GPU machine: the lines without the bar
         disable = True
 
         def __init__(self, **_: Any) -> None: ...

@@ -41,7 +41,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "parameters": dict,  # number of parameters by kind, and total
     "throughput": dict,  # unit (images, tokens, ...) and per_second, training only
     "seconds": dict,  # train, evaluate, total (with loading and initialization); interrupted runs: of the kept work
-    "device": dict,  # type, name, threads, precision, products (as precision where missing), compiled, processes (1 where missing), together (runs trained in the same kernels: their times are shares of the group's, their speed is the group's)
+    # type, name, threads, precision, products (as precision where missing), compiled, processes (1 where missing),
+    # together (runs trained in the same kernels: their times are shares of the group's, their speed is the group's)
+    "device": dict,
     "versions": dict,  # python and packages
     "source": dict,  # sha256 of all, and of each file that had a part in the numbers
     "started": str,  # UTC, ISO 8601
@@ -107,19 +109,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
         _validate(record, path)
     except RecordError:
         raise
-    except (ValueError, OverflowError, RecursionError) as error:  # no JSON or UTF-8; numbers and nesting beyond what Python reads
+    # no JSON or UTF-8; numbers and nesting beyond what Python reads
+    except (ValueError, OverflowError, RecursionError) as error:
         raise RecordError(f"{_short(path)} is damaged: not JSON ({error})") from None
     return record
 
 
 def record_files(folder: str | Path, pattern: str = "*/*.json") -> list[Path]:
     """The records below a folder, sorted; not what another process is just writing, nor an editor's copies."""
-    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith(".") and not path.parent.name.startswith("."))
+    return sorted(
+        path
+        for path in Path(folder).glob(pattern)
+        if not path.name.startswith(".") and not path.parent.name.startswith(".")
+    )
 
 
-def load_runs(
-    experiment: str | None = None, *, folder: str | Path | None = None, curves: bool = False
-) -> pd.DataFrame:
+def load_runs(experiment: str | None = None, *, folder: str | Path | None = None, curves: bool = False) -> pd.DataFrame:
     """All records, or those of one experiment, as a DataFrame sorted by experiment, arm and seed.
 
     Args:
@@ -139,8 +144,12 @@ def load_runs(
     return pd.DataFrame(rows).sort_values(["experiment", "arm", "seed", "epoch"], ignore_index=True)
 
 
-def runs(experiment: str | None = None, *, folder: str | Path | None = None) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """What load_runs makes its rows of, record by record: of the run, and of each epoch. They are shared: not to be changed."""
+def runs(
+    experiment: str | None = None, *, folder: str | Path | None = None
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """What load_runs makes its rows of, record by record: of the run, and of each epoch. They are shared: not to be
+    changed.
+    """
     pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
     for path in record_files(folder or runs_dir(), pattern):
         found = path.stat()
@@ -149,8 +158,8 @@ def runs(experiment: str | None = None, *, folder: str | Path | None = None) -> 
 
 @cache
 def _rows(path: Path, *version: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What load_runs shows of a record: of the run, and of each epoch. Read once in a process, unless the file changes (``version``): a
-    chapter asks some thirty times for records of which there are hundreds."""
+    """What load_runs shows of a record: of the run, and of each epoch. Read once in a process, unless the file changes
+    (``version``): a chapter asks some thirty times for records of which there are hundreds."""
     record = read_record(path)
     who = {key: record[key] for key in ("experiment", "arm", "seed")}
     run = (

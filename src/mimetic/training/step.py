@@ -1,4 +1,6 @@
-"""A step of training, and how a GPU is given it: as one CUDA graph, so that it never waits for the CPU to start the next kernel."""
+"""A step of training, and how a GPU is given it: as one CUDA graph, so that it never waits for the CPU to start the
+next kernel.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Captured:
-    """A step that a GPU may be given as one CUDA graph, which the first call captures. Batches of another shape than the first are trained
-    without it. What a step is says ``_run``; ``sums`` are of loss and metrics (reset() after an epoch)."""
+    """A step that a GPU may be given as one CUDA graph, which the first call captures. Batches of another shape than
+    the first are trained without it. What a step is says ``_run``; ``sums`` are of loss and metrics (reset() after an
+    epoch)."""
 
     def __init__(self, optimizer: torch.optim.AdamW, backend: dict[str, Any], captures: bool) -> None:
         self.optimizer, self.backend, self.captures = optimizer, backend, captures
@@ -69,9 +72,16 @@ class Step(Captured):
     """
 
     def __init__(
-        self, model: nn.Module, forward: nn.Module, loss: Loss, optimizer: torch.optim.AdamW, grad_clip: float, backend: dict[str, Any],
-        captures: bool = False, group: Group = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        forward: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.AdamW,
+        grad_clip: float,
+        backend: dict[str, Any],
+        captures: bool = False,
+        group: Group = ALONE,
+    ) -> None:
         super().__init__(optimizer, backend, captures)
         self.model, self.forward, self.loss, self.grad_clip, self.group = model, forward, loss, grad_clip, group
 
@@ -83,8 +93,8 @@ class Step(Captured):
         if self.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
-        # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at every step, so
-        # that a checkpoint inside an epoch holds what belongs to the whole batch
+        # float64: a sum of thousands of values; kept on the device, read once an epoch. Of all processes' rows at every
+        # step, so that a checkpoint inside an epoch holds what belongs to the whole batch
         values = {name: value.detach().to(sum_dtype(self.backend)) for name, value in {"loss": loss, **metrics}.items()}
         for name, value in self.group.mean(values).items():
             if name not in self.sums:
@@ -98,7 +108,9 @@ def sum_dtype(backend: dict[str, Any]) -> torch.dtype:
 
 
 def read_rate_from_device(optimizer: torch.optim.AdamW) -> None:
-    """Make the optimiser one that a CUDA graph can hold: its learning rate lies on the device, where set_rate writes it."""
+    """Make the optimiser one that a CUDA graph can hold: its learning rate lies on the device, where set_rate writes
+    it.
+    """
     for part in optimizer.param_groups:
         part |= {"lr": torch.tensor(0.0, device=part["params"][0].device), "capturable": True}
 
@@ -117,7 +129,9 @@ def changed(optimizer: torch.optim.AdamW) -> dict[Any, Tensor]:
     parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
     found: dict[Any, Tensor] = dict(enumerate(parameters))
     for i, parameter in enumerate(parameters):
-        found |= {(i, name): value for name, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+        found |= {
+            (i, name): value for name, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)
+        }
     return found
 
 
@@ -126,8 +140,8 @@ def as_graph(step: Callable[[], None], changed: Callable[[], dict[Any, Tensor]])
 
     Args:
         step: works on tensors that stay where they are.
-        changed: every tensor that a step changes, by a name; the trial steps are undone in them. What the first step makes counts as
-            zero before it.
+        changed: every tensor that a step changes, by a name; the trial steps are undone in them. What the first step
+            makes counts as zero before it.
     """
     before, random = {name: value.detach().clone() for name, value in changed().items()}, torch.cuda.get_rng_state()
 

@@ -39,7 +39,9 @@ class Check:
     name: str  #: of the layer
     qk_error: float = math.nan  #: of W_Q W_K^T, the worst head
     vp_error: float = math.nan  #: of W_V W_proj, the worst head
-    fold_error: float = math.nan  #: of the folded products; nan where the gains are not known, the block could not be isolated, or attention adds so little that rounding hides it
+    # : of the folded products; nan where the gains are not known, the block could not be isolated, or attention adds so
+    # little that rounding hides it
+    fold_error: float = math.nan
     scale: float = math.nan  #: factor on q k^T in units of 1/sqrt(head_dim), 1 in the paper's attention
     caveats: tuple[str, ...] = ()  #: those of the layer
     needs: tuple[str, ...] = ()  #: the caveats that this forward calls for
@@ -77,21 +79,28 @@ def verify(
     with evaluating(model), torch.no_grad():
         session = Session(model, layers, seed)
         records = [session.run(run, r) for r in range(RUNS)]
-        checks = [_compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)]
+        checks = [
+            _compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)
+        ]
         if fold:
             errors = fold_errors(session, run)
-            checks = [_with_fold(c, layer, errors.get(i), tolerance) for i, (c, layer) in enumerate(zip(checks, layers))]
+            checks = [
+                _with_fold(c, layer, errors.get(i), tolerance) for i, (c, layer) in enumerate(zip(checks, layers))
+            ]
     return checks
 
 
-# --- comparison ----------------------------------------------------------------------------------------------------------
+# --- comparison
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _compare(layer: AttentionLayer, recs: list[Record], c_H: Tensor, tolerance: float) -> Check:
     base = Check(layer.name, caveats=layer.caveats)
     first = recs[0]
     if first.x_BND is None:
-        return replace(base, problem="unverified: the layer was not called, or its tokens were not found among its arguments")
+        return replace(
+            base, problem="unverified: the layer was not called, or its tokens were not found among its arguments"
+        )
     if not first.softmaxes or first.y_BND is None:
         return replace(base, problem="unverified: no softmax and output were seen")
     vp_error = _vp_error(layer, recs, c_H)
@@ -107,7 +116,8 @@ def _compare(layer: AttentionLayer, recs: list[Record], c_H: Tensor, tolerance: 
         problem = "wrong: W_Q W_K^T has the opposite sign in the forward"
     else:
         needed = set().union(*(rec.taken_out for rec in recs)) | ({ROPE} if rope else set())
-        if any(not torch.equal(a, b) for a, b in zip(recs[0].gates, recs[4].gates)):  # of the heads, or of the position bias
+        # of the heads, or of the position bias
+        if any(not torch.equal(a, b) for a, b in zip(recs[0].gates, recs[4].gates)):
             needed.add(BIAS_GATE if BIAS_GATE in layer.caveats else GATE)
         if abs(scale - 1) > 0.01 and QK_NORM not in needed:
             needed.add(UNSCALED)
@@ -153,7 +163,9 @@ def _qk_error_arranged(layer: AttentionLayer, recs: list[Record], tolerance: flo
     cross = layer.kind == "cross"
     x = [way(r.x_BND.to(products)) for r in recs]
     kv = [r.kv_BMD.to(products) for r in recs] if cross else x
-    places = way(torch.arange(recs[0].x_BND.shape[1], device=products.device).expand(recs[0].x_BND.shape[:2])[..., None])
+    places = way(
+        torch.arange(recs[0].x_BND.shape[1], device=products.device).expand(recs[0].x_BND.shape[:2])[..., None]
+    )
 
     def heads(tensors):
         found = [None if t is None else arrange(t, H, r.x_BND.shape if t.shape[-2] == x[0].shape[1] else r.kv_BMD.shape)
@@ -170,7 +182,11 @@ def _qk_error_arranged(layer: AttentionLayer, recs: list[Record], tolerance: flo
             measured = measured[..., : expected.shape[-1]]  # without attention sinks
             # masked pairs: a constant in place of the logit (GPT-1), or a large negative number added (Swin: -100)
             level = [t[..., : expected.shape[-1]] for t in logits[:4]]
-            use = measured.isfinite() & (level[0] > -50) & ~((level[0] == level[1]) & (level[0] == level[2]) & (level[0] == level[3]))
+            use = (
+                measured.isfinite()
+                & (level[0] > -50)
+                & ~((level[0] == level[1]) & (level[0] == level[2]) & (level[0] == level[3]))
+            )
             if not cross:  # only pairs of an even and an odd position were varied independently
                 use = use & ((places + places.mT) % 2 == 1)[:, None]
             if use.any():

@@ -25,7 +25,9 @@ from mimetic.verify.record import (
     tokens_of,
 )
 
-SEEN = 1e-4  # rounding of the residual stream, in units of what attention adds to it, up to which a folded product can be told from another
+# rounding of the residual stream, in units of what attention adds to it, up to which a folded product can be told from
+# another
+SEEN = 1e-4
 
 
 def fold_errors(session: Session, run: Callable) -> dict[int, float]:
@@ -42,7 +44,11 @@ def fold_errors(session: Session, run: Callable) -> dict[int, float]:
         blocks = {}
         for i in known:
             chain = ancestors(session.modules, session.names[i])
-            if i not in errors and depth < len(chain) and not isinstance(chain[depth][1], (nn.ModuleList, nn.Sequential)):
+            if (
+                i not in errors
+                and depth < len(chain)
+                and not isinstance(chain[depth][1], (nn.ModuleList, nn.Sequential))
+            ):
                 blocks[i] = chain[depth][1]
         if not blocks:
             continue
@@ -86,7 +92,8 @@ def _block_run(session: Session, run: Callable, blocks: dict[int, nn.Module], r:
 
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         inside = set(session.attention[i].modules()) | set(session.outputs[i].modules())
-        # proj, so that a residual connection inside the attention class stays; nn.MultiheadAttention never calls its own
+        # proj, so that a residual connection inside the attention class stays; nn.MultiheadAttention never calls its
+        # own
         quiet = session.attention[i] if isinstance(session.attention[i], nn.MultiheadAttention) else session.owners[i]
         for module in block.modules():
             matrix = any(p.ndim >= 2 for p in module.parameters(recurse=False)) and module not in inside
@@ -118,12 +125,14 @@ def _fold_error(layer: AttentionLayer, c_H: Tensor, silent, one, two) -> float |
         expected_map = sum(c.to(p) * p for c, p in zip(c_H, folded))
         measured = ((out1 - z1) - (out2 - z2)).to(expected_map)
         expected = [(norm(z1) - norm(z2)).to(measured) @ expected_map for norm in (_layer, _rms, _simple, _same)]
-        rounding = torch.finfo(out.dtype).eps * out1.abs().max()  # of z + attention(z): behind a LayerScale of 1e-5 little else is left of the second
+        # of z + attention(z): behind a LayerScale of 1e-5 little else is left of the second
+        rounding = torch.finfo(out.dtype).eps * out1.abs().max()
         if rounding > SEEN * expected[0].abs().max():
             return None
         return min(relative_error(measured, e) for e in expected)
     if x.shape == z.shape and torch.equal(x, z) and layer.in_gain is None and layer.out_gain is None:
-        if (out - out[:, :1]).abs().max() > 1e-3:  # the tokens pass by the silent attention: the residual connection is in here
+        # the tokens pass by the silent attention: the residual connection is in here
+        if (out - out[:, :1]).abs().max() > 1e-3:
             return 0.0  # norm(z + attention(z)): the layer reads the residual stream itself, nothing to fold
     return None
 

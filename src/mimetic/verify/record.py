@@ -1,4 +1,5 @@
-"""Running a model with random tokens in its attention layers and the identity in place of softmax, and keeping what is seen.
+"""Running a model with random tokens in its attention layers and the identity in place of softmax, and keeping what is
+seen.
 
 Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_model.
 """
@@ -30,7 +31,8 @@ class Record:
     k_BHMK: Tensor | None = None
     logits_BHNM: Tensor | None = None
     y_BND: Tensor | None = None
-    residual_BND: Tensor | None = None  # added to the output inside the attention class: its input (ALBERT) or an argument (BLOOM)
+    # added to the output inside the attention class: its input (ALBERT) or an argument (BLOOM)
+    residual_BND: Tensor | None = None
     entered: Tensor | None = None  # what the module was called with
     gates: list[Tensor] = field(default_factory=list)  # inputs of its sigmoids
     softmaxes: int = 0
@@ -75,7 +77,9 @@ class Session:
             def enter(module, args, kwargs, i=i):
                 self.stack.append(i)
                 changed = inject(i, module, args, kwargs)
-                self.records[i].entered = find_tokens(module, *(changed or (args, kwargs)), QUERY_NAMES, self.layers[i].d_model)
+                self.records[i].entered = find_tokens(
+                    module, *(changed or (args, kwargs)), QUERY_NAMES, self.layers[i].d_model
+                )
                 return changed
 
             def leave(module, args, output):
@@ -210,7 +214,9 @@ class _Identity(TorchFunctionMode):
             self.products = [*self.products[-7:], (left, right, out.shape)]
         return out
 
-    def _sdpa(self, rec, c_H, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    def _sdpa(
+        self, rec, c_H, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):
         H = query.shape[-3]
         if key.shape[-3] != H:  # what enable_gqa means
             key, value = (t.repeat_interleave(H // t.shape[-3], -3) for t in (key, value))
@@ -249,12 +255,34 @@ def _per_head(t: Tensor, c_H: Tensor) -> Tensor:
     return t
 
 
-# --- arguments and shapes ----------------------------------------------------------------------------------------------
+# --- arguments and shapes
+# ----------------------------------------------------------------------------------------------
 
-QUERY_NAMES = ("hidden_states", "query", "x", "input", "inputs", "hidden_state", "queries", "query_states", "src", "input_tensor", "embeddings")
+QUERY_NAMES = (
+    "hidden_states",
+    "query",
+    "x",
+    "input",
+    "inputs",
+    "hidden_state",
+    "queries",
+    "query_states",
+    "src",
+    "input_tensor",
+    "embeddings",
+)
 KEY_NAMES = (
-    "key_value_states", "encoder_hidden_states", "cross_attention_states", "key", "value", "keys", "values", "kv", "memory", "context",
-)  # fmt: skip
+    "key_value_states",
+    "encoder_hidden_states",
+    "cross_attention_states",
+    "key",
+    "value",
+    "keys",
+    "values",
+    "kv",
+    "memory",
+    "context",
+)
 
 
 def generator_for(*seed: int) -> torch.Generator:
@@ -265,7 +293,12 @@ def generator_for(*seed: int) -> torch.Generator:
 
 
 def _is_tokens(t, width: int) -> bool:
-    return isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 2 and (t.shape[-1] == width or _channels_first(t, width))
+    return (
+        isinstance(t, Tensor)
+        and t.is_floating_point()
+        and t.ndim >= 2
+        and (t.shape[-1] == width or _channels_first(t, width))
+    )
 
 
 def _channels_first(t: Tensor, width: int) -> bool:
@@ -349,7 +382,9 @@ def first_tensor(output) -> Tensor | None:
 
 
 def arrange(t: Tensor, H: int, tokens_BN: torch.Size):
-    """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or None: how windows were cut is not known here."""
+    """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or None: how windows were cut is not known
+    here.
+    """
     B, N = tokens_BN[:2]
     if t.ndim == 3 and t.shape[0] % H == 0:
         t = t.unflatten(0, (-1, H))

@@ -1,6 +1,8 @@
-"""Every claim about mimetic initialization that this book tests: whose it is, what was found, and a verdict (chapter 13).
+"""Every claim about mimetic initialization that this book tests: whose it is, what was found, and a verdict (chapter
+13).
 
-A verdict is a word that follows from an interval (judged) or from what was counted (counted); before all planned pairs are in it is "open".
+A verdict is a word that follows from an interval (judged) or from what was counted (counted); before all planned pairs
+are in it is "open".
 """
 
 from __future__ import annotations
@@ -47,15 +49,45 @@ from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
 MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
-    HOLDS: ("all planned pairs are in, and the 95 % interval of their mean lies on the side that the claim says", "holds here", "hold here"),
-    PART: ("of a claim with several parts some hold, whatever the others say, which the row tells; or there is a gain, which is or may be smaller than the claim says", "holds in part", "hold in part"),
-    NOT: ("all planned pairs are in, and the interval leaves out what the claim says; of a claim with several parts, of one at least, and no part holds", "does not hold here", "do not hold here"),
-    UNDECIDED: ("all planned pairs are in, and the interval has both sides in it (of a trend over several sizes: with all of them, or without one)", "is undecided", "are undecided"),
+    HOLDS: (
+        "all planned pairs are in, and the 95 % interval of their mean lies on the side that the claim says",
+        "holds here",
+        "hold here",
+    ),
+    PART: (
+        (
+            "of a claim with several parts some hold, whatever the others say, which the row tells; or there is a gain,"
+            " which is or may be smaller than the claim says"
+        ),
+        "holds in part",
+        "hold in part",
+    ),
+    NOT: (
+        (
+            "all planned pairs are in, and the interval leaves out what the claim says; of a claim with several parts,"
+            " of one at least, and no part holds"
+        ),
+        "does not hold here",
+        "do not hold here",
+    ),
+    UNDECIDED: (
+        (
+            "all planned pairs are in, and the interval has both sides in it (of a trend over several sizes: with all"
+            " of them, or without one)"
+        ),
+        "is undecided",
+        "are undecided",
+    ),
     OPEN: ("not run, or fewer pairs than planned so far", "is open", "are open"),
 }
 PAPER, REVIEW, ASKED, GUESS, COURSE, OURS = (
-    "the paper", "a review of it", "asked by that review", "its authors, as that review reports", "a course project", "our question"
-)  # fmt: skip
+    "the paper",
+    "a review of it",
+    "asked by that review",
+    "its authors, as that review reports",
+    "a course project",
+    "our question",
+)
 Judgement = tuple[str, str]  # verdict, and what was found
 
 
@@ -70,7 +102,9 @@ class Claim:
     judge: Callable[[], Judgement]
 
 
-def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1, least: float = 0.0, unit: str = "") -> Judgement:
+def judged(
+    values: pd.Series, metric: Metric, planned: int, *, expected: int = 1, least: float = 0.0, unit: str = ""
+) -> Judgement:
     """The verdict on paired values and the values in words: mean, 95 % interval, number of pairs.
 
     Args:
@@ -86,7 +120,11 @@ def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1
     unit = unit or (metric.difference or metric.name) + (", fewer are better" if metric.lower_is_better else "")
     found = f"{metric.signed(row['difference'])} {unit}".strip()
     if n < planned:
-        return OPEN, found + (f" ({metric.span(row['low'], row['high'])}, {n} pairs of {planned})" if n > 1 else f", one pair of {planned}")
+        return OPEN, found + (
+            f" ({metric.span(row['low'], row['high'])}, {n} pairs of {planned})"
+            if n > 1
+            else f", one pair of {planned}"
+        )
     found += f" ({metric.span(row['low'], row['high'])}, {n} pairs, p {row['p']:.3f})" if n > 1 else ", one pair"
     # towards what the claim says is up
     low, high = sorted(expected * (-end if metric.lower_is_better else end) for end in (row["low"], row["high"]))
@@ -96,8 +134,8 @@ def judged(values: pd.Series, metric: Metric, planned: int, *, expected: int = 1
 
 
 def joined(parts: dict[str, Judgement]) -> Judgement:
-    """One verdict on a claim that was tested in several ways: theirs if they agree, open while one is, that it does not hold if one does not
-    and no other does."""
+    """One verdict on a claim that was tested in several ways: theirs if they agree, open while one is, that it does not
+    hold if one does not and no other does."""
     words = {verdict for verdict, _ in parts.values()}
     if len(words) == 1:
         verdict = words.pop()
@@ -116,18 +154,25 @@ def counted(cells: Iterable[bool]) -> str:
 
 
 def _sides(products: pd.DataFrame) -> pd.DataFrame:
-    """One row a measured model: the common sign of its QK heads (qk) and V·proj layers (vp), the shares of both that are beyond
-    chance on either side (qk_any, vp_any), the median size of their diagonals in off-diagonal spreads (qk_size, vp_size), and its layers."""
+    """One row a measured model: the common sign of its QK heads (qk) and V·proj layers (vp), the shares of both that
+    are beyond chance on either side (qk_any, vp_any), the median size of their diagonals in off-diagonal spreads
+    (qk_size, vp_size), and its layers."""
     rows = {}
     for title, part in products.groupby("title", sort=False):
         heads = {"qk": part[part["product"] == "qk"], "vp": part[(part["product"] == "vp") & (part["head"] == -1)]}
-        rows[title] = {k: sign(v["sigmas"]) for k, v in heads.items()} | {f"{k}_any": (v["sigmas"].abs() > CHANCE).mean() for k, v in heads.items()}
+        rows[title] = {k: sign(v["sigmas"]) for k, v in heads.items()} | {
+            f"{k}_any": (v["sigmas"].abs() > CHANCE).mean() for k, v in heads.items()
+        }
         rows[title] |= {f"{k}_size": v["z"].abs().median() for k, v in heads.items()} | {"layers": len(heads["vp"])}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["qk", "vp", "qk_any", "vp_any", "qk_size", "vp_size", "layers"])
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["qk", "vp", "qk_any", "vp_any", "qk_size", "vp_size", "layers"]
+    )
 
 
 def _sign_words(qk: str, vp: str) -> str:
-    return ", ".join(f"{name} {found if found != 'none' else 'no common sign'}" for name, found in (("QK", qk), ("V·proj", vp)))
+    return ", ".join(
+        f"{name} {found if found != 'none' else 'no common sign'}" for name, found in (("QK", qk), ("V·proj", vp))
+    )
 
 
 def _trained_vision() -> Judgement:
@@ -142,8 +187,10 @@ def _trained_text() -> Judgement:
     sides = _sides(measured[measured["causal"] & (measured["modality"] == "text")])
     along = pattern.identity_shares(measured).loc[sides.index]
     found = "; ".join(
-        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers ({row.vp_size:.1f}); "
-        f"along I {along.loc[row.Index, 'QK: mean']:g} and {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
+        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size"
+        f" {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
+        f" ({row.vp_size:.1f}); along I {along.loc[row.Index, 'QK: mean']:g} and"
+        f" {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
         for row in sides.itertuples()
     )
     multiples = along[["QK: mean", "V·proj: mean"]].to_numpy().ravel() >= 100 * EXPLAINED
@@ -155,14 +202,25 @@ def _trained_text() -> Judgement:
 
 def _construction() -> Judgement:
     table = constants_table()
-    (full, kept) = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
-    found = f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64), {kept['z']:.1f} off-diagonal spreads"
+    full, kept = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
+    found = (
+        f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64),"
+        f" {kept['z']:.1f} off-diagonal spreads"
+    )
     return counted([kept["sigmas"] > CHANCE]), found
 
 
-def _against(experiment: str, arm: str, reference: str, planned: int, *, expected: int = 1, least: float = 0.0) -> Judgement:
+def _against(
+    experiment: str, arm: str, reference: str, planned: int, *, expected: int = 1, least: float = 0.0
+) -> Judgement:
     metric = family(EXPERIMENTS[experiment]).METRIC
-    return judged(contrast(load_runs(experiment), {arm: 1, reference: -1}, metric.column), metric, planned, expected=expected, least=least)
+    return judged(
+        contrast(load_runs(experiment), {arm: 1, reference: -1}, metric.column),
+        metric,
+        planned,
+        expected=expected,
+        least=least,
+    )
 
 
 def _lab(arm: str, reference: str = "timm", expected: int = 1) -> Judgement:
@@ -177,10 +235,19 @@ def _untransposed() -> Judgement:
 def _sooner() -> Judgement:
     finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
     sooner = steps_saved(finals, curves)["earlier by"].astype(float)
-    verdict, found = judged(sooner, Metric("", "", scale=100, digits=0), len(CENTRAL_SEEDS), unit="% of the run earlier than the default's own curve")
+    verdict, found = judged(
+        sooner,
+        Metric("", "", scale=100, digits=0),
+        len(CENTRAL_SEEDS),
+        unit="% of the run earlier than the default's own curve",
+    )
     marks = on_the_way(curves)
     way, first = on_the_way_sentence(marks), next(iter(marks.values()), pd.Series(dtype=float))
-    less = " (most of the lead in time is that the mimetic runs end higher)" if len(first) >= ENOUGH and side(first) == 0 else ""
+    less = (
+        " (most of the lead in time is that the mimetic runs end higher)"
+        if len(first) >= ENOUGH and side(first) == 0
+        else ""
+    )
     return verdict, f"{found}; lower accuracies are passed {way}{less}" if way else found
 
 
@@ -201,22 +268,35 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
 def _pattern() -> Judgement:
     if load_runs("cifar10-lab10").empty:  # that arm stands beside the others of its machine, in data/replicas
         return OPEN, "no pair yet"
-    return judged(contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, NOISE_ONLY: -1}), ACCURACY, len(ALL_SEEDS))
+    return judged(
+        contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, NOISE_ONLY: -1}),
+        ACCURACY,
+        len(ALL_SEEDS),
+    )
 
 
 def _less_than_fixed(kind: str) -> Judgement:
     """Whether mimetic initialization gains less with positions of another kind than with fixed sin-cos ones."""
     arms = f"{kind}-avg-mimetic", f"{kind}-avg-timm"
     there = contrast(load_runs("cifar10-lab10"), dict(zip(arms, (1, -1))))
-    fixed = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, "timm": -1})  # of the machine that made the others
+    # of the machine that made the others
+    fixed = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, "timm": -1})
     verdict, found = judged((fixed - there).dropna(), ACCURACY, len(ALL_SEEDS))
-    return verdict, f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}" if len(there) else found
+    return verdict, (
+        f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}"
+        if len(there)
+        else found
+    )
 
 
 def _deep() -> Judgement:
     verdict, found = _lab("depth12-mimetic", "depth12-timm")
-    again = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"depth12-mimetic": 1, "depth12-timm": -1})
-    return verdict, f"{found}. The same pairs again, on a CPU: {measured(again)}" if len(again) and verdict != OPEN else found
+    again = contrast(
+        load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"depth12-mimetic": 1, "depth12-timm": -1}
+    )
+    return verdict, (
+        f"{found}. The same pairs again, on a CPU: {measured(again)}" if len(again) and verdict != OPEN else found
+    )
 
 
 def _deep_better() -> Judgement:
@@ -233,7 +313,10 @@ def _deep_half() -> Judgement:
     values, cost = contrast(finals, {"depth12-half-mimetic": 1, "depth12-half-timm": -1}), half_costs(finals)[0]
     first, added = before_and_after_the_look(values)
     if len(first) >= ENOUGH and len(added) >= ENOUGH:
-        found += f"; the first {len(first)} {measured(first)}, those added {measured(added)}, and the p of all does not count the first look"
+        found += (
+            f"; the first {len(first)} {measured(first)}, those added {measured(added)}, and the p of all does not"
+            " count the first look"
+        )
     if len(cost) >= ENOUGH and side(cost) < 0:
         found += f"; over a default that half the rate costs {100 * -cost.mean():.1f} points"
     return verdict, found
@@ -258,9 +341,14 @@ def _language_gains_less() -> Judgement:
     vision, *texts = (rows[name] for name in planned)
 
     def words(row: pd.Series) -> str:
-        return f"{RELATIVE.signed(row['gain'])} % ({RELATIVE.span(row['low'], row['high'])}, {row['pairs']} pair{'s' if row['pairs'] != 1 else ''})"
+        return (
+            f"{RELATIVE.signed(row['gain'])} % ({RELATIVE.span(row['low'], row['high'])}, {row['pairs']}"
+            f" pair{'s' if row['pairs'] != 1 else ''})"
+        )
 
-    found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision)
+    found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(
+        f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision
+    )
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
         return OPEN, found
     # relative gains of two metrics are not one unit, but a gain and a loss differ in any
@@ -269,13 +357,21 @@ def _language_gains_less() -> Judgement:
         return UNDECIDED, found
     verdict, found = HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
     fixed = gains[gains["experiment"].isin([study.experiment for study in FIXED])]
-    said = "; ".join(f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)}, {row.pairs} pairs)" for row in fixed.itertuples() if row.pairs >= ENOUGH)
+    said = "; ".join(
+        f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)},"
+        f" {row.pairs} pairs)"
+        for row in fixed.itertuples()
+        if row.pairs >= ENOUGH
+    )
     found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {said}" if said else ""
     finals = load_runs("cifar10-lab10")
     same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1})
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
         same = same / finals[finals["arm"] == "learned-avg-timm"].set_index("seed")["test_accuracy"]
-        found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"
+        found += (
+            "; CIFAR-10 with learned positions, which the GPTs have (10 epochs):"
+            f" {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"
+        )
         if side(same) <= 0:
             return PART, f"{found}: with those no gain is seen in vision, either"
     if (fixed["low"] > 0).any():
@@ -297,7 +393,13 @@ def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     """Whether an arm gains on both texts, and what it does in longer runs."""
     verdict, found = joined({study.question: _gpt(study, arm) for study in studies})
     config = EXPERIMENTS[longer.experiment]
-    return verdict, f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
+    return (
+        verdict,
+        (
+            f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {studies[0].question}:"
+            f" {_gpt(longer, arm)[1]}"
+        ),
+    )
 
 
 def _fixed_structure() -> Judgement:
@@ -308,11 +410,19 @@ def _fixed_structure() -> Judgement:
 def _gains_less(study: Study, changed: str) -> Judgement:
     """Whether vision's signs gain less with positions that were changed in this way."""
     verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, _seeds(study), expected=-1)
-    return verdict, f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}"
+    return (
+        verdict,
+        f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}",
+    )
 
 
 def _beyond_learned() -> Judgement:
-    return joined({own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, _seeds(fixed)) for fixed, own in zip(FIXED, CORPORA)})
+    return joined(
+        {
+            own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, _seeds(fixed))
+            for fixed, own in zip(FIXED, CORPORA)
+        }
+    )
 
 
 def _share_guess() -> Judgement:
@@ -332,9 +442,16 @@ def _worth_imitating() -> Judgement:
     for data, title in recommenders.TITLES.items():
         products = questions.trained(data)
         seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
-        found = f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)" if seeds else "no run yet"
+        found = (
+            f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)"
+            if seeds
+            else "no run yet"
+        )
         if seeds:
-            whole = {name: sign(products.loc[products["product"] == product, "sigmas"]) for product, name in (("qk", "QK"), ("vp", "V·proj"))}
+            whole = {
+                name: sign(products.loc[products["product"] == product, "sigmas"])
+                for product, name in (("qk", "QK"), ("vp", "V·proj"))
+            }
             found += f"; over all layers, as `audit` asks, {_sign_words(*whole.values())}"
         parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
     return joined(parts)
@@ -345,8 +462,14 @@ def _imitable() -> Judgement:
     parts = {}
     for data, title in recommenders.TITLES.items():
         part = ours[ours["model"] == questions.MODEL_NAMES[data]]
-        carried = " and ".join(f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}" for _, row in part.iterrows())
-        parts[title] = counted(part["explained"] >= EXPLAINED), f"the identity carries {carried}" if len(part) else "no run yet"
+        carried = " and ".join(
+            f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}"
+            for _, row in part.iterrows()
+        )
+        parts[title] = (
+            counted(part["explained"] >= EXPLAINED),
+            (f"the identity carries {carried}" if len(part) else "no run yet"),
+        )
     verdict, found = joined(parts)
     return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}).{questions.beside(ours)}"
 
@@ -362,34 +485,61 @@ def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expec
 
 
 def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> Judgement:
-    return joined({title: _against(data, arm, reference, len(recommender_programme.SEEDS[data])) for data, title in recommenders.TITLES.items()})
+    return joined(
+        {
+            title: _against(data, arm, reference, len(recommender_programme.SEEDS[data]))
+            for data, title in recommenders.TITLES.items()
+        }
+    )
 
 
 def _vision_signs() -> Judgement:
     verdict, found = _recommenders(recommender_programme.VISION)
-    there = joined({
-        title: _against(f"{data}-rate", recommender_programme.VISION, recommender_programme.DEFAULT, len(recommender_programme.SEEDS[data]))
-        for data, title in recommenders.TITLES.items()
-    })  # fmt: skip
+    there = joined(
+        {
+            title: _against(
+                f"{data}-rate",
+                recommender_programme.VISION,
+                recommender_programme.DEFAULT,
+                len(recommender_programme.SEEDS[data]),
+            )
+            for data, title in recommenders.TITLES.items()
+        }
+    )
     crossed, own = {}, []
     for data, title in recommenders.TITLES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
         values = between_runs(runs, other, (recommender_programme.VISION, recommender_programme.DEFAULT), metric.column)
         crossed[title] = judged(values, metric, len(recommender_programme.SEEDS[data]))
-        changed = between_runs(other, runs, (recommender_programme.DEFAULT, recommender_programme.DEFAULT), metric.column)
+        changed = between_runs(
+            other, runs, (recommender_programme.DEFAULT, recommender_programme.DEFAULT), metric.column
+        )
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
-    return verdict, f"{found}. Both arms at three times the rate: {there[1]}. Vision's signs as they are against the default at three times the rate{itself}: {joined(crossed)[1]}"
+    return (
+        verdict,
+        (
+            f"{found}. Both arms at three times the rate: {there[1]}. Vision's signs as they are against the default at"
+            f" three times the rate{itself}: {joined(crossed)[1]}"
+        ),
+    )
 
 
 def _other_positions() -> Judgement:
     parts = {
-        f"{kind}, {pooling}": _against("cifar10-lab10", f"{kind}-{short}-mimetic", f"{kind}-{short}-timm", len(ALL_SEEDS))
-        for pooling, short in (("average pooling", "avg"), ("class token", "token")) for kind in ("learned", "none")
-    }  # fmt: skip
+        f"{kind}, {pooling}": _against(
+            "cifar10-lab10", f"{kind}-{short}-mimetic", f"{kind}-{short}-timm", len(ALL_SEEDS)
+        )
+        for pooling, short in (("average pooling", "avg"), ("class token", "token"))
+        for kind in ("learned", "none")
+    }
     verdict, found = joined(parts)
     words = [word for word, _ in parts.values()]
-    mixed = f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: " if {HOLDS, NOT} <= set(words) else ""
+    mixed = (
+        f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: "
+        if {HOLDS, NOT} <= set(words)
+        else ""
+    )
     return verdict, mixed + found
 
 
@@ -400,7 +550,9 @@ def _sibling(reference: str) -> Judgement:
     users = recommenders.user_differences("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference)
     found += f", over seeds and users {recommenders.interval(*crossed_interval(users))}" if len(users) > 1 else ""
     prefix = recommender_programme.LONG_SIBLING_PREFIX
-    later = _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, len(recommender_programme.FIRST_SEEDS))[1]
+    later = _against(
+        "ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, len(recommender_programme.FIRST_SEEDS)
+    )[1]
     return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
 
 
@@ -410,77 +562,344 @@ CONTROLS = {"default at that size": recommender_programme.RESCALED, "random dire
 def _sibling_structure() -> Judgement:
     prefix = recommender_programme.SIBLING_PREFIX
     planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
-    return joined({name: _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + control, planned) for name, control in CONTROLS.items()})
+    return joined(
+        {
+            name: _against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + control, planned)
+            for name, control in CONTROLS.items()
+        }
+    )
 
 
 def _item_structure() -> Judgement:
-    return joined({
-        f"{title}, {name}": _against(data, recommender_programme.VISION, control, len(recommender_programme.SEEDS[data]))
-        for data, title in recommenders.TITLES.items() for name, control in CONTROLS.items()
-    })  # fmt: skip
+    return joined(
+        {
+            f"{title}, {name}": _against(
+                data, recommender_programme.VISION, control, len(recommender_programme.SEEDS[data])
+            )
+            for data, title in recommenders.TITLES.items()
+            for name, control in CONTROLS.items()
+        }
+    )
 
 
 RELATIVE = Metric("", "relative gain", "%", scale=100, digits=1)
 CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
 FIXED = (language_programme.POSITIONS, language_programme.POSITIONS_WIKITEXT2)
-PATTERN, VISION, WHY, TEXT, ITEMS = "The pattern and the formula", "Training, vision", "What makes the difference (vision, 10 epochs)", "Language", "Recommenders"
+PATTERN, VISION, WHY, TEXT, ITEMS = (
+    "The pattern and the formula",
+    "Training, vision",
+    "What makes the difference (vision, 10 epochs)",
+    "Language",
+    "Recommenders",
+)
 PAPER_PAIRS, DEEPER_PAIRS = len(PAPER_SEEDS), len(ALL_SEEDS) + len(DEEPER_SEEDS)
 CLAIMS = (
-    Claim(PATTERN, "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I", PAPER, "02_looking_inside", _trained_vision),
-    Claim(PATTERN, "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too", REVIEW, "02_looking_inside", _trained_text),
-    Claim(PATTERN, "αZ + βI, cut to the rank that a head has, is still semi-diagonal", OURS, "03_construction", _construction),
-    Claim(VISION, "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)", PAPER, "06_cifar_claim", lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS))),
-    Claim(VISION, "It also trains faster: in the same schedule it passes the default's final accuracy earlier", PAPER, "06_cifar_claim", _sooner),
-    Claim(VISION, "On CIFAR-10 the gain is over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs, our recipe)", PAPER, "05b_gpu", lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05)),
-    Claim(VISION, "There is a gain on CIFAR-100, too", PAPER, "05b_gpu", lambda: _against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS)),
-    Claim(VISION, "There is one on SVHN and Tiny ImageNet, too", PAPER, "05b_gpu", lambda: (OPEN, "not run: neither data set is prepared here")),
+    Claim(
+        PATTERN,
+        "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I",
+        PAPER,
+        "02_looking_inside",
+        _trained_vision,
+    ),
+    Claim(
+        PATTERN,
+        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too",
+        REVIEW,
+        "02_looking_inside",
+        _trained_text,
+    ),
+    Claim(
+        PATTERN,
+        "αZ + βI, cut to the rank that a head has, is still semi-diagonal",
+        OURS,
+        "03_construction",
+        _construction,
+    ),
+    Claim(
+        VISION,
+        "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)",
+        PAPER,
+        "06_cifar_claim",
+        lambda: _against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)),
+    ),
+    Claim(
+        VISION,
+        "It also trains faster: in the same schedule it passes the default's final accuracy earlier",
+        PAPER,
+        "06_cifar_claim",
+        _sooner,
+    ),
+    Claim(
+        VISION,
+        "On CIFAR-10 the gain is over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs, our recipe)",
+        PAPER,
+        "05b_gpu",
+        lambda: _against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05),
+    ),
+    Claim(
+        VISION,
+        "There is a gain on CIFAR-100, too",
+        PAPER,
+        "05b_gpu",
+        lambda: _against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS),
+    ),
+    Claim(
+        VISION,
+        "There is one on SVHN and Tiny ImageNet, too",
+        PAPER,
+        "05b_gpu",
+        lambda: (OPEN, "not run: neither data set is prepared here"),
+    ),
     Claim(VISION, "On ImageNet the gain is over 4 %", PAPER, "05c_imagenet", _imagenet),
     Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
-    Claim(VISION, "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)", OURS, "08_size_and_data", _deep),
-    Claim(VISION, "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been seen)", OURS, "08_size_and_data", _deep_half),
-    Claim(VISION, "It is there at twelve layers with each arm at the better of the two rates", OURS, "08_size_and_data", _deep_better),
+    Claim(
+        VISION,
+        "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)",
+        OURS,
+        "08_size_and_data",
+        _deep,
+    ),
+    Claim(
+        VISION,
+        "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been"
+        " seen)",
+        OURS,
+        "08_size_and_data",
+        _deep_half,
+    ),
+    Claim(
+        VISION,
+        "It is there at twelve layers with each arm at the better of the two rates",
+        OURS,
+        "08_size_and_data",
+        _deep_better,
+    ),
     Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
     Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
     Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
     Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
     Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
-    Claim(WHY, "The two diagonals are part of it: without either, the noise of both products gains less", OURS, "07_why", _pattern),
-    Claim(WHY, "V·proj's diagonal is part of it (without it the product is smaller, too)", OURS, "07_why", lambda: _lab("mimetic", "vp-beta-0")),
+    Claim(
+        WHY,
+        "The two diagonals are part of it: without either, the noise of both products gains less",
+        OURS,
+        "07_why",
+        _pattern,
+    ),
+    Claim(
+        WHY,
+        "V·proj's diagonal is part of it (without it the product is smaller, too)",
+        OURS,
+        "07_why",
+        lambda: _lab("mimetic", "vp-beta-0"),
+    ),
     Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
     Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
     Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
-    Claim(WHY, "It is because near places have positions that are alike: with sin-cos positions in a random order it gains less", OURS, "07_why", lambda: _less_than_fixed("shuffled")),
-    Claim(WHY, "It is because positions stay fixed: with learned ones that start from sin-cos it gains less", OURS, "07_why", lambda: _less_than_fixed("from-sincos")),
-    Claim(WHY, "It takes more than large positions: with learned ones that start from noise as large it gains less", OURS, "07_why", lambda: _less_than_fixed("from-noise")),
-    Claim(WHY, "With both signs flipped it is worse than the default", OURS, "07_why", lambda: _lab("both-flipped", expected=-1)),
-    Claim(WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed),
-    Claim(TEXT, "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)", PAPER, "10_gpt", _language_gains_less),
-    Claim(TEXT, "A GPT gains too, though less (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)", PAPER, "10_gpt", lambda: _texts("vision", CORPORA, language_programme.LONG)),
-    Claim(TEXT, "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)", OURS, "10_gpt", lambda: _texts("language", CORPORA, language_programme.LONG)),
-    Claim(TEXT, "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)", OURS, "10_gpt", lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG)),
-    Claim(TEXT, "There it gains more than from the size of the weights or their singular values (tiny Shakespeare)", OURS, "10_gpt", _fixed_structure),
-    Claim(TEXT, "It is because neighbours have positions that are alike: with the same positions in a random order it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.SHUFFLED, "in a random order")),
-    Claim(TEXT, "It is what all fixed positions have in common: without their mean it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.CENTRED, "without their mean")),
-    Claim(TEXT, "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions are multiplied by √d", OURS, "10_gpt", lambda: _gpt(language_programme.SCALED)),
-    Claim(TEXT, "It is that fixed positions are not learned: with learned ones that start from sines and cosines it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.FROM_SINCOS, "learned from there")),
-    Claim(TEXT, "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses", OURS, "10_gpt", lambda: _gains_less(language_programme.FROM_NOISE, "starting from noise")),
-    Claim(TEXT, "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)", OURS, "10_gpt", lambda: _gpt(language_programme.ROTARY)),
-    Claim(TEXT, "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions", OURS, "10_gpt", _beyond_learned),
+    Claim(
+        WHY,
+        "It is because near places have positions that are alike: with sin-cos positions in a random order it gains"
+        " less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("shuffled"),
+    ),
+    Claim(
+        WHY,
+        "It is because positions stay fixed: with learned ones that start from sin-cos it gains less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("from-sincos"),
+    ),
+    Claim(
+        WHY,
+        "It takes more than large positions: with learned ones that start from noise as large it gains less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("from-noise"),
+    ),
+    Claim(
+        WHY,
+        "With both signs flipped it is worse than the default",
+        OURS,
+        "07_why",
+        lambda: _lab("both-flipped", expected=-1),
+    ),
+    Claim(
+        WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed
+    ),
+    Claim(
+        TEXT,
+        "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)",
+        PAPER,
+        "10_gpt",
+        _language_gains_less,
+    ),
+    Claim(
+        TEXT,
+        "A GPT gains too, though less (here: vision's constants, learned positions, two texts, 1,200 steps; the paper:"
+        " WikiText-103)",
+        PAPER,
+        "10_gpt",
+        lambda: _texts("vision", CORPORA, language_programme.LONG),
+    ),
+    Claim(
+        TEXT,
+        "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)",
+        OURS,
+        "10_gpt",
+        lambda: _texts("language", CORPORA, language_programme.LONG),
+    ),
+    Claim(
+        TEXT,
+        "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)",
+        OURS,
+        "10_gpt",
+        lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG),
+    ),
+    Claim(
+        TEXT,
+        "There it gains more than from the size of the weights or their singular values (tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        _fixed_structure,
+    ),
+    Claim(
+        TEXT,
+        "It is because neighbours have positions that are alike: with the same positions in a random order it gains"
+        " less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.SHUFFLED, "in a random order"),
+    ),
+    Claim(
+        TEXT,
+        "It is what all fixed positions have in common: without their mean it gains less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.CENTRED, "without their mean"),
+    ),
+    Claim(
+        TEXT,
+        "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions"
+        " are multiplied by √d",
+        OURS,
+        "10_gpt",
+        lambda: _gpt(language_programme.SCALED),
+    ),
+    Claim(
+        TEXT,
+        "It is that fixed positions are not learned: with learned ones that start from sines and cosines it gains less,"
+        " or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.FROM_SINCOS, "learned from there"),
+    ),
+    Claim(
+        TEXT,
+        "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.FROM_NOISE, "starting from noise"),
+    ),
+    Claim(
+        TEXT,
+        "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        lambda: _gpt(language_programme.ROTARY),
+    ),
+    Claim(
+        TEXT,
+        "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions",
+        OURS,
+        "10_gpt",
+        _beyond_learned,
+    ),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
     Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
     Claim(ITEMS, "An initialization can imitate these layers", ASKED, "12_recommenders", _imitable),
-    Claim(ITEMS, "These layers are a meaningful share of its parameters, a tenth or more", ASKED, "12_recommenders", _meaningful_share),
-    Claim(ITEMS, "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)", OURS, "12_recommenders", _vision_signs),
-    Claim(ITEMS, "BERT4Rec gains more than from the size of the weights or their singular values", OURS, "12_recommenders", _item_structure),
-    Claim(ITEMS, "BERT4Rec gains with the opposite signs", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE)),
-    Claim(ITEMS, "BERT4Rec gains more with the opposite signs than with vision's", OURS, "12_recommenders", lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION)),
-    Claim(ITEMS, "With fixed sin-cos positions it gains with vision's signs (MovieLens-100K)", OURS, "12_recommenders", lambda: _fixed_items(recommender_programme.VISION)),
-    Claim(ITEMS, "With fixed positions it gains more with them than from the size of the weights or their singular values", OURS, "12_recommenders", lambda: joined({name: _fixed_items(recommender_programme.VISION, control) for name, control in CONTROLS.items()})),
-    Claim(ITEMS, "With fixed positions and the opposite signs it loses", OURS, "12_recommenders", lambda: _fixed_items(recommender_programme.OPPOSITE, expected=-1)),
-    Claim(ITEMS, "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in layer 1) and V·proj +", OURS, "12_recommenders", lambda: _sibling(recommender_programme.DEFAULT)),
-    Claim(ITEMS, "The sibling gains more than from the size of the weights or their singular values", OURS, "12_recommenders", _sibling_structure),
-    Claim(ITEMS, "The sibling gains more with the opposite signs than with vision's", OURS, "12_recommenders", lambda: _sibling(recommender_programme.VISION)),
-)  # fmt: skip
+    Claim(
+        ITEMS,
+        "These layers are a meaningful share of its parameters, a tenth or more",
+        ASKED,
+        "12_recommenders",
+        _meaningful_share,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)",
+        OURS,
+        "12_recommenders",
+        _vision_signs,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains more than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        _item_structure,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains with the opposite signs",
+        OURS,
+        "12_recommenders",
+        lambda: _recommenders(recommender_programme.OPPOSITE),
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains more with the opposite signs than with vision's",
+        OURS,
+        "12_recommenders",
+        lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed sin-cos positions it gains with vision's signs (MovieLens-100K)",
+        OURS,
+        "12_recommenders",
+        lambda: _fixed_items(recommender_programme.VISION),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed positions it gains more with them than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        lambda: joined(
+            {name: _fixed_items(recommender_programme.VISION, control) for name, control in CONTROLS.items()}
+        ),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed positions and the opposite signs it loses",
+        OURS,
+        "12_recommenders",
+        lambda: _fixed_items(recommender_programme.OPPOSITE, expected=-1),
+    ),
+    Claim(
+        ITEMS,
+        "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in"
+        " layer 1) and V·proj +",
+        OURS,
+        "12_recommenders",
+        lambda: _sibling(recommender_programme.DEFAULT),
+    ),
+    Claim(
+        ITEMS,
+        "The sibling gains more than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        _sibling_structure,
+    ),
+    Claim(
+        ITEMS,
+        "The sibling gains more with the opposite signs than with vision's",
+        OURS,
+        "12_recommenders",
+        lambda: _sibling(recommender_programme.VISION),
+    ),
+)
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 
@@ -491,5 +910,14 @@ def claims(part: str | None = None) -> pd.DataFrame:
     for claim in CLAIMS:
         if part in (None, claim.part):
             verdict, found = claim.judge()
-            rows.append({"part": claim.part, "claim": claim.says, "whose": claim.whose, "found": found, "verdict": verdict, "page": claim.page})
+            rows.append(
+                {
+                    "part": claim.part,
+                    "claim": claim.says,
+                    "whose": claim.whose,
+                    "found": found,
+                    "verdict": verdict,
+                    "page": claim.page,
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,4 +1,6 @@
-"""What the answers to all questions share: a study's comparisons as tables and points, findings in words, what is missing."""
+"""What the answers to all questions share: a study's comparisons as tables and points, findings in words, what is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in fo
 
 
 def draw(figure, data, *args, command: str, **kwargs) -> None:
-    """Show figure(data, ...), or say that its runs are not in yet and which command makes them; reference: an argument of figure, the arm
-    without which there is nothing to draw."""
+    """Show figure(data, ...), or say that its runs are not in yet and which command makes them; reference: an argument
+    of figure, the arm without which there is nothing to draw."""
     import matplotlib.pyplot as plt
     from IPython.display import Markdown, display
 
@@ -44,7 +46,7 @@ def label(arm: str) -> str:
     if arm in LABELS:
         return LABELS[arm]
     part, what, value = arm.rsplit("-", 2)
-    return f"{ {'qk': 'QK', 'vp': 'V·proj'}[part]} { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what]} {value}"
+    return f"{ {'qk': 'QK', 'vp': 'V·proj'}[part] } { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what] } {value}"
 
 
 def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
@@ -55,11 +57,15 @@ def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:
 
 
 def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """statistics.compare of a study's comparisons, with the study's question as column group, and what is compared: (experiment,
-    reference arm, arm)."""
+    """statistics.compare of a study's comparisons, with the study's question as column group, and what is compared:
+    (experiment, reference arm, arm)."""
     arms = comparisons_of(study)
     table = compare(finals, arms, metric.column)
-    return table.assign(group=study.question, compared=[(study.experiment, *arms[name]) for name in table.index]) if len(table) else table
+    return (
+        table.assign(group=study.question, compared=[(study.experiment, *arms[name]) for name in table.index])
+        if len(table)
+        else table
+    )
 
 
 def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
@@ -68,12 +74,19 @@ def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) 
     for name, arms in comparisons_of(study).items():
         if set(arms) <= set(finals["arm"]):
             pairs = paired_differences(finals, metric.column, arms)
-            rows += [{"label": name, "group": study.question, "seed": s, "difference": d} for s, d in pairs["difference"].items()]
+            rows += [
+                {"label": name, "group": study.question, "seed": s, "difference": d}
+                for s, d in pairs["difference"].items()
+            ]
     return pd.DataFrame(rows, columns=["label", "group", "seed", "difference"])
 
 
-def stacked(studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCURACY) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables and the points of several studies, each with its runs, one below the other (for figures.comparisons)."""
+def stacked(
+    studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCURACY
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables and the points of several studies, each with its runs, one below the other (for
+    figures.comparisons).
+    """
     studies = list(studies)
     tables = [table for study, finals in studies if len(table := study_table(study, finals, metric))]
     points = [study_points(study, finals, metric) for study, finals in studies]
@@ -82,7 +95,9 @@ def stacked(studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCU
 
 
 def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
-    """What a comparison says, without its numbers: it follows from the interval and the number of pairs; more: further pairs are planned."""
+    """What a comparison says, without its numbers: it follows from the interval and the number of pairs; more: further
+    pairs are planned.
+    """
     if row["pairs"] == 1:
         return "only one pair so far"
     if not (row["low"] > 0 or row["high"] < 0):
@@ -94,8 +109,8 @@ def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
 
 
 def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
-    """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are planned; said: words in
-    place of the verdict."""
+    """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are
+    planned; said: words in place of the verdict."""
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"{value} in the only pair so far"
@@ -105,7 +120,8 @@ def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: 
 
 
 def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> str:
-    """A mean of paired values with its 95 % interval and their number, and more: "+0.1 (+0.0 to +0.2, 5 pairs)"; of one pair without an interval.
+    """A mean of paired values with its 95 % interval and their number, and more: "+0.1 (+0.0 to +0.2, 5 pairs)"; of one
+    pair without an interval.
 
     Raises:
         ValueError: no values.
@@ -117,7 +133,10 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
     """A metric of an arm of one experiment minus that of an arm of another, of the seeds that both have."""
-    values = [runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float) for runs, arm in zip((there, here), arms)]
+    values = [
+        runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float)
+        for runs, arm in zip((there, here), arms)
+    ]
     return (values[0] - values[1]).dropna()
 
 
@@ -127,7 +146,9 @@ def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """One row a contrast of the study that has runs: difference, low, high, pairs, p; and expected, see study.Contrast."""
+    """One row a contrast of the study that has runs: difference, low, high, pairs, p; and expected, see
+    study.Contrast.
+    """
     rows = {}
     for name, asked in study.contrasts.items():
         values = contrast(finals, asked.arms, metric.column)
@@ -163,12 +184,28 @@ def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[
 def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command: str, about: str = "") -> str:
     """How many of a study's runs are in, as a sentence that begins with what it is about; "" when all are."""
     there, wanted = counts(study, finals, seeds)
-    return "" if there == wanted else f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
+    return (
+        ""
+        if there == wanted
+        else f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
+    )
 
 
-def findings(study: Study, finals: pd.DataFrame, gap: str, metric: Metric = ACCURACY, what: str = "mean difference", said: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing). said: see finding, by comparison."""
-    lines = [f"* {name}: {finding(row, metric, bool(gap), said.get(name, ''))}" for name, row in study_table(study, finals, metric).iterrows()]
+def findings(
+    study: Study,
+    finals: pd.DataFrame,
+    gap: str,
+    metric: Metric = ACCURACY,
+    what: str = "mean difference",
+    said: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see missing). said: see
+    finding, by comparison.
+    """
+    lines = [
+        f"* {name}: {finding(row, metric, bool(gap), said.get(name, ''))}"
+        for name, row in study_table(study, finals, metric).iterrows()
+    ]
     if not lines:
         return f"**We found** nothing yet. {gap}"
     text = f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines)
@@ -184,8 +221,8 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
-    """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison that answers
-    several questions counts once; one pair has no interval."""
+    """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison
+    that answers several questions counts once; one pair has no interval."""
     if table.empty:
         return table
     table = table[~table["compared"].duplicated()]
@@ -208,8 +245,9 @@ def pairs_of(table: pd.DataFrame) -> str:
 
 
 def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
-    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never. The arm that the targets were
-    taken from passes them before its end, too, since curves are noisy: only the difference to it says that an arm is sooner."""
+    """seed -> share of the run after which the arm's own curve first reaches the seed's target; nan: never. The arm
+    that the targets were taken from passes them before its end, too, since curves are noisy: only the difference to it
+    says that an arm is sooner."""
     found = {}
     for seed, curve in curves[(curves["arm"] == arm) & curves["seed"].isin(targets.index)].groupby("seed"):
         curve = curve.sort_values("step")

@@ -1,5 +1,5 @@
-"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, how soon does an arm get there, and what
-another learning rate and other items change."""
+"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, how soon does an
+arm get there, and what another learning rate and other items change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import compare, contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
-WORTH = 0.005  # of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on Beauty
+# of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on
+# Beauty
+WORTH = 0.005
 ABOVE = 1.25  # times popularity's NDCG@10: what counts as having learned more than what is popular
 
 
@@ -29,21 +31,24 @@ def converged(curves: pd.DataFrame, data: str) -> str:
     level, change, fifth = _last_fifths(part)
     word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
     return (
-        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {level:.4f} in the last {fifth} epochs, "
-        f"{METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()} seed{'s' if part['seed'].nunique() > 1 else ''})."
+        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {level:.4f} in the last {fifth}"
+        f" epochs, {METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()}"
+        f" seed{'s' if part['seed'].nunique() > 1 else ''})."
     )
 
 
 def _last_fifths(curve: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a fifth."""
+    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a
+    fifth.
+    """
     mean = curve.groupby("epoch")[VALIDATION_COLUMN].mean()
     fifth = max(1, len(mean) // 5)
     return mean.iloc[-fifth:].mean(), mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean(), fifth
 
 
 def converged_table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Every arm's validation NDCG@10 at its end: last fifth of the epochs, difference to the fifth before, and how far below the
-    curve's highest point it is, all of the mean over seeds."""
+    """Every arm's validation NDCG@10 at its end: last fifth of the epochs, difference to the fifth before, and how far
+    below the curve's highest point it is, all of the mean over seeds."""
     rows = {}
     for data, table in curves.items():
         for arm in dict.fromkeys(table["arm"]):
@@ -51,8 +56,12 @@ def converged_table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             level, change, _ = _last_fifths(part)
             mean = part.groupby("epoch")[VALIDATION_COLUMN].mean()
             rows[TITLES[data], arm_label(arm)] = {
-                "seeds": part["seed"].nunique(), "epochs": int(mean.index.max()), "last fifth": level, "minus the fifth before": change, "minus the best epoch": mean.iloc[-1] - mean.max(),
-            }  # fmt: skip
+                "seeds": part["seed"].nunique(),
+                "epochs": int(mean.index.max()),
+                "last fifth": level,
+                "minus the fifth before": change,
+                "minus the best epoch": mean.iloc[-1] - mean.max(),
+            }
     return pd.DataFrame.from_dict(rows, orient="index").round(4)
 
 
@@ -65,26 +74,55 @@ def recipe_table() -> pd.DataFrame:
             for arm, part in runs.groupby("arm"):
                 settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
                 values = part.set_index("seed")[VALIDATION_COLUMN]
-                rows.append({"data": TITLES[data], "setting": arm, **settings, "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values.get(0, float("nan"))})
+                rows.append(
+                    {
+                        "data": TITLES[data],
+                        "setting": arm,
+                        **settings,
+                        "seeds": len(values),
+                        "validation NDCG@10": values.mean(),
+                        "seed 0": values.get(0, float("nan")),
+                    }
+                )
     table = pd.DataFrame(rows)
     return common.blank(table.set_index(["data", "setting"]).round(4)) if len(table) else table
 
 
 def recipe_sentence() -> str:
-    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the configs."""
+    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the
+    configs.
+    """
     checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
               ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
     parts = []
     for data, who, short, long in checks:
         runs = load_runs(f"{data}-recipe")
         if {short, long} <= set(runs["arm"]):
-            a, b = (runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long))
-            word = f"less than {WORTH:g}" if abs(b - a) < WORTH else f"better by more than {WORTH:g}" if b > a else f"worse by more than {WORTH:g}"
-            parts.append(f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)} (seed 0), {word}")
+            a, b = (
+                runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long)
+            )
+            word = (
+                f"less than {WORTH:g}"
+                if abs(b - a) < WORTH
+                else f"better by more than {WORTH:g}"
+                if b > a
+                else f"worse by more than {WORTH:g}"
+            )
+            parts.append(
+                f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}"
+                f" (seed 0), {word}"
+            )
     config = EXPERIMENTS["ml100k"]
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
-    text = f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked, dropout {config.dropout:g}, weight decay {config.weight_decay:g}, warm-up over the first {common.percent(config.warmup)} of the run; batches of "
-    text += f"{' and '.join(f'{EXPERIMENTS[data].batch_size} ({title})' for data, title in TITLES.items())} sequences; epochs of {config.passes} passes: {epochs}."
+    text = (
+        f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked, dropout {config.dropout:g},"
+        f" weight decay {config.weight_decay:g}, warm-up over the first {common.percent(config.warmup)} of the run;"
+        " batches of "
+    )
+    text += (
+        f"{' and '.join(f'{EXPERIMENTS[data].batch_size} ({title})' for data, title in TITLES.items())} sequences;"
+        f" epochs of {config.passes} passes: {epochs}."
+    )
     for part in parts:
         text += f" O{part[1:]}."
     lacking = len(checks) - len(parts)
@@ -92,8 +130,8 @@ def recipe_sentence() -> str:
 
 
 def fairness_sentence(data: str = "ml100k") -> str:
-    """Whether an arm would be better off at another learning rate than the common one, by the validation items: with one seed, and where it
-    would by more than WORTH and the rate was run with more, with these."""
+    """Whether an arm would be better off at another learning rate than the common one, by the validation items: with
+    one seed, and where it would by more than WORTH and the rate was run with more, with these."""
     runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
     here, there = load_runs(data), load_runs(f"{data}-rate")
     first = runs[(runs["seed"] == 0)].set_index("arm")[VALIDATION_COLUMN] if len(runs) else pd.Series(dtype=float)
@@ -108,37 +146,58 @@ def fairness_sentence(data: str = "ml100k") -> str:
         says = "the common rate" if gain == 0 else f"no better than at the common rate by more than {WORTH:g}"
         if gain >= WORTH:
             says = f"{METRIC.signed(gain)} over the common rate with seed 0"
-            change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN) if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr else ()
+            change = (
+                between_runs(there, here, (arm, arm), VALIDATION_COLUMN)
+                if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr
+                else ()
+            )
             if len(change) > 1:
                 chance = "which does not confirm it" if side(change) <= 0 else "so the recipe is unfair to it"
-                says += f"; with all {len(change)} seeds, on the same items, {common.with_interval(change, METRIC)}, {chance}"
+                says += (
+                    f"; with all {len(change)} seeds, on the same items, {common.with_interval(change, METRIC)},"
+                    f" {chance}"
+                )
             else:
                 says += ": the recipe may be unfair to it"
         parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
     text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
-    return (text + (f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)." if lacking else "")).strip()
+    return (
+        text
+        + (
+            f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)."
+            if lacking
+            else ""
+        )
+    ).strip()
 
 
 def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What the other learning rate changes for the default and both sign patterns, and the default at the other rate against both sign
-    patterns at the common one: mean over all seeds that have both, 95 % interval, number of seeds, as text; a column a data set and kind of
-    held-out item. Empty without runs at both rates."""
+    """What the other learning rate changes for the default and both sign patterns, and the default at the other rate
+    against both sign patterns at the common one: mean over all seeds that have both, 95 % interval, number of seeds, as
+    text; a column a data set and kind of held-out item. Empty without runs at both rates."""
     rows: dict[str, dict[str, str]] = {}
     for data, runs in finals.items():
         other, (here, there) = others[data], (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
         pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in SIGN_ARMS}
-        pairs |= {f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm) for arm in SIGN_ARMS if arm != DEFAULT}
+        pairs |= {
+            f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm)
+            for arm in SIGN_ARMS
+            if arm != DEFAULT
+        }
         for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
             for name, arms in pairs.items():
                 change = between_runs(other, runs, arms, column)
                 if len(change) > 1:
-                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = f"{common.with_interval(change, METRIC)}, {len(change)}"
+                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = (
+                        f"{common.with_interval(change, METRIC)}, {len(change)}"
+                    )
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the default's mean and
-    each difference with its interval and number of pairs, a column a rate and kind of item, and one the mean of each seed's four. Nothing is chosen.
+    """The comparisons that the answer rests on at both learning rates and on both held-out items, as text: a row the
+    default's mean and each difference with its interval and number of pairs, a column a rate and kind of item, and one
+    the mean of each seed's four. Nothing is chosen.
 
     Args:
         finals: the runs at the common rate.
@@ -149,13 +208,24 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
         for name, runs in ((data, finals), (f"{data}-rate", other)):
             table = compare(runs, COMPARED, column)
             if len(table):
-                cells = {"default": f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""}
+                cells = {
+                    "default": (
+                        f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""
+                    )
+                }
                 columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
-                    name: f"{METRIC.shown(row)}, {row['pairs']:.0f}" if row["pairs"] > 1 else f"{METRIC.signed(row['difference'])}, one pair" for name, row in table.iterrows()
+                    name: (
+                        f"{METRIC.shown(row)}, {row['pairs']:.0f}"
+                        if row["pairs"] > 1
+                        else f"{METRIC.signed(row['difference'])}, one pair"
+                    )
+                    for name, row in table.iterrows()
                 }
     if not (finals.empty or other.empty):
         means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
-        columns["mean of the four"] = {name: f"{common.with_interval(v, METRIC)}, {len(v)}" for name, v in means.items() if len(v) > 1}
+        columns["mean of the four"] = {
+            name: f"{common.with_interval(v, METRIC)}, {len(v)}" for name, v in means.items() if len(v) > 1
+        }
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns, dtype=object).reindex(order).fillna("")
 
@@ -163,11 +233,24 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
 def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:
     """seed -> the mean of the four differences of two arms: at both rates, on both kinds of items."""
     reference, arm = arms
-    return pd.concat([contrast(runs, {arm: 1, reference: -1}, column) for runs in (finals, other) for column in (METRIC.column, VALIDATION_COLUMN)], axis=1).dropna().mean(axis=1)
+    return (
+        pd.concat(
+            [
+                contrast(runs, {arm: 1, reference: -1}, column)
+                for runs in (finals, other)
+                for column in (METRIC.column, VALIDATION_COLUMN)
+            ],
+            axis=1,
+        )
+        .dropna()
+        .mean(axis=1)
+    )
 
 
 def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
-    """The sign patterns against the default where every run is judged at the epoch that is best by its own validation items; "" without runs."""
+    """The sign patterns against the default where every run is judged at the epoch that is best by its own validation
+    items; "" without runs.
+    """
     best = {}
     for arm in SIGN_ARMS:
         part = curves[curves["arm"] == prefix + arm] if len(curves) else curves
@@ -183,7 +266,10 @@ def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
                 return ""
             said.append(f"{arm_label(arm)} {common.measured(change, METRIC)}")
     epochs = ", ".join(f"{arm_label(arm).split(' (')[0]} after {epoch:.0f}" for arm, (_, epoch) in best.items())
-    return f"Judged where each run's own validation NDCG@10 is highest ({epochs} epochs on average), the differences to the default are: {'; '.join(said)}."
+    return (
+        f"Judged where each run's own validation NDCG@10 is highest ({epochs} epochs on average), the differences to"
+        f" the default are: {'; '.join(said)}."
+    )
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,11 +278,14 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return common.blank(table.round({"epochs": 1} | {name: 3 for name in table if name != "epochs"}))
 
 
-def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None) -> pd.DataFrame:
-    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the same seed ends with (as the
-    default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the line from one to the other) and share
-    of the run (a run that never does counts as 1), in how many pairs it does, and the paired difference of that share to the default's with
-    its 95 % interval; nan in the default's own row, the first."""
+def first_reached(
+    finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None
+) -> pd.DataFrame:
+    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the same seed
+    ends with (as the default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the
+    line from one to the other) and share of the run (a run that never does counts as 1), in how many pairs it does, and
+    the paired difference of that share to the default's with its 95 % interval; nan in the default's own row, the
+    first."""
     column, rows = VALIDATION_COLUMN, {}
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
@@ -205,16 +294,30 @@ def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, .
         targets[:] = target
     own = common.first_passage(curves, DEFAULT, targets, column)
     epochs = curves.groupby("arm")["epoch"].max()
-    rows[arm_label(DEFAULT)] = {"epochs": epochs[DEFAULT] * own.fillna(1.0).mean(), "share of the run": own.fillna(1.0).mean(), "reached": int(own.notna().sum()), "pairs": len(own)}
+    rows[arm_label(DEFAULT)] = {
+        "epochs": epochs[DEFAULT] * own.fillna(1.0).mean(),
+        "share of the run": own.fillna(1.0).mean(),
+        "reached": int(own.notna().sum()),
+        "pairs": len(own),
+    }
     for arm in arms:
-        if arm == DEFAULT or arm not in set(finals["arm"]) or (found := common.first_passage(curves, arm, targets, column)).empty:
+        if (
+            arm == DEFAULT
+            or arm not in set(finals["arm"])
+            or (found := common.first_passage(curves, arm, targets, column)).empty
+        ):
             continue
         difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
         low, high = mean_interval(difference)
         rows[arm_label(arm)] = {
-            "epochs": epochs[arm] * found.fillna(1.0).mean(), "share of the run": found.fillna(1.0).mean(), "reached": int(found.notna().sum()), "pairs": len(found),
-            "earlier than the default by": -difference.mean(), "from": -high, "to": -low,
-        }  # fmt: skip
+            "epochs": epochs[arm] * found.fillna(1.0).mean(),
+            "share of the run": found.fillna(1.0).mean(),
+            "reached": int(found.notna().sum()),
+            "pairs": len(found),
+            "earlier than the default by": -difference.mean(),
+            "from": -high,
+            "to": -low,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -224,13 +327,24 @@ def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tup
 
 
 def sooner_sentence(table: pd.DataFrame) -> str:
-    """Which arms of a table of first_reached get there sooner or later than the default, by their intervals, of those with enough pairs."""
+    """Which arms of a table of first_reached get there sooner or later than the default, by their intervals, of those
+    with enough pairs.
+    """
     if len(table) < 2:
         return "No pairs of runs are in yet."
     rows = table.iloc[1:]
     rows = rows[rows["pairs"] >= common.ENOUGH]
     groups = {
-        "Sooner than the default": rows[rows["from"] > 0], "Later": rows[rows["to"] < 0], common.NO_DIFFERENCE.capitalize(): rows[(rows["from"] <= 0) & (rows["to"] >= 0)],
-    }  # fmt: skip
-    parts = [f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}." for name, part in groups.items() if len(part)]
-    return f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}. {' '.join(parts) or 'There are too few pairs for a word.'}"
+        "Sooner than the default": rows[rows["from"] > 0],
+        "Later": rows[rows["to"] < 0],
+        common.NO_DIFFERENCE.capitalize(): rows[(rows["from"] <= 0) & (rows["to"] >= 0)],
+    }
+    parts = [
+        f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}."
+        for name, part in groups.items()
+        if len(part)
+    ]
+    return (
+        f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}."
+        f" {' '.join(parts) or 'There are too few pairs for a word.'}"
+    )

@@ -1,4 +1,6 @@
-"""What the chapter on GPU training and the page on ImageNet's cost say: budgets that are counted, numbers of records."""
+"""What the chapter on GPU training and the page on ImageNet's cost say: budgets that are counted, numbers of
+records.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from mimetic.training.records import load_runs
 
 PAPER = ("cifar10-paper", "cifar100-paper", "cifar10-small")
 COMMAND = PAPER_COMMAND
-TITLES = {"cifar10-paper": "CIFAR-10, ViT-Tiny", "cifar100-paper": "CIFAR-100, ViT-Tiny", "cifar10-small": "CIFAR-10, ViT-Small", "cifar10-lab30": "laboratory, ViT of width 96"}
+TITLES = {
+    "cifar10-paper": "CIFAR-10, ViT-Tiny",
+    "cifar100-paper": "CIFAR-100, ViT-Tiny",
+    "cifar10-small": "CIFAR-10, ViT-Small",
+    "cifar10-lab30": "laboratory, ViT of width 96",
+}
 TARGET_MINUTES = 4.0  # for ViT-Tiny on an H100
 SHARES = (0.1, 0.2, 0.4)  # of a card's peak: from poor to very good for models this small
 CARD = "H100"
@@ -32,7 +39,9 @@ PAIRS = len(PAPER_SEEDS)
 
 
 def answer() -> str:
-    """The chapter's answer: what the records say of each of the three comparisons; without a pair, what there is and what a run costs."""
+    """The chapter's answer: what the records say of each of the three comparisons; without a pair, what there is and
+    what a run costs.
+    """
     tables = {experiment: finals for experiment in PAPER if len(finals := load_runs(experiment))}
     said = [
         f"* {TITLES[experiment]} ({', '.join(sorted(set(finals['device.name'])))}): {central(finals)}"
@@ -44,10 +53,15 @@ def answer() -> str:
     measured = measured[measured["experiment"] == PAPER[0]]
     if measured.empty and not tables:
         return (
-            "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU. "
-            f"Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page follows."
+            "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU."
+            f" Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page"
+            " follows."
         )
-    missing = f"**no pair of runs at this scale is finished** ({'; '.join(map(_alone, tables.values()))})" if tables else "**no run at this scale is finished**"
+    missing = (
+        f"**no pair of runs at this scale is finished** ({'; '.join(map(_alone, tables.values()))})"
+        if tables
+        else "**no run at this scale is finished**"
+    )
     text = f"**Answer.** Not known yet: {missing}. `{COMMAND}` makes the runs, and this page follows."
     return text if measured.empty else f"{text} {_cost(measured.iloc[-1])}"
 
@@ -55,7 +69,10 @@ def answer() -> str:
 def _alone(finals: pd.DataFrame) -> str:
     """Runs of one experiment that have no partner yet, in words."""
     names = dict(zip(PAIR, ("default", "mimetic"), strict=True))
-    runs = [f"{names.get(row['arm'], row['arm'])}, seed {row['seed']}, ends at {percent(row['test_accuracy'], 1)}" for _, row in finals.iterrows()]
+    runs = [
+        f"{names.get(row['arm'], row['arm'])}, seed {row['seed']}, ends at {percent(row['test_accuracy'], 1)}"
+        for _, row in finals.iterrows()
+    ]
     return f"{TITLES[finals['experiment'].iloc[0]]}: {', '.join(runs)}"
 
 
@@ -64,23 +81,31 @@ def _cost(row: pd.Series) -> str:
     whole = throughput((row["experiment"],))
     whole = whole[whole["device"] == row["device"]] if len(whole) else whole
     minutes = whole["minutes a run"].iloc[0] if len(whole) else row["minutes"]
-    took = f"took {minutes:.1f} minutes on an {row['device']}, evaluation and saving included" if len(whole) else f"will take {minutes:.1f} minutes of training on an {row['device']}"
+    took = (
+        f"took {minutes:.1f} minutes on an {row['device']}, evaluation and saving included"
+        if len(whole)
+        else f"will take {minutes:.1f} minutes of training on an {row['device']}"
+    )
     target = "is met" if minutes <= TARGET_MINUTES else "is missed"
     return (
-        f"A run of {TITLES[row['experiment']]} {took}; our target of {TARGET_MINUTES:.0f}, set for an H100, {target}. (A training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images "
-        f"a second and {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
+        f"A run of {TITLES[row['experiment']]} {took}; our target of {TARGET_MINUTES:.0f}, set for an H100, {target}."
+        f" (A training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images a second and"
+        f" {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
     )
 
 
 def steps_measured() -> pd.DataFrame:
-    """One row an experiment of this chapter and card, the newest `bench profile`: experiment, device, step (seconds), images_per_second, peak
-    (share), finished, minutes of training in a run."""
+    """One row an experiment of this chapter and card, the newest `bench profile`: experiment, device, step (seconds),
+    images_per_second, peak (share), finished, minutes of training in a run."""
     table = load_bench("profile")
     rows = []
     for _, row in table.iterrows():
         if row["arguments.experiment"] in PAPER and flops.peak(row["device"]) > 0:
             minutes = 50_000 * named(row["arguments.experiment"]).epochs / row["images_per_second"] / 60
-            rows.append({"experiment": row["arguments.experiment"], "minutes": minutes} | {name: row[name] for name in ("device", "step", "images_per_second", "peak", "finished")})
+            rows.append(
+                {"experiment": row["arguments.experiment"], "minutes": minutes}
+                | {name: row[name] for name in ("device", "step", "images_per_second", "peak", "finished")}
+            )
     columns = ["experiment", "minutes", "device", "step", "images_per_second", "peak", "finished"]
     return pd.DataFrame(rows, columns=columns).drop_duplicates(["experiment", "device"], keep="last", ignore_index=True)
 
@@ -90,26 +115,38 @@ def steps_so_far(experiment: str = PAPER[0]) -> pd.DataFrame:
     table = load_bench("profile")
     rows = [
         {
-            "card": row["device"], "ms a step": round(1e3 * row["step"], 1), "ms the GPU computes": round(1e3 * row["step"] * row["busy"], 1),
-            "ms to make a batch, alone": round(1e3 * row["phases"]["batch and augmentation"], 1), "images/s": round(row["images_per_second"]),
+            "card": row["device"],
+            "ms a step": round(1e3 * row["step"], 1),
+            "ms the GPU computes": round(1e3 * row["step"] * row["busy"], 1),
+            "ms to make a batch, alone": round(1e3 * row["phases"]["batch and augmentation"], 1),
+            "images/s": round(row["images_per_second"]),
             "share of peak (%)": round(100 * row["peak"], 1),
         }
-        for _, row in table.iterrows() if row["arguments.experiment"] == experiment and flops.peak(row["device"]) > 0
-    ]  # fmt: skip
+        for _, row in table.iterrows()
+        if row["arguments.experiment"] == experiment and flops.peak(row["device"]) > 0
+    ]
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="measurement"))
 
 
 def largest_kernels(experiment: str = PAPER[0]) -> pd.DataFrame:
-    """The kernels that took most of the GPU's time in the newest profile that names them: kind and share (percent); empty without one."""
+    """The kernels that took most of the GPU's time in the newest profile that names them: kind and share (percent);
+    empty without one.
+    """
     table = load_bench("profile")
-    named_ones = table[(table["arguments.experiment"] == experiment) & table["top"].notna()] if "top" in table else table.iloc[:0]
+    named_ones = (
+        table[(table["arguments.experiment"] == experiment) & table["top"].notna()]
+        if "top" in table
+        else table.iloc[:0]
+    )
     top = named_ones["top"].iloc[-1] if len(named_ones) else {}
     rows = {name: {"kind": kind_of(name), "share (%)": round(100 * share, 1)} for name, share in top.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "share (%)"]).rename_axis("kernel")
 
 
 def versus_timm(device: str) -> str:
-    """How much faster than timm's own ingredients training is on a card, in a sentence; "" where it was not measured."""
+    """How much faster than timm's own ingredients training is on a card, in a sentence; "" where it was not
+    measured.
+    """
     table = load_bench("train")
     table = table[(table["arguments.experiment"] == PAPER[0]) & (table["device"] == device)] if len(table) else table
     if table.empty:
@@ -117,11 +154,15 @@ def versus_timm(device: str) -> str:
     row = table.iloc[-1]
     best = max(row["timm"], key=row["timm"].get)
     steps = steps_measured()
-    newer = len(steps) and (steps["finished"][(steps["experiment"] == PAPER[0]) & (steps["device"] == device)] > row["finished"]).any()
+    newer = (
+        len(steps)
+        and (steps["finished"][(steps["experiment"] == PAPER[0]) & (steps["device"] == device)] > row["finished"]).any()
+    )
     which = "with an earlier version of the step" if newer else "in that shorter measurement"
     return (
-        f"timm's model of the same size, compiled, with its own per-image transforms ({best}) reached {row['timm'][best]:,.0f} images a second there, ours {row['ours']:,.0f} in the same call: "
-        f"{row['ratio']:.1f} times as many ({which})."
+        f"timm's model of the same size, compiled, with its own per-image transforms ({best}) reached"
+        f" {row['timm'][best]:,.0f} images a second there, ours {row['ours']:,.0f} in the same call: {row['ratio']:.1f}"
+        f" times as many ({which})."
     )
 
 
@@ -129,7 +170,11 @@ def state() -> pd.DataFrame:
     """One row an experiment of the queue `paper`: runs wanted and there."""
     runs = QUEUES["paper"]()
     rows = [(config.experiment, existing(config) is not None) for config in runs]
-    table = pd.DataFrame(rows, columns=["experiment", "there"]).groupby("experiment", sort=False)["there"].agg(["size", "sum"])
+    table = (
+        pd.DataFrame(rows, columns=["experiment", "there"])
+        .groupby("experiment", sort=False)["there"]
+        .agg(["size", "sum"])
+    )
     return table.rename(columns={"size": "runs", "sum": "recorded"})
 
 
@@ -163,10 +208,16 @@ def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
 
 
 def minutes(shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4)) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lines and points for figures.minutes_by_share: counted for an H100; and of records or, where there are none, of a measured step."""
+    """Lines and points for figures.minutes_by_share: counted for an H100; and of records or, where there are none, of a
+    measured step.
+    """
     names = {"cifar10-paper": "ViT-Tiny, 100 epochs", "cifar10-small": "ViT-Small, 100 epochs"}
     runs = {name: flops.total(vit_config(named(name))) * 50_000 * named(name).epochs for name in names}
-    lines = [{"label": names[n], "share": s, "minutes": run / (s * flops.peak(CARD)) / 60} for n, run in runs.items() for s in shares]
+    lines = [
+        {"label": names[n], "share": s, "minutes": run / (s * flops.peak(CARD)) / 60}
+        for n, run in runs.items()
+        for s in shares
+    ]
     there = throughput(tuple(names))
     points = [
         {"label": names[row["experiment"]], "share": row["share of peak (%)"] / 100, "minutes": row["minutes a run"]}
@@ -190,8 +241,9 @@ def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cif
 
 
 def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.DataFrame:
-    """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent; nan where the peak is
-    not known), minutes a run (medians; slowest, fastest, least, most: of the runs), evaluation and compiling included."""
+    """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent;
+    nan where the peak is not known), minutes a run (medians; slowest, fastest, least, most: of the runs), evaluation
+    and compiling included."""
     rows = []
     for name in experiments:
         finals = load_runs(name)
@@ -200,12 +252,21 @@ def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.Dat
         image = flops.total(vit_config(named(name)))
         for device, part in finals.groupby("device.name"):
             speed = part["images_per_second"].median()
-            rows.append({
-                "experiment": name, "device": device, "runs": len(part), "images/s": round(speed), "TFLOP/s": round(speed * image / 1e12, 3),
-                "share of peak (%)": round(100 * speed * image / flops.peak(device), 1), "minutes a run": round(part["seconds.total"].median() / 60, 1),
-                "slowest": part["images_per_second"].min(), "fastest": part["images_per_second"].max(),
-                "least": part["seconds.total"].min() / 60, "most": part["seconds.total"].max() / 60,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "experiment": name,
+                    "device": device,
+                    "runs": len(part),
+                    "images/s": round(speed),
+                    "TFLOP/s": round(speed * image / 1e12, 3),
+                    "share of peak (%)": round(100 * speed * image / flops.peak(device), 1),
+                    "minutes a run": round(part["seconds.total"].median() / 60, 1),
+                    "slowest": part["images_per_second"].min(),
+                    "fastest": part["images_per_second"].max(),
+                    "least": part["seconds.total"].min() / 60,
+                    "most": part["seconds.total"].max() / 60,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -216,9 +277,18 @@ def throughput_table() -> pd.DataFrame:
         return table
     spans = {"images/s": ("slowest", "fastest", ",.0f"), "minutes a run": ("least", "most", ".1f")}
     for name, (low, high, form) in spans.items():
-        table[name] = [f"{row[name]:{form}}" + (f" ({row[low]:.0f} to {row[high]:.0f})" if row["runs"] > 1 else "") for _, row in table.iterrows()]
-    out = table.assign(**{"TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]}).drop(columns=[end for low, high, _ in spans.values() for end in (low, high)])
-    out = out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"}).set_index("experiment").rename(TITLES)
+        table[name] = [
+            f"{row[name]:{form}}" + (f" ({row[low]:.0f} to {row[high]:.0f})" if row["runs"] > 1 else "")
+            for _, row in table.iterrows()
+        ]
+    out = table.assign(**{"TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]}).drop(
+        columns=[end for low, high, _ in spans.values() for end in (low, high)]
+    )
+    out = (
+        out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"})
+        .set_index("experiment")
+        .rename(TITLES)
+    )
     return blank(out).replace("", "–")
 
 
@@ -227,7 +297,10 @@ def priority() -> str:
     runs = QUEUES["paper"]()
     pairs = len(PAPER_SEEDS)
     rest = len(runs) - pairs * len(PAIR) * len(PAPER)
-    return f"{len(runs)} runs: {pairs} pairs of each of {'; '.join(TITLES[name] for name in PAPER)}; then {rest} runs for the first three questions of chapter 7 (which half, structure or scale, signs)."
+    return (
+        f"{len(runs)} runs: {pairs} pairs of each of {'; '.join(TITLES[name] for name in PAPER)}; then {rest} runs for"
+        " the first three questions of chapter 7 (which half, structure or scale, signs)."
+    )
 
 
 # --- ImageNet --------------------------------------------------------------------------------------------------------
@@ -240,18 +313,29 @@ def imagenet_config(name: str) -> ViTConfig:
 
 
 def imagenet_cost(gpus: Sequence[int] = (8, 32), shares: Sequence[float] = (0.2, 0.4)) -> str:
-    """A Markdown table, one row a model and share of the peak: H100 hours of a run of 300 epochs and of five pairs, images that each GPU must be given every
-    second, and for each number of GPUs the hours of the five pairs. Of ViT-Tiny also at the highest share that records reach on CIFAR."""
+    """A Markdown table, one row a model and share of the peak: H100 hours of a run of 300 epochs and of five pairs,
+    images that each GPU must be given every second, and for each number of GPUs the hours of the five pairs. Of
+    ViT-Tiny also at the highest share that records reach on CIFAR."""
     rows = []
     for name in IMAGENET_MODELS:
         config = imagenet_config(name)
         image = flops.total(config)
-        for share, where in [*((share, "measured on CIFAR") for share in _reached() if name == "ViT-Tiny"), *((share, "assumed") for share in shares)]:
+        for share, where in [
+            *((share, "measured on CIFAR") for share in _reached() if name == "ViT-Tiny"),
+            *((share, "assumed") for share in shares),
+        ]:
             run = imagenet_hours(name, share)
-            rows.append({
-                "model, share of the peak": f"{name} ({flops.parameters(config) / 1e6:.1f} M parameters), {percent(share)} ({where})",
-                "images/s a GPU": f"{round(share * flops.peak(CARD) / image, -2):,.0f}", "GPU hours a run": f"{run:.1f}", f"GPU hours of {PAIRS} pairs": f"{2 * PAIRS * run:.0f}",
-            } | {f"hours on {count} GPUs": f"{2 * PAIRS * run / count:.1f}" for count in gpus})  # fmt: skip
+            rows.append(
+                {
+                    "model, share of the peak": (
+                        f"{name} ({flops.parameters(config) / 1e6:.1f} M parameters), {percent(share)} ({where})"
+                    ),
+                    "images/s a GPU": f"{round(share * flops.peak(CARD) / image, -2):,.0f}",
+                    "GPU hours a run": f"{run:.1f}",
+                    f"GPU hours of {PAIRS} pairs": f"{2 * PAIRS * run:.0f}",
+                }
+                | {f"hours on {count} GPUs": f"{2 * PAIRS * run / count:.1f}" for count in gpus}
+            )
     return markdown(pd.DataFrame(rows))
 
 

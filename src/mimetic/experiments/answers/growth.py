@@ -16,9 +16,15 @@ from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES
 from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, slopes_per_doubling
 from mimetic.training.records import load_runs
 
-# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the axis
+# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the
+# axis
 GAIN_PANELS = {
-    "width": ("size", lambda arm: arm.startswith("d") and not arm.startswith("depth"), "config.d_model", "width (heads of 32)"),
+    "width": (
+        "size",
+        lambda arm: arm.startswith("d") and not arm.startswith("depth"),
+        "config.d_model",
+        "width (heads of 32)",
+    ),
     "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
     "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
 }
@@ -58,16 +64,29 @@ def made_on(finals: pd.DataFrame) -> str:
     studies = tuple(STUDIES[name] for name in ("size", "data", "deeper"))
     text = machines.made_on(finals[finals["arm"].isin({arm for study in studies for arm in study.arms})], studies)
     replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
-    return f"{text} Where each arm has its better rate, the default's first runs are those of `data/replicas`." if text and len(replicas) and f"{DEEP}-timm" in set(replicas["arm"]) else text
+    return (
+        f"{text} Where each arm has its better rate, the default's first runs are those of `data/replicas`."
+        if text and len(replicas) and f"{DEEP}-timm" in set(replicas["arm"])
+        else text
+    )
 
 
 def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
-    """One row a model size: parameters, the share of them in attention, both accuracies, and the gain in percent of the default's error rate."""
+    """One row a model size: parameters, the share of them in attention, both accuracies, and the gain in percent of the
+    default's error rate.
+    """
     table = study_table(STUDIES[study], finals)
     if table.empty:
         return table
-    first = {name: finals[finals["arm"] == arms[0]].iloc[0] for name, arms in comparisons_of(STUDIES[study]).items() if name in table.index}
-    attention = {k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"] for k, r in first.items()}
+    first = {
+        name: finals[finals["arm"] == arms[0]].iloc[0]
+        for name, arms in comparisons_of(STUDIES[study]).items()
+        if name in table.index
+    }
+    attention = {
+        k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"]
+        for k, r in first.items()
+    }
     out = pd.DataFrame(
         {
             "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
@@ -80,16 +99,24 @@ def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
 
 
 def trends(dots: dict[str, pd.DataFrame]) -> str:
-    """How much the gain changes when a size doubles, as a Markdown table: the slope of every seed over all sizes, mean and 95 % interval over seeds; the same
-    without a size that decides on which side of 0 it lies (statistics.rests_on); and between which sizes the gain differs. "" without enough sizes."""
+    """How much the gain changes when a size doubles, as a Markdown table: the slope of every seed over all sizes, mean
+    and 95 % interval over seeds; the same without a size that decides on which side of 0 it lies (statistics.rests_on);
+    and between which sizes the gain differs. "" without enough sizes."""
     rows = []
     for title, (*_, xlabel) in GAIN_PANELS.items():
         slopes = slopes_per_doubling(dots[title]) if title in dots else []
         if len(slopes):
             without = [f"without {x:,.0f}: {common.measured(values)}" for x, values in rests_on(dots[title]).items()]
-            apart = [f"{x:,.0f} and {y:,.0f}: {common.with_interval(steps)}" for (x, y), steps in _apart(dots[title]).items()]
+            apart = [
+                f"{x:,.0f} and {y:,.0f}: {common.with_interval(steps)}" for (x, y), steps in _apart(dots[title]).items()
+            ]
             rows.append((xlabel, common.measured(slopes), "; ".join(without) or "–", "; ".join(apart) or "none"))
-    columns = ["points of gain when this doubles", "all sizes (95 % interval)", "where one size decides it", "sizes whose gains differ, not corrected"]
+    columns = [
+        "points of gain when this doubles",
+        "all sizes (95 % interval)",
+        "where one size decides it",
+        "sizes whose gains differ, not corrected",
+    ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
@@ -99,7 +126,9 @@ def _by_size(dots: pd.DataFrame) -> pd.DataFrame:
 
 
 def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
-    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes between which its interval leaves out 0."""
+    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes between which its interval
+    leaves out 0.
+    """
     wide, found = _by_size(dots), {}
     for x, y in combinations(wide, 2):
         steps = (wide[y] - wide[x]).dropna()
@@ -111,31 +140,57 @@ def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
 
 
 def twelve(finals: pd.DataFrame) -> str:
-    """What mimetic initialization gains at twelve layers, at the rate chosen for six, at half of it, and with each arm at the better of the two by held-back
-    images, as a Markdown table; "" without runs."""
+    """What mimetic initialization gains at twelve layers, at the rate chosen for six, at half of it, and with each arm
+    at the better of the two by held-back images, as a Markdown table; "" without runs."""
     replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
     full, half = ({f"{DEEP}{rate}-mimetic": 1, f"{DEEP}{rate}-timm": -1} for rate in ("", "-half"))
     better, words = better_rates(finals)
     added = before_and_after_the_look(contrast(finals, half))
     split = before_and_after_the_look(better) if len(better) else (better, better)
     rows = [
-        ("at the rate chosen for six", contrast(finals, full)), ("the same pairs again, on a CPU", contrast(replicas, full)),
-        ("at half that rate", contrast(finals, half)), ("of these, the pairs planned first", added[0]), ("those added when the first had been seen", added[1]),
-        (f"each arm at its better rate ({words})", better), ("of these, the pairs planned first", split[0]), ("those added", split[1]),
+        ("at the rate chosen for six", contrast(finals, full)),
+        ("the same pairs again, on a CPU", contrast(replicas, full)),
+        ("at half that rate", contrast(finals, half)),
+        ("of these, the pairs planned first", added[0]),
+        ("those added when the first had been seen", added[1]),
+        (f"each arm at its better rate ({words})", better),
+        ("of these, the pairs planned first", split[0]),
+        ("those added", split[1]),
         ("what half the rate changes the default by", half_costs(finals)[0] if len(finals) else []),
-    ]  # fmt: skip
-    said = [(name, common.measured(values), f"{int((values > 0).sum())} of {len(values)}") for name, values in rows if len(values)]
-    return common.markdown(pd.DataFrame(said, columns=["twelve layers: mimetic minus default, points of accuracy", "mean (95 % interval)", "pairs above 0"])) if said else ""
+    ]
+    said = [
+        (name, common.measured(values), f"{int((values > 0).sum())} of {len(values)}")
+        for name, values in rows
+        if len(values)
+    ]
+    return (
+        common.markdown(
+            pd.DataFrame(
+                said,
+                columns=[
+                    "twelve layers: mimetic minus default, points of accuracy",
+                    "mean (95 % interval)",
+                    "pairs above 0",
+                ],
+            )
+        )
+        if said
+        else ""
+    )
 
 
 def repeated(finals: pd.DataFrame) -> pd.DataFrame:
-    """How far trainings of the same pairs of twelve layers, at the rate chosen for six, come apart: mimetic minus default in points, a row a seed, a column a
-    machine."""
+    """How far trainings of the same pairs of twelve layers, at the rate chosen for six, come apart: mimetic minus
+    default in points, a row a seed, a column a machine."""
     own, names = EXPERIMENTS["cifar10-rates"].lr, {arm: f"{DEEP}-{arm}" for arm in PAIR}
     sets = {
-        "here": (finals, names), "again, on a CPU": (load_runs("cifar10-lab10", folder=data_dir() / "replicas"), names),
-        "a third run, on a CPU, judged on held-back training images": (load_runs("cifar10-rates"), {arm: f"{name}-lr-{own:g}" for arm, name in names.items()}),
-    }  # fmt: skip
+        "here": (finals, names),
+        "again, on a CPU": (load_runs("cifar10-lab10", folder=data_dir() / "replicas"), names),
+        "a third run, on a CPU, judged on held-back training images": (
+            load_runs("cifar10-rates"),
+            {arm: f"{name}-lr-{own:g}" for arm, name in names.items()},
+        ),
+    }
     columns = {}
     for where, (runs, arms) in sets.items():
         if len(gain := contrast(runs, {arms["mimetic"]: 1, arms["timm"]: -1})):
@@ -144,15 +199,24 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_back() -> str:
-    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as a Markdown table; or which command asks."""
+    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as a Markdown table; or
+    which command asks.
+    """
     table = _deep_rates()
     if len(table) < 2:
         return "*Not in yet: `python -m mimetic queue lab` asks twelve layers at other rates.*"
-    return common.markdown(pd.DataFrame({"learning rate": ["default", "mimetic"]} | {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}))
+    return common.markdown(
+        pd.DataFrame(
+            {"learning rate": ["default", "mimetic"]}
+            | {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}
+        )
+    )
 
 
 def before_and_after_the_look(values: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The pairs at twelve layers that were planned first, and those that were added when these had been seen. values: a number a seed."""
+    """The pairs at twelve layers that were planned first, and those that were added when these had been seen. values: a
+    number a seed.
+    """
     added = values.index.isin(DEEPER_SEEDS)
     return values[~added], values[added]
 
@@ -163,64 +227,113 @@ def half_costs(finals: pd.DataFrame) -> tuple[pd.Series, str]:
 
 
 def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Series, str]:
-    """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here, or of those here and in
-    data/replicas that one machine made, whichever has more pairs, and then fewer machines."""
+    """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here, or of
+    those here and in data/replicas that one machine made, whichever has more pairs, and then fewer machines."""
     replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
     runs = pd.concat([part[part["arm"].isin(names)] for part in (finals, replicas) if len(part)], ignore_index=True)
-    sets = [finals[finals["arm"].isin(names)], *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name"))]
+    sets = [
+        finals[finals["arm"].isin(names)],
+        *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name")),
+    ]
     found = [(contrast(part, {names[1]: 1, names[0]: -1}), sorted(part["device.name"].unique())) for part in sets]
     values, devices = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])))
     return values, " and ".join(devices)
 
 
 def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Mimetic initialization minus the default at twelve layers, each at the better of the recipe's rate and half of it by the held-back images
-    of cifar10-rates: a difference a seed, and words for rates and machines; empty without runs."""
+    """Mimetic initialization minus the default at twelve layers, each at the better of the recipe's rate and half of it
+    by the held-back images of cifar10-rates: a difference a seed, and words for rates and machines; empty without
+    runs."""
     own = EXPERIMENTS["cifar10-lab10"].lr
     held = _deep_rates().reindex([own, own / 2]).dropna()
     if len(held) < 2 or finals.empty:
         return pd.Series(dtype=float), ""
     rates = held.idxmax()
-    values, devices = _few_machines(finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR))
+    values, devices = _few_machines(
+        finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR)
+    )
     return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {devices}"
 
 
-NEAREST = {"50,000 images to draw from": "n50000", "width 192": "d192", "twelve layers": DEEP, "twelve layers, half the learning rate": f"{DEEP}-half"}
+NEAREST = {
+    "50,000 images to draw from": "n50000",
+    "width 192": "d192",
+    "twelve layers": DEEP,
+    "twelve layers, half the learning rate": f"{DEEP}-half",
+}
 
 
 def nearest(finals: pd.DataFrame) -> str:
-    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, as a Markdown table; "" without pairs."""
-    gains = {words: contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) for words, prefix in NEAREST.items()}
+    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, as a Markdown
+    table; "" without pairs.
+    """
+    gains = {
+        words: contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) for words, prefix in NEAREST.items()
+    }
     gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
     rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
-    return common.markdown(pd.DataFrame(rows, columns=["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"])) if rows else ""
+    return (
+        common.markdown(
+            pd.DataFrame(
+                rows, columns=["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"]
+            )
+        )
+        if rows
+        else ""
+    )
 
 
 def _deep_rates() -> pd.DataFrame:
-    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one seed: a row a learning rate, a column an arm."""
+    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one seed: a row a learning rate, a
+    column an arm.
+    """
     finals = load_runs("cifar10-rates")
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
-    return pd.DataFrame({arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float).dropna()
+    return pd.DataFrame(
+        {arm: {lr: values.get(f"{DEEP}-{arm}-lr-{lr:g}") for lr in DEEP_RATES} for arm in PAIR}, dtype=float
+    ).dropna()
 
 
 def data_table(finals: pd.DataFrame) -> str:
-    """The gain at each number of images in accuracy, in shares of the default's errors, and in test loss, and how far accuracy on the training images is above
-    that on test images, as a Markdown table; "" without pairs. Where a set is read often enough to be learned by heart, test accuracy alone hides it."""
+    """The gain at each number of images in accuracy, in shares of the default's errors, and in test loss, and how far
+    accuracy on the training images is above that on test images, as a Markdown table; "" without pairs. Where a set is
+    read often enough to be learned by heart, test accuracy alone hides it."""
     rows = []
     for name, (reference, arm) in panel_arms("data").items():
         gain, loss = (contrast(finals, {arm: 1, reference: -1}, metric) for metric in ("test_accuracy", "test_loss"))
         if len(gain):
             errors = gain.mean() / (1 - finals.loc[finals["arm"] == reference, "test_accuracy"].mean())
-            above = [100 * (part["train_accuracy"] - part["test_accuracy"]).mean() for a in (arm, reference) for part in [finals[finals["arm"] == a]]]
+            above = [
+                100 * (part["train_accuracy"] - part["test_accuracy"]).mean()
+                for a in (arm, reference)
+                for part in [finals[finals["arm"] == a]]
+            ]
             low, high = mean_interval(loss)
             span = f"{loss.mean():+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(loss) > 1 else "")
-            rows.append((name, common.measured(gain), f"{100 * errors:.1f} %".replace("-", "−"), span.replace("-", "−"), *(f"{round(value):d}".replace("-", "−") for value in above)))
-    columns = ["images", "gain (points)", "of the default's errors", "test loss (less is better)", "training above test accuracy, mimetic (points)", "default"]
+            rows.append(
+                (
+                    name,
+                    common.measured(gain),
+                    f"{100 * errors:.1f} %".replace("-", "−"),
+                    span.replace("-", "−"),
+                    *(f"{round(value):d}".replace("-", "−") for value in above),
+                )
+            )
+    columns = [
+        "images",
+        "gain (points)",
+        "of the default's errors",
+        "test loss (less is better)",
+        "training above test accuracy, mimetic (points)",
+        "default",
+    ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs are left out."""
+    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs
+    are left out.
+    """
     arms = {name: pair for title in GAIN_PANELS for name, pair in panel_arms(title).items()}
     tables = {name: gap_by_epoch(curves, *arms[name]) for name in names}
     return {name: table for name, table in tables.items() if len(table)}

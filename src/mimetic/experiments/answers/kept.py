@@ -20,10 +20,13 @@ from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
 SHORT = {"qk": "QK", "vp": "V·proj"}  # where a name stands in the head of a table
-SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}  # arm: the signs of QK and V·proj
+# arm: the signs of QK and V·proj
+SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}
 
 
-def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_anatomy(
+    experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = PAIR
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The products (gains folded in) and attention maps before and after training, of every recorded run of the arms.
 
     Returns:
@@ -38,28 +41,39 @@ def load_anatomy(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = P
 
 
 def left_by_decay(experiment: str) -> float:
-    """The share of a product of two weight matrices that weight decay alone would leave, if no gradient ever moved them."""
+    """The share of a product of two weight matrices that weight decay alone would leave, if no gradient ever moved
+    them.
+    """
     config = EXPERIMENTS[experiment]
     settings = train_config(config)
     steps = (config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]) // config.batch_size
-    return math.prod(1 - learning_rate(step, settings, steps) * settings.weight_decay for step in range(settings.epochs * steps)) ** 2
+    return (
+        math.prod(
+            1 - learning_rate(step, settings, steps) * settings.weight_decay for step in range(settings.epochs * steps)
+        )
+        ** 2
+    )
 
 
 def shares_kept(products: pd.DataFrame, arm: str = PAIR[1], what: str = "diag_mean") -> pd.DataFrame:
-    """What is left of the diagonals of an arm (or of another column), mean after / mean before training: a row a seed, a column a product."""
+    """What is left of the diagonals of an arm (or of another column), mean after / mean before training: a row a seed,
+    a column a product.
+    """
     means = products[products["arm"] == arm].groupby(["product", "seed", "when"])[what].mean().unstack()
     return (means["after"] / means["before"]).unstack("product")[list(PRODUCTS)]
 
 
 def beyond_chance(products: pd.DataFrame, arm: str, product: str, when: str = "after") -> tuple[float, float]:
     """The share of heads (of layers, for V·proj) whose diagonal is above chance, and the share below."""
-    sigmas = products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == when)]["sigmas"]
+    sigmas = products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == when)][
+        "sigmas"
+    ]
     return (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
 
 
 def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> str:
-    """What training leaves of the written diagonals, beside what weight decay alone leaves, and what the default grows, as a Markdown table; else
-    which command makes the runs."""
+    """What training leaves of the written diagonals, beside what weight decay alone leaves, and what the default grows,
+    as a Markdown table; else which command makes the runs."""
     if products.empty or not set(PAIR) <= set(products["arm"]):
         return f"*The runs are not in yet. `{COMMAND}` makes them, and this page follows.*"
     unfolded = recorded_products(experiment, PAIR[1:], fold=False)  # decay acts on weights, not on the gains of norms
@@ -78,15 +92,21 @@ def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         ("what weight decay alone would leave, without any gradient", *[percent(left_by_decay(experiment), 1)] * 2),
         ("spread of the other entries (weights alone), after / before", *(_share(spread[p]) for p in PRODUCTS)),
         ("**Default**: mean diagonal after training", *means(PAIR[0], "after")),
-        ("diagonal above / below chance, after training", *("{} / {} of {}".format(*map(percent, beyond_chance(products, PAIR[0], p)), units[p]) for p in PRODUCTS)),
+        (
+            "diagonal above / below chance, after training",
+            *("{} / {} of {}".format(*map(percent, beyond_chance(products, PAIR[0], p)), units[p]) for p in PRODUCTS),
+        ),
     ]
     seeds = products["seed"].nunique()
-    return common.markdown(pd.DataFrame(rows, columns=[f"mean over {seeds} seed{'s' * (seeds != 1)} (95 % interval)", *PRODUCTS.values()]))
+    return common.markdown(
+        pd.DataFrame(rows, columns=[f"mean over {seeds} seed{'s' * (seeds != 1)} (95 % interval)", *PRODUCTS.values()])
+    )
 
 
 def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
-    """Means over layers, heads and seeds, before → after training, as a Markdown table with a column an arm: the two diagonals, as they are and in
-    units of the off-diagonal spread; the share of heads (layers) whose diagonal is beyond chance on either side; the distance attended. "" without runs."""
+    """Means over layers, heads and seeds, before → after training, as a Markdown table with a column an arm: the two
+    diagonals, as they are and in units of the off-diagonal spread; the share of heads (layers) whose diagonal is beyond
+    chance on either side; the distance attended. "" without runs."""
     columns = {}
     for arm in dict.fromkeys(products["arm"] if len(products) else ()):
         cells: dict[str, list[str]] = {}
@@ -95,9 +115,12 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
             for product, unit in (("qk", "heads"), ("vp", "layers")):
                 these, (above, below) = part[part["product"] == product], beyond_chance(products, arm, product, when)
                 for name, value in (
-                    ("mean diagonal", _number(these["diag_mean"].mean())), ("spread of the other entries", f"{these['offdiag_sd'].mean():.3f}"),
-                    ("diagonal / spread", _number(these["z"].mean(), 2)), (f"{unit} above chance", percent(above)), (f"{unit} below chance", percent(below)),
-                ):  # fmt: skip
+                    ("mean diagonal", _number(these["diag_mean"].mean())),
+                    ("spread of the other entries", f"{these['offdiag_sd'].mean():.3f}"),
+                    ("diagonal / spread", _number(these["z"].mean(), 2)),
+                    (f"{unit} above chance", percent(above)),
+                    (f"{unit} below chance", percent(below)),
+                ):
                     cells.setdefault(f"{SHORT[product]} {name}", []).append(value)
             cells.setdefault("distance attended (patches)", []).append(f"{looks['distance'].mean():.2f}")
             cells.setdefault("attention to itself", []).append(percent(looks["itself"].mean()))
@@ -107,8 +130,9 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
 
 
 def by_layer(products: pd.DataFrame) -> str:
-    """Layer by layer, after training, as a Markdown table: the mean diagonal of both products over the spread of its other entries, mean over heads and
-    seeds, and of the default the share of heads (layers) above and below chance; "" without runs."""
+    """Layer by layer, after training, as a Markdown table: the mean diagonal of both products over the spread of its
+    other entries, mean over heads and seeds, and of the default the share of heads (layers) above and below chance; ""
+    without runs."""
     after = products[products["when"] == "after"] if len(products) else products
     rows = []
     for layer in sorted(set(after["layer"])) if len(after) else ():
@@ -116,8 +140,14 @@ def by_layer(products: pd.DataFrame) -> str:
         for arm in dict.fromkeys(after["arm"]):
             for product in PRODUCTS:
                 part = after[(after["layer"] == layer) & (after["arm"] == arm) & (after["product"] == product)]
-                beyond = f" ({percent((part['sigmas'] > CHANCE).mean())} / {percent((part['sigmas'] < -CHANCE).mean())})" if arm == PAIR[0] else ""
-                row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = f"{_number(part['z'].mean(), 2)}{beyond}"
+                beyond = (
+                    f" ({percent((part['sigmas'] > CHANCE).mean())} / {percent((part['sigmas'] < -CHANCE).mean())})"
+                    if arm == PAIR[0]
+                    else ""
+                )
+                row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = (
+                    f"{_number(part['z'].mean(), 2)}{beyond}"
+                )
         rows.append(row)
     return common.markdown(pd.DataFrame(rows)) if rows else ""
 
@@ -131,17 +161,23 @@ def kept_by_sign(experiment: str = "cifar10-lab10") -> dict[str, pd.DataFrame]:
 
 
 def either_sign(experiment: str = "cifar10-lab10") -> str:
-    """Whether a diagonal of the wrong sign is kept as well as that of mimetic initialization, as a Markdown table; "" without runs."""
+    """Whether a diagonal of the wrong sign is kept as well as that of mimetic initialization, as a Markdown table; ""
+    without runs.
+    """
     kept = kept_by_sign(experiment)
     if not kept:
         return ""
-    rows = [(f"QK {signs[0]}, V·proj {signs[1]}", *(_share(kept[arm][p]) for p in PRODUCTS)) for arm, signs in SIGNS.items()]
+    rows = [
+        (f"QK {signs[0]}, V·proj {signs[1]}", *(_share(kept[arm][p]) for p in PRODUCTS)) for arm, signs in SIGNS.items()
+    ]
     rows.append(("weight decay alone", *[percent(left_by_decay(experiment), 1)] * 2))
     return common.markdown(pd.DataFrame(rows, columns=["signs written; left of the diagonal", *PRODUCTS.values()]))
 
 
 def grown(experiment: str = "cifar10-lab10", arms: tuple[str, str] = (PAIR[0], "random-directions")) -> pd.Series:
-    """(arm, product, seed) -> the mean diagonal after training of arms that began without one; empty without runs of both."""
+    """(arm, product, seed) -> the mean diagonal after training of arms that began without one; empty without runs of
+    both.
+    """
     products = recorded_products(experiment, arms)
     if products.empty or set(products["arm"]) != set(arms):
         return pd.Series(dtype=float)
@@ -149,13 +185,20 @@ def grown(experiment: str = "cifar10-lab10", arms: tuple[str, str] = (PAIR[0], "
 
 
 def by_itself(experiment: str = "cifar10-lab10") -> str:
-    """How much of a diagonal large weights grow beside the default's small ones, as a Markdown table; "" without runs."""
+    """How much of a diagonal large weights grow beside the default's small ones, as a Markdown table; "" without
+    runs.
+    """
     after = grown(experiment)
     if after.empty:
         return ""
     arms = {PAIR[0]: "default", "random-directions": "mimetic's singular values, random directions"}
-    rows = [(name, *("{} ({})".format(_number(after[arm, p].mean(), 4), _interval(after[arm, p])) for p in PRODUCTS)) for arm, name in arms.items()]
-    return common.markdown(pd.DataFrame(rows, columns=["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()]))
+    rows = [
+        (name, *(f"{_number(after[arm, p].mean(), 4)} ({_interval(after[arm, p])})" for p in PRODUCTS))
+        for arm, name in arms.items()
+    ]
+    return common.markdown(
+        pd.DataFrame(rows, columns=["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()])
+    )
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -168,5 +211,7 @@ def _interval(values: pd.Series) -> str:
 
 def _share(values: pd.Series) -> str:
     """A share with its 95 % interval over seeds."""
-    between = " to ".join(f"{100 * end:.1f}" for end in mean_interval(values)) if len(values) > 1 else "no interval, 1 seed"
+    between = (
+        " to ".join(f"{100 * end:.1f}" for end in mean_interval(values)) if len(values) > 1 else "no interval, 1 seed"
+    )
     return f"{percent(values.mean(), 1)} ({between})"

@@ -1,4 +1,6 @@
-"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples; what they say of learning rates is in rates."""
+"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples; what they say of
+learning rates is in rates.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ draw = partial(common.draw, command=COMMAND)
 
 def progress(study: Study, finals: pd.DataFrame) -> str:
     """How many of a study's runs are in; "" when all are."""
-    return common.missing(study, finals, SEEDS[study.name], COMMAND, study.question + ("" if study.question.endswith("?") else ":") + " ")
+    return common.missing(
+        study, finals, SEEDS[study.name], COMMAND, study.question + ("" if study.question.endswith("?") else ":") + " "
+    )
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -41,7 +45,9 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
 
 
 def fresh(compared: tuple[str, str, str]) -> pd.Series:
-    """Arm minus reference of the seeds that were added to the plan after the first ones had been seen. compared: experiment, reference, arm."""
+    """Arm minus reference of the seeds that were added to the plan after the first ones had been seen. compared:
+    experiment, reference, arm.
+    """
     experiment, reference, arm = compared
     values = contrast(load_runs(experiment), {arm: 1, reference: -1}, METRIC.column)
     return values[[seed for seed in values.index if seed not in FIRST_SEEDS]]
@@ -54,23 +60,43 @@ def found(study: Study) -> str:
     for name, row in study_table(study, finals, METRIC).iterrows() if study is STRUCTURE else ():
         added = fresh(row["compared"])  # an arm that got further seeds because it led cannot be judged by its interval
         if common.word(row, METRIC) == "gains" and len(added):
-            said[name] = f"without a verdict (the best of the arms, given {len(added)} more seeds because it led; exact p = {row['p']:.3f})"
+            said[name] = (
+                f"without a verdict (the best of the arms, given {len(added)} more seeds because it led; exact p ="
+                f" {row['p']:.3f})"
+            )
     return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with fewer bits (wins counts larger metrics)."""
-    return common.rounded(table.assign(ahead=table["pairs"] - table["wins"]), 4, ("pairs", "ahead")) if len(table) else table
+    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with fewer bits (wins counts
+    larger metrics).
+    """
+    return (
+        common.rounded(table.assign(ahead=table["pairs"] - table["wins"]), 4, ("pairs", "ahead"))
+        if len(table)
+        else table
+    )
 
 
 def run_table(experiment: str) -> pd.DataFrame:
     """Every run of an experiment: the last epoch's metrics, and what it took."""
     finals = load_runs(experiment)
-    columns = ["arm", "seed", "step", "train_loss", "test_loss", "test_perplexity", "test_bits_per_byte", "seconds.total"]
+    columns = [
+        "arm",
+        "seed",
+        "step",
+        "train_loss",
+        "test_loss",
+        "test_perplexity",
+        "test_bits_per_byte",
+        "seconds.total",
+    ]
     if finals.empty:
         return pd.DataFrame(columns=columns)
     table = finals[columns].sort_values(["seed", "test_bits_per_byte"], ignore_index=True)
-    return table.round({"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 1})
+    return table.round(
+        {"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 1}
+    )
 
 
 def fitted_sentence() -> str:
@@ -78,19 +104,28 @@ def fitted_sentence() -> str:
     import numpy as np
 
     d = named("tinyshakespeare").d_model
-    ratios = {part: [b * np.sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])] for part in ("qk", "vp")}
+    ratios = {
+        part: [b * np.sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
+        for part in ("qk", "vp")
+    }
     spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
     return (
-        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has "
-        f"{np.sqrt(d):.0f}. What it tests is mostly that size; it says little about diagonals."
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK (before"
+        f" it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has {np.sqrt(d):.0f}."
+        " What it tests is mostly that size; it says little about diagonals."
     )
 
 
 # --- the products ----------------------------------------------------------------------------------------------------
 
 
-def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2") -> pd.DataFrame:
-    """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them, and title."""
+def trained_products(
+    experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"),
+    arm: str = "gpt2",
+) -> pd.DataFrame:
+    """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them,
+    and title.
+    """
     frames = []
     for experiment in experiments:
         path = record_path(experiment, arm, 0)
@@ -100,13 +135,21 @@ def trained_products(experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "
             shape = f"d {record['config']['d_model']}" if learned else "sin-cos"
             title = f"our GPT, {record['config']['dataset']}, {shape}"
             frames.append(product_table(record, fold=True).assign(title=title))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
+    )
 
 
 def causal_products() -> pd.DataFrame:
-    """The products of every causal language model that was measured, pretrained ones first, then our own; gains folded in."""
+    """The products of every causal language model that was measured, pretrained ones first, then our own; gains folded
+    in.
+    """
     effective = pattern.effective()
-    return pd.concat([effective[effective["causal"] & (effective["modality"] == "text")], trained_products()], ignore_index=True)
+    return pd.concat(
+        [effective[effective["causal"] & (effective["modality"] == "text")], trained_products()], ignore_index=True
+    )
 
 
 def signs_sentence() -> str:
@@ -114,25 +157,38 @@ def signs_sentence() -> str:
     table = pattern.verdicts(causal_products())
     has = table["verdict"].str.contains(r"\+|−|signs")
     clear, others = [f"{name}: {said}" for name, said in table.loc[has, "verdict"].items()], table.index[~has]
-    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (f" In neither product: {'; '.join(others)}." if len(others) else "")
+    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (
+        f" In neither product: {'; '.join(others)}." if len(others) else ""
+    )
 
 
-def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2") -> str:
-    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the default (beyond two
-    standard deviations of the null), in words: a model whose layers differ may still be the same from seed to seed."""
+def signs_by_layer(
+    experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2"
+) -> str:
+    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
+    default (beyond two standard deviations of the null), in words: a model whose layers differ may still be the same
+    from seed to seed."""
     said = []
     for experiment in experiments:
         products = recorded_products(experiment, (arm,))
         after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
         if len(after):
-            layers = after.groupby("layer")["sigmas"].agg(plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size")
-            said.append(f"{experiment}: " + ", ".join(f"layer {layer} + in {row.plus}, − in {row.minus} of {row.runs}" for layer, row in layers.iterrows()))
+            layers = after.groupby("layer")["sigmas"].agg(
+                plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size"
+            )
+            said.append(
+                f"{experiment}: "
+                + ", ".join(
+                    f"layer {layer} + in {row.plus}, − in {row.minus} of {row.runs}" for layer, row in layers.iterrows()
+                )
+            )
     return f"Layer by layer and over all seeds, in V·proj of our GPTs: {'; '.join(said)}." if said else ""
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
-    """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal spread, and the
-    share of heads or layers that are beyond chance on either side (two standard deviations of the null)."""
+    """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal
+    spread, and the share of heads or layers that are beyond chance on either side (two standard deviations of the
+    null)."""
     rows = {}
     for arm in dict.fromkeys(products["arm"]):
         for when in ("before", "after"):
@@ -159,8 +215,8 @@ def gap_to(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> pd.DataFr
 
 
 def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
-    """The mean gap over the longest stretch of the run in which every seed of the arm is ahead, if it is ``least`` points long and does not
-    reach the end; else empty. gap: see gap_to; the last step is the end."""
+    """The mean gap over the longest stretch of the run in which every seed of the arm is ahead, if it is ``least``
+    points long and does not reach the end; else empty. gap: see gap_to; the last step is the end."""
     ahead, best, now = (gap.iloc[:-1] < 0).all(axis=1), [], []
     for step, yes in ahead.items():
         now = [*now, step] if yes else []
@@ -171,30 +227,60 @@ def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
 
 
 def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("language", "vision")) -> str:
-    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the end, and where an arm leads with every seed on the way, as
-    a Markdown table; "" without a pair. sets: kind of positions in words -> curves."""
+    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the end, and where an
+    arm leads with every seed on the way, as a Markdown table; "" without a pair. sets: kind of positions in words ->
+    curves."""
     rows = []
     for kind, curves in sets.items():
         for arm in arms if "gpt2" in set(curves["arm"]) else ():
             gap = gap_to(curves, arm) if arm in set(curves["arm"]) else pd.DataFrame()
             if len(gap):
                 early, lead = gap.index[max(0, len(gap) // 5 - 1)], lead_of_all(gap)
-                way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,} ({METRIC.signed(lead.min())})" if len(lead) else "–"
-                rows.append((f"{kind}, {LABELS[arm]}", *(f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in (early, gap.index[-1])), way))
-    columns = ["bits per byte minus the default's", "early", "at the end", "longest stretch on the way with every seed ahead"]
+                way = (
+                    f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,}"
+                    f" ({METRIC.signed(lead.min())})"
+                    if len(lead)
+                    else "–"
+                )
+                rows.append(
+                    (
+                        f"{kind}, {LABELS[arm]}",
+                        *(
+                            f"{common.measured(gap.loc[step], METRIC)} (step {step:,})"
+                            for step in (early, gap.index[-1])
+                        ),
+                        way,
+                    )
+                )
+    columns = [
+        "bits per byte minus the default's",
+        "early",
+        "at the end",
+        "longest stretch on the way with every seed ahead",
+    ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def samples(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = ("gpt2", "language"), seed: int = 0, letters: int = 320) -> str:
-    """The text that both arms write after the same prompt at the same number of steps, side by side, as an HTML table."""
+def samples(
+    experiment: str = CENTRAL.experiment,
+    arms: tuple[str, ...] = ("gpt2", "language"),
+    seed: int = 0,
+    letters: int = 320,
+) -> str:
+    """The text that both arms write after the same prompt at the same number of steps, side by side, as an HTML
+    table.
+    """
     cells = []
     for arm in arms:
         path = record_path(experiment, arm, seed)
         if not path.is_file():
-            return f"<p><em>No samples yet: the record of {experiment}/{arm}, seed {seed}, is not in. <code>{COMMAND}</code> makes it.</em></p>"
+            return (
+                f"<p><em>No samples yet: the record of {experiment}/{arm}, seed {seed}, is not in."
+                f" <code>{COMMAND}</code> makes it.</em></p>"
+            )
         record = read_record(path)
         sample, final = record["anatomy"]["after"]["sample"], record["final"]
         head = f"{escape(LABELS[arm])}<br>{final['step']:,} steps, {final['test_bits_per_byte']:.3f} bits per byte"
@@ -207,6 +293,12 @@ def samples(experiment: str = CENTRAL.experiment, arms: tuple[str, ...] = ("gpt2
 
 def planned() -> str:
     """Which studies lack runs; "" when all are in."""
-    counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in STUDIES.values()}
+    counts = {
+        s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in STUDIES.values()
+    }
     missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
-    return f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*" if missing else ""
+    return (
+        f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*"
+        if missing
+        else ""
+    )

@@ -19,7 +19,9 @@ KEY = ["arm", "seed"]
 
 
 def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
-    """Which machines made the runs, in a sentence; and that the two runs of every pair of the studies are of one machine, if so."""
+    """Which machines made the runs, in a sentence; and that the two runs of every pair of the studies are of one
+    machine, if so.
+    """
     if finals.empty:
         return ""
     counts = finals["device.name"].value_counts()
@@ -27,7 +29,11 @@ def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
     if len(counts) == 1:
         return f"All {len(finals)} runs were made on one kind of machine, {counts.index[0]}."
     mixed = mixed_pairs(finals, studies)
-    pairs = "the two runs of a pair always on one of them" if not mixed else f"{len(mixed)} pair{'s' * (len(mixed) != 1)} on two of them"
+    pairs = (
+        "the two runs of a pair always on one of them"
+        if not mixed
+        else f"{len(mixed)} pair{'s' * (len(mixed) != 1)} on two of them"
+    )
     return f"The runs were made on {machines}; {pairs}."
 
 
@@ -42,7 +48,9 @@ def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[
 
 
 def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the devices."""
+    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the
+    devices.
+    """
     here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
     if here.empty or there.empty:
         return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
@@ -53,11 +61,18 @@ def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
 
 
 def _made_there(both: pd.DataFrame) -> str:
-    return f"{len(both)} of these runs were made on another machine, too, one at a time ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
+    return (
+        f"{len(both)} of these runs were made on another machine, too, one at a time"
+        f" ({', '.join(sorted(set(both['other device'])))}; their records are in `data/replicas`)"
+    )
 
 
-def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic"), among: Collection[str] | None = None) -> str:
-    """Whether two machines agree: single runs (among: of these arms only), and the gain of the arms; "" without runs of both."""
+def replicas_sentence(
+    experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic"), among: Collection[str] | None = None
+) -> str:
+    """Whether two machines agree: single runs (among: of these arms only), and the gain of the arms; "" without runs of
+    both.
+    """
     both = replicas(experiment)
     both = both[both["arm"].isin(both["arm"] if among is None else among)].reset_index(drop=True)
     if len(both) < 2:
@@ -65,22 +80,31 @@ def replicas_sentence(experiment: str = "cifar10-lab10", arms: tuple[str, str] =
     difference = 100 * (both["here"] - both["there"])
     low, high = mean_interval(difference)
     text = (
-        f"{_made_there(both)}. The order of the images is the "
-        f"same there, the random numbers of the augmentation are not. On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points "
-        f"({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median) and at most {difference.abs().max():.1f}: about what another seed changes."
+        f"{_made_there(both)}. The order of the images is the same there, the random numbers of the augmentation are"
+        f" not. On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points"
+        f" ({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median) and at"
+        f" most {difference.abs().max():.1f}: about what another seed changes."
     )
     wide = both.pivot(index="seed", columns="arm", values=["here", "there"])
     if all((side, arm) in wide for side in ("here", "there") for arm in arms):
         gains = {side: (wide[side, arms[1]] - wide[side, arms[0]]).dropna() for side in ("here", "there")}
-        text += "" if gains["here"].empty else (
-            f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have: {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
+        text += (
+            ""
+            if gains["here"].empty
+            else (
+                f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have:"
+                f" {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
+            )
         )
     return text
 
 
-def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]], experiment: str = "cifar10-lab10") -> pd.DataFrame:
-    """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two or more): a row a
-    difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0 on the same side, in words.
+def asked_again(
+    asked: Mapping[str, Mapping[str, Mapping[str, float]]], experiment: str = "cifar10-lab10"
+) -> pd.DataFrame:
+    """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two
+    or more): a row a difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0
+    on the same side, in words.
 
     Args:
         asked: question -> name of an answer -> a sum of arms (see parts.ASKED).
@@ -118,12 +142,16 @@ def text_replicas_sentence(experiment: str) -> str:
     apart = (both["here"] - both["there"]).abs()
     row, median = both.loc[apart.idxmax()], apart.median()
     text = (
-        f"{_made_there(both)}, from the same weights and in the "
-        f"same order of the text. The two differ by {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by {apart.max():.{BITS.digits}f}."
+        f"{_made_there(both)}, from the same weights and in the same order of the text. The two differ by"
+        f" {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by"
+        f" {apart.max():.{BITS.digits}f}."
     )
     if apart.max() < 5 * median:
         return text
-    return f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with, and three pairs say little.{_turned(both)}"
+    return (
+        f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with, and"
+        f" three pairs say little.{_turned(both)}"
+    )
 
 
 def moved_by_arm(experiments: tuple[str, ...]) -> str:
@@ -133,22 +161,44 @@ def moved_by_arm(experiments: tuple[str, ...]) -> str:
         return ""
     moved = (both["there"] - both["here"]).groupby(both["arm"].str.replace(r"^lr-[\d.]+-", "", regex=True), sort=False)
     said = "; ".join(f"{LABELS.get(arm, arm)} {' and '.join(map(BITS.signed, values))}" for arm, values in moved)
-    return f"What the machine does, by the {len(both)} of these runs that were made on both (records in `data/replicas`), {', '.join(sorted(set(both['other device'])))} minus {', '.join(sorted(set(both['device'])))}: {said}."
+    return (
+        f"What the machine does, by the {len(both)} of these runs that were made on both (records in `data/replicas`),"
+        f" {', '.join(sorted(set(both['other device'])))} minus {', '.join(sorted(set(both['device'])))}: {said}."
+    )
 
 
 def _turned(both: pd.DataFrame) -> str:
-    """The gains over the default's run of the same point and seed that have another sign on the other machine, in words; "" without any."""
+    """The gains over the default's run of the same point and seed that have another sign on the other machine, in
+    words; "" without any.
+    """
     point = both["arm"].str.rpartition("-")
-    wide = both.assign(point=point[0], signs=point[2]).pivot(index=["point", "seed"], columns="signs", values=["here", "there"])
+    wide = both.assign(point=point[0], signs=point[2]).pivot(
+        index=["point", "seed"], columns="signs", values=["here", "there"]
+    )
     said = []
     for signs in wide["here"].columns.drop("gpt2", errors="ignore"):
-        pairs = wide.dropna(subset=[(side, arm) for side in ("here", "there") for arm in ("gpt2", signs) if (side, arm) in wide]) if ("here", "gpt2") in wide else wide[:0]
+        pairs = (
+            wide.dropna(
+                subset=[(side, arm) for side in ("here", "there") for arm in ("gpt2", signs) if (side, arm) in wide]
+            )
+            if ("here", "gpt2") in wide
+            else wide[:0]
+        )
         for (name, seed), row in pairs.iterrows():
             gains = [row[side, "gpt2"] - row[side, signs] for side in ("here", "there")]
             if gains[0] * gains[1] < 0:
                 moved = abs(row["here", "gpt2"] - row["there", "gpt2"])
-                said.append(f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here and {BITS.signed(gains[1])} there, better being up; the default itself moved by {moved:.{BITS.digits}f}")
-    return f" A difference to the default has another sign there: {'; '.join(said)}. So the sign at a single point and seed is not to be relied on." if said else ""
+                said.append(
+                    f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here and"
+                    f" {BITS.signed(gains[1])} there, better being up; the default itself moved by"
+                    f" {moved:.{BITS.digits}f}"
+                )
+    return (
+        f" A difference to the default has another sign there: {'; '.join(said)}. So the sign at a single point and"
+        " seed is not to be relied on."
+        if said
+        else ""
+    )
 
 
 def together_sentence(finals: pd.DataFrame) -> str:
@@ -159,4 +209,7 @@ def together_sentence(finals: pd.DataFrame) -> str:
     if made.empty:
         return ""
     minutes, cards = made["seconds.total"].sum() / 60, ", ".join(sorted(set(made["device.name"])))
-    return f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one {cards}, data and evaluation included: {60 * minutes / len(made):.1f} seconds a run."
+    return (
+        f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one"
+        f" {cards}, data and evaluation included: {60 * minutes / len(made):.1f} seconds a run."
+    )

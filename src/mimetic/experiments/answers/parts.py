@@ -1,4 +1,6 @@
-"""What chapter 7 says of all its arms together: the parts in a table, and what the constants' sensitivity amounts to."""
+"""What chapter 7 says of all its arms together: the parts in a table, and what the constants' sensitivity amounts
+to.
+"""
 
 from __future__ import annotations
 
@@ -14,51 +16,102 @@ from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRA
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
-# What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the sentence says otherwise
+# What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the
+# sentence says otherwise
 ASKED: dict[str, dict[str, Mapping[str, float]]] = {
-    "One half alone": {"queries and keys": {"mimetic-qk": 1, "timm": -1}, "values and projection": {"mimetic-vp": 1, "timm": -1}},
-    "Without the diagonal of one product, against mimetic initialization": {"of QK": {"qk-beta-0": 1, "mimetic": -1}, "of V·proj": {"vp-beta-0": 1, "mimetic": -1}},
-    "Without the noise of one product, against mimetic initialization": {"of QK": {"qk-alpha-0": 1, "mimetic": -1}, "of V·proj": {"vp-alpha-0": 1, "mimetic": -1}},
-    "What queries and keys add to values and projection": {"with their diagonal": {"mimetic": 1, "mimetic-vp": -1}, "without": {"qk-beta-0": 1, "mimetic-vp": -1}},
-    "Only the size": {"the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1}, "its singular values in random directions": {"random-directions": 1, "timm": -1}},
-    "A wrong sign, against mimetic initialization": {"of QK": {"qk-minus": 1, "mimetic": -1}, "of V·proj": {"vp-plus": 1, "mimetic": -1}, "both": {"both-flipped": 1, "mimetic": -1}},
-    "A wrong sign, against the default": {"of QK": {"qk-minus": 1, "timm": -1}, "of V·proj": {"vp-plus": 1, "timm": -1}, "both": {"both-flipped": 1, "timm": -1}},
+    "One half alone": {
+        "queries and keys": {"mimetic-qk": 1, "timm": -1},
+        "values and projection": {"mimetic-vp": 1, "timm": -1},
+    },
+    "Without the diagonal of one product, against mimetic initialization": {
+        "of QK": {"qk-beta-0": 1, "mimetic": -1},
+        "of V·proj": {"vp-beta-0": 1, "mimetic": -1},
+    },
+    "Without the noise of one product, against mimetic initialization": {
+        "of QK": {"qk-alpha-0": 1, "mimetic": -1},
+        "of V·proj": {"vp-alpha-0": 1, "mimetic": -1},
+    },
+    "What queries and keys add to values and projection": {
+        "with their diagonal": {"mimetic": 1, "mimetic-vp": -1},
+        "without": {"qk-beta-0": 1, "mimetic-vp": -1},
+    },
+    "Only the size": {
+        "the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1},
+        "its singular values in random directions": {"random-directions": 1, "timm": -1},
+    },
+    "A wrong sign, against mimetic initialization": {
+        "of QK": {"qk-minus": 1, "mimetic": -1},
+        "of V·proj": {"vp-plus": 1, "mimetic": -1},
+        "both": {"both-flipped": 1, "mimetic": -1},
+    },
+    "A wrong sign, against the default": {
+        "of QK": {"qk-minus": 1, "timm": -1},
+        "of V·proj": {"vp-plus": 1, "timm": -1},
+        "both": {"both-flipped": 1, "timm": -1},
+    },
     "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
-    "Constants exchanged (QK 0.4, V·proj 0.7)": {"": {"swapped": 1, "timm": -1}, "against mimetic initialization": {"swapped": 1, "mimetic": -1}},
+    "Constants exchanged (QK 0.4, V·proj 0.7)": {
+        "": {"swapped": 1, "timm": -1},
+        "against mimetic initialization": {"swapped": 1, "mimetic": -1},
+    },
     "The gain with another position embedding, average pooling": {
-        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
+        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1},
+        "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
     },
     "With a class token": {
-        "sin-cos": {"sincos2d-token-mimetic": 1, "sincos2d-token-timm": -1}, "learned": {"learned-token-mimetic": 1, "learned-token-timm": -1},
+        "sin-cos": {"sincos2d-token-mimetic": 1, "sincos2d-token-timm": -1},
+        "learned": {"learned-token-mimetic": 1, "learned-token-timm": -1},
         "none": {"none-token-mimetic": 1, "none-token-timm": -1},
     },
     "Against other defaults": {"PyTorch's": {"mimetic": 1, "torch": -1}, "Xavier": {"mimetic": 1, "xavier": -1}},
-}  # fmt: skip
+}
 
 
 # The rows of the table that opens the chapter: arm -> what it is
 TAKEN_APART = {
     "mimetic": "**mimetic initialization**",
-    "mimetic-qk": "V·proj left at its default", "mimetic-vp": "QK left at its default",
-    "vp-beta-0": "V·proj without its diagonal", "qk-beta-0": "QK without its diagonal",
-    "vp-alpha-0": "V·proj without its noise (and with coordinate axes for directions)", "qk-alpha-0": "QK without its noise",
-    "vp-plus": "V·proj's diagonal with the wrong sign", "qk-minus": "QK's diagonal with the wrong sign", "both-flipped": "both with the wrong sign",
-    "timm-rescaled": "timm's default, as large as mimetic initialization", "random-directions": "mimetic initialization's singular values, random directions",
-}  # fmt: skip
+    "mimetic-qk": "V·proj left at its default",
+    "mimetic-vp": "QK left at its default",
+    "vp-beta-0": "V·proj without its diagonal",
+    "qk-beta-0": "QK without its diagonal",
+    "vp-alpha-0": "V·proj without its noise (and with coordinate axes for directions)",
+    "qk-alpha-0": "QK without its noise",
+    "vp-plus": "V·proj's diagonal with the wrong sign",
+    "qk-minus": "QK's diagonal with the wrong sign",
+    "both-flipped": "both with the wrong sign",
+    "timm-rescaled": "timm's default, as large as mimetic initialization",
+    "random-directions": "mimetic initialization's singular values, random directions",
+}
 ON_A_CPU = {TRACE: "V·proj with a trace of noise, |α| 0.001", NOISE_ONLY: "both noises, neither diagonal"}
-AGAINST = {"against timm's default": "timm", "against PyTorch's default": "torch", "against mimetic initialization": "mimetic"}
+AGAINST = {
+    "against timm's default": "timm",
+    "against PyTorch's default": "torch",
+    "against mimetic initialization": "mimetic",
+}
 
 
 def taken_apart(finals: pd.DataFrame) -> str:
-    """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a Markdown table; those that were made on a CPU only are
-    compared with the runs of their own machine (data/replicas)."""
+    """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a
+    Markdown table; those that were made on a CPU only are compared with the runs of their own machine
+    (data/replicas)."""
     replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
-    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()] + [(f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()]
+    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()] + [
+        (f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()
+    ]
     rows = []
     for name, arm, runs in asked:
         values = [contrast(runs, {arm: 1, other: -1}) if arm != other else () for other in AGAINST.values()]
         if any(map(len, values)):
-            rows.append((name, *("–" if not len(v) else common.with_interval(v) if len(v) > 1 else points(v.iloc[0]) for v in values), f"{max(map(len, values))}"))
+            rows.append(
+                (
+                    name,
+                    *(
+                        "–" if not len(v) else common.with_interval(v) if len(v) > 1 else points(v.iloc[0])
+                        for v in values
+                    ),
+                    f"{max(map(len, values))}",
+                )
+            )
     if not rows:
         return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
     return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
@@ -74,19 +127,33 @@ def precision(finals: pd.DataFrame) -> str:
 
 def made_on(finals: pd.DataFrame, experiment: str = "cifar10-lab10") -> str:
     """Which machines made this chapter's runs, and whether they agree where two did."""
-    studies = tuple(study for name, study in STUDIES.items() if study.experiment == experiment and name not in ("size", "data", "deeper"))
+    studies = tuple(
+        study
+        for name, study in STUDIES.items()
+        if study.experiment == experiment and name not in ("size", "data", "deeper")
+    )
     arms = {arm for study in studies for arm in study.arms} | {TRACE, NOISE_ONLY}
-    return f"{machines.made_on(finals[finals['arm'].isin(arms)], studies)} {machines.replicas_sentence(experiment, among=arms)}".strip()
+    return (
+        f"{machines.made_on(finals[finals['arm'].isin(arms)], studies)}"
+        f" {machines.replicas_sentence(experiment, among=arms)}".strip()
+    )
 
 
 # what the gain hangs on: condition -> (the default there, mimetic initialization there)
 CONDITIONS = {
-    "sin-cos positions, average pooling": PAIR, "learned positions, average pooling": ("learned-avg-timm", "learned-avg-mimetic"),
-    "learned positions that start from sin-cos, average pooling (on a CPU)": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
-    "no positions, average pooling": ("none-avg-timm", "none-avg-mimetic"), "sin-cos positions, class token": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
-    "learned positions, class token": ("learned-token-timm", "learned-token-mimetic"), "no positions, class token": ("none-token-timm", "none-token-mimetic"),
-    "as in the first row, over PyTorch's default": ("torch", "mimetic"), "as in the first row, 0.4 for QK and 0.7 for V·proj, as in some public code": ("timm", "swapped"),
-}  # fmt: skip
+    "sin-cos positions, average pooling": PAIR,
+    "learned positions, average pooling": ("learned-avg-timm", "learned-avg-mimetic"),
+    "learned positions that start from sin-cos, average pooling (on a CPU)": (
+        "from-sincos-avg-timm",
+        "from-sincos-avg-mimetic",
+    ),
+    "no positions, average pooling": ("none-avg-timm", "none-avg-mimetic"),
+    "sin-cos positions, class token": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
+    "learned positions, class token": ("learned-token-timm", "learned-token-mimetic"),
+    "no positions, class token": ("none-token-timm", "none-token-mimetic"),
+    "as in the first row, over PyTorch's default": ("torch", "mimetic"),
+    "as in the first row, 0.4 for QK and 0.7 for V·proj, as in some public code": ("timm", "swapped"),
+}
 
 
 def _gains_by_condition(finals: pd.DataFrame) -> dict[str, pd.Series]:
@@ -106,28 +173,48 @@ def without_position(finals: pd.DataFrame) -> str:
     values = contrast(finals, {"none-token-mimetic": 1, "none-token-timm": -1})
     if len(values) < ENOUGH or side(values) <= 0:
         return ""
-    return f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation: position makes the gain larger, but there it is not all of it."
+    return (
+        f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation:"
+        " position makes the gain larger, but there it is not all of it."
+    )
 
 
 def conditions_table(finals: pd.DataFrame) -> str:
-    """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies themselves; "" without runs."""
+    """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies
+    themselves; "" without runs.
+    """
     gains, rows = _gains_by_condition(finals), []
     for name, values in gains.items():
-        reference, arm = (finals[finals["arm"] == arm].set_index("seed").loc[values.index, ACCURACY.column].mean() for arm in CONDITIONS[name])
+        reference, arm = (
+            finals[finals["arm"] == arm].set_index("seed").loc[values.index, ACCURACY.column].mean()
+            for arm in CONDITIONS[name]
+        )
         rows.append((name, f"{100 * reference:.1f}", f"{100 * arm:.1f}", common.with_interval(values)))
     if not rows:
         return ""
-    table = common.markdown(pd.DataFrame(rows, columns=["after ten epochs", "default (%)", "mimetic (%)", "gain (points)"]))
-    return f"The gain depends on what it is combined with, and on the default ({_made_with(finals, gains)}; in brackets the 95 % interval of the gain):\n\n{table}"
+    table = common.markdown(
+        pd.DataFrame(rows, columns=["after ten epochs", "default (%)", "mimetic (%)", "gain (points)"])
+    )
+    return (
+        f"The gain depends on what it is combined with, and on the default ({_made_with(finals, gains)}; in brackets"
+        f" the 95 % interval of the gain):\n\n{table}"
+    )
 
 
 def learned_position(finals: pd.DataFrame) -> str:
-    """What mimetic initialization gains with a learned position embedding, which GPTs have, and with a sin-cos one, in words; "" without runs."""
+    """What mimetic initialization gains with a learned position embedding, which GPTs have, and with a sin-cos one, in
+    words; "" without runs.
+    """
     said = []
-    for name, prefixes in {"a learned position embedding": ("learned-avg-", "learned-token-"), "a sin-cos one": ("", "sincos2d-token-")}.items():
+    for name, prefixes in {
+        "a learned position embedding": ("learned-avg-", "learned-token-"),
+        "a sin-cos one": ("", "sincos2d-token-"),
+    }.items():
         values = [contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}) for prefix in prefixes]
         if min(map(len, values)) < ENOUGH:
             return ""
-        average, token = (f"{points(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values)
+        average, token = (
+            f"{points(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values
+        )
         said.append(f"with {name} {average} under average pooling and {token} with a class token")
     return f"on CIFAR-10 mimetic initialization changes the accuracy {said[0]}, {said[1]}"

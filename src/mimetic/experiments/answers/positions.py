@@ -1,4 +1,6 @@
-"""What chapter 10 says of a GPT with other positions: does mimetic initialization fail with language, or with what enters a GPT's first block?"""
+"""What chapter 10 says of a GPT with other positions: does mimetic initialization fail with language, or with what
+enters a GPT's first block?
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,32 @@ from mimetic.training.records import load_runs
 COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-OF_KIND = {"learned": LEARNED, "sincos": POSITIONS, "shuffled": SHUFFLED, "centred": CENTRED, "scaled": SCALED, "rotary": ROTARY, "from-sincos": FROM_SINCOS, "from-noise": FROM_NOISE}  # GPTConfig.pos_embed -> its study
+# GPTConfig.pos_embed -> its study
+OF_KIND = {
+    "learned": LEARNED,
+    "sincos": POSITIONS,
+    "shuffled": SHUFFLED,
+    "centred": CENTRED,
+    "scaled": SCALED,
+    "rotary": ROTARY,
+    "from-sincos": FROM_SINCOS,
+    "from-noise": FROM_NOISE,
+}
 CONTROLS = (SHUFFLED, CENTRED, SCALED, FROM_SINCOS, FROM_NOISE)
 STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
-    f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2, f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
-}  # fmt: skip
+    f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2,
+    f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
+}
 
 
 def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every arm against the default of the same positions, a group a kind of positions: table and points for figures.comparisons."""
-    return common.stacked(((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()), METRIC)
+    """Every arm against the default of the same positions, a group a kind of positions: table and points for
+    figures.comparisons.
+    """
+    return common.stacked(
+        ((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()),
+        METRIC,
+    )
 
 
 def effect_of(study: Study, arm: str) -> pd.Series:
@@ -52,18 +70,22 @@ def effect_of(study: Study, arm: str) -> pd.Series:
 
 
 def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Series:
-    """seed -> what an arm does to the default in one study, less what it does in another (bits per byte); empty without runs of both. A seed has the
-    same windows of text in both."""
+    """seed -> what an arm does to the default in one study, less what it does in another (bits per byte); empty without
+    runs of both. A seed has the same windows of text in both."""
     return (effect_of(study, arm) - effect_of(other, arm)).dropna()
 
 
 def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
     """seed -> an arm of one study minus an arm of another (bits per byte); empty without runs of both."""
-    return common.between_runs(load_runs(study.experiment), load_runs(other.experiment), (arm, other_arm), METRIC.column)
+    return common.between_runs(
+        load_runs(study.experiment), load_runs(other.experiment), (arm, other_arm), METRIC.column
+    )
 
 
 def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
-    """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly better than another rate."""
+    """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly
+    better than another rate.
+    """
     finals = load_runs(search) if finals is None else finals
     table, best = rates.rate_table(finals), rates.best_rates(finals)
     if not best:
@@ -72,7 +94,11 @@ def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
     for arm, lr in best.items():
         row = table.loc[arm].dropna().sort_values()
         end = ", the highest tried" if lr == row.index.max() else ", the lowest tried" if lr == row.index.min() else ""
-        close = f"; {row.index[1]:g} only {row.iloc[1] - row.iloc[0]:.3f} behind" if row.iloc[1] - row.iloc[0] <= TIE else ""
+        close = (
+            f"; {row.index[1]:g} only {row.iloc[1] - row.iloc[0]:.3f} behind"
+            if row.iloc[1] - row.iloc[0] <= TIE
+            else ""
+        )
         said.append(f"{LABELS[arm]} {lr:g} ({row.iloc[0]:.3f}{end}{close})")
     return f"{', '.join(said)}."
 
@@ -80,15 +106,18 @@ def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
 def searches() -> str:
     """The searches, in words."""
     found = {TEXT_POSITIONS[kind]: with_positions(kind, search=True) for kind in OTHER_POSITIONS}
-    return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(f"With {name}: {searched_sentence(search)}" for name, search in found.items())
+    return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(
+        f"With {name}: {searched_sentence(search)}" for name, search in found.items()
+    )
 
 
 KINDS = ("learned", "sincos", "from-sincos", "rotary")
 # What the table on top of the chapter compares: text -> the study of each of KINDS, None where it was not run
 TEXTS: dict[str, tuple[Study | None, ...]] = {
-    "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY), "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
+    "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY),
+    "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
     "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, None, None),
-}  # fmt: skip
+}
 
 
 def in_short() -> str:
@@ -102,7 +131,11 @@ def in_short() -> str:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
-                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}): *{common.word(row, METRIC, more=False)}*"
+                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
+                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])},"
+                        f" {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}):"
+                        f" *{common.word(row, METRIC, more=False)}*"
+                    )
     if not rows:
         return ""
     order = [f"{text}, {LABELS[arm]}" for text in TEXTS for arm in ("gpt2", *SIGNED)]
@@ -110,28 +143,59 @@ def in_short() -> str:
         [(name, *(rows[name].get(kind, "not run") for kind in KINDS)) for name in order if name in rows],
         columns=["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
     )
-    own = {text: across("vision", study, "gpt2", other) for text, study, other in (("tiny Shakespeare", POSITIONS, CENTRAL), ("WikiText-2", POSITIONS_WIKITEXT2, WIKITEXT2))}
+    own = {
+        text: across("vision", study, "gpt2", other)
+        for text, study, other in (
+            ("tiny Shakespeare", POSITIONS, CENTRAL),
+            ("WikiText-2", POSITIONS_WIKITEXT2, WIKITEXT2),
+        )
+    }
     said = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
-    beyond = f"\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones: {', '.join(said)}." if said else ""
+    beyond = (
+        "\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones:"
+        f" {', '.join(said)}."
+        if said
+        else ""
+    )
     return f"{common.markdown(table)}{beyond}"
 
 
 def longer() -> dict[str, pd.DataFrame]:
     """The curves of the longer runs by kind of positions, of the kinds that have a pair."""
-    sets = {kind: load_runs(study.experiment, curves=True) for kind, study in (("learned", LONG), ("sincos", POSITIONS_LONG))}
-    return {TEXT_POSITIONS[kind]: curves for kind, curves in sets.items() if "gpt2" in set(curves["arm"]) and curves["arm"].nunique() > 1}
+    sets = {
+        kind: load_runs(study.experiment, curves=True)
+        for kind, study in (("learned", LONG), ("sincos", POSITIONS_LONG))
+    }
+    return {
+        TEXT_POSITIONS[kind]: curves
+        for kind, curves in sets.items()
+        if "gpt2" in set(curves["arm"]) and curves["arm"].nunique() > 1
+    }
 
 
 def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:
-    """What each arm does with one kind of positions: how the answer begins, a list item an arm, with whether that is something else than with learned
-    positions, and one a contrast of arms; all empty without a pair."""
+    """What each arm does with one kind of positions: how the answer begins, a list item an arm, with whether that is
+    something else than with learned positions, and one a contrast of arms; all empty without a pair."""
     finals = load_runs(study.experiment)
     table = common.study_table(study, finals, METRIC)
     if table.empty:
         return "", [], []
-    lines = [f"* {name}: {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], study), 'than with learned positions')}" for name, row in table.iterrows()]
-    against = [common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()]
-    return f"**We found**, on tiny Shakespeare, against the default with {kind} positions, {table['reference'].iloc[0]:.3f} bits per byte:\n\n", lines, against
+    lines = [
+        f"* {name}:"
+        f" {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], study), 'than with learned positions')}"
+        for name, row in table.iterrows()
+    ]
+    against = [
+        common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()
+    ]
+    return (
+        (
+            f"**We found**, on tiny Shakespeare, against the default with {kind} positions,"
+            f" {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
+        ),
+        lines,
+        against,
+    )
 
 
 def answer() -> str:
@@ -141,31 +205,49 @@ def answer() -> str:
         return f"With fixed positions no pair of runs is in yet: `{COMMAND}`."
     text += "\n".join(lines)
     text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against) if against else ""
-    own = {"the default": across("gpt2", POSITIONS, "gpt2", CENTRAL), "vision signs": across("vision", POSITIONS, "gpt2", CENTRAL)}
+    own = {
+        "the default": across("gpt2", POSITIONS, "gpt2", CENTRAL),
+        "vision signs": across("vision", POSITIONS, "gpt2", CENTRAL),
+    }
     said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
-    return text + (f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else "")
+    return text + (
+        f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else ""
+    )
 
 
 def controls() -> str:
-    """What vision's signs do in every control of the reason, and whether that is something else than with fixed positions in their order, as Markdown list
-    items."""
+    """What vision's signs do in every control of the reason, and whether that is something else than with fixed
+    positions in their order, as Markdown list items."""
     lines = []
     for study in CONTROLS:
         name, table = study.question.partition(", ")[2], common.study_table(study, load_runs(study.experiment), METRIC)
         found = [f"{arm}: {common.finding(row, METRIC)}" for arm, row in table.iterrows()]
         if LABELS["vision"] in table.index:
             found[0] += _compared(changes("vision", study, POSITIONS), "than with fixed positions in their order")
-        lines.append(f"* {name[:1].upper()}{name[1:]}: " + (f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}." if found else f"no pair is in yet (`{COMMAND}`)."))
+        lines.append(
+            f"* {name[:1].upper()}{name[1:]}: "
+            + (
+                f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}."
+                if found
+                else f"no pair is in yet (`{COMMAND}`)."
+            )
+        )
     return "\n".join(lines)
 
 
 def rotary_answer() -> str:
-    """What both sets of signs do with rotary positions, as Markdown list items, and how the better start with fixed ones stands to them."""
+    """What both sets of signs do with rotary positions, as Markdown list items, and how the better start with fixed
+    ones stands to them.
+    """
     text, lines, against = _arms(ROTARY, "rotary")
     if not lines:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     beyond = across("vision", POSITIONS, "gpt2", ROTARY)
-    further = [f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"] if len(beyond) else []
+    further = (
+        [f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"]
+        if len(beyond)
+        else []
+    )
     return text + "\n".join(lines + against + further)
 
 
@@ -173,7 +255,11 @@ def _compared(apart: pd.Series, what: str) -> str:
     """Whether a difference of differences is one, as a clause; "" without pairs."""
     if not len(apart):
         return ""
-    says = {-1: f"better {what}", 1: f"worse {what}", 0: f"not to be told from what it is otherwise ({what.replace('than', 'compared')})"}
+    says = {
+        -1: f"better {what}",
+        1: f"worse {what}",
+        0: f"not to be told from what it is otherwise ({what.replace('than', 'compared')})",
+    }
     if len(apart) < ENOUGH:
         return f"; {what.replace('than', 'compared')}: {measured(apart, METRIC)}, too few pairs"
     return f"; {says[side(apart)]}, by {measured(apart, METRIC)}"
@@ -182,4 +268,9 @@ def _compared(apart: pd.Series, what: str) -> str:
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
     studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)
-    return " ".join(filter(None, (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)))
+    return " ".join(
+        filter(
+            None,
+            (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies),
+        )
+    )

@@ -1,5 +1,5 @@
-"""What the language chapters say of learning rates (10 and 11): the search, the rate that came second in it, one rate for all, and what of the
-signs is left at one rate."""
+"""What the language chapters say of learning rates (10 and 11): the search, the rate that came second in it, one rate
+for all, and what of the signs is left at one rate."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
-# --- the search --------------------------------------------------------------------------------------------------------
+# --- the search
+# --------------------------------------------------------------------------------------------------------
 
 
 def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not run."""
+    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not
+    run.
+    """
     finals = load_runs(SEARCH) if finals is None else finals
     if finals.empty:
         return pd.DataFrame()
@@ -57,23 +60,44 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
     for end, pick in (("lowest", min), ("highest", max)):
         edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
         text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
-    return text + (f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else "")
+    return text + (
+        f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else ""
+    )
 
 
 def ends(finals: pd.DataFrame | None = None) -> str:
-    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text (one seed): a Markdown
-    table and what follows from it."""
+    """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text
+    (one seed): a Markdown table and what follows from it."""
     found = _at_the_ends(finals)
-    rows = [(f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–") for (point, arm), (best, cost) in found.items()]
-    table = markdown(pd.DataFrame(rows, columns=["model", "arm", "its rate", "best rate there", "bits per byte fewer"])) if rows else ""
+    rows = [
+        (f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–")
+        for (point, arm), (best, cost) in found.items()
+    ]
+    table = (
+        markdown(pd.DataFrame(rows, columns=["model", "arm", "its rate", "best rate there", "bits per byte fewer"]))
+        if rows
+        else ""
+    )
     if len(found) < len(ENDS) * len(SIGNS):
         return f"Not all of these runs are in yet: `python -m mimetic queue language-recipe`.\n\n{table}".strip()
-    held = [f"at `{point}` {', '.join(said)}" for point in ENDS if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])]
-    return f"{table}\n\nOne seed." + (f" So by its rate an arm may be held back, {'; '.join(held)}. Two runs of one configuration may differ by more ([chapter 10](10_gpt.ipynb), and [below](#retrained)), so such a check excludes large errors of the rate only. Of the points between the ends none was checked." if held else "")
+    held = [
+        f"at `{point}` {', '.join(said)}"
+        for point in ENDS
+        if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])
+    ]
+    return f"{table}\n\nOne seed." + (
+        f" So by its rate an arm may be held back, {'; '.join(held)}. Two runs of one configuration may differ by more"
+        " ([chapter 10](10_gpt.ipynb), and [below](#retrained)), so such a check excludes large errors of the rate"
+        " only. Of the points between the ends none was checked."
+        if held
+        else ""
+    )
 
 
 def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
-    """(end of the sweep, arm) -> its best rate there, and how many bits per byte more it needs at the rate that it was given."""
+    """(end of the sweep, arm) -> its best rate there, and how many bits per byte more it needs at the rate that it was
+    given.
+    """
     finals = load_runs("share-recipe") if finals is None else finals
     values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
     found = {}
@@ -86,7 +110,8 @@ def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[flo
 
 
 def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
-    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about size and identity.
+    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about
+    size and identity.
 
     Args:
         plateau: bits per byte of predicting from the last character alone.
@@ -97,18 +122,30 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
         return "The runs that test it are not in yet."
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
-    text = f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte, and the last character alone gives {plateau:.3f}. "
-    for arms, word in ((slow, "Nearer to that plateau"), ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default")):
+    text = (
+        f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte, and the last character"
+        f" alone gives {plateau:.3f}. "
+    )
+    for arms, word in (
+        (slow, "Nearer to that plateau"),
+        ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default"),
+    ):
         text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
     if {"rescaled", "random-directions"} <= set(values.index):
         if "rescaled" in slow:
-            text += "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is asked under Result."
+            text += (
+                "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is"
+                " asked under Result."
+            )
         elif "random-directions" in slow:
             text += "The singular values are enough, without the identity; size alone is not."
         elif {"language", "vision"} & set(slow):
             text += "Neither the size nor the singular values do it: it takes the identity."
     if {"gpt2-signs", "both-minus"} <= set(slow):
-        text += " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not the reason, or not the only one."
+        text += (
+            " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not"
+            " the reason, or not the only one."
+        )
     return text.strip() + " (One seed an arm.)"
 
 
@@ -121,11 +158,15 @@ def _by_arm() -> pd.DataFrame:
 
 
 def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per byte at each, the
-    difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the arm is behind the default's better rate at its own better
-    one (behind, with its interval; nothing for the default)."""
+    """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per
+    byte at each, the difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the
+    arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the
+    default)."""
     finals, rows = _by_arm() if finals is None else finals, {}
-    there, values = set(finals["arm"]) if len(finals) else set(), finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
+    there, values = (
+        set(finals["arm"]) if len(finals) else set(),
+        (finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}),
+    )
     better = {}
     for arm, lr in RUNNER_UP.items():
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
@@ -134,7 +175,11 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
             if not len(change):
                 continue
             better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
-            rows[arm] = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]]} | summary(change) | {"fewer": int((change < 0).sum())}
+            rows[arm] = (
+                {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]]}
+                | summary(change)
+                | {"fewer": int((change < 0).sum())}
+            )
     for arm in rows:
         if arm != "gpt2":
             behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)
@@ -152,16 +197,27 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
     lines = []
     for arm, row in few.iterrows():
         clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
-        says = f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
+        says = (
+            f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])}"
+            f" ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
+        )
         if arm != "gpt2" and np.isfinite(row["behind"]):
-            says += f"; at the better of the two, against the default at the better of its own, {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
+            says += (
+                "; at the better of the two, against the default at the better of its own,"
+                f" {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
+            )
         lines.append(f"* {says}")
     lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
-    return "\n".join(lines) + (f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else "")
+    return "\n".join(lines) + (
+        f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else ""
+    )
 
 
 # The four pairs of signs at one rate: each arm's name where it was run at GENTLE
-AT_ONE_RATE = {name: name if CHOSEN[name] == GENTLE else rated(name, GENTLE) for name in ("language", "vision", "gpt2-signs", "both-minus")}
+AT_ONE_RATE = {
+    name: name if CHOSEN[name] == GENTLE else rated(name, GENTLE)
+    for name in ("language", "vision", "gpt2-signs", "both-minus")
+}
 
 
 def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
@@ -172,23 +228,39 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
     one, lines = AT_ONE_RATE, []
     effects = {
         "V·proj + instead of −": {"language": 0.5, "gpt2-signs": 0.5, "vision": -0.5, "both-minus": -0.5},
-        "QK + instead of − where V·proj is +": {"language": 1, "gpt2-signs": -1}, "the same where V·proj is −": {"vision": 1, "both-minus": -1},
+        "QK + instead of − where V·proj is +": {"language": 1, "gpt2-signs": -1},
+        "the same where V·proj is −": {"vision": 1, "both-minus": -1},
         "the difference between these two": {"language": 1, "gpt2-signs": -1, "vision": -1, "both-minus": 1},
-    }  # fmt: skip
+    }
     for name, weights in effects.items():
         values = contrast(finals, {one[arm]: weight for arm, weight in weights.items()}, METRIC.column)
         if not len(values):
             return "The four pairs of signs at one rate have no seed in common yet: `python -m mimetic queue language`."
         low, high = mean_interval(values)
-        says = "these pairs cannot say" if low <= 0 <= high else "the two differ" if name.startswith("the difference") else "plus is worse" if low > 0 else "plus is better"
+        says = (
+            "these pairs cannot say"
+            if low <= 0 <= high
+            else (
+                "the two differ"
+                if name.startswith("the difference")
+                else "plus is worse"
+                if low > 0
+                else "plus is better"
+            )
+        )
         p = sign_flip_test(values)
         hint = " by the interval, which the exact test does not confirm" if p > 0.05 and not low <= 0 <= high else ""
         lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
-    return f"All four pairs of signs at {GENTLE:g} (V·proj's over both signs of QK; QK's apart, since they need not be the same):\n\n" + "\n".join(lines)
+    return (
+        f"All four pairs of signs at {GENTLE:g} (V·proj's over both signs of QK; QK's apart, since they need not be the"
+        " same):\n\n" + "\n".join(lines)
+    )
 
 
 def beyond_size(finals: pd.DataFrame | None = None) -> str:
-    """Language signs at their better rate against the two controls of their size, in a sentence; "" without the runs."""
+    """Language signs at their better rate against the two controls of their size, in a sentence; "" without the
+    runs.
+    """
     finals = _by_arm() if finals is None else finals
     better = rated("language", GENTLE)
     if finals.empty or not {better, "rescaled", "random-directions"} <= set(finals["arm"]):
@@ -203,7 +275,9 @@ def beyond_size(finals: pd.DataFrame | None = None) -> str:
 
 
 def twins_sentence() -> str:
-    """How far runs of one configuration and seed that were made twice on one machine differ, in words; "" without any."""
+    """How far runs of one configuration and seed that were made twice on one machine differ, in words; "" without
+    any.
+    """
     central, again = (load_runs(e) for e in (CENTRAL.experiment, SECOND.experiment))
     if central.empty or again.empty:
         return ""
@@ -215,7 +289,10 @@ def twins_sentence() -> str:
     if not apart:
         return ""
     apart = pd.Series(apart)
-    return f"Noise to compare with: {len(apart)} runs were made twice with one configuration, seed and card, in groups of different sizes; the two differ by {apart.median():.3f} bits per byte (median) and up to {apart.max():.3f}."
+    return (
+        f"Noise to compare with: {len(apart)} runs were made twice with one configuration, seed and card, in groups of"
+        f" different sizes; the two differ by {apart.median():.3f} bits per byte (median) and up to {apart.max():.3f}."
+    )
 
 
 def one_rate_sentence() -> str:

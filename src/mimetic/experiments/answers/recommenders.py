@@ -40,22 +40,41 @@ COMMAND = "python -m mimetic queue recommenders"
 TITLES = {"ml100k": "MovieLens-100K", "beauty": "Amazon Beauty (1,000 items)"}
 SIBLING_RUNS = "ml100k-next"  # not an experiment: the arms of one whose names begin so
 SHOWN = TITLES | {SIBLING_RUNS: "MovieLens-100K, causal next-item sibling"}
-NAMES = LABELS | {VISION: "vision signs", RESCALED: "default at vision's norms (no diagonal)", RANDOM: "random directions (no diagonal)", "short-next-fit-beauty": "next item, fitted to the sibling of Beauty", "mimetic-qk": "QK only, vision's sign", "mimetic-vp": "V·proj only, vision's sign"}
+NAMES = LABELS | {
+    VISION: "vision signs",
+    RESCALED: "default at vision's norms (no diagonal)",
+    RANDOM: "random directions (no diagonal)",
+    "short-next-fit-beauty": "next item, fitted to the sibling of Beauty",
+    "mimetic-qk": "QK only, vision's sign",
+    "mimetic-vp": "V·proj only, vision's sign",
+}
 VARIANTS = {  # what the arms of a changed model begin with
-    "short-next-": "next item, ", "short-pre-ln-next-": "next item, pre-LN, ", "next-": "next item, 40 epochs, ", "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
-    "causal-": "causal, ", "pre-ln-causal-": "causal, pre-LN, ", "pre-ln-": "pre-LN, ",
-}  # fmt: skip
+    "short-next-": "next item, ",
+    "short-pre-ln-next-": "next item, pre-LN, ",
+    "next-": "next item, 40 epochs, ",
+    "pre-ln-next-": "next item, pre-LN, 40 epochs, ",
+    "causal-": "causal, ",
+    "pre-ln-causal-": "causal, pre-LN, ",
+    "pre-ln-": "pre-LN, ",
+}
 SIGN_PAIRS = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE)}
 AGAINST_DEFAULT = SIGN_PAIRS | {
-    "default at vision's norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
-}  # fmt: skip
+    "default at vision's norms (no diagonal)": (DEFAULT, RESCALED),
+    "random directions (no diagonal)": (DEFAULT, RANDOM),
+}
 AGAINST_EACH_OTHER = {
     "opposite minus vision signs": (VISION, OPPOSITE),
-    "vision signs minus default at vision's norms": (RESCALED, VISION), "vision signs minus random directions": (RANDOM, VISION),
-    "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE), "opposite signs minus random directions": (RANDOM, OPPOSITE),
-}  # fmt: skip
+    "vision signs minus default at vision's norms": (RESCALED, VISION),
+    "vision signs minus random directions": (RANDOM, VISION),
+    "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
+    "opposite signs minus random directions": (RANDOM, OPPOSITE),
+}
 CONTROLS = ("default at vision's norms", "random directions")  # as large, without a diagonal
-HALVES = {"QK alone": (DEFAULT, "mimetic-qk"), "V·proj alone": (DEFAULT, "mimetic-vp"), "both minus V·proj alone": ("mimetic-vp", VISION)}
+HALVES = {
+    "QK alone": (DEFAULT, "mimetic-qk"),
+    "V·proj alone": (DEFAULT, "mimetic-vp"),
+    "both minus V·proj alone": ("mimetic-vp", VISION),
+}
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
@@ -69,41 +88,71 @@ def arm_label(arm: str) -> str:
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The experiment's answer: what the comparisons of each data set, and of the causal sibling, come to, in a sentence each, and how many runs are missing."""
+    """The experiment's answer: what the comparisons of each data set, and of the causal sibling, come to, in a sentence
+    each, and how many runs are missing.
+    """
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     lines = [f"* {conclusion(data, table)}" for data, table in compared(finals, COMPARED).items()]
     return "\n\n".join(filter(None, ["\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
 
 
 def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What the causal sibling's comparisons come to on both kinds of items, with other users taken into account, and after twice as many epochs, as a Markdown
-    table; "" without runs."""
-    asked = {name: COMPARED[name] for name in OVER_USERS} | {"fitted to a trained sibling of Beauty": (DEFAULT, "fit-beauty")}
+    """What the causal sibling's comparisons come to on both kinds of items, with other users taken into account, and
+    after twice as many epochs, as a Markdown table; "" without runs."""
+    asked = {name: COMPARED[name] for name in OVER_USERS} | {
+        "fitted to a trained sibling of Beauty": (DEFAULT, "fit-beauty")
+    }
     short, long = (_sibling(finals, prefix) for prefix in (SIBLING_PREFIX, LONG_SIBLING_PREFIX))
     rows = []
     for name, (reference, arm) in asked.items():
-        values = [contrast(runs, {arm: 1, reference: -1}, column) for runs, column in ((short, METRIC.column), (short, VALIDATION_COLUMN), (long, METRIC.column))]
+        values = [
+            contrast(runs, {arm: 1, reference: -1}, column)
+            for runs, column in ((short, METRIC.column), (short, VALIDATION_COLUMN), (long, METRIC.column))
+        ]
         users = user_differences("ml100k", SIBLING_PREFIX + arm, SIBLING_PREFIX + reference)
         last, before, later = (common.measured(v, METRIC) if len(v) else "–" for v in values)
         if last != "–":
             rows.append((name, last, interval(*crossed_interval(users)) if len(users) > 1 else "–", before, later))
-    columns = ["next item: difference (95 % interval)", "last items, 20 epochs", "over seeds and users", "last but one items", "last items, 40 epochs"]
+    columns = [
+        "next item: difference (95 % interval)",
+        "last items, 20 epochs",
+        "over seeds and users",
+        "last but one items",
+        "last items, 40 epochs",
+    ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What the arm fitted to the trained model of the other data set gains over the default and over the controls of vision's size, in words; "" without."""
+    """What the arm fitted to the trained model of the other data set gains over the default and over the controls of
+    vision's size, in words; "" without.
+    """
     said = []
     for data, runs in finals.items():
         fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
-        table = compare(runs, {"default": (DEFAULT, fitted), **{name: (arm, fitted) for name, arm in zip(CONTROLS, (RESCALED, RANDOM))}}, METRIC.column) if fitted and len(runs) else pd.DataFrame()
+        table = (
+            compare(
+                runs,
+                {
+                    "default": (DEFAULT, fitted),
+                    **{name: (arm, fitted) for name, arm in zip(CONTROLS, (RESCALED, RANDOM))},
+                },
+                METRIC.column,
+            )
+            if fitted and len(runs)
+            else pd.DataFrame()
+        )
         if len(table) and table["pairs"].min() >= ENOUGH:
-            said.append(f"{SHOWN[data]}: {', '.join(f'{METRIC.shown(row)} against {name}' for name, row in table.iterrows())}.")
+            said.append(
+                f"{SHOWN[data]}: {', '.join(f'{METRIC.shown(row)} against {name}' for name, row in table.iterrows())}."
+            )
     return " ".join(said)
 
 
 def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What every arm of AGAINST_DEFAULT does, with its interval and in a word: index the arms, a column a data set of tables (compared) that has a pair."""
+    """What every arm of AGAINST_DEFAULT does, with its interval and in a word: index the arms, a column a data set of
+    tables (compared) that has a pair.
+    """
     columns = {}
     for data, table in tables.items():
         if table.empty:
@@ -120,8 +169,8 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def by_positions() -> str:
-    """What signs and sizes gain on MovieLens-100K with learned and with fixed positions, and the change, at both learning rates, as a Markdown table of the seeds
-    that both have; "" without runs."""
+    """What signs and sizes gain on MovieLens-100K with learned and with fixed positions, and the change, at both
+    learning rates, as a Markdown table of the seeds that both have; "" without runs."""
     rows, mean = [], partial(common.measured, metric=METRIC)
     for learned, fixed in zip(("ml100k", "ml100k-rate"), FIXED):
         there, here = load_runs(fixed), load_runs(learned)
@@ -130,9 +179,16 @@ def by_positions() -> str:
         rate = f"{EXPERIMENTS[fixed].lr:g}"
         change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
         if len(change):
-            ends = [runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean() for runs in (here, there)]
+            ends = [
+                runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean()
+                for runs in (here, there)
+            ]
             rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), mean(change)))
-        for name, (reference, arm) in {**AGAINST_DEFAULT, "vision signs minus default at vision's norms": (RESCALED, VISION), "opposite minus vision signs": (VISION, OPPOSITE)}.items():
+        for name, (reference, arm) in {
+            **AGAINST_DEFAULT,
+            "vision signs minus default at vision's norms": (RESCALED, VISION),
+            "opposite minus vision signs": (VISION, OPPOSITE),
+        }.items():
             values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
             seeds = values[0].index.intersection(values[1].index)
             if len(seeds):
@@ -140,18 +196,34 @@ def by_positions() -> str:
                 rows.append((f"at {rate}: {name}", mean(of_learned), mean(of_fixed), mean(of_fixed - of_learned)))
     if not rows:
         return ""
-    return common.markdown(pd.DataFrame(rows, columns=["test NDCG@10: difference (95 % interval)", "learned positions", "fixed positions", "fixed minus learned"]))
+    return common.markdown(
+        pd.DataFrame(
+            rows,
+            columns=[
+                "test NDCG@10: difference (95 % interval)",
+                "learned positions",
+                "fixed positions",
+                "fixed minus learned",
+            ],
+        )
+    )
 
 
 def fixed_missing() -> str:
     """How many runs with fixed positions are in, in words; "" when all are."""
     counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
     there, wanted = (sum(numbers) for numbers in zip(*counts))
-    return "" if there == wanted else f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
+    return (
+        ""
+        if there == wanted
+        else f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
+    )
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which product of vision's signs does it, where one of them gains by itself, a sentence a data set; "" where none does."""
+    """Which product of vision's signs does it, where one of them gains by itself, a sentence a data set; "" where none
+    does.
+    """
     said = []
     for data, table in compared(finals, HALVES).items():
         words = words_of(table)
@@ -161,8 +233,12 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
     return " ".join(said)
 
 
-def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column) -> dict[str, pd.DataFrame]:
-    """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's, behind a prefix)."""
+def compared(
+    finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column
+) -> dict[str, pd.DataFrame]:
+    """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's,
+    behind a prefix).
+    """
     tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
     if "ml100k" in finals:
         if len(table := compare(_sibling(finals, SIBLING_PREFIX), pairs, column)):
@@ -188,14 +264,25 @@ def gaining(words: Mapping[str, str]) -> set[str]:
 
 
 def _missing(data: str, finals: pd.DataFrame) -> str:
-    """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other learning rate; "" if all."""
-    studies = [(CENTRAL[data], finals, SEEDS[data]), (STRUCTURE[data], finals, SEEDS[data]), (RATE[data], load_runs(f"{data}-rate"), SEEDS[data])]
+    """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other
+    learning rate; "" if all.
+    """
+    studies = [
+        (CENTRAL[data], finals, SEEDS[data]),
+        (STRUCTURE[data], finals, SEEDS[data]),
+        (RATE[data], load_runs(f"{data}-rate"), SEEDS[data]),
+    ]
     if data == STUDIES["next"].experiment:
         studies.append((STUDIES["next"], finals, FIRST_SEEDS + MORE_SEEDS))
     counts = [common.counts(*study) for study in studies]
     if all(there == wanted for there, wanted in counts):
         return ""
-    parts = [f"{there} of {wanted} runs {what}" for (there, wanted), what in zip(counts, ("of the comparison", "of its controls", "at the other rate", "of the sibling"))]
+    parts = [
+        f"{there} of {wanted} runs {what}"
+        for (there, wanted), what in zip(
+            counts, ("of the comparison", "of its controls", "at the other rate", "of the sibling")
+        )
+    ]
     return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
@@ -210,30 +297,51 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
 
 
 def beyond_size(gains: Container[str]) -> list[str]:
-    """The sign patterns that gain against the default and against both controls of their size; gains: the comparisons that do."""
-    return [name for name in SIGN_PAIRS if name in gains and all(f"{name} minus {control}" in gains for control in CONTROLS)]
+    """The sign patterns that gain against the default and against both controls of their size; gains: the comparisons
+    that do.
+    """
+    return [
+        name for name in SIGN_PAIRS if name in gains and all(f"{name} minus {control}" in gains for control in CONTROLS)
+    ]
 
 
 def _size_or_sign(words: Mapping[str, str]) -> str:
     """The conclusion from the words of conclusion(), a clause; "" while they do not say."""
-    better = {"gains": "opposite signs do better than vision's", "loses": "vision signs do better than the opposite"}.get(words.get("opposite minus vision signs", ""), "")
+    better = {
+        "gains": "opposite signs do better than vision's",
+        "loses": "vision signs do better than the opposite",
+    }.get(words.get("opposite minus vision signs", ""), "")
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
-    elif better and not any(words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS):
+    elif better and not any(
+        words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS
+    ):
         rest += ", but neither does better than weights as large without a diagonal"
-        rest += "".join(f", and {name} do worse than {control}" for name in SIGN_PAIRS for control in CONTROLS if words.get(f"{name} minus {control}") == "loses")
+        rest += "".join(
+            f", and {name} do worse than {control}"
+            for name in SIGN_PAIRS
+            for control in CONTROLS
+            if words.get(f"{name} minus {control}") == "loses"
+        )
     if beyond := beyond_size(gaining(words)):
         return f"{' and '.join(beyond)} gain beyond the size of the weights and their singular values{rest}"
-    if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS):
+    if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(
+        words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS
+    ):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
     asked = any(f"{name} minus {control}" in words for name in SIGN_PAIRS for control in CONTROLS)
-    return f"the sign matters: {better}{'; that one of them gains beyond the size of its weights is not shown' if asked else ''}" if better else ""
+    return (
+        "the sign matters:"
+        f" {better}{'; that one of them gains beyond the size of its weights is not shown' if asked else ''}"
+        if better
+        else ""
+    )
 
 
 def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The comparisons that the answer rests on, of all data sets, as a Markdown table, a column a data set; for the sign patterns also with other users taken into
-    account; "" without a pair."""
+    """The comparisons that the answer rests on, of all data sets, as a Markdown table, a column a data set; for the
+    sign patterns also with other users taken into account; "" without a pair."""
     tables, rows = compared(finals, COMPARED), {}
     for data, table in tables.items():
         for name, row in table.iterrows():
@@ -242,12 +350,21 @@ def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
                 rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
             rows.setdefault(name, {})[data] = _cell(row)
             experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
-            users = user_differences(experiment, prefix + arm, prefix + reference) if name in OVER_USERS else np.empty((0, 0))
+            users = (
+                user_differences(experiment, prefix + arm, prefix + reference)
+                if name in OVER_USERS
+                else np.empty((0, 0))
+            )
             if len(users) > 1:
                 rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
     if not rows:
         return ""
-    order = {name: i for i, name in enumerate(("default", *(n for name in COMPARED for n in (name, f"{name}, over seeds and users"))))}
+    order = {
+        name: i
+        for i, name in enumerate(
+            ("default", *(n for name in COMPARED for n in (name, f"{name}, over seeds and users")))
+        )
+    }
     rows = dict(sorted(rows.items(), key=lambda item: order[item[0]]))
     columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
@@ -264,8 +381,8 @@ def _cell(row: pd.Series) -> str:
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
-    """(seeds, users): a user's NDCG@10 under an arm minus that under its reference, of the paired seeds whose records hold the users'
-    ranks; empty if there is none."""
+    """(seeds, users): a user's NDCG@10 under an arm minus that under its reference, of the paired seeds whose records
+    hold the users' ranks; empty if there is none."""
     gains = {(r["arm"], r["seed"]): np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
              for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
     seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
@@ -273,7 +390,9 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
 
 
 def against(name: str, finals: pd.DataFrame) -> str:
-    """The arms of a study against each other, seed by seed, as Markdown list items; its comparisons with a reference are rows of a figure."""
+    """The arms of a study against each other, seed by seed, as Markdown list items; its comparisons with a reference
+    are rows of a figure.
+    """
     table = common.contrast_table(STUDIES[name], finals, METRIC)
     return "\n".join(common.contrast_line(contrast, row, METRIC) for contrast, row in table.iterrows())
 
@@ -289,9 +408,16 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison and the causal sibling's default: test NDCG@10, mean and sd over seeds."""
+    """Baselines, every recorded arm of the central comparison and the causal sibling's default: test NDCG@10, mean and
+    sd over seeds.
+    """
     rows = [
-        {"data": TITLES[row["dataset"]], "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""), "seeds": "–", "ndcg10": row["ndcg10"]}
+        {
+            "data": TITLES[row["dataset"]],
+            "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""),
+            "seeds": "–",
+            "ndcg10": row["ndcg10"],
+        }
         for row in json.loads(baselines_path().read_text(encoding="utf-8"))
         if row["split"] == "test" and row["dataset"] in finals
     ]
@@ -300,13 +426,20 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             part = table[table["arm"] == arm]
             if len(part):
                 model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
-                rows.append({
-                    "data": TITLES[data], "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}", "seeds": len(part),
-                    "ndcg10": part["test_ndcg10"].mean(), "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "data": TITLES[data],
+                        "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}",
+                        "seeds": len(part),
+                        "ndcg10": part["test_ndcg10"].mean(),
+                        "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
+                    }
+                )
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "sd": "sd over seeds"})
     order = {TITLES[data]: i for i, data in enumerate(finals)}
-    return common.blank(out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4))
+    return common.blank(
+        out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
+    )
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
@@ -319,8 +452,9 @@ def bursts_sentence() -> str:
     """How arbitrary the order of MovieLens-100K is."""
     found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
     return (
-        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings, the test and the validation item, in the same second: which of "
-        f"the two comes next is the order of a file, the same for every arm. {common.percent(found['one_day'])} rated everything within a day."
+        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings, the test and the"
+        " validation item, in the same second: which of the two comes next is the order of a file, the same for every"
+        f" arm. {common.percent(found['one_day'])} rated everything within a day."
     )
 
 
@@ -352,6 +486,13 @@ def kept_sentence(experiment: str = "ml100k") -> str:
         for product, name in (("qk", "QK"), ("vp", "V·proj")):
             (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
             word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
-            words.append(f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from {spread:.3f} to {grown:.3f}".replace("-", "−"))
+            words.append(
+                f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from"
+                f" {spread:.3f} to {grown:.3f}".replace("-", "−")
+            )
         parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
-    return f"{TITLES[experiment]}, mean diagonals before and after training. " + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
+    return (
+        f"{TITLES[experiment]}, mean diagonals before and after training. "
+        + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts)
+        + "."
+    )

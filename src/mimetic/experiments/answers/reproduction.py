@@ -49,16 +49,35 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
-# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without arms: growth.better_rates
+# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without
+# arms: growth.better_rates
 SUMMARY = (
     ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", "timm", "mimetic"),
     ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", "timm", "mimetic"),
     ("07_why", "over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
     ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
-    ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic"),
-    ("07_why", "with learned positions that start from sin-cos", "cifar10-lab10", "from-sincos-avg-timm", "from-sincos-avg-mimetic"),
+    (
+        "07_why",
+        "with learned positions in place of sin-cos ones",
+        "cifar10-lab10",
+        "learned-avg-timm",
+        "learned-avg-mimetic",
+    ),
+    (
+        "07_why",
+        "with learned positions that start from sin-cos",
+        "cifar10-lab10",
+        "from-sincos-avg-timm",
+        "from-sincos-avg-mimetic",
+    ),
     ("08_size_and_data", "with twelve layers", "cifar10-lab10", "depth12-timm", "depth12-mimetic"),
-    ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", "depth12-half-timm", "depth12-half-mimetic"),
+    (
+        "08_size_and_data",
+        "with twelve layers, at half the learning rate",
+        "cifar10-lab10",
+        "depth12-half-timm",
+        "depth12-half-mimetic",
+    ),
     ("08_size_and_data", "with twelve layers, each arm at the better of these rates", "cifar10-lab10", "", ""),
     ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", "timm", "mimetic"),
     ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
@@ -78,8 +97,9 @@ SUMMARY = (
 
 
 def summary(folder: str = "") -> str:
-    """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a row that begins with a small letter
-    changes one thing of the nearest row above that does not. folder: of the chapters, before their names in links."""
+    """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a
+    row that begins with a small letter changes one thing of the nearest row above that does not. folder: of the
+    chapters, before their names in links."""
     rows = []
     for page, what, experiment, reference, arm in SUMMARY:
         metric = family(EXPERIMENTS[experiment]).METRIC
@@ -89,37 +109,56 @@ def summary(folder: str = "") -> str:
         if n:
             row = pd.Series(summary_of(values))
             span = f" ({metric.span(row['low'], row['high'])})" if n > 1 else ""
-            said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{common.word(row, metric, more=False)}*"
+            said = (
+                f"{metric.signed(row['difference'])}{span} {metric.difference}:"
+                f" *{common.word(row, metric, more=False)}*"
+            )
         name = what if what[0].isupper() else f"… {what}"
         rows.append((f"[{name}]({folder}{page}.ipynb)", said, f"{n}"))
-    return common.markdown(pd.DataFrame(rows, columns=["trained", "mimetic initialization minus the default (95 % interval)", "pairs"]))
+    return common.markdown(
+        pd.DataFrame(rows, columns=["trained", "mimetic initialization minus the default (95 % interval)", "pairs"])
+    )
 
 
 def counts(table: pd.DataFrame) -> str:
     """How many of the claims have which verdict, others' and our own."""
     ours, asked = table["whose"] == OURS, table["whose"] == ASKED
-    groups = (("claims by others", table[~ours & ~asked]), ("questions of a review of the paper", table[asked]), ("questions of our own", table[ours]))
+    groups = (
+        ("claims by others", table[~ours & ~asked]),
+        ("questions of a review of the paper", table[asked]),
+        ("questions of our own", table[ours]),
+    )
     text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
     return f"{text[:1].upper()}{text[1:]}."
 
 
 def _counts(table: pd.DataFrame) -> str:
     counts = table["verdict"].value_counts()
-    return ", ".join(f"{counts[verdict]} {one if counts[verdict] == 1 else many}" for verdict, (_, one, many) in MEANING.items() if verdict in counts)
+    return ", ".join(
+        f"{counts[verdict]} {one if counts[verdict] == 1 else many}"
+        for verdict, (_, one, many) in MEANING.items()
+        if verdict in counts
+    )
 
 
 def meaning() -> str:
     """What the verdicts mean, as a Markdown table."""
-    return common.markdown(pd.DataFrame({"verdict": MEANING.keys(), "means": [means for means, _, _ in MEANING.values()]}))
+    return common.markdown(
+        pd.DataFrame({"verdict": MEANING.keys(), "means": [means for means, _, _ in MEANING.values()]})
+    )
 
 
 # --- the figure ------------------------------------------------------------------------------------------------------
 
 
-def _rows(experiment: str, title: str, reference: str, arms: dict[str, str], others: dict[str, tuple[str, str]] | None = None) -> Study:
+def _rows(
+    experiment: str, title: str, reference: str, arms: dict[str, str], others: dict[str, tuple[str, str]] | None = None
+) -> Study:
     """others: rows with a reference of their own, the default of that model."""
     pairs = {name: (reference, arm) for name, arm in arms.items()} | (others or {})
-    return Study("report", title, experiment, tuple(dict.fromkeys(arm for pair in pairs.values() for arm in pair)), pairs)
+    return Study(
+        "report", title, experiment, tuple(dict.fromkeys(arm for pair in pairs.values() for arm in pair)), pairs
+    )
 
 
 SIGNS_AND_SIZES = {
@@ -131,11 +170,23 @@ SHOWN = (  # every one against the default of its model
     (
         _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
         _rows(
-            "cifar10-lab10", "CIFAR-10, 10 epochs", "timm",
-            {"mimetic": "mimetic", "QK only": "mimetic-qk", "V·proj only": "mimetic-vp", "the default at mimetic's norms": "timm-rescaled",
-             "same singular values, random directions": "random-directions", "both signs flipped": "both-flipped"},
-            {"mimetic, learned positions": ("learned-avg-timm", "learned-avg-mimetic"), "mimetic, no positions": ("none-avg-timm", "none-avg-mimetic"),
-             "mimetic, twelve layers": ("depth12-timm", "depth12-mimetic"), "mimetic, twelve layers, half the rate": ("depth12-half-timm", "depth12-half-mimetic")},
+            "cifar10-lab10",
+            "CIFAR-10, 10 epochs",
+            "timm",
+            {
+                "mimetic": "mimetic",
+                "QK only": "mimetic-qk",
+                "V·proj only": "mimetic-vp",
+                "the default at mimetic's norms": "timm-rescaled",
+                "same singular values, random directions": "random-directions",
+                "both signs flipped": "both-flipped",
+            },
+            {
+                "mimetic, learned positions": ("learned-avg-timm", "learned-avg-mimetic"),
+                "mimetic, no positions": ("none-avg-timm", "none-avg-mimetic"),
+                "mimetic, twelve layers": ("depth12-timm", "depth12-mimetic"),
+                "mimetic, twelve layers, half the rate": ("depth12-half-timm", "depth12-half-mimetic"),
+            },
         ),
     ),
     (
@@ -148,17 +199,23 @@ SHOWN = (  # every one against the default of its model
     ),
     (
         *(_rows(data, title, programme.DEFAULT, SIGNS_AND_SIZES) for data, title in recommenders.TITLES.items()),
-        _rows("ml100k", "the causal sibling on MovieLens-100K", f"{programme.SIBLING_PREFIX}{programme.DEFAULT}",
-              {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()}),
+        _rows(
+            "ml100k",
+            "the causal sibling on MovieLens-100K",
+            f"{programme.SIBLING_PREFIX}{programme.DEFAULT}",
+            {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()},
+        ),
     ),
-)  # fmt: skip
+)
 
 
 draw = partial(common.draw, command="python -m mimetic queue lab")
 
 
 def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
-    """For figures.families: a metric, and the table and points of the comparisons that are judged by it, of those that have runs."""
+    """For figures.families: a metric, and the table and points of the comparisons that are judged by it, of those that
+    have runs.
+    """
     found = []
     for studies in SHOWN:
         metric = family(EXPERIMENTS[studies[0].experiment]).METRIC
@@ -172,13 +229,18 @@ def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
 
 
 def queues() -> pd.DataFrame:
-    """One row a queue: how many of its runs are recorded and planned, the hours that the recorded ones took, on what."""
+    """One row a queue: how many of its runs are recorded and planned, the hours that the recorded ones took, on
+    what.
+    """
     rows = {}
     for name, runs in QUEUES.items():
         planned = runs()
         records = [record for config in planned if (record := existing(config)) is not None]
         rows[name] = {
-            "recorded": len(records), "planned": len(planned), "hours": round(sum(r["seconds"]["total"] for r in records) / 3600, 1),
-            "device": ", ".join(sorted({r["device"]["name"] for r in records})), "torch": ", ".join(sorted({r["versions"]["torch"] for r in records})),
-        }  # fmt: skip
+            "recorded": len(records),
+            "planned": len(planned),
+            "hours": round(sum(r["seconds"]["total"] for r in records) / 3600, 1),
+            "device": ", ".join(sorted({r["device"]["name"] for r in records})),
+            "torch": ", ".join(sorted({r["versions"]["torch"] for r in records})),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("queue")

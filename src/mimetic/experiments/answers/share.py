@@ -1,13 +1,16 @@
-"""The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every family.
+"""The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every
+family.
 
-A point is a model and a training in which the family's default and mimetic initialization both have runs, all other settings
-equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is W_Q W_K^T ~ 0.7 Z +- 0.7 I and
-W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the families are compared by, other signs are points of their own. Which families there are, which is their default, their metric and
-its direction comes from their configs and modules, so that a new family appears here when its records do.
+A point is a model and a training in which the family's default and mimetic initialization both have runs, all other
+settings equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is
+W_Q W_K^T ~ 0.7 Z +- 0.7 I and W_V W_proj ~ 0.4 Z +- 0.4 I; the published signs, + and -, are what the families are
+compared by, other signs are points of their own. Which families there are, which is their default, their metric and its
+direction comes from their configs and modules, so that a new family appears here when its records do.
 
-Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction, divided by the
-default's value, pair by pair. 0.02 is an accuracy 2 % above the default's, or bits per byte 2 % below it. That makes a common axis,
-not a common unit: one per cent of an accuracy and one per cent of a cross entropy are not the same achievement.
+Families have different metrics, so a gain is relative: the improvement of the metric, in its own better direction,
+divided by the default's value, pair by pair. 0.02 is an accuracy 2 % above the default's, or bits per byte 2 % below
+it. That makes a common axis, not a common unit: one per cent of an accuracy and one per cent of a cross entropy are not
+the same achievement.
 """
 
 from __future__ import annotations
@@ -35,14 +38,22 @@ from mimetic.models.vit import ViT, ViTConfig
 from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import runs
 
-SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}  # of mimetic initialization, whatever its signs
+# of mimetic initialization, whatever its signs
+SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
-# No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the arm's own, and a
-# control that nobody would train otherwise.
-LEFT_OUT = (*(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")), "tinyshakespeare-rate", "ml100k-rate", "beauty-rate", "ml100k-sincos-rate")
+# No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the
+# arm's own, and a control that nobody would train otherwise.
+LEFT_OUT = (
+    *(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")),
+    "tinyshakespeare-rate",
+    "ml100k-rate",
+    "beauty-rate",
+    "ml100k-sincos-rate",
+)
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
-R, POINTS, RELATIVE = Metric("", "", digits=2), Metric("", "", digits=1), Metric("", "", scale=100, digits=1)  # a correlation; percentage points; a share in percent
+# a correlation; percentage points; a share in percent
+R, POINTS, RELATIVE = Metric("", "", digits=2), Metric("", "", digits=1), Metric("", "", scale=100, digits=1)
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
@@ -51,8 +62,9 @@ ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp
 
 
 def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
-    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and biases in
-    all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters, by_seed ({seed: gain}).
+    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and
+    biases in all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters,
+    by_seed ({seed: gain}).
 
     Args:
         folder: instead of ``data/runs``.
@@ -116,13 +128,18 @@ def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], 
         "point": default[seeds[0]]["arm"].rpartition("-")[0] or experiment,
         "signs": signs,
         "share": in_attention(counts) / counts["total"],
-        "gain": gains.mean(), "low": low, "high": high, "pairs": len(seeds), "parameters": counts["total"], "by_seed": dict(zip(seeds, gains.tolist())),
-    }  # fmt: skip
+        "gain": gains.mean(),
+        "low": low,
+        "high": high,
+        "pairs": len(seeds),
+        "parameters": counts["total"],
+        "by_seed": dict(zip(seeds, gains.tolist())),
+    }
 
 
 def correlated(points: pd.DataFrame) -> tuple[float, float, float, int] | None:
-    """Correlation of gain and the logarithm of the share over the points with enough pairs: r, its interval, how many points; None where
-    they are too few."""
+    """Correlation of gain and the logarithm of the share over the points with enough pairs: r, its interval, how many
+    points; None where they are too few."""
     points = points[points["pairs"] >= FEW]
     if len(points) < 4 or points["share"].nunique() < 3 or points["gain"].nunique() < 2:
         return None
@@ -135,7 +152,9 @@ def gaining(points: pd.DataFrame) -> int:
 
 
 def mostly_gains(points: pd.DataFrame) -> bool:
-    """Whether mimetic initialization is ahead at more than half of the points with enough pairs: else there is no gain to ask about."""
+    """Whether mimetic initialization is ahead at more than half of the points with enough pairs: else there is no gain
+    to ask about.
+    """
     return gaining(points) > (points["pairs"] >= FEW).sum() / 2
 
 
@@ -144,9 +163,9 @@ def correlation_words(r: float, low: float, high: float, n: int) -> str:
 
 
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
-    """How much the gain changes when attention's share doubles, in percentage points: one row a set of signs and a thing that changes
-    the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds; and the least and the most that the mean
-    is when one point is left out."""
+    """How much the gain changes when attention's share doubles, in percentage points: one row a set of signs and a
+    thing that changes the share; a least-squares slope on log2(share) of every seed, mean and 95 % interval over seeds;
+    and the least and the most that the mean is when one point is left out."""
     rows = {}
     for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
         part, by_seed = part.set_index("point"), {}
@@ -155,7 +174,10 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
             if len(found := _slopes(there)):
                 by_seed[along] = found
                 others = [_slopes(there.drop(index=name)).mean() for name in there.index]
-                rows[signs, f"along {along}"] = _slope_row(found, len(there)) | {"least without one point": min(others), "most": max(others)}
+                rows[signs, f"along {along}"] = _slope_row(found, len(there)) | {
+                    "least without one point": min(others),
+                    "most": max(others),
+                }
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
             rows[signs, "vocabulary minus MLP"] = _slope_row(difference, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
@@ -181,16 +203,23 @@ SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 toke
 
 
 def summary(points: pd.DataFrame, sweep: str = "share") -> str:
-    """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the correlation of gain and share, and the
-    slopes, each also with one point left out and with the pairs that another machine trained again; in words what is missing, where the points are too few."""
+    """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the
+    correlation of gain and share, and the slopes, each also with one point left out and with the pairs that another
+    machine trained again; in words what is missing, where the points are too few."""
     fixed = held_fixed(points, sweep)
     enough = fixed[fixed["pairs"] >= FEW]
     if correlated(enough) is None:
-        return f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval (it needs four): `python -m mimetic queue language` adds the others.*"
+        return (
+            f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval"
+            " (it needs four): `python -m mimetic queue language` adds the others.*"
+        )
     every, again = slopes(points, sweep), slopes(retrained(points, sweep), sweep)
     columns = {}
     for signs, part in enough.groupby("signs", sort=False):
-        cells = {f"points ahead on average, of {len(part)}": f"{gaining(part)}", "with an interval above 0": f"{(part['low'] > 0).sum()}"}
+        cells = {
+            f"points ahead on average, of {len(part)}": f"{gaining(part)}",
+            "with an interval above 0": f"{(part['low'] > 0).sum()}",
+        }
         if (found := correlated(part)) is None:
             continue
         r, low, high, _ = found
@@ -210,7 +239,12 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
                 cells[f"slope {name}, pairs made again in place of the first"] = _slope(again.loc[(signs, name)])
         columns[SIGN_NAMES.get(signs, signs)] = cells
     rows = dict.fromkeys(name for cells in columns.values() for name in cells)
-    return markdown(pd.DataFrame([(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows], columns=["mean (95 % interval)", *columns]))
+    return markdown(
+        pd.DataFrame(
+            [(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows],
+            columns=["mean (95 % interval)", *columns],
+        )
+    )
 
 
 def _slope(row: pd.Series) -> str:
@@ -222,60 +256,90 @@ def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """The points with the pairs that another machine trained again (data/replicas) in place of the first ones."""
     again = gain_points(data_dir() / "replicas")
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
-    return points.assign(by_seed=[row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == sweep else {}) for row in points.itertuples()])
+    return points.assign(
+        by_seed=[
+            row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == sweep else {})
+            for row in points.itertuples()
+        ]
+    )
 
 
 # Models with about a third of their parameters in attention, in words -> (experiment, point)
 ONE_SHARE = {
-    "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"), "the same with learned positions": ("cifar10-lab10", "learned-avg"),
-    "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment), "the same with fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
-}  # fmt: skip
+    "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"),
+    "the same with learned positions": ("cifar10-lab10", "learned-avg"),
+    "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment),
+    "the same with fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
+}
 
 
 def at_one_share(points: pd.DataFrame) -> str:
-    """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table; "" without pairs."""
+    """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table; ""
+    without pairs.
+    """
     published = points[points["signs"] == PUBLISHED].set_index(["experiment", "point"])
     rows = []
     for name, key in ONE_SHARE.items():
         if key in published.index:
             row = published.loc[key]
             span = f" ({RELATIVE.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
-            rows.append((name, f"{100 * row['share']:.0f} %", f"{RELATIVE.signed(row['gain'])} %{span}", f"{row['pairs']}"))
-    return markdown(pd.DataFrame(rows, columns=["model", "attention", "relative gain (95 % interval)", "pairs"])) if rows else ""
+            rows.append(
+                (name, f"{100 * row['share']:.0f} %", f"{RELATIVE.signed(row['gain'])} %{span}", f"{row['pairs']}")
+            )
+    return (
+        markdown(pd.DataFrame(rows, columns=["model", "attention", "relative gain (95 % interval)", "pairs"]))
+        if rows
+        else ""
+    )
 
 
 def found(finals: pd.DataFrame) -> str:
-    """Every point of the sweep against its default in bits per byte, with interval and word, as a Markdown table with a column a set of signs;
-    "" without pairs."""
+    """Every point of the sweep against its default in bits per byte, with interval and word, as a Markdown table with a
+    column a set of signs; "" without pairs."""
     table = study_table(SHARE, finals, METRIC)
     rows: dict[str, dict[str, str]] = {}
     for label, row in table.iterrows():
         point, signs = label.rsplit(", ", 1)
         span = f" ({METRIC.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
-        rows.setdefault(f"`{point}`", {})[signs] = f"{METRIC.signed(row['difference'])}{span}, {word(row, METRIC, more=False)}"
+        rows.setdefault(f"`{point}`", {})[signs] = (
+            f"{METRIC.signed(row['difference'])}{span}, {word(row, METRIC, more=False)}"
+        )
     if not rows:
         return ""
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
-    return f"**We found**, in bits per byte (above 0 is behind the default; {pairs_of(table)}{few}):\n\n{markdown(frame)}"
+    return (
+        f"**We found**, in bits per byte (above 0 is behind the default; {pairs_of(table)}{few}):\n\n{markdown(frame)}"
+    )
 
 
 def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
     """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
     part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
-    said = [f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)} ({', '.join(RELATIVE.signed(gain) for gain in row.by_seed.values())} %)" for row in part.itertuples()]
+    said = [
+        f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)}"
+        f" ({', '.join(RELATIVE.signed(gain) for gain in row.by_seed.values())} %)"
+        for row in part.itertuples()
+    ]
     return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""
 
 
-NAMES = {"next": "next item, 40 epochs", "short-next": "next item, 20 epochs", "pre-ln": "pre-LN"}  # points in words, where the arms' names are not
+# points in words, where the arms' names are not
+NAMES = {"next": "next item, 40 epochs", "short-next": "next item, 20 epochs", "pre-ln": "pre-LN"}
 
 
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
     """gain_points for the page, in percent."""
     out = points[["family", "signs"]].copy()
-    out["model"] = [row.experiment if row.point == row.experiment else f"{row.experiment}: {NAMES.get(row.point, row.point)}" for row in points.itertuples()]
+    out["model"] = [
+        row.experiment if row.point == row.experiment else f"{row.experiment}: {NAMES.get(row.point, row.point)}"
+        for row in points.itertuples()
+    ]
     out["attention (%)"] = (100 * points["share"].astype(float)).round(1)
-    gains = [f"{100 * row.gain:+.2f}" + (f" ({100 * row.low:+.2f} to {100 * row.high:+.2f})" if np.isfinite(row.low) else "") for row in points.itertuples()]
+    gains = [
+        f"{100 * row.gain:+.2f}" + (f" ({100 * row.low:+.2f} to {100 * row.high:+.2f})" if np.isfinite(row.low) else "")
+        for row in points.itertuples()
+    ]
     out["gain (%)"] = [gain.replace("-", "−") for gain in gains]
     out["pairs"] = points["pairs"]
     out["parameters"] = points["parameters"].map(_millions)
@@ -292,14 +356,23 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
         config = named(experiment, arm=f"{point}-gpt2")
         shown = changes or {name: getattr(config, name) for name in ("vocab_size", "mlp_ratio", "depth")}
         what = "the base: " * (not changes) + ", ".join(f"{name} {value:g}" for name, value in shown.items())
-        rows[point] = {"changes": what} | _sizes(config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio)
+        rows[point] = {"changes": what} | _sizes(
+            config.vocab_size, config.context, config.d_model, config.depth, config.num_heads, config.mlp_ratio
+        )
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("attention (%)")
 
 
 def known_models() -> pd.DataFrame:
-    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers (timm's)."""
+    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers
+    (timm's).
+    """
     rows = {}
-    for name, d, depth, heads in (("GPT-2 small", 768, 12, 12), ("GPT-2 medium", 1024, 24, 16), ("GPT-2 large", 1280, 36, 20), ("GPT-2 XL", 1600, 48, 25)):
+    for name, d, depth, heads in (
+        ("GPT-2 small", 768, 12, 12),
+        ("GPT-2 medium", 1024, 24, 16),
+        ("GPT-2 large", 1280, 36, 20),
+        ("GPT-2 XL", 1600, 48, 25),
+    ):
         rows[name] = _sizes(50_257, 1024, d, depth, heads, 4.0)
     for name, d, heads in (("ViT-Ti/16", 192, 3), ("ViT-S/16", 384, 6), ("ViT-B/16", 768, 12)):
         with shapes_only():
@@ -317,9 +390,12 @@ def _counted(model) -> dict[str, Any]:
     counts = parameter_counts(model)
     attention = in_attention(counts)
     return {
-        "attention (%)": round(100 * attention / counts["total"], 1), "parameters": _millions(counts["total"]), "attention": _millions(attention),
-        "MLP": _millions(counts["mlp"]), "embedding and head": _millions(counts["embedding"] + counts["head"]),
-    }  # fmt: skip
+        "attention (%)": round(100 * attention / counts["total"], 1),
+        "parameters": _millions(counts["total"]),
+        "attention": _millions(attention),
+        "MLP": _millions(counts["mlp"]),
+        "embedding and head": _millions(counts["embedding"] + counts["head"]),
+    }
 
 
 def _millions(n: int) -> str:

@@ -12,11 +12,13 @@ VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
 
 
 def init_measurements() -> pd.DataFrame:
-    """Every stored `bench init` that timed the plain way on all layers: columns model, device, threads, ours, plain, floor, ratio,
-    floors (ours / floor), difference; smallest model first."""
+    """Every stored `bench init` that timed the plain way on all layers: columns model, device, threads, ours, plain,
+    floor, ratio, floors (ours / floor), difference; smallest model first."""
     table = load_bench("init")
     if table.empty:
-        return pd.DataFrame(columns=["model", "device", "threads", "ours", "plain", "floor", "ratio", "floors", "difference"])
+        return pd.DataFrame(
+            columns=["model", "device", "threads", "ours", "plain", "floor", "ratio", "floors", "difference"]
+        )
     sizes = table[[f"arguments.{name}" for name in ("depth", "num_heads", "d_model")]]
     table["model"] = [f"{depth} layers, {heads} heads, d {d}" for depth, heads, d in sizes.itertuples(index=False)]
     table["floors"] = table["ours"] / table["floor"]
@@ -24,14 +26,35 @@ def init_measurements() -> pd.DataFrame:
 
 
 def init_table() -> str:
-    """A Markdown table, one row a model and number of threads, with the range over measurements; what to run, if nothing is stored."""
+    """A Markdown table, one row a model and number of threads, with the range over measurements; what to run, if
+    nothing is stored.
+    """
     rows = []
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
-        name = f"{model}{' (ViT-B/16)' if (part[[f'arguments.{size}' for size in VIT_B]].iloc[0] == list(VIT_B.values())).all() else ''}"
-        row = {"model; machine, threads, runs": f"{name}; {device}, {threads} thread{'s' * (threads != 1)}, {len(part)} run{'s' * (len(part) != 1)}"}
-        row |= {"mimetic (s)": _range(part["ours"], ".2f"), "plain way (s)": _range(part["plain"], ".1f"), "times as fast": _range(part["ratio"], ".1f")}
-        rows.append(row | {"times the floor": _range(part["floors"], ".1f"), "largest difference": f"{part['difference'].max():.1e}"})
-    return markdown(pd.DataFrame(rows)) if rows else "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
+        size = part[[f"arguments.{name}" for name in VIT_B]].iloc[0]
+        name = f"{model}{' (ViT-B/16)' * bool((size == list(VIT_B.values())).all())}"
+        row = {
+            "model; machine, threads, runs": (
+                f"{name}; {device}, {threads} thread{'s' * (threads != 1)}, {len(part)} run{'s' * (len(part) != 1)}"
+            )
+        }
+        row |= {
+            "mimetic (s)": _range(part["ours"], ".2f"),
+            "plain way (s)": _range(part["plain"], ".1f"),
+            "times as fast": _range(part["ratio"], ".1f"),
+        }
+        rows.append(
+            row
+            | {
+                "times the floor": _range(part["floors"], ".1f"),
+                "largest difference": f"{part['difference'].max():.1e}",
+            }
+        )
+    return (
+        markdown(pd.DataFrame(rows))
+        if rows
+        else "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
+    )
 
 
 def head_table() -> pd.DataFrame:
@@ -56,18 +79,27 @@ def _trained_on(table: pd.DataFrame) -> pd.Series:
 
 
 def train_table() -> str:
-    """A Markdown table, one row an experiment and machine: images/s of ours and of the fastest of timm's variants, and their ratio; what to run, if
-    nothing is stored."""
+    """A Markdown table, one row an experiment and machine: images/s of ours and of the fastest of timm's variants, and
+    their ratio; what to run, if nothing is stored."""
     table, rows = load_bench("train"), []
     if table.empty:
         return "*No measurement is stored yet: `python -m mimetic bench train --store`.*"
-    for (experiment, device), part in table.assign(device=_trained_on(table)).groupby(["arguments.experiment", "device"], sort=False):
+    for (experiment, device), part in table.assign(device=_trained_on(table)).groupby(
+        ["arguments.experiment", "device"], sort=False
+    ):
         best = part["timm"].map(lambda variants: max(variants, key=variants.get))
-        rows.append({
-            "experiment": experiment, "device": device, "runs": f"{len(part)}", "ours (images/s)": _range(part["ours"], ".0f"),
-            "timm's (images/s)": _range(part["timm"].map(lambda v: max(v.values())), ".0f"), "timm's fastest": ", or ".join(dict.fromkeys(best)),
-            "times as fast": _range(part["ratio"], ".2f"), "peak (%)": _share(part["peak"]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "experiment": experiment,
+                "device": device,
+                "runs": f"{len(part)}",
+                "ours (images/s)": _range(part["ours"], ".0f"),
+                "timm's (images/s)": _range(part["timm"].map(lambda v: max(v.values())), ".0f"),
+                "timm's fastest": ", or ".join(dict.fromkeys(best)),
+                "times as fast": _range(part["ratio"], ".2f"),
+                "peak (%)": _share(part["peak"]),
+            }
+        )
     return markdown(pd.DataFrame(rows))
 
 
@@ -78,9 +110,17 @@ def newer_step() -> str:
         return ""
     says = []
     for (experiment, device), part in compared.groupby(["arguments.experiment", "device"], sort=False):
-        later = steps[(steps["arguments.experiment"] == experiment) & (steps["device"] == device) & (steps["finished"] > part["finished"].max()) & steps["peak"].notna()]
+        later = steps[
+            (steps["arguments.experiment"] == experiment)
+            & (steps["device"] == device)
+            & (steps["finished"] > part["finished"].max())
+            & steps["peak"].notna()
+        ]
         if len(later):
-            says.append(f"On the {device} the step has become faster since: {later['images_per_second'].iloc[-1]:,.0f} images/s and {percent(later['peak'].iloc[-1])} of the peak in the newest profile of {experiment}.")
+            says.append(
+                f"On the {device} the step has become faster since: {later['images_per_second'].iloc[-1]:,.0f} images/s"
+                f" and {percent(later['peak'].iloc[-1])} of the peak in the newest profile of {experiment}."
+            )
     return " ".join(says)
 
 
@@ -93,22 +133,27 @@ def without_sentence() -> str:
     row = table.iloc[-1]
     fastest = {p: max(v for name, v in row["timm"].items() if name.startswith(p)) for p in ("float32", "bfloat16")}
     return (
-        f"On a processor without instructions for bfloat16 ({row['device']}), autocast as PyTorch has it trains {fastest['bfloat16']:.0f} images/s, and float32 {fastest['float32']:.0f} (timm's "
-        f"ViT). Our training takes the matrix products in float32 there and rounds them, the same numbers up to the order of a sum: {row['ours']:.0f} images/s. "
-        "With `--precision float32` there is nothing to round, and the numbers are others."
+        f"On a processor without instructions for bfloat16 ({row['device']}), autocast as PyTorch has it trains"
+        f" {fastest['bfloat16']:.0f} images/s, and float32 {fastest['float32']:.0f} (timm's ViT). Our training takes"
+        " the matrix products in float32 there and rounds them, the same numbers up to the order of a sum:"
+        f" {row['ours']:.0f} images/s. With `--precision float32` there is nothing to round, and the numbers are"
+        " others."
     )
 
 
 def profiles() -> pd.DataFrame:
-    """The newest `bench profile` of every experiment and machine: columns label, measure (phase or kind), name, share, and for
-    phases milliseconds."""
+    """The newest `bench profile` of every experiment and machine: columns label, measure (phase or kind), name, share,
+    and for phases milliseconds."""
     table, rows = load_bench("profile"), []
     if len(table):
         table = table.assign(device=_trained_on(table)).drop_duplicates(["arguments.experiment", "device"], keep="last")
     for _, row in table.iterrows():
         label = f"{TITLES.get(row['arguments.experiment'], row['arguments.experiment'])}; {row['device']}"
         phases = sum(row["phases"].values())
-        rows += [{"label": label, "measure": "phase", "name": k, "share": v / phases, "milliseconds": 1e3 * v} for k, v in row["phases"].items()]
+        rows += [
+            {"label": label, "measure": "phase", "name": k, "share": v / phases, "milliseconds": 1e3 * v}
+            for k, v in row["phases"].items()
+        ]
         rows += [{"label": label, "measure": "kind", "name": k, "share": v} for k, v in row["kinds"].items()]
     return pd.DataFrame(rows, columns=["label", "measure", "name", "share", "milliseconds"])
 
@@ -123,7 +168,10 @@ def profile_sentence() -> str:
         part = part.set_index("name")["share"]
         products = part["matrix products"] + part["attention kernels"]
         largest = part.drop(["matrix products", "attention kernels"]).idxmax()
-        parts.append(f"{label}: {percent(products)} in matrix products and attention, then {largest} with {percent(part[largest])}")
+        parts.append(
+            f"{label}: {percent(products)} in matrix products and attention, then {largest} with"
+            f" {percent(part[largest])}"
+        )
     text = ". ".join(parts) + "."
     return text if any(name in text for name in ("NVIDIA", "AMD Instinct")) else text + " No GPU has been profiled yet."
 

@@ -1,4 +1,6 @@
-"""What the vision chapters say: the central claim (6) and the questions after it (7); growth and kept have chapters 8 and 9."""
+"""What the vision chapters say: the central claim (6) and the questions after it (7); growth and kept have chapters 8
+and 9.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
 
 
 def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
-    """The central claim's answer in words; its verdict follows from the interval, beside which the exact test stands."""
+    """The central claim's answer in words; its verdict follows from the interval, beside which the exact test
+    stands.
+    """
     pairs = paired_differences(finals) if set(PAIR) <= set(finals["arm"]) else pd.DataFrame()
     if pairs.empty:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
@@ -71,9 +75,14 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     n, p = len(pairs), row.p
     mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
     least = f"; {n} pairs cannot give less" if p <= smallest_p(n) * 1.001 else ""
-    tested = f"exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side, with p = {p:.3f}{least}"
+    tested = (
+        "exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side,"
+        f" with p = {p:.3f}{least}"
+    )
     if n < ENOUGH:
-        verdict = f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
+        verdict = (
+            f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
+        )
     elif row.low > 0:
         verdict = f"so at this scale, with this recipe, mimetic initialization is better than this default ({tested})"
     elif row.high < 0:
@@ -82,8 +91,8 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
     return (
-        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {n} paired seed{'s' if n > 1 else ''}{interval}, "
-        f"ahead in {row.wins:.0f} of {n}; {verdict}."
+        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {n} paired"
+        f" seed{'s' if n > 1 else ''}{interval}, ahead in {row.wins:.0f} of {n}; {verdict}."
     )
 
 
@@ -95,39 +104,59 @@ def number(finals: pd.DataFrame) -> str:
     row = table.iloc[0]
     span = f" (95 % interval {ACCURACY.span(row.low, row.high)}; exact p {row.p:.3f})" if row.pairs > 1 else ""
     return (
-        f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization, **{replace(ACCURACY, digits=2).signed(row.difference)} points** "
-        f"over {row.pairs:.0f} paired seed{'s' if row.pairs != 1 else ''}{span}"
+        f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization,"
+        f" **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {row.pairs:.0f} paired"
+        f" seed{'s' if row.pairs != 1 else ''}{span}"
     )
 
 
 def pilot(finals: pd.DataFrame) -> str:
-    """What was seen of the two arms before the recipe was frozen, and what the seeds say that were not in it; "" without them."""
+    """What was seen of the two arms before the recipe was frozen, and what the seeds say that were not in it; ""
+    without them.
+    """
     if not (fresh := fresh_pairs(finals)):
         return ""
     seen = " and ".join(points(gain) for gain in PILOT.values())
     return (
-        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base, judged on the test images ({seen} points; the longer runs replaced "
-        f"their records, which are in the repository's history, commit {PILOT_COMMIT}). {fresh}"
+        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base, judged"
+        f" on the test images ({seen} points; the longer runs replaced their records, which are in the repository's"
+        f" history, commit {PILOT_COMMIT}). {fresh}"
     )
 
 
 def fresh_pairs(finals: pd.DataFrame) -> str:
-    """The gain of the pairs whose seeds had not been seen before the recipe was frozen, as a sentence; "" without them."""
-    fresh = paired_differences(finals).drop(index=list(PILOT), errors="ignore")["difference"] if set(PAIR) <= set(finals["arm"]) else ()
+    """The gain of the pairs whose seeds had not been seen before the recipe was frozen, as a sentence; "" without
+    them.
+    """
+    fresh = (
+        paired_differences(finals).drop(index=list(PILOT), errors="ignore")["difference"]
+        if set(PAIR) <= set(finals["arm"])
+        else ()
+    )
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
-    few = f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh)):.3f}" if len(fresh) < ENOUGH else ""
-    return f"The {len(fresh)} seeds other than {' and '.join(map(str, PILOT))}, which had been tried in shorter runs, alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
+    few = (
+        f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh)):.3f}" if len(fresh) < ENOUGH else ""
+    )
+    return (
+        f"The {len(fresh)} seeds other than {' and '.join(map(str, PILOT))}, which had been tried in shorter runs,"
+        f" alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
+    )
 
 
 def relative(finals: pd.DataFrame) -> str:
-    """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; "" without pairs."""
+    """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; ""
+    without pairs.
+    """
     if (table := compare(finals, {"central": PAIR})).empty:
         return ""
     row = table.iloc[0]
     share, errors = (common.percent(abs(row.difference) / whole, 1) for whole in (row.reference, 1 - row.reference))
-    return f"The difference of {replace(ACCURACY, digits=2).signed(row.difference)} points here is {share} of the default's accuracy, and {errors} of its errors."
+    return (
+        f"The difference of {replace(ACCURACY, digits=2).signed(row.difference)} points here is {share} of the"
+        f" default's accuracy, and {errors} of its errors."
+    )
 
 
 def by_arm(curves: pd.DataFrame) -> pd.DataFrame:
@@ -143,13 +172,16 @@ def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a seed: the default's final accuracy; after which share of the run each arm's own curve first reaches it (linear between
-    epochs; missing: never); and how much earlier the mimetic arm does, as a share of the run (a run that never does counts as 1)."""
+    """One row a seed: the default's final accuracy; after which share of the run each arm's own curve first reaches it
+    (linear between epochs; missing: never); and how much earlier the mimetic arm does, as a share of the run (a run
+    that never does counts as 1)."""
     columns = ["default at the end (%)", "mimetic", "default", "earlier by"]
     if not set(PAIR) <= set(finals["arm"]):
         return pd.DataFrame(columns=columns)
     targets = paired_differences(finals)[PAIR[0]]
-    default, mimetic = (common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR)
+    default, mimetic = (
+        common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR
+    )
     return pd.concat([100 * targets, mimetic, default, default.fillna(1.0) - mimetic.fillna(1.0)], axis=1, keys=columns)
 
 
@@ -161,16 +193,27 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     own, share = table["default"].fillna(1.0), table["mimetic"]
     if share.isna().all():
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
-    text = f"The mimetic runs first reach the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of the schedule, the default's own after {common.percent(own.mean())}"
+    text = (
+        f"The mimetic runs first reach the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of"
+        f" the schedule, the default's own after {common.percent(own.mean())}"
+    )
     if share.isna().any():
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
     low, high = mean_interval(table["earlier by"])
-    span = f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−") if len(share) > 1 else ""
+    span = (
+        f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−")
+        if len(share) > 1
+        else ""
+    )
     marks, way = on_the_way(curves), ""
     if marks:
         less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
-        way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{' Most of the lead in time arises because the mimetic runs end higher, where the curves are flat.' if less else ''}"
-    return f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
+        flat = " Most of the lead in time arises because the mimetic runs end higher, where the curves are flat."
+        way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{flat if less else ''}"
+    return (
+        f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by"
+        f" {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
+    )
 
 
 SHARE_OF_RUN = Metric("", "", scale=100, digits=1)
@@ -178,8 +221,8 @@ MARKS = (0.5, 0.55, 0.6)  # accuracies on the way, which the curves of a laborat
 
 
 def on_the_way(curves: pd.DataFrame, marks: tuple[float, ...] = MARKS) -> dict[float, pd.Series]:
-    """mark -> how much earlier than the default's curve the mimetic arm's first reaches that accuracy, as a share of the run, a number a seed;
-    marks that some run of a pair never reaches are left out."""
+    """mark -> how much earlier than the default's curve the mimetic arm's first reaches that accuracy, as a share of
+    the run, a number a seed; marks that some run of a pair never reaches are left out."""
     if curves.empty or not set(PAIR) <= set(curves["arm"]):
         return {}
     seeds = sorted(set.intersection(*(set(curves.loc[curves["arm"] == arm, "seed"]) for arm in PAIR)))
@@ -214,15 +257,18 @@ def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mime
 
 
 def gap_sentence(curves: pd.DataFrame) -> str:
-    """Whether the lead is only a head start: the gap at the first epoch, at its smallest, in the last quarter of the run."""
+    """Whether the lead is only a head start: the gap at the first epoch, at its smallest, in the last quarter of the
+    run.
+    """
     gap = gap_by_epoch(curves)
     if gap.empty:
         return "No pair of runs is in yet."
     first, low = gap.iloc[0], gap["difference"].idxmin()
     tail = gap.iloc[-max(1, len(gap) // 4) :]
     text = (
-        f"The lead is {points(first['difference'])} points after the first epoch, smallest after epoch {low} ({points(gap.loc[low, 'difference'])}) and "
-        f"{points(tail['difference'].min())} to {points(tail['difference'].max())} in the last {len(tail)} epochs."
+        f"The lead is {points(first['difference'])} points after the first epoch, smallest after epoch {low}"
+        f" ({points(gap.loc[low, 'difference'])}) and {points(tail['difference'].min())} to"
+        f" {points(tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
         return text + " Too few pairs for a verdict."
@@ -230,7 +276,15 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     if end["high"] < 0:
         says = "a head start that ends behind the default" if first["low"] > 0 else "no lead, but a loss"
     else:
-        says = "more than a head start" if end["low"] > 0 else "a head start that these pairs cannot tell from nothing at the end" if first["low"] > 0 else "no lead that these pairs can show"
+        says = (
+            "more than a head start"
+            if end["low"] > 0
+            else (
+                "a head start that these pairs cannot tell from nothing at the end"
+                if first["low"] > 0
+                else "no lead that these pairs can show"
+            )
+        )
     return f"{text} In this schedule it is {says}."
 
 
@@ -238,8 +292,8 @@ SHORT = "cifar10-lab10"  # the same with a shorter schedule: chapter 7's runs
 
 
 def schedules(finals: pd.DataFrame) -> list[str]:
-    """How the lead at the end of the central runs compares with that of the same seeds at the end of the shorter schedule, in words: of all its
-    runs, and of those that the machine of these made (data/replicas)."""
+    """How the lead at the end of the central runs compares with that of the same seeds at the end of the shorter
+    schedule, in words: of all its runs, and of those that the machine of these made (data/replicas)."""
     if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment} or not set(PAIR) <= set(finals["arm"]):
         return []
     here, machines, said = paired_differences(finals)["difference"], set(finals["device.name"]), []
@@ -253,17 +307,23 @@ def schedules(finals: pd.DataFrame) -> list[str]:
             row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])
             where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
             said.append(
-                f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs, {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs} "
-                f"({row['pairs']} pairs{where}; difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
+                f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs,"
+                f" {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs} ({row['pairs']}"
+                f" pairs{where}; difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
             )
     return said
 
 
 def shorter(finals: pd.DataFrame) -> str:
-    """The last of schedules, that of one kind of machine if there is one, as a paragraph of chapter 6; "" without runs."""
+    """The last of schedules, that of one kind of machine if there is one, as a paragraph of chapter 6; "" without
+    runs.
+    """
     if not (said := schedules(finals)):
         return ""
-    return f"The lead may shrink in longer schedules. Of the same seeds, each at the end of its own schedule: {said[-1]}. What a hundred epochs would leave is open."
+    return (
+        f"The lead may shrink in longer schedules. Of the same seeds, each at the end of its own schedule: {said[-1]}."
+        " What a hundred epochs would leave is open."
+    )
 
 
 def recipe(finals: pd.DataFrame) -> str:
@@ -271,12 +331,27 @@ def recipe(finals: pd.DataFrame) -> str:
     if finals.empty:
         return ""
     first = finals.iloc[0]
-    config = {name: first[f"config.{name}"] for name in ("lr", "weight_decay", "warmup", "batch_size", "grad_clip", "label_smoothing", "padding_mode", "crop_padding")}
+    config = {
+        name: first[f"config.{name}"]
+        for name in (
+            "lr",
+            "weight_decay",
+            "warmup",
+            "batch_size",
+            "grad_clip",
+            "label_smoothing",
+            "padding_mode",
+            "crop_padding",
+        )
+    }
     threads = f"{first['device.threads']} thread{'s' if first['device.threads'] > 1 else ''}"
     return (
-        f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g}, weight decay {config['weight_decay']:g}, linear warm-up over {common.percent(config['warmup'])} of the run, then cosine to 0, "
-        f"batch {config['batch_size']}, gradient norm clipped at {config['grad_clip']:g}, label smoothing {config['label_smoothing']:g} (so the training loss is of smoothed labels, the test loss of plain ones), "
-        f"random crop ({config['padding_mode']} padding {config['crop_padding']}) and flip. Device: {first['device.name']}, {first['device.precision']}, {threads}, torch {first['torch']}."
+        f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g}, weight decay"
+        f" {config['weight_decay']:g}, linear warm-up over {common.percent(config['warmup'])} of the run, then cosine"
+        f" to 0, batch {config['batch_size']}, gradient norm clipped at {config['grad_clip']:g}, label smoothing"
+        f" {config['label_smoothing']:g} (so the training loss is of smoothed labels, the test loss of plain ones),"
+        f" random crop ({config['padding_mode']} padding {config['crop_padding']}) and flip. Device:"
+        f" {first['device.name']}, {first['device.precision']}, {threads}, torch {first['torch']}."
     )
 
 
@@ -299,20 +374,28 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
         return "No setting of the search has a run beside the base's yet: `python -m mimetic queue recipe`."
     others = paired.groupby("arm")["test_accuracy"].mean()
     best = others.idxmax()
-    seeds = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
-    same = finals[(finals["arm"] == "base") & finals["seed"].isin(finals[finals["arm"] == best]["seed"])]["test_accuracy"]
+    seeds = (
+        f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
+    )
+    same = finals[(finals["arm"] == "base") & finals["seed"].isin(finals[finals["arm"] == best]["seed"])][
+        "test_accuracy"
+    ]
     gain = others[best] - same.mean()
     kept = "so the base was kept" if 100 * gain <= SEED_WORTH else "so by the rule it replaces the base's value"
     return (
-        f"The best setting, `{best}`, is {ahead(gain)} the base with the same seed (base: {100 * base.mean():.1f} %{seeds}), {kept}. "
-        "One seed a setting tells large differences only; that is all it was for."
+        f"The best setting, `{best}`, is {ahead(gain)} the base with the same seed (base: {100 * base.mean():.1f}"
+        f" %{seeds}), {kept}. One seed a setting tells large differences only; that is all it was for."
     )
 
 
 def rates_table(finals: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns), nan where there is no run; one seed."""
+    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns), nan where there is
+    no run; one seed.
+    """
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
-    table = pd.DataFrame({lr: {LABELS[arm]: 100 * values.get(f"{arm}-lr-{lr:g}", float("nan")) for arm in CHECKED} for lr in CHECK_RATES})
+    table = pd.DataFrame(
+        {lr: {LABELS[arm]: 100 * values.get(f"{arm}-lr-{lr:g}", float("nan")) for arm in CHECKED} for lr in CHECK_RATES}
+    )
     return table.dropna(how="all").rename_axis(columns="learning rate")
 
 
@@ -322,30 +405,51 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     if len(table) < len(CHECKED) or table.isna().any(axis=None):
         return f"Not all of these runs are in yet: `{COMMAND}`."
     gains = table.max(axis=1) - table[common_lr]
-    unfair = [f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)" for arm in table.index[gains > SEED_WORTH]]
+    unfair = [
+        f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)"
+        for arm in table.index[gains > SEED_WORTH]
+    ]
     best = "; ".join(f"{arm} {value:.1f}" for arm, value in table.max(axis=1).sort_values(ascending=False).items())
-    text = f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}." if unfair else f"No arm is better by more than {SEED_WORTH:g} point at another rate."
+    text = (
+        f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
+        if unfair
+        else f"No arm is better by more than {SEED_WORTH:g} point at another rate."
+    )
     lower = [LABELS[arm] for arm in LARGE if table.loc[LABELS[arm]].idxmax() < table.loc[LABELS[PAIR[0]]].idxmax()]
-    text += f" A lower rate than the default's suits {', '.join(lower) if lower else 'none of the arms with large weights, **against our expectation**'}."
+    text += (
+        " A lower rate than the default's suits"
+        f" {', '.join(lower) if lower else 'none of the arms with large weights, **against our expectation**'}."
+    )
     return f"{text} Each at its best rate, in percent: {best}. (One seed, which is worth about a point.)"
 
 
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:
-    """The 95 % interval of mimetic minus default, which the ablation figure shows behind every row; None before there are two pairs."""
+    """The 95 % interval of mimetic minus default, which the ablation figure shows behind every row; None before there
+    are two pairs.
+    """
     values = contrast(finals, {"mimetic": 1, "timm": -1})
     return mean_interval(values) if len(values) > 1 else None
 
 
 def fitted_table() -> pd.DataFrame:
     """The constants of the fitted arms, layer by layer, as configs/vision.py has them."""
-    rows = {(name, product): dict(enumerate(zip(fit[f"{product}_alpha"], fit[f"{product}_beta"]))) for name, fit in FITTED.items() for product in ("qk", "vp")}
-    table = pd.DataFrame({key: {f"layer {i}": f"{a:g}, {b:+g}".replace("-", "−") for i, (a, b) in row.items()} for key, row in rows.items()}).T
+    rows = {
+        (name, product): dict(enumerate(zip(fit[f"{product}_alpha"], fit[f"{product}_beta"])))
+        for name, fit in FITTED.items()
+        for product in ("qk", "vp")
+    }
+    table = pd.DataFrame(
+        {
+            key: {f"layer {i}": f"{a:g}, {b:+g}".replace("-", "−") for i, (a, b) in row.items()}
+            for key, row in rows.items()
+        }
+    ).T
     return table.rename(index={"qk": "QK: α, β", "vp": "V·proj: α, β"}, level=1)
 
 
 def norm_table(width: int = 96) -> pd.DataFrame:
-    """How large each default's attention is against mimetic initialization's: ratios of Frobenius norms of one matrix of
-    queries, of values and of the two products (mean over layers and heads, seed 0), at a width with heads of 32."""
+    """How large each default's attention is against mimetic initialization's: ratios of Frobenius norms of one matrix
+    of queries, of values and of the two products (mean over layers and heads, seed 0), at a width with heads of 32."""
     norms = {}
     for name in ("mimetic", "timm", "torch", "xavier"):
         blocks = torch.nn.Sequential(*(Block(width, width // 32) for _ in range(2)))
@@ -354,19 +458,30 @@ def norm_table(width: int = 96) -> pd.DataFrame:
         heads = [(layer, h) for layer in layers for h in range(layer.num_heads)]
         norms[name] = {
             "W_Q": np.mean([layer.w_q(h).norm().item() for layer, h in heads]),
-            "W_V": np.mean([torch.cat([layer.w_v(h) for h in range(layer.num_heads)], 1).norm().item() for layer in layers]),
-            "QK product": np.mean([layer.qk(h).norm().item() for layer, h in heads]), "V·proj product": np.mean([layer.vp().norm().item() for layer in layers]),
-        }  # fmt: skip
+            "W_V": np.mean(
+                [torch.cat([layer.w_v(h) for h in range(layer.num_heads)], 1).norm().item() for layer in layers]
+            ),
+            "QK product": np.mean([layer.qk(h).norm().item() for layer, h in heads]),
+            "V·proj product": np.mean([layer.vp().norm().item() for layer in layers]),
+        }
     mimetic = pd.Series(norms.pop("mimetic"))
-    return pd.DataFrame({LABELS[name]: mimetic / pd.Series(values) for name, values in norms.items()}).T.rename_axis("mimetic divided by").round(2)
+    return (
+        pd.DataFrame({LABELS[name]: mimetic / pd.Series(values) for name, values in norms.items()})
+        .T.rename_axis("mimetic divided by")
+        .round(2)
+    )
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of compare for the page: accuracies and differences in percent. Without corrected p: with five pairs none could be below 1."""
+    """A table of compare for the page: accuracies and differences in percent. Without corrected p: with five pairs none
+    could be below 1.
+    """
     if table.empty:
         return table
     units = {"reference": "%", "arm": "%", "difference": "points", "low": "points", "high": "points"}
-    shown = common.rounded(table.assign(**{name: 100 * table[name] for name in units}), digits=1).drop(columns="p_holm", errors="ignore")
+    shown = common.rounded(table.assign(**{name: 100 * table[name] for name in units}), digits=1).drop(
+        columns="p_holm", errors="ignore"
+    )
     return shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
 
 
@@ -375,10 +490,13 @@ def paper_scale() -> str:
     finals = load_runs("cifar10-paper")
     if finals.empty:
         return (
-            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here; a GPU): no record yet. "
-            "This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
+            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here; a GPU): no"
+            " record yet. This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
         )
-    return f"**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here). {central(finals, PAPER_COMMAND)}"
+    return (
+        "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here)."
+        f" {central(finals, PAPER_COMMAND)}"
+    )
 
 
 def planned(finals: pd.DataFrame) -> str:

@@ -9,7 +9,9 @@ from mimetic.experiments.configs import language, recommenders, vision
 from mimetic.experiments.configs.base import FREE, RunConfig
 
 _FAMILIES = (vision, language, recommenders)
-EXPERIMENTS: dict[str, RunConfig] = {name: config for family in _FAMILIES for name, config in family.EXPERIMENTS.items()}
+EXPERIMENTS: dict[str, RunConfig] = {
+    name: config for family in _FAMILIES for name, config in family.EXPERIMENTS.items()
+}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {name: arms for family in _FAMILIES for name, arms in family.ARMS.items()}
 
 
@@ -25,10 +27,16 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     base = EXPERIMENTS[experiment]
     for name in changes:
         if name not in base.known():
-            raise ValueError(f"{name!r} is not a field of {type(base).__name__}; the fields are {', '.join(base.known())}")
+            raise ValueError(
+                f"{name!r} is not a field of {type(base).__name__}; the fields are {', '.join(base.known())}"
+            )
     given = replace(base, **changes)
     config = with_arm(given)
-    against = [f"{name}={getattr(given, name)!r} ({given.arm} has {getattr(config, name)!r})" for name in changes if name != "arm" and getattr(config, name) != getattr(given, name)]
+    against = [
+        f"{name}={getattr(given, name)!r} ({given.arm} has {getattr(config, name)!r})"
+        for name in changes
+        if name != "arm" and getattr(config, name) != getattr(given, name)
+    ]
     _refuse(given, against)
     return config
 
@@ -43,8 +51,8 @@ def with_arm(config: RunConfig) -> RunConfig:
     """The config with what its arm changes, where it is an arm of a named experiment; else as it is.
 
     Raises:
-        ValueError: the experiment has no such arm; a setting was given that contradicts the arm; or the arm of a named experiment
-            is asked for under another experiment's name, where it would change nothing.
+        ValueError: the experiment has no such arm; a setting was given that contradicts the arm; or the arm of a named
+            experiment is asked for under another experiment's name, where it would change nothing.
     """
     from mimetic.initializers import INITIALIZERS
 
@@ -52,18 +60,26 @@ def with_arm(config: RunConfig) -> RunConfig:
         return config
     base = EXPERIMENTS.get(config.experiment)
     if base is None:
-        homes = {name: arms[config.arm] for name, arms in ARMS.items() if config.arm in arms and type(EXPERIMENTS[name]) is type(config)}
+        homes = {
+            name: arms[config.arm]
+            for name, arms in ARMS.items()
+            if config.arm in arms and type(EXPERIMENTS[name]) is type(config)
+        }
         if homes and not any(all(getattr(config, k) == v for k, v in changes.items()) for changes in homes.values()):
             raise ValueError(
-                f"{config.arm!r} is an arm of {', '.join(homes)}; in experiment {config.experiment!r} it would change nothing: "
-                "give its settings themselves, under another arm's name"
+                f"{config.arm!r} is an arm of {', '.join(homes)}; in experiment {config.experiment!r} it would change"
+                " nothing: give its settings themselves, under another arm's name"
             )
         return config
     arms = ARMS.get(config.experiment, {})
     if config.arm in arms:
         changes = arms[config.arm]
         given = {name: getattr(config, name) for name in changes}
-        against = [f"{name}={value!r} ({config.arm} has {changes[name]!r})" for name, value in given.items() if value not in (changes[name], getattr(base, name))]
+        against = [
+            f"{name}={value!r} ({config.arm} has {changes[name]!r})"
+            for name, value in given.items()
+            if value not in (changes[name], getattr(base, name))
+        ]
         _refuse(config, against)
         return replace(config, **changes)
     if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name

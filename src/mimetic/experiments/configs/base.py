@@ -1,7 +1,7 @@
 """What the config of every run has, whatever is trained.
 
-A named experiment is a config (EXPERIMENTS of a family's module); an arm is what a run of it changes (its ARMS); everything
-else the arms of an experiment have in common.
+A named experiment is a config (EXPERIMENTS of a family's module); an arm is what a run of it changes (its ARMS);
+everything else the arms of an experiment have in common.
 """
 
 from __future__ import annotations

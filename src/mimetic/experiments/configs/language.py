@@ -1,41 +1,62 @@
 """Language experiments by name, and their arms: every setting of every run, nothing that computes.
 
-tinyshakespeare-recipe  the search for the learning rate, of every arm alike: one seed, judged on the last tenth of the training text
-tinyshakespeare    the central comparison, each arm at the rate that the search chose for it: tiny Shakespeare by character, GPT of d 128,
-                 depth 4, 4 heads, context 128 (0.8 M parameters), 1,200 steps of 16 windows: 2.5 million characters, two and a half passes
-tinyshakespeare-rate  default and both sets of signs at one rate for all: a gentle one, and the default's best; and the arms for which
-                 the search had two rates that one seed cannot tell apart, at the other of them
-wikitext2        the same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps
-share            the authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
-                 the depth; WikiText-2, 1,200 steps
-tinyshakespeare-long  five times as long, to see where it ends: 6,000 steps, twelve passes
-tinyshakespeare-sincos  the default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take vision's
-                 gain away (cifar10-lab10); each arm at the rate of a search of its own, tinyshakespeare-sincos-recipe
-tinyshakespeare-scaled, -scaled-recipe  learned positions once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
-tinyshakespeare-shuffled, -shuffled-recipe  the same with these positions in a random order: as large, but neighbours are not alike
-tinyshakespeare-centred, -centred-recipe  the same without what all positions have in common, their mean
-tinyshakespeare-rotary, -rotary-recipe  no embedding of positions: queries and keys are rotated by their places, as in most language models since 2021
-tinyshakespeare-from-sincos, -from-sincos-recipe  learned positions that start from sines and cosines, tokens as large as with fixed ones
-tinyshakespeare-from-noise, -from-noise-recipe  the same from noise as large: must positions be fixed, alike where they are near, or only large?
-wikitext2-from-sincos  the default and vision's signs with learned positions that start there, on the other text
-wikitext2-sincos, tinyshakespeare-sincos-long  the default and both sets of signs with those positions on the other text, and for 6,000 steps
-tinyshakespeare-narrow  one run of width 96, whose trained products FITTED imitates
-wikitext2-gpu    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
-share-gpu        share of attention at that size. For a GPU, not run yet, one learning rate for all arms: no expected numbers
-pydoc            Python's help texts by character: no download, a demonstration that everything works, not evidence
+tinyshakespeare-recipe
+    The search for the learning rate, of every arm alike: one seed, judged on the last tenth of the training text.
+tinyshakespeare
+    The central comparison, each arm at the rate that the search chose for it: tiny Shakespeare by character, GPT of
+    d 128, depth 4, 4 heads, context 128 (0.8 M parameters), 1,200 steps of 16 windows: 2.5 million characters, two and
+    a half passes.
+tinyshakespeare-rate
+    The default and both sets of signs at one rate for all: a gentle one, and the default's best; and the arms for which
+    the search had two rates that one seed cannot tell apart, at the other of them.
+wikitext2
+    The same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps.
+share
+    The authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
+    the depth; WikiText-2, 1,200 steps.
+tinyshakespeare-long
+    Five times as long, to see where it ends: 6,000 steps, twelve passes.
+tinyshakespeare-sincos
+    The default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take
+    vision's gain away (cifar10-lab10).
+tinyshakespeare-KIND, tinyshakespeare-KIND-recipe
+    The default and vision's signs with other positions (models.gpt), and the search for their rates, which sincos has,
+    too. KIND is one of
+    scaled       learned once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
+    shuffled     the fixed ones in a random order: as large, but neighbours are not alike
+    centred      the fixed ones without what all positions have in common, their mean
+    rotary       no embedding of positions: queries and keys are rotated by their places, as in most language models
+                 since 2021; with the language signs, too
+    from-sincos  learned ones that start from sines and cosines, tokens as large as with fixed ones
+    from-noise   the same from noise as large: must positions be fixed, alike where they are near, or only large?
+wikitext2-sincos, tinyshakespeare-sincos-long
+    The default and both sets of signs with fixed positions on the other text, and for 6,000 steps.
+wikitext2-from-sincos
+    The default and vision's signs with learned positions that start from sines and cosines, on the other text.
+tinyshakespeare-narrow
+    One run of width 96, whose trained products FITTED imitates.
+wikitext2-gpu, share-gpu
+    WikiText-2 with a vocabulary of 8,000, GPT of d 512, depth 8, context 512 (29 M parameters), 800 steps; and the
+    share of attention at that size. For a GPU, not run yet, one learning rate for all arms: no expected numbers.
+pydoc
+    Python's help texts by character: no download, a demonstration that everything works, not evidence.
 
-An "epoch" is a fixed number of steps; a step is batch_size windows of `context` tokens from random places of the training text.
-The learning rate is the one setting in which arms differ, because it decides the comparison: at the default's best rate, 8e-3, the
-first runs with mimetic initialization learned hardly more than which character follows which, and at a gentle one the default is far
-from its best. So every arm has the same search over the same rates (CHOSEN), on tiny Shakespeare's training text only; WikiText-2 takes
-the rates as they are. The comparisons at one rate for all stand beside it.
+An "epoch" is a fixed number of steps; a step is batch_size windows of `context` tokens from random places of the
+training text.
 
-About 2.5 minutes a run of tinyshakespeare on one otherwise idle core of an AMD EPYC of 2023, 4 to 5 beside three other processes on
-two cores; by that measure wikitext2 takes 6 minutes, share from 2 to 14, tinyshakespeare-long 13, and the programme about a day (22 hours) of one core.
+The learning rate is the one setting in which arms differ, because it decides the comparison: at the default's best
+rate, 8e-3, the first runs with mimetic initialization learned hardly more than which character follows which, and at a
+gentle one the default is far from its best. So every arm has the same search over the same rates (CHOSEN), on tiny
+Shakespeare's training text only; WikiText-2 takes the rates as they are. The comparisons at one rate for all stand
+beside it.
 
-Arms of one seed are paired: they see the same windows in the same order, and share every initial weight that their initializers do not
-set differently. The runs train in bfloat16 on a CPU too (AdamW and the weights in float32), which is 1.7 times as fast where the CPU has
-instructions for it.
+About 2.5 minutes a run of tinyshakespeare on one otherwise idle core of an AMD EPYC of 2023, 4 to 5 beside three other
+processes on two cores; by that measure wikitext2 takes 6 minutes, share from 2 to 14, tinyshakespeare-long 13, and the
+programme about a day (22 hours) of one core.
+
+Arms of one seed are paired: they see the same windows in the same order, and share every initial weight that their
+initializers do not set differently. The runs train in bfloat16 on a CPU too (AdamW and the weights in float32), which
+is 1.7 times as fast where the CPU has instructions for it.
 """
 
 from __future__ import annotations
@@ -76,34 +97,60 @@ class LanguageConfig(RunConfig):
     depth: int = 4  # blocks
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
-    pos_embed: str = "learned"  # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred, from-sincos, from-noise: controls; rotary (models.gpt)
+    # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred,
+    # from-sincos, from-noise: controls; rotary (models.gpt)
+    pos_embed: str = "learned"
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
-EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")  # and this one for the arms whose best is the highest of them, or might be
-# arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here is still searched for.
+# and this one for the arms whose best is the highest of them, or might be
+EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")
+# arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here
+# is still searched for.
 CHOSEN: dict[str, float] = {
-    "gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "fit": 4e-3, "speedrun": 8e-3, "rescaled": 4e-3, "random-directions": 2e-3, "gpt2-signs": 2e-3,
-    "both-minus": 4e-3, "tenth": 8e-3,
-}  # fmt: skip
+    "gpt2": 8e-3,
+    "language": 4e-3,
+    "vision": 2e-3,
+    "qk": 2e-3,
+    "vp": 2e-3,
+    "fit": 4e-3,
+    "speedrun": 8e-3,
+    "rescaled": 4e-3,
+    "random-directions": 2e-3,
+    "gpt2-signs": 2e-3,
+    "both-minus": 4e-3,
+    "tenth": 8e-3,
+}
 GENTLE = 2e-3
-# arm -> the rate that was second in the search and not worse by more than a run's own noise: there the search, of one seed, cannot tell.
-# Which those are follows from the search's records; a test compares.
+# arm -> the rate that was second in the search and not worse by more than a run's own noise: there the search, of one
+# seed, cannot tell. Which those are follows from the search's records; a test compares.
 TIE = 0.025  # bits per byte: two runs of one configuration and seed on two machines differ by up to 0.044
-RUNNER_UP: dict[str, float] = {"gpt2": 4e-3, "language": 2e-3, "random-directions": 4e-3, "both-minus": 2e-3, "tenth": 4e-3}
+RUNNER_UP: dict[str, float] = {
+    "gpt2": 4e-3,
+    "language": 2e-3,
+    "random-directions": 4e-3,
+    "both-minus": 2e-3,
+    "tenth": 4e-3,
+}
 
-# The same for the model with other positions (GPTConfig.pos_embed), each kind with a search of its own: kind -> the arms there, and the rates chosen.
+# The same for the model with other positions (GPTConfig.pos_embed), each kind with a search of its own: kind -> the
+# arms there, and the rates chosen.
 OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
-    "sincos": (("gpt2", "language", "vision", "rescaled", "random-directions"), {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3}),
+    "sincos": (
+        ("gpt2", "language", "vision", "rescaled", "random-directions"),
+        {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3},
+    ),
     "shuffled": (("gpt2", "vision"), {"gpt2": 2e-3, "vision": 2e-3}),
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
     "from-sincos": (("gpt2", "vision"), {"gpt2": 8e-3, "vision": 4e-3}),
     "from-noise": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
-}  # fmt: skip
-AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",), "from-sincos": ("gpt2",)}  # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
-SECOND_RATE = {"scaled": {"vision": 2e-3}}  # kind -> where the rate that came second in the search is run, too: a loss may be the rate's
+}
+# kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
+AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",), "from-sincos": ("gpt2",)}
+# kind -> where the rate that came second in the search is run, too: a loss may be the rate's
+SECOND_RATE = {"scaled": {"vision": 2e-3}}
 SINCOS_CHOSEN = OTHER_POSITIONS["sincos"][1]
 
 
@@ -113,13 +160,30 @@ def with_positions(kind: str, search: bool = False) -> str:
 
 
 LAB = LanguageConfig(
-    "tinyshakespeare", epochs=12, batch_size=16, lr=CHOSEN["gpt2"], weight_decay=0.1, curve_tokens=20_000, threads=1, precision="bfloat16",
-)  # fmt: skip
+    "tinyshakespeare",
+    epochs=12,
+    batch_size=16,
+    lr=CHOSEN["gpt2"],
+    weight_decay=0.1,
+    curve_tokens=20_000,
+    threads=1,
+    precision="bfloat16",
+)
 WIKITEXT2 = replace(LAB, experiment="wikitext2", dataset="wikitext2", tokenizer="bpe", vocab_size=2_000)
 GPU = replace(
-    WIKITEXT2, experiment="wikitext2-gpu", vocab_size=8_000, context=512, d_model=512, depth=8, num_heads=8, batch_size=32, epochs=8,
-    lr=5e-4, curve_tokens=100_000, precision="auto",
-)  # fmt: skip
+    WIKITEXT2,
+    experiment="wikitext2-gpu",
+    vocab_size=8_000,
+    context=512,
+    d_model=512,
+    depth=8,
+    num_heads=8,
+    batch_size=32,
+    epochs=8,
+    lr=5e-4,
+    curve_tokens=100_000,
+    precision="auto",
+)
 EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare": LAB,
     "wikitext2": WIKITEXT2,
@@ -128,19 +192,39 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
-    **{name: replace(LAB, experiment=name, pos_embed=kind) for kind in OTHER_POSITIONS for name in [with_positions(kind)]},
-    **{name: replace(LAB, experiment=name, pos_embed=kind, validation=True, lr=1e-3) for kind in OTHER_POSITIONS for name in [with_positions(kind, search=True)]},
-    "tinyshakespeare-sincos-long": replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
+    **{
+        name: replace(LAB, experiment=name, pos_embed=kind)
+        for kind in OTHER_POSITIONS
+        for name in [with_positions(kind)]
+    },
+    **{
+        name: replace(LAB, experiment=name, pos_embed=kind, validation=True, lr=1e-3)
+        for kind in OTHER_POSITIONS
+        for name in [with_positions(kind, search=True)]
+    },
+    "tinyshakespeare-sincos-long": replace(
+        LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"
+    ),
     "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
     "wikitext2-from-sincos": replace(WIKITEXT2, experiment="wikitext2-from-sincos", pos_embed="from-sincos"),
     "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
     "wikitext2-gpu": GPU,
     "share-gpu": replace(GPU, experiment="share-gpu"),
     "pydoc": LanguageConfig(
-        "pydoc", dataset="pydoc", context=64, d_model=64, depth=3, num_heads=2, batch_size=16, lr=2e-3, weight_decay=0.1, epochs=5,
-        steps_per_epoch=40, threads=1,
+        "pydoc",
+        dataset="pydoc",
+        context=64,
+        d_model=64,
+        depth=3,
+        num_heads=2,
+        batch_size=16,
+        lr=2e-3,
+        weight_decay=0.1,
+        epochs=5,
+        steps_per_epoch=40,
+        threads=1,
     ),
-}  # fmt: skip
+}
 
 # Constants that imitate our own trained GPT of another width, python -m mimetic.experiments.fitted: the products of
 # tinyshakespeare-narrow after training, LayerNorm gains folded in. A test compares them with the committed record.
@@ -163,11 +247,13 @@ TRIED: dict[str, dict[str, Any]] = {
     "qk": {"init": "mimetic-qk"},
     "vp": {"init": "mimetic-vp"},
     "fit": {"init": "mimetic", **FITTED},
-    # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, QK as it was; there with a little noise, of standard deviation .01 in the weights
+    # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, QK as it was;
+    # there with a little noise, of standard deviation .01 in the weights
     "speedrun": {"init": "mimetic-vp", "vp_alpha": 0.0, "vp_beta": -0.05},
 }
 CONTROLS: dict[str, dict[str, Any]] = {
-    # the default at the norms of mimetic initialization, and mimetic's singular values without its directions: is it the size?
+    # the default at the norms of mimetic initialization, and mimetic's singular values without its directions: is it
+    # the size?
     "rescaled": {"init": "timm-rescaled"},
     "random-directions": {"init": "mimetic-random-directions"},
     # the signs that a secondary source reports of GPT-2, and the fourth pair of signs
@@ -180,13 +266,19 @@ EVERY = TRIED | CONTROLS
 
 
 def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
-    """Arms with the learning rate that the search chose for each; those that it has chosen none for yet are left out."""
+    """Arms with the learning rate that the search chose for each; those that it has chosen none for yet are left
+    out.
+    """
     return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
 
 
 def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The runs of a search: every arm at every rate, and those whose best is the highest of them at EDGE_RATE, too."""
-    return {searched(name, lr): {**EVERY[name], "lr": lr} for name in names for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))}
+    return {
+        searched(name, lr): {**EVERY[name], "lr": lr}
+        for name in names
+        for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))
+    }
 
 
 def rated(name: str, lr: float) -> str:
@@ -215,7 +307,8 @@ SHARES: dict[str, dict[str, Any]] = {
     "v16000": {"vocab_size": 16_000},
     "depth2": {"depth": 2},
 }
-# The two ends of the sweep, at which the rates that were found on tiny Shakespeare are checked, by a part of the training text
+# The two ends of the sweep, at which the rates that were found on tiny Shakespeare are checked, by a part of the
+# training text
 ENDS = ("v256-mlp1", "v16000")
 
 
@@ -228,21 +321,38 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {f"{point}-{name}": {**changes, **arm} for point, changes in SHARES.items() for name, arm in arms.items()}
 
 
-# Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
+# Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the
+# experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
-    **{with_positions(kind, search=True): search_arms(arms, AT_EDGE_OF.get(kind, ())) for kind, (arms, _) in OTHER_POSITIONS.items()},
+    **{
+        with_positions(kind, search=True): search_arms(arms, AT_EDGE_OF.get(kind, ()))
+        for kind, (arms, _) in OTHER_POSITIONS.items()
+    },
     "share-recipe": {
-        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr} for point in ENDS for name, arm in SIGNS.items() for lr in end_rates(name)
+        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr}
+        for point in ENDS
+        for name, arm in SIGNS.items()
+        for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
-    **{with_positions(kind): at_own_rate(*arms, chosen=chosen) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in SECOND_RATE.get(kind, {}).items()} for kind, (arms, chosen) in OTHER_POSITIONS.items()},
+    **{
+        with_positions(kind): (
+            at_own_rate(*arms, chosen=chosen)
+            | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in SECOND_RATE.get(kind, {}).items()}
+        )
+        for kind, (arms, chosen) in OTHER_POSITIONS.items()
+    },
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1]),
-    "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()},
+    "tinyshakespeare-rate": (
+        at_rate(GENTLE)
+        | at_rate(CHOSEN["gpt2"])
+        | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()}
+    ),
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
     "share-gpu": _sweep(SIGNS),

@@ -1,19 +1,27 @@
 """Recommender experiments by name, and their arms: every setting of every run, nothing that computes.
 
-ml100k           the central comparison: MovieLens-100K (943 users, 1,682 items), BERT4Rec of d 64, 2 layers, 2 heads (0.22 M
-                 parameters), the last 50 items; 40 epochs of 4 passes over the users: about 3 minutes on one quiet CPU core
-beauty           Amazon Beauty 5-core at a size that fits: its 1,000 most frequent items and the 4,500 users with five of them; the
-                 last 20 items, 40 epochs: about 5 minutes
-ml100k-recipe,   the search that chose the recipe: default arm, judged by the users' last but one items; then both sign patterns at
-beauty-recipe    the same learning rates, to see whether the recipe is unfair to an arm
-ml100k-rate,     the default, both sign patterns and the controls of their size once more at three times the learning rate, since on
-beauty-rate      ML-100K the search found the recipe unfair to the default
-ml100k-sincos, ml100k-sincos-rate  the central comparison with its controls and fixed positions, at both of these rates: in GPTs these positions
-                 turn what the signs do (mimetic.experiments.configs.language)
-ml1m, beauty-full  the sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
-                 (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run here: no
-                 expected numbers of our own
-clusters         a synthetic walk around 8 clusters of 8 items, the causal model, in seconds. No download, a demonstration, not evidence
+ml100k
+    The central comparison: MovieLens-100K (943 users, 1,682 items), BERT4Rec of d 64, 2 layers, 2 heads (0.22 M
+    parameters), the last 50 items; 40 epochs of 4 passes over the users: about 3 minutes on one quiet CPU core.
+beauty
+    Amazon Beauty 5-core at a size that fits: its 1,000 most frequent items and the 4,500 users with five of them; the
+    last 20 items, 40 epochs: about 5 minutes.
+ml100k-recipe, beauty-recipe
+    The search that chose the recipe: default arm, judged by the users' last but one items; then both sign patterns at
+    the same learning rates, to see whether the recipe is unfair to an arm.
+ml100k-rate, beauty-rate
+    The default, both sign patterns and the controls of their size once more at three times the learning rate, since on
+    ML-100K the search found the recipe unfair to the default.
+ml100k-sincos, ml100k-sincos-rate
+    The central comparison with its controls and fixed positions, at both of these rates: in GPTs these positions turn
+    what the signs do (mimetic.experiments.configs.language).
+ml1m, beauty-full
+    The sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
+    (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run
+    here: no expected numbers of our own.
+clusters
+    A synthetic walk around 8 clusters of 8 items, the causal model, in seconds. No download, a demonstration, not
+    evidence.
 
 The recipe is the same for every arm of an experiment. Vision signs are mimetic.VISION, +0.7 in QK and -0.4 in V.proj.
 """
@@ -61,8 +69,17 @@ class RecommenderConfig(RunConfig):
 
 
 ML100K = RecommenderConfig(
-    "ml100k", dataset="ml100k", epochs=40, passes=4, batch_size=64, lr=1e-3, mask_prob=0.4, threads=1, precision="bfloat16", device="cpu",
-)  # fmt: skip
+    "ml100k",
+    dataset="ml100k",
+    epochs=40,
+    passes=4,
+    batch_size=64,
+    lr=1e-3,
+    mask_prob=0.4,
+    threads=1,
+    precision="bfloat16",
+    device="cpu",
+)
 BEAUTY = replace(ML100K, experiment="beauty", dataset="beauty", items=1_000, max_len=20, batch_size=128)
 GPU = replace(ML100K, epochs=100, passes=10, batch_size=256, lr=1e-3, max_len=200, device="auto", precision="auto")
 EXPERIMENTS: dict[str, RecommenderConfig] = {
@@ -74,19 +91,32 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
     "beauty-rate": replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
     "ml100k-sincos": replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
     "ml100k-sincos-rate": replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
-    "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),  # the share of masks published for this data set
+    # the share of masks published for this data set
+    "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
     "beauty-full": replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
     "clusters": RecommenderConfig(
-        "clusters", dataset="clusters", objective="next", causal=True, d_model=32, max_len=8, epochs=10, batch_size=50, lr=3e-3,
-        dropout=0.0, threads=1, device="cpu",
+        "clusters",
+        dataset="clusters",
+        objective="next",
+        causal=True,
+        d_model=32,
+        max_len=8,
+        epochs=10,
+        batch_size=50,
+        lr=3e-3,
+        dropout=0.0,
+        threads=1,
+        device="cpu",
     ),
-}  # fmt: skip
+}
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned
 RANDOM = {"init": "mimetic-random-directions"}  # a control: the singular values without the diagonal
-SIGN_ARMS = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}  # the three arms that ask which sign
+# the three arms that ask which sign
+SIGN_ARMS = {"bert": {"init": "bert"}, "mimetic": {"init": "mimetic"}, "opposite": OPPOSITE}
 CHECK_RATES = (3e-4, 1e-3, 3e-3)
-THE_SAME = {"ml100k-recipe": "lr-0.001-epochs-40", "beauty-recipe": "epochs-40"}  # what the search calls the default at the common rate
+# what the search calls the default at the common rate
+THE_SAME = {"ml100k-recipe": "lr-0.001-epochs-40", "beauty-recipe": "epochs-40"}
 
 
 def check_arm(experiment: str, name: str, lr: float) -> str:
@@ -95,19 +125,27 @@ def check_arm(experiment: str, name: str, lr: float) -> str:
 
 
 def _checks(experiment: str) -> dict[str, dict[str, Any]]:
-    arms = {check_arm(experiment, name, lr): {**arm, "lr": lr, "epochs": 40} for name, arm in SIGN_ARMS.items() for lr in CHECK_RATES}
+    arms = {
+        check_arm(experiment, name, lr): {**arm, "lr": lr, "epochs": 40}
+        for name, arm in SIGN_ARMS.items()
+        for lr in CHECK_RATES
+    }
     return {name: arm for name, arm in arms.items() if name != THE_SAME[experiment]}
 
 
 CAUSAL = {"causal": True}  # masked items still, seen from the left only
 NEXT = {"causal": True, "objective": "next"}  # SASRec's task and mask, in BERT4Rec's block
-NEXT_EPOCHS = 20  # best by the validation items of 5, 10, 20 and 40: this task has a target at every position and learns sooner
+# best by the validation items of 5, 10, 20 and 40: this task has a target at every position and learns sooner
+NEXT_EPOCHS = 20
 
-# The default arm only, one setting changed at a time; then the epochs are doubled until that no longer pays. Last, what was added
-# after that choice, to test it: a lower rate, another share of masks, and the sign patterns at every rate and with twice the epochs.
+# The default arm only, one setting changed at a time; then the epochs are doubled until that no longer pays. Last, what
+# was added after that choice, to test it: a lower rate, another share of masks, and the sign patterns at every rate and
+# with twice the epochs.
 RECIPE: dict[str, dict[str, dict[str, Any]]] = {
     "ml100k-recipe": {
-        "base": {}, "lr-0.001": {"lr": 1e-3}, "lr-0.006": {"lr": 6e-3},
+        "base": {},
+        "lr-0.001": {"lr": 1e-3},
+        "lr-0.006": {"lr": 6e-3},
         # the second step, from the lower of the two learning rates that learn
         **{f"lr-0.001-epochs-{epochs}": {"lr": 1e-3, "epochs": epochs} for epochs in (40, 80)},
         "mask-0.2": {"lr": 1e-3, "epochs": 40, "mask_prob": 0.2},
@@ -118,12 +156,16 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
     },
     # with the learning rate of the first; 0.6 is the published share of masks for this data set
     "beauty-recipe": {
-        "base": {}, "mask-0.6": {"mask_prob": 0.6}, **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)}, **_checks("beauty-recipe"),
+        "base": {},
+        "mask-0.6": {"mask_prob": 0.6},
+        **{f"epochs-{epochs}": {"epochs": epochs} for epochs in (40, 80)},
+        **_checks("beauty-recipe"),
     },
-}  # fmt: skip
+}
 # Constants that imitate a trained model, default arm, seed 0, layer by layer: python -m mimetic.experiments.fitted.
 # A test compares them with the committed records.
-FITTED_FROM = {"ml100k": ("ml100k", "bert"), "beauty": ("beauty", "bert"), "beauty-next": ("beauty", "short-next-bert")}  # experiment, arm
+# experiment, arm
+FITTED_FROM = {"ml100k": ("ml100k", "bert"), "beauty": ("beauty", "bert"), "beauty-next": ("beauty", "short-next-bert")}
 FITTED: dict[str, dict[str, tuple[float, ...]]] = {
     "ml100k": {
         "qk_alpha": (0.171, 0.32),
@@ -178,6 +220,9 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         **_variants("pre-ln", norm_first=True),
         "short-next-bert": {"init": "bert", **NEXT, "epochs": NEXT_EPOCHS},
     },
-    **{name: {"opposite": OPPOSITE, "random-directions": RANDOM} for name in ("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "ml1m", "beauty-full")},
+    **{
+        name: {"opposite": OPPOSITE, "random-directions": RANDOM}
+        for name in ("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "ml1m", "beauty-full")
+    },
     **RECIPE,
-}  # fmt: skip
+}

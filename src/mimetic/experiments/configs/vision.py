@@ -1,36 +1,49 @@
 """Vision experiments by name, and their arms: every setting of every run, nothing that computes.
 
-Times are those of one run beside another on two cores of an AMD EPYC (about 300 images/s each, bfloat16), or of the card that is named (see
-mimetic.flops for what is counted); expected numbers are last-epoch test accuracies of records that exist, as mean over seeds, default and mimetic.
+Times are those of one run beside another on two cores of an AMD EPYC (about 300 images/s each, bfloat16), or of the
+card that is named (see mimetic.flops for what is counted); expected numbers are last-epoch test accuracies of records
+that exist, as mean over seeds, default and mimetic.
 
-cifar10-lab30    the central comparison: 10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4 (0.68 M
-               parameters), 30 epochs
-               python -m mimetic train cifar10-lab30 --init mimetic --seed 0      20 minutes; 63.7 and 66.6 % (seeds 0 to 5)
-cifar10-lab10  the same with 10 epochs, for the questions about the central comparison; its arms are in ARMS. An epoch is 10,000
-               images however many there are, so that arms with other data make equal numbers of steps
-               python -m mimetic queue lab                                      6 minutes a run; see chapter 7
-               python -m mimetic queue lab --together 60                        on a GPU, 3.5 seconds a run (H200)
-cifar10-recipe the search that chose the recipe: default arm, 10 epochs, judged on 5,000 other training images
-               python -m mimetic queue recipe                                   6 minutes a run; see chapter 6
-cifar10-rates  is that recipe unfair to an arm? Defaults, mimetic initialization and two controls at four learning rates, on the same images
-               python -m mimetic queue lab                                      6 minutes a run; see chapter 7
-cifar10-paper  the size of the papers, for a GPU: all of CIFAR-10, ViT-Tiny (192/12/3, 5.4 M parameters), patch 2, 100 epochs, batch 512
-               python -m mimetic queue paper --minutes 9                        5.3 minutes a run on an H200; default 88.9 % (seed 0),
-               mimetic not run yet. Published elsewhere (arXiv 2505.19985, another recipe): 92.3 and 93.2 %
-cifar100-paper the same on CIFAR-100: as long; not run yet. Published elsewhere (the same): 71.8 and 74.6 %
-cifar10-small  the same as cifar10-paper with ViT-Small (384/12/6): 15 minutes at 20 % of the peak; not run yet
-digits         scikit-learn's digits (8 x 8 pixels), ViT of d 64, depth 4, patch 2 (0.20 M parameters), 10 epochs. No download, a
-               demonstration that everything works, not evidence
-               python -m mimetic train digits --init mimetic                    10 seconds
+cifar10-lab30
+    The central comparison: 10,000 class-balanced images of CIFAR-10, ViT of d 96, depth 6, 3 heads, patch 4 (0.68 M
+    parameters), 30 epochs.
+    python -m mimetic train cifar10-lab30 --init mimetic --seed 0      20 minutes; 63.7 and 66.6 % (seeds 0 to 5)
+cifar10-lab10
+    The same with 10 epochs, for the questions about the central comparison; its arms are in ARMS. An epoch is 10,000
+    images however many there are, so that arms with other data make equal numbers of steps.
+    python -m mimetic queue lab                                        6 minutes a run; see chapter 7
+    python -m mimetic queue lab --together 60                          on a GPU, 3.5 seconds a run (H200)
+cifar10-recipe
+    The search that chose the recipe: default arm, 10 epochs, judged on 5,000 other training images.
+    python -m mimetic queue recipe                                     6 minutes a run; see chapter 6
+cifar10-rates
+    Is that recipe unfair to an arm? Defaults, mimetic initialization and two controls at four learning rates, on the
+    same images.
+    python -m mimetic queue lab                                        6 minutes a run; see chapter 7
+cifar10-paper
+    The size of the papers, for a GPU: all of CIFAR-10, ViT-Tiny (192/12/3, 5.4 M parameters), patch 2, 100 epochs,
+    batch 512.
+    python -m mimetic queue paper --minutes 9                          5.3 minutes a run on an H200; default 88.9 %
+    (seed 0), mimetic not run yet. Published elsewhere (arXiv 2505.19985, another recipe): 92.3 and 93.2 %
+cifar100-paper
+    The same on CIFAR-100: as long; not run yet. Published elsewhere (the same): 71.8 and 74.6 %
+cifar10-small
+    The same as cifar10-paper with ViT-Small (384/12/6): 15 minutes at 20 % of the peak; not run yet.
+digits
+    scikit-learn's digits (8 x 8 pixels), ViT of d 64, depth 4, patch 2 (0.20 M parameters), 10 epochs. No download, a
+    demonstration that everything works, not evidence.
+    python -m mimetic train digits --init mimetic                      10 seconds
 
-Unknown of the paper's own CIFAR runs, whose text beyond abstract and introduction we could not read: model and patch size, epochs, batch,
-optimiser and its settings, augmentation, which constants, how many seeds, and what its gain of "over 5 %" is relative to. Average
-pooling and the sin-cos embedding are what later papers use when they compare with it; everything else here is an ordinary choice.
+Unknown of the paper's own CIFAR runs, whose text beyond abstract and introduction we could not read: model and patch
+size, epochs, batch, optimiser and its settings, augmentation, which constants, how many seeds, and what its gain of
+"over 5 %" is relative to. Average pooling and the sin-cos embedding are what later papers use when they compare with
+it; everything else here is an ordinary choice.
 
-The CIFAR runs train in bfloat16 on a CPU too (AdamW and the weights in float32): 1.6 times as fast where the CPU has instructions for it.
+The CIFAR runs train in bfloat16 on a CPU too (AdamW and the weights in float32): 1.6 times as fast where the CPU has
+instructions for it.
 
-All arms have the recipe in common. Arms of one seed are paired: they see the same images in the same order with the same
-augmentation, and share every initial weight that their initializers do not set differently.
+All arms have the recipe in common. Arms of one seed are paired: they see the same images in the same order with the
+same augmentation, and share every initial weight that their initializers do not set differently.
 """
 
 from __future__ import annotations
@@ -51,7 +64,8 @@ class VisionConfig(RunConfig):
     dataset: str = "cifar10"  # cifar10, cifar100, digits
     train_size: int | None = None  # training images, class-balanced and always the same; None: all
     validation: int = 0  # evaluate on so many other training images instead of the test set (to choose a recipe); 0: no
-    epoch_images: int | None = None  # what counts as an epoch, in images, so that runs of unequal data have equal steps; None: all
+    # what counts as an epoch, in images, so that runs of unequal data have equal steps; None: all
+    epoch_images: int | None = None
     curve_images: int | None = None  # test images, class-balanced, evaluated after every epoch but the last; None: all
     crop_padding: int = 4  # random crop: pixels added on each side; 0: no crop
     padding_mode: str = "reflect"  # reflect, or zero: black
@@ -67,16 +81,26 @@ class VisionConfig(RunConfig):
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     patch_size: int = 4  # pixels
     global_pool: str = "avg"  # avg: average of the patches; token: class token
-    pos_embed: str = "sincos2d"  # sincos2d, learned, none; shuffled, noise, from-sincos, from-noise: controls (models.vit)
+    # sincos2d, learned, none; shuffled, noise, from-sincos, from-noise: controls (models.vit)
+    pos_embed: str = "sincos2d"
 
 
 LAB = VisionConfig(
-    "cifar10-lab30", dataset="cifar10", train_size=10_000, d_model=96, depth=6, num_heads=3, epochs=30, curve_images=5_000,
-    threads=1, precision="bfloat16",
-)  # fmt: skip
-# What is unknown about the paper's own recipe: nearly all of it. The data sets are in its abstract; later papers that compare with it use
-# ViT-Tiny, sin-cos positions and average pooling (arXiv 2404.01139, 2505.19985). Patch 2, 100 epochs, batch, learning rate and its
-# schedule, weight decay, augmentation, clipping and smoothing are ordinary choices of ours, not tuned at this scale.
+    "cifar10-lab30",
+    dataset="cifar10",
+    train_size=10_000,
+    d_model=96,
+    depth=6,
+    num_heads=3,
+    epochs=30,
+    curve_images=5_000,
+    threads=1,
+    precision="bfloat16",
+)
+# What is unknown about the paper's own recipe: nearly all of it. The data sets are in its abstract; later papers that
+# compare with it use ViT-Tiny, sin-cos positions and average pooling (arXiv 2404.01139, 2505.19985). Patch 2, 100
+# epochs, batch, learning rate and its schedule, weight decay, augmentation, clipping and smoothing are ordinary choices
+# of ours, not tuned at this scale.
 PAPER = VisionConfig(
     "cifar10-paper", dataset="cifar10", d_model=192, depth=12, num_heads=3, patch_size=2, epochs=100, batch_size=512,
     lr=1e-3, weight_decay=0.05, warmup=0.1, randaugment_ops=2, randaugment_magnitude=9, curve_images=2_000,
@@ -133,17 +157,24 @@ CHECK_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 DEEP = "depth12"  # where the recipe, chosen at six layers, is asked again
 DEEP_RATES = (2.5e-4, *CHECK_RATES)  # the lowest added when mimetic initialization was best at the lowest of the others
 
-# Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the experiment's.
+# Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the
+# experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-lab10": {
         **ABLATIONS,
         # one constant at nothing (no noise, no diagonal), half and twice its value; lower ranks than the head size, 32
         **{
             f"{part}-{letter}-{value:g}": {"init": "mimetic", f"{part}_{letter}": sign * value if value else 0.0}
-            for part, letter, sign, constant in (("qk", "alpha", 1, 0.7), ("qk", "beta", 1, 0.7), ("vp", "alpha", 1, 0.4), ("vp", "beta", -1, 0.4))
+            for part, letter, sign, constant in (
+                ("qk", "alpha", 1, 0.7),
+                ("qk", "beta", 1, 0.7),
+                ("vp", "alpha", 1, 0.4),
+                ("vp", "beta", -1, 0.4),
+            )
             for value in (0, constant / 2, constant * 2)
         },
-        # without any noise V·proj's factors are coordinate axes, in every layer the same ones; a trace of noise gives them directions of their own
+        # without any noise V·proj's factors are coordinate axes, in every layer the same ones; a trace of noise gives
+        # them directions of their own
         "vp-alpha-0.001": {"init": "mimetic", "vp_alpha": 0.001},
         # both diagonals left out: what is the noise of both products worth without the pattern?
         "noise-only": {"init": "mimetic", "qk_beta": 0.0, "vp_beta": 0.0},
@@ -158,11 +189,13 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
             for prefix, changes in {
                 **{f"d{d}": {"d_model": d, "num_heads": d // 32} for d in (64, 128, 192)},  # the head size stays 32
                 **{f"depth{depth}": {"depth": depth} for depth in (3, 12)},
-                f"{DEEP}-half": {"depth": 12, "lr": LAB.lr / 2},  # the rate that one seed of cifar10-rates prefers for mimetic initialization there
+                # the rate that one seed of cifar10-rates prefers for mimetic initialization there
+                f"{DEEP}-half": {"depth": 12, "lr": LAB.lr / 2},
                 **{f"n{n}": {"train_size": n} for n in (2_000, 5_000, 50_000)},
                 **{
                     f"{pos}-{pool}": {"pos_embed": pos, "global_pool": pool}
-                    for pool in ("avg", "token") for pos in ("sincos2d", "learned", "none")
+                    for pool in ("avg", "token")
+                    for pos in ("sincos2d", "learned", "none")
                     if (pos, pool) != ("sincos2d", "avg")
                 },
                 **{f"{pos}-avg": {"pos_embed": pos} for pos in ("shuffled", "noise", "from-sincos", "from-noise")},
@@ -171,8 +204,14 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "cifar10-paper": ABLATIONS,
-    "cifar10-rates": {f"{name}-lr-{lr:g}": {**arm, "lr": lr} for name, arm in CHECKED.items() for lr in CHECK_RATES}
-    | {f"{DEEP}-{name}-lr-{lr:g}": {**CHECKED[name], "depth": 12, "lr": lr} for lr in DEEP_RATES for name in ("timm", "mimetic")},
+    "cifar10-rates": (
+        {f"{name}-lr-{lr:g}": {**arm, "lr": lr} for name, arm in CHECKED.items() for lr in CHECK_RATES}
+        | {
+            f"{DEEP}-{name}-lr-{lr:g}": {**CHECKED[name], "depth": 12, "lr": lr}
+            for lr in DEEP_RATES
+            for name in ("timm", "mimetic")
+        }
+    ),
     # the default arm only; one setting changed at a time
     "cifar10-recipe": {
         "base": {},
@@ -182,5 +221,4 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"crop_padding": 0, "flip": False},
         "randaugment-1-5": {"randaugment_ops": 1, "randaugment_magnitude": 5},
     },
-}  # fmt: skip
-
+}

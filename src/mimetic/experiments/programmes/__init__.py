@@ -8,4 +8,6 @@ from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.programmes import language, recommenders, vision
 
 _FAMILIES = (vision, language, recommenders)
-QUEUES: dict[str, Callable[[], list[RunConfig]]] = {name: runs for family in _FAMILIES for name, runs in family.QUEUES.items()}
+QUEUES: dict[str, Callable[[], list[RunConfig]]] = {
+    name: runs for family in _FAMILIES for name, runs in family.QUEUES.items()
+}

@@ -1,7 +1,8 @@
 """The language programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue language-recipe    the search for every arm's learning rate, on a part of the training text
-    python -m mimetic queue language           the comparison on two corpora, controls, the sweep of attention's share, runs to convergence
+    python -m mimetic queue language           the comparison on two corpora, controls, the sweep of attention's share,
+                                               runs to convergence
     python -m mimetic queue language-gpu       the comparison and the sweep with a larger model, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.language.ARMS.
@@ -35,50 +36,130 @@ def _ready(names) -> tuple[str, ...]:
     return tuple(name for name in names if name in CHOSEN)
 
 
-# Every arm at its own rate, so a difference between two of them is not of the signs alone; answers.rates.signs_at_one_rate has that
+# Every arm at its own rate, so a difference between two of them is not of the signs alone;
+# answers.rates.signs_at_one_rate has that
 SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
 CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
 WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
 # Signs against both controls of their size, each at its own rate
 BEYOND_SIZE = {
     f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
-    for sign in ("vision", "language") for name, arm in (("default at mimetic's norms", "rescaled"), ("random directions", "random-directions"))
-}  # fmt: skip
+    for sign in ("vision", "language")
+    for name, arm in (("default at mimetic's norms", "rescaled"), ("random directions", "random-directions"))
+}
 STRUCTURE = Study(
-    "structure", "tiny Shakespeare, controls: structure or scale?", "tinyshakespeare", _ready(("gpt2", *CONTROLS, "language", "vision")),
+    "structure",
+    "tiny Shakespeare, controls: structure or scale?",
+    "tinyshakespeare",
+    _ready(("gpt2", *CONTROLS, "language", "vision")),
     {
-        "default at mimetic's norms": ("gpt2", "rescaled"), "mimetic's singular values, random directions": ("gpt2", "random-directions"),
-        "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"), "QK −, V·proj −": ("gpt2", "both-minus"), "a tenth of vision's constants": ("gpt2", "tenth"),
+        "default at mimetic's norms": ("gpt2", "rescaled"),
+        "mimetic's singular values, random directions": ("gpt2", "random-directions"),
+        "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"),
+        "QK −, V·proj −": ("gpt2", "both-minus"),
+        "a tenth of vision's constants": ("gpt2", "tenth"),
     },
-    BEYOND_SIZE | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
-)  # fmt: skip
+    BEYOND_SIZE
+    | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
+)
 RATE = Study(
-    "rate", "tiny Shakespeare, one learning rate for all", "tinyshakespeare-rate", (*at_rate(GENTLE), *at_rate(CHOSEN["gpt2"])),
-    {f"{sign} signs, all at {lr:g}": (f"lr-{lr:g}-gpt2", f"lr-{lr:g}-{sign}") for lr in (GENTLE, CHOSEN["gpt2"]) for sign in ("language", "vision")},
-)  # fmt: skip
+    "rate",
+    "tiny Shakespeare, one learning rate for all",
+    "tinyshakespeare-rate",
+    (*at_rate(GENTLE), *at_rate(CHOSEN["gpt2"])),
+    {
+        f"{sign} signs, all at {lr:g}": (f"lr-{lr:g}-gpt2", f"lr-{lr:g}-{sign}")
+        for lr in (GENTLE, CHOSEN["gpt2"])
+        for sign in ("language", "vision")
+    },
+)
 # Asked after a reader had seen that the search chose between rates that its one seed cannot tell apart
-SECOND = Study("second", "The second rate of the search, where one seed cannot tell", "tinyshakespeare-rate", tuple(rated(name, lr) for name, lr in RUNNER_UP.items()), {})
+SECOND = Study(
+    "second",
+    "The second rate of the search, where one seed cannot tell",
+    "tinyshakespeare-rate",
+    tuple(rated(name, lr) for name, lr in RUNNER_UP.items()),
+    {},
+)
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
-# Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a GPT?
-POSITIONS = Study("positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos", tuple(ARMS["tinyshakespeare-sincos"]), contrasts=BEYOND_SIZE | SIGN)
-SHUFFLED = Study("shuffled", "tiny Shakespeare, the same positions in a random order", "tinyshakespeare-shuffled", tuple(ARMS["tinyshakespeare-shuffled"]))
-# Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters the first block?
+# Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
+# GPT?
+POSITIONS = Study(
+    "positions",
+    "tiny Shakespeare, fixed sin-cos positions",
+    "tinyshakespeare-sincos",
+    tuple(ARMS["tinyshakespeare-sincos"]),
+    contrasts=BEYOND_SIZE | SIGN,
+)
+SHUFFLED = Study(
+    "shuffled",
+    "tiny Shakespeare, the same positions in a random order",
+    "tinyshakespeare-shuffled",
+    tuple(ARMS["tinyshakespeare-shuffled"]),
+)
+# Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
+# the first block?
 SCALED = Study(
-    "scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled", tuple(ARMS["tinyshakespeare-scaled"]),
-    {"vision signs": ("gpt2", "vision"), f"vision signs at {SECOND_RATE['scaled']['vision']:g}": ("gpt2", rated("vision", SECOND_RATE["scaled"]["vision"]))},
-)  # fmt: skip
-# Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add is the same everywhere?
-CENTRED = Study("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred", tuple(ARMS["tinyshakespeare-centred"]))
-# Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token look at itself, and at its equals nearby
-ROTARY = Study("rotary", "tiny Shakespeare, rotary positions", "tinyshakespeare-rotary", tuple(ARMS["tinyshakespeare-rotary"]), contrasts=SIGN)
-# Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's signs to gain with both of these, as
-# much as with fixed ones where they start from sines and cosines, and as much as in a random order where they start from noise
-FROM_SINCOS = Study("from-sincos", "tiny Shakespeare, learned positions that start from sin-cos", "tinyshakespeare-from-sincos", tuple(ARMS["tinyshakespeare-from-sincos"]))
-FROM_NOISE = Study("from-noise", "tiny Shakespeare, learned positions that start from noise as large", "tinyshakespeare-from-noise", tuple(ARMS["tinyshakespeare-from-noise"]))
-POSITIONS_WIKITEXT2 = Study("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"]))
+    "scaled",
+    "tiny Shakespeare, learned positions, times √d",
+    "tinyshakespeare-scaled",
+    tuple(ARMS["tinyshakespeare-scaled"]),
+    {
+        "vision signs": ("gpt2", "vision"),
+        f"vision signs at {SECOND_RATE['scaled']['vision']:g}": (
+            "gpt2",
+            rated("vision", SECOND_RATE["scaled"]["vision"]),
+        ),
+    },
+)
+# Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add
+# is the same everywhere?
+CENTRED = Study(
+    "centred",
+    "tiny Shakespeare, fixed positions without their mean",
+    "tinyshakespeare-centred",
+    tuple(ARMS["tinyshakespeare-centred"]),
+)
+# Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token
+# look at itself, and at its equals nearby
+ROTARY = Study(
+    "rotary",
+    "tiny Shakespeare, rotary positions",
+    "tinyshakespeare-rotary",
+    tuple(ARMS["tinyshakespeare-rotary"]),
+    contrasts=SIGN,
+)
+# Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's
+# signs to gain with both of these, as much as with fixed ones where they start from sines and cosines, and as much as
+# in a random order where they start from noise
+FROM_SINCOS = Study(
+    "from-sincos",
+    "tiny Shakespeare, learned positions that start from sin-cos",
+    "tinyshakespeare-from-sincos",
+    tuple(ARMS["tinyshakespeare-from-sincos"]),
+)
+FROM_NOISE = Study(
+    "from-noise",
+    "tiny Shakespeare, learned positions that start from noise as large",
+    "tinyshakespeare-from-noise",
+    tuple(ARMS["tinyshakespeare-from-noise"]),
+)
+POSITIONS_WIKITEXT2 = Study(
+    "positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"])
+)
 # We expected a gain as with fixed ones
-FROM_SINCOS_WIKITEXT2 = Study("from-sincos-wikitext2", "WikiText-2, learned positions that start from sin-cos", "wikitext2-from-sincos", tuple(ARMS["wikitext2-from-sincos"]))
-POSITIONS_LONG = Study("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long", tuple(ARMS["tinyshakespeare-sincos-long"]))
+FROM_SINCOS_WIKITEXT2 = Study(
+    "from-sincos-wikitext2",
+    "WikiText-2, learned positions that start from sin-cos",
+    "wikitext2-from-sincos",
+    tuple(ARMS["wikitext2-from-sincos"]),
+)
+POSITIONS_LONG = Study(
+    "positions-long",
+    "fixed sin-cos positions, 6,000 steps",
+    "tinyshakespeare-sincos-long",
+    tuple(ARMS["tinyshakespeare-sincos-long"]),
+)
 
 
 def _sweep(experiment: str) -> Study:
@@ -91,15 +172,39 @@ def _sweep(experiment: str) -> Study:
 
 
 SHARE = _sweep("share")
-STUDIES = {study.name: study for study in (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY, FROM_SINCOS, FROM_NOISE, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, POSITIONS_LONG)}
-# In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them was ahead
+STUDIES = {
+    study.name: study
+    for study in (
+        CENTRAL,
+        STRUCTURE,
+        RATE,
+        WIKITEXT2,
+        SHARE,
+        LONG,
+        SECOND,
+        POSITIONS,
+        SHUFFLED,
+        SCALED,
+        CENTRED,
+        ROTARY,
+        FROM_SINCOS,
+        FROM_NOISE,
+        POSITIONS_WIKITEXT2,
+        FROM_SINCOS_WIKITEXT2,
+        POSITIONS_LONG,
+    )
+}
+# In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them
+# was ahead
 SEEDS = dict.fromkeys(STUDIES, CENTRAL_SEEDS) | dict.fromkeys(("rate", "share", "long", "positions-long"), FIRST_SEEDS)
 
 SEARCH = "tinyshakespeare-recipe"
 
 
 def language_runs() -> list[RunConfig]:
-    """The run whose products `fit` imitates; every question with three seeds, in order; then the central comparison, on both corpora, and the controls with three more."""
+    """The run whose products `fit` imitates; every question with three seeds, in order; then the central comparison, on
+    both corpora, and the controls with three more.
+    """
     runs = [named("tinyshakespeare-narrow", seed=0)]
     for study in STUDIES.values():
         runs += study.runs(FIRST_SEEDS)
@@ -109,15 +214,23 @@ def language_runs() -> list[RunConfig]:
 
 
 def recipe_runs() -> list[RunConfig]:
-    """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per byte is taken.
-    Then the sign arms at the ends of the sweep, to see whether the rates hold there; and a search with every other kind of positions."""
-    return [named(experiment, arm=arm) for experiment in (SEARCH, "share-recipe", *(with_positions(kind, search=True) for kind in OTHER_POSITIONS)) for arm in ARMS[experiment]]
+    """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per
+    byte is taken. Then the sign arms at the ends of the sweep, to see whether the rates hold there; and a search with
+    every other kind of positions."""
+    return [
+        named(experiment, arm=arm)
+        for experiment in (SEARCH, "share-recipe", *(with_positions(kind, search=True) for kind in OTHER_POSITIONS))
+        for arm in ARMS[experiment]
+    ]
 
 
 def gpu_runs() -> list[RunConfig]:
     """For a GPU: six pairs of every arm on WikiText-2, then the sweep with three."""
     arms = tuple(ARMS["wikitext2-gpu"])
-    return [*Study("central", CENTRAL.question, "wikitext2-gpu", arms).runs(CENTRAL_SEEDS), *_sweep("share-gpu").runs(FIRST_SEEDS)]
+    return [
+        *Study("central", CENTRAL.question, "wikitext2-gpu", arms).runs(CENTRAL_SEEDS),
+        *_sweep("share-gpu").runs(FIRST_SEEDS),
+    ]
 
 
 QUEUES = {"language": language_runs, "language-gpu": gpu_runs, "language-recipe": recipe_runs}

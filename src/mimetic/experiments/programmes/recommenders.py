@@ -16,85 +16,145 @@ from mimetic.experiments.configs.recommenders import FITTED_FROM
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
 DEFAULT, VISION, OPPOSITE, RESCALED, RANDOM = "bert", "mimetic", "opposite", "timm-rescaled", "random-directions"
-SEEDS = {"ml100k": tuple(range(10)), "beauty": tuple(range(6))}  # six: the fewest with which an exact two-sided test can give p < 0.05
+# six: the fewest with which an exact two-sided test can give p < 0.05
+SEEDS = {"ml100k": tuple(range(10)), "beauty": tuple(range(6))}
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 
 
 def _central(data: str, other: str) -> Study:
     arms = {
-        "vision signs": VISION, "opposite signs": OPPOSITE, f"fitted to a BERT4Rec of { {'ml100k': 'MovieLens', 'beauty': 'Beauty'}[other]}": f"fit-{other}",
-        "QK only, vision's sign": "mimetic-qk", "V·proj only, vision's sign": "mimetic-vp",
-    }  # fmt: skip
+        "vision signs": VISION,
+        "opposite signs": OPPOSITE,
+        f"fitted to a BERT4Rec of { {'ml100k': 'MovieLens', 'beauty': 'Beauty'}[other] }": f"fit-{other}",
+        "QK only, vision's sign": "mimetic-qk",
+        "V·proj only, vision's sign": "mimetic-vp",
+    }
     signs = {"opposite minus vision signs": Contrast({OPPOSITE: 1, VISION: -1})}
-    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), {label: (DEFAULT, arm) for label, arm in arms.items()}, signs)
+    return Study(
+        f"central-{data}",
+        "Does it help?",
+        data,
+        (DEFAULT, *arms.values()),
+        {label: (DEFAULT, arm) for label, arm in arms.items()},
+        signs,
+    )
 
 
 def _structure(data: str) -> Study:
     comparisons = {
-        "default at vision's norms (no diagonal)": (DEFAULT, RESCALED), "random directions (no diagonal)": (DEFAULT, RANDOM),
+        "default at vision's norms (no diagonal)": (DEFAULT, RESCALED),
+        "random directions (no diagonal)": (DEFAULT, RANDOM),
         "vision signs minus default at vision's norms": (RESCALED, VISION),
         "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
-    }  # fmt: skip
-    return Study(f"structure-{data}", "Is it structure or scale?", data, (DEFAULT, RESCALED, RANDOM, VISION, OPPOSITE), comparisons)
+    }
+    return Study(
+        f"structure-{data}",
+        "Is it structure or scale?",
+        data,
+        (DEFAULT, RESCALED, RANDOM, VISION, OPPOSITE),
+        comparisons,
+    )
 
 
 def _rate(data: str) -> Study:
     pairs = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE), **STRUCTURE[data].comparisons}
     arms = (DEFAULT, VISION, OPPOSITE, RESCALED, RANDOM)
-    return Study(f"rate-{data}", "At three times the learning rate", f"{data}-rate", arms, {f"{label}, at 3e-3": pair for label, pair in pairs.items()})
+    return Study(
+        f"rate-{data}",
+        "At three times the learning rate",
+        f"{data}-rate",
+        arms,
+        {f"{label}, at 3e-3": pair for label, pair in pairs.items()},
+    )
 
 
 def _norm(data: str) -> Study:
     comparisons = {
         "pre-LN instead of post-LN (default)": (DEFAULT, "pre-ln-bert"),
-        "vision signs, pre-LN": ("pre-ln-bert", "pre-ln-mimetic"), "opposite signs, pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
-    }  # fmt: skip
+        "vision signs, pre-LN": ("pre-ln-bert", "pre-ln-mimetic"),
+        "opposite signs, pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
+    }
     of_the_gains = {
-        "gain of vision signs, pre-LN minus post-LN": Contrast({"pre-ln-mimetic": 1, "pre-ln-bert": -1, VISION: -1, DEFAULT: 1}),
-        "gain of opposite signs, pre-LN minus post-LN": Contrast({"pre-ln-opposite": 1, "pre-ln-bert": -1, OPPOSITE: -1, DEFAULT: 1}),
+        "gain of vision signs, pre-LN minus post-LN": Contrast(
+            {"pre-ln-mimetic": 1, "pre-ln-bert": -1, VISION: -1, DEFAULT: 1}
+        ),
+        "gain of opposite signs, pre-LN minus post-LN": Contrast(
+            {"pre-ln-opposite": 1, "pre-ln-bert": -1, OPPOSITE: -1, DEFAULT: 1}
+        ),
     }
     arms = (DEFAULT, "pre-ln-bert", VISION, "pre-ln-mimetic", OPPOSITE, "pre-ln-opposite")
     return Study(f"norm-{data}", "Post-LN against pre-LN", data, arms, comparisons, of_the_gains)
 
 
 def _fixed(where: str) -> dict[str, tuple[str, str]]:
-    pairs = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE), **STRUCTURE["ml100k"].comparisons}
+    pairs = {
+        "vision signs": (DEFAULT, VISION),
+        "opposite signs": (DEFAULT, OPPOSITE),
+        **STRUCTURE["ml100k"].comparisons,
+    }
     return {f"{label}, fixed positions{where}": pair for label, pair in pairs.items()}
 
 
 CENTRAL = {"ml100k": _central("ml100k", "beauty"), "beauty": _central("beauty", "ml100k")}
 STRUCTURE = {data: _structure(data) for data in SEEDS}
-# The search found the recipe unfair to the default on ML-100K, with one seed: the default and both sign patterns at the other learning
-# rate, too; last, when those were in, the controls of their size
+# The search found the recipe unfair to the default on ML-100K, with one seed: the default and both sign patterns at the
+# other learning rate, too; last, when those were in, the controls of their size
 RATE = {data: _rate(data) for data in SEEDS}
-NORM = {data: _norm(data) for data in SEEDS}  # five seeds on MovieLens first; the others, and Beauty, when those were in
-# Fixed positions turn what the signs do in a GPT; here the same five arms, at both rates, on MovieLens. We expected nothing in particular.
+# five seeds on MovieLens first; the others, and Beauty, when those were in
+NORM = {data: _norm(data) for data in SEEDS}
+# Fixed positions turn what the signs do in a GPT; here the same five arms, at both rates, on MovieLens. We expected
+# nothing in particular.
 FIXED = {
-    "ml100k-sincos": replace(RATE["ml100k"], name="fixed", question="With fixed positions", experiment="ml100k-sincos", comparisons=_fixed("")),
-    "ml100k-sincos-rate": replace(RATE["ml100k"], name="fixed-rate", question="With fixed positions, at three times the learning rate", experiment="ml100k-sincos-rate", comparisons=_fixed(", at 3e-3")),
-}  # fmt: skip
+    "ml100k-sincos": replace(
+        RATE["ml100k"],
+        name="fixed",
+        question="With fixed positions",
+        experiment="ml100k-sincos",
+        comparisons=_fixed(""),
+    ),
+    "ml100k-sincos-rate": replace(
+        RATE["ml100k"],
+        name="fixed-rate",
+        question="With fixed positions, at three times the learning rate",
+        experiment="ml100k-sincos-rate",
+        comparisons=_fixed(", at 3e-3"),
+    ),
+}
 FIXED_SEEDS = tuple(range(6))
 SIBLING_PREFIX = "short-next-"  # of the names of its arms
 LONG_SIBLING_PREFIX = "next-"  # of those with the epochs of BERT4Rec
-# With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj +
+# With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj
+# +
 SIBLING = Study(
-    "next", "The causal sibling, next item, 20 epochs", "ml100k",
+    "next",
+    "The causal sibling, next item, 20 epochs",
+    "ml100k",
     tuple(f"{SIBLING_PREFIX}{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
-        "vision signs, next item": ("short-next-bert", "short-next-mimetic"), "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
+        "vision signs, next item": ("short-next-bert", "short-next-mimetic"),
+        "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
         "fitted to the sibling of Beauty, next item": ("short-next-bert", "short-next-fit-beauty"),
         "default at vision's norms (no diagonal), next item": ("short-next-bert", "short-next-timm-rescaled"),
         "random directions (no diagonal), next item": ("short-next-bert", "short-next-random-directions"),
         "vision signs minus default at vision's norms, next item": ("short-next-timm-rescaled", "short-next-mimetic"),
-        "opposite signs minus default at vision's norms, next item": ("short-next-timm-rescaled", "short-next-opposite"),
+        "opposite signs minus default at vision's norms, next item": (
+            "short-next-timm-rescaled",
+            "short-next-opposite",
+        ),
     },
     {"opposite minus vision signs, next item": Contrast({"short-next-opposite": 1, "short-next-mimetic": -1}, 1)},
-)  # fmt: skip
+)
 # What was run first, with BERT4Rec's 40 epochs: past the best one, kept to show what that changes
 OVERTRAINED = Study(
-    "next-40", "The causal sibling, next item, 40 epochs", "ml100k", ("next-bert", "next-mimetic", "next-opposite"),
-    {"vision signs, next item, 40 epochs": ("next-bert", "next-mimetic"), "opposite signs, next item, 40 epochs": ("next-bert", "next-opposite")},
-)  # fmt: skip
+    "next-40",
+    "The causal sibling, next item, 40 epochs",
+    "ml100k",
+    ("next-bert", "next-mimetic", "next-opposite"),
+    {
+        "vision signs, next item, 40 epochs": ("next-bert", "next-mimetic"),
+        "opposite signs, next item, 40 epochs": ("next-bert", "next-opposite"),
+    },
+)
 # Default arms only: what signs does training find? name in the table -> arm
 MODELS = {
     "BERT4Rec, post-LN": "bert", "BERT4Rec, pre-LN": "pre-ln-bert",
@@ -106,18 +166,36 @@ SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS
 # in the order of the queue: MovieLens first, with what decides how to read it
 STUDIES = {
     study.name: study
-    for study in (CENTRAL["ml100k"], RATE["ml100k"], STRUCTURE["ml100k"], CENTRAL["beauty"], RATE["beauty"], STRUCTURE["beauty"], *NORM.values(), SIBLING, SIGNS, OVERTRAINED, *FIXED.values())
+    for study in (
+        CENTRAL["ml100k"],
+        RATE["ml100k"],
+        STRUCTURE["ml100k"],
+        CENTRAL["beauty"],
+        RATE["beauty"],
+        STRUCTURE["beauty"],
+        *NORM.values(),
+        SIBLING,
+        SIGNS,
+        OVERTRAINED,
+        *FIXED.values(),
+    )
 }
 
 RECIPES = tuple(
-    Study(f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe", tuple(ARMS[f"{data}-recipe"]))
+    Study(
+        f"recipe-{data}",
+        "Which recipe? (default arm, validation items)",
+        f"{data}-recipe",
+        tuple(ARMS[f"{data}-recipe"]),
+    )
     for data in ("ml100k", "beauty")
-)  # fmt: skip
+)
 
 
 def recommender_runs() -> list[RunConfig]:
-    """The run that a fitted arm imitates; three seeds of every question, then two more of all but two, then the rest of the central
-    comparison, of its repetition at the other learning rate, of its controls and with pre-LN; last, fixed positions; each run once."""
+    """The run that a fitted arm imitates; three seeds of every question, then two more of all but two, then the rest of
+    the central comparison, of its repetition at the other learning rate, of its controls and with pre-LN; last, fixed
+    positions; each run once."""
     runs = [named(experiment, arm=arm, seed=0) for experiment, arm in FITTED_FROM.values()]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in STUDIES.values():
@@ -126,16 +204,18 @@ def recommender_runs() -> list[RunConfig]:
     for studies in (CENTRAL, RATE, STRUCTURE, NORM):
         for data, study in studies.items():
             runs += study.runs(SEEDS[data])
-    for arms in ((DEFAULT, VISION, OPPOSITE), (RESCALED, RANDOM)):  # the signs at both rates, then the controls of their size
+    # the signs at both rates, then the controls of their size
+    for arms in ((DEFAULT, VISION, OPPOSITE), (RESCALED, RANDOM)):
         for study in FIXED.values():
             runs += replace(study, arms=arms).runs(FIXED_SEEDS)
     return once(runs)
 
 
 def recipe_runs() -> list[RunConfig]:
-    """The search. The rule: 0.005 of NDCG@10 is about what a seed is worth; a setting that is better by more replaces the
-    base's. Of learning rates that are level the smaller one is taken, since the largest does not learn at all: that half of the rule was
-    added when the first results were in. Epochs are doubled from 20 until that is worth less. The chosen setting has two more seeds.
+    """The search. The rule: 0.005 of NDCG@10 is about what a seed is worth; a setting that is better by more replaces
+    the base's. Of learning rates that are level the smaller one is taken, since the largest does not learn at all: that
+    half of the rule was added when the first results were in. Epochs are doubled from 20 until that is worth less. The
+    chosen setting has two more seeds.
     """
     again = [named("ml100k-recipe", arm="lr-0.001-epochs-40", seed=seed) for seed in (1, 2)]
     return once([*(config for study in RECIPES for config in study.runs((0,))), *again])
@@ -144,7 +224,11 @@ def recipe_runs() -> list[RunConfig]:
 def gpu_runs() -> list[RunConfig]:
     """For a GPU: MovieLens-1M, then all of Amazon Beauty; both signs against the default, five pairs."""
     arms = (DEFAULT, VISION, OPPOSITE)
-    return [config for data in ("ml1m", "beauty-full") for config in Study("gpu", "Does it help?", data, arms).runs(tuple(range(5)))]
+    return [
+        config
+        for data in ("ml1m", "beauty-full")
+        for config in Study("gpu", "Does it help?", data, arms).runs(tuple(range(5)))
+    ]
 
 
 QUEUES = {"recommenders": recommender_runs, "recommenders-gpu": gpu_runs, "recommenders-recipe": recipe_runs}

@@ -10,8 +10,8 @@ from mimetic.experiments.configs import RunConfig, named
 
 @dataclass(frozen=True)
 class Contrast:
-    """What a study asks of its arms beyond "better than the reference": a sum of arms times coefficients, and what we expected of it
-    before the runs: 1 above 0, -1 below, 0 nothing."""
+    """What a study asks of its arms beyond "better than the reference": a sum of arms times coefficients, and what we
+    expected of it before the runs: 1 above 0, -1 below, 0 nothing."""
 
     arms: Mapping[str, float]
     expected: int = 0
@@ -25,7 +25,8 @@ class Study:
     question: str
     experiment: str
     arms: tuple[str, ...]
-    comparisons: Mapping[str, tuple[str, str]] | None = None  # label -> (reference arm, arm); None: all against the first
+    # label -> (reference arm, arm); None: all against the first
+    comparisons: Mapping[str, tuple[str, str]] | None = None
     contrasts: Mapping[str, Contrast] = field(default_factory=dict)  # label -> what the question is really about
 
     def runs(self, seeds: tuple[int, ...]) -> Iterator[RunConfig]:

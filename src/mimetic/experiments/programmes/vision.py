@@ -1,7 +1,8 @@
 """The vision programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recipe         the search that chose the recipe, on a split of the training set
-    python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will; with --together 60 minutes, on a GPU)
+    python -m mimetic queue lab            the questions at laboratory scale (hours; stop and start at will; with
+                                           --together 60 minutes, on a GPU)
     python -m mimetic queue paper          ViT-Tiny, 50,000 images, 100 epochs, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.vision.ARMS.
@@ -15,7 +16,8 @@ from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.programmes.study import Contrast, Study, once
 
 PAIR = ("timm", "mimetic")
-# Asked once, on a CPU: their runs, with those of the default and of mimetic initialization beside them, are in data/replicas
+# Asked once, on a CPU: their runs, with those of the default and of mimetic initialization beside them, are in
+# data/replicas
 TRACE, NOISE_ONLY = "vp-alpha-0.001", "noise-only"
 CENTRAL_SEEDS = tuple(range(6))
 PAPER_SEEDS = tuple(range(5))
@@ -27,9 +29,13 @@ def _pair(prefix: str) -> tuple[str, ...]:
 
 
 def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = None, **settings: str) -> Study:
-    """Mimetic initialization against the default in several settings: prefix of the arms' names ("base": none) -> the setting in words."""
+    """Mimetic initialization against the default in several settings: prefix of the arms' names ("base": none) -> the
+    setting in words.
+    """
     pairs = {words: _pair(prefix) for prefix, words in settings.items()}
-    return Study(name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs, contrasts or {})
+    return Study(
+        name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs, contrasts or {}
+    )
 
 
 def _gains(one: str, other: str, expected: int = 0) -> Contrast:
@@ -44,18 +50,28 @@ def _minus(one: str, other: str, expected: int = 0) -> Contrast:
 CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab30", PAIR)
 QUESTIONS = (  # in the order of the queue
     Study(
-        "which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10", ("timm", "mimetic-qk", "mimetic-vp", "mimetic"), None,
+        "which-half",
+        "Which half: QK, V·proj, or both?",
+        "cifar10-lab10",
+        ("timm", "mimetic-qk", "mimetic-vp", "mimetic"),
+        None,
         {
             "V·proj only minus QK only": _minus("mimetic-vp", "mimetic-qk"),
-            "both, beyond the sum of the halves": Contrast({"mimetic": 1, "mimetic-qk": -1, "mimetic-vp": -1, "timm": 1}),
+            "both, beyond the sum of the halves": Contrast(
+                {"mimetic": 1, "mimetic-qk": -1, "mimetic-vp": -1, "timm": 1}
+            ),
         },
     ),
     Study(
-        "structure", "Is it structure or scale?", "cifar10-lab10",
+        "structure",
+        "Is it structure or scale?",
+        "cifar10-lab10",
         ("timm", "timm-rescaled", "random-directions", "untransposed", "swapped", "mimetic"),
         {
-            "default at mimetic's norms": ("timm", "timm-rescaled"), "mimetic's singular values, random directions": ("timm", "random-directions"),
-            "V·proj untransposed, as in public code": ("timm", "untransposed"), "0.4 for QK, 0.7 for V·proj": ("timm", "swapped"),
+            "default at mimetic's norms": ("timm", "timm-rescaled"),
+            "mimetic's singular values, random directions": ("timm", "random-directions"),
+            "V·proj untransposed, as in public code": ("timm", "untransposed"),
+            "0.4 for QK, 0.7 for V·proj": ("timm", "swapped"),
         },
         {
             "mimetic minus default at its norms": _minus("mimetic", "timm-rescaled"),
@@ -65,8 +81,18 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     Study(
-        "signs", "Do the signs matter?", "cifar10-lab10", ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic", "mimetic-qk", "mimetic-vp"),
-        {name: ("timm", arm) for name, arm in (("QK sign flipped", "qk-minus"), ("V·proj sign flipped", "vp-plus"), ("both signs flipped", "both-flipped"))},
+        "signs",
+        "Do the signs matter?",
+        "cifar10-lab10",
+        ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic", "mimetic-qk", "mimetic-vp"),
+        {
+            name: ("timm", arm)
+            for name, arm in (
+                ("QK sign flipped", "qk-minus"),
+                ("V·proj sign flipped", "vp-plus"),
+                ("both signs flipped", "both-flipped"),
+            )
+        },
         {
             "mimetic minus QK flipped": _minus("mimetic", "qk-minus", 1),
             "mimetic minus V·proj flipped": _minus("mimetic", "vp-plus", 1),
@@ -78,102 +104,187 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     _paired(
-        "size", "Does the gain grow with the model?",
-        d64="d 64", base="d 96, depth 6", d128="d 128", d192="d 192", depth3="depth 3", depth12="depth 12",
+        "size",
+        "Does the gain grow with the model?",
+        d64="d 64",
+        base="d 96, depth 6",
+        d128="d 128",
+        d192="d 192",
+        depth3="depth 3",
+        depth12="depth 12",
     ),
-    _paired("data", "Does it grow when data are scarce?", n2000="2,000 images", n5000="5,000 images", base="10,000 images", n50000="50,000 images"),
     _paired(
-        "position", "What do position embedding and pooling do?",
+        "data",
+        "Does it grow when data are scarce?",
+        n2000="2,000 images",
+        n5000="5,000 images",
+        base="10,000 images",
+        n50000="50,000 images",
+    ),
+    _paired(
+        "position",
+        "What do position embedding and pooling do?",
         {
             "average pooling: gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
             "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
             "class token: gain with sin-cos minus gain without position": _gains("sincos2d_token", "none_token"),
             "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d_token", "learned_token"),
             "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d_token"),
-            "the default alone: sin-cos and average pooling minus learned and class token": _minus("timm", "learned-token-timm", 1),
+            "the default alone: sin-cos and average pooling minus learned and class token": _minus(
+                "timm", "learned-token-timm", 1
+            ),
         },
-        base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
-        sincos2d_token="sin-cos, class token", learned_token="learned, class token", none_token="no position, class token",
+        base="sin-cos, average",
+        learned_avg="learned, average",
+        none_avg="no position, average",
+        sincos2d_token="sin-cos, class token",
+        learned_token="learned, class token",
+        none_token="no position, class token",
     ),
     Study(
-        "default", "Which default?", "cifar10-lab10", ("timm", "torch", "xavier", "mimetic"),
+        "default",
+        "Which default?",
+        "cifar10-lab10",
+        ("timm", "torch", "xavier", "mimetic"),
         {
-            "mimetic against default (trunc-normal .02)": PAIR, "mimetic against PyTorch default": ("torch", "mimetic"),
+            "mimetic against default (trunc-normal .02)": PAIR,
+            "mimetic against PyTorch default": ("torch", "mimetic"),
             "mimetic against Xavier": ("xavier", "mimetic"),
         },
         {
-            "PyTorch default minus trunc-normal .02": _minus("torch", "timm", 1), "Xavier minus trunc-normal .02": _minus("xavier", "timm", 1),
+            "PyTorch default minus trunc-normal .02": _minus("torch", "timm", 1),
+            "Xavier minus trunc-normal .02": _minus("xavier", "timm", 1),
         },
     ),
     Study(
-        "fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10", ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic"),
-        {"fitted to DINOv2, gains folded in": ("timm", "fit-dinov2"), "fitted to DINOv2, raw": ("timm", "fit-dinov2-raw")},
+        "fit",
+        "Measure, then mimic: constants fitted to a pretrained ViT",
+        "cifar10-lab10",
+        ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic"),
+        {
+            "fitted to DINOv2, gains folded in": ("timm", "fit-dinov2"),
+            "fitted to DINOv2, raw": ("timm", "fit-dinov2-raw"),
+        },
         {
             "fitted, gains folded in, minus 0.7 and 0.4": _minus("fit-dinov2", "mimetic", 1),
             "fitted, raw, minus 0.7 and 0.4": _minus("fit-dinov2-raw", "mimetic", 1),
         },
     ),
     Study(
-        "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
-        ("mimetic", *(arm for arm in ARMS["cifar10-lab10"] if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")) and arm != TRACE)),
-        None, {"QK without a diagonal and V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
+        "constants",
+        "How sensitive are α, β and the rank?",
+        "cifar10-lab10",
+        (
+            "mimetic",
+            *(
+                arm
+                for arm in ARMS["cifar10-lab10"]
+                if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")) and arm != TRACE
+            ),
+        ),
+        None,
+        {"QK without a diagonal and V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
-)  # fmt: skip
+)
 PRECISION = _paired(
-    "precision", "Does bfloat16 change the answer?", {"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
-    base="bfloat16", float32="float32",
-)  # fmt: skip
+    "precision",
+    "Does bfloat16 change the answer?",
+    {"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
+    base="bfloat16",
+    float32="float32",
+)
 # Added when cifar10-rates had shown, by one seed, no loss at half the rate
-DEEPER = _paired("deeper", "Is the loss at twelve layers the learning rate's?", depth12="the recipe's rate", depth12_half="half of it")
-# Added when DEEPER's five pairs at half the rate had been ahead in all five and not decided it: five new seeds, judged with the first five and shown alone
+DEEPER = _paired(
+    "deeper",
+    "Is the loss at twelve layers the learning rate's?",
+    depth12="the recipe's rate",
+    depth12_half="half of it",
+)
+# Added when DEEPER's five pairs at half the rate had been ahead in all five and not decided it: five new seeds, judged
+# with the first five and shown alone
 DEEPER_SEEDS = tuple(range(5, 10))
 DEEPER_AGAIN = replace(
-    DEEPER, name="deeper-again", arms=("depth12-timm", "depth12-half-timm", "depth12-half-mimetic"),
-    comparisons={"half of it": ("depth12-half-timm", "depth12-half-mimetic"), "each at its better rate": ("depth12-timm", "depth12-half-mimetic")},
-)  # fmt: skip
-# Added when a GPT with fixed positions had gained, and with the same ones in a random order was to be asked: is it in vision that neighbours are alike?
+    DEEPER,
+    name="deeper-again",
+    arms=("depth12-timm", "depth12-half-timm", "depth12-half-mimetic"),
+    comparisons={
+        "half of it": ("depth12-half-timm", "depth12-half-mimetic"),
+        "each at its better rate": ("depth12-timm", "depth12-half-mimetic"),
+    },
+)
+# Added when a GPT with fixed positions had gained, and with the same ones in a random order was to be asked: is it in
+# vision that neighbours are alike?
 NEIGHBOURS = _paired(
-    "neighbours", "Is it that neighbours have positions that are alike?", {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled_avg", 1)},
-    base="sin-cos", shuffled_avg="the same in a random order",
-)  # fmt: skip
-# Added when in a random order the gain had been much the same, and only "fixed" and "large" were left of what sin-cos positions are
+    "neighbours",
+    "Is it that neighbours have positions that are alike?",
+    {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled_avg", 1)},
+    base="sin-cos",
+    shuffled_avg="the same in a random order",
+)
+# Added when in a random order the gain had been much the same, and only "fixed" and "large" were left of what sin-cos
+# positions are
 START = _paired(
-    "start", "Must positions be fixed, or only large?",
+    "start",
+    "Must positions be fixed, or only large?",
     {
         "gain with fixed sin-cos minus gain with learned ones that start there": _gains("base", "from_sincos_avg"),
-        "gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains("from_sincos_avg", "learned_avg", 1),
-        "gain with learned ones that start from noise as large minus gain with learned ones that start small": _gains("from_noise_avg", "learned_avg", 1),
+        "gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains(
+            "from_sincos_avg", "learned_avg", 1
+        ),
+        "gain with learned ones that start from noise as large minus gain with learned ones that start small": _gains(
+            "from_noise_avg", "learned_avg", 1
+        ),
     },
-    base="fixed sin-cos", from_sincos_avg="learned, starting from sin-cos", from_noise_avg="learned, starting from noise as large", learned_avg="learned, starting small",
-)  # fmt: skip
-# Added when learned ones from noise had gained little: is it that they are learned, or that noise has no few directions? We expected fixed noise to gain
-# about as much as sines and cosines in a random order
+    base="fixed sin-cos",
+    from_sincos_avg="learned, starting from sin-cos",
+    from_noise_avg="learned, starting from noise as large",
+    learned_avg="learned, starting small",
+)
+# Added when learned ones from noise had gained little: is it that they are learned, or that noise has no few
+# directions? We expected fixed noise to gain about as much as sines and cosines in a random order
 FIXED_NOISE = _paired(
-    "fixed-noise", "Is noise enough if it stays fixed?",
+    "fixed-noise",
+    "Is noise enough if it stays fixed?",
     {
         "gain with the same in a random order minus gain with fixed noise": _gains("shuffled_avg", "noise_avg"),
         "gain with fixed noise minus gain with learned ones that start from it": _gains("noise_avg", "from_noise_avg"),
     },
-    shuffled_avg="sin-cos in a random order", noise_avg="fixed noise, as large", from_noise_avg="learned, starting from that noise",
-)  # fmt: skip
-# Added because timm's ViTs have a class token and learned positions. We expected about the gain with fixed ones and a class token
+    shuffled_avg="sin-cos in a random order",
+    noise_avg="fixed noise, as large",
+    from_noise_avg="learned, starting from that noise",
+)
+# Added because timm's ViTs have a class token and learned positions. We expected about the gain with fixed ones and a
+# class token
 START_TOKEN = _paired(
-    "start-token", "Do learned positions that start from sin-cos gain with a class token, too?",
+    "start-token",
+    "Do learned positions that start from sin-cos gain with a class token, too?",
     {
-        "class token: gain with fixed sin-cos minus gain with learned ones that start there": _gains("sincos2d_token", "from_sincos_token"),
-        "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains("from_sincos_token", "learned_token", 1),
+        "class token: gain with fixed sin-cos minus gain with learned ones that start there": _gains(
+            "sincos2d_token", "from_sincos_token"
+        ),
+        "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start small": (
+            _gains("from_sincos_token", "learned_token", 1)
+        ),
     },
-    sincos2d_token="fixed sin-cos, class token", from_sincos_token="learned, starting from sin-cos, class token", learned_token="learned, starting small, class token",
-)  # fmt: skip
+    sincos2d_token="fixed sin-cos, class token",
+    from_sincos_token="learned, starting from sin-cos, class token",
+    learned_token="learned, starting small, class token",
+)
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
-STUDIES = {study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START, FIXED_NOISE, START_TOKEN)}
+STUDIES = {
+    study.name: study for study in (CENTRAL, *QUESTIONS, PRECISION, DEEPER, NEIGHBOURS, START, FIXED_NOISE, START_TOKEN)
+}
 
-RECIPE = Study("recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"]))
+RECIPE = Study(
+    "recipe", "Which recipe? (default arm, validation images)", "cifar10-recipe", tuple(ARMS["cifar10-recipe"])
+)
 
 
 def lab_runs() -> list[RunConfig]:
-    """The central claim, every question with three seeds, the learning rates, then every question with two more seeds, and what was asked later; each run once."""
+    """The central claim, every question with three seeds, the learning rates, then every question with two more seeds,
+    and what was asked later; each run once.
+    """
     runs = [*CENTRAL.runs(CENTRAL_SEEDS)]
     for seeds in (FIRST_SEEDS, MORE_SEEDS):
         for study in QUESTIONS:
