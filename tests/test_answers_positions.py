@@ -8,7 +8,8 @@ import pytest
 
 from mimetic import figures
 from mimetic.experiments import yardsticks
-from mimetic.experiments.answers import claims, positions, share
+from mimetic.experiments.answers import positions, share
+from mimetic.experiments.answers.claims import language, verdicts
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import OTHER_POSITIONS, RATES, searched
 from mimetic.experiments.programmes.language import (
@@ -186,16 +187,16 @@ def test_claims_and_the_share_follow():
     put(POSITIONS_WIKITEXT2, {"vision": -0.02})
     put(SHUFFLED, {"vision": 0.1})
     assert (
-        claims._texts("vision", claims.FIXED, POSITIONS_LONG)[0]
-        == claims._fixed_structure()[0]
-        == claims._gains_less(SHUFFLED, "in a random order")[0]
-        == claims._beyond_learned()[0]
-        == claims.HOLDS
+        language._texts("vision", language.FIXED, POSITIONS_LONG)[0]
+        == language._fixed_structure()[0]
+        == language._gains_less(SHUFFLED, "in a random order")[0]
+        == language._beyond_learned()[0]
+        == verdicts.HOLDS
     )
     put(SHUFFLED, {"vision": -0.3})
-    assert claims._gains_less(SHUFFLED, "in a random order")[0] == claims.NOT
+    assert language._gains_less(SHUFFLED, "in a random order")[0] == verdicts.NOT
     put(POSITIONS, {"vision": -0.2}, level=3.0)
-    assert claims._beyond_learned()[0] == claims.PART  # on the other text it is
+    assert language._beyond_learned()[0] == verdicts.PART  # on the other text it is
     points = share.gain_points()
     # a control is no point
     assert set(points["experiment"]) == {

@@ -13,7 +13,9 @@ from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import claims as judge
 from mimetic.experiments.answers import common, published, share
 from mimetic.experiments.answers import reproduction as report
-from mimetic.experiments.answers.claims import HOLDS, NOT, OPEN, PART, RELATIVE, UNDECIDED
+from mimetic.experiments.answers.claims import language, verdicts, vision
+from mimetic.experiments.answers.claims.language import RELATIVE
+from mimetic.experiments.answers.claims.verdicts import HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of
 from mimetic.experiments.answers.growth import better_rates
 from mimetic.experiments.configs import EXPERIMENTS
@@ -37,34 +39,36 @@ def no_records(tmp_path, monkeypatch):
 
 
 def test_a_verdict_follows_from_the_interval_the_pairs_and_what_was_expected():
-    assert judge.judged(AHEAD, ACCURACY, 5) == (HOLDS, "+2.5 points (+1.9 to +3.1, 5 pairs, p 0.062)")
-    assert judge.judged(-AHEAD, ACCURACY, 5)[0] == NOT
-    assert judge.judged(-AHEAD, ACCURACY, 5, expected=-1)[0] == HOLDS
-    assert judge.judged(AHEAD, BITS, 5)[0] == NOT and judge.judged(-AHEAD, BITS, 5)[0] == HOLDS  # fewer bits are better
-    assert judge.judged(AHEAD - AHEAD.mean(), ACCURACY, 5)[0] == UNDECIDED
-    assert judge.judged(AHEAD, ACCURACY, 6) == (OPEN, "+2.5 points (+1.9 to +3.1, 5 pairs of 6)")
-    assert judge.judged(AHEAD[:1], ACCURACY, 5) == (OPEN, "+2.0 points, one pair of 5")
-    assert judge.judged(pd.Series(dtype=float), ACCURACY, 5) == (OPEN, "no pair yet")
+    assert verdicts.judged(AHEAD, ACCURACY, 5) == (HOLDS, "+2.5 points (+1.9 to +3.1, 5 pairs, p 0.062)")
+    assert verdicts.judged(-AHEAD, ACCURACY, 5)[0] == NOT
+    assert verdicts.judged(-AHEAD, ACCURACY, 5, expected=-1)[0] == HOLDS
+    assert (
+        verdicts.judged(AHEAD, BITS, 5)[0] == NOT and verdicts.judged(-AHEAD, BITS, 5)[0] == HOLDS
+    )  # fewer bits are better
+    assert verdicts.judged(AHEAD - AHEAD.mean(), ACCURACY, 5)[0] == UNDECIDED
+    assert verdicts.judged(AHEAD, ACCURACY, 6) == (OPEN, "+2.5 points (+1.9 to +3.1, 5 pairs of 6)")
+    assert verdicts.judged(AHEAD[:1], ACCURACY, 5) == (OPEN, "+2.0 points, one pair of 5")
+    assert verdicts.judged(pd.Series(dtype=float), ACCURACY, 5) == (OPEN, "no pair yet")
 
 
 def test_a_gain_that_is_smaller_than_the_claim_says_holds_in_part():
-    assert [judge.judged(AHEAD, ACCURACY, 5, least=least)[0] for least in (0.01, 0.02, 0.05)] == [HOLDS, PART, PART]
-    assert judge.judged(-AHEAD, ACCURACY, 5, least=0.01)[0] == NOT
-    assert judge.judged(AHEAD - AHEAD.mean(), ACCURACY, 5, least=0.05)[0] == NOT  # 0 is in it and 5 is not
-    assert judge.judged(3 * (AHEAD - AHEAD.mean()), ACCURACY, 5, least=0.001)[0] == UNDECIDED
+    assert [verdicts.judged(AHEAD, ACCURACY, 5, least=least)[0] for least in (0.01, 0.02, 0.05)] == [HOLDS, PART, PART]
+    assert verdicts.judged(-AHEAD, ACCURACY, 5, least=0.01)[0] == NOT
+    assert verdicts.judged(AHEAD - AHEAD.mean(), ACCURACY, 5, least=0.05)[0] == NOT  # 0 is in it and 5 is not
+    assert verdicts.judged(3 * (AHEAD - AHEAD.mean()), ACCURACY, 5, least=0.001)[0] == UNDECIDED
 
 
 def test_a_claim_tested_twice_holds_only_if_both_do():
     yes, no, wait, unsure = (HOLDS, "a"), (NOT, "b"), (OPEN, "c"), (UNDECIDED, "d")
-    assert judge.joined({"x": yes, "y": yes}) == (HOLDS, "x: a; y: a")
-    assert [judge.joined({"x": one, "y": no})[0] for one in (yes, wait, unsure, no)] == [PART, OPEN, NOT, NOT]
+    assert verdicts.joined({"x": yes, "y": yes}) == (HOLDS, "x: a; y: a")
+    assert [verdicts.joined({"x": one, "y": no})[0] for one in (yes, wait, unsure, no)] == [PART, OPEN, NOT, NOT]
     # of one data set refuted, of the other not known: as a claim of both it is not
-    assert judge.joined({"x": no, "y": unsure})[0] == NOT
-    assert judge.joined({"x": yes, "y": unsure})[0] == PART and judge.joined({"x": yes, "y": wait})[0] == OPEN
+    assert verdicts.joined({"x": no, "y": unsure})[0] == NOT
+    assert verdicts.joined({"x": yes, "y": unsure})[0] == PART and verdicts.joined({"x": yes, "y": wait})[0] == OPEN
 
 
 def test_what_is_counted_holds_if_all_of_it_is_there():
-    assert [judge.counted(cells) for cells in ([], [True, True], [True, False], [False])] == [OPEN, HOLDS, PART, NOT]
+    assert [verdicts.counted(cells) for cells in ([], [True, True], [True, False], [False])] == [OPEN, HOLDS, PART, NOT]
 
 
 def test_every_claim_has_a_verdict_and_a_chapter():
@@ -160,7 +164,7 @@ def pages_text():
 
 
 def test_how_many_measured_models_the_readme_counts():
-    sides = judge._sides(judge.pattern.effective())
+    sides = vision._sides(vision.pattern.effective())
     both = ((sides["qk"] == "+") & (sides["vp"] == "−")).sum()
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
     assert f"{words[both]} of the {words[len(sides)]} measured here" in (ROOT / "README.md").read_text()
@@ -186,16 +190,18 @@ def _gains(rows):
 def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     rows = [("cifar10-lab30", "cifar10-lab30", 0.3, 0.05, 0.03, 0.07, 6)]
     rows += [(name, name, 0.3, text, text - 0.005, text + 0.005, pairs) for name in ("tinyshakespeare", "wikitext2")]
-    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame(columns=["arm", "seed", "test_accuracy"]))
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
-    assert judge._language_gains_less()[0] == verdict
+    monkeypatch.setattr(
+        language, "load_runs", lambda experiment: pd.DataFrame(columns=["arm", "seed", "test_accuracy"])
+    )
+    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    assert language._language_gains_less()[0] == verdict
     if verdict == HOLDS:
         monkeypatch.setattr(
-            judge, "_gains", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
+            language, "gains", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
         )
-        assert judge._language_gains_less()[0] == PART  # one of two texts loses
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows[:2]))
-    assert judge._language_gains_less() == (OPEN, "no pair yet")
+        assert language._language_gains_less()[0] == PART  # one of two texts loses
+    monkeypatch.setattr(language, "gains", lambda: _gains(rows[:2]))
+    assert language._language_gains_less() == (OPEN, "no pair yet")
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.02, HOLDS), (0.0, PART), (-0.02, PART)])
@@ -207,9 +213,9 @@ def test_language_gains_less_in_part_when_vision_loses_with_the_same_positions(m
         for arm in ("timm", "mimetic")
         for s in range(5)
     ]
-    monkeypatch.setattr(judge, "load_runs", lambda experiment: pd.DataFrame(learned))
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
-    found = judge._language_gains_less()
+    monkeypatch.setattr(language, "load_runs", lambda experiment: pd.DataFrame(learned))
+    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    found = language._language_gains_less()
     assert (
         found[0] == verdict and "no gain is seen in vision, either" in found[1]
         if verdict == PART
@@ -223,13 +229,15 @@ def test_the_guess_is_judged_when_the_whole_sweep_is_in(monkeypatch, slope, verd
     shares = np.linspace(0.05, 0.4, len(SHARES))
     wiggle = 0.01 * np.resize([1, -1, -1, 1], len(shares))
     rows = [("share", point, s, 0.5 + slope * s + w, 0.0, 0.0, 3) for point, s, w in zip(SHARES, shares, wiggle)]
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows))
-    found = judge._share_guess()
+    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    found = language._share_guess()
     assert found[0] == verdict and found[1].startswith("r = ")
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2))  # losses everywhere
-    assert judge._share_guess()[0] == UNDECIDED and judge._share_guess()[1].startswith("no gain at most points")
-    monkeypatch.setattr(judge, "_gains", lambda: _gains(rows[1:]))
-    assert judge._share_guess() == (OPEN, f"{len(SHARES) - 1} of {len(SHARES)} points of the sweep are in")
+    monkeypatch.setattr(
+        language, "gains", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2)
+    )  # losses everywhere
+    assert language._share_guess()[0] == UNDECIDED and language._share_guess()[1].startswith("no gain at most points")
+    monkeypatch.setattr(language, "gains", lambda: _gains(rows[1:]))
+    assert language._share_guess() == (OPEN, f"{len(SHARES) - 1} of {len(SHARES)} points of the sweep are in")
 
 
 def test_better_lies_to_the_right_in_every_panel():
@@ -250,17 +258,17 @@ def test_better_lies_to_the_right_in_every_panel():
 
 
 def test_a_trend_waits_for_every_size(monkeypatch):
-    steps = {title: [2**i for i in range(len(judge.panel_arms(title)))] for title in ("width", "depth")}
+    steps = {title: [2**i for i in range(len(vision.panel_arms(title)))] for title in ("width", "depth")}
     dots = {
         title: pd.DataFrame(
             [{"x": x, "seed": s, "difference": 0.01 * i + 0.001 * (s % 2)} for s in range(5) for i, x in enumerate(xs)]
         )
         for title, xs in steps.items()
     }
-    monkeypatch.setattr(judge, "gain_panels", lambda finals: ({}, dots, {}))
-    assert judge._trend(("width", "depth"), 1)[0] == HOLDS and judge._trend(("width",), -1)[0] == NOT
+    monkeypatch.setattr(vision, "gain_panels", lambda finals: ({}, dots, {}))
+    assert vision._trend(("width", "depth"), 1)[0] == HOLDS and vision._trend(("width",), -1)[0] == NOT
     dots["depth"] = dots["depth"][dots["depth"]["x"] > 1]
-    assert judge._trend(("width", "depth"), 1)[0] == OPEN
+    assert vision._trend(("width", "depth"), 1)[0] == OPEN
 
 
 @pytest.mark.parametrize("experiment", sorted(path.name for path in (ROOT / "data" / "runs").iterdir()))

@@ -1,0 +1,241 @@
+"""What this book tests of language models (chapters 10 and 11)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+
+from mimetic.experiments.answers import positions, share
+from mimetic.experiments.answers.claims.verdicts import (
+    GUESS,
+    HOLDS,
+    NOT,
+    OPEN,
+    OURS,
+    PAPER,
+    PART,
+    UNDECIDED,
+    Claim,
+    Judgement,
+    against,
+    joined,
+    judged,
+)
+from mimetic.experiments.answers.vision import ALL_SEEDS
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.language import METRIC as BITS
+from mimetic.experiments.metrics import Metric
+from mimetic.experiments.programmes import language as language_programme
+from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS
+from mimetic.statistics import ENOUGH, contrast, side
+from mimetic.training.records import load_runs
+
+TEXT = "Language"
+RELATIVE = Metric("", "relative gain", "%", scale=100, digits=1)
+CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
+FIXED = (language_programme.POSITIONS, language_programme.POSITIONS_WIKITEXT2)
+
+
+@cache
+def gains() -> pd.DataFrame:
+    return share.gain_points()
+
+
+def _language_gains_less() -> Judgement:
+    ours = gains()[gains()["signs"] == share.PUBLISHED]
+    rows = {name: part.iloc[0] for name, part in ours[ours["point"] == ours["experiment"]].groupby("experiment")}
+    planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: _seeds(study) for study in CORPORA}
+    if not set(planned) <= set(rows):
+        return OPEN, "no pair yet"
+    vision, *texts = (rows[name] for name in planned)
+
+    def words(row: pd.Series) -> str:
+        return (
+            f"{RELATIVE.signed(row['gain'])} % ({RELATIVE.span(row['low'], row['high'])}, {row['pairs']}"
+            f" pair{'s' if row['pairs'] != 1 else ''})"
+        )
+
+    found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(
+        f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision
+    )
+    if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
+        return OPEN, found
+    # relative gains of two metrics are not one unit, but a gain and a loss differ in any
+    losses = sum(row["high"] <= 0 for row in texts)
+    if vision["low"] <= 0 or not losses:
+        return UNDECIDED, found
+    verdict, found = HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
+    fixed = ours[ours["experiment"].isin([study.experiment for study in FIXED])]
+    said = "; ".join(
+        f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)},"
+        f" {row.pairs} pairs)"
+        for row in fixed.itertuples()
+        if row.pairs >= ENOUGH
+    )
+    found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {said}" if said else ""
+    finals = load_runs("cifar10-lab10")
+    same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1})
+    if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
+        same = same / finals[finals["arm"] == "learned-avg-timm"].set_index("seed")["test_accuracy"]
+        found += (
+            "; CIFAR-10 with learned positions, which the GPTs have (10 epochs):"
+            f" {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"
+        )
+        if side(same) <= 0:
+            return PART, f"{found}: with those no gain is seen in vision, either"
+    if (fixed["low"] > 0).any():
+        return PART, found
+    return verdict, found
+
+
+def _seeds(study: Study) -> int:
+    """How many pairs of a study of GPTs are planned."""
+    return len(language_programme.SEEDS[study.name])
+
+
+def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgement:
+    """Whether an arm gains in a study of GPTs."""
+    return against(study.experiment, arm, reference, _seeds(study))
+
+
+def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
+    """Whether an arm gains on both texts, and what it does in longer runs."""
+    verdict, found = joined({study.question: _gpt(study, arm) for study in studies})
+    config = EXPERIMENTS[longer.experiment]
+    return (
+        verdict,
+        (
+            f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {studies[0].question}:"
+            f" {_gpt(longer, arm)[1]}"
+        ),
+    )
+
+
+def _fixed_structure() -> Judgement:
+    controls = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
+    return joined({name: _gpt(FIXED[0], reference=arm) for name, arm in controls.items()})
+
+
+def _gains_less(study: Study, changed: str) -> Judgement:
+    """Whether vision's signs gain less with positions that were changed in this way."""
+    verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, _seeds(study), expected=-1)
+    return (
+        verdict,
+        f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}",
+    )
+
+
+def _beyond_learned() -> Judgement:
+    return joined(
+        {
+            own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, _seeds(fixed))
+            for fixed, own in zip(FIXED, CORPORA)
+        }
+    )
+
+
+def _share_guess() -> Judgement:
+    points = gains()[(gains()["experiment"] == "share") & (gains()["signs"] == share.PUBLISHED)]
+    there, wanted = int((points["pairs"] >= share.FEW).sum()), len(language_programme.SHARES)
+    if there < wanted:
+        return OPEN, f"{there} of {wanted} points of the sweep are in"
+    found = share.correlated(share.held_fixed(points))
+    _, low, high, _ = found
+    if not share.mostly_gains(share.held_fixed(points)):
+        return UNDECIDED, f"no gain at most points that could follow the share ({share.correlation_words(*found)})"
+    return HOLDS if low > 0 else NOT if high < 0 else UNDECIDED, share.correlation_words(*found)
+
+
+CLAIMS = (
+    Claim(
+        TEXT,
+        "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)",
+        PAPER,
+        "10_gpt",
+        _language_gains_less,
+    ),
+    Claim(
+        TEXT,
+        "A GPT gains too, though less (here: vision's constants, learned positions, two texts, 1,200 steps; the paper:"
+        " WikiText-103)",
+        PAPER,
+        "10_gpt",
+        lambda: _texts("vision", CORPORA, language_programme.LONG),
+    ),
+    Claim(
+        TEXT,
+        "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)",
+        OURS,
+        "10_gpt",
+        lambda: _texts("language", CORPORA, language_programme.LONG),
+    ),
+    Claim(
+        TEXT,
+        "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)",
+        OURS,
+        "10_gpt",
+        lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG),
+    ),
+    Claim(
+        TEXT,
+        "There it gains more than from the size of the weights or their singular values (tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        _fixed_structure,
+    ),
+    Claim(
+        TEXT,
+        "It is because neighbours have positions that are alike: with the same positions in a random order it gains"
+        " less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.SHUFFLED, "in a random order"),
+    ),
+    Claim(
+        TEXT,
+        "It is what all fixed positions have in common: without their mean it gains less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.CENTRED, "without their mean"),
+    ),
+    Claim(
+        TEXT,
+        "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions"
+        " are multiplied by √d",
+        OURS,
+        "10_gpt",
+        lambda: _gpt(language_programme.SCALED),
+    ),
+    Claim(
+        TEXT,
+        "It is that fixed positions are not learned: with learned ones that start from sines and cosines it gains less,"
+        " or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.FROM_SINCOS, "learned from there"),
+    ),
+    Claim(
+        TEXT,
+        "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses",
+        OURS,
+        "10_gpt",
+        lambda: _gains_less(language_programme.FROM_NOISE, "starting from noise"),
+    ),
+    Claim(
+        TEXT,
+        "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        lambda: _gpt(language_programme.ROTARY),
+    ),
+    Claim(
+        TEXT,
+        "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions",
+        OURS,
+        "10_gpt",
+        _beyond_learned,
+    ),
+    Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
+)

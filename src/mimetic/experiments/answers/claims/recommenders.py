@@ -1,0 +1,240 @@
+"""What this book tests of recommenders (chapter 12)."""
+
+from __future__ import annotations
+
+from mimetic.audit import EXPLAINED, MEANINGFUL
+from mimetic.audit.report import sign
+from mimetic.experiments.answers import questions, recommenders
+from mimetic.experiments.answers.claims.verdicts import (
+    ASKED,
+    OPEN,
+    OURS,
+    Claim,
+    Judgement,
+    against,
+    counted,
+    joined,
+    judged,
+    sign_words,
+)
+from mimetic.experiments.answers.common import between_runs, percent
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.programmes import recommenders as recommender_programme
+from mimetic.experiments.runs import family
+from mimetic.statistics import crossed_interval
+from mimetic.training.records import load_runs
+
+ITEMS = "Recommenders"
+
+
+def _worth_imitating() -> Judgement:
+    parts = {}
+    for data, title in recommenders.TITLES.items():
+        products = questions.trained(data)
+        seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
+        found = (
+            f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)"
+            if seeds
+            else "no run yet"
+        )
+        if seeds:
+            whole = {
+                name: sign(products.loc[products["product"] == product, "sigmas"])
+                for product, name in (("qk", "QK"), ("vp", "V·proj"))
+            }
+            found += f"; over all layers, as `audit` asks, {sign_words(*whole.values())}"
+        parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
+    return joined(parts)
+
+
+def _imitable() -> Judgement:
+    ours = questions.explained_table()
+    parts = {}
+    for data, title in recommenders.TITLES.items():
+        part = ours[ours["model"] == questions.MODEL_NAMES[data]]
+        carried = " and ".join(
+            f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}"
+            for _, row in part.iterrows()
+        )
+        parts[title] = (
+            counted(part["explained"] >= EXPLAINED),
+            (f"the identity carries {carried}" if len(part) else "no run yet"),
+        )
+    verdict, found = joined(parts)
+    return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}).{questions.beside(ours)}"
+
+
+def _meaningful_share() -> Judgement:
+    marks = questions.share_marks()
+    found = "; ".join(f"{percent(value, 1)} with {n:,} items" for n, value in marks.values())
+    return counted(value >= MEANINGFUL for _, value in marks.values()), found
+
+
+def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expected: int = 1) -> Judgement:
+    return against("ml100k-sincos", arm, reference, len(recommender_programme.FIXED_SEEDS), expected=expected)
+
+
+def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> Judgement:
+    return joined(
+        {
+            title: against(data, arm, reference, len(recommender_programme.SEEDS[data]))
+            for data, title in recommenders.TITLES.items()
+        }
+    )
+
+
+def _vision_signs() -> Judgement:
+    verdict, found = _recommenders(recommender_programme.VISION)
+    there = joined(
+        {
+            title: against(
+                f"{data}-rate",
+                recommender_programme.VISION,
+                recommender_programme.DEFAULT,
+                len(recommender_programme.SEEDS[data]),
+            )
+            for data, title in recommenders.TITLES.items()
+        }
+    )
+    crossed, own = {}, []
+    for data, title in recommenders.TITLES.items():
+        metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
+        values = between_runs(runs, other, (recommender_programme.VISION, recommender_programme.DEFAULT), metric.column)
+        crossed[title] = judged(values, metric, len(recommender_programme.SEEDS[data]))
+        changed = between_runs(
+            other, runs, (recommender_programme.DEFAULT, recommender_programme.DEFAULT), metric.column
+        )
+        own += [metric.signed(changed.mean())] if len(changed) else []
+    itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
+    return (
+        verdict,
+        (
+            f"{found}. Both arms at three times the rate: {there[1]}. Vision's signs as they are against the default at"
+            f" three times the rate{itself}: {joined(crossed)[1]}"
+        ),
+    )
+
+
+def _sibling(reference: str) -> Judgement:
+    planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    prefix = recommender_programme.SIBLING_PREFIX
+    verdict, found = against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, planned)
+    users = recommenders.user_differences("ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference)
+    found += f", over seeds and users {recommenders.interval(*crossed_interval(users))}" if len(users) > 1 else ""
+    prefix = recommender_programme.LONG_SIBLING_PREFIX
+    later = against(
+        "ml100k", prefix + recommender_programme.OPPOSITE, prefix + reference, len(recommender_programme.FIRST_SEEDS)
+    )[1]
+    return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
+
+
+CONTROLS = {"default at that size": recommender_programme.RESCALED, "random directions": recommender_programme.RANDOM}
+
+
+def _sibling_structure() -> Judgement:
+    prefix = recommender_programme.SIBLING_PREFIX
+    planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    return joined(
+        {
+            name: against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + control, planned)
+            for name, control in CONTROLS.items()
+        }
+    )
+
+
+def _item_structure() -> Judgement:
+    return joined(
+        {
+            f"{title}, {name}": against(
+                data, recommender_programme.VISION, control, len(recommender_programme.SEEDS[data])
+            )
+            for data, title in recommenders.TITLES.items()
+            for name, control in CONTROLS.items()
+        }
+    )
+
+
+CLAIMS = (
+    Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
+    Claim(ITEMS, "An initialization can imitate these layers", ASKED, "12_recommenders", _imitable),
+    Claim(
+        ITEMS,
+        "These layers are a meaningful share of its parameters, a tenth or more",
+        ASKED,
+        "12_recommenders",
+        _meaningful_share,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)",
+        OURS,
+        "12_recommenders",
+        _vision_signs,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains more than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        _item_structure,
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains with the opposite signs",
+        OURS,
+        "12_recommenders",
+        lambda: _recommenders(recommender_programme.OPPOSITE),
+    ),
+    Claim(
+        ITEMS,
+        "BERT4Rec gains more with the opposite signs than with vision's",
+        OURS,
+        "12_recommenders",
+        lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed sin-cos positions it gains with vision's signs (MovieLens-100K)",
+        OURS,
+        "12_recommenders",
+        lambda: _fixed_items(recommender_programme.VISION),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed positions it gains more with them than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        lambda: joined(
+            {name: _fixed_items(recommender_programme.VISION, control) for name, control in CONTROLS.items()}
+        ),
+    ),
+    Claim(
+        ITEMS,
+        "With fixed positions and the opposite signs it loses",
+        OURS,
+        "12_recommenders",
+        lambda: _fixed_items(recommender_programme.OPPOSITE, expected=-1),
+    ),
+    Claim(
+        ITEMS,
+        "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in"
+        " layer 1) and V·proj +",
+        OURS,
+        "12_recommenders",
+        lambda: _sibling(recommender_programme.DEFAULT),
+    ),
+    Claim(
+        ITEMS,
+        "The sibling gains more than from the size of the weights or their singular values",
+        OURS,
+        "12_recommenders",
+        _sibling_structure,
+    ),
+    Claim(
+        ITEMS,
+        "The sibling gains more with the opposite signs than with vision's",
+        OURS,
+        "12_recommenders",
+        lambda: _sibling(recommender_programme.VISION),
+    ),
+)

@@ -1,0 +1,360 @@
+"""What this book tests of the pattern, the formula and vision models (chapters 2 to 8)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mimetic.audit import CHANCE, CLEAR, EXPLAINED
+from mimetic.audit.report import sign
+from mimetic.data.fetch import data_dir
+from mimetic.experiments import pattern
+from mimetic.experiments.answers import gpu
+from mimetic.experiments.answers.claims.verdicts import (
+    COURSE,
+    HOLDS,
+    NOT,
+    OPEN,
+    OURS,
+    PAPER,
+    REVIEW,
+    UNDECIDED,
+    Claim,
+    Judgement,
+    against,
+    counted,
+    joined,
+    judged,
+    sign_words,
+)
+from mimetic.experiments.answers.common import measured, percent, with_interval
+from mimetic.experiments.answers.growth import (
+    before_and_after_the_look,
+    better_rates,
+    gain_panels,
+    half_costs,
+    panel_arms,
+)
+from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
+from mimetic.experiments.construction import constants_table
+from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS
+from mimetic.statistics import ENOUGH, contrast, rests_on, side, slopes_per_doubling
+from mimetic.training.records import load_runs
+
+PATTERN, VISION, WHY = (
+    "The pattern and the formula",
+    "Training, vision",
+    "What makes the difference (vision, 10 epochs)",
+)
+PAPER_PAIRS, DEEPER_PAIRS = len(PAPER_SEEDS), len(ALL_SEEDS) + len(DEEPER_SEEDS)
+
+
+def _sides(products: pd.DataFrame) -> pd.DataFrame:
+    """One row a measured model: the common sign of its QK heads (qk) and V·proj layers (vp), the shares of both that
+    are beyond chance on either side (qk_any, vp_any), the median size of their diagonals in off-diagonal spreads
+    (qk_size, vp_size), and its layers."""
+    rows = {}
+    for title, part in products.groupby("title", sort=False):
+        heads = {"qk": part[part["product"] == "qk"], "vp": part[(part["product"] == "vp") & (part["head"] == -1)]}
+        rows[title] = {k: sign(v["sigmas"]) for k, v in heads.items()} | {
+            f"{k}_any": (v["sigmas"].abs() > CHANCE).mean() for k, v in heads.items()
+        }
+        rows[title] |= {f"{k}_size": v["z"].abs().median() for k, v in heads.items()} | {"layers": len(heads["vp"])}
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["qk", "vp", "qk_any", "vp_any", "qk_size", "vp_size", "layers"]
+    )
+
+
+def _trained_vision() -> Judgement:
+    products = pattern.effective()
+    sides = _sides(products[products["modality"] == "vision"])
+    found = "; ".join(f"{row.Index}: {sign_words(row.qk, row.vp)}" for row in sides.itertuples())
+    return counted([*(sides["qk"] == "+"), *(sides["vp"] == "−")]), found
+
+
+def _trained_text() -> Judgement:
+    products = pattern.effective()
+    sides = _sides(products[products["causal"] & (products["modality"] == "text")])
+    along = pattern.identity_shares(products).loc[sides.index]
+    found = "; ".join(
+        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size"
+        f" {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
+        f" ({row.vp_size:.1f}); along I {along.loc[row.Index, 'QK: mean']:g} and"
+        f" {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
+        for row in sides.itertuples()
+    )
+    multiples = along[["QK: mean", "V·proj: mean"]].to_numpy().ravel() >= 100 * EXPLAINED
+    found += f": {multiples.sum()} of {len(multiples)} are multiples of I by our mark of {percent(EXPLAINED)}"
+    if not any("GPT-2" in name for name in sides.index):
+        found += " (GPT-2 itself could not be fetched)"
+    return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR), *multiples]), found
+
+
+def _construction() -> Judgement:
+    table = constants_table()
+    full, kept = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
+    found = (
+        f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64),"
+        f" {kept['z']:.1f} off-diagonal spreads"
+    )
+    return counted([kept["sigmas"] > CHANCE]), found
+
+
+def _lab(arm: str, reference: str = "timm", expected: int = 1) -> Judgement:
+    return against("cifar10-lab10", arm, reference, len(ALL_SEEDS), expected=expected)
+
+
+def _untransposed() -> Judgement:
+    verdict, found = _lab("untransposed", "mimetic", -1)
+    return verdict, f"untransposed minus formula: {found}"
+
+
+def _sooner() -> Judgement:
+    finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
+    sooner = steps_saved(finals, curves)["earlier by"].astype(float)
+    verdict, found = judged(
+        sooner,
+        Metric("", "", scale=100, digits=0),
+        len(CENTRAL_SEEDS),
+        unit="% of the run earlier than the default's own curve",
+    )
+    marks = on_the_way(curves)
+    way, first = on_the_way_sentence(marks), next(iter(marks.values()), pd.Series(dtype=float))
+    less = (
+        " (most of the lead in time is that the mimetic runs end higher)"
+        if len(first) >= ENOUGH and side(first) == 0
+        else ""
+    )
+    return verdict, f"{found}; lower accuracies are passed {way}{less}" if way else found
+
+
+def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
+    _, dots, _ = gain_panels(load_runs("cifar10-lab10"))
+    parts = {}
+    for title in titles:
+        there, wanted = dots[title]["x"].nunique() if title in dots else 0, len(panel_arms(title))
+        slopes = slopes_per_doubling(dots[title]) if there == wanted else pd.Series(dtype=float)
+        ready = judged(slopes, ACCURACY, len(ALL_SEEDS), expected=expected, unit="points a doubling")
+        if there == wanted and ready[0] != OPEN and (without := rests_on(dots[title])):
+            alone = " or ".join(f"without {x:,.0f} {with_interval(v)}" for x, v in without.items())
+            ready = UNDECIDED, f"{ready[1]}, but {alone}"
+        parts[title] = ready if there == wanted else (OPEN, f"{there} of {wanted} sizes have a pair")
+    return joined(parts)
+
+
+def _pattern() -> Judgement:
+    if load_runs("cifar10-lab10").empty:  # that arm stands beside the others of its machine, in data/replicas
+        return OPEN, "no pair yet"
+    return judged(
+        contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, NOISE_ONLY: -1}),
+        ACCURACY,
+        len(ALL_SEEDS),
+    )
+
+
+def _less_than_fixed(kind: str) -> Judgement:
+    """Whether mimetic initialization gains less with positions of another kind than with fixed sin-cos ones."""
+    arms = f"{kind}-avg-mimetic", f"{kind}-avg-timm"
+    there = contrast(load_runs("cifar10-lab10"), dict(zip(arms, (1, -1))))
+    # of the machine that made the others
+    fixed = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, "timm": -1})
+    verdict, found = judged((fixed - there).dropna(), ACCURACY, len(ALL_SEEDS))
+    return verdict, (
+        f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}"
+        if len(there)
+        else found
+    )
+
+
+def _deep() -> Judgement:
+    verdict, found = _lab("depth12-mimetic", "depth12-timm")
+    again = contrast(
+        load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"depth12-mimetic": 1, "depth12-timm": -1}
+    )
+    return verdict, (
+        f"{found}. The same pairs again, on a CPU: {measured(again)}" if len(again) and verdict != OPEN else found
+    )
+
+
+def _deep_better() -> Judgement:
+    values, words = better_rates(load_runs("cifar10-lab10"))
+    verdict, found = judged(values, ACCURACY, DEEPER_PAIRS)
+    return verdict, f"{found} ({words})" if words else found
+
+
+def _deep_half() -> Judgement:
+    finals = load_runs("cifar10-lab10")
+    verdict, found = against("cifar10-lab10", "depth12-half-mimetic", "depth12-half-timm", DEEPER_PAIRS)
+    if not len(finals):
+        return verdict, found
+    values, cost = contrast(finals, {"depth12-half-mimetic": 1, "depth12-half-timm": -1}), half_costs(finals)[0]
+    first, added = before_and_after_the_look(values)
+    if len(first) >= ENOUGH and len(added) >= ENOUGH:
+        found += (
+            f"; the first {len(first)} {measured(first)}, those added {measured(added)}, and the p of all does not"
+            " count the first look"
+        )
+    if len(cost) >= ENOUGH and side(cost) < 0:
+        found += f"; over a default that half the rate costs {100 * -cost.mean():.1f} points"
+    return verdict, found
+
+
+def _imagenet() -> Judgement:
+    least, most = (2 * gpu.imagenet_hours("ViT-Tiny", share) for share in (0.4, 0.2))
+    return OPEN, f"not run; one pair of runs of ViT-Tiny is {least:.0f} to {most:.0f} GPU hours in arithmetic alone"
+
+
+def _other_positions() -> Judgement:
+    parts = {
+        f"{kind}, {pooling}": against(
+            "cifar10-lab10", f"{kind}-{short}-mimetic", f"{kind}-{short}-timm", len(ALL_SEEDS)
+        )
+        for pooling, short in (("average pooling", "avg"), ("class token", "token"))
+        for kind in ("learned", "none")
+    }
+    verdict, found = joined(parts)
+    words = [word for word, _ in parts.values()]
+    mixed = (
+        f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: "
+        if {HOLDS, NOT} <= set(words)
+        else ""
+    )
+    return verdict, mixed + found
+
+
+CLAIMS = (
+    Claim(
+        PATTERN,
+        "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I",
+        PAPER,
+        "02_looking_inside",
+        _trained_vision,
+    ),
+    Claim(
+        PATTERN,
+        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too",
+        REVIEW,
+        "02_looking_inside",
+        _trained_text,
+    ),
+    Claim(
+        PATTERN,
+        "αZ + βI, cut to the rank that a head has, is still semi-diagonal",
+        OURS,
+        "03_construction",
+        _construction,
+    ),
+    Claim(
+        VISION,
+        "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)",
+        PAPER,
+        "06_cifar_claim",
+        lambda: against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)),
+    ),
+    Claim(
+        VISION,
+        "It also trains faster: in the same schedule it passes the default's final accuracy earlier",
+        PAPER,
+        "06_cifar_claim",
+        _sooner,
+    ),
+    Claim(
+        VISION,
+        "On CIFAR-10 the gain is over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs, our recipe)",
+        PAPER,
+        "05b_gpu",
+        lambda: against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05),
+    ),
+    Claim(
+        VISION,
+        "There is a gain on CIFAR-100, too",
+        PAPER,
+        "05b_gpu",
+        lambda: against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS),
+    ),
+    Claim(
+        VISION,
+        "There is one on SVHN and Tiny ImageNet, too",
+        PAPER,
+        "05b_gpu",
+        lambda: (OPEN, "not run: neither data set is prepared here"),
+    ),
+    Claim(VISION, "On ImageNet the gain is over 4 %", PAPER, "05c_imagenet", _imagenet),
+    Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
+    Claim(
+        VISION,
+        "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)",
+        OURS,
+        "08_size_and_data",
+        _deep,
+    ),
+    Claim(
+        VISION,
+        "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been"
+        " seen)",
+        OURS,
+        "08_size_and_data",
+        _deep_half,
+    ),
+    Claim(
+        VISION,
+        "It is there at twelve layers with each arm at the better of the two rates",
+        OURS,
+        "08_size_and_data",
+        _deep_better,
+    ),
+    Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
+    Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
+    Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
+    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
+    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
+    Claim(
+        WHY,
+        "The two diagonals are part of it: without either, the noise of both products gains less",
+        OURS,
+        "07_why",
+        _pattern,
+    ),
+    Claim(
+        WHY,
+        "V·proj's diagonal is part of it (without it the product is smaller, too)",
+        OURS,
+        "07_why",
+        lambda: _lab("mimetic", "vp-beta-0"),
+    ),
+    Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
+    Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
+    Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
+    Claim(
+        WHY,
+        "It is because near places have positions that are alike: with sin-cos positions in a random order it gains"
+        " less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("shuffled"),
+    ),
+    Claim(
+        WHY,
+        "It is because positions stay fixed: with learned ones that start from sin-cos it gains less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("from-sincos"),
+    ),
+    Claim(
+        WHY,
+        "It takes more than large positions: with learned ones that start from noise as large it gains less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("from-noise"),
+    ),
+    Claim(
+        WHY,
+        "With both signs flipped it is worse than the default",
+        OURS,
+        "07_why",
+        lambda: _lab("both-flipped", expected=-1),
+    ),
+    Claim(
+        WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed
+    ),
+)
