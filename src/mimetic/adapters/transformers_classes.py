@@ -11,6 +11,7 @@ def _table(*groups: tuple) -> dict:
     return {name: group[:-1] for group in groups for name in group[-1].split()}
 
 
+# fmt: off  (tables of names, a group a few lines)
 # class -> (layout, what the module itself does not show: rope, qk_norm, gate, bias_gate, inner_norm, value_norm,
 # unscaled, clamped)
 CLASSES = _table(
@@ -694,6 +695,7 @@ ONE_PLUS_GAIN = set(
     gemma.GemmaRMSNorm minimax_m3_vl.MiniMaxM3VLRMSNorm vaultgemma.VaultGemmaRMSNorm videoprism.VideoPrismLayerNorm
 """.split()
 )
+# fmt: on
 
 # Attention pooling: a learned query, so no self-attention
 POOLING = (
