@@ -11,29 +11,19 @@ def _table(*groups: tuple) -> dict:
     return {name: group[:-1] for group in groups for name in group[-1].split()}
 
 
-# fmt: off  (tables of names, a group a few lines)
+# Tables of names, a group a few lines
+# fmt: off
 # class -> (layout, what the module itself does not show: rope, qk_norm, gate, bias_gate, inner_norm, value_norm,
 # unscaled, clamped)
 CLASSES = _table(
-    (
-        "interleaved",
-        "",
-        """
+    ("interleaved", "", """
     bloom.BloomAttention
-    """,
-    ),
-    (
-        "interleaved",
-        "rope",
-        """
+    """),
+    ("interleaved", "rope", """
     falcon.FalconAttention gpt_neox.GPTNeoXAttention gpt_neox_japanese.GPTNeoXJapaneseAttention
     persimmon.PersimmonAttention
-    """,
-    ),
-    (
-        "parts",
-        "",
-        """
+    """),
+    ("parts", "", """
     bark.BarkSelfAttention blip.BlipAttention blip_2.Blip2Attention
     decision_transformer.DecisionTransformerGPT2Attention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
     glm_image.GlmImageVisionAttention got_ocr2.GotOcr2VisionAttention gpt2.GPT2Attention
@@ -42,19 +32,11 @@ CLASSES = _table(
     pp_formulanet.PPFormulaNetVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionSdpaAttention
     seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention
     vitdet.VitDetAttention
-    """,
-    ),
-    (
-        "parts",
-        "clamped",
-        """
+    """),
+    ("parts", "clamped", """
     mpt.MptAttention
-    """,
-    ),
-    (
-        "parts",
-        "rope",
-        """
+    """),
+    ("parts", "rope", """
     cohere_compass.CohereCompassVisionAttention dots3_note.Dots3NoteVisionAttention
     ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention exaone4_5.Exaone4_5_VisionAttention glm4v.Glm4vVisionAttention
     glm4v_moe.Glm4vMoeVisionAttention glm5_next.Glm5NextVisionAttention glm_ocr.GlmOcrVisionAttention
@@ -62,12 +44,8 @@ CLASSES = _table(
     qwen2_5_vl.Qwen2_5_VLVisionAttention qwen2_vl.VisionAttention qwen3_5.Qwen3_5VisionAttention
     qwen3_5_moe.Qwen3_5MoeVisionAttention qwen3_omni_moe.Qwen3OmniMoeVisionAttention
     qwen3_vl.Qwen3VLVisionAttention qwen3_vl_moe.Qwen3VLMoeVisionAttention qwen4_exp.Qwen4ExpVisionAttention
-    """,
-    ),
-    (
-        "separate",
-        "",
-        """
+    """),
+    ("separate", "", """
     aimv2.Aimv2Attention albert.AlbertAttention altclip.AltCLIPAttention audio_spectrogram_transformer.ASTAttention
     audioflamingo3.AudioFlamingo3Attention bart.BartAttention beit.BeitAttention
     bigbird_pegasus.BigBirdPegasusDecoderAttention biogpt.BioGptAttention blenderbot.BlenderbotAttention
@@ -117,55 +95,27 @@ CLASSES = _table(
     wav2vec2.Wav2Vec2Attention wav2vec2_bert.Wav2Vec2BertSelfAttention
     wav2vec2_conformer.Wav2Vec2ConformerSelfAttention whisper.WhisperAttention x_clip.XCLIPAttention
     x_clip.XCLIPCrossAttention xglm.XGLMAttention xlm.MultiHeadAttention
-    """,
-    ),
-    (
-        "separate",
-        "bias_gate",
-        """
+    """),
+    ("separate", "bias_gate", """
     wavlm.WavLMAttention
-    """,
-    ),
-    (
-        "separate",
-        "clamped rope",
-        """
+    """),
+    ("separate", "clamped rope", """
     olmo.OlmoAttention olmoe.OlmoeAttention
-    """,
-    ),
-    (
-        "separate",
-        "gate inner_norm rope",
-        """
+    """),
+    ("separate", "gate inner_norm rope", """
     muse_spark.MuseSparkTextAttention
-    """,
-    ),
-    (
-        "separate",
-        "gate rope",
-        """
+    """),
+    ("separate", "gate rope", """
     afmoe.AfmoeAttention beam.BeamAttention granite_swa.GraniteSWAAttention granitemoe_swa.GraniteMoeSWAAttention
     hrm_text.HrmTextAttention lfm3.Lfm3Attention muse_glimmer.MuseGlimmerTextAttention step3p7.Step3p7Attention
-    """,
-    ),
-    (
-        "separate",
-        "inner_norm",
-        """
+    """),
+    ("separate", "inner_norm", """
     kosmos2.KosmosTextAttention
-    """,
-    ),
-    (
-        "separate",
-        "inner_norm rope",
-        """
+    """),
+    ("separate", "inner_norm rope", """
     bitnet.BitNetAttention
-    """,
-    ),
-    (
-        "separate",
-        "rope",
-        """
+    """),
+    ("separate", "rope", """
     apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention blt.BltSelfAttention
     cohere.CohereAttention cohere2.Cohere2Attention cohere2_moe.Cohere2MoeAttention
     cosmos3_edge.Cosmos3EdgeTextAttention csm.CsmAttention cwm.CwmAttention
@@ -204,33 +154,17 @@ CLASSES = _table(
     timesfm2_5.TimesFm2_5Attention ultrabert.UltrabertAttention unlimited_ocr.UnlimitedOcrTextAttention
     vaultgemma.VaultGemmaAttention video_llama_3.VideoLlama3VisionAttention videoprism.VideoPrismAttention
     voxtral_realtime.VoxtralRealtimeAttention voxtral_realtime.VoxtralRealtimeTextAttention
-    """,
-    ),
-    (
-        "separate",
-        "rope unscaled",
-        """
+    """),
+    ("separate", "rope unscaled", """
     dia.DiaSelfAttention
-    """,
-    ),
-    (
-        "separate",
-        "rope value_norm",
-        """
+    """),
+    ("separate", "rope value_norm", """
     embedding_gemma2.EmbeddingGemma2Attention gemma4.Gemma4TextAttention gemma4_unified.Gemma4UnifiedTextAttention
-    """,
-    ),
-    (
-        "separate",
-        "unscaled",
-        """
+    """),
+    ("separate", "unscaled", """
     dia.DiaCrossAttention gpt_neo.GPTNeoSelfAttention timesfm.TimesFmAttention
-    """,
-    ),
-    (
-        "sibling",
-        "",
-        """
+    """),
+    ("sibling", "", """
     align.AlignTextSelfAttention altclip.AltRobertaSelfAttention bert.BertCrossAttention bert.BertSelfAttention
     bert_generation.BertGenerationSelfAttention big_bird.BigBirdSelfAttention
     bigbird_pegasus.BigBirdPegasusSelfAttention blip.modeling_blip_text.BlipTextSelfAttention
@@ -249,62 +183,32 @@ CLASSES = _table(
     videomae.VideoMAESelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
     vitpose_backbone.VitPoseBackboneSelfAttention xlm_roberta.XLMRobertaSelfAttention
     xlm_roberta_xl.XLMRobertaXLSelfAttention yolos.YolosSelfAttention
-    """,
-    ),
-    (
-        "sibling",
-        "qk_norm",
-        """
+    """),
+    ("sibling", "qk_norm", """
     swinv2.Swinv2SelfAttention
-    """,
-    ),
-    (
-        "sibling",
-        "rope",
-        """
+    """),
+    ("sibling", "rope", """
     roformer.RoFormerSelfAttention
-    """,
-    ),
-    (
-        "sibling",
-        "unscaled",
-        """
+    """),
+    ("sibling", "unscaled", """
     sew_d.DisentangledSelfAttention
-    """,
-    ),
+    """),
 )
 
 # (path of the attention in the block, norm before or after the attention, norm, LayerScale, block classes)
 _BLOCKS = (
     ("self_attn", "config", "self_attn_layer_norm", None, "opt.OPTDecoderLayer"),
-    (
-        "attention",
-        "post",
-        None,
-        None,
-        """
+    ("attention", "post", None, None, """
     albert.AlbertLayer data2vec.modeling_data2vec_audio.Data2VecAudioEncoderLayer distilbert.TransformerBlock
     hubert.HubertEncoderLayer instructblip.InstructBlipQFormerAttention
     instructblipvideo.InstructBlipVideoQFormerAttention sew.SEWEncoderLayer speecht5.SpeechT5EncoderLayer
     unispeech.UniSpeechEncoderLayer unispeech_sat.UniSpeechSatEncoderLayer wav2vec2.Wav2Vec2EncoderLayer
     wavlm.WavLMEncoderLayer
-    """,
-    ),
-    (
-        "attn",
-        "post",
-        None,
-        None,
-        """
+    """),
+    ("attn", "post", None, None, """
     groupvit.GroupViTCrossAttentionLayer mpnet.MPNetAttention openai.Block
-    """,
-    ),
-    (
-        "self",
-        "post",
-        None,
-        None,
-        """
+    """),
+    ("self", "post", None, None, """
     align.AlignTextAttention altclip.AltRobertaAttention bert.BertAttention bert_generation.BertGenerationAttention
     big_bird.BigBirdAttention blip.modeling_blip_text.BlipTextAttention bridgetower.BridgeTowerAttention
     camembert.CamembertAttention canine.CanineAttention chinese_clip.ChineseCLIPTextAttention
@@ -313,14 +217,8 @@ _BLOCKS = (
     markuplm.MarkupLMAttention rembert.RemBertAttention roberta.RobertaAttention roc_bert.RoCBertAttention
     roformer.RoFormerAttention sew_d.SEWDAttention splinter.SplinterAttention tapas.TapasAttention
     visual_bert.VisualBertAttention xlm_roberta.XLMRobertaAttention
-    """,
-    ),
-    (
-        "self_attn",
-        "post",
-        None,
-        None,
-        """
+    """),
+    ("self_attn", "post", None, None, """
     bart.BartDecoderLayer bart.BartEncoderLayer blenderbot_small.BlenderbotSmallDecoderLayer
     blenderbot_small.BlenderbotSmallEncoderLayer conditional_detr.ConditionalDetrEncoderLayer
     dab_detr.DabDetrEncoderLayer deformable_detr.DeformableDetrDecoderLayer detr.DetrDecoderLayer
@@ -328,68 +226,26 @@ _BLOCKS = (
     marian.MarianDecoderLayer marian.MarianEncoderLayer mvp.MvpDecoderLayer mvp.MvpEncoderLayer
     nomic_bert.NomicBertLayer plbart.PLBartDecoderLayer plbart.PLBartEncoderLayer prophetnet.ProphetNetEncoderLayer
     rf_detr.RfDetrDecoderLayer trocr.TrOCRDecoderLayer
-    """,
-    ),
-    (
-        "self",
-        "pre",
-        "LayerNorm",
-        None,
-        """
+    """),
+    ("self", "pre", "LayerNorm", None, """
     roberta_prelayernorm.RobertaPreLayerNormAttention
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        "attention_layernorm",
-        None,
-        """
+    """),
+    ("self_attn", "pre", "attention_layernorm", None, """
     apertus.ApertusDecoderLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "attn_norm",
-        None,
-        """
+    """),
+    ("attn", "pre", "attn_norm", None, """
     modernbert.ModernBertEncoderLayer modernbert_decoder.ModernBertDecoderLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "input_layernorm",
-        None,
-        """
+    """),
+    ("attention", "pre", "input_layernorm", None, """
     gpt_neox.GPTNeoXLayer gpt_neox_japanese.GPTNeoXJapaneseLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "input_layernorm",
-        None,
-        """
+    """),
+    ("attn", "pre", "input_layernorm", None, """
     clvp.ClvpDecoderLayer
-    """,
-    ),
-    (
-        "self_attention",
-        "pre",
-        "input_layernorm",
-        None,
-        """
+    """),
+    ("self_attention", "pre", "input_layernorm", None, """
     bloom.BloomBlock falcon.FalconDecoderLayer
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        "input_layernorm",
-        None,
-        """
+    """),
+    ("self_attn", "pre", "input_layernorm", None, """
     arcee.ArceeDecoderLayer aria.AriaTextDecoderLayer bitnet.BitNetDecoderLayer blt.BltTransformerLayer
     canary.CanaryDecoderLayer cohere.CohereDecoderLayer cohere2.Cohere2DecoderLayer
     cohere2_moe.Cohere2MoeDecoderLayer cosmos3_edge.Cosmos3EdgeTextDecoderLayer csm.CsmDecoderLayer
@@ -414,53 +270,23 @@ _BLOCKS = (
     smollm3.SmolLM3DecoderLayer solar_open.SolarOpenDecoderLayer stablelm.StableLmDecoderLayer
     starcoder2.Starcoder2DecoderLayer ultrabert.UltrabertDecoderLayer unlimited_ocr.UnlimitedOcrTextDecoderLayer
     vaultgemma.VaultGemmaDecoderLayer
-    """,
-    ),
-    (
-        "SelfAttention",
-        "pre",
-        "layer_norm",
-        None,
-        """
+    """),
+    ("SelfAttention", "pre", "layer_norm", None, """
     longt5.LongT5LayerSelfAttention mt5.MT5LayerSelfAttention
     switch_transformers.SwitchTransformersLayerSelfAttention t5.T5LayerSelfAttention udop.UdopLayerSelfAttention
     umt5.UMT5LayerSelfAttention
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layer_norm",
-        None,
-        """
+    """),
+    ("attention", "pre", "layer_norm", None, """
     pix2struct.Pix2StructTextLayerSelfAttention
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layer_norm1",
-        None,
-        """
+    """),
+    ("attention", "pre", "layer_norm1", None, """
     sam3.Sam3ViTLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "layer_norm1",
-        None,
-        """
+    """),
+    ("attn", "pre", "layer_norm1", None, """
     deepseek_ocr2.DeepseekOcr2SamVisionLayer got_ocr2.GotOcr2VisionLayer pp_formulanet.PPFormulaNetVisionLayer
     sam.SamVisionLayer sam_hq.SamHQVisionLayer slanext.SLANeXtVisionLayer
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        "layer_norm1",
-        None,
-        """
+    """),
+    ("self_attn", "pre", "layer_norm1", None, """
     altclip.AltCLIPEncoderLayer blip.BlipEncoderLayer blip_2.Blip2EncoderLayer chinese_clip.ChineseCLIPVisionLayer
     clip.CLIPEncoderLayer clipseg.CLIPSegEncoderLayer git.GitVisionEncoderLayer
     granite_docling.GraniteDoclingEncoderLayer groupvit.GroupViTEncoderLayer idefics2.Idefics2EncoderLayer
@@ -471,183 +297,69 @@ _BLOCKS = (
     owlv2.Owlv2EncoderLayer owlvit.OwlViTEncoderLayer phi4_multimodal.Phi4MultimodalVisionEncoderLayer
     siglip.SiglipEncoderLayer siglip2.Siglip2EncoderLayer smolvlm.SmolVLMEncoderLayer tipsv2.Tipsv2TextEncoderLayer
     x_clip.XCLIPEncoderLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layer_norm_1",
-        None,
-        """
+    """),
+    ("attention", "pre", "layer_norm_1", None, """
     glpn.GLPNLayer pvt.PvtLayer pvt_v2.PvtV2BlockLayer
-    """,
-    ),
-    (
-        "multi_head_attention",
-        "pre",
-        "layernorm1",
-        None,
-        """
+    """),
+    ("multi_head_attention", "pre", "layernorm1", None, """
     ctrl.EncoderLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "layernorm_1",
-        None,
-        """
+    """),
+    ("attn", "pre", "layernorm_1", None, """
     bark.BarkBlock
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layernorm_before",
-        "gamma_1",
-        """
+    """),
+    ("attention", "pre", "layernorm_before", "gamma_1", """
     lw_detr.LwDetrViTLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layernorm_before",
-        "lambda_1",
-        """
+    """),
+    ("attention", "pre", "layernorm_before", "lambda_1", """
     beit.BeitLayer data2vec.modeling_data2vec_vision.Data2VecVisionLayer internvl.InternVLVisionLayer
     qianfan_ocr.QianfanOCRVisionLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "layernorm_before",
-        None,
-        """
+    """),
+    ("attention", "pre", "layernorm_before", None, """
     audio_spectrogram_transformer.ASTLayer deit.DeiTLayer donut.modeling_donut_swin.DonutSwinLayer dpt.DPTViTLayer
     flava.FlavaLayer ijepa.IJepaLayer maskformer.modeling_maskformer_swin.MaskFormerSwinLayer
     mobilevit.MobileViTTransformerLayer pixio.PixioLayer segformer.SegformerLayer swin.SwinLayer
     videomae.VideoMAELayer videoprism.VideoPrismLayer vilt.ViltLayer vit.ViTLayer vit_mae.ViTMAELayer
     vit_msn.ViTMSNLayer vitpose_backbone.VitPoseBackboneLayer yolos.YolosLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "layernorm_before",
-        None,
-        """
+    """),
+    ("attn", "pre", "layernorm_before", None, """
     hiera.HieraLayer
-    """,
-    ),
-    (
-        "self_attention",
-        "pre",
-        "layernorm_before_attention",
-        None,
-        """
+    """),
+    ("self_attention", "pre", "layernorm_before_attention", None, """
     cpmant.CpmAntSelfAttentionBlock
-    """,
-    ),
-    (
-        "self",
-        "pre",
-        "ln",
-        None,
-        """
+    """),
+    ("self", "pre", "ln", None, """
     megatron_bert.MegatronBertAttention
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "ln_1",
-        None,
-        """
+    """),
+    ("attn", "pre", "ln_1", None, """
     decision_transformer.DecisionTransformerGPT2Block gpt2.GPT2Block gpt_bigcode.GPTBigCodeBlock
     gpt_neo.GPTNeoBlock gptj.GPTJBlock imagegpt.ImageGPTBlock
-    """,
-    ),
-    (
-        "mixer",
-        "pre",
-        "norm",
-        None,
-        """
+    """),
+    ("mixer", "pre", "norm", None, """
     nemotron_h.NemotronHBlock
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "norm1",
-        "layer_scale1",
-        """
+    """),
+    ("attention", "pre", "norm1", "layer_scale1", """
     dinov2.Dinov2Layer dinov2_with_registers.Dinov2WithRegistersLayer dinov3_vit.DINOv3ViTLayer eomt.EomtLayer
     eomt_dinov3.EomtDinov3Layer radio.RadioLayer rf_detr.RfDetrDinov2Layer tipsv2.Tipsv2VisionLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "norm1",
-        None,
-        """
+    """),
+    ("attention", "pre", "norm1", None, """
     vitdet.VitDetLayer
-    """,
-    ),
-    (
-        "attn",
-        "pre",
-        "norm_1",
-        None,
-        """
+    """),
+    ("attn", "pre", "norm_1", None, """
     mpt.MptBlock
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        "operator_norm",
-        None,
-        """
+    """),
+    ("self_attn", "pre", "operator_norm", None, """
     lfm2.Lfm2DecoderLayer
-    """,
-    ),
-    (
-        "self_attention",
-        "pre",
-        "pre_sa_norm",
-        None,
-        """
+    """),
+    ("self_attention", "pre", "pre_sa_norm", None, """
     dia.DiaEncoderLayer
-    """,
-    ),
-    (
-        "attention",
-        "pre",
-        "rms_norm1",
-        None,
-        """
+    """),
+    ("attention", "pre", "rms_norm1", None, """
     aimv2.Aimv2EncoderLayer ovis2.Ovis2VisionEncoderLayer
-    """,
-    ),
-    (
-        "self",
-        "pre",
-        "self_attn_layer_norm",
-        None,
-        """
+    """),
+    ("self", "pre", "self_attn_layer_norm", None, """
     xlm_roberta_xl.XLMRobertaXLAttention
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        "self_attn_layer_norm",
-        None,
-        """
+    """),
+    ("self_attn", "pre", "self_attn_layer_norm", None, """
     bigbird_pegasus.BigBirdPegasusDecoderLayer bigbird_pegasus.BigBirdPegasusEncoderLayer biogpt.BioGptDecoderLayer
     blenderbot.BlenderbotDecoderLayer blenderbot.BlenderbotEncoderLayer kosmos2.Kosmos2TextBlock
     kosmos2_5.Kosmos2_5TextBlock m2m_100.M2M100DecoderLayer m2m_100.M2M100EncoderLayer mbart.MBartDecoderLayer
@@ -661,24 +373,16 @@ _BLOCKS = (
     table_transformer.TableTransformerEncoderLayer voxtral.VoxtralEncoderLayer
     voxtral_realtime.VoxtralRealtimeEncoderLayer whisper.WhisperDecoderLayer whisper.WhisperEncoderLayer
     xglm.XGLMDecoderLayer
-    """,
-    ),
-    (
-        "self_attn",
-        "pre",
-        None,
-        None,
-        """
+    """),
+    ("self_attn", "pre", None, None, """
     nanochat.NanoChatDecoderLayer olmo.OlmoDecoderLayer
-    """,
-    ),
+    """),
 )
 # "class:path" -> (order, norm, LayerScale)
 BLOCKS = {f"{block}:{path}": rest for path, *rest, names in _BLOCKS for block in names.split()}
 
 # Blocks with a norm between proj and the residual stream
-SANDWICH_BLOCKS = set(
-    """
+SANDWICH_BLOCKS = set("""
     afmoe.AfmoeDecoderLayer embedding_gemma2.EmbeddingGemma2EncoderLayer exaone4.Exaone4DecoderLayer
     flex_olmo.FlexOlmoDecoderLayer gemma2.Gemma2DecoderLayer gemma3.Gemma3DecoderLayer
     gemma4.Gemma4TextDecoderLayer gemma4_unified.Gemma4UnifiedTextDecoderLayer glm4.Glm4DecoderLayer
@@ -686,15 +390,12 @@ SANDWICH_BLOCKS = set(
     muse_glimmer.MuseGlimmerTextDecoderLayer olmo2.Olmo2DecoderLayer olmo3.Olmo3DecoderLayer
     olmo_hybrid.OlmoHybridAttentionDecoderLayer t5gemma.T5GemmaDecoderLayer t5gemma.T5GemmaEncoderLayer
     t5gemma2.T5Gemma2EncoderLayer
-""".split()
-)
+""".split())
 
 # Norms whose gain is 1 + weight
-ONE_PLUS_GAIN = set(
-    """
+ONE_PLUS_GAIN = set("""
     gemma.GemmaRMSNorm minimax_m3_vl.MiniMaxM3VLRMSNorm vaultgemma.VaultGemmaRMSNorm videoprism.VideoPrismLayerNorm
-""".split()
-)
+""".split())
 # fmt: on
 
 # Attention pooling: a learned query, so no self-attention
