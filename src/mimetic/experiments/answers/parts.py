@@ -149,6 +149,10 @@ CONDITIONS = {
     ),
     "no positions, average pooling": ("none-avg-timm", "none-avg-mimetic"),
     "sin-cos positions, class token": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
+    "learned positions that start from sin-cos, class token (on a CPU)": (
+        "from-sincos-token-timm",
+        "from-sincos-token-mimetic",
+    ),
     "learned positions, class token": ("learned-token-timm", "learned-token-mimetic"),
     "no positions, class token": ("none-token-timm", "none-token-mimetic"),
     "as in the first row, over PyTorch's default": ("torch", "mimetic"),

@@ -17,6 +17,7 @@ from mimetic.experiments.programmes.language import (
     CENTRED,
     FROM_NOISE,
     FROM_SINCOS,
+    FROM_SINCOS_WIKITEXT2,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -50,6 +51,7 @@ CONTROLS = (SHUFFLED, CENTRED, SCALED, FROM_SINCOS, FROM_NOISE)
 STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
     f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2,
     f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
+    f"WikiText-2, {TEXT_POSITIONS['from-sincos']}": FROM_SINCOS_WIKITEXT2,
 }
 
 
@@ -116,7 +118,7 @@ KINDS = ("learned", "sincos", "from-sincos", "rotary")
 TEXTS: dict[str, tuple[Study | None, ...]] = {
     "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY),
     "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
-    "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, None, None),
+    "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, None),
 }
 
 
@@ -267,7 +269,7 @@ def _compared(apart: pd.Series, what: str) -> str:
 
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
-    studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, POSITIONS_LONG)
+    studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, POSITIONS_LONG)
     return " ".join(
         filter(
             None,

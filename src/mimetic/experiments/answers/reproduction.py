@@ -16,6 +16,7 @@ from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.programmes.language import (
     CENTRAL,
     FROM_SINCOS,
+    FROM_SINCOS_WIKITEXT2,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -70,6 +71,13 @@ SUMMARY = (
         "from-sincos-avg-timm",
         "from-sincos-avg-mimetic",
     ),
+    (
+        "07_why",
+        "with these and a class token",
+        "cifar10-lab10",
+        "from-sincos-token-timm",
+        "from-sincos-token-mimetic",
+    ),
     ("08_size_and_data", "with twelve layers", "cifar10-lab10", "depth12-timm", "depth12-mimetic"),
     (
         "08_size_and_data",
@@ -88,6 +96,7 @@ SUMMARY = (
     ("10_gpt", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
     ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
     ("10_gpt", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
+    ("10_gpt", "with learned positions that start from sin-cos", FROM_SINCOS_WIKITEXT2.experiment, "gpt2", "vision"),
     ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
     ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),

@@ -349,6 +349,20 @@ CLAIMS = (
     ),
     Claim(
         WHY,
+        "It takes more than large positions that stay fixed: with fixed noise as large it gains less",
+        OURS,
+        "07_why",
+        lambda: _less_than_fixed("noise"),
+    ),
+    Claim(
+        WHY,
+        "It is there with a class token and learned positions that start from sin-cos, too",
+        OURS,
+        "07_why",
+        lambda: _lab("from-sincos-token-mimetic", "from-sincos-token-timm"),
+    ),
+    Claim(
+        WHY,
         "With both signs flipped it is worse than the default",
         OURS,
         "07_why",
