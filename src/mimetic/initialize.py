@@ -166,8 +166,9 @@ def mimetic_init_(
     split evenly among the query heads that share a value head. More head dimensions than d_model: the exact factors,
     spread by a random rotation so that no direction is dead.
 
-    What training gains hangs on the position embedding: with fixed sines and cosines small ViTs and GPTs gained, with
-    learned positions they did not, nor did GPTs with rotary ones (the book's chapters 7 and 10).
+    What training gains hangs on the position embedding: with sines and cosines, fixed or as the start of a learned
+    embedding, small ViTs and GPTs gained; with learned positions that start small they did not, nor did GPTs with
+    rotary ones (the book's chapters 7 and 10).
 
     A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say
     nothing of attention is not seen, so count what comes back. nn.MultiheadAttention does not know what it is called

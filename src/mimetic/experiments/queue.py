@@ -182,15 +182,9 @@ def _receive(
         worker.stop()
         workers.remove(worker)  # the next run gets a new process
         code = worker.process.exitcode
-        killed = code == -signal.SIGKILL
-        kind, content = (
-            "failed",
-            (
-                "its process was killed, as an operating system does when memory runs out"
-                if killed
-                else f"its process ended with exit code {code}"
-            ),
-        )
+        kind, content = "failed", f"its process ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            content = "its process was killed, as an operating system does when memory runs out"
     if kind == "epoch":
         epochs = worker.config.epochs
         progress.first.setdefault(name, (content["epoch"] - 1) / epochs)
