@@ -224,10 +224,8 @@ def test_a_layer_in_a_list_is_called_like_the_list():
         "steps.0.multihead_attn": "cross",
         "encoder_attn.0.0": "cross",
     }
-    assert (
-        list(found.passed_over) == ["attn_pool.0"]
-        and "Lists pools with a learned query" in found.passed_over["attn_pool.0"]
-    )
+    assert list(found.passed_over) == ["attn_pool.0"]
+    assert "Lists pools with a learned query" in found.passed_over["attn_pool.0"]
     with pytest.warns(MimeticWarning, match="cross_attn.0 to encoder_attn.0.0.: cross-attention, left alone"):
         assert len(mimetic_init_(Lists())) == 4
 

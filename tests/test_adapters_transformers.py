@@ -250,8 +250,7 @@ def test_products_are_those_of_the_forward(name):
             assert layer.gains_known and check.fold_error < 1e-4, check
 
 
-# --- an independent check, with no use of mimetic
-# ---------------------------------------------------------------------------
+# --- an independent check, with no use of mimetic ---------------------------------------------------------------------
 
 
 class _Stop(Exception):
@@ -264,8 +263,8 @@ def _first(output):
 
 @torch.no_grad()
 def forward_products(model, run, path, heads, d_model, output_path=None):
-    """(logits (heads, d, d), vp (d, d)) of the module at `path`, elementwise, from one-token sequences of basis
-    vectors.
+    """(logits (heads, d, d), vp (d, d)) of the module at `path`, elementwise,
+    from one-token sequences of basis vectors.
 
     run(model, batch) calls the model on `batch` sequences; the tokens that reach the module are replaced by the d basis
     vectors and a zero vector, one token a sequence. Softmax over one token is 1, so the output is V.proj exactly; what
@@ -352,8 +351,7 @@ def test_initialisation_reaches_the_forward(name):
         assert abs(diagonal - report.vp_diagonal) < 1e-4 and diagonal < -0.15
 
 
-# --- the check itself: each defect must be seen
-# ----------------------------------------------------------------------------
+# --- the check itself: each defect must be seen -----------------------------------------------------------------------
 
 
 def _swap_heads(t, axis, a=0, b=1):
@@ -432,8 +430,7 @@ def test_nothing_seen_is_not_fine():
     assert all(c.ok for c in checks if c.name.startswith("vision_model"))
 
 
-# --- what is refused
-# ---------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_falcon_grouped_is_refused_by_name():
@@ -563,14 +560,11 @@ def test_caveats_that_a_config_asks_for():
     deberta = lambda kinds: t.DebertaV2Model(t.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=kinds))  # noqa: E731
     mpt = lambda **more: t.MptModel(t.MptConfig(d_model=D, n_heads=H, n_layers=1, vocab_size=64, attn_config=more))  # noqa: E731
     olmo = lambda **more: t.OlmoModel(t.OlmoConfig(**TEXT, **more))  # noqa: E731
-    assert caveats_of(deberta(["c2p", "p2c"])) == caveats_of(deberta(["p2c"])) == {UNSCALED} and not caveats_of(
-        deberta([])
-    )
-    assert (
-        caveats_of(mpt(softmax_scale=0.9)) == {UNSCALED}
-        and caveats_of(mpt(clip_qkv=6.0)) == {CLAMPED}
-        and not caveats_of(mpt())
-    )
+    assert caveats_of(deberta(["c2p", "p2c"])) == caveats_of(deberta(["p2c"])) == {UNSCALED}
+    assert not caveats_of(deberta([]))
+    assert caveats_of(mpt(softmax_scale=0.9)) == {UNSCALED}
+    assert caveats_of(mpt(clip_qkv=6.0)) == {CLAMPED}
+    assert not caveats_of(mpt())
     assert caveats_of(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_weights=False))) == {UNSCALED}
     layers = attention_layers(t.ImageGPTModel(t.ImageGPTConfig(**gpt, scale_attn_by_inverse_layer_idx=True)))
     assert [layer.caveats for layer in layers] == [(), (UNSCALED,)]  # the first is divided by 1
@@ -708,10 +702,8 @@ def test_a_bare_subclass_keeps_what_is_known_of_its_class():
     gains = [layer.in_gain is not None for layer in attention_layers(llama)]
     for block in llama.layers:
         subclassed(block), subclassed(block.self_attn)
-    assert (
-        caveats_of(llama) == {ROPE}
-        and [layer.in_gain is not None for layer in attention_layers(llama)] == gains == [True] * LAYERS
-    )
+    assert caveats_of(llama) == {ROPE}
+    assert [layer.in_gain is not None for layer in attention_layers(llama)] == gains == [True] * LAYERS
     gemma = transformers.Gemma2Model(transformers.Gemma2Config(**DECODER, query_pre_attn_scalar=8))
     subclassed(gemma.layers[0])
     assert all(OUT_NORM in layer.caveats for layer in attention_layers(gemma))

@@ -57,10 +57,8 @@ def test_whether_one_rate_suits_every_arm():
         ]
     )
     text = answers.rates_sentence(finals)
-    assert (
-        text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ")
-        and "Each at its best rate, in percent: " in text
-    )
+    assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ")
+    assert "Each at its best rate, in percent: " in text
     # level: the lowest counts
     assert (
         "A lower rate than the default's suits default at mimetic's norms, mimetic's singular values, random"
@@ -118,10 +116,8 @@ def test_what_is_missing_is_said():
     assert "points in the only pair so far" in one
     # nine of the twelve central runs
     part = invented(experiment="cifar10-lab30", seeds=(0, 1, 2, 3))
-    assert (
-        "*8 of 12 runs are in" in answers.planned(part)
-        and answers.planned(invented(experiment="cifar10-lab30", seeds=range(6))) == ""
-    )
+    assert "*8 of 12 runs are in" in answers.planned(part)
+    assert answers.planned(invented(experiment="cifar10-lab30", seeds=range(6))) == ""
 
 
 @pytest.mark.parametrize(
@@ -158,11 +154,9 @@ def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair" in answers.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and growth.trends(points) == ""
-    assert (
-        answers.pair_table(EMPTY).empty
-        and growth.attention_share(EMPTY).empty
-        and answers.steps_saved(EMPTY, EMPTY).empty
-    )
+    assert answers.pair_table(EMPTY).empty
+    assert growth.attention_share(EMPTY).empty
+    assert answers.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
     products, maps = kept.load_anatomy("nothing-of-this-name")
@@ -184,9 +178,8 @@ def test_steps_saved_worked_example():
                         for s in (0, 1) for arm, values in (("mimetic", rising), ("timm", own[s]))])  # fmt: skip
     table = answers.steps_saved(finals, curves)
     assert table["mimetic"].tolist() == pytest.approx([25 / 40, np.nan], nan_ok=True)
-    assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0]) and table[
-        "earlier by"
-    ].tolist() == pytest.approx([1 / 24, 0])
+    assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0])
+    assert table["earlier by"].tolist() == pytest.approx([1 / 24, 0])
     text = answers.steps_sentence(finals, curves)
     assert text.startswith(
         "The mimetic runs first reach the default's final accuracy after 81 % of the schedule, the default's own after"
@@ -194,11 +187,9 @@ def test_steps_saved_worked_example():
     )
     assert ": **earlier by 2 % of the run** (95 % interval −24 to +29, 2 pairs)." in text
     way = answers.on_the_way(curves, (0.5, 0.6, 0.7))  # worked by hand; 0.7 is never reached by the mimetic arm
-    assert (
-        list(way) == [0.5, 0.6]
-        and way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
-        and way[0.6].tolist() == pytest.approx([0, 1 / 8])
-    )
+    assert list(way) == [0.5, 0.6]
+    assert way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
+    assert way[0.6].tolist() == pytest.approx([0, 1 / 8])
     assert "50 % by 8.3 % (" in text and "Most of the lead" not in text and answers.on_the_way(EMPTY) == {}
 
 
@@ -212,10 +203,8 @@ def test_conditions_have_the_accuracies_themselves():
         ]
     finals = pd.DataFrame(rows).drop_duplicates(["arm", "seed"])  # some conditions share an arm
     table = parts.conditions_table(finals)
-    assert (
-        "(5 pairs each, on one; in brackets" in table
-        and "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
-    )
+    assert "(5 pairs each, on one; in brackets" in table
+    assert "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
     assert table.count("\n|") == 2 + len(parts.CONDITIONS) and "−" not in table
     assert (
         parts.conditions_table(finals[finals["seed"] < 4])
@@ -241,9 +230,8 @@ def test_recipe_rule():
     finals = pd.DataFrame(
         {"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.502, 0.505, 0.4]}
     )
-    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(
-        finals
-    ) and "so the base was kept" in answers.recipe_sentence(finals)
+    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(finals)
+    assert "so the base was kept" in answers.recipe_sentence(finals)
     better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
     assert "it replaces the base's value" in answers.recipe_sentence(better)
     assert answers.recipe_table(finals).index[0] == "a"
@@ -280,17 +268,13 @@ def test_a_trend_is_a_slope_over_seeds_and_may_hang_on_one_size():
     def cells(frame):
         return [cell.strip() for cell in growth.trends({"width": frame}).splitlines()[2].strip("|").split("|")]
 
-    assert (
-        cells(dots(0.01))[:3] == ["width (heads of 32)", "+1.0 (+0.8 to +1.2, 5 pairs)", "–"]
-        and "0.0 (−0.2 to +0.2" in cells(dots(0))[1]
-        and cells(dots(0))[3] == "none"
-    )
+    assert cells(dots(0.01))[:3] == ["width (heads of 32)", "+1.0 (+0.8 to +1.2, 5 pairs)", "–"]
+    assert "0.0 (−0.2 to +0.2" in cells(dots(0))[1]
+    assert cells(dots(0))[3] == "none"
     broken = dots(0.0).assign(difference=lambda t: t["difference"] - 0.05 * (t["x"] == 192))
-    assert (
-        cells(broken)[2].startswith("without 192: ")
-        and cells(broken)[2].count("without") == 1
-        and cells(broken)[3].startswith("64 and 192: −5.0 (")
-    )
+    assert cells(broken)[2].startswith("without 192: ")
+    assert cells(broken)[2].count("without") == 1
+    assert cells(broken)[3].startswith("64 and 192: −5.0 (")
     assert list(rests_on(broken)) == [192] and rests_on(dots(0.01)) == {} == rests_on(dots(0))
     assert growth.trends({"width": dots(0.01, sizes=(64, 96))}) == "" == growth.trends({})
 
@@ -335,26 +319,20 @@ def test_twelve_layers_at_both_rates(monkeypatch):
         growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY)
     )
     lines = growth.twelve(finals).splitlines()
-    assert (
-        lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
-        and lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
-    )
-    assert (
-        lines[4] == "| at half that rate | +1.5 (+1.5 to +1.5, 10 pairs) | 10 of 10 |"
-        and lines[5].endswith("5 pairs) | 5 of 5 |")
-        and "those added" in lines[6]
-    )
+    assert lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
+    assert lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
+    assert lines[4] == "| at half that rate | +1.5 (+1.5 to +1.5, 10 pairs) | 10 of 10 |"
+    assert lines[5].endswith("5 pairs) | 5 of 5 |")
+    assert "those added" in lines[6]
     assert (
         "each arm at its better rate (the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU) |"
         " −0.5 (" in lines[7]
     )
     assert lines[-1] == "| what half the rate changes the default by | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
     table = growth.repeated(finals)
-    assert (
-        table["here"].tolist() == [-2.0] * 5
-        and table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
-        and table.iloc[0, 2] == -13.0
-    )
+    assert table["here"].tolist() == [-2.0] * 5
+    assert table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
+    assert table.iloc[0, 2] == -13.0
     assert growth.held_back().splitlines()[2:] == ["| default | 51.0 % | 55.0 % |", "| mimetic | 55.0 % | 42.0 % |"]
     kept["cifar10-rates", None] = kept["cifar10-lab10", "replicas"] = EMPTY
     assert growth.twelve(EMPTY) == "" and growth.repeated(EMPTY).empty and "queue lab" in growth.held_back()
@@ -375,16 +353,14 @@ def test_the_gain_by_number_of_images():
         for s in range(5)
     ]
     lines = growth.data_table(pd.DataFrame(rows)).splitlines()
-    assert (
-        lines[2] == "| 2,000 images | +5.0 (+5.0 to +5.0, 5 pairs) | 10.0 % | +0.000 (+0.000 to +0.000) | 20 | 25 |"
-        and lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
-    )
+    assert lines[2] == "| 2,000 images | +5.0 (+5.0 to +5.0, 5 pairs) | 10.0 % | +0.000 (+0.000 to +0.000) | 20 | 25 |"
+    assert lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
     assert len(lines) == 6 and growth.data_table(EMPTY) == ""
 
 
 def test_chapter_8_says_what_the_records_say():
-    """Its answer, and what it says of twelve layers and of few images, are written by hand: they hold as long as this
-    does.
+    """Its answer, and what it says of twelve layers and of few images, are written
+    by hand: they hold as long as this does.
     """
     finals, curves, replicas = (
         load_runs("cifar10-lab10"),
@@ -410,7 +386,8 @@ def test_chapter_8_says_what_the_records_say():
     first, added = growth.before_and_after_the_look(contrast(finals, half))
     assert [
         side(v) for v in (contrast(finals, full), contrast(replicas, full), contrast(finals, half), first, added)
-    ] == [0, 0, 1, 0, 1] and len(first) == len(added) == 5
+    ] == [0, 0, 1, 0, 1]
+    assert len(first) == len(added) == 5
     assert side(growth.half_costs(finals)[0]) == -1 and side(growth.better_rates(finals)[0]) == 0
     rates = load_runs("cifar10-rates").set_index("arm")["train_loss"]
     again = replicas[replicas["seed"] == 0].set_index("arm")["train_loss"]
@@ -421,10 +398,8 @@ def test_chapter_8_says_what_the_records_say():
         prefix: contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}).mean()
         for prefix in ("", "n2000-", "n5000-", "n50000-")
     }
-    assert (
-        min(gain, key=gain.get) == "n2000-"
-        and side(contrast(finals, {"n2000-mimetic": 1, "n2000-timm": -1}, "test_loss")) == 0
-    )
+    assert min(gain, key=gain.get) == "n2000-"
+    assert side(contrast(finals, {"n2000-mimetic": 1, "n2000-timm": -1}, "test_loss")) == 0
     above = {
         arm: (part["train_accuracy"] - part["test_accuracy"]).mean()
         for arm, part in finals.groupby("arm")
@@ -434,12 +409,10 @@ def test_chapter_8_says_what_the_records_say():
     by_epoch = growth.gaps(curves, ("d 96, depth 6", "2,000 images"))
     few, many = (by_epoch[name]["difference"] for name in ("2,000 images", "d 96, depth 6"))
     config = EXPERIMENTS["cifar10-lab10"]
-    assert (
-        few.idxmax() == 2
-        and few[2] > many[2]
-        and few.iloc[-1] < many.iloc[-1]
-        and 2 * config.epoch_images / 2_000 == 10
-    )
+    assert few.idxmax() == 2
+    assert few[2] > many[2]
+    assert few.iloc[-1] < many.iloc[-1]
+    assert 2 * config.epoch_images / 2_000 == 10
 
 
 def test_contrasts_are_worked_out_seed_by_seed():
@@ -470,27 +443,22 @@ def test_the_lead_by_epoch():
     curves = pd.DataFrame(rows)
     assert answers.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
     text = answers.gap_sentence(curves)
-    assert (
-        "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text
-        and "it is more than a head start" in text
-    )
+    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text
+    assert "it is more than a head start" in text
     behind = curves.assign(
         test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4))
     )
     assert "a head start that ends behind the default" in answers.gap_sentence(behind)
-    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2]) and "No pair" in answers.gap_sentence(
-        EMPTY
-    )
+    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2])
+    assert "No pair" in answers.gap_sentence(EMPTY)
     assert len(figures.gap(answers.gap_by_epoch(curves)).axes[0].lines) == 2
 
 
 def test_norms_and_fitted_constants_are_tabled():
     table = answers.norm_table()
-    assert (
-        table.loc["default (trunc-normal .02)", "QK product"] > 30
-        and table.loc["Xavier", "V·proj product"] < 1
-        and len(table) == 3
-    )
+    assert table.loc["default (trunc-normal .02)", "QK product"] > 30
+    assert table.loc["Xavier", "V·proj product"] < 1
+    assert len(table) == 3
     assert answers.fitted_table().shape == (4, 6)
 
 
@@ -501,7 +469,8 @@ def test_figures_of_the_whole_programme():
     assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
     tables, dots, xlabels = growth.gain_panels(finals)
     assert list(tables) == ["width", "depth", "data"]
-    assert tables["width"]["x"].tolist() == [64, 96, 128, 192] and tables["data"]["x"].tolist() == [
+    assert tables["width"]["x"].tolist() == [64, 96, 128, 192]
+    assert tables["data"]["x"].tolist() == [
         2000,
         5000,
         10000,
@@ -554,13 +523,15 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
         == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to"
         " −3.0)"
     )
-    assert (
-        one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
-        and one_machine in answers.shorter(here)
-    )
+    assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
+    assert one_machine in answers.shorter(here)
     monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: EMPTY)
-    assert answers.schedules(here) == [] and answers.shorter(here) == "" == answers.shorter(EMPTY) == answers.shorter(
-        here.assign(experiment="cifar10-paper")
+    assert answers.schedules(here) == []
+    assert (
+        answers.shorter(here)
+        == ""
+        == answers.shorter(EMPTY)
+        == answers.shorter(here.assign(experiment="cifar10-paper"))
     )
 
 
@@ -584,11 +555,9 @@ def product_sizes(d: int, k: int, alpha: float = 0.7, beta: float = 0.7, draws: 
 
 def test_what_a_constant_at_nothing_makes_smaller():
     sizes = product_sizes(64, 64, draws=4)  # whole: alpha Z + beta I has the norm sqrt((alpha^2 + beta^2) d)
-    assert (
-        sizes["no noise"] == pytest.approx(0.7 * 8)
-        and sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05)
-        and sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
-    )
+    assert sizes["no noise"] == pytest.approx(0.7 * 8)
+    assert sizes["no diagonal"] == pytest.approx(0.7 * 8, rel=0.05)
+    assert sizes["both"] == pytest.approx(0.7 * 8 * 2**0.5, rel=0.05)
     sizes = product_sizes(96, 32)  # of the laboratory's models, as chapter 7 has it
     assert (1 - sizes["no diagonal"] / sizes["both"], 1 - sizes["no noise"] / sizes["both"]) == pytest.approx(
         (0.27, 0.51), abs=0.005
@@ -600,13 +569,10 @@ def test_anatomy_of_recorded_runs():
     assert set(products["when"]) == {"before", "after"} and products["fold"].all()
     config = named("cifar10-lab30")
     seeds = products["seed"].nunique()
-    assert (
-        len(products) == 2 * seeds * config.depth * (config.num_heads + 1)
-        and len(maps) == 2 * seeds * config.depth * config.num_heads
-    )
-    assert kept.table(products, maps).startswith(
-        "| before → after training | base |"
-    ) and "not in yet" in kept.in_short(products)
+    assert len(products) == 2 * seeds * config.depth * (config.num_heads + 1)
+    assert len(maps) == 2 * seeds * config.depth * config.num_heads
+    assert kept.table(products, maps).startswith("| before → after training | base |")
+    assert "not in yet" in kept.in_short(products)
     central, _ = kept.load_anatomy()
     text = kept.in_short(central)
     of_mimetic = (
@@ -615,10 +581,8 @@ def test_anatomy_of_recorded_runs():
         .mean()
         .unstack()
     )
-    assert (
-        f" {common.percent((of_mimetic['after'] / of_mimetic['before']).mean(), 1)} (" in text.splitlines()[4]
-        and text.count("\n") == 9
-    )
+    assert f" {common.percent((of_mimetic['after'] / of_mimetic['before']).mean(), 1)} (" in text.splitlines()[4]
+    assert text.count("\n") == 9
     assert kept.by_layer(central).count("\n") == 1 + config.depth
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
@@ -679,12 +643,10 @@ def test_what_large_weights_grow_by_themselves(monkeypatch):
         lambda experiment, arms, fold=True: _diagonals({a: made[a] for a in arms if a in made}),
     )
     text = kept.by_itself()
-    assert (
-        "| default | −0.0030 (" in text
-        and "−0.0100 (" in text
-        and "random directions | +0.0040 (" in text
-        and "−0.0300 (" in text
-    )
+    assert "| default | −0.0030 (" in text
+    assert "−0.0100 (" in text
+    assert "random directions | +0.0040 (" in text
+    assert "−0.0300 (" in text
     del made["random-directions"]
     assert kept.by_itself() == ""
 
@@ -694,20 +656,16 @@ def test_chapter_9_says_what_the_records_say():
     products, _ = kept.load_anatomy()
     raw = kept.shares_kept(kept.recorded_products("cifar10-lab30", ("mimetic",), fold=False))
     decay = kept.left_by_decay("cifar10-lab30")
-    assert (
-        len(raw) >= 5
-        and mean_interval(raw["vp"])[0] > decay > mean_interval(raw["qk"])[1]
-        and decay - raw["qk"].mean() < 0.04
-    )
-    assert (kept.shares_kept(products) > 0.8).all(axis=None) and (kept.shares_kept(products, what="z") < 0.95).all(
-        axis=None
-    )
+    assert len(raw) >= 5
+    assert mean_interval(raw["vp"])[0] > decay > mean_interval(raw["qk"])[1]
+    assert decay - raw["qk"].mean() < 0.04
+    assert (kept.shares_kept(products) > 0.8).all(axis=None)
+    assert (kept.shares_kept(products, what="z") < 0.95).all(axis=None)
     wrong, less = kept.kept_by_sign(), kept.left_by_decay("cifar10-lab10")
     ends = {arm: [mean_interval(shares[p]) for p in ("qk", "vp")] for arm, shares in wrong.items()}
     assert all(0.9 < low and high < 0.98 for both in ends.values() for low, high in both)
-    assert all(ends[arm][1][0] > less for arm in ("mimetic", "vp-plus")) and all(
-        ends[arm][1][0] < less for arm in ("both-flipped", "qk-minus")
-    )
+    assert all(ends[arm][1][0] > less for arm in ("mimetic", "vp-plus"))
+    assert all(ends[arm][1][0] < less for arm in ("both-flipped", "qk-minus"))
     assert (
         side(contrast(load_runs("cifar10-lab10"), {"qk-minus": 1, "mimetic": -1}))
         == side(contrast(load_runs("cifar10-lab10"), {"vp-plus": 1, "mimetic": -1}))
@@ -719,24 +677,20 @@ def test_chapter_9_says_what_the_records_say():
     )
     assert (below.iloc[:-1] == 1).all() and below.iloc[-1] < 0.5
     layers = after[after["product"] == "qk"].groupby("layer")["diag_mean"].mean()
-    assert (
-        (layers.iloc[:3] > 0).all() and (layers.iloc[-2:] < 0).all() and abs(layers.mean()) < 0.1 * layers.abs().max()
-    )
+    assert (layers.iloc[:3] > 0).all()
+    assert (layers.iloc[-2:] < 0).all()
+    assert abs(layers.mean()) < 0.1 * layers.abs().max()
     written = (
         products[(products["arm"] == "mimetic") & (products["when"] == "after")]
         .groupby("product")["diag_mean"]
         .mean()
         .abs()
     )
-    assert (
-        layers.abs().max() < 0.06 * written["qk"]
-        and after[after["product"] == "vp"]["diag_mean"].mean() > -0.06 * written["vp"]
-    )
+    assert layers.abs().max() < 0.06 * written["qk"]
+    assert after[after["product"] == "vp"]["diag_mean"].mean() > -0.06 * written["vp"]
     grown = kept.grown().groupby(["arm", "product"]).mean()
-    assert (
-        0.9 < grown["random-directions", "vp"] / grown["timm", "vp"] < 1.3
-        and mean_interval(kept.grown()["random-directions", "vp"])[1] < 0
-    )
+    assert 0.9 < grown["random-directions", "vp"] / grown["timm", "vp"] < 1.3
+    assert mean_interval(kept.grown()["random-directions", "vp"])[1] < 0
     ten, _ = kept.load_anatomy("cifar10-lab10", ("timm", "random-directions"))
     spread = ten[(ten["product"] == "vp") & (ten["when"] == "after")].groupby("arm")["offdiag_sd"].mean()
     assert 3.5 < spread["random-directions"] / spread["timm"] < 4.7
@@ -761,10 +715,8 @@ def test_the_parts_in_a_table(monkeypatch):
     )
     monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: there)
     lines = parts.taken_apart(finals).splitlines()
-    assert (
-        len(lines) == 2 + len(parts.TAKEN_APART) + 1
-        and lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
-    )
+    assert len(lines) == 2 + len(parts.TAKEN_APART) + 1
+    assert lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
     assert (
         lines[3]
         == "| V·proj left at its default | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) | 5 |"
@@ -774,9 +726,9 @@ def test_the_parts_in_a_table(monkeypatch):
         lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
     )
     monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: EMPTY)
+    assert "not in yet" in parts.taken_apart(EMPTY)
     assert (
-        "not in yet" in parts.taken_apart(EMPTY)
-        and parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2]
+        parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2]
         == "| **mimetic initialization** | +3.0 | +0.0 | – | 1 |"
     )
 
@@ -798,9 +750,8 @@ def test_chapter_7_says_what_the_records_say():
     sizes = [gain(arm) for arm in ("timm-rescaled", "random-directions")]
     assert max(v.mean() for v in sizes) / whole == pytest.approx(0.35, abs=0.02)
     assert [side(gain(arm, runs=replicas)) for arm in ("timm-rescaled", "random-directions")] == [0, 0]
-    assert gain("mimetic", "torch").mean() < whole and [
-        side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")
-    ] == [0, 0]
+    assert gain("mimetic", "torch").mean() < whole
+    assert [side(gain(arm, "torch")) for arm in ("mimetic-qk", "mimetic-vp")] == [0, 0]
     pooled = {
         kind: side(contrast(finals, {f"{kind}-mimetic": 1, f"{kind}-timm": -1}))
         for kind in ("learned-avg", "none-avg", "learned-token", "none-token")
@@ -815,20 +766,16 @@ def test_chapter_7_says_what_the_records_say():
         other: gain(NOISE_ONLY, other, replicas) for other in ("timm", "mimetic", "timm-rescaled", "random-directions")
     }
     assert all(len(v) == 5 for v in noise.values()) and side(noise["mimetic"]) == -1 and side(noise["timm"]) == 1
-    assert (
-        side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0
-        and 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
-    )
+    assert side(noise["timm-rescaled"]) == side(noise["random-directions"]) == 0
+    assert 0.2 < noise["timm"].mean() / gain("mimetic", runs=replicas).mean() < 0.3
     # positions in a random order
     assert side(gain("shuffled-avg-mimetic", "shuffled-avg-timm")) == 1
     lost = gain("mimetic", runs=replicas) - gain("shuffled-avg-mimetic", "shuffled-avg-timm")  # of one machine
     assert len(lost) == 5 and side(lost) == 0 and mean_interval(lost)[1] < whole / 2
     started = gain("from-sincos-avg-mimetic", "from-sincos-avg-timm")
-    assert (
-        side(started) == 1
-        and side(gain("mimetic", runs=replicas) - started) == 0
-        and side(started - gain("learned-avg-mimetic", "learned-avg-timm")) == 1
-    )
+    assert side(started) == 1
+    assert side(gain("mimetic", runs=replicas) - started) == 0
+    assert side(started - gain("learned-avg-mimetic", "learned-avg-timm")) == 1
     noise, shuffled = (gain(f"{kind}-avg-mimetic", f"{kind}-avg-timm") for kind in ("from-noise", "shuffled"))
     assert (
         side(noise)
@@ -848,21 +795,16 @@ def test_chapter_7_says_what_the_records_say():
         ("qk-alpha-1.4", "qk-beta-1.4", "vp-alpha-0.8", "vp-beta-0.8"),
         ("qk-alpha-0.35", "qk-beta-0.35", "vp-alpha-0.2", "vp-beta-0.2"),
     )
-    assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4 and [
-        side(gain(arm, "mimetic")) for arm in half
-    ] == [0, 1, 0, 0]
+    assert [side(gain(arm, "mimetic")) for arm in twice] == [-1] * 4
+    assert [side(gain(arm, "mimetic")) for arm in half] == [0, 1, 0, 0]
     assert [
         side(gain(arm, "mimetic"))
         for arm in ("qk-rank-8", "qk-rank-16", "qk-alpha-0", "qk-beta-0", "vp-beta-0", "vp-alpha-0")
     ] == [0, 0, 0, 0, -1, -1]
-    assert (
-        gain("vp-alpha-0", "mimetic").mean() < gain("vp-beta-0", "mimetic").mean()
-        and -gain("swapped", "mimetic").mean() > whole / 2
-    )
-    assert (
-        side(gain(TRACE, "mimetic", replicas)) == -1
-        and gain(TRACE, "mimetic", replicas).mean() < gain("vp-alpha-0", "mimetic").mean() + 0.01
-    )
+    assert gain("vp-alpha-0", "mimetic").mean() < gain("vp-beta-0", "mimetic").mean()
+    assert -gain("swapped", "mimetic").mean() > whole / 2
+    assert side(gain(TRACE, "mimetic", replicas)) == -1
+    assert gain(TRACE, "mimetic", replicas).mean() < gain("vp-alpha-0", "mimetic").mean() + 0.01
 
 
 def test_the_nearest_evidence_for_a_larger_model():

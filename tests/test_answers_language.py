@@ -76,11 +76,9 @@ def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
     assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
-    assert (
-        "No samples yet" in answers.samples()
-        and "no records yet" in rates.rates_sentence()
-        and rates.best_rates() == {}
-    )
+    assert "No samples yet" in answers.samples()
+    assert "no records yet" in rates.rates_sentence()
+    assert rates.best_rates() == {}
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
@@ -100,17 +98,12 @@ def test_nothing_yet():
 )
 def test_fewer_bits_are_a_gain(effect, words):
     put(CENTRAL, effect)
-    assert answers.found(CENTRAL).count(
-        words
-    ) == OTHERS and f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(
-        CENTRAL
-    )
+    assert answers.found(CENTRAL).count(words) == OTHERS
+    assert f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     ahead = answers.numbers(table)["ahead"]
-    assert (
-        len(points) == 3 * OTHERS
-        and ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
-    )
+    assert len(points) == 3 * OTHERS
+    assert ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
     assert len(ax.get_yticks()) == OTHERS
 
@@ -123,10 +116,8 @@ def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
 def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
     text = answers.found(SHARE)
-    assert (
-        text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES)
-        and f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
-    )
+    assert text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES)
+    assert f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
 
 
 def test_one_rate_for_all():
@@ -168,14 +159,13 @@ def test_the_rates_at_the_ends_of_the_sweep():
     other = finals.assign(
         test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9)
     )
+    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other)
     assert (
-        "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other)
-        and "held back, at `v16000` language signs by 0.100. Two runs of one configuration may differ by more"
+        "held back, at `v16000` language signs by 0.100. Two runs of one configuration may differ by more"
         in rates.ends(other)
     )
-    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet") and rates.ends(finals[:0]).endswith(
-        "`."
-    )
+    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet")
+    assert rates.ends(finals[:0]).endswith("`.")
 
 
 def test_the_second_rate_of_the_search():
@@ -193,13 +183,11 @@ def test_the_second_rate_of_the_search():
     # each at its better rate
     assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])
     text = rates.second_sentence(table)
-    assert (
-        "language signs: 0.002 instead of 0.004 −0.100 (" in text
-        and ": better; at the better of the two, against the default at the better of its own, +0.350" in text
-    )
-    assert (
-        "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text and ": worse" in text and "not all in yet: " in text
-    )
+    assert "language signs: 0.002 instead of 0.004 −0.100 (" in text
+    assert ": better; at the better of the two, against the default at the better of its own, +0.350" in text
+    assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text
+    assert ": worse" in text
+    assert "not all in yet: " in text
     assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
@@ -234,11 +222,10 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
         for arm in ("rescaled", "random-directions")
         for s in range(6)
     ]
-    assert (
-        "Language signs at 0.002 instead, their better rate: +0.3"
-        in rates.beyond_size(pd.concat([finals, pd.DataFrame(controls)]))
-        and rates.beyond_size(finals) == ""
+    assert "Language signs at 0.002 instead, their better rate: +0.3" in rates.beyond_size(
+        pd.concat([finals, pd.DataFrame(controls)])
     )
+    assert rates.beyond_size(finals) == ""
     assert "not all in yet" in rates.signs_at_one_rate(finals[finals["arm"] != "vision"])
     assert all(
         named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE
@@ -250,18 +237,14 @@ def test_runs_made_twice():
     assert rates.twins_sentence() == "" == rates.one_rate_sentence()
     put(CENTRAL, 0.1, seeds=SEEDS["central"])
     put(RATE, 0.1, seeds=(0, 1))
-    assert (
-        re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence())
-        and "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
-    )
+    assert re.search(r"4 runs were made twice .* differ by 0\.0\d\d", rates.twins_sentence())
+    assert "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
 
 
 def test_which_text_models_have_a_sign():
     said = answers.signs_sentence()
-    assert (
-        said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +")
-        and "In neither product: Whisper tiny.en decoder" in said
-    )
+    assert said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +")
+    assert "In neither product: Whisper tiny.en decoder" in said
 
 
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
@@ -269,10 +252,8 @@ def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     assert rates.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
     assert rates.rate_table(finals).shape == (3, 5)
     text = rates.rates_sentence(finals)
-    assert (
-        "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text
-        and "At the lowest rate tried: language signs." in text
-    )
+    assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text
+    assert "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
     (ax,) = figures.rates(rates.rate_table(finals), plateau=3.6).axes
     assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [
@@ -297,9 +278,9 @@ def test_what_slows_a_model_down(rescaled, random, words):
         "random-directions": [3, 3, 3, random],
     }
     text = rates.slow_sentence(3.6, 8e-3, search(**rows))
-    assert (
-        words in text and "language signs 3.300" in text.split("Nearer to the default")[0] and "One seed an arm" in text
-    )
+    assert words in text
+    assert "language signs 3.300" in text.split("Nearer to the default")[0]
+    assert "One seed an arm" in text
 
 
 def test_the_table_of_pairs_of_characters(monkeypatch):
@@ -363,7 +344,8 @@ def test_head_start(gap, early, end, way):
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
     panels = figures.gaps_on_the_way({"learned": frame, "fixed": frame}, reference="gpt2").axes
-    assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"] and all(
+    assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"]
+    assert all(
         np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4
     )
 
@@ -384,12 +366,10 @@ def test_a_lead_on_the_way_is_said():
 def test_samples_products_and_runs():
     put(CENTRAL, -0.05, seeds=(0,))
     html = answers.samples()
-    assert (
-        html.count("<pre") == 2
-        and "1.950 bits per byte" in html
-        and "&lt;" not in LABELS["gpt2"]
-        and "default (GPT-2&#x27;s)" in html
-    )
+    assert html.count("<pre") == 2
+    assert "1.950 bits per byte" in html
+    assert "&lt;" not in LABELS["gpt2"]
+    assert "default (GPT-2&#x27;s)" in html
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     config = named("tinyshakespeare")
     assert len(products) == 2 * 2 * config.depth * (config.num_heads + 1) and products["fold"].all()

@@ -43,17 +43,13 @@ def test_whether_two_machines_agree(monkeypatch):
     here, there = runs(GPU, shift=0.002), runs(CPU, gain=0.03, seeds=(0, 1))
     monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
     both = machines.replicas("cifar10-lab10")
-    assert (
-        len(both) == 4
-        and set(both["other device"]) == {CPU}
-        and (both["here"] - both["there"]).to_numpy() == pytest.approx([0.002, 0.002, 0.012, 0.012])
-    )
+    assert len(both) == 4
+    assert set(both["other device"]) == {CPU}
+    assert (both["here"] - both["there"]).to_numpy() == pytest.approx([0.002, 0.002, 0.012, 0.012])
     said = machines.replicas_sentence()
-    assert (
-        "4 of these runs" in said
-        and "+0.7 points" in said
-        and "with the 2 seeds that both have: +4.0 points here, +3.0 there" in said
-    )
+    assert "4 of these runs" in said
+    assert "+0.7 points" in said
+    assert "with the 2 seeds that both have: +4.0 points here, +3.0 there" in said
     there = runs(GPU)  # the same machine is no other machine
     assert machines.replicas("cifar10-lab10").empty and machines.replicas_sentence() == ""
 
@@ -70,11 +66,9 @@ def test_differences_that_two_machines_made(monkeypatch):
         }
     )
     assert list(table.index) == [("The gain", "mimetic initialization"), ("A question", "the other way")]
-    assert (
-        table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"]
-        and table["pairs"].tolist() == [2, 2]
-        and table[""].tolist() == ["undecided there"] * 2
-    )
+    assert table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"]
+    assert table["pairs"].tolist() == [2, 2]
+    assert table[""].tolist() == ["undecided there"] * 2
     assert [machines._agree(*sides) for sides in ((1, 1), (-1, 1), (0, -1), (0, 0))] == [
         "the same",
         "opposite",
@@ -92,11 +86,9 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
     monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
     there.loc[[0, 1, 2, 3], "test_bits_per_byte"] = [2.01, 1.99, 2.01, 2.03]
     said = machines.text_replicas_sentence("share")
-    assert (
-        "6 of these runs" in said
-        and "by 0.010 bits per byte (median), most at " in said
-        and said.endswith(": by 0.030.")
-    )
+    assert "6 of these runs" in said
+    assert "by 0.010 bits per byte (median), most at " in said
+    assert said.endswith(": by 0.030.")
     there.loc[3, "test_bits_per_byte"] = 2.3
     assert "by 0.300. Where rounding decides so much" in machines.text_replicas_sentence("share")
     assert "another sign" not in machines.text_replicas_sentence("share")

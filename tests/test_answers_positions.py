@@ -65,14 +65,11 @@ def put(study, effects, seeds=range(6), level=2.0):
 def test_nothing_yet():
     table, points = positions.comparisons()
     assert table.empty and points.empty and positions.in_short() == ""
-    assert (
-        "no pair of runs is in yet" in positions.answer()
-        and positions.controls().count("no pair is in yet") == 5
-        and "no pair is in yet" in positions.rotary_answer()
-    )
-    assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS) and positions.missing().count(
-        "runs are in"
-    ) == 2 + len(OTHER_POSITIONS)
+    assert "no pair of runs is in yet" in positions.answer()
+    assert positions.controls().count("no pair is in yet") == 5
+    assert "no pair is in yet" in positions.rotary_answer()
+    assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
+    assert positions.missing().count("runs are in") == 2 + len(OTHER_POSITIONS)
     assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
 
 
@@ -80,51 +77,38 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     put(CENTRAL, {"language": 0.4, "vision": 0.2})
     put(POSITIONS, {"language": 0.03, "vision": -0.2, "rescaled": -0.05, "random-directions": 0.0}, level=2.1)
     short = positions.in_short()
-    assert (
-        "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | not run | not run |" in short
-        and "WikiText" not in short
-    )
+    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | not run | not run |" in short
+    assert "WikiText" not in short
     assert (
         "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
-        " pairs): *gains* | not run | not run |"
-        in short
-        and ": *loses* | +0.030 (" in short
+        " pairs): *gains* | not run | not run |" in short
     )
+    assert ": *loses* | +0.030 (" in short
     assert "GPT-2's own start, the default with learned ones: −0.100 (" in short  # 2.1 - 0.2 against 2.0
     text = positions.answer()
-    assert (
-        "* vision signs: gains: −0.200 bits per byte (" in text
-        and "; better than with learned positions, by −0.400 (" in text
-    )
-    assert (
-        "* default at mimetic's norms: gains: −0.050" in text
-        and "vision signs minus default at mimetic's norms: −0.150" in text
-        and "vision signs minus random directions: −0.200" in text
-    )
+    assert "* vision signs: gains: −0.200 bits per byte (" in text
+    assert "; better than with learned positions, by −0.400 (" in text
+    assert "* default at mimetic's norms: gains: −0.050" in text
+    assert "vision signs minus default at mimetic's norms: −0.150" in text
+    assert "vision signs minus random directions: −0.200" in text
     assert "the default +0.100 (" in text and "vision signs −0.100 (" in text
     table, points = positions.comparisons()
-    assert (
-        len(table) == 2 + 4
-        and len(points) == 6 * 6
-        and len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
-    )
+    assert len(table) == 2 + 4
+    assert len(points) == 6 * 6
+    assert len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
     put(POSITIONS_WIKITEXT2, {"vision": -0.02, "language": -0.01})
     assert "| WikiText-2, language signs | not run | −0.010 (" in positions.in_short()
     put(POSITIONS_LONG, {"vision": -0.05}, seeds=(0, 1, 2))
-    assert (
-        "| tiny Shakespeare, 6,000 steps, vision signs | not run | −0.04" in positions.in_short()
-        and "3 pairs): *ahead* | not run | not run |" in positions.in_short()
-    )
+    assert "| tiny Shakespeare, 6,000 steps, vision signs | not run | −0.04" in positions.in_short()
+    assert "3 pairs): *ahead* | not run | not run |" in positions.in_short()
 
 
 def test_a_random_order():
     put(POSITIONS, {"vision": -0.2})
     put(SHUFFLED, {"vision": 0.1})
     text = positions.controls()
-    assert (
-        "vision signs: loses: +0.100" in text
-        and "; worse than with fixed positions in their order, by +0.300 (" in text
-    )
+    assert "vision signs: loses: +0.100" in text
+    assert "; worse than with fixed positions in their order, by +0.300 (" in text
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
@@ -138,12 +122,10 @@ def test_the_controls_are_held_against_fixed_positions():
     put(SCALED, {"vision": 0.15, "lr-0.002-vision": 0.05})
     lines = positions.controls().splitlines()
     assert lines[0] == "* The same positions in a random order: no pair is in yet (`python -m mimetic queue language`)."
-    assert (
-        lines[1].startswith(
-            "* Fixed positions without their mean: against a default of 2.025, vision signs: gains: −0.200"
-        )
-        and "not to be told from what it is otherwise" in lines[1]
+    assert lines[1].startswith(
+        "* Fixed positions without their mean: against a default of 2.025, vision signs: gains: −0.200"
     )
+    assert "not to be told from what it is otherwise" in lines[1]
     assert "by +0.350 (" in lines[2] and ". vision signs at 0.002: loses: +0.050" in lines[2]
 
 
@@ -155,11 +137,9 @@ def test_rotary_positions():
     assert text.endswith(
         "* vision signs with fixed positions minus the default with rotary ones: −0.200 (−0.208 to −0.192, 6 pairs)"
     )
-    assert (
-        "* language signs: loses: +0.100" in text
-        and "; better than with learned positions, by −0.300 (" in text
-        and "* language signs minus vision signs, each at its own rate: +0.200" in text
-    )
+    assert "* language signs: loses: +0.100" in text
+    assert "; better than with learned positions, by −0.300 (" in text
+    assert "* language signs minus vision signs, each at its own rate: +0.200" in text
     assert (
         "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
         " pairs): *gains* | not run | −0.100 (" in positions.in_short()
@@ -210,10 +190,8 @@ def test_claims_and_the_share_follow():
 def test_what_enters_and_what_attention_adds():
     table = yardsticks.stream_before_training(windows=2)
     times = table["times what enters", LABELS["vision"]]
-    assert (
-        list(table.index) == [TEXT_POSITIONS[kind] for kind in yardsticks.POSITIONS]
-        and table["enters", ""].iloc[:5].is_monotonic_increasing
-    )
+    assert list(table.index) == [TEXT_POSITIONS[kind] for kind in yardsticks.POSITIONS]
+    assert table["enters", ""].iloc[:5].is_monotonic_increasing
     # as the chapter says
     assert round(times.iloc[0]) == 17 and round(times.min(), 1) == 0.6 and round(times.iloc[1], 1) == 1.5
     assert (
@@ -224,9 +202,8 @@ def test_what_enters_and_what_attention_adds():
 
 def test_where_tokens_look_before_training():
     table = yardsticks.attention_by_distance(windows=2)
-    assert set(table["positions"]) == set(yardsticks.POSITIONS) < set(POS_EMBED) == set(TEXT_POSITIONS) and set(
-        table["arm"]
-    ) == {"gpt2", "vision"} <= set(LABELS)
+    assert set(table["positions"]) == set(yardsticks.POSITIONS) < set(POS_EMBED) == set(TEXT_POSITIONS)
+    assert set(table["arm"]) == {"gpt2", "vision"} <= set(LABELS)
     shares = table.set_index(["positions", "arm", "back"])["share"].sort_index()
     near = {
         (kind, arm): shares[kind, arm].loc[1:4].mean() for kind in yardsticks.POSITIONS for arm in ("gpt2", "vision")
@@ -239,11 +216,9 @@ def test_where_tokens_look_before_training():
     assert near["rotary", "vision"] > 4 * far["rotary", "vision"]  # here they are turned alike
     for kind, arm in set(near) - {("sincos", "vision"), ("centred", "vision"), ("rotary", "vision")}:
         assert near[kind, arm] < 1.6 * far[kind, arm], (kind, arm)  # no others
-    assert (
-        shares["learned", "vision", 0] > 10 * shares["learned", "gpt2", 0]
-        and (shares > 0).all()
-        and table.groupby(["positions", "arm"])["share"].sum().max() <= 1
-    )
+    assert shares["learned", "vision", 0] > 10 * shares["learned", "gpt2", 0]
+    assert (shares > 0).all()
+    assert table.groupby(["positions", "arm"])["share"].sum().max() <= 1
     assert len(figures.attention_by_distance(table).axes) == len(yardsticks.POSITIONS)
     with pytest.raises(ValueError, match="farthest must be from 0 to half of the window of 128, not 65"):
         yardsticks.attention_by_distance(farthest=65)

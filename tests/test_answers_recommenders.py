@@ -1,5 +1,5 @@
-"""What the recommender chapter says, against toy records: verdict words follow from numbers, and what is missing is
-said.
+"""What the recommender chapter says, against toy records: verdict words follow
+from numbers, and what is missing is said.
 """
 
 import dataclasses
@@ -61,21 +61,16 @@ def test_the_answer_follows_from_the_pairs(no_rates):
         " Beauty (1,000 items)**: no pair yet."
     )
     table = rec.in_numbers(runs)
-    assert (
-        "| default | 0.1000 |  |" in table
-        and "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
-    )
+    assert "| default | 0.1000 |  |" in table
+    assert "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
     three, one = ({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])} for n in (3, 1))
-    assert re.fullmatch(
-        r"\+0\.0102 \(.*\): \*ahead so far\*", gains(three).loc["vision signs", "ml100k"]
-    ) and "p 0.250" in rec.in_numbers(three)
-    assert gains(one).loc[
-        "vision signs", "ml100k"
-    ] == "+0.0100: *only one pair so far*" and "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
+    assert re.fullmatch(r"\+0\.0102 \(.*\): \*ahead so far\*", gains(three).loc["vision signs", "ml100k"])
+    assert "p 0.250" in rec.in_numbers(three)
+    assert gains(one).loc["vision signs", "ml100k"] == "+0.0100: *only one pair so far*"
+    assert "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
     worse = {"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)}
-    assert re.fullmatch(
-        r"−0\.0105 \(.*\): \*loses\*", gains(worse).loc["opposite signs", "ml100k"]
-    ) and "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
+    assert re.fullmatch(r"−0\.0105 \(.*\): \*loses\*", gains(worse).loc["opposite signs", "ml100k"])
+    assert "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
 
 
 def test_what_an_imitation_gains():
@@ -104,9 +99,8 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     text = rec.verdict({"ml100k": runs})
     table = gains({"ml100k": runs})
     assert list(table) == ["ml100k", rec.SIBLING_RUNS] and table.loc["default"].tolist() == ["0.1000", "0.1105"]
-    assert table.loc["vision signs", rec.SIBLING_RUNS] == "−0.0105 (−0.0109 to −0.0101): *loses*" and table.loc[
-        "opposite signs"
-    ].tolist() == ["", "+0.0100 (+0.0100 to +0.0100): *gains*"]
+    assert table.loc["vision signs", rec.SIBLING_RUNS] == "−0.0105 (−0.0109 to −0.0101): *loses*"
+    assert table.loc["opposite signs"].tolist() == ["", "+0.0100 (+0.0100 to +0.0100): *gains*"]
     assert (
         "* **MovieLens-100K, causal next-item sibling**: a sign may matter (after 20 epochs; [below](#qualified) for"
         " 40, the plan): opposite signs do better than vision's.\n" in text
@@ -125,14 +119,11 @@ def test_the_siblings_table(no_rates):
         next_mimetic=BETTER[:3],
     )
     lines = rec.sibling_table({"ml100k": runs}).splitlines()
-    assert lines[2].startswith("| vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | ") and lines[2].endswith(
-        " | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0102 (+0.0097 to +0.0107, 3 pairs) |"
-    )
-    assert (
-        lines[4].startswith("| opposite minus vision signs | −0.0105 (")
-        and lines[4].endswith("| – |")
-        and len(lines) == 5
-    )
+    assert lines[2].startswith("| vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | ")
+    assert lines[2].endswith(" | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0102 (+0.0097 to +0.0107, 3 pairs) |")
+    assert lines[4].startswith("| opposite minus vision signs | −0.0105 (")
+    assert lines[4].endswith("| – |")
+    assert len(lines) == 5
     assert rec.sibling_table({"ml100k": finals(bert=BASE)}) == ""
 
 
@@ -140,10 +131,8 @@ def test_positions_side_by_side(monkeypatch):
     sets = {"ml100k": finals(bert=BASE, mimetic=BETTER), "ml100k-sincos": finals(bert=BETTER, mimetic=BETTER)}
     monkeypatch.setattr(rec, "load_runs", lambda name: sets.get(name, finals()))
     lines = rec.by_positions().splitlines()
-    assert (
-        lines[2] == "| at 0.001: default | 0.1000 | 0.1105 | +0.0105 (+0.0101 to +0.0109, 6 pairs) |"
-        and len(lines) == 4
-    )
+    assert lines[2] == "| at 0.001: default | 0.1000 | 0.1105 | +0.0105 (+0.0101 to +0.0109, 6 pairs) |"
+    assert len(lines) == 4
     assert (
         lines[3]
         == "| at 0.001: vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0000 (+0.0000 to +0.0000, 6 pairs) |"
@@ -183,9 +172,8 @@ def test_chapter_12_says_what_the_records_say():
         for where in everywhere
     )
     between = {where: gain("beauty", "opposite", "mimetic", *where) for where in everywhere}
-    assert [where for where, v in between.items() if side(v)] == [("", last)] and summary(between["", last])[
-        "p"
-    ] == pytest.approx(0.062, abs=0.001)
+    assert [where for where, v in between.items() if side(v)] == [("", last)]
+    assert summary(between["", last])["p"] == pytest.approx(0.062, abs=0.001)
     # the learning rate
     moved = {
         (data, column): common.between_runs(sets[data, "-rate"], sets[data, ""], ("bert", "bert"), column)
@@ -201,9 +189,8 @@ def test_chapter_12_says_what_the_records_say():
         for arm in ("bert", "mimetic", "opposite", *controls)
         for column in (last, before)
     ]
-    assert all(side(v) == -1 for v in lower) and not any(
-        side(gain("beauty", arm, rate="-rate")) for arm in ("mimetic", "opposite", *controls)
-    )
+    assert all(side(v) == -1 for v in lower)
+    assert not any(side(gain("beauty", arm, rate="-rate")) for arm in ("mimetic", "opposite", *controls))
     # fixed positions
     sets["ml100k-sincos", ""] = load_runs("ml100k-sincos")
     for column in (last, before):
@@ -213,9 +200,8 @@ def test_chapter_12_says_what_the_records_say():
         )
         assert side(gain("ml100k-sincos", "mimetic", column=column)) == 1
         assert not any(side(gain("ml100k-sincos", "mimetic", other, column=column)) for other in controls)
-    assert len(gain("ml100k-sincos", "opposite")) == 6 and all(
-        side(gain("ml100k-sincos", arm)) == 1 for arm in controls
-    )
+    assert len(gain("ml100k-sincos", "opposite")) == 6
+    assert all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
     sets["ml100k-sincos", "-rate"] = load_runs("ml100k-sincos-rate")
     assert [side(gain("ml100k-sincos", "opposite", "mimetic", "-rate", column)) for column in (last, before)] == [
         -1,
@@ -225,7 +211,8 @@ def test_chapter_12_says_what_the_records_say():
     assert [side(gain("ml100k-sincos", "opposite", controls[0], "-rate", column)) for column in (last, before)] == [
         -1,
         -1,
-    ] and controls[0] == "timm-rescaled"
+    ]
+    assert controls[0] == "timm-rescaled"
     assert not any(
         side(gain("ml100k-sincos", arm, rate="-rate", column=column))
         for arm in ("mimetic", *controls)
@@ -241,10 +228,8 @@ def test_chapter_12_says_what_the_records_say():
     # the sibling
     for column in (last, before):
         assert side(gain("ml100k", "short-next-opposite", "short-next-mimetic", column=column)) == 1
-    assert (
-        side(gain("ml100k", "short-next-opposite", "short-next-bert")) == 1
-        and side(gain("ml100k", "short-next-mimetic", "short-next-bert")) == -1
-    )
+    assert side(gain("ml100k", "short-next-opposite", "short-next-bert")) == 1
+    assert side(gain("ml100k", "short-next-mimetic", "short-next-bert")) == -1
     over = {
         arms: crossed_interval(rec.user_differences("ml100k", *(f"short-next-{arm}" for arm in arms)))
         for arms in (("mimetic", "bert"), ("opposite", "bert"), ("opposite", "mimetic"))
@@ -266,9 +251,8 @@ def test_chapter_12_says_what_the_records_say():
     # how large: one draw each; the last digits differ by the release of PyTorch and by LAPACK
     sizes = [spread(name, *shape) for name in ("mimetic", "bert", "xavier") for shape in ((64, 2), (768, 12))]
     assert [value for pair in sizes[:2] for value in pair] == pytest.approx([0.14, 0.09, 0.047, 0.026], rel=0.04)
-    assert [sizes[i][j] / sizes[i + 2][0] for i in (0, 1) for j in (0, 1)] == pytest.approx(
-        [8, 5, 2.6, 1.4], rel=0.05
-    ) and sizes[4][0] == pytest.approx(0.12, abs=0.006)
+    assert [sizes[i][j] / sizes[i + 2][0] for i in (0, 1) for j in (0, 1)] == pytest.approx([8, 5, 2.6, 1.4], rel=0.05)
+    assert sizes[4][0] == pytest.approx(0.12, abs=0.006)
 
 
 def spread(name, d_model, num_heads):
@@ -303,10 +287,8 @@ def test_the_sibling_at_its_best_epoch():
         for epoch in (1, 2, 3)
     ]
     text = convergence.at_best_epoch(pd.DataFrame(rows))
-    assert (
-        "default after 2, vision signs after 2, opposite signs after 2 epochs" in text
-        and "opposite signs +0.0105 (+0.0101 to +0.0109, 6 pairs)." in text
-    )
+    assert "default after 2, vision signs after 2, opposite signs after 2 epochs" in text
+    assert "opposite signs +0.0105 (+0.0101 to +0.0109, 6 pairs)." in text
     assert convergence.at_best_epoch(pd.DataFrame(rows[:6])) == "" == convergence.at_best_epoch(pd.DataFrame())
 
 
@@ -316,10 +298,8 @@ def test_whether_it_is_the_size(no_rates):
         "ml100k": finals(bert=BASE, timm_rescaled=BETTER, random_directions=MIXED, mimetic=same, opposite=same[::-1])
     }
     size = rec.verdict(runs)
-    assert (
-        gains(runs)["ml100k"].str.startswith("+0.0105 (").sum() == 3
-        and "larger attention weights gain, with a diagonal or without one;" in size
-    )
+    assert gains(runs)["ml100k"].str.startswith("+0.0105 (").sum() == 3
+    assert "larger attention weights gain, with a diagonal or without one;" in size
     beyond = rec.verdict({"ml100k": finals(bert=BASE, timm_rescaled=BASE, random_directions=BASE, mimetic=BETTER)})
     assert "**MovieLens-100K**: vision signs gain beyond the size of the weights and their singular values." in beyond
     for one in (
@@ -362,19 +342,15 @@ def test_both_rates_and_both_items_are_shown():
     ]
     # two of +0.0105, two of -0.0105
     assert table.loc["vision signs", "mean of the four"] == "+0.0000 (+0.0000 to +0.0000), 6"
-    assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6" and table.loc[
-        "vision signs", "last but one, 0.003"
-    ].startswith("−0.0105")
-    assert (
-        table.loc["default", "last items, 0.003"] == "0.1105" and table.loc["opposite signs", "last items, 0.003"] == ""
-    )
+    assert table.loc["vision signs", "last items, 0.001"] == "+0.0105 (+0.0101 to +0.0109), 6"
+    assert table.loc["vision signs", "last but one, 0.003"].startswith("−0.0105")
+    assert table.loc["default", "last items, 0.003"] == "0.1105"
+    assert table.loc["opposite signs", "last items, 0.003"] == ""
     assert convergence.elsewhere("ml100k", finals(), finals()).empty
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
-    assert (
-        change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all()
-        and change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
-    )
+    assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all()
+    assert change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
     assert change.loc["default at 0.003 minus opposite signs at 0.001"].eq("+0.0105 (−0.0009 to +0.0219), 6").all()
     assert convergence.rate_table({"ml100k": common}, {"ml100k": load_runs("nothing")}).empty
     assert convergence.rate_table({"ml100k": load_runs("nothing")}, {"ml100k": load_runs("nothing")}).empty
@@ -387,9 +363,8 @@ def test_what_is_missing_is_said_until_nothing_is(no_rates, monkeypatch):
     assert f"{6 * len(arms) - 1} of {6 * len(arms)} runs" in common.missing(
         CENTRAL["beauty"], table[1:], SEEDS["beauty"], rec.COMMAND
     )
-    assert "36 of 36 runs of the comparison, " in rec.verdict(
-        {"beauty": table}
-    ) and "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
+    assert "36 of 36 runs of the comparison, " in rec.verdict({"beauty": table})
+    assert "0 of 36 runs of the comparison" in rec.verdict({"beauty": finals()})
     whole = finals(**{arm.replace("-", "_"): BASE for arm in (*arms, "timm-rescaled", "random-directions")})
     assert "0 of 30 runs at the other rate are in;" in rec.verdict({"beauty": whole})
     monkeypatch.setattr(rec, "load_runs", lambda name: whole)
@@ -430,10 +405,8 @@ def test_steps_to_the_defaults_end():
     curves = pd.concat([curve(slow), curve(fast, "mimetic")])
     table = convergence.first_reached(finals(bert=[0.1], mimetic=[0.2]), curves, ("bert", "mimetic", "opposite"))
     assert list(table.index) == ["default (BERT's trunc-normal .02)", "vision signs"]
-    assert (
-        table["share of the run"].tolist() == pytest.approx([1, 0.5])
-        and table.loc["vision signs", "earlier than the default by"] == 0.5
-    )
+    assert table["share of the run"].tolist() == pytest.approx([1, 0.5])
+    assert table.loc["vision signs", "earlier than the default by"] == 0.5
     never = convergence.first_reached(finals(bert=[0.3], mimetic=[0.2]), curves, ("bert", "mimetic"))
     assert never.loc["vision signs", "share of the run"] == 1 and never.loc["vision signs", "reached"] == 0
     assert convergence.first_reached(finals(), curves, ("bert",)).empty
@@ -456,9 +429,8 @@ def test_when_an_arm_leaves_popularity_behind(monkeypatch):
         == "Epochs in brackets; the default needs 3.3. Sooner than the default: vision signs (2.3). No difference that"
         " these pairs can show: opposite signs (3.3)."
     )
-    assert "too few pairs" in convergence.sooner_sentence(
-        table.assign(pairs=4)
-    ) and "No pairs" in convergence.sooner_sentence(table.iloc[:1])
+    assert "too few pairs" in convergence.sooner_sentence(table.assign(pairs=4))
+    assert "No pairs" in convergence.sooner_sentence(table.iloc[:1])
 
 
 def test_what_changes_the_signs(monkeypatch):
@@ -477,9 +449,8 @@ def test_what_changes_the_signs(monkeypatch):
     monkeypatch.setattr(questions, "trained", lambda experiment, arm: [arm] if arm in models else [])
     monkeypatch.setattr(questions, "layer_signs", lambda part: models[part[0]])
     table = questions.sign_changes().set_index(["factor", "product"])
-    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0] and table.loc[
-        ("causality (a causal mask)", "V·proj")
-    ].tolist() == [0, 1, 0, 2, 1, 0]
+    assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0]
+    assert table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1, 0]
     assert table.loc[("the norm (pre-LN in place of post-LN)", "QK"), ["turns", "means turn"]].tolist() == [1, 1]
     short = questions.sign_question().split("\n")[0]
     norm, causality = "the norm (1 of 2 layers)", "causality (2 of 2 layers)"
@@ -497,9 +468,8 @@ def test_what_changes_the_signs(monkeypatch):
     )
     models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.1, 0.1
     del models["pre-ln-bert"]
-    assert short != questions.sign_question().split("\n")[0] and questions.sign_question().split("\n")[0].endswith(
-        "By this mark no sign turns round."
-    )
+    assert short != questions.sign_question().split("\n")[0]
+    assert questions.sign_question().split("\n")[0].endswith("By this mark no sign turns round.")
 
 
 def test_signs_are_called_layer_by_layer():
@@ -522,17 +492,14 @@ def test_signs_are_called_layer_by_layer():
     assert questions.signs_in_words(heads(turned, turned, clear, clear)).endswith("the opposite of vision's signs")
     assert questions.signs_in_words(heads(turned, clear)).startswith("QK − in layer 0, + in layer 1")
     found = questions.layer_signs(heads(clear, turned)).loc[("qk", 0)]
-    assert (
-        (found["above"], found["below"], found["count"]) == (4, 0, 5)
-        and found["low"] < found["z"] < found["high"]
-        and found["z"] == pytest.approx(0.38)
-    )
+    assert (found["above"], found["below"], found["count"]) == (4, 0, 5)
+    assert found["low"] < found["z"] < found["high"]
+    assert found["z"] == pytest.approx(0.38)
 
 
 def test_arms_have_names():
-    assert rec.arm_label("short-next-mimetic") == "next item, vision signs" and rec.arm_label(
-        "pre-ln-next-bert"
-    ).startswith("next item, pre-LN, 40 epochs, default")
+    assert rec.arm_label("short-next-mimetic") == "next item, vision signs"
+    assert rec.arm_label("pre-ln-next-bert").startswith("next item, pre-LN, 40 epochs, default")
     assert rec.arm_label("short-next-fit-beauty") == "next item, fitted to the sibling of Beauty"
     assert rec.arm_label("mimetic") == "vision signs" and rec.arm_label("something") == "something"
 
@@ -555,18 +522,14 @@ def test_products_and_sentences_from_records(records):
     assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
     before = products.query("arm == 'mimetic' and when == 'before'")
     assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
-    assert (
-        "V·proj in no layer" in questions.first_answer()
-        and "no run of the default is in yet" in questions.first_answer()
-    )
+    assert "V·proj in no layer" in questions.first_answer()
+    assert "no run of the default is in yet" in questions.first_answer()
     table = questions.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert (
-        questions.sign_question().startswith(
-            "**In short:** the sign of QK appears or vanishes in half of the layers or more with "
-        )
-        and "inf" not in questions.first_answer()
+    assert questions.sign_question().startswith(
+        "**In short:** the sign of QK appears or vanishes in half of the layers or more with "
     )
+    assert "inf" not in questions.first_answer()
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
@@ -607,8 +570,8 @@ def test_whether_the_recipe_is_fair(monkeypatch):
             assert (
                 f"with seed 0; with all 3 seeds, on the same items, {rec.METRIC.signed(gain)} ("
                 in convergence.fairness_sentence()
-                and said in convergence.fairness_sentence()
             )
+            assert said in convergence.fairness_sentence()
     rows[1]["test_validation_ndcg10"] = 0.11  # the default at the common rate
     assert "best at 0.001 (0.1100), the common rate;" in convergence.fairness_sentence()
 
@@ -618,15 +581,11 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
     assert table.loc[("what mimetic_init_ writes", "vp"), "explained"] == pytest.approx(0.5, abs=0.03)
     assert table.loc[("BERT4Rec, MovieLens-100K", "qk"), "explained"] < 0.05
     short = questions.overview(table.reset_index(), {"ml100k": load_runs("ml100k"), "beauty": finals()})
-    assert (
-        "| Layers worth imitating? | no: QK in no layer, V·proj in no layer | no run yet | no run yet |" in short
-        and re.search(r"\| hardly: \d\.\d\d\s%, \d\.\d\d\s% \| no run yet \|", short)
-    )
-    assert (
-        re.search(r"\| yes: 15\.\d\s% \| yes: 19\.5\s% \| yes: 15\.\d\s% \|", short)
-        and "3.7 % with 12,101 items" in short
-        and re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
-    )
+    assert "| Layers worth imitating? | no: QK in no layer, V·proj in no layer | no run yet | no run yet |" in short
+    assert re.search(r"\| hardly: \d\.\d\d\s%, \d\.\d\d\s% \| no run yet \|", short)
+    assert re.search(r"\| yes: 15\.\d\s% \| yes: 19\.5\s% \| yes: 15\.\d\s% \|", short)
+    assert "3.7 % with 12,101 items" in short
+    assert re.search(r"\| vision signs, minus that \| [+−]?0\.\d{4}: \*only one pair so far\* \|  \|  \|", short)
     assert re.search(
         r"energy along the identity in .*\) \| no run yet \| no run yet \|",
         questions.overview(table.reset_index().iloc[:8], {"ml100k": finals(), "beauty": finals()}),
@@ -638,11 +597,9 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
 def test_scores_have_baselines_and_runs(records):
     table = rec.score_table({"ml100k": load_runs("ml100k")})
     names = [name for _, name in table.index]
-    assert (
-        names[0] == "popularity"
-        and names[1].startswith("item-kNN, ")
-        and any(name.startswith("BERT4Rec, default") for name in names)
-    )
+    assert names[0] == "popularity"
+    assert names[1].startswith("item-kNN, ")
+    assert any(name.startswith("BERT4Rec, default") for name in names)
 
 
 def test_fitted_constants_of_a_record(records):
@@ -691,9 +648,8 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
     first = [config for config in runs if config.seed > 2]
     fixed = [config.experiment.startswith("ml100k-sincos") for config in runs]
     assert fixed == sorted(fixed) and sum(fixed) == 2 * 5 * 6  # last, and every arm at both rates
-    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"} and not any(
-        c.pos_embed == "sincos" for c in runs[: -sum(fixed)]
-    )
+    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"}
+    assert not any(c.pos_embed == "sincos" for c in runs[: -sum(fixed)])
     # three seeds of everything before the rest
     assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[: -sum(fixed)])
     for studies in (CENTRAL, RATE, NORM):

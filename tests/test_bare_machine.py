@@ -102,10 +102,8 @@ def test_command_line_without_tyro(machine):
     assert listed[0] == 0 and listed[1].splitlines()[0].split() == ["cifar10-paper/timm-seed0", "waiting"], listed
     assert no_queue[0] == 2 and "queue must be one of lab, paper, recipe" in no_queue[2]
     assert there[:2] == [0, f"cifar10: {machine[0] / 'cache' / 'cifar10.npz'}\n"], there
-    assert (
-        no_images[0] == 2
-        and no_images[2] == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
-    )
+    assert no_images[0] == 2
+    assert no_images[2] == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
     assert profile[0] == 0 and "backward" in profile[1], profile
     assert no_steps[0] == 2 and no_steps[2] == "error: steps must be at least 1, not 0\n"
 

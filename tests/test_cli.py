@@ -50,9 +50,8 @@ def test_help_shows_examples(command, capsys):
         assert "example" in out
     if command == "queue":
         said = dict(re.findall(r"^ *(?:│ *)?([a-z-]+) {2,}.*?(\d+) runs", out, flags=re.MULTILINE))
-        assert set(said) == {"lab", "recipe", "language", "recommenders"} and said == {
-            name: str(len(QUEUES[name]())) for name in said
-        }
+        assert set(said) == {"lab", "recipe", "language", "recommenders"}
+        assert said == {name: str(len(QUEUES[name]())) for name in said}
 
 
 def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
@@ -183,10 +182,8 @@ def test_a_whole_pickled_model_is_told_apart_from_a_state_dict(tmp_path, capsys)
 
 def test_bad_sizes_of_a_measurement_are_named(capsys):
     for option in ("--d-model", "--depth", "--num-heads", "--repeats"):
-        assert (
-            main(["bench", "init", option, "0"]) == 2
-            and f"{option[2:].replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
-        )
+        assert main(["bench", "init", option, "0"]) == 2
+        assert f"{option[2:].replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_an_output_that_is_not_utf8_gets_plain_signs():

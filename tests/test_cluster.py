@@ -49,11 +49,9 @@ def test_submits_what_is_not_done_and_gives_what_run_gives(tmp_path):
     jobs = submit([done, new, bad], tmp_path / "logs", at_once=2, **LOCAL)
     failed = report(jobs)
     assert [job.exception() is None for job in jobs] == [True, False]
-    assert (
-        jobs[0].result() == "toy/timm-seed1"
-        and list(failed) == [bad.name]
-        and "cifar10.npz: not in the cache" in failed[bad.name]
-    )
+    assert jobs[0].result() == "toy/timm-seed1"
+    assert list(failed) == [bad.name]
+    assert "cifar10.npz: not in the cache" in failed[bad.name]
     alone = run(dataclasses.replace(new, experiment="alone"), progress=False)
     assert existing(new)["curve"] == alone["curve"]
     assert submit([done, new], tmp_path / "logs", **LOCAL) == []

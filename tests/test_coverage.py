@@ -77,8 +77,8 @@ def test_a_wrong_reader_is_found_out(monkeypatch):
 
 
 def test_a_layer_called_alone_is_called_with_its_rotation(monkeypatch):
-    """CLVP's small encoder cannot be run, so its layer is called alone: without the refusal the rotated values must be
-    seen.
+    """CLVP's small encoder cannot be run, so its layer is called alone: without the
+    refusal the rotated values must be seen.
     """
     pytest.importorskip("transformers")
     assert "rotates the values" in coverage.examine("transformers", "clvp_encoder")["finding"]
@@ -150,8 +150,7 @@ def test_representatives_keep_every_kind():
     ]
 
 
-# --- the committed table
-# ------------------------------------------------------------------------------------------------
+# --- the committed table ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)

@@ -1,5 +1,5 @@
-"""Sequences: time order and its ties, the split, damaged files by name and line, what is fetched and how it is
-checked.
+"""Sequences: time order and its ties, the split, damaged files by name and
+line, what is fetched and how it is checked.
 """
 
 import io

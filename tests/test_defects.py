@@ -115,8 +115,8 @@ def test_right_by_hand_and_right_by_the_library():
 
 
 def test_a_trace_does_not_see_the_untransposed_product():
-    """R L has the eigenvalues of L R: the mean diagonal is right and the diagonal's spread is several times too
-    large.
+    """R L has the eigenvalues of L R: the mean diagonal is right and the
+    diagonal's spread is several times too large.
     """
     attn = SelfAttention(D, H)
     _, target = write(attn, "V and proj stored untransposed", torch.Generator().manual_seed(0))

@@ -1,5 +1,5 @@
-"""The small experiments of the chapters: their tables against the construction itself, their sentences against their
-records.
+"""The small experiments of the chapters: their tables against the construction
+itself, their sentences against their records.
 """
 
 import dataclasses
@@ -91,17 +91,14 @@ def test_what_chapter_2_says_of_the_share_along_the_identity():
     made, shares = shares.loc[written], shares.drop(index=written)
     assert made["V·proj: mean"] == pytest.approx(50, abs=2) and made["QK: mean"] == pytest.approx(12, abs=0.5)
     # it exaggerates
-    assert (made["V·proj: mean"] > 4.8 * shares["V·proj: mean"]).all() and (
-        made["QK: mean"] > 4.8 * shares["QK: mean"]
-    ).all()
+    assert (made["V·proj: mean"] > 4.8 * shares["V·proj: mean"]).all()
+    assert (made["QK: mean"] > 4.8 * shares["QK: mean"]).all()
     # single ones come near
     assert made["QK: mean"] < shares["QK: largest"].max() and made["V·proj: mean"] < shares["V·proj: largest"].max()
-    assert (
-        shares["QK: possible"].between(8, 17).all()
-        and shares["V·proj: mean"].max() < 10.5
-        and shares["V·proj: median"].max() < 7
-        and shares["QK: mean"].max() < 2
-    )
+    assert shares["QK: possible"].between(8, 17).all()
+    assert shares["V·proj: mean"].max() < 10.5
+    assert shares["V·proj: median"].max() < 7
+    assert shares["QK: mean"].max() < 2
     dinov2 = shares.loc["DINOv2-type ViT-S/14"]
     # one layer of twelve makes nearly half of the mean
     assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5
@@ -118,9 +115,8 @@ def test_where_layer_scale_turns_a_diagonal():
     signs = torch.tensor([1.0, -1.0] * 4)
     turned = dataclasses.replace(layer, proj=layer.proj.detach() * signs, out_gain=signs)
     table = pattern.layer_scale_signs([turned])
-    assert table.loc[0, "s negative (%)"] == 50 and table.loc[0, "raw diagonal against s (%)"] == round(
-        100 * (layer.vp().diagonal() < 0).float().mean().item()
-    )
+    assert table.loc[0, "s negative (%)"] == 50
+    assert table.loc[0, "raw diagonal against s (%)"] == round(100 * (layer.vp().diagonal() < 0).float().mean().item())
     assert pattern.layer_scale_signs(None).empty and pattern.layer_scale_signs([layer]).empty
 
 

@@ -75,9 +75,8 @@ def test_construction_figures():
     maps = {("timm", "none"): np.full((1, 1, 4, 4), 0.25), ("mimetic", "sincos2d"): np.eye(4)[None, None]}
     figure = figures.attention_maps(maps, np.eye(2))
     picture, *panels = figure.axes[:3]
-    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim() and np.array_equal(
-        picture.images[0].get_array(), np.eye(2)
-    )
+    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim()
+    assert np.array_equal(picture.images[0].get_array(), np.eye(2))
 
 
 def test_learning_curves_and_pairs():

@@ -95,11 +95,9 @@ def test_a_measured_step_says_what_a_run_will_take(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps if kind == "profile" else speeds))
     said = gpu.answer()
     assert "no run at this scale is finished" in said and "25,000 images a second and 25 %" in said
-    assert (
-        "will take 3.3 minutes of training on an NVIDIA H200; our target of 4, set for an H100, is met." in said
-        and "(b) reached 4,000" in said
-        and "5.0 times as many (in that shorter" in said
-    )
+    assert "will take 3.3 minutes of training on an NVIDIA H200; our target of 4, set for an H100, is met." in said
+    assert "(b) reached 4,000" in said
+    assert "5.0 times as many (in that shorter" in said
     speeds[0]["finished"] = "1"
     assert "5.0 times as many (with an earlier version of the step)" in gpu.answer()
     assert set(gpu.minutes()[1]["minutes"].round(1)) == {3.3, 16.7}
@@ -117,11 +115,9 @@ def test_a_measured_step_says_what_a_run_will_take(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(gpu, "load_runs", lambda name: pd.DataFrame([lone] if name == "cifar10-paper" else []))
     said = gpu.answer()
-    assert (
-        "no pair of runs at this scale is finished** (CIFAR-10, ViT-Tiny: default, seed 0, ends at 90.0 %)" in said
-        and "took 3.7 minutes on an NVIDIA H200, evaluation" in said
-        and "is met." in said
-    )
+    assert "no pair of runs at this scale is finished** (CIFAR-10, ViT-Tiny: default, seed 0, ends at 90.0 %)" in said
+    assert "took 3.7 minutes on an NVIDIA H200, evaluation" in said
+    assert "is met." in said
 
 
 def test_steps_so_far_and_the_largest_kernels_are_those_that_were_stored(monkeypatch):
@@ -144,11 +140,9 @@ def test_steps_so_far_and_the_largest_kernels_are_those_that_were_stored(monkeyp
     ]
     monkeypatch.setattr(gpu, "load_bench", lambda kind: pd.DataFrame(steps))
     table = gpu.steps_so_far()
-    assert (
-        table["ms a step"].tolist() == [40, 20]
-        and table["ms the GPU computes"].tolist() == [20, 10]
-        and table.index.tolist() == [1, 2]
-    )
+    assert table["ms a step"].tolist() == [40, 20]
+    assert table["ms the GPU computes"].tolist() == [20, 10]
+    assert table.index.tolist() == [1, 2]
     assert gpu.largest_kernels().to_dict("list") == {
         "kind": ["attention kernels", "norms, softmax, GELU, sums"],
         "share (%)": [60, 40],
@@ -188,10 +182,8 @@ def test_minutes_of_the_figure_are_the_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "load_bench", lambda kind: NONE)
     lines, points = gpu.minutes()
     row = lines[(lines["label"] == "ViT-Tiny, 100 epochs") & (lines["share"] == 0.2)].iloc[0]
-    assert (
-        row["minutes"] == pytest.approx(gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20 %"], abs=0.05)
-        and points.empty
-    )
+    assert row["minutes"] == pytest.approx(gpu.budget().loc["CIFAR-10, ViT-Tiny", "min at 20 %"], abs=0.05)
+    assert points.empty
     one = lines.iloc[[0]]
     for given in (points, one):
         figure = figures.minutes_by_share(lines, given, target=gpu.TARGET_MINUTES)

@@ -107,7 +107,8 @@ def test_returns_what_it_wrote():
     for row, layer in zip(written, attention_layers(model)):
         qk = torch.stack([layer.qk(h).diagonal().mean() for h in range(3)]).mean().item()
         assert row.qk_diagonal == pytest.approx(qk, abs=1e-5) and row.qk_target == (0.7, 0.7)
-        assert row.vp_diagonal == pytest.approx(layer.vp().diagonal().mean().item(), abs=1e-5) and row.vp_target == (
+        assert row.vp_diagonal == pytest.approx(layer.vp().diagonal().mean().item(), abs=1e-5)
+        assert row.vp_target == (
             0.4,
             -0.4,
         )
@@ -193,9 +194,8 @@ def test_a_part_that_is_called_like_a_wrapper():
     model = nn.ModuleDict({"attn": nn.MultiheadAttention(32, 4)})
     model.module = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)})
     written = mimetic_init_(model, generator=seeded())
-    assert [layer.name for layer in written] == ["attn", "module.attn"] and written[0].qk_diagonal != written[
-        1
-    ].qk_diagonal
+    assert [layer.name for layer in written] == ["attn", "module.attn"]
+    assert written[0].qk_diagonal != written[1].qk_diagonal
 
 
 def test_constants_may_be_numpys():
@@ -456,8 +456,8 @@ def computed_in_proj():
 
 
 def spectral_in_proj():
-    """The old way: in_proj_weight is a plain attribute that starts in the memory of in_proj_weight_orig and is made
-    anew by every forward.
+    """The old way: in_proj_weight is a plain attribute that starts in the memory of
+    in_proj_weight_orig and is made anew by every forward.
     """
     return nn.Sequential(torch.nn.utils.spectral_norm(nn.MultiheadAttention(32, 4), "in_proj_weight"))
 
@@ -828,9 +828,8 @@ def test_default_initialisers():
 def test_a_block_by_itself_and_a_frozen_position_embedding():
     block = Block(64, 4)
     mimetic.initialize_(block, "gpt2", generator=seeded())  # its layers have no block's name in front
-    assert block.mlp.fc2.weight.std().item() == pytest.approx(
-        0.02 / 2**0.5, rel=0.05
-    ) and block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05)
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     model = nn.Sequential(block)
     model.pos_embed = nn.Parameter(torch.linspace(0, 1, 64), requires_grad=False)
     for name in ("timm", "torch", "xavier", "gpt2", "bert"):
@@ -1324,8 +1323,8 @@ def test_what_a_reader_says_besides_is_checked(adapters, field, words):
 
 
 def test_a_reader_that_says_nothing_of_norms_is_not_taken_to_know_them(adapters):
-    """Else fold=True would give the raw product under the name of the folded one: with a gain of -1, one of the wrong
-    sign.
+    """Else fold=True would give the raw product under the name of the folded one:
+    with a gain of -1, one of the wrong sign.
     """
     block = nn.Module()
     block.norm, block.mix = nn.LayerNorm(16), Mixer()

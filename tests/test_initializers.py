@@ -1,5 +1,5 @@
-"""Whole models of other libraries by name: what a default keeps of a model, what a control may touch, wherever the
-weights are.
+"""Whole models of other libraries by name: what a default keeps of a model, what a
+control may touch, wherever the weights are.
 """
 
 import copy
@@ -150,10 +150,8 @@ def test_gpt2_finds_those_of_transformers(family, names):
     names = [next(full for full in every if full.endswith(name)) for name in names]
     assert residual_std(model, *names) == pytest.approx([0.02 / 2] * 2, rel=0.1)
     if family == "BertModel":  # the vector of padding stays 0
-        assert (
-            model.embeddings.word_embeddings.padding_idx == 0
-            and model.embeddings.word_embeddings.weight[0].abs().max() == 0
-        )
+        assert model.embeddings.word_embeddings.padding_idx == 0
+        assert model.embeddings.word_embeddings.weight[0].abs().max() == 0
         assert initialised(model, "bert").embeddings.word_embeddings.weight[0].abs().max() == 0
 
 
@@ -226,9 +224,8 @@ def test_weights_on_another_device_are_made_on_the_cpu(name, monkeypatch):
     monkeypatch.setattr(initializers, "_on_cpu", copied)
     before = {n: (p, p.data_ptr()) for n, p in model.named_parameters()}
     initialised(model, name)
-    assert copies[0] is not model and {id(p) for p in copies[0].parameters()}.isdisjoint(
-        id(p) for p in model.parameters()
-    )
+    assert copies[0] is not model
+    assert {id(p) for p in copies[0].parameters()}.isdisjoint(id(p) for p in model.parameters())
     for n, p in model.named_parameters():
         assert (p, p.data_ptr()) == before[n] and torch.equal(p, reference.get_parameter(n)), n
 
@@ -365,6 +362,5 @@ def test_fused_and_residual_layers_by_name():
     mimetic.initialize_(model, "xavier")
     assert model.blocks[0].attn.to_qkv.weight.detach().abs().max().item() == pytest.approx((6 / 96) ** 0.5, rel=0.02)
     mimetic.initialize_(model, "gpt2")
-    assert model.head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05) and model.blocks[
-        1
-    ].mlp.fc2.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert model.head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.01, rel=0.05)

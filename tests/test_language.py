@@ -1,5 +1,5 @@
-"""Text experiments: batches and evaluation worked out by hand, a run from start to record, constants, plain errors
-before training.
+"""Text experiments: batches and evaluation worked out by hand, a run from start to record,
+constants, plain errors before training.
 """
 
 import dataclasses
@@ -146,15 +146,12 @@ def test_a_run_from_start_to_record(tmp_path, monkeypatch):
         assert len(anatomy["products"]["rows"]) == 2 * (2 + 1) and len(anatomy["sample"]["text"]) > 100
         assert anatomy["sample"]["prompt"] == record["anatomy"]["before"]["sample"]["prompt"]
     nats, size = (cases_of(record, name) for name in ("nats", "bytes"))
-    assert len(nats) == len(size) > 1000 and nats.sum() / math.log(2) / size.sum() == pytest.approx(
-        record["final"]["test_bits_per_byte"], rel=1e-3
-    )
+    assert len(nats) == len(size) > 1000
+    assert nats.sum() / math.log(2) / size.sum() == pytest.approx(record["final"]["test_bits_per_byte"], rel=1e-3)
     again = run(config, store=False, progress=False)
-    assert (
-        again["curve"] == record["curve"]
-        and again["anatomy"] == record["anatomy"]
-        and again["cases"] == record["cases"]
-    )
+    assert again["curve"] == record["curve"]
+    assert again["anatomy"] == record["anatomy"]
+    assert again["cases"] == record["cases"]
 
 
 def test_arms_of_one_seed_differ_in_attention_only():
@@ -209,11 +206,9 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     assert set(ARMS["tinyshakespeare"]) == set(CHOSEN)
     queue = QUEUES["language-recipe"]()
     search = [config for config in queue if config.lr < EDGE_RATE and config.experiment == "tinyshakespeare-recipe"]
-    assert (
-        len(search) == 4 * len(EVERY)
-        and {config.seed for config in queue} == {0}
-        and all(config.validation for config in queue)
-    )
+    assert len(search) == 4 * len(EVERY)
+    assert {config.seed for config in queue} == {0}
+    assert all(config.validation for config in queue)
     assert sum(config.experiment == "share-recipe" for config in queue) == 3 * len(ENDS) * len(SIGNS)
 
 
@@ -224,17 +219,13 @@ def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind):
     assert (best_rates(finals) if len(finals) else {}) == chosen
     assert set(chosen) <= set(arms)
     for name, lr in SECOND_RATE.get(kind, {}).items():
-        assert (
-            best_rates(finals)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr
-            and rate_table(finals).loc[name].drop(chosen[name]).idxmin() == lr
-        )
+        assert best_rates(finals)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr
+        assert rate_table(finals).loc[name].drop(chosen[name]).idxmin() == lr
     for name in arms:
         if name not in chosen:
             continue
-        assert (
-            named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name]
-            and named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
-        )
+        assert named(f"tinyshakespeare-{kind}", arm=name).lr == chosen[name]
+        assert named(f"tinyshakespeare-{kind}", arm=name).pos_embed == kind
 
 
 def test_the_sweep_holds_attention_fixed_and_changes_its_share():
@@ -301,8 +292,8 @@ def test_the_recipe_never_saw_the_evaluation_text():
 
 
 def test_chapter_10_says_what_the_records_say():
-    """Its answer, and what it says of the result with learned positions, are written by hand: they hold as long as this
-    does.
+    """Its answer, and what it says of the result with learned positions, are written
+    by hand: they hold as long as this does.
     """
     learned, fixed, rotary = [("central", "wikitext2"), ("positions", "positions-wikitext2"), ("rotary",)]
     sides = {
@@ -322,11 +313,9 @@ def test_chapter_10_says_what_the_records_say():
     ]
     assert [side(values) for values in started] == [-1, 0] and [len(values) for values in started] == [6, 6]
     long = {name: positions.effect_of(STUDIES[name], "vision") for name in ("long", "positions-long")}
-    assert (
-        side(long["positions-long"]) == -1
-        and long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean()
-        and [len(v) for v in long.values()] == [3, 3]
-    )
+    assert side(long["positions-long"]) == -1
+    assert long["positions-long"].mean() > 0.5 * positions.effect_of(STUDIES["positions"], "vision").mean()
+    assert [len(v) for v in long.values()] == [3, 3]
     gap = language_answers.gap_to(load_runs("tinyshakespeare-long", curves=True), "vision")
     assert len(language_answers.lead_of_all(gap)) and long["long"].mean() > 0
     # no overfitting; the last entry of a curve is of more text
@@ -336,10 +325,8 @@ def test_chapter_10_says_what_the_records_say():
         )
         assert (mean.idxmin() >= mean.index[-3]).all()
     for name in learned:
-        assert (
-            all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit"))
-            and side(positions.effect_of(STUDIES[name], "speedrun")) == 0
-        )
+        assert all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit"))
+        assert side(positions.effect_of(STUDIES[name], "speedrun")) == 0
     second = second_table()
     assert second.loc["language", "high"] < 0 < second.loc["language", "behind low"]
 

@@ -155,9 +155,8 @@ def test_scaled_embeddings_are_those_of_a_gpt_with_larger_ones():
 def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values(kind):
     started, learned = initialised(config=dataclasses.replace(SMALL, pos_embed=kind)), initialised()
     assert all(torch.equal(p, learned.get_parameter(name)) for name, p in started.named_parameters())
-    assert started.pos_start.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03) and torch.equal(
-        started.pos_start, sincos(24, 48)
-    ) == (kind == "from-sincos")
+    assert started.pos_start.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03)
+    assert torch.equal(started.pos_start, sincos(24, 48)) == (kind == "from-sincos")
     with torch.no_grad():
         learned.pos_embed += started.pos_start
         learned.token_embed.weight *= 48**0.5
@@ -202,11 +201,9 @@ def test_rotary_positions_are_those_of_llama_and_know_distances_only():
         along = scores[0, 0].diagonal(-back)
         torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=1e-4)
     model = initialised(config=config)
-    assert (
-        model.pos_embed is None
-        and parameter_counts(model)["embedding"] == 61 * 48
-        and not any("rotary" in name for name in model.state_dict())
-    )
+    assert model.pos_embed is None
+    assert parameter_counts(model)["embedding"] == 61 * 48
+    assert not any("rotary" in name for name in model.state_dict())
     with torch.no_grad():
         for block in model.blocks:
             block.attn.qkv.weight.mul_(10)  # so that it looks somewhere

@@ -86,16 +86,12 @@ def test_positions_that_start_somewhere_are_learned_ones_with_other_first_values
         ViT(ViTConfig(**TINY, global_pool=global_pool, pos_embed=pos)).eval() for pos in (kind, "learned")
     )
     mimetic.initialize_(started, "timm", generator=torch.Generator().manual_seed(0))
-    assert (
-        started.pos_embed.requires_grad
-        and not started.pos_start.requires_grad
-        and 0.015 < started.pos_embed.std() < 0.025
-    )
+    assert started.pos_embed.requires_grad
+    assert not started.pos_start.requires_grad
+    assert 0.015 < started.pos_embed.std() < 0.025
     rows = started.pos_start[0, prefix:]
-    assert (
-        rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03)
-        and not started.pos_start[0, :prefix].any()
-    )
+    assert rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, abs=0.03)
+    assert not started.pos_start[0, :prefix].any()
     assert torch.equal(rows, sincos2d(4, 4, 32)) == (kind == "from-sincos")
     state = started.state_dict()
     learned.load_state_dict(

@@ -676,8 +676,8 @@ print(len(layers), layers[5].qk(1).diagonal().sum().item())
 
 @pytest.fixture
 def hub(tmp_path):
-    """A server that answers as the hub does for one file: what a revision is, and where its file lies (elsewhere, by a
-    redirection).
+    """A server that answers as the hub does for one file: what a revision is, and where its
+    file lies (elsewhere, by a redirection).
     """
     asked, file = [], tmp_path / "served.safetensors"
 

@@ -72,8 +72,8 @@ def test_works_off_side_by_side_and_gives_what_run_gives():
 
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
-    """What a process does that cannot begin; in a module of its own, because a new process imports the one in which it
-    lies.
+    """What a process does that cannot begin; in a module of its own, because a new
+    process imports the one in which it lies.
     """
     (tmp_path / "dying.py").write_text(
         "import os, time\n\ndef exits(connection):\n    time.sleep(0.5)\n    os._exit(3)\n\ndef"
@@ -217,14 +217,11 @@ def test_what_would_happen_to_all_stops_all(monkeypatch):
     ]
     outcome, lines = None, []
     outcome = queue.work([*missing, *toy(1)], processes=1, say=lines.append)
-    assert (
-        list(outcome.failed) == [missing[0].name]
-        and "Unavailable" in outcome.failed[missing[0].name]
-        and outcome.left == 3
-    )
-    assert outcome.finished == ["toy/timm-seed0"] and "2 other runs that it would happen to are not begun" in " ".join(
-        lines
-    )
+    assert list(outcome.failed) == [missing[0].name]
+    assert "Unavailable" in outcome.failed[missing[0].name]
+    assert outcome.left == 3
+    assert outcome.finished == ["toy/timm-seed0"]
+    assert "2 other runs that it would happen to are not begun" in " ".join(lines)
 
 
 def test_a_record_that_another_process_wrote_is_not_counted():
@@ -280,16 +277,13 @@ def test_a_run_whose_process_lost_its_gpu_is_tried_once_more_in_a_new_one(monkey
     monkeypatch.setattr(queue, "_serve", dying.loses_its_gpu)
     lines, runs = [], toy(2)
     outcome = queue.work(runs, processes=1, say=lines.append)
-    assert (
-        list(outcome.failed) == [config.name for config in runs]
-        and "illegal memory access" in outcome.failed[runs[0].name]
-    )
+    assert list(outcome.failed) == [config.name for config in runs]
+    assert "illegal memory access" in outcome.failed[runs[0].name]
     assert [line for line in lines if "once more" in line] == [
         f"{config.name}  CUDA error: an illegal memory access: once more, in a new process" for config in runs
     ]
-    assert gpu_is_lost(RuntimeError("CUDA error: an illegal memory access was encountered")) and not gpu_is_lost(
-        torch.OutOfMemoryError("CUDA out of memory.")
-    )
+    assert gpu_is_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not gpu_is_lost(torch.OutOfMemoryError("CUDA out of memory."))
 
 
 def test_a_damaged_checkpoint_does_not_stop_its_run():
@@ -400,9 +394,8 @@ def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
     for study in programme.QUESTIONS:
         for seed in (0, 1, 2, 3, 4):
             assert all(c in runs for c in study.runs((seed,)))
-    assert all(c in runs for c in programme.RATES.runs((0,))) and {
-        c.validation for c in programme.RATES.runs((0,))
-    } == {5_000}
+    assert all(c in runs for c in programme.RATES.runs((0,)))
+    assert {c.validation for c in programme.RATES.runs((0,))} == {5_000}
     order = [run.name for run in runs]
     asked_later = [
         list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)),

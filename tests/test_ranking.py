@@ -28,8 +28,8 @@ def ours(scores, history, target, k=10):
 
 
 def test_worked_example():
-    """Items 1 to 6 with scores 9 8 7 6 5 4; the user had 1 and 3 and wants 5: before it stand 2 and 4, so its rank is
-    3.
+    """Items 1 to 6 with scores 9 8 7 6 5 4; the user had 1 and 3 and wants 5:
+    before it stand 2 and 4, so its rank is 3.
     """
     scores = np.array([[9.0, 8, 7, 6, 5, 4]])
     ranks, metrics = ours(scores, [np.array([1, 3])], np.array([5]))
@@ -53,11 +53,9 @@ def test_scores_that_are_no_numbers_have_no_rank(bad):
 
 
 def test_padding_to_no_length_is_not_the_longest():
-    assert (
-        pad_left([[1, 2]], 0).shape == (1, 0)
-        and pad_left([[1, 2]]).tolist() == [[1, 2]]
-        and pad_left([[1, 2, 3]], 2).tolist() == [[2, 3]]
-    )
+    assert pad_left([[1, 2]], 0).shape == (1, 0)
+    assert pad_left([[1, 2]]).tolist() == [[1, 2]]
+    assert pad_left([[1, 2, 3]], 2).tolist() == [[2, 3]]
 
 
 def test_against_scikit_learn():

@@ -128,7 +128,8 @@ def test_runs_and_is_recorded(changes, data_folder, tmp_path, monkeypatch):
     assert load_runs("toy")["test_ndcg10"].iloc[0] == record["final"]["test_ndcg10"]
     assert "NDCG@10" in METRIC.show(record["final"])
     ranks = cases_of(record, "ranks")
-    assert len(ranks) == 600 and np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean() == pytest.approx(
+    assert len(ranks) == 600
+    assert np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean() == pytest.approx(
         record["final"]["test_ndcg10"], abs=1e-6
     )
     again = run(config, progress=False, force=True)

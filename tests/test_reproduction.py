@@ -73,9 +73,9 @@ def test_what_is_counted_holds_if_all_of_it_is_there():
 
 def test_every_claim_has_a_verdict_and_a_chapter():
     table = judge.claims()
-    assert (
-        set(table["verdict"]) <= set(judge.MEANING) and table["claim"].is_unique and table["found"].str.len().min() > 5
-    )
+    assert set(table["verdict"]) <= set(judge.MEANING)
+    assert table["claim"].is_unique
+    assert table["found"].str.len().min() > 5
     listed = str(yaml.safe_load((ROOT / "_toc.yml").read_text()))
     assert all(f"book/{page}'" in listed for page in table["page"])
     pages = set(table["page"])
@@ -88,18 +88,15 @@ def test_every_claim_has_a_verdict_and_a_chapter():
 
 def test_the_report_opens_with_every_kind_of_model():
     lines = report.summary().splitlines()
-    assert len(lines) == 2 + len(report.SUMMARY) and all(
-        (ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY
-    )
+    assert len(lines) == 2 + len(report.SUMMARY)
+    assert all((ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY)
     central = compare(load_runs("cifar10-lab30"), {"x": ("timm", "mimetic")}).iloc[0]
     assert (
         lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])}"
         f" ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
     )
-    assert (
-        "](book/10_gpt.ipynb)" in report.summary("book/")
-        and "[… with rotary positions](10_gpt.ipynb)" in report.summary()
-    )
+    assert "](book/10_gpt.ipynb)" in report.summary("book/")
+    assert "[… with rotary positions](10_gpt.ipynb)" in report.summary()
 
 
 def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_says():
@@ -123,10 +120,8 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
         == "gains"
     )
     assert word("cifar10-lab10", "learned-avg-timm", "learned-avg-mimetic") == "loses"
-    assert (
-        side(better_rates(load_runs("cifar10-lab10"))[0]) == 0
-        and "each arm at the better of these rates](08_size_and_data.ipynb) | +0.4 (" in report.summary()
-    )
+    assert side(better_rates(load_runs("cifar10-lab10"))[0]) == 0
+    assert "each arm at the better of these rates](08_size_and_data.ipynb) | +0.4 (" in report.summary()
     rotary, learned = (
         contrast(load_runs(name), {"vision": 1, "gpt2": -1}, "test_bits_per_byte").mean()
         for name in ("tinyshakespeare-rotary", "tinyshakespeare")
@@ -249,10 +244,8 @@ def test_better_lies_to_the_right_in_every_panel():
     figure = figures.families([(ACCURACY, table, points), (BITS, table, points)])
     accuracy, bits = figure.axes
     assert not accuracy.xaxis_inverted() and bits.xaxis_inverted()
-    assert (
-        "test accuracy minus the default's (points): better to the right" in accuracy.get_xlabel()
-        and bits.get_xlabel().count("bits per byte") == 1
-    )
+    assert "test accuracy minus the default's (points): better to the right" in accuracy.get_xlabel()
+    assert bits.get_xlabel().count("bits per byte") == 1
     faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() == "o"]
     assert faces[1] == "white" != faces[0]
 

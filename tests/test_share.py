@@ -1,5 +1,5 @@
-"""Attention's share and the gain: pairs found in any family's records, relative gains worked out by hand, verdicts from
-intervals.
+"""Attention's share and the gain: pairs found in any family's records, relative gains
+worked out by hand, verdicts from intervals.
 """
 
 import json
@@ -53,8 +53,8 @@ def put(folder, config, column, value, share_of_attention=0.25):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share; arms and experiments that must not
-    count.
+    """Vision gains 10 % of accuracy; a sweep whose gain is a fifth of the share;
+    arms and experiments that must not count.
     """
     for seed, (a, b) in enumerate(((0.50, 0.55), (0.60, 0.66), (0.50, 0.55))):
         put(tmp_path, named("cifar10-lab30", init="timm", seed=seed), "test_accuracy", a)
@@ -128,10 +128,8 @@ def test_slopes_along_one_thing_at_a_time(folder):
     ].tolist() == pytest.approx([min(others), max(others)], rel=0.02)
     assert np.isnan(table.loc[(PLUS_MINUS, "along the MLP"), "most"])  # two points make no slope
     text = share.ahead_by_seed(share.gain_points(folder))
-    assert (
-        text.startswith("Ahead on average, with the relative gain of every seed: ")
-        and share.ahead_by_seed(share.gain_points(folder), "share-gpu") == ""
-    )
+    assert text.startswith("Ahead on average, with the relative gain of every seed: ")
+    assert share.ahead_by_seed(share.gain_points(folder), "share-gpu") == ""
     assert share.slopes(share.gain_points(folder), "share-gpu").empty
 
 
@@ -171,11 +169,10 @@ def test_the_sweep_in_a_table(folder, monkeypatch):
     rows = rows_of(share.summary(points))
     assert (
         rows["slope along the vocabulary, pairs made again in place of the first"] != rows["slope along the vocabulary"]
-        and "slope along the MLP, pairs made again in place of the first" not in rows
     )
-    assert "too few for a correlation" in share.summary(
-        points[points["point"].isin(["base", "mlp1"])]
-    ) and "0 points" in share.summary(points, "share-gpu")
+    assert "slope along the MLP, pairs made again in place of the first" not in rows
+    assert "too few for a correlation" in share.summary(points[points["point"].isin(["base", "mlp1"])])
+    assert "0 points" in share.summary(points, "share-gpu")
 
 
 def test_pairs_that_another_machine_trained_again(folder, monkeypatch):
@@ -201,22 +198,17 @@ def test_chapter_11_says_what_the_records_say():
     fixed, slopes, again = share.held_fixed(points), share.slopes(points), share.slopes(share.retrained(points))
     for signs in (PLUS_PLUS, PLUS_MINUS):
         part = fixed[fixed["signs"] == signs]
-        assert (
-            len(part) == 7
-            and part["pairs"].tolist() == [3] * 7
-            and part.loc[part["gain"] > 0, "point"].tolist() == ["mlp1"]
-            and not (part["low"] > 0).any()
-        )
+        assert len(part) == 7
+        assert part["pairs"].tolist() == [3] * 7
+        assert part.loc[part["gain"] > 0, "point"].tolist() == ["mlp1"]
+        assert not (part["low"] > 0).any()
         _, low, high, _ = share.correlated(part)
         # Fisher: the least |r| whose interval leaves out 0
         assert low < 0 < high and np.tanh(1.96 / (len(part) - 3) ** 0.5) == pytest.approx(0.75, abs=0.005)
-        assert (
-            slopes.loc[(signs, "along the vocabulary"), "high"] < 0 < slopes.loc[(signs, "along the MLP"), "slope"]
-            and slopes.loc[(signs, "vocabulary minus MLP"), "high"] < 0
-        )
-    assert fixed["share"].min() == pytest.approx(0.09, abs=0.005) and fixed["share"].max() == pytest.approx(
-        0.59, abs=0.005
-    )
+        assert slopes.loc[(signs, "along the vocabulary"), "high"] < 0 < slopes.loc[(signs, "along the MLP"), "slope"]
+        assert slopes.loc[(signs, "vocabulary minus MLP"), "high"] < 0
+    assert fixed["share"].min() == pytest.approx(0.09, abs=0.005)
+    assert fixed["share"].max() == pytest.approx(0.59, abs=0.005)
     # why the slopes decide nothing
     assert (
         slopes.loc[(PLUS_PLUS, "along the vocabulary"), "most"]
@@ -236,12 +228,10 @@ def test_chapter_11_says_what_the_records_say():
 
 def test_nothing_yet(tmp_path):
     points = share.gain_points(tmp_path)
-    assert (
-        points.empty
-        and "0 points with 3 pairs so far" in share.summary(points)
-        and share.points_table(points).empty
-        and share.at_one_share(points) == ""
-    )
+    assert points.empty
+    assert "0 points with 3 pairs so far" in share.summary(points)
+    assert share.points_table(points).empty
+    assert share.at_one_share(points) == ""
 
 
 def test_figure_and_table(folder):
@@ -256,11 +246,9 @@ def test_figure_and_table(folder):
 
 def test_every_point_in_bits_per_byte(folder):
     lines = share.found(load_runs("share", folder=folder)).splitlines()
-    assert (
-        lines[0].endswith("3 pairs: too few for a claim):")
-        and lines[2] == "| model | language signs | vision signs |"
-        and len(lines) == 4 + len(SHARES)
-    )
+    assert lines[0].endswith("3 pairs: too few for a claim):")
+    assert lines[2] == "| model | language signs | vision signs |"
+    assert len(lines) == 4 + len(SHARES)
     base = next(line for line in lines if line.startswith("| `base` |"))
     assert re.fullmatch(r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \|", base)
     assert share.found(load_runs("nothing", folder=folder)) == ""

@@ -231,9 +231,8 @@ def test_same_config_same_bits_other_seed_other_bits():
 def test_run_trains_once_then_reads(monkeypatch):
     record = run(tiny(), progress=False)
     assert record["final"] == record["curve"][-1] and record["final"]["epoch"] == 2
-    assert record["config"] == dataclasses.asdict(tiny()) and record["parameters"]["total"] == sum(
-        p.numel() for p in build_model(tiny()).parameters()
-    )
+    assert record["config"] == dataclasses.asdict(tiny())
+    assert record["parameters"]["total"] == sum(p.numel() for p in build_model(tiny()).parameters())
     assert record["curve"][0]["test_accuracy"] * 360 == pytest.approx(round(record["curve"][0]["test_accuracy"] * 360))
     assert set(record["source"]["files"]) == set(vision.SOURCE)
     text = json.dumps(record)
@@ -756,8 +755,8 @@ def test_nothing_waits_for_the_gpu_inside_an_epoch(compiled):
 
 @pytest.mark.parametrize("begun", [0, 3])
 def test_trial_steps_before_a_graph_leave_nothing_behind(monkeypatch, capsys, begun):
-    """A graph is captured at the first step, after two trials, in a new run or one that goes on; here a device that
-    cannot hold one.
+    """A graph is captured at the first step, after two trials, in a new run or one that
+    goes on; here a device that cannot hold one.
     """
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 class UnsupportedAttention(ValueError):
-    """An attention layer (or a whole model) that cannot be read or written correctly; names the layer and the
-    reason.
+    """An attention layer (or a whole model) that cannot be read or written
+    correctly; names the layer and the reason.
     """
 
 
@@ -49,8 +49,8 @@ class AttentionLayer:
     proj_bias: Tensor | None = None  #: (D,)
     in_gain: Tensor | None = None  #: (D,) gain of the LayerNorm or RMSNorm that feeds q, k and v
     out_gain: Tensor | None = None  #: (D,) LayerScale behind proj
-    # : whether in_gain and out_gain are all there is around the layer (None for none); else fold=True is refused. True
-    # where one is given
+    #: whether in_gain and out_gain are all there is around the layer (None for none); else fold=True is refused. True
+    #: where one is given
     gains_known: bool = False
     kind: str = "self"  #: "self" or "cross"
     caveats: tuple[str, ...] = ()  #: short sentences on what changes the effect (RoPE, QK-norm and the like)

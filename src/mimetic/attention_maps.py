@@ -102,8 +102,8 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def _short(value: Any) -> Any:
-    """Five digits of a number are enough, and a plain Python type; None for what is no number (z of a multiple of the
-    identity).
+    """Five digits of a number are enough, and a plain Python type; None for what is no
+    number (z of a multiple of the identity).
     """
     if hasattr(value, "item"):
         value = value.item()

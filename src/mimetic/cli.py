@@ -166,8 +166,8 @@ class PretrainedList:
 
 @dataclass(frozen=True)
 class PretrainedMeasure:
-    """Measure the products of pretrained models, fetched first if they are not in the cache, into data/pretrained (all:
-    3 minutes).
+    """Measure the products of pretrained models, fetched first if they are not in the
+    cache, into data/pretrained (all: 3 minutes).
 
     example: python -m mimetic pretrained measure minilm-l6 gpt2
     """

@@ -1,5 +1,5 @@
-"""Floating-point operations of a ViT, counted by PyTorch, and what they cost on a card. No weights and no data are
-needed.
+"""Floating-point operations of a ViT, counted by PyTorch, and what they cost on a
+card. No weights and no data are needed.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def total(config: ViTConfig) -> float:
 
 
 def peak(name: str) -> float:
-    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known (a laptop's card shares the name and
-    not the peak).
+    """bfloat16 peak in FLOP/s of the card with this name; nan if it is not known (a
+    laptop's card shares the name and not the peak).
     """
     known = {} if "Laptop" in name else PEAKS
     return next((value for part, value in known.items() if re.search(rf"\b{part}\b", name)), float("nan"))

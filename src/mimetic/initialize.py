@@ -254,8 +254,8 @@ def mimetic_init_(
 
 
 def first_process_generator(model: nn.Module) -> torch.Generator | None:
-    """For a model whose replicas must stay equal (DistributedDataParallel and the like): a generator with one seed in
-    all their processes.
+    """For a model whose replicas must stay equal (DistributedDataParallel and the like): a
+    generator with one seed in all their processes.
     """
     if not _distributed():
         return None

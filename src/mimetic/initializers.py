@@ -152,9 +152,9 @@ def initialize_(
     qk_rank: int | None = None,
     generator: Generator = None,
 ) -> None:
-    """Initialise a whole model in place by name. Random numbers are drawn, and weights made, on the CPU wherever the
-    model is. Around DistributedDataParallel, all processes must call it; without a generator they take the first one's
-    random numbers.
+    """Initialise a whole model in place by name. Random numbers are drawn, and weights made, on the CPU
+    wherever the model is. Around DistributedDataParallel, all processes must call it; without a generator
+    they take the first one's random numbers.
 
     Args:
         model: any model whose attention ``mimetic_init_`` can write; the controls are for our own models.

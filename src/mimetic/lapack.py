@@ -56,8 +56,8 @@ def factor_all(jobs: Iterable[tuple[Tensor, int]], threads: int | None = None) -
 
 @contextmanager
 def _torch_on_one_thread() -> Iterator[None]:
-    """torch's helper threads spin for a while after each operation, on the cores that the solver needs (a third of its
-    time).
+    """torch's helper threads spin for a while after each operation, on the cores
+    that the solver needs (a third of its time).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

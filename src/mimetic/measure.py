@@ -132,8 +132,8 @@ def fit_layer(
 
 
 def fit_product(rows: pd.DataFrame, d_model: int, rank: int, name: str = "") -> tuple[float, float]:
-    """(alpha, beta) of one product of a layer, from its rows of measure: the mean diagonal and the root-mean-square
-    spread over them.
+    """(alpha, beta) of one product of a layer, from its rows of measure: the mean diagonal
+    and the root-mean-square spread over them.
     """
     # numpy's mean does not pass over nan
     diagonal, spread = (rows[column].to_numpy() for column in ("diag_mean", "offdiag_sd"))

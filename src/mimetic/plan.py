@@ -164,8 +164,8 @@ def _untie(
 
 
 def _check_owners(found: Scan, written: list[AttentionLayer], parts: tuple[str, ...]) -> None:
-    """UnsupportedAttention if a weight or bias to be written belongs to a module outside of the attention layers as
-    well.
+    """UnsupportedAttention if a weight or bias to be written belongs to a module
+    outside of the attention layers as well.
     """
     within = {layer.name: set(found.modules[layer.name].modules()) for layer in found.layers}
     attention = set().union(*within.values())
@@ -187,8 +187,8 @@ def _check_owners(found: Scan, written: list[AttentionLayer], parts: tuple[str, 
 
 
 def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None:
-    """UnsupportedAttention if two weights to be written have an entry in common: the second would be written over the
-    first.
+    """UnsupportedAttention if two weights to be written have an entry in common:
+    the second would be written over the first.
     """
     by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for layer in layers:

@@ -1,5 +1,5 @@
-"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and what the number of pairs can prove is
-said.
+"""Paired comparisons of arms over seeds. Few seeds: every pair is shown, and
+what the number of pairs can prove is said.
 
 A pair is two runs with one seed: the same images in the same order, the same initial weights where the arms agree.
 Their difference is tested by flipping its sign: if the arms were alike, each pair's difference would as well have come
@@ -44,8 +44,8 @@ ENOUGH = 5  # pairs from which a verdict is drawn; below, the numbers are shown 
 
 
 def smallest_p(pairs: int) -> float:
-    """The smallest p that the exact two-sided sign-flip test can give with this many pairs: all differences of one
-    sign.
+    """The smallest p that the exact two-sided sign-flip test can give with this
+    many pairs: all differences of one sign.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
@@ -99,8 +99,8 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def crossed_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95 % interval of a mean over two crossed samples, such as seeds and users: what other seeds *and* other users
-    would have given.
+    """95 % interval of a mean over two crossed samples, such as seeds and users: what other
+    seeds *and* other users would have given.
 
     The variance of the mean is that of the rows' means plus that of the columns' means minus that of what neither
     explains, which both contain; degrees of freedom by Satterthwaite. It is never narrower than the interval of the
@@ -156,15 +156,15 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
 
 
 def corrected(table: pd.DataFrame) -> pd.Series:
-    """p of a table of compare, corrected for the number of its rows (holm). A row of one pair does not count: its p is
-    1 whatever it says.
+    """p of a table of compare, corrected for the number of its rows (holm). A row of one pair
+    does not count: its p is 1 whatever it says.
     """
     return pd.Series(holm(table["p"].where(table["pairs"] > 1)), index=table.index).fillna(table["p"])
 
 
 def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "test_accuracy") -> pd.Series:
-    """seed -> sum of coefficient times metric over arms, of the seeds that have a run in all of them; empty if there is
-    none.
+    """seed -> sum of coefficient times metric over arms, of the seeds that have a
+    run in all of them; empty if there is none.
 
     A difference of two arms is {a: 1, b: -1}; a difference of differences has four arms.
     """
@@ -175,8 +175,8 @@ def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "tes
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """pairs, difference (mean), low, high (Student's 95 % interval), p (exact sign-flip test, two-sided) of paired
-    values.
+    """pairs, difference (mean), low, high (Student's 95 % interval), p (exact
+    sign-flip test, two-sided) of paired values.
     """
     low, high = mean_interval(values)
     return {
@@ -189,8 +189,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def slopes_per_doubling(points: pd.DataFrame, least: int = 3) -> pd.Series:
-    """seed -> least-squares slope of difference on log2(x), of the seeds that have every x; empty with fewer x than
-    least.
+    """seed -> least-squares slope of difference on log2(x), of the seeds that
+    have every x; empty with fewer x than least.
 
     Args:
         points: columns x (above 0), seed, difference.
@@ -239,8 +239,8 @@ def steps_to_reach(curve: pd.DataFrame, level: float, metric: str = "test_accura
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Pearson's r and its 95 % interval by Fisher's z transformation (Fisher 1921): r, low, high; for independent
-    points.
+    """Pearson's r and its 95 % interval by Fisher's z transformation (Fisher
+    1921): r, low, high; for independent points.
 
     Raises:
         ValueError: fewer than four points, lengths that differ, a constant x or y, or a value that is not finite.

@@ -95,8 +95,8 @@ def _make(folder, *arguments, **environment):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy with the real Makefile, in a folder with a space in its name, in which the tools of .venv only write down
-    how they were called.
+    """A copy with the real Makefile, in a folder with a space in its name, in which the tools of
+    .venv only write down how they were called.
     """
     tmp_path = tmp_path / "a checkout"
     tmp_path.mkdir()
@@ -169,12 +169,10 @@ def test_make_test_runs_unit_tests_notebooks_and_site(checkout):
     assert _make(checkout, "test").returncode == 0
     calls = _calls(checkout)
     (tests,) = [call for call in calls if "--nbval" in call]
-    assert (
-        "book/01_a.ipynb" in tests
-        and " --site tests " in tests
-        and "--nbval-lax" not in tests
-        and "--ignore" not in tests
-    )
+    assert "book/01_a.ipynb" in tests
+    assert " --site tests " in tests
+    assert "--nbval-lax" not in tests
+    assert "--ignore" not in tests
     assert any(call.startswith("jupyter-book build") for call in calls)
     lint = [call.split()[:4] for call in calls if "ruff" in call]
     assert lint == [["python", "-m", "ruff", "check"], ["python", "-m", "ruff", "format"]]

@@ -45,8 +45,8 @@ _CUSTOM: dict[type, Reader] = {}
 
 
 def register_adapter(attention_class: type, reader: Reader | None) -> None:
-    """Teach the library an attention class of your own, without touching the class. Check it with
-    `mimetic.verify.verify`.
+    """Teach the library an attention class of your own, without touching the
+    class. Check it with `mimetic.verify.verify`.
 
     Args:
         attention_class: the nn.Module subclass that owns the projections. Its own subclasses are read like it, unless
@@ -89,8 +89,8 @@ _NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?in
 
 
 def _overridden(cls: type, base: type) -> bool:
-    """Whether a subclass has another forward than its base, or another of the methods that the base has beyond
-    nn.Module's.
+    """Whether a subclass has another forward than its base, or another of the
+    methods that the base has beyond nn.Module's.
     """
     mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name in vars(c)}
     theirs = {
@@ -164,8 +164,8 @@ def looks_like_attention(module: nn.Module) -> bool:
 
 
 def has_projections(module: nn.Module) -> bool:
-    """Whether a module has children or weights that are an attention layer's projections, by name or (in_proj) by name
-    and shape.
+    """Whether a module has children or weights that are an attention layer's
+    projections, by name or (in_proj) by name and shape.
     """
     own = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
     children = [n for n, m in module.named_children() if _ROLE.fullmatch(n) and not _another_part(m)]
@@ -174,8 +174,8 @@ def has_projections(module: nn.Module) -> bool:
 
 
 def _another_part(module: nn.Module) -> bool:
-    """Whether a child that is called like a projection is none: the query tower of a retriever, an embedding of
-    keys.
+    """Whether a child that is called like a projection is none: the query
+    tower of a retriever, an embedding of keys.
     """
     return isinstance(module, nn.Embedding) or any(find_reader(type(m)) for m in module.modules())
 
@@ -186,8 +186,8 @@ def _roles(names: Iterable[str]) -> set[str]:
 
 
 def _packed(module: nn.Module) -> bool:
-    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's are, and no convolution, as
-    gated ones have.
+    """Whether a module has an in_proj three times its out_proj, as nn.MultiheadAttention's
+    are, and no convolution, as gated ones have.
     """
     parts = {**module._modules, **module._parameters}
 

@@ -1,5 +1,5 @@
-"""timm's attention classes: ViT, DeiT, DINOv2/v3, SigLIP, EVA, BEiT, Swin, SAM, Hiera, MaxViT and whatever else shares
-them.
+"""timm's attention classes: ViT, DeiT, DINOv2/v3, SigLIP, EVA, BEiT, Swin, SAM,
+Hiera, MaxViT and whatever else shares them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ OUT_NORM_BLOCKS = {
 }
 
 
-# --- readers
-# -----------------------------------------------------------------------------------------------------------
+# --- readers ----------------------------------------------------------------------------------------------------------
 
 
 def fused(module, name, ancestors) -> AttentionLayer:
@@ -172,8 +171,7 @@ def refuse(reason):
     return read
 
 
-# --- the rest of the layer
-# -----------------------------------------------------------------------------------------------
+# --- the rest of the layer --------------------------------------------------------------------------------------------
 
 
 def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:

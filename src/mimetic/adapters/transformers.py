@@ -58,8 +58,7 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads",
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 
 
-# --- readers
-# -----------------------------------------------------------------------------------------------------------
+# --- readers ----------------------------------------------------------------------------------------------------------
 
 
 def separate(module, name, ancestors) -> AttentionLayer:
@@ -164,8 +163,7 @@ def pooled(module, name, ancestors):
 READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
 
 
-# --- the pieces
-# --------------------------------------------------------------------------------------------------------
+# --- the pieces -------------------------------------------------------------------------------------------------------
 
 
 def _projections(module, name) -> tuple[str, str, str]:

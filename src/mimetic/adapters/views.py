@@ -1,5 +1,5 @@
-"""What the readers are made of: checked views of parameters in the x @ W convention, and one wording for each
-caveat.
+"""What the readers are made of: checked views of parameters in the x @ W
+convention, and one wording for each caveat.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def library(function: Callable) -> str:
 
 
 def forward_of(cls: type) -> Callable | None:
-    """A class's forward, without what torch and transformers put around it (transformers does so anew in every subclass
-    of a block).
+    """A class's forward, without what torch and transformers put around it (transformers
+    does so anew in every subclass of a block).
     """
     forward = getattr(cls, "forward", None)
     while hasattr(forward, "__wrapped__") and library(forward) in ("torch", "transformers"):
@@ -83,16 +83,17 @@ def forward_of(cls: type) -> Callable | None:
 
 
 def lineage(cls: type) -> list[type]:
-    """A class and those of its bases whose forward it has unchanged, nearest first: what a table says of one of them
-    holds for it.
+    """A class and those of its bases whose forward it has unchanged, nearest first: what
+    a table says of one of them holds for it.
     """
     return [base for base in cls.__mro__ if forward_of(base) is forward_of(cls)]
 
 
 def replaced_forward(module: nn.Module) -> bool:
-    """Whether this one module's forward, or another method of its class, was replaced (a LoRA written over it, say):
-    what it computes is then not known. The class's own forward, put back, is none; accelerate's hooks around it only
-    move tensors."""
+    """Whether this one module's forward, or another method of its class, was replaced (a LoRA written
+    over it, say): what it computes is then not known. The class's own forward, put back, is none;
+    accelerate's hooks around it only move tensors.
+    """
     own = vars(module)
     if any(
         inspect.isroutine(value) and inspect.isfunction(getattr(type(module), name, None))
@@ -240,8 +241,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 def as_written(module: nn.Module) -> bool:
-    """Whether a module's forward is that of a library's class: not a subclass's own, not replaced on the class or on
-    this one module.
+    """Whether a module's forward is that of a library's class: not a subclass's own, not
+    replaced on the class or on this one module.
     """
     module = getattr(module, "_orig_mod", module)
     return library(forward_of(type(module))) in _LIBRARIES and not replaced_forward(module)

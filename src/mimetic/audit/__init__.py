@@ -1,5 +1,5 @@
-"""Is mimetic initialization worth trying for this kind of model? Three questions to a trained one, answered with
-numbers.
+"""Is mimetic initialization worth trying for this kind of model? Three questions
+to a trained one, answered with numbers.
 
     1. Does it have layers worth imitating?           the diagonals of both products against chance, by layer and head
     2. Can matrix operations imitate them?            how much of a product alpha Z + beta I is, before and after

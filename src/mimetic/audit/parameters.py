@@ -67,8 +67,8 @@ def count_parameters(model: nn.Module, layers: list[AttentionLayer] | None = Non
 
 
 def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
-    """The same of a state dict: attention by the names, the rest by name and shape; tensors that share memory count
-    once.
+    """The same of a state dict: attention by the names, the rest by name and
+    shape; tensors that share memory count once.
     """
     numbers = layer_numbers(state, names)
     patterns = [p for p in (names.qkv, names.q, names.k, names.v, names.proj) if p]
@@ -94,8 +94,8 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
 
 
 def _count(entries: list[tuple[str, tuple[int, ...], bool, bool]], layers: list[str], rows: int | None) -> Parameters:
-    """Parameters from (name, shape, is attention, is an embedding table), the layers' names and the rows of the
-    table.
+    """Parameters from (name, shape, is attention, is an embedding table), the
+    layers' names and the rows of the table.
     """
     blocks = {m.group() for name in layers if (m := re.match(r"(.*\.)?\d+(?=\.|$)", name))}
     counts, matrices, per_item = dict.fromkeys(("attention", "mlp", "embedding", "rest"), 0), set(), 0.0

@@ -28,7 +28,7 @@ class Audit:
 
     name: str  #: of the model
     products: pd.DataFrame  #: measure's rows, one a head (qk) or layer (vp), with explained
-    # : one row a layer and product, with alpha, beta, explained, imitated, target, limit, reachable
+    #: one row a layer and product, with alpha, beta, explained, imitated, target, limit, reachable
     layers: pd.DataFrame
     fold: bool  #: gains of the norms folded in
     parameters: Parameters | None  #: None where only attention weights are at hand
@@ -42,8 +42,8 @@ class Audit:
         return {n: self.parameters.share(n) for n in catalogues}
 
     def signs(self) -> dict[str, str]:
-        """ "+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what more than CLEAR of them have beyond
-        CHANCE.
+        """ "+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what
+        more than CLEAR of them have beyond CHANCE.
         """
         return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
 

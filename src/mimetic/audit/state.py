@@ -16,8 +16,8 @@ from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 @dataclass(frozen=True)
 class StateNames:
-    """Where the attention weights are in a state dict: patterns with {} for the number of the layer, numbers of any
-    step.
+    """Where the attention weights are in a state dict: patterns with {} for the
+    number of the layer, numbers of any step.
 
     Either qkv (fused, rows of all queries, then keys, then values) or q, k and v. Weights are as nn.Linear stores them,
     (out, in); transposed=True for (in, out), as Conv1D of GPT-2 stores them.
@@ -30,7 +30,7 @@ class StateNames:
     k: str | None = None  #: of the keys
     v: str | None = None  #: of the values
     transposed: bool = False  #: weights are (in, out)
-    # : gain of the LayerNorm in front, if the block is pre-LN; with None the raw weights are audited
+    #: gain of the LayerNorm in front, if the block is pre-LN; with None the raw weights are audited
     in_gain: str | None = None
     table: str | None = None  #: the item or token embedding, (items, width); with None it is found by its name
 

@@ -1,5 +1,5 @@
-"""How fast it is, measured on the machine it runs on: the initializer, a training step, and where a training step's
-time goes.
+"""How fast it is, measured on the machine it runs on: the initializer, a training
+step, and where a training step's time goes.
 """
 
 from mimetic.bench.init import bench_init

@@ -88,8 +88,8 @@ def _plain(layers, generator) -> tuple[float, float]:
 
 
 def _floor(d: int, heads: int, depth: int, seed: int) -> float:
-    """Seconds for depth layers, from the median of fifteen: every target drawn, its Gram matrix, its product with its
-    vectors.
+    """Seconds for depth layers, from the median of fifteen: every target drawn, its
+    Gram matrix, its product with its vectors.
     """
     generator, seconds = torch.Generator().manual_seed(seed), []
     for _ in range(15):

@@ -123,8 +123,8 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
 
 
 def largest(operations: dict[str, float]) -> dict[str, float]:
-    """The LARGEST operators or kernels and their share of all, names without types, arguments and counters, alike ones
-    added up.
+    """The LARGEST operators or kernels and their share of all, names without types,
+    arguments and counters, alike ones added up.
     """
     together: dict[str, float] = defaultdict(float)
     total = sum(operations.values())

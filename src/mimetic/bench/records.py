@@ -57,8 +57,8 @@ def store_bench(
 
 
 def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
-    """One row a measurement of a kind, oldest first: arguments.NAME, the results by name (dicts as they are), device,
-    threads, torch.
+    """One row a measurement of a kind, oldest first: arguments.NAME, the results by name
+    (dicts as they are), device, threads, torch.
 
     Raises:
         RecordError: a file is damaged; the message names it.

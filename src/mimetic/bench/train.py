@@ -39,8 +39,8 @@ PREFETCH = 2  # batches that a worker of a DataLoader makes ahead, PyTorch's def
 
 
 class Bench:
-    """The model, batch and device of a named vision experiment, with random pixels; a context that sets the
-    experiment's threads.
+    """The model, batch and device of a named vision experiment, with random pixels; a
+    context that sets the experiment's threads.
 
     Raises:
         ValueError: unknown experiment or device, an experiment without images, or steps below 1.
@@ -80,8 +80,8 @@ class Bench:
         torch.set_num_threads(self._threads)
 
     def as_trained(self) -> AbstractContextManager:
-        """The settings under which the training loop runs: on a GPU deterministic kernels, which timm's ingredients do
-        not ask for.
+        """The settings under which the training loop runs: on a GPU deterministic kernels,
+        which timm's ingredients do not ask for.
         """
         return settings(self.settings, self.backend, seed=0)
 

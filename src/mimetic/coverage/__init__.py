@@ -59,8 +59,7 @@ MEMORY = 12 * 2**30  # bytes of address space of one worker
 SECONDS = 180  # for one architecture
 
 
-# --- one architecture
-# --------------------------------------------------------------------------------------------------------
+# --- one architecture -------------------------------------------------------------------------------------------------
 
 
 def names(library: str) -> list[str]:
@@ -139,8 +138,8 @@ def _remarks(found: Scan) -> str:
 
 
 def judge(model: nn.Module, runs) -> dict:
-    """{verdict, finding, layers, error} of a built model; runs(model) yields ways to call it, functions of the
-    model.
+    """{verdict, finding, layers, error} of a built model; runs(model) yields
+    ways to call it, functions of the model.
     """
     found = scan(model)
     remarks = _remarks(found)
@@ -251,8 +250,7 @@ def _pattern_prefix(rest: str, head: str) -> str:
     return after if after and _pattern(first) == head else rest
 
 
-# --- all of them
-# ---------------------------------------------------------------------------------------------------------------
+# --- all of them ------------------------------------------------------------------------------------------------------
 
 
 def _worker(library: str, connection) -> None:
@@ -365,8 +363,7 @@ def survey(library: str, chosen: list[str] | None = None, processes: int | None 
     }
 
 
-# --- the committed table and its page
-# --------------------------------------------------------------------------------------------
+# --- the committed table and its page ---------------------------------------------------------------------------------
 
 
 def table_path(library: str) -> Path:
@@ -378,8 +375,8 @@ def page_path() -> Path:
 
 
 def main(library: str) -> None:
-    """`python -m mimetic coverage`: survey "timm" or "transformers", print the counts, write data/coverage and the
-    page.
+    """`python -m mimetic coverage`: survey "timm" or "transformers", print the
+    counts, write data/coverage and the page.
 
     Raises:
         ValueError: unknown library.

@@ -41,8 +41,7 @@ def may_have_attention(outline: nn.Module) -> bool:
     return any(find_reader(type(module)) is not None for module in outline.modules())
 
 
-# --- transformers: a small config of every model type
-# --------------------------------------------------------------------
+# --- transformers: a small config of every model type -----------------------------------------------------------------
 
 _INTS = {  # name of an int in a config -> small value
     r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|d_embed|encoder_hidden_size|decoder_hidden_size|embedding_size)": (  # noqa: E501
@@ -161,9 +160,10 @@ def _outline(cls: type, make: Callable) -> nn.Module:
 
 
 def whole_outline(library: str, name: str) -> nn.Module | None:
-    """The outline of an architecture's default config, unshrunk: a small model can lack the layers that attend, where
-    only every eighth does. None where it could not be made; timm's models keep every kind of layer when they are made
-    small."""
+    """The outline of an architecture's default config, unshrunk: a small model can lack the layers
+    that attend, where only every eighth does. None where it could not be made; timm's models keep
+    every kind of layer when they are made small.
+    """
     if library != "transformers":
         return None
     from transformers import CONFIG_MAPPING
@@ -292,8 +292,8 @@ def _inputs(model):
 
 
 def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module | None = None):
-    """Ways to call an attention module on its own, where the whole model wants inputs that cannot be guessed; block is
-    what holds it.
+    """Ways to call an attention module on its own, where the whole model wants inputs that
+    cannot be guessed; block is what holds it.
     """
     D, K, kv_width = layer.d_model, layer.head_dim, layer.v.shape[0]
     g = torch.Generator().manual_seed(0)
@@ -361,8 +361,7 @@ def make_generic(model: nn.Module, seed: int = 0) -> None:
                 p.copy_(0.05 * torch.randn(p.shape, generator=g))
 
 
-# --- timm: the smallest model of every family
-# ------------------------------------------------------------------------------
+# --- timm: the smallest model of every family -------------------------------------------------------------------------
 
 _SIZES = (
     "test",
@@ -412,8 +411,8 @@ _SIZES = (
 
 
 def timm_families() -> dict[str, list[str]]:
-    """{family: its models, likely smallest first}: names that differ only in size, patch and resolution are one
-    family.
+    """{family: its models, likely smallest first}: names that differ only in
+    size, patch and resolution are one family.
     """
     import timm
 

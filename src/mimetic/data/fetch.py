@@ -54,8 +54,8 @@ def cache_dir() -> Path:
 
 
 def check_writable(folder: Path, variable: str) -> None:
-    """Raise ValueError, naming the environment variable that chooses the folder, unless files can be written there;
-    makes nothing.
+    """Raise ValueError, naming the environment variable that chooses the folder, unless
+    files can be written there; makes nothing.
     """
 
     def exists(path: Path) -> bool:

@@ -192,8 +192,8 @@ def fetch_images(name: str) -> Path | None:
 
 
 def _from_torchvision(name: str, archive: Path | None = None) -> dict[str, np.ndarray]:
-    """Download (or take the archive that is there), verify (torchvision's MD5) and unpack; what is downloaded is not
-    kept.
+    """Download (or take the archive that is there), verify (torchvision's MD5)
+    and unpack; what is downloaded is not kept.
     """
     import torchvision
 

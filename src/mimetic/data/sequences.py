@@ -1,5 +1,5 @@
-"""Item sequences for recommenders: MovieLens-100K and -1M, Amazon Beauty 5-core, and a synthetic one with known
-structure.
+"""Item sequences for recommenders: MovieLens-100K and -1M, Amazon Beauty 5-core,
+and a synthetic one with known structure.
 
 One sequence a user, in time order. Split: leave one out. The last item of a user is the test item, the one before it
 the validation item, the rest is for training; users with fewer than five interactions are left out (He & McAuley 2016;
@@ -39,8 +39,8 @@ _MOST = 2**31 - 1  # number of a user or an item in a file
 
 
 class SequenceFileError(Unavailable):
-    """A file of sequences is damaged or not the one that was meant; the message names the file and, where one is, the
-    line.
+    """A file of sequences is damaged or not the one that was meant; the message
+    names the file and, where one is, the line.
     """
 
 
@@ -133,8 +133,8 @@ def check_sequences(name: str, items: int | None = None) -> None:
 
 
 def num_users(name: str, items: int | None = None) -> int:
-    """About how many users; reads no data. (With few items fewer users keep five of them; a rough rule, for estimates
-    of time.)
+    """About how many users; reads no data. (With few items fewer users keep five of
+    them; a rough rule, for estimates of time.)
     """
     check_sequences(name, items)
     users, every = (SYNTHETIC_USERS, SYNTHETIC_ITEMS) if name == "clusters" else _FILES[name].counts[:2]
@@ -209,9 +209,9 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
 
 
 def read_ratings(path: Path, separator: str) -> list[np.ndarray]:
-    """Sequences from lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``: users by number, items
-    renumbered from 1 in the order of their numbers, ratings in time order, those of one second in the order of the
-    file.
+    """Sequences from lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``: users
+    by number, items renumbered from 1 in the order of their numbers, ratings in time order,
+    those of one second in the order of the file.
 
     Raises:
         SequenceFileError: a line that is not four numbers of the right kind; the message names it.
@@ -328,9 +328,9 @@ FORWARD = 0.8  # probability that the next item is of the next cluster
 
 
 def synthetic(users: int = SYNTHETIC_USERS, seed: int = 0) -> list[np.ndarray]:
-    """Users who walk around a ring of item clusters: the next item is of the next cluster with probability FORWARD,
-    else of any cluster; within the cluster the i-th item has weight 1/i, and no user meets an item twice. From 12 to 30
-    items a user.
+    """Users who walk around a ring of item clusters: the next item is of the next cluster with
+    probability FORWARD, else of any cluster; within the cluster the i-th item has weight 1/i, and no user
+    meets an item twice. From 12 to 30 items a user.
 
     What there is to learn is one step of memory (which cluster comes next) and popularity within a cluster; ``oracle``
     ranks by just that, so no recommender can do better on average.

@@ -180,8 +180,8 @@ def encode_characters(train: str, test: str) -> tuple[np.ndarray, np.ndarray, tu
 
 
 def encode_bpe(train: str, test: str, vocab_size: int) -> tuple[np.ndarray, np.ndarray, tuple[bytes, ...]]:
-    """Ids of both texts and the bytes of each id: byte-level BPE as GPT-2's (Radford et al. 2019), trained on
-    ``train``.
+    """Ids of both texts and the bytes of each id: byte-level BPE as GPT-2's
+    (Radford et al. 2019), trained on ``train``.
 
     Any text can be encoded, since all 256 bytes are in the vocabulary.
 

@@ -73,8 +73,8 @@ def rank_metrics(scores: np.ndarray, data: SequenceData, validation: bool = Fals
 
 
 def baselines(dataset: str, items: int | None = None) -> list[dict[str, Any]]:
-    """One row a baseline and split: dataset, items, users, baseline, split, neighbours (of item-kNN), ndcg10, recall10,
-    mrr.
+    """One row a baseline and split: dataset, items, users, baseline, split,
+    neighbours (of item-kNN), ndcg10, recall10, mrr.
     """
     data = load_sequences(dataset, items=items)
     choices = [k for k in NEIGHBOURS if k < data.num_items]

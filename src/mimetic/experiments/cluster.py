@@ -1,5 +1,5 @@
-"""A queue handed to a cluster: one Slurm job a run through submitit, with the same records and checkpoints as
-everywhere.
+"""A queue handed to a cluster: one Slurm job a run through submitit, with the
+same records and checkpoints as everywhere.
 
     python -m mimetic sweep paper --partition gpu --gpus 1 --minutes 60 --at-once 8
     python -m mimetic sweep lab --executor local --at-once 2          the same on this machine, to try it
@@ -178,8 +178,8 @@ def _ended_together(jobs: Sequence[submitit.Job]) -> Iterator[None]:
 
 
 def report(jobs: Sequence[submitit.Job]) -> dict[str, str]:
-    """Wait for the jobs; the names of the runs that failed, and why (one line each). Jobs of this machine end with this
-    process.
+    """Wait for the jobs; the names of the runs that failed, and why (one line each).
+    Jobs of this machine end with this process.
     """
     import submitit
 

@@ -122,8 +122,8 @@ def maps_at_init(
 
 
 def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFrame:
-    """Attention paid to the token itself, and the mean distance attended in patches, per map; uniform attention for
-    scale.
+    """Attention paid to the token itself, and the mean distance attended in
+    patches, per map; uniform attention for scale.
 
     Args:
         side: number of patches along an edge.

@@ -1,5 +1,5 @@
-"""Processes that help one that trains on a GPU: they end with it, however it ends, and are done without where they
-die.
+"""Processes that help one that trains on a GPU: they end with it, however it
+ends, and are done without where they die.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Job:
 
 
 class Helpers:
-    """Processes that share in the work, each with one thread and without a GPU; they end with this one, however it
-    ends.
+    """Processes that share in the work, each with one thread and without a GPU;
+    they end with this one, however it ends.
     """
 
     def __init__(self, number: int) -> None:

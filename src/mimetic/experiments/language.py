@@ -71,8 +71,8 @@ def bare_model(config: LanguageConfig, data: TextData) -> GPT:
 def prepare(
     config: LanguageConfig, device: torch.device, data: TextData | None = None, model: GPT | None = None
 ) -> Prepared:
-    """Text on the device (None: what load gives), the model (None: with its initial weights), and what the record says
-    of its weights.
+    """Text on the device (None: what load gives), the model (None: with its initial weights),
+    and what the record says of its weights.
 
     Raises:
         ValueError: the text is shorter than the context.
@@ -85,8 +85,8 @@ def prepare(
 
 
 def cost(config: LanguageConfig) -> float:
-    """Work of a run: tokens seen, forward and backward, times multiply-adds a token; evaluation with three bytes a
-    token of a BPE.
+    """Work of a run: tokens seen, forward and backward, times multiply-adds a token;
+    evaluation with three bytes a token of a BPE.
     """
     d = config.d_model
     token = config.depth * d * ((4 + 2 * config.mlp_ratio) * d + 2 * config.context) + max(config.vocab_size, 100) * d

@@ -40,8 +40,8 @@ class Metric:
         return f"{shown.signed(low)} to {shown.signed(high)}"
 
     def shown(self, row: Mapping[str, float]) -> str:
-        """A difference of stored values with its interval as shown, of a row of statistics.compare: "+0.2 (+0.1 to
-        +0.3)".
+        """A difference of stored values with its interval as shown, of a row of
+        statistics.compare: "+0.2 (+0.1 to +0.3)".
         """
         return f"{self.signed(row['difference'])} ({self.span(row['low'], row['high'])})"
 

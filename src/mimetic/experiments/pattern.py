@@ -1,5 +1,5 @@
-"""Do trained models show the pattern? Tables from the recorded measurements, and the products of an untrained model
-beside them.
+"""Do trained models show the pattern? Tables from the recorded measurements, and the
+products of an untrained model beside them.
 
 Run: python -m mimetic pretrained measure   (about 3 minutes with a network; writes data/pretrained/)
 """
@@ -125,8 +125,8 @@ def untrained_layers(
 
 def layer_profiles(layers: list[AttentionLayer], panel: str, **labels: str) -> pd.DataFrame:
     """Diagonal profiles of the last of some layers in units of the product's off-diagonal sd: columns panel, label,
-    offset, value; labels maps "qk" (head 0) and "vp" to the label of their line, a product without a label is left
-    out."""
+    offset, value; labels maps "qk" (head 0) and "vp" to the label of their line, a product without a label is left out.
+    """
     layer, numbers = layers[-1], measure(layers, heads=False).query(f"layer == {len(layers) - 1}")
     rows = []
     for product, label in labels.items():
@@ -180,8 +180,8 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
 
 
 def fold_profiles(source: str) -> pd.DataFrame:
-    """Raw and folded diagonal profiles of V.proj of one source, a panel a recorded layer, each over its off-diagonal
-    sd.
+    """Raw and folded diagonal profiles of V.proj of one source, a panel a
+    recorded layer, each over its off-diagonal sd.
     """
     numbers = load_measurements([source])
     stored = load_profiles([source]).query("product == 'vp'")
@@ -195,9 +195,10 @@ def fold_profiles(source: str) -> pd.DataFrame:
 
 
 def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Series:
-    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q M, W_K -> W_K M^-T
-    with a random invertible M: the attention is the same function before and after, the single matrices are not the
-    same."""
+    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q
+    M, W_K -> W_K M^-T with a random invertible M: the attention is the same function before and
+    after, the single matrices are not the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     q, k = layer.w_q(head).double(), layer.w_k(head).double()
     M = torch.randn(q.shape[1], q.shape[1], generator=generator, dtype=torch.float64)

@@ -67,8 +67,8 @@ def queue_runs(name: str) -> list[RunConfig]:
 
 
 def is_done(config: RunConfig) -> bool:
-    """Whether there is a record of the run. A damaged one, or one of another config, raises RecordError with its
-    name.
+    """Whether there is a record of the run. A damaged one, or one of another
+    config, raises RecordError with its name.
     """
     return existing(config) is not None
 
@@ -147,8 +147,8 @@ def work(
 
 
 def count_left(runs: Sequence[RunConfig], failed: dict[str, str]) -> int:
-    """How many runs have no record; a record that has been damaged meanwhile counts among them, and is named in
-    failed.
+    """How many runs have no record; a record that has been damaged meanwhile
+    counts among them, and is named in failed.
     """
     count = 0
     for config in runs:

@@ -1,5 +1,5 @@
-"""Ranking over the whole catalogue: the rank of the right item among all items that the user has not had, and what
-follows.
+"""Ranking over the whole catalogue: the rank of the right item among all items
+that the user has not had, and what follows.
 
 No sampled metrics: ranking against a sample of negatives can order recommenders differently (Krichene & Rendle 2020).
 The items of a user's history are left out of the ranking, for every recommender here alike, as in the reproduction of
@@ -53,8 +53,8 @@ def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
 
 
 def pad_left(sequences, length: int | None = None) -> Tensor:
-    """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in front; length None: that of the
-    longest.
+    """Integer sequences as one (B, length) int64 tensor, the last items kept, 0 in
+    front; length None: that of the longest.
     """
     length = max(len(s) for s in sequences) if length is None else length
     out = torch.zeros(len(sequences), length, dtype=torch.int64)

@@ -87,15 +87,15 @@ def cost(config: RecommenderConfig) -> float:
 
 
 def anatomy(model: nn.Module) -> dict[str, Any]:
-    """What the record keeps of the weights: the products; fold has the gain of the LayerNorm in front, which only
-    pre-LN blocks have.
+    """What the record keeps of the weights: the products; fold has the gain of the LayerNorm
+    in front, which only pre-LN blocks have.
     """
     return {"products": product_table(model)}
 
 
 class RecommenderTask:
-    """Masked-item or next-item training for the loop: batches of windows, full cross entropy, ranking over the
-    catalogue.
+    """Masked-item or next-item training for the loop: batches of windows, full
+    cross entropy, ranking over the catalogue.
     """
 
     unit = "sequences"

@@ -27,8 +27,8 @@ def product_table(record: dict[str, Any], when: str = "after", fold: bool = Fals
 
 
 def cases_of(record: dict[str, Any], name: str) -> np.ndarray:
-    """The last evaluation case by case ("ranks" of users; "nats", "bytes" of windows of text); empty if the record has
-    none.
+    """The last evaluation case by case ("ranks" of users; "nats", "bytes" of
+    windows of text); empty if the record has none.
     """
     return np.array(record.get("cases", {}).get(name, "").split(), dtype=float)
 

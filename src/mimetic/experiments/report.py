@@ -86,8 +86,8 @@ def coverage_counts() -> pd.DataFrame:
 
 
 def findings(page: str) -> str:
-    """What was found so far, for a page of WRITTEN: the book's one number, and a table of what it hangs on and of what
-    else was asked.
+    """What was found so far, for a page of WRITTEN: the book's one number, and a table of
+    what it hangs on and of what else was asked.
     """
     finals = load_runs(LAB)
     said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."

@@ -244,8 +244,8 @@ def run(
 
 
 def run_or_restart(config: RunConfig, say: Callable[[str], None] = print, **options: Any) -> dict[str, Any]:
-    """run, as a queue does it: a half-done run of other code, config or backend, or whose checkpoint is damaged, starts
-    again, and that is said.
+    """run, as a queue does it: a half-done run of other code, config or backend, or whose checkpoint is
+    damaged, starts again, and that is said.
     """
     try:
         return run(config, **options)
@@ -338,8 +338,8 @@ def make_record(
 
 
 def cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[str, str]:
-    """The last evaluation case by case, in the run's own precision; numbers as a line of text, which keeps the file
-    short.
+    """The last evaluation case by case, in the run's own precision; numbers as a
+    line of text, which keeps the file short.
     """
     if prepared.cases is None:
         return {}

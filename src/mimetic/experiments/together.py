@@ -1,5 +1,5 @@
-"""Many small runs of ViTs or GPTs at once on one GPU: those of one shape are trained in the same kernels
-(models.stacked).
+"""Many small runs of ViTs or GPTs at once on one GPU: those of one shape are
+trained in the same kernels (models.stacked).
 
     python -m mimetic queue lab --together 60          the whole laboratory in minutes instead of a day
 
@@ -91,8 +91,7 @@ def _shape(config: RunConfig) -> tuple:
     return type(config), *common.items(), images
 
 
-# --- in the helpers: before and after training
-# -------------------------------------------------------------------------
+# --- in the helpers: before and after training ------------------------------------------------------------------------
 
 
 def begin(config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -151,8 +150,7 @@ def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: 
     return model
 
 
-# --- training
-# ----------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def train_group(
@@ -254,8 +252,7 @@ def _losses(config: RunConfig, logits: Tensor, targets: Tensor) -> tuple[Tensor,
     return rows.view(len(logits), -1).mean(1), metrics
 
 
-# --- the list of runs
-# --------------------------------------------------------------------------------------------------
+# --- the list of runs -------------------------------------------------------------------------------------------------
 
 
 def work_together(
@@ -321,8 +318,8 @@ def work_together(
 
 
 class _Work:
-    """What work_together has in hand: runs that are trained and not yet recorded, each with its lock; and what came of
-    the others.
+    """What work_together has in hand: runs that are trained and not yet recorded, each
+    with its lock; and what came of the others.
     """
 
     def __init__(self, helpers: Helpers, say: Callable[[str], None]) -> None:
@@ -336,8 +333,8 @@ class _Work:
         return [self.helpers.submit(partial(begin, config)) for config in group]
 
     def train(self, group: Sequence[RunConfig], begun: Sequence[Job]) -> bool:
-        """Those of the group that no other process has finished or holds; whether they were all of it, so that its time
-        says what a group takes.
+        """Those of the group that no other process has finished or holds; whether they were all of it,
+        so that its time says what a group takes.
         """
         ready: list[tuple[RunConfig, Any, ExitStack]] = []
         for config, job in zip(group, begun, strict=True):

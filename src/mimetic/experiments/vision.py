@@ -51,8 +51,8 @@ EVALUATION_BATCH = {"cpu": 250}  # on a CPU, what stays in its cache; else 1000
 
 
 def check(config: VisionConfig) -> None:
-    """Raise ValueError, naming the choices, unless the config's data, augmentation and model make sense; reads no
-    data.
+    """Raise ValueError, naming the choices, unless the config's data,
+    augmentation and model make sense; reads no data.
     """
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and less than 1, not {config.label_smoothing!r}")
@@ -84,8 +84,8 @@ def bare_model(config: VisionConfig, data: ImageData) -> ViT:
 def prepare(
     config: VisionConfig, device: torch.device, data: ImageData | None = None, model: ViT | None = None
 ) -> Prepared:
-    """Data on the device (None: what load gives), the model (None: with its initial weights), and what the record says
-    of its weights.
+    """Data on the device (None: what load gives), the model (None: with its initial weights),
+    and what the record says of its weights.
     """
     data = data or load(config, device)
     model = model or build_model(config).to(device)
@@ -141,8 +141,8 @@ class VisionTask:
         return loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
-        """Cross entropy (without smoothing) and accuracy on the whole test set; before the last epoch on curve_images
-        of it.
+        """Cross entropy (without smoothing) and accuracy on the whole test set;
+        before the last epoch on curve_images of it.
         """
         data, loss, correct, part = self.data, 0.0, 0, self.config.curve_images
         x, y = data.x_test, data.y_test

@@ -1,5 +1,5 @@
-"""Yardsticks for a text model: what the last character alone predicts, where an untrained model looks, and how large
-what it reads is.
+"""Yardsticks for a text model: what the last character alone predicts, where an untrained
+model looks, and how large what it reads is.
 
     python -m mimetic.experiments.yardsticks      writes data/language/yardsticks.json (needs tiny Shakespeare and
                                                   CIFAR-10)
@@ -62,9 +62,9 @@ def attention_before_training(
     ),
     windows: int = 8,
 ) -> pd.DataFrame:
-    """How much of its attention a token gives to itself, and how much to itself or an equal token before it, in
-    percent, in the first and in the last layer of untrained models (those of "tinyshakespeare", seed 0), over windows
-    of the evaluated text.
+    """How much of its attention a token gives to itself, and how much to itself or an equal token before
+    it, in percent, in the first and in the last layer of untrained models (those of "tinyshakespeare",
+    seed 0), over windows of the evaluated text.
 
     Raises what data.text.load_text raises.
     """
@@ -142,8 +142,8 @@ def entering(model: nn.Module, x_BND: Tensor) -> dict[str, float]:
 
 
 def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, GPT]:
-    """Windows of the evaluated text (B, N), and the model of "tinyshakespeare" (seed 0) with these positions before
-    training.
+    """Windows of the evaluated text (B, N), and the model of "tinyshakespeare" (seed
+    0) with these positions before training.
     """
     data = load_text(dataset)
     config = replace(named("tinyshakespeare"), arm=arm, pos_embed=positions, **EVERY[arm])
@@ -154,8 +154,8 @@ def _untrained(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
 
 
 def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Tensor, list[Tensor]]:
-    """Windows of the evaluated text (B, N), and what attention each layer gives them before training, mean over heads:
-    (B, N, N) a layer.
+    """Windows of the evaluated text (B, N), and what attention each layer gives them before
+    training, mean over heads: (B, N, N) a layer.
     """
     ids_BN, model = _untrained(dataset, arm, positions, windows)
     N, seen, layers = ids_BN.shape[1], [], []

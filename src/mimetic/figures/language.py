@@ -1,5 +1,5 @@
-"""Figures of the language chapters: curves and their paired gaps, products before and after, gain against attention's
-share.
+"""Figures of the language chapters: curves and their paired gaps, products before
+and after, gain against attention's share.
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def _side_by_side(shares: pd.Series) -> pd.Series:
 
 
 def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame, least: int = 5) -> None:
-    """A band behind points that stand side by side because they have one share, if they are many. rows: share, and x
-    where each is drawn.
+    """A band behind points that stand side by side because they have one share, if they are
+    many. rows: share, and x where each is drawn.
     """
     for share, some in rows.groupby(rows["share"].round(2)):
         if len(some) >= least:

@@ -158,8 +158,8 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
 
 @styled
 def orientations(table: pd.DataFrame) -> Figure:
-    """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its
-    spread.
+    """The transposition trap: the two orientations agree in the mean
+    diagonal, a draw a dot, and differ in its spread.
     """
     figure, axes = panels(7.4, 2.3, ncols=2)
     for row, (_, part) in enumerate(table.groupby("stored", sort=False)):

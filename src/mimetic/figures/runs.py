@@ -347,8 +347,8 @@ def gains(
 
 @styled
 def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_distance: float) -> Figure:
-    """What training does to the diagonals and to the distance attended, by layer: rows QK, V·proj, distance; a column
-    an arm.
+    """What training does to the diagonals and to the distance attended, by layer:
+    rows QK, V·proj, distance; a column an arm.
 
     Args:
         products: columns arm, seed, when, layer, head, product, z (mean diagonal / off-diagonal sd).
@@ -384,8 +384,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
 
 @styled
 def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float) -> Figure:
-    """How long a run takes against the share of the card's peak that it reaches: a line a model, a dot what was
-    measured.
+    """How long a run takes against the share of the card's peak that it reaches:
+    a line a model, a dot what was measured.
 
     Args:
         lines: columns label, share (0 to 1), minutes.

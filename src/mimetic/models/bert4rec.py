@@ -30,8 +30,8 @@ POS_EMBED = ("learned", "sincos")
 
 @dataclass(frozen=True)
 class BERT4RecConfig:
-    """Shape of the model. The defaults are those of the paper for Amazon Beauty (d 64, 2 layers, 2 heads, 50
-    positions).
+    """Shape of the model. The defaults are those of the paper for Amazon Beauty
+    (d 64, 2 layers, 2 heads, 50 positions).
     """
 
     num_items: int
@@ -113,9 +113,10 @@ class BERT4Rec(nn.Module):
         self.head = ItemHead(D, config.num_items)
 
     def attention_mask(self, items_BN: Tensor) -> Tensor:
-        """(B, 1, N, N), True where attended: items, and in a causal model only up to the position itself. A position
-        always attends to itself, so that no row of the softmax is empty; what comes out at a padded position is never
-        read."""
+        """(B, 1, N, N), True where attended: items, and in a causal model only up to the position
+        itself. A position always attends to itself, so that no row of the softmax is empty; what
+        comes out at a padded position is never read.
+        """
         N = items_BN.shape[1]
         ones = torch.ones(N, N, dtype=torch.bool, device=items_BN.device)
         seen = (items_BN != PADDING)[:, None, None, :]
@@ -124,8 +125,8 @@ class BERT4Rec(nn.Module):
         )
 
     def features(self, items_BN: Tensor) -> Tensor:
-        """(B, N) int64 to what the head reads, (B, N, D). N may be less than max_len: the last N positions are then
-        used.
+        """(B, N) int64 to what the head reads, (B, N, D). N may be less than
+        max_len: the last N positions are then used.
         """
         N = items_BN.shape[1]
         if N > self.config.max_len:

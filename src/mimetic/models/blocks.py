@@ -30,8 +30,8 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, (B, H, N, K); ``mask`` as in SelfAttention, ``dropout`` of the attention
-    weights.
+    """softmax(q k^T / sqrt(head_dim)) v, (B, H, N, K); ``mask`` as in
+    SelfAttention, ``dropout`` of the attention weights.
     """
     if mask is None and not dropout and q_BHNK.dtype == torch.bfloat16 and not q_BHNK.is_cuda:
         # on a CPU PyTorch's fused attention is six times slower than this in bfloat16, most of it in backward (causal:
@@ -97,8 +97,8 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, exact or its "tanh" approximation; (B, N, d_model) to the same
-    shape.
+    """Two linear layers with a GELU between them, exact or its "tanh"
+    approximation; (B, N, d_model) to the same shape.
     """
 
     def __init__(self, d_model: int, hidden: int, *, bias: bool = True, gelu: str = "none") -> None:
@@ -185,8 +185,8 @@ class _NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Models that are made meanwhile have shapes and no weights (PyTorch's meta device): to be counted, or filled
-    later.
+    """Models that are made meanwhile have shapes and no weights (PyTorch's meta
+    device): to be counted, or filled later.
     """
     with torch.device("meta"), _NothingDrawn():
         yield

@@ -70,8 +70,8 @@ class GPTConfig:
 
 
 class GPT(nn.Module):
-    """Causal language model (Radford et al. 2019): token ids (B, N), N <= context, to logits (B, N, V) of the next
-    tokens.
+    """Causal language model (Radford et al. 2019): token ids (B, N), N <=
+    context, to logits (B, N, V) of the next tokens.
 
     The head is the token embedding, as in GPT-2: one parameter, counted once. There is no dropout. The constructor
     leaves PyTorch's default initialization; ``mimetic.initialize_`` sets another one by name ("gpt2" is GPT-2's own).
@@ -145,8 +145,8 @@ def combine(config: GPTConfig, tokens: Tensor, positions: Tensor | None) -> Tens
 
 @torch.no_grad()
 def generate(model: GPT, ids: list[int], length: int, *, seed: int = 0, temperature: float = 1.0) -> list[int]:
-    """``length`` tokens that follow ``ids``, drawn one by one from the model's distribution; a function of its
-    arguments.
+    """``length`` tokens that follow ``ids``, drawn one by one from the model's
+    distribution; a function of its arguments.
 
     The model sees at most its context of the last tokens. It is left in the mode that it was in.
 

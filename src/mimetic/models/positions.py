@@ -57,8 +57,8 @@ def rotations(length: int, head_dim: int, temperature: float = 10_000.0) -> Tens
 
 def rotate(x: Tensor, table: Tensor | None) -> Tensor:
     """Queries or keys (..., N, head_dim) turned by their places: channel i of a head with channel i + head_dim / 2, as
-    in GPT-NeoX and Llama. table: rotations of at least N places; None: positions are not rotary, and nothing is
-    turned."""
+    in GPT-NeoX and Llama. table: rotations of at least N places; None: positions are not rotary, and nothing is turned.
+    """
     if table is None:
         return x
     cosines, sines = table[:, : x.shape[-2]].to(x.dtype)
@@ -67,8 +67,8 @@ def rotate(x: Tensor, table: Tensor | None) -> Tensor:
 
 
 def centred(rows: Tensor) -> Tensor:
-    """Fixed positions (places, d_model) without what all places have in common, their mean, and as large as they were
-    (root mean square).
+    """Fixed positions (places, d_model) without what all places have in common, their mean, and
+    as large as they were (root mean square).
     """
     rows = rows.double()
     apart = rows - rows.mean(0)
@@ -76,8 +76,8 @@ def centred(rows: Tensor) -> Tensor:
 
 
 def noise(places: int, d_model: int) -> Tensor:
-    """Normal noise as large as sines and cosines (root mean square 1 / sqrt(2)), always the same: (places, d_model),
-    float32, on the CPU.
+    """Normal noise as large as sines and cosines (root mean square 1 / sqrt(2)), always the
+    same: (places, d_model), float32, on the CPU.
     """
     return torch.randn(places, d_model, generator=torch.Generator().manual_seed(0), device="cpu") * 0.5**0.5
 

@@ -1,5 +1,5 @@
-"""Several models of one shape side by side: every weight has a leading axis of models, every product is one batched
-product.
+"""Several models of one shape side by side: every weight has a leading axis of
+models, every product is one batched product.
 
 A small model leaves a GPU idle: what it waits for is the start of the next kernel. Forty small models in the same
 kernels take hardly longer than one. The models have nothing to do with one another, so the gradient of the sum of their

@@ -1,5 +1,5 @@
-"""What a config means on this machine (device, precision, compilation), and the settings of PyTorch that hold during a
-run.
+"""What a config means on this machine (device, precision, compilation), and the
+settings of PyTorch that hold during a run.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def aside(path: str | Path) -> Path:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of PyTorch's global generators (dropout draws from them): of the CPU, and of the device that is in
-    use.
+    """The state of PyTorch's global generators (dropout draws from them): of
+    the CPU, and of the device that is in use.
     """
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -18,8 +18,8 @@ Losses = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class GroupStep(Captured):
-    """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss and metrics. On a GPU
-    it is a CUDA graph.
+    """A step of all models of a stack: forward, backward, clipping, AdamW, and the sums of loss
+    and metrics. On a GPU it is a CUDA graph.
 
     Args:
         stacked: the models.
@@ -72,8 +72,8 @@ class GroupStep(Captured):
 
 @torch.no_grad()
 def step_each_(optimizer: torch.optim.AdamW, weights: Sequence[Tensor], rates: Tensor | None) -> None:
-    """A step in which each model has a learning rate of its own, ``rates`` (R,) times the optimiser's; None: all have
-    that.
+    """A step in which each model has a learning rate of its own, ``rates`` (R,)
+    times the optimiser's; None: all have that.
 
     AdamW's step, weight decay included, is proportional to the learning rate, and its state does not depend on it.
     """

@@ -102,8 +102,8 @@ def own_card() -> bool:
 
 
 def connect() -> Group:
-    """The group that this process was launched into; ALONE if it was not launched. Connected once, until the process
-    ends.
+    """The group that this process was launched into; ALONE if it was not
+    launched. Connected once, until the process ends.
 
     On a machine with GPUs each process takes the one of its LOCAL_RANK.
     """

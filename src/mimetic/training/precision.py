@@ -42,8 +42,8 @@ def cpu_has_bfloat16() -> bool:
 
 
 class InFloat32(TorchDispatchMode):
-    """Matrix products of bfloat16 tensors in float32, their results rounded to bfloat16; the backward pass too, where
-    it runs inside.
+    """Matrix products of bfloat16 tensors in float32, their results rounded to bfloat16; the
+    backward pass too, where it runs inside.
     """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

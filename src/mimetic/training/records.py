@@ -147,8 +147,8 @@ def load_runs(experiment: str | None = None, *, folder: str | Path | None = None
 def runs(
     experiment: str | None = None, *, folder: str | Path | None = None
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """What load_runs makes its rows of, record by record: of the run, and of each epoch. They are shared: not to be
-    changed.
+    """What load_runs makes its rows of, record by record: of the run, and of each
+    epoch. They are shared: not to be changed.
     """
     pattern = "*/*.json" if experiment is None else f"{check_name('experiment', experiment)}/*.json"
     for path in record_files(folder or runs_dir(), pattern):

@@ -1,5 +1,5 @@
-"""A step of training, and how a GPU is given it: as one CUDA graph, so that it never waits for the CPU to start the
-next kernel.
+"""A step of training, and how a GPU is given it: as one CUDA graph, so that it never
+waits for the CPU to start the next kernel.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Captured:
-    """A step that a GPU may be given as one CUDA graph, which the first call captures. Batches of another shape than
-    the first are trained without it. What a step is says ``_run``; ``sums`` are of loss and metrics (reset() after an
-    epoch)."""
+    """A step that a GPU may be given as one CUDA graph, which the first call captures. Batches of
+    another shape than the first are trained without it. What a step is says ``_run``; ``sums`` are of
+    loss and metrics (reset() after an epoch).
+    """
 
     def __init__(self, optimizer: torch.optim.AdamW, backend: dict[str, Any], captures: bool) -> None:
         self.optimizer, self.backend, self.captures = optimizer, backend, captures
@@ -108,8 +109,8 @@ def sum_dtype(backend: dict[str, Any]) -> torch.dtype:
 
 
 def read_rate_from_device(optimizer: torch.optim.AdamW) -> None:
-    """Make the optimiser one that a CUDA graph can hold: its learning rate lies on the device, where set_rate writes
-    it.
+    """Make the optimiser one that a CUDA graph can hold: its learning rate lies
+    on the device, where set_rate writes it.
     """
     for part in optimizer.param_groups:
         part |= {"lr": torch.tensor(0.0, device=part["params"][0].device), "capturable": True}

@@ -39,8 +39,8 @@ class Check:
     name: str  #: of the layer
     qk_error: float = math.nan  #: of W_Q W_K^T, the worst head
     vp_error: float = math.nan  #: of W_V W_proj, the worst head
-    # : of the folded products; nan where the gains are not known, the block could not be isolated, or attention adds so
-    # little that rounding hides it
+    #: of the folded products; nan where the gains are not known, the block could not be isolated, or attention adds so
+    #: little that rounding hides it
     fold_error: float = math.nan
     scale: float = math.nan  #: factor on q k^T in units of 1/sqrt(head_dim), 1 in the paper's attention
     caveats: tuple[str, ...] = ()  #: those of the layer
@@ -90,8 +90,7 @@ def verify(
     return checks
 
 
-# --- comparison
-# ----------------------------------------------------------------------------------------------------------
+# --- comparison -------------------------------------------------------------------------------------------------------
 
 
 def _compare(layer: AttentionLayer, recs: list[Record], c_H: Tensor, tolerance: float) -> Check:

@@ -1,5 +1,5 @@
-"""Running a model with random tokens in its attention layers and the identity in place of softmax, and keeping what is
-seen.
+"""Running a model with random tokens in its attention layers and the identity in
+place of softmax, and keeping what is seen.
 
 Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_model.
 """
@@ -255,8 +255,7 @@ def _per_head(t: Tensor, c_H: Tensor) -> Tensor:
     return t
 
 
-# --- arguments and shapes
-# ----------------------------------------------------------------------------------------------
+# --- arguments and shapes ---------------------------------------------------------------------------------------------
 
 QUERY_NAMES = (
     "hidden_states",
@@ -382,8 +381,8 @@ def first_tensor(output) -> Tensor | None:
 
 
 def arrange(t: Tensor, H: int, tokens_BN: torch.Size):
-    """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or None: how windows were cut is not known
-    here.
+    """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or
+    None: how windows were cut is not known here.
     """
     B, N = tokens_BN[:2]
     if t.ndim == 3 and t.shape[0] % H == 0:

@@ -38,8 +38,8 @@ def converged(curves: pd.DataFrame, data: str) -> str:
 
 
 def _last_fifths(curve: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a
-    fifth.
+    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the
+    fifth before, and the epochs in a fifth.
     """
     mean = curve.groupby("epoch")[VALIDATION_COLUMN].mean()
     fifth = max(1, len(mean) // 5)
@@ -89,8 +89,8 @@ def recipe_table() -> pd.DataFrame:
 
 
 def recipe_sentence() -> str:
-    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the
-    configs.
+    """What twice the training adds, for the default and the vision signs, and the
+    recipe that was taken, from the configs.
     """
     checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
               ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
@@ -248,8 +248,8 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
 
 
 def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
-    """The sign patterns against the default where every run is judged at the epoch that is best by its own validation
-    items; "" without runs.
+    """The sign patterns against the default where every run is judged at the epoch that is best by
+    its own validation items; "" without runs.
     """
     best = {}
     for arm in SIGN_ARMS:
@@ -281,11 +281,12 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def first_reached(
     finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None
 ) -> pd.DataFrame:
-    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the same seed
-    ends with (as the default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the
-    line from one to the other) and share of the run (a run that never does counts as 1), in how many pairs it does, and
-    the paired difference of that share to the default's with its 95 % interval; nan in the default's own row, the
-    first."""
+    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the
+    same seed ends with (as the default's, too, may before its end, since curves are noisy): mean epoch
+    (between two epochs on the line from one to the other) and share of the run (a run that never does counts
+    as 1), in how many pairs it does, and the paired difference of that share to the default's with its 95 %
+    interval; nan in the default's own row, the first.
+    """
     column, rows = VALIDATION_COLUMN, {}
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
@@ -327,8 +328,8 @@ def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tup
 
 
 def sooner_sentence(table: pd.DataFrame) -> str:
-    """Which arms of a table of first_reached get there sooner or later than the default, by their intervals, of those
-    with enough pairs.
+    """Which arms of a table of first_reached get there sooner or later than the default, by
+    their intervals, of those with enough pairs.
     """
     if len(table) < 2:
         return "No pairs of runs are in yet."

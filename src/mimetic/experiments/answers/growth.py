@@ -72,8 +72,8 @@ def made_on(finals: pd.DataFrame) -> str:
 
 
 def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
-    """One row a model size: parameters, the share of them in attention, both accuracies, and the gain in percent of the
-    default's error rate.
+    """One row a model size: parameters, the share of them in attention, both accuracies, and the
+    gain in percent of the default's error rate.
     """
     table = study_table(STUDIES[study], finals)
     if table.empty:
@@ -126,8 +126,8 @@ def _by_size(dots: pd.DataFrame) -> pd.DataFrame:
 
 
 def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
-    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes between which its interval
-    leaves out 0.
+    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes
+    between which its interval leaves out 0.
     """
     wide, found = _by_size(dots), {}
     for x, y in combinations(wide, 2):
@@ -199,8 +199,8 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_back() -> str:
-    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as a Markdown table; or
-    which command asks.
+    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as
+    a Markdown table; or which command asks.
     """
     table = _deep_rates()
     if len(table) < 2:
@@ -214,8 +214,8 @@ def held_back() -> str:
 
 
 def before_and_after_the_look(values: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The pairs at twelve layers that were planned first, and those that were added when these had been seen. values: a
-    number a seed.
+    """The pairs at twelve layers that were planned first, and those that were added when
+    these had been seen. values: a number a seed.
     """
     added = values.index.isin(DEEPER_SEEDS)
     return values[~added], values[added]
@@ -242,8 +242,8 @@ def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Seri
 
 def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
     """Mimetic initialization minus the default at twelve layers, each at the better of the recipe's rate and half of it
-    by the held-back images of cifar10-rates: a difference a seed, and words for rates and machines; empty without
-    runs."""
+    by the held-back images of cifar10-rates: a difference a seed, and words for rates and machines; empty without runs.
+    """
     own = EXPERIMENTS["cifar10-lab10"].lr
     held = _deep_rates().reindex([own, own / 2]).dropna()
     if len(held) < 2 or finals.empty:
@@ -264,8 +264,8 @@ NEAREST = {
 
 
 def nearest(finals: pd.DataFrame) -> str:
-    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, as a Markdown
-    table; "" without pairs.
+    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all
+    images, as a Markdown table; "" without pairs.
     """
     gains = {
         words: contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) for words, prefix in NEAREST.items()
@@ -284,8 +284,8 @@ def nearest(finals: pd.DataFrame) -> str:
 
 
 def _deep_rates() -> pd.DataFrame:
-    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one seed: a row a learning rate, a
-    column an arm.
+    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one
+    seed: a row a learning rate, a column an arm.
     """
     finals = load_runs("cifar10-rates")
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
@@ -331,8 +331,8 @@ def data_table(finals: pd.DataFrame) -> str:
 
 
 def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs
-    are left out.
+    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in
+    words; those without pairs are left out.
     """
     arms = {name: pair for title in GAIN_PANELS for name, pair in panel_arms(title).items()}
     tables = {name: gap_by_epoch(curves, *arms[name]) for name in names}

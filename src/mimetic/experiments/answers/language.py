@@ -68,8 +68,8 @@ def found(study: Study) -> str:
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with fewer bits (wins counts
-    larger metrics).
+    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with
+    fewer bits (wins counts larger metrics).
     """
     return (
         common.rounded(table.assign(ahead=table["pairs"] - table["wins"]), 4, ("pairs", "ahead"))
@@ -123,8 +123,8 @@ def trained_products(
     experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"),
     arm: str = "gpt2",
 ) -> pd.DataFrame:
-    """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them,
-    and title.
+    """The products of our own GPTs after training from the default (seed 0), gains
+    folded in, as measure gives them, and title.
     """
     frames = []
     for experiment in experiments:
@@ -143,8 +143,8 @@ def trained_products(
 
 
 def causal_products() -> pd.DataFrame:
-    """The products of every causal language model that was measured, pretrained ones first, then our own; gains folded
-    in.
+    """The products of every causal language model that was measured, pretrained
+    ones first, then our own; gains folded in.
     """
     effective = pattern.effective()
     return pd.concat(
@@ -165,9 +165,10 @@ def signs_sentence() -> str:
 def signs_by_layer(
     experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2"
 ) -> str:
-    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
-    default (beyond two standard deviations of the null), in words: a model whose layers differ may still be the same
-    from seed to seed."""
+    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after
+    training from the default (beyond two standard deviations of the null), in words: a model whose layers
+    differ may still be the same from seed to seed.
+    """
     said = []
     for experiment in experiments:
         products = recorded_products(experiment, (arm,))
@@ -186,9 +187,10 @@ def signs_by_layer(
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
-    """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal
-    spread, and the share of heads or layers that are beyond chance on either side (two standard deviations of the
-    null)."""
+    """Means over layers, heads and seeds, before and after training: both diagonals in units of
+    the off-diagonal spread, and the share of heads or layers that are beyond chance on either
+    side (two standard deviations of the null).
+    """
     rows = {}
     for arm in dict.fromkeys(products["arm"]):
         for when in ("before", "after"):
@@ -227,9 +229,10 @@ def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
 
 
 def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("language", "vision")) -> str:
-    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the end, and where an
-    arm leads with every seed on the way, as a Markdown table; "" without a pair. sets: kind of positions in words ->
-    curves."""
+    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the
+    end, and where an arm leads with every seed on the way, as a Markdown table; "" without a pair.
+    sets: kind of positions in words -> curves.
+    """
     rows = []
     for kind, curves in sets.items():
         for arm in arms if "gpt2" in set(curves["arm"]) else ():
@@ -270,8 +273,8 @@ def samples(
     seed: int = 0,
     letters: int = 320,
 ) -> str:
-    """The text that both arms write after the same prompt at the same number of steps, side by side, as an HTML
-    table.
+    """The text that both arms write after the same prompt at the same number
+    of steps, side by side, as an HTML table.
     """
     cells = []
     for arm in arms:

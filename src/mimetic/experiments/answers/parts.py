@@ -1,5 +1,5 @@
-"""What chapter 7 says of all its arms together: the parts in a table, and what the constants' sensitivity amounts
-to.
+"""What chapter 7 says of all its arms together: the parts in a table, and
+what the constants' sensitivity amounts to.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ AGAINST = {
 
 def taken_apart(finals: pd.DataFrame) -> str:
     """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a
-    Markdown table; those that were made on a CPU only are compared with the runs of their own machine
-    (data/replicas)."""
+    Markdown table; those that were made on a CPU only are compared with the runs of their own machine (data/replicas).
+    """
     replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
     asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()] + [
         (f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()
@@ -206,8 +206,8 @@ def conditions_table(finals: pd.DataFrame) -> str:
 
 
 def learned_position(finals: pd.DataFrame) -> str:
-    """What mimetic initialization gains with a learned position embedding, which GPTs have, and with a sin-cos one, in
-    words; "" without runs.
+    """What mimetic initialization gains with a learned position embedding, which GPTs have, and with
+    a sin-cos one, in words; "" without runs.
     """
     said = []
     for name, prefixes in {

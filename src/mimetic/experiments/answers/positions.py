@@ -56,8 +56,8 @@ STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in
 
 
 def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every arm against the default of the same positions, a group a kind of positions: table and points for
-    figures.comparisons.
+    """Every arm against the default of the same positions, a group a kind of positions:
+    table and points for figures.comparisons.
     """
     return common.stacked(
         ((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()),
@@ -238,8 +238,8 @@ def controls() -> str:
 
 
 def rotary_answer() -> str:
-    """What both sets of signs do with rotary positions, as Markdown list items, and how the better start with fixed
-    ones stands to them.
+    """What both sets of signs do with rotary positions, as Markdown list items, and how the
+    better start with fixed ones stands to them.
     """
     text, lines, against = _arms(ROTARY, "rotary")
     if not lines:

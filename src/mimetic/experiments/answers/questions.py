@@ -36,8 +36,8 @@ def trained(experiment: str, arm: str = DEFAULT) -> pd.DataFrame:
 
 
 def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
-    """Question 1's figure: the default arm on each data set, and the vision-sign arm on the first, as far as they are
-    recorded.
+    """Question 1's figure: the default arm on each data set, and the vision-sign arm
+    on the first, as far as they are recorded.
     """
     shown = [(name, DEFAULT, "default") for name in experiments] + [(experiments[0], VISION, "vision signs")]
     parts = [
@@ -48,9 +48,10 @@ def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
 
 
 def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
-    """One row a product and layer of a model's trained products: the mean z of its heads over runs, its 95 % interval
-    over the runs' means, how many heads (of all runs) lie above and below chance, and the sign that mimetic.audit's
-    rule gives them."""
+    """One row a product and layer of a model's trained products: the mean z of its heads over runs, its
+    95 % interval over the runs' means, how many heads (of all runs) lie above and below chance, and the
+    sign that mimetic.audit's rule gives them.
+    """
     rows = {}
     for (product, layer), part in products.groupby(["product", "layer"]):
         sigmas = part["sigmas"]
@@ -86,8 +87,8 @@ def signs_in_words(products: pd.DataFrame) -> str:
 
 
 def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -> pd.DataFrame:
-    """Which signs training finds from the default: one row a model; mean z and, where there is one, the sign of each
-    product and layer.
+    """Which signs training finds from the default: one row a model; mean z and, where there is
+    one, the sign of each product and layer.
     """
     rows = {}
     for name, arm in models.items():
@@ -145,9 +146,10 @@ FACTORS = {  # what differs between two of MODELS, and nothing else of the model
 
 
 def sign_changes() -> pd.DataFrame:
-    """What changes of the signs that training finds between models that differ in one of FACTORS: a row a factor and
-    product; in how many layers of all such pairs of models the sign turns, appears or vanishes, their number (layers)
-    and that of the pairs."""
+    """What changes of the signs that training finds between models that differ in one of FACTORS: a row a
+    factor and product; in how many layers of all such pairs of models the sign turns, appears or vanishes,
+    their number (layers) and that of the pairs.
+    """
     layers = {name: layer_signs(part) for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
     signs = {name: table["sign"] for name, table in layers.items()}
     # of the mean, where its interval has one
@@ -196,8 +198,8 @@ def sign_question() -> str:
 
 
 def _sign_changes_in_short(table: pd.DataFrame) -> str:
-    """Which factors change a product's sign in at least half of the layers (sign_changes), and whether any turns it
-    round.
+    """Which factors change a product's sign in at least half of the layers
+    (sign_changes), and whether any turns it round.
     """
     changed = table.assign(changed=table[["turns", "appears", "vanishes"]].sum(axis=1))
     parts = []
@@ -301,8 +303,8 @@ def second_answer(table: pd.DataFrame) -> str:
 
 
 def _explained_word(part: pd.DataFrame) -> str:
-    """In which products of a model (its rows of explained_table) the identity carries EXPLAINED or more, audit's
-    threshold.
+    """In which products of a model (its rows of explained_table) the identity
+    carries EXPLAINED or more, audit's threshold.
     """
     enough = [common.PRODUCTS[row["product"]] for _, row in part.iterrows() if row["explained"] >= EXPLAINED]
     return "yes" if len(enough) == len(part) else f"only {enough[0]}" if enough else "hardly"
@@ -376,8 +378,8 @@ def third_answer() -> str:
 
 
 def audited() -> str:
-    """What the chapter audits: a run of ours, or before there is one a pretrained model of which a measurement is
-    recorded.
+    """What the chapter audits: a run of ours, or before there is one a pretrained
+    model of which a measurement is recorded.
     """
     return "ml100k/bert-seed0" if existing(named("ml100k", arm=DEFAULT, seed=0)) else "minilm-l6"
 
@@ -386,8 +388,8 @@ def audited() -> str:
 
 
 def beside(explained: pd.DataFrame) -> str:
-    """What the identity carries of QK and of V·proj in the trained encoders beside ours, a sentence; "" without
-    them.
+    """What the identity carries of QK and of V·proj in the trained encoders
+    beside ours, a sentence; "" without them.
     """
     others = explained[~_ours(explained) & (explained["model"] != WRITTEN)]
     spans = [
@@ -411,8 +413,8 @@ def _worth(products: pd.DataFrame) -> str:
 
 def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str:
     """The three questions and what every arm of the experiment gains, as one Markdown table with a column a model and
-    data set, from the same tables as their sections (explained: explained_table); then what else the third depends
-    on."""
+    data set, from the same tables as their sections (explained: explained_table); then what else the third depends on.
+    """
     tables, marks = recommenders.compared(finals, recommenders.COMPARED), share_marks()
     gains = recommenders.against_default(tables)
     columns = {}

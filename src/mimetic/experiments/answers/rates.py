@@ -25,13 +25,12 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
-# --- the search
-# --------------------------------------------------------------------------------------------------------
+# --- the search -------------------------------------------------------------------------------------------------------
 
 
 def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The search: held-out bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not
-    run.
+    """The search: held-out bits per byte of every arm (rows, in words) at
+    every learning rate (columns); nan: not run.
     """
     finals = load_runs(SEARCH) if finals is None else finals
     if finals.empty:
@@ -95,8 +94,8 @@ def ends(finals: pd.DataFrame | None = None) -> str:
 
 
 def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
-    """(end of the sweep, arm) -> its best rate there, and how many bits per byte more it needs at the rate that it was
-    given.
+    """(end of the sweep, arm) -> its best rate there, and how many bits per byte
+    more it needs at the rate that it was given.
     """
     finals = load_runs("share-recipe") if finals is None else finals
     values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
@@ -110,8 +109,8 @@ def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[flo
 
 
 def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
-    """Which arms are nearer to the plateau than to the default at the default's best rate, and what that says about
-    size and identity.
+    """Which arms are nearer to the plateau than to the default at the default's best rate,
+    and what that says about size and identity.
 
     Args:
         plateau: bits per byte of predicting from the last character alone.
@@ -160,8 +159,8 @@ def _by_arm() -> pd.DataFrame:
 def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per
     byte at each, the difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the
-    arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the
-    default)."""
+    arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the default).
+    """
     finals, rows = _by_arm() if finals is None else finals, {}
     there, values = (
         set(finals["arm"]) if len(finals) else set(),
@@ -258,8 +257,8 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
 
 
 def beyond_size(finals: pd.DataFrame | None = None) -> str:
-    """Language signs at their better rate against the two controls of their size, in a sentence; "" without the
-    runs.
+    """Language signs at their better rate against the two controls of their
+    size, in a sentence; "" without the runs.
     """
     finals = _by_arm() if finals is None else finals
     better = rated("language", GENTLE)
@@ -275,8 +274,8 @@ def beyond_size(finals: pd.DataFrame | None = None) -> str:
 
 
 def twins_sentence() -> str:
-    """How far runs of one configuration and seed that were made twice on one machine differ, in words; "" without
-    any.
+    """How far runs of one configuration and seed that were made twice on one
+    machine differ, in words; "" without any.
     """
     central, again = (load_runs(e) for e in (CENTRAL.experiment, SECOND.experiment))
     if central.empty or again.empty:

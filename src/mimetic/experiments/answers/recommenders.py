@@ -221,8 +221,8 @@ def fixed_missing() -> str:
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which product of vision's signs does it, where one of them gains by itself, a sentence a data set; "" where none
-    does.
+    """Which product of vision's signs does it, where one of them gains by itself, a
+    sentence a data set; "" where none does.
     """
     said = []
     for data, table in compared(finals, HALVES).items():
@@ -236,8 +236,8 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
 def compared(
     finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column
 ) -> dict[str, pd.DataFrame]:
-    """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's,
-    behind a prefix).
+    """Comparisons of every data set, and of the causal sibling where it has any (its arms
+    are named as BERT4Rec's, behind a prefix).
     """
     tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
     if "ml100k" in finals:
@@ -297,8 +297,8 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
 
 
 def beyond_size(gains: Container[str]) -> list[str]:
-    """The sign patterns that gain against the default and against both controls of their size; gains: the comparisons
-    that do.
+    """The sign patterns that gain against the default and against both controls of
+    their size; gains: the comparisons that do.
     """
     return [
         name for name in SIGN_PAIRS if name in gains and all(f"{name} minus {control}" in gains for control in CONTROLS)
@@ -390,8 +390,8 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
 
 
 def against(name: str, finals: pd.DataFrame) -> str:
-    """The arms of a study against each other, seed by seed, as Markdown list items; its comparisons with a reference
-    are rows of a figure.
+    """The arms of a study against each other, seed by seed, as Markdown list items; its
+    comparisons with a reference are rows of a figure.
     """
     table = common.contrast_table(STUDIES[name], finals, METRIC)
     return "\n".join(common.contrast_line(contrast, row, METRIC) for contrast, row in table.iterrows())
@@ -408,8 +408,8 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison and the causal sibling's default: test NDCG@10, mean and
-    sd over seeds.
+    """Baselines, every recorded arm of the central comparison and the causal sibling's
+    default: test NDCG@10, mean and sd over seeds.
     """
     rows = [
         {

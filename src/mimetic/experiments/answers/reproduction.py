@@ -222,8 +222,8 @@ draw = partial(common.draw, command="python -m mimetic queue lab")
 
 
 def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
-    """For figures.families: a metric, and the table and points of the comparisons that are judged by it, of those that
-    have runs.
+    """For figures.families: a metric, and the table and points of the comparisons that
+    are judged by it, of those that have runs.
     """
     found = []
     for studies in SHOWN:
@@ -238,8 +238,8 @@ def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
 
 
 def queues() -> pd.DataFrame:
-    """One row a queue: how many of its runs are recorded and planned, the hours that the recorded ones took, on
-    what.
+    """One row a queue: how many of its runs are recorded and planned, the
+    hours that the recorded ones took, on what.
     """
     rows = {}
     for name, runs in QUEUES.items():

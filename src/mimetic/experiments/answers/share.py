@@ -1,5 +1,5 @@
-"""The authors' guess as a table: attention's share of all parameters, and the gain of mimetic initialization, of every
-family.
+"""The authors' guess as a table: attention's share of all parameters, and the gain of
+mimetic initialization, of every family.
 
 A point is a model and a training in which the family's default and mimetic initialization both have runs, all other
 settings equal (but for the learning rate, where an experiment has searched it for each arm). Mimetic initialization is
@@ -62,9 +62,9 @@ ALONG = {"the vocabulary": ("v256", "base", "v4000", "v16000"), "the MLP": ("mlp
 
 
 def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
-    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's weights and
-    biases in all parameters), gain (relative, mean over pairs) with its 95 % interval low, high, pairs, parameters,
-    by_seed ({seed: gain}).
+    """One row a point: family, experiment, point (what its arms are called), signs, share (of attention's
+    weights and biases in all parameters), gain (relative, mean over pairs) with its 95 % interval low, high,
+    pairs, parameters, by_seed ({seed: gain}).
 
     Args:
         folder: instead of ``data/runs``.
@@ -152,8 +152,8 @@ def gaining(points: pd.DataFrame) -> int:
 
 
 def mostly_gains(points: pd.DataFrame) -> bool:
-    """Whether mimetic initialization is ahead at more than half of the points with enough pairs: else there is no gain
-    to ask about.
+    """Whether mimetic initialization is ahead at more than half of the points with enough
+    pairs: else there is no gain to ask about.
     """
     return gaining(points) > (points["pairs"] >= FEW).sum() / 2
 
@@ -274,8 +274,8 @@ ONE_SHARE = {
 
 
 def at_one_share(points: pd.DataFrame) -> str:
-    """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table; ""
-    without pairs.
+    """What mimetic initialization with the published signs gains in models of nearly one
+    share, as a Markdown table; "" without pairs.
     """
     published = points[points["signs"] == PUBLISHED].set_index(["experiment", "point"])
     rows = []
@@ -363,8 +363,8 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
 
 
 def known_models() -> pd.DataFrame:
-    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers
-    (timm's).
+    """Attention's share in well-known shapes: GPT-2's (OpenAI's
+    hyperparameters), ours, and vision transformers (timm's).
     """
     rows = {}
     for name, d, depth, heads in (

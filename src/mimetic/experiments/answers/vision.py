@@ -1,5 +1,5 @@
-"""What the vision chapters say: the central claim (6) and the questions after it (7); growth and kept have chapters 8
-and 9.
+"""What the vision chapters say: the central claim (6) and the questions after it
+(7); growth and kept have chapters 8 and 9.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
 
 
 def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
-    """The central claim's answer in words; its verdict follows from the interval, beside which the exact test
-    stands.
+    """The central claim's answer in words; its verdict follows from the
+    interval, beside which the exact test stands.
     """
     pairs = paired_differences(finals) if set(PAIR) <= set(finals["arm"]) else pd.DataFrame()
     if pairs.empty:
@@ -111,8 +111,8 @@ def number(finals: pd.DataFrame) -> str:
 
 
 def pilot(finals: pd.DataFrame) -> str:
-    """What was seen of the two arms before the recipe was frozen, and what the seeds say that were not in it; ""
-    without them.
+    """What was seen of the two arms before the recipe was frozen, and what the seeds
+    say that were not in it; "" without them.
     """
     if not (fresh := fresh_pairs(finals)):
         return ""
@@ -125,8 +125,8 @@ def pilot(finals: pd.DataFrame) -> str:
 
 
 def fresh_pairs(finals: pd.DataFrame) -> str:
-    """The gain of the pairs whose seeds had not been seen before the recipe was frozen, as a sentence; "" without
-    them.
+    """The gain of the pairs whose seeds had not been seen before the recipe
+    was frozen, as a sentence; "" without them.
     """
     fresh = (
         paired_differences(finals).drop(index=list(PILOT), errors="ignore")["difference"]
@@ -146,8 +146,8 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
 
 
 def relative(finals: pd.DataFrame) -> str:
-    """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; ""
-    without pairs.
+    """The central difference in shares of the default's accuracy and of its errors, since
+    a "%" may mean either; "" without pairs.
     """
     if (table := compare(finals, {"central": PAIR})).empty:
         return ""
@@ -257,8 +257,8 @@ def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mime
 
 
 def gap_sentence(curves: pd.DataFrame) -> str:
-    """Whether the lead is only a head start: the gap at the first epoch, at its smallest, in the last quarter of the
-    run.
+    """Whether the lead is only a head start: the gap at the first epoch, at its
+    smallest, in the last quarter of the run.
     """
     gap = gap_by_epoch(curves)
     if gap.empty:
@@ -315,8 +315,8 @@ def schedules(finals: pd.DataFrame) -> list[str]:
 
 
 def shorter(finals: pd.DataFrame) -> str:
-    """The last of schedules, that of one kind of machine if there is one, as a paragraph of chapter 6; "" without
-    runs.
+    """The last of schedules, that of one kind of machine if there is one, as a
+    paragraph of chapter 6; "" without runs.
     """
     if not (said := schedules(finals)):
         return ""
@@ -389,8 +389,8 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
 
 
 def rates_table(finals: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns), nan where there is
-    no run; one seed.
+    """Validation accuracy in percent of every arm (rows, in words) at every learning rate
+    (columns), nan where there is no run; one seed.
     """
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
     table = pd.DataFrame(
@@ -424,8 +424,8 @@ def rates_sentence(finals: pd.DataFrame) -> str:
 
 
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:
-    """The 95 % interval of mimetic minus default, which the ablation figure shows behind every row; None before there
-    are two pairs.
+    """The 95 % interval of mimetic minus default, which the ablation figure shows behind
+    every row; None before there are two pairs.
     """
     values = contrast(finals, {"mimetic": 1, "timm": -1})
     return mean_interval(values) if len(values) > 1 else None
@@ -473,8 +473,8 @@ def norm_table(width: int = 96) -> pd.DataFrame:
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of compare for the page: accuracies and differences in percent. Without corrected p: with five pairs none
-    could be below 1.
+    """A table of compare for the page: accuracies and differences in percent. Without corrected
+    p: with five pairs none could be below 1.
     """
     if table.empty:
         return table

@@ -266,8 +266,8 @@ EVERY = TRIED | CONTROLS
 
 
 def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
-    """Arms with the learning rate that the search chose for each; those that it has chosen none for yet are left
-    out.
+    """Arms with the learning rate that the search chose for each; those that
+    it has chosen none for yet are left out.
     """
     return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
 

@@ -29,8 +29,8 @@ def _pair(prefix: str) -> tuple[str, ...]:
 
 
 def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = None, **settings: str) -> Study:
-    """Mimetic initialization against the default in several settings: prefix of the arms' names ("base": none) -> the
-    setting in words.
+    """Mimetic initialization against the default in several settings: prefix of the arms'
+    names ("base": none) -> the setting in words.
     """
     pairs = {words: _pair(prefix) for prefix, words in settings.items()}
     return Study(
