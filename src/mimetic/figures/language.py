@@ -18,7 +18,9 @@ from mimetic.figures.style import (
     VP,
     before_and_after,
     interval_bars,
+    one_each,
     panels,
+    runs_and_mean,
     styled,
 )
 from mimetic.statistics import ENOUGH
@@ -27,70 +29,51 @@ FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73
 
 
 @styled
-def curves_and_gaps(
-    curves: pd.DataFrame,
-    *,
-    reference: str,
-    metric: str = "test_bits_per_byte",
-    ylabel: str = "bits per byte",
-    per: str = "step",
-    title: str = "",
-) -> Figure:
+def curves_and_gaps(curves: pd.DataFrame, *, reference: str, title: str = "") -> Figure:
     """Left: a thin line a run, a thick line an arm's mean. Right: each arm minus the reference arm of the same seed, so
-    0 is the default; below it is better where the metric is a loss.
+    0 is the default; below it is better.
 
-    curves: columns arm, seed, `per` and the metric; the arms in the order in which they appear.
+    curves: columns arm, seed, step and test_bits_per_byte; the arms in the order in which they appear.
     """
     figure, axes = panels(7.4, 3.3 if title else 3.1, ncols=2)
     if title:
         figure.suptitle(title, fontsize=9.5)
     left, right = axes[0]
-    wide = curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False)
+    wide = _by_arm(curves)
     for arm in dict.fromkeys(curves["arm"]):
-        _runs_and_mean(left, wide[arm].dropna(), arm, per)
-    _gaps(right, wide, reference, per)
-    left.set(xlabel=per, ylabel=ylabel)
-    right.set(xlabel=per, ylabel=f"{ylabel}, minus the default's")
+        runs_and_mean(left, wide[arm].dropna(), arm)
+    _gaps(right, wide, reference)
+    left.set(xlabel="step", ylabel="bits per byte")
+    right.set(xlabel="step", ylabel="bits per byte, minus the default's")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     left.grid(axis="y", color="#eeeeee")
     return figure
 
 
-def _gaps(ax: Axes, wide: pd.DataFrame, reference: str, per: str) -> None:
-    """Each arm minus the reference arm of the same seed; wide: index seed, per, a column an arm."""
+def _by_arm(curves: pd.DataFrame) -> pd.DataFrame:
+    """Bits per byte: index seed, step, a column an arm."""
+    return curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte", sort=False)
+
+
+def _gaps(ax: Axes, wide: pd.DataFrame, reference: str) -> None:
+    """Each arm minus the reference arm of the same seed; wide: as _by_arm gives it."""
     for arm in wide.columns.drop(reference):
-        _runs_and_mean(ax, (wide[arm] - wide[reference]).dropna(), arm, per)
+        runs_and_mean(ax, (wide[arm] - wide[reference]).dropna(), arm)
     ax.axhline(0, color=COLORS.get(reference, "black"), lw=1.2)
     ax.grid(axis="y", color="#eeeeee")
 
 
-def _runs_and_mean(ax: Axes, values: pd.Series, arm: str, per: str) -> None:
-    """A thin line a run of an arm, a thick line their mean; values: index seed, per."""
-    color = COLORS.get(arm, "black")
-    for _, run in values.groupby("seed"):
-        ax.plot(run.index.get_level_values(per), run, color=color, lw=0.8, alpha=0.45)
-    mean, n = values.groupby(per).mean(), values.index.get_level_values("seed").nunique()
-    ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
-
-
 @styled
-def gaps_on_the_way(
-    sets: Mapping[str, pd.DataFrame],
-    *,
-    reference: str = "gpt2",
-    metric: str = "test_bits_per_byte",
-    ylabel: str = "bits per byte, minus the default's",
-    per: str = "step",
-) -> Figure:
+def gaps_on_the_way(sets: Mapping[str, pd.DataFrame], *, reference: str = "gpt2") -> Figure:
     """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the
     same seed, a thin line a run, a thick line their mean."""
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
-        _gaps(ax, curves.pivot_table(index=["seed", per], columns="arm", values=metric, sort=False), reference, per)
-        ax.set(xlabel=per, title=title)
+        _gaps(ax, _by_arm(curves), reference)
+        ax.set(xlabel="step", title=title)
         ax.legend(fontsize=7.5)
-    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].set(ylabel="bits per byte, minus the default's")
     return figure
 
 
@@ -157,15 +140,16 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     """
     groups = groups or {"": list(table.index)}
     figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
-    # dashed, the second time round
     palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
     every = dict.fromkeys(arm for arms in groups.values() for arm in arms)
     looks = {arm: (COLORS[arm], "-", 2) for arm in every if arm in COLORS}
     for i, arm in enumerate(a for a in every if a not in COLORS):
+        # the second time round dashed
         looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--", 1)
     for ax, (title, arms) in zip(axes[0], groups.items()):
         for arm in (a for a in arms if a in table.index):
-            row, (color, line, width) = table.loc[arm].dropna(), looks[arm]
+            row = table.loc[arm].dropna()
+            color, line, width = looks[arm]
             ax.plot(row.index, row, "o", ls=line, ms=3, lw=width, color=color, label=LABELS.get(arm, arm))
             ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
         ax.axhline(plateau, color="black", lw=0.8, ls="--")
@@ -194,13 +178,14 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
 
 
 @styled
-def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "QK +, V·proj −") -> Figure:
+def share_and_gain(points: pd.DataFrame, *, sweep: str = "share") -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the
-    sweep alone, a colour a set of signs, its points named; right: every family with one set of signs, every point at
+    sweep alone, a colour a set of signs, its points named; right: every family with the paper's signs, every point at
     its share. Hollow: too few pairs for a claim.
 
     points: as experiments.answers.share.gain_points gives them.
     """
+    signs = "QK +, V·proj −"  # the paper's, as experiments.answers.share names them
     figure, axes = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"] == sweep]
     right = points[points["signs"] == signs]
@@ -230,11 +215,12 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share", signs: str = "
                 )
         ax.axhline(0, color="black", lw=0.8)
         if len(part):
-            low, high = (100 * bound for bound in (min(part["gain"].min(), 0), max(part["gain"].max(), 0)))
-            room = 0.35 * (high - low) + 0.1  # intervals that go further are cut
-            ax.set_ylim(low - room, high + room * (2 if part is left else 1))  # the names are above
+            low, high = 100 * min(part["gain"].min(), 0), 100 * max(part["gain"].max(), 0)
+            room = 0.35 * (high - low) + 0.1
+            above = 2 * room if part is left else room  # for the names
+            ax.set_ylim(low - room, high + above)  # intervals that go further are cut
             ax.legend(
-                *_one_each(ax),
+                *one_each(ax),
                 loc="upper center",
                 bbox_to_anchor=(0.5, -0.2),
                 ncols=3,
@@ -288,9 +274,3 @@ def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame, least: int = 5) -> 
                 ha="center",
                 va="bottom",
             )
-
-
-def _one_each(ax) -> tuple[list, list]:
-    """Handles and labels of a legend, each label once."""
-    found = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    return list(found.values()), list(found)

@@ -11,49 +11,47 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, panels, styled
+from mimetic.measure import LAYER_HEAD
 
 
 @styled
-def matrices(
-    products: Mapping[str, np.ndarray], *, rows: int = 1, crop: int = 64, width: float = 7.4, title: str = ""
-) -> Figure:
-    """Signed products as pictures, their first `crop` rows and columns, under a common title if one is given; each has
+def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, title: str = "") -> Figure:
+    """Signed products as pictures, their first 64 rows and columns, under a common title if one is given; each has
     its own scale, the 99.5th percentile of its size, given below it: blue negative, red positive, white 0."""
     columns = -(-len(products) // rows)
+    width = 7.4
     figure, axes = panels(width, rows * (width / columns + 0.38), nrows=rows, ncols=columns)
     if title:
         figure.suptitle(title, fontsize=9.5)
     for ax in axes.flat[len(products) :]:
         ax.axis("off")
     for ax, (name, P) in zip(axes.flat, products.items()):
-        P = np.asarray(P, dtype=np.float64)
-        part = P[:crop, :crop]
+        part = np.asarray(P, dtype=np.float64)[:64, :64]
         scale = max(np.quantile(np.abs(part), 0.995), 1e-12)
         ax.imshow(part, cmap=SIGNED, vmin=-scale, vmax=scale)
         ax.set_title(name, fontsize=8.5)
-        ax.set_xticks([]), ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         ax.set_xlabel(f"± {scale:.2g}", fontsize=7.5)
         ax.spines[["top", "right"]].set_visible(True)
     return figure
 
 
 @styled
-def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width: float = 7.4) -> Figure:
+def z_by_layer(measurements: pd.DataFrame) -> Figure:
     """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
     mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
 
-    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel. columns: of
-    panels; None: 3, or 2 where a third would leave one panel alone in its row.
+    measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel.
     """
     titles = list(dict.fromkeys(measurements["title"]))
-    columns = columns or (2 if len(titles) in (2, 4) else 3)
+    columns = 2 if len(titles) in (2, 4) else 3  # 3 would leave one panel of 4 alone in its row
     rows = -(-len(titles) // columns)
-    figure, axes = panels(width, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
+    figure, axes = panels(7.4, 0.5 + 2.0 * rows, nrows=rows, ncols=columns, sharey=True)
     for ax in axes.flat[len(titles) :]:
         ax.axis("off")
     for i, (ax, title) in enumerate(zip(axes.flat, titles)):
         part = measurements[measurements["title"] == title]
-        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
+        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == LAYER_HEAD)]
         band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
         ax.fill_between(
             band.index,
@@ -82,47 +80,41 @@ def z_by_layer(measurements: pd.DataFrame, *, columns: int | None = None, width:
 
 @styled
 def profiles(
-    frame: pd.DataFrame,
-    *,
-    panel: str = "panel",
-    columns: int = 3,
-    ylabel: str = "mean entry / off-diagonal sd",
-    width: float = 7.4,
-    title: str = "",
-    colors: Sequence[str] = (VP, QK, "#7a7a7a", "#009e73", "#cc79a7"),
+    frame: pd.DataFrame, *, title: str = "", colors: Sequence[str] = (VP, QK, "#7a7a7a", "#009e73", "#cc79a7")
 ) -> Figure:
     """Mean entry of a product at each distance from its diagonal: a spike at 0 is the semi-diagonal pattern.
 
-    frame: columns offset, value, `panel`, and label (a line each; one of the colours a label, in order).
+    frame: columns offset, value, panel, and label (a line each; one of the colours a label, in order).
     """
-    titles = list(dict.fromkeys(frame[panel]))
-    columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
-    figure, axes = panels(width, 0.5 + 1.9 * rows, nrows=rows, ncols=columns)
-    for ax in axes.flat[len(titles) :]:
+    names = list(dict.fromkeys(frame["panel"]))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = panels(7.4, 0.5 + 1.9 * rows, nrows=rows, ncols=columns)
+    for ax in axes.flat[len(names) :]:
         ax.axis("off")
     labels = list(dict.fromkeys(frame["label"]))
     colors = dict(zip(labels, colors))
     if title:
         figure.suptitle(title, fontsize=9)
-    for ax, title in zip(axes.flat, titles):
+    for ax, name in zip(axes.flat, names):
         for label in labels:
-            part = frame[(frame[panel] == title) & (frame["label"] == label)].sort_values("offset")
+            part = frame[(frame["panel"] == name) & (frame["label"] == label)].sort_values("offset")
             ax.plot(part.offset, part.value, lw=1.2, color=colors[label], label=label)
             # else a small spike is hidden by a large one
             ax.plot(0, part.value[part.offset == 0].iloc[0], "o", ms=3, color=colors[label])
         ax.axhline(0, color="black", lw=0.6)
-        ax.set_title(title, fontsize=8.5)
+        ax.set_title(name, fontsize=8.5)
         ax.set_xlabel("column − row")
-    axes.flat[0].set_ylabel(ylabel)
-    handles, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(labels))
+    axes.flat[0].set_ylabel("mean entry / off-diagonal sd")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(labels))
     return figure
 
 
 @styled
-def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -> Figure:
-    """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept."""
+def truncation(table: pd.DataFrame) -> Figure:
+    """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept.
+    table: as experiments.construction.truncation gives it."""
+    beta = 0.7  # of the table's targets
     figure, axes = panels(7.4, 2.6, ncols=2)
     left, right = axes[0]
     left.plot(table["k/d"], table.diag_mean, ".", ms=4, color=QK)
@@ -130,10 +122,9 @@ def truncation(table: pd.DataFrame, *, mark: float = 1 / 3, beta: float = 0.7) -
     left.plot(means.index, means.diag_mean, color=QK, lw=1.2, label="after truncation")
     left.axhline(beta, color="#7a7a7a", ls="--", lw=1, label=f"β = {beta:g} of the target")
     left.plot([0, 1], [0, beta], color="#7a7a7a", ls=":", lw=1, label="β·k/d: random directions")
-    at = float(np.interp(mark, means.index, means.diag_mean))
-    left.annotate(f"{at:.2f} at k/d = 1/3", (mark, at), (0.04, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
-    low = float(np.interp(1 / 8, means.index, means.diag_mean))
-    left.annotate(f"{low:.2f} at 1/8", (1 / 8, low), (0.015, low + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
+    for rank, name, x in ((1 / 3, "k/d = 1/3", 0.04), (1 / 8, "1/8", 0.015)):
+        at = float(np.interp(rank, means.index, means.diag_mean))
+        left.annotate(f"{at:.2f} at {name}", (rank, at), (x, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
     left.set(
         xlabel="rank kept, k/d",
         ylabel="mean diagonal",
@@ -178,23 +169,27 @@ def orientations(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def attention_maps(
-    maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarray, *, head: int = 0, image: int = 0
-) -> Figure:
-    """The image, (size, size), and first-layer attention of an untrained model to its patches of one pixel: rows attend
-    to columns; black is 0, one scale for all panels but the image's."""
+def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarray) -> Figure:
+    """The image, (size, size), and first-layer attention of an untrained model's first head to its patches of one
+    pixel: rows attend to columns; black is 0, one scale for all panels but the image's.
+
+    maps: (initializer, position) -> (images, heads, patches, patches), the image first; as
+    experiments.construction.maps_at_init gives them."""
     figure, axes = panels(7.4, 2.2, ncols=1 + len(maps))
     picture, axes = axes[0, 0], axes[:, 1:]
-    picture.imshow(np.asarray(pixels), cmap="gray"), picture.set_title("the digit\n", fontsize=8.5)
-    picture.set(xticks=[], yticks=[]), picture.set_xlabel("patch 0 top left,\nrow by row", fontsize=7.5)
-    pictures = {key: np.asarray(A)[image, head] for key, A in maps.items()}
+    picture.imshow(np.asarray(pixels), cmap="gray")
+    picture.set_title("the digit\n", fontsize=8.5)
+    picture.set(xticks=[], yticks=[])
+    picture.set_xlabel("patch 0 top left,\nrow by row", fontsize=7.5)
+    pictures = {key: np.asarray(A)[0, 0] for key, A in maps.items()}
     top = max(np.quantile(P, 0.999) for P in pictures.values())
     for ax, ((init, position), P) in zip(axes[0], pictures.items()):
         shown = ax.imshow(P, cmap="magma", vmin=0, vmax=top)
         position = {"none": "no position", "sincos2d": "sin-cos position", "learned": "learned position"}[position]
         ax.set_title(f"{LABELS[init].split(' (')[0]}\n{position}", fontsize=8.5)
         side = round(len(P) ** 0.5)  # a row of the image
-        ax.set_xticks(range(0, len(P), 2 * side)), ax.set_yticks(range(0, len(P), side) if ax is axes[0, 0] else [])
+        ax.set_xticks(range(0, len(P), 2 * side))
+        ax.set_yticks(range(0, len(P), side) if ax is axes[0, 0] else [])
         ax.tick_params(labelsize=6.5)
         ax.set_xlabel("attended patch", fontsize=8)
     axes[0, 0].set_ylabel("attending patch", fontsize=8)
@@ -220,9 +215,8 @@ def measured_and_imitated(measured: pd.DataFrame, imitated: pd.DataFrame) -> Fig
     """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses),
     with the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
     figure, axes = panels(7.4, 2.6, ncols=2)
-    for ax, product, color, title in zip(
-        axes[0], ("qk", "vp"), (QK, VP), ("$W_QW_K^T$, mean over heads", "$W_VW_{proj}$")
-    ):
+    products = (("qk", QK, "$W_QW_K^T$, mean over heads"), ("vp", VP, "$W_VW_{proj}$"))
+    for ax, (product, color, title) in zip(axes[0], products):
         for shift, marker, frame, label in (
             (-0.12, "o", measured, "measured"),
             (0.12, "x", imitated, "imitated, another seed"),

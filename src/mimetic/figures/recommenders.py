@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import LABELS, NULL, QK, VP, before_and_after, panels, styled
+from mimetic.figures.style import NULL, QK, VP, before_and_after, panels, runs_and_mean, styled
 
 _PRODUCTS = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
 
@@ -136,17 +136,8 @@ def ranking_curves(
     ax = axes[0, 0]
     palette = ("#7a7a7a", "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#e69f00")
     for color, (arm, part) in zip(palette, curves.groupby("arm", sort=False)):
-        for _, run in part.groupby("seed"):
-            ax.plot(run["epoch"], run[metric], color=color, lw=0.6, alpha=0.25)  # faint: the means are what is compared
-        mean = part.groupby("epoch")[metric].mean()
-        seeds = part["seed"].nunique()
-        ax.plot(
-            mean.index,
-            mean,
-            color=color,
-            lw=2,
-            label=f"{LABELS.get(arm, arm)} ({seeds} seed{'s' if seeds > 1 else ''})",
-        )
+        values = part.set_index(["seed", "epoch"])[metric]
+        runs_and_mean(ax, values, arm, color=color, lw=0.6, alpha=0.25)  # faint: the means are what is compared
     ax.set(xlabel="epoch", ylabel=ylabel, ylim=(0, 1.12 * max([curves[metric].max(), *levels.values()])))
     names: list[list] = []  # levels that are too close to be told apart share a label
     for label, value in sorted(levels.items(), key=lambda level: level[1]):

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from mimetic.figures import style
-from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, interval_bars, panels, runs_and_mean, styled
 from mimetic.statistics import ENOUGH
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
 
 @styled
-def learning_curves(
-    curves: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)", scale: float = 100
-) -> Figure:
+def learning_curves(curves: pd.DataFrame) -> Figure:
     """One thin line a run, one thick line an arm's mean, a band from the lowest run to the highest. curves: columns
-    arm, seed, epoch and the metric.
+    arm, seed, epoch and test_accuracy.
     """
     figure, axes = panels(7.4, 2.9)
-    _curves(axes[0, 0], curves, metric, ylabel, scale)
+    _curves(axes[0, 0], curves)
     return figure
 
 
@@ -39,46 +37,35 @@ def _nothing(ax) -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def _curves(ax, curves, metric, ylabel, scale) -> None:
+def _curves(ax, curves) -> None:
     if curves.empty:
         return _nothing(ax)
     for arm, part in curves.groupby("arm", sort=False):
-        color = COLORS.get(arm, "black")
-        for _, run in part.groupby("seed"):
-            ax.plot(run["epoch"], scale * run[metric], color=color, lw=0.8, alpha=0.45)
-        by_epoch = part.groupby("epoch")[metric]
-        mean = by_epoch.mean()
-        ax.fill_between(mean.index, scale * by_epoch.min(), scale * by_epoch.max(), color=color, alpha=0.12, lw=0)
-        n = part["seed"].nunique()
-        ax.plot(
-            mean.index,
-            scale * mean,
-            color=color,
-            lw=2,
-            label=f"{LABELS.get(arm, arm)} ({n} seed{'s' if n > 1 else ''})",
-        )
-    ax.set(xlabel="epoch", ylabel=ylabel)
+        values = 100 * part.set_index(["seed", "epoch"])["test_accuracy"]
+        runs_and_mean(ax, values, arm)
+        ends = values.groupby("epoch").agg(["min", "max"])
+        ax.fill_between(ends.index, ends["min"], ends["max"], color=COLORS.get(arm, "black"), alpha=0.12, lw=0)
+    ax.set(xlabel="epoch", ylabel="test accuracy (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower right")
     ax.grid(axis="y", color="#eeeeee")
 
 
 @styled
-def curves_and_pairs(
-    curves: pd.DataFrame, finals: pd.DataFrame, *, metric: str = "test_accuracy", ylabel: str = "test accuracy (%)",
-    scale: float = 100, arms: Sequence[str] = ("timm", "mimetic"),
-) -> Figure:  # fmt: skip
-    """Left: learning curves; right: the last-epoch metric of each seed under both arms, a line joins the pair."""
+def curves_and_pairs(curves: pd.DataFrame, finals: pd.DataFrame) -> Figure:
+    """Left: learning curves; right: the last-epoch accuracy of each seed under the default and under mimetic
+    initialization, a line joins the pair. Frames as in learning_curves; finals: one row a run."""
     figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
-    _curves(axes[0, 0], curves, metric, ylabel, scale)
-    _pairs(axes[0, 1], finals, metric, scale, arms, ylabel)
+    _curves(axes[0, 0], curves)
+    _pairs(axes[0, 1], finals)
     return figure
 
 
-def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
+def _pairs(ax, finals) -> None:
     if finals.empty:
         return _nothing(ax)
-    wide = finals.pivot(index="seed", columns="arm", values=metric).reindex(columns=list(arms)) * scale
+    arms = ["timm", "mimetic"]
+    wide = 100 * finals.pivot(index="seed", columns="arm", values="test_accuracy").reindex(columns=arms)
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
         at, value = (0, a) if np.isnan(b) else (1, b)  # a run without its partner stands alone
@@ -86,19 +73,13 @@ def _pairs(ax, finals, metric, scale, arms, ylabel="test accuracy (%)") -> None:
             f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555"
         )
     for i, arm in enumerate(arms):
-        ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS.get(arm, "black"))
-    ax.set_xticks(range(len(arms)), [LABELS.get(a, a).split(" (")[0] for a in arms])
-    ax.set(xlim=(-0.35, 1.55), ylabel=f"last-epoch {ylabel}")
+        ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS[arm])
+    ax.set_xticks(range(len(arms)), [LABELS[arm].split(" (")[0] for arm in arms])
+    ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
 
 
 @styled
-def overview(
-    profile: pd.DataFrame,
-    finals: pd.DataFrame,
-    *,
-    arms: Sequence[str] = ("timm", "mimetic"),
-    metric: str = "test_accuracy",
-) -> Figure:
+def overview(profile: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """The claim in one figure: the pattern in a trained model, the same pattern made from a formula, and what it buys.
 
     profile: as pattern.overview_profiles gives it; finals: one row a run.
@@ -109,9 +90,8 @@ def overview(
     titles = {"trained": "1 · a trained model, all layers", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         ax.axhline(0, color="black", lw=0.6)
-        for (label, apart, _), part in profile[profile["panel"] == panel].groupby(
-            ["label", "apart", "layer"], sort=False
-        ):
+        lines = profile[profile["panel"] == panel].groupby(["label", "apart", "layer"], sort=False)
+        for (label, apart, _), part in lines:
             ax.plot(
                 part.offset,
                 part.value,
@@ -129,7 +109,7 @@ def overview(
     limits = [ax.get_ylim() for ax in axes[0, :2]]
     for ax in axes[0, :2]:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    _pairs(axes[0, 2], finals, metric, 100, arms)
+    _pairs(axes[0, 2], finals)
     axes[0, 2].set_title("3 · CIFAR-10 (small ViT)")
     return figure
 
@@ -212,13 +192,8 @@ def _comparison_rows(ax, table, points, scale) -> None:
     )
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     wide = table[table["pairs"] >= ENOUGH]
-    low, high = (
-        scale * end
-        for end in (
-            min(points["difference"].min(), wide["low"].min(), 0),
-            max(points["difference"].max(), wide["high"].max(), 0),
-        )
-    )
+    low = scale * min(points["difference"].min(), wide["low"].min(), 0)
+    high = scale * max(points["difference"].max(), wide["high"].max(), 0)
     room = 0.08 * (high - low) + 0.0005 * scale
     ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + 2 * room))  # on the right the numbers of pairs
     ax.tick_params(axis="y", length=0)
@@ -246,24 +221,24 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
 
 
 @styled
-def gap(table: pd.DataFrame, *, ylabel: str = "mimetic − default (points)") -> Figure:
+def gap(table: pd.DataFrame) -> Figure:
     """The paired difference of two arms by epoch: mean, and 95 % interval over seeds as a band.
 
     table: index epoch; columns difference, low, high (experiments.answers.vision.gap_by_epoch)."""
     figure, axes = panels(7.4, 2.4)
     _gap(axes[0, 0], table)
-    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].set(ylabel="mimetic − default (points)")
     return figure
 
 
 @styled
-def gaps(tables: Mapping[str, pd.DataFrame], *, ylabel: str = "mimetic − default\n(points of test accuracy)") -> Figure:
+def gaps(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Several of figures.gap side by side, on one scale: title -> table."""
     figure, axes = panels(7.4, 2.6, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
         _gap(ax, table)
         ax.set_title(f"{title}, {table['pairs'].iloc[-1]:.0f} pairs")
-    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].set(ylabel="mimetic − default\n(points of test accuracy)")
     return figure
 
 
@@ -299,13 +274,12 @@ def gains(
         table = table.sort_values("x")
         beside = ax.transData + ScaledTranslation(6 / 72, 0, figure.dpi_scale_trans)
         ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999", transform=beside)
-        # means of other numbers of seeds are no line
-        line = "o-" if table["pairs"].nunique() == 1 else "o"
+        alike = table["pairs"].nunique() == 1  # a line joins only means of equally many pairs
         ax.errorbar(
             table["x"],
             100 * table["difference"],
             100 * interval_bars(table, "difference"),
-            fmt=line,
+            fmt="o-" if alike else "o",
             ms=4.5,
             lw=1.3,
             color=VP,
@@ -328,7 +302,7 @@ def gains(
             ax.set_xscale("log")
         ax.set_xticks(table["x"], [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in table["x"]])
         ax.minorticks_off()
-        each = f", {table['pairs'].iloc[0]:.0f} pairs each" if table["pairs"].nunique() == 1 else ""
+        each = f", {table['pairs'].iloc[0]:.0f} pairs each" if alike else ""
         ax.set(xlabel=xlabels[title], title=f"{title}{each}")
         ax.grid(axis="y", color="#eeeeee")
     # every pair is in the picture, and every interval that can carry a claim (that of a few pairs has no end)
@@ -336,10 +310,8 @@ def gains(
     carrying = pd.concat([table[table["pairs"] >= ENOUGH] for table in tables.values()])
     every = 100 * pd.concat([every, carrying["low"], carrying["high"]])
     low, high = min(every.min(), 0), max(every.max(), 0)
-    axes[0, 0].set(
-        ylabel="mimetic − default\n(points of test accuracy)",
-        ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)),
-    )
+    room = 0.06 * (high - low)
+    axes[0, 0].set(ylabel="mimetic − default\n(points of test accuracy)", ylim=(low - room, high + room))
     for ax in axes[0]:
         ax.margins(x=0.12)
     return figure

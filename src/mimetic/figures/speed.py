@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mimetic.figures.style import COLORS, NULL, panels, styled
+from mimetic.figures.style import COLORS, NULL, one_each, panels, styled
 
 PLAIN = "#d55e00"
 
@@ -34,25 +34,20 @@ def init_seconds(table: pd.DataFrame) -> Figure:
             ha="center",
             fontsize=8,
         )
-        for values, label, style in (
-            (
-                whole["floor"],
-                "noise and two products (floor)",
-                {"marker": "|", "ms": 8, "mew": 1.5, "color": "#999999"},
-            ),
-            (whole["ours"], "mimetic_init_", {"marker": "o", "color": COLORS["mimetic"]}),
-            (whole["plain"], "full double-precision SVD per head", {"marker": "s", "color": PLAIN}),
-            (fewer["plain"], "the same on one thread", {"marker": "s", "color": PLAIN, "mfc": "none"}),
+        for values, label, look in (
+            (whole["floor"], "noise and two products (floor)", dict(marker="|", ms=8, mew=1.5, color="#999999")),
+            (whole["ours"], "mimetic_init_", dict(marker="o", color=COLORS["mimetic"])),
+            (whole["plain"], "full double-precision SVD per head", dict(marker="s", color=PLAIN)),
+            (fewer["plain"], "the same on one thread", dict(marker="s", color=PLAIN, mfc="none")),
         ):
             if len(values):
-                ax.plot(values, [y] * len(values), ls="", **{"ms": 5, "mew": 0.9, **style}, label=label)
+                ax.plot(values, [y] * len(values), ls="", **{"ms": 5, "mew": 0.9, **look}, label=label)
     ax.set_title(f"{', '.join(dict.fromkeys(table['device']))}, {most} threads", fontsize=9)
     ax.set(
         xscale="log", xlabel="seconds", yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.6)
     )
     ax.grid(axis="x", color="#eeeeee")
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*one_each(ax), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -104,6 +105,24 @@ def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
     """
     lengths = np.abs(table[["low", "high"]].to_numpy() - table[[value]].to_numpy()).T
     return np.where(np.isfinite(lengths), lengths, 0.0)
+
+
+def one_each(ax: Axes) -> tuple[list, list]:
+    """Handles and labels of a legend, each label once."""
+    found = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    return list(found.values()), list(found)
+
+
+def runs_and_mean(
+    ax: Axes, values: pd.Series, arm: str, *, color: str | None = None, lw: float = 0.8, alpha: float = 0.45
+) -> None:
+    """A thin line a run of an arm, a thick line their mean. values: index seed and the number on the x axis; color:
+    None: the arm's; lw, alpha: of a run."""
+    color = color or COLORS.get(arm, "black")
+    for _, run in values.groupby(level=0):
+        ax.plot(run.index.get_level_values(1), run, color=color, lw=lw, alpha=alpha)
+    mean, n = values.groupby(level=1).mean(), values.index.get_level_values(0).nunique()
+    ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
 
 
 def before_and_after(ax, frame, column: str, color: str) -> None:
