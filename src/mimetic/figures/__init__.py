@@ -2,6 +2,7 @@
 return a matplotlib Figure; none sees a model.
 """
 
+from mimetic.figures.differences import comparisons, families, gains, gap, gaps
 from mimetic.figures.language import (
     attention_by_distance,
     curves_and_gaps,
@@ -21,19 +22,8 @@ from mimetic.figures.products import (
     z_by_layer,
 )
 from mimetic.figures.recommenders import catalogue, diagonals, explained, ranking_curves
-from mimetic.figures.runs import (
-    before_and_after,
-    comparisons,
-    curves_and_pairs,
-    families,
-    gains,
-    gap,
-    gaps,
-    learning_curves,
-    minutes_by_share,
-    overview,
-)
-from mimetic.figures.speed import init_seconds, step_shares
+from mimetic.figures.runs import before_and_after, curves_and_pairs, learning_curves, overview
+from mimetic.figures.speed import init_seconds, minutes_by_share, step_shares
 
 __all__ = [
     "attention_by_distance",

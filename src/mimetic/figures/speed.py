@@ -1,12 +1,13 @@
-"""Figures of measured speed."""
+"""Figures of measured speed, and of the time that it amounts to."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from mimetic.figures.style import COLORS, NULL, one_each, panels, styled
+from mimetic.figures.style import COLORS, NULL, QK, VP, one_each, panels, styled
 
 PLAIN = "#d55e00"
 
@@ -99,4 +100,40 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
     axes[0, 0].invert_yaxis()
     for ax, side in zip(axes[0], ("left", "right")):
         figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)
+    return figure
+
+
+@styled
+def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float) -> Figure:
+    """How long a run takes against the share of the card's peak that it reaches:
+    a line a model, a dot what was measured.
+
+    Args:
+        lines: columns label, share (0 to 1), minutes.
+        points: the same columns, of records; may be empty.
+        target: minutes, a dashed line.
+    """
+    figure, axes = panels(7.4, 2.8)
+    ax = axes[0, 0]
+    for (label, part), color in zip(lines.groupby("label", sort=False), (VP, QK, "#009e73")):
+        ax.plot(100 * part["share"], part["minutes"], color=color, lw=1.6, label=label)
+        dots = points[points["label"] == label] if len(points) else points
+        ax.plot(
+            100 * dots["share"],
+            dots["minutes"],
+            "o",
+            ms=6,
+            color=color,
+            label=f"{label}, measured, everything included" if len(dots) else None,
+        )
+    ax.axhline(target, color="black", lw=0.8, ls="--")
+    ax.text(
+        100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8
+    )
+    ax.set(xscale="log", yscale="log", xlabel="share of the card's bfloat16 peak (%)", ylabel="minutes a run")
+    for axis, ticks in ((ax.xaxis, (5, 10, 20, 40)), (ax.yaxis, (2, 5, 10, 20, 50))):
+        axis.set_ticks(ticks, [str(t) for t in ticks])
+        axis.set_minor_locator(NullLocator())
+    ax.legend(loc="upper right")
+    ax.grid(color="#eeeeee")
     return figure
