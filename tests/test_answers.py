@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from mimetic import factor_top_k, figures, semi_diagonal
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, growth, kept, parts, published
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
-from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED
+from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import (
     CENTRAL,
@@ -238,7 +237,7 @@ def test_recipe_rule():
 
 
 def test_the_frozen_recipe_is_what_the_committed_search_says():
-    finals = load_runs("cifar10-recipe", folder=None)
+    finals = load_runs("cifar10-recipe")
     assert not finals.empty and "the base was kept" in answers.recipe_sentence(finals)
     base, lab = EXPERIMENTS["cifar10-recipe"], EXPERIMENTS["cifar10-lab30"]
     for field in (
@@ -311,13 +310,9 @@ def test_twelve_layers_at_both_rates(monkeypatch):
             for lr, v in zip((0.0005, 0.001), values)
         ]
     )
-    kept = {
-        ("cifar10-rates", None): rates,
-        ("cifar10-lab10", "replicas"): at_twelve({"-timm": 0.06, "-mimetic": 0.05}, seeds=2),
-    }
-    monkeypatch.setattr(
-        growth, "load_runs", lambda experiment, folder=None: kept.get((experiment, folder and "replicas"), EMPTY)
-    )
+    again = at_twelve({"-timm": 0.06, "-mimetic": 0.05}, seeds=2)
+    monkeypatch.setattr(growth, "load_runs", lambda experiment: {"cifar10-rates": rates}.get(experiment, EMPTY))
+    monkeypatch.setattr(common, "replicas", lambda experiment: {"cifar10-lab10": again}.get(experiment, EMPTY))
     lines = growth.twelve(finals).splitlines()
     assert lines[2] == "| at the rate chosen for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
     assert lines[3] == "| the same pairs again, on a CPU | −1.0 (−1.0 to −1.0, 2 pairs) | 0 of 2 |"
@@ -334,7 +329,7 @@ def test_twelve_layers_at_both_rates(monkeypatch):
     assert table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
     assert table.iloc[0, 2] == -13.0
     assert growth.held_back().splitlines()[2:] == ["| default | 51.0 % | 55.0 % |", "| mimetic | 55.0 % | 42.0 % |"]
-    kept["cifar10-rates", None] = kept["cifar10-lab10", "replicas"] = EMPTY
+    rates = again = EMPTY
     assert growth.twelve(EMPTY) == "" and growth.repeated(EMPTY).empty and "queue lab" in growth.held_back()
     assert "better rate" not in growth.twelve(finals)
 
@@ -365,7 +360,7 @@ def test_chapter_8_says_what_the_records_say():
     finals, curves, replicas = (
         load_runs("cifar10-lab10"),
         load_runs("cifar10-lab10", curves=True),
-        load_runs("cifar10-lab10", folder=data_dir() / "replicas"),
+        common.replicas("cifar10-lab10"),
     )
     _, dots, _ = growth.gain_panels(finals)
     slopes = {title: slopes_per_doubling(frame) for title, frame in dots.items()}
@@ -459,7 +454,12 @@ def test_norms_and_fitted_constants_are_tabled():
     assert table.loc["default (trunc-normal .02)", "QK product"] > 30
     assert table.loc["Xavier", "V·proj product"] < 1
     assert len(table) == 3
-    assert answers.fitted_table().shape == (4, 6)
+    table = answers.fitted_table()
+    assert len(table) == 2 * len(FITTED)
+    for (name, product), row in table.iterrows():
+        part = {"QK: α, β": "qk", "V·proj: α, β": "vp"}[product]
+        constants = [tuple(map(float, cell.replace("−", "-").split(", "))) for cell in row]
+        assert constants == list(zip(FITTED[name][f"{part}_alpha"], FITTED[name][f"{part}_beta"]))
 
 
 def test_figures_of_the_whole_programme():
@@ -511,12 +511,10 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
             ]
         )
 
-    here = runs(0.02, range(6), "a CPU")
-    made = {
-        False: runs(0.05, range(3), "a card"),
-        True: pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")]),
-    }
-    monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: made[folder is not None])
+    here, short = runs(0.02, range(6), "a CPU"), runs(0.05, range(3), "a card")
+    again = pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")])
+    monkeypatch.setattr(answers, "load_runs", lambda experiment: short)
+    monkeypatch.setattr(common, "replicas", lambda experiment: again)
     everywhere, one_machine = answers.schedules(here)
     assert (
         everywhere
@@ -525,7 +523,7 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
     )
     assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
     assert one_machine in answers.shorter(here)
-    monkeypatch.setattr(answers, "load_runs", lambda name, folder=None: EMPTY)
+    short = again = EMPTY
     assert answers.schedules(here) == []
     assert (
         answers.shorter(here)
@@ -587,7 +585,7 @@ def test_anatomy_of_recorded_runs():
     assert len(figures.before_and_after(products, maps, uniform_distance=4.1).axes) == 3
 
 
-def _diagonals(arms, seeds=range(3), d=96):
+def _diagonals(arms, seeds=range(3)):
     """arm -> {product: (before, after)} as recorded products."""
     return pd.DataFrame(
         [
@@ -713,7 +711,7 @@ def test_the_parts_in_a_table(monkeypatch):
             for s in range(3)
         ]
     )
-    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: there)
+    monkeypatch.setattr(common, "replicas", lambda experiment: there)
     lines = parts.taken_apart(finals).splitlines()
     assert len(lines) == 2 + len(parts.TAKEN_APART) + 1
     assert lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
@@ -725,7 +723,7 @@ def test_the_parts_in_a_table(monkeypatch):
     assert (
         lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
     )
-    monkeypatch.setattr(parts, "load_runs", lambda experiment, folder: EMPTY)
+    there = EMPTY
     assert "not in yet" in parts.taken_apart(EMPTY)
     assert (
         parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2]
@@ -735,7 +733,7 @@ def test_the_parts_in_a_table(monkeypatch):
 
 def test_chapter_7_says_what_the_records_say():
     """Its answer, and what it says of the constants, are written by hand: they hold as long as this does."""
-    finals, replicas = load_runs("cifar10-lab10"), load_runs("cifar10-lab10", folder=data_dir() / "replicas")
+    finals, replicas = load_runs("cifar10-lab10"), common.replicas("cifar10-lab10")
 
     def gain(arm, other="timm", runs=finals):
         values = contrast(runs, {arm: 1, other: -1})

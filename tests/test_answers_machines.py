@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mimetic.experiments.answers import machines
+from mimetic.experiments.answers import common, machines
 from mimetic.experiments.programmes.vision import QUESTIONS, STUDIES
 
 CPU, GPU = "a processor", "a card"
@@ -41,8 +41,9 @@ def test_which_machine_made_the_runs():
 
 def test_whether_two_machines_agree(monkeypatch):
     here, there = runs(GPU, shift=0.002), runs(CPU, gain=0.03, seeds=(0, 1))
-    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
-    both = machines.replicas("cifar10-lab10")
+    monkeypatch.setattr(machines, "load_runs", lambda experiment: here)
+    monkeypatch.setattr(common, "replicas", lambda experiment: there)
+    both = machines.made_on_both("cifar10-lab10")
     assert len(both) == 4
     assert set(both["other device"]) == {CPU}
     assert (both["here"] - both["there"]).to_numpy() == pytest.approx([0.002, 0.002, 0.012, 0.012])
@@ -51,12 +52,13 @@ def test_whether_two_machines_agree(monkeypatch):
     assert "+0.7 points" in said
     assert "with the 2 seeds that both have: +4.0 points here, +3.0 there" in said
     there = runs(GPU)  # the same machine is no other machine
-    assert machines.replicas("cifar10-lab10").empty and machines.replicas_sentence() == ""
+    assert machines.made_on_both("cifar10-lab10").empty and machines.replicas_sentence() == ""
 
 
 def test_differences_that_two_machines_made(monkeypatch):
     here, there = runs(GPU), runs(CPU, gain=0.0, seeds=(0, 1))
-    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
+    monkeypatch.setattr(machines, "load_runs", lambda experiment: here)
+    monkeypatch.setattr(common, "replicas", lambda experiment: there)
     table = machines.asked_again(
         {
             "A question": {
@@ -83,7 +85,8 @@ def test_differences_that_two_machines_made(monkeypatch):
 
 def test_whether_two_machines_agree_on_text(monkeypatch):
     here, there = (runs(device).assign(test_bits_per_byte=2.0) for device in (GPU, CPU))
-    monkeypatch.setattr(machines, "load_runs", lambda experiment, folder=None: here if folder is None else there)
+    monkeypatch.setattr(machines, "load_runs", lambda experiment: here)
+    monkeypatch.setattr(common, "replicas", lambda experiment: there)
     there.loc[[0, 1, 2, 3], "test_bits_per_byte"] = [2.01, 1.99, 2.01, 2.03]
     said = machines.text_replicas_sentence("share")
     assert "6 of these runs" in said
@@ -103,7 +106,7 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
     )
     points["arm"] = there["arm"] = ["p-gpt2", "p-vision"]
     assert (
-        machines._turned(machines.replicas("share", machines.BITS))
+        machines._turned(machines.made_on_both("share", machines.BITS))
         == " A difference to the default has another sign there: p, seed 0: vision signs −0.090 here and +0.120 there,"
         " better being up; the default itself moved by 0.180. So the sign at a single point and seed is not to be"
         " relied on."
@@ -113,7 +116,7 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
 
 
 def test_the_committed_replicas_are_of_another_machine():
-    both = machines.replicas("cifar10-lab10")
+    both = machines.made_on_both("cifar10-lab10")
     assert len(both) >= 50 and set(both["device"]).isdisjoint(both["other device"])
 
 

@@ -69,7 +69,8 @@ def test_nothing_yet():
     assert positions.controls().count("no pair is in yet") == 5
     assert "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
-    assert positions.missing().count("runs are in") == 2 + len(OTHER_POSITIONS)
+    # on tiny Shakespeare, the same two on WikiText-2, and fixed ones once more in longer runs
+    assert positions.missing().count("runs are in") == len(OTHER_POSITIONS) + 2 + 1
     assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
 
 

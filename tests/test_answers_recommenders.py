@@ -109,7 +109,7 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     assert "| vision signs | +0.0000 (" in table and "| opposite minus vision signs |  | +0.0205 (" in table
 
 
-def test_the_siblings_table(no_rates):
+def test_the_siblings_table():
     runs = finals(
         bert=BASE,
         short_next_bert=BASE,
@@ -263,7 +263,7 @@ def spread(name, d_model, num_heads):
     return [torch.cat([a.flatten(), b.flatten()]).std().item() for a, b in ((layer.q, layer.k), (layer.v, layer.proj))]
 
 
-def test_which_product_does_it(no_rates):
+def test_which_product_does_it():
     said = rec.halves_in_words({"ml100k": finals(bert=BASE, mimetic=BETTER, mimetic_qk=MIXED, mimetic_vp=BETTER)})
     halves = (
         "QK alone +0.0000 (−0.0115 to +0.0115), V·proj alone +0.0105 (+0.0101 to +0.0109), both minus V·proj alone"

@@ -90,7 +90,7 @@ def _not_last(at):
     return place < at.shape[1] - 1
 
 
-def test_evaluation_ranks_what_the_model_scores(monkeypatch):
+def test_evaluation_ranks_what_the_model_scores():
     """A model whose scores are the oracle's must be judged as the oracle is."""
     data = load_sequences("clusters")
     t = task(max_len=40)

@@ -9,12 +9,10 @@ import pytest
 import yaml
 
 from mimetic import figures
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import claims as judge
 from mimetic.experiments.answers import common, published, share
 from mimetic.experiments.answers import reproduction as report
-from mimetic.experiments.answers.claims import language, verdicts, vision
-from mimetic.experiments.answers.claims.language import RELATIVE
+from mimetic.experiments.answers.claims import language, pattern, verdicts, vision
 from mimetic.experiments.answers.claims.verdicts import HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.experiments.answers.common import comparisons_of
 from mimetic.experiments.answers.growth import better_rates
@@ -22,6 +20,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
+from mimetic.experiments.pattern import effective
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import RATE, SHARES
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
@@ -140,7 +139,7 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
     assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
     assert side(contrast(load_runs("ml100k-sincos"), {"opposite": 1, "bert": -1}, "test_ndcg10")) == -1
     # one kind of machine
-    there, here = load_runs("cifar10-lab10", folder=data_dir() / "replicas"), load_runs("cifar10-lab30")
+    there, here = common.replicas("cifar10-lab10"), load_runs("cifar10-lab30")
     shorter, longer = (contrast(runs, {"mimetic": 1, "timm": -1}) for runs in (there, here))
     assert side((longer - shorter).dropna()) == -1 and set(there["device.name"]) == set(here["device.name"])
     assert "no pair yet" in report.summary()  # at the size of the papers
@@ -159,7 +158,7 @@ def pages_text():
 
 
 def test_how_many_measured_models_the_readme_counts():
-    sides = vision._sides(vision.pattern.effective())
+    sides = pattern._sides(effective())
     both = ((sides["qk"] == "+") & (sides["vp"] == "−")).sum()
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
     assert f"{words[both]} of the {words[len(sides)]} measured here" in (ROOT / "README.md").read_text()
@@ -188,14 +187,14 @@ def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     monkeypatch.setattr(
         language, "load_runs", lambda experiment: pd.DataFrame(columns=["arm", "seed", "test_accuracy"])
     )
-    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
     assert language._language_gains_less()[0] == verdict
     if verdict == HOLDS:
         monkeypatch.setattr(
-            language, "gains", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
+            share, "gain_points", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
         )
         assert language._language_gains_less()[0] == PART  # one of two texts loses
-    monkeypatch.setattr(language, "gains", lambda: _gains(rows[:2]))
+    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows[:2]))
     assert language._language_gains_less() == (OPEN, "no pair yet")
 
 
@@ -209,14 +208,14 @@ def test_language_gains_less_in_part_when_vision_loses_with_the_same_positions(m
         for s in range(5)
     ]
     monkeypatch.setattr(language, "load_runs", lambda experiment: pd.DataFrame(learned))
-    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
     found = language._language_gains_less()
     assert (
         found[0] == verdict and "no gain is seen in vision, either" in found[1]
         if verdict == PART
         else found[0] == HOLDS
     )
-    assert f"(10 epochs): {RELATIVE.signed(2 * gain)} %" in found[1]
+    assert f"(10 epochs): {common.IN_PERCENT.signed(2 * gain)} %" in found[1]
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1.0, HOLDS), (-1.0, NOT), (0.0, UNDECIDED)])
@@ -224,14 +223,14 @@ def test_the_guess_is_judged_when_the_whole_sweep_is_in(monkeypatch, slope, verd
     shares = np.linspace(0.05, 0.4, len(SHARES))
     wiggle = 0.01 * np.resize([1, -1, -1, 1], len(shares))
     rows = [("share", point, s, 0.5 + slope * s + w, 0.0, 0.0, 3) for point, s, w in zip(SHARES, shares, wiggle)]
-    monkeypatch.setattr(language, "gains", lambda: _gains(rows))
+    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
     found = language._share_guess()
     assert found[0] == verdict and found[1].startswith("r = ")
     monkeypatch.setattr(
-        language, "gains", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2)
+        share, "gain_points", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2)
     )  # losses everywhere
     assert language._share_guess()[0] == UNDECIDED and language._share_guess()[1].startswith("no gain at most points")
-    monkeypatch.setattr(language, "gains", lambda: _gains(rows[1:]))
+    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows[1:]))
     assert language._share_guess() == (OPEN, f"{len(SHARES) - 1} of {len(SHARES)} points of the sweep are in")
 
 

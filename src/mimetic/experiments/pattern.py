@@ -39,7 +39,7 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for title, part in measurements.groupby("title", sort=False):
-        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == -1)]
+        qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == LAYER_HEAD)]
         sides = {
             name: (int((p.sigmas > CHANCE).sum()), int((p.sigmas < -CHANCE).sum()), len(p))
             for name, p in (("qk", qk), ("vp", vp))
@@ -146,8 +146,7 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
         layer: the layer that is set apart from the others.
 
     Returns: columns panel (trained, made), label (vp, qk, untrained), layer, apart (of trained: the layer given),
-    offset, value (mean entry over the
-        spread of the others; for QK of one head a layer).
+    offset, value (mean entry over the spread of the others; for QK of one head a layer).
     """
     numbers = load_measurements([source])
     stored = load_profiles([source])
@@ -168,14 +167,9 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
             )
         )
     d, heads = 384, 6
-    rows.append(
-        layer_profiles(untrained_layers(d, 1, heads, "mimetic", seed), "made", vp="vp", qk="qk").assign(
-            layer=0, apart=True
-        )
-    )
-    rows.append(
-        layer_profiles(untrained_layers(d, 1, heads, "timm", seed), "made", vp="untrained").assign(layer=0, apart=True)
-    )
+    for init, labels in {"mimetic": {"vp": "vp", "qk": "qk"}, "timm": {"vp": "untrained"}}.items():
+        made = layer_profiles(untrained_layers(d, 1, heads, init, seed), "made", **labels)
+        rows.append(made.assign(layer=0, apart=True))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -185,13 +179,13 @@ def fold_profiles(source: str) -> pd.DataFrame:
     """
     numbers = load_measurements([source])
     stored = load_profiles([source]).query("product == 'vp'")
-    sds = numbers.query("product == 'vp' and head == -1").set_index(["fold", "layer"]).offdiag_sd
+    layers = numbers[(numbers["product"] == "vp") & (numbers["head"] == LAYER_HEAD)]
+    sds = layers.set_index(["fold", "layer"]).offdiag_sd
     value = stored["mean"].to_numpy() / sds.loc[list(zip(stored["fold"], stored["layer"]))].to_numpy()
     label = np.where(stored["fold"], "gains folded in", "raw weights")
     panel = [f"layer {layer}" for layer in stored["layer"]]
-    return pd.DataFrame({"panel": panel, "label": label, "offset": stored["offset"], "value": value}).reset_index(
-        drop=True
-    )
+    table = pd.DataFrame({"panel": panel, "label": label, "offset": stored["offset"], "value": value})
+    return table.reset_index(drop=True)
 
 
 def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Series:

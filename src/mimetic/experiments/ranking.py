@@ -41,13 +41,16 @@ def target_ranks(scores_BI: Tensor, target_B: Tensor, history_BL: Tensor) -> Ten
     return double(known) + double(above) + double(level) / 2
 
 
+def gains(ranks_B: Tensor, k: int = CUTOFF) -> Tensor:
+    """Each user's NDCG@k, (B,): with one relevant item 1 / log2(1 + rank), beyond rank k 0."""
+    return torch.where(ranks_B <= k, 1 / torch.log2(1 + ranks_B), 0.0)
+
+
 def ranking_metrics(ranks_B: Tensor, k: int = CUTOFF) -> dict[str, float]:
-    """Means over users of Recall@k, NDCG@k (one relevant item: 1 / log2(1 + rank)) and MRR (1 / rank, no cutoff)."""
-    found = ranks_B <= k
-    gain = torch.where(found, 1 / torch.log2(1 + ranks_B), 0.0)
+    """Means over users of Recall@k, NDCG@k (gains) and MRR (1 / rank, no cutoff)."""
     return {
-        f"ndcg{k}": float(gain.mean()),
-        f"recall{k}": float(double(found).mean()),
+        f"ndcg{k}": float(gains(ranks_B, k).mean()),
+        f"recall{k}": float(double(ranks_B <= k).mean()),
         "mrr": float((1 / ranks_B).mean()),
     }
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
+from mimetic import figures
+from mimetic.data.fetch import atomic_path, data_dir
 from mimetic.experiments.answers import reproduction
 from mimetic.experiments.answers.claims import claims
 from mimetic.experiments.answers.vision import number
 from mimetic.experiments.pattern import effective, overview_profiles
 from mimetic.experiments.programmes.vision import CENTRAL
+from mimetic.measure import LAYER_HEAD
 from mimetic.pretrained import load_measurements
 from mimetic.training.records import load_runs
 
@@ -49,30 +52,29 @@ def setting(finals: pd.DataFrame) -> str:
         return "no run yet"
     row = finals.iloc[0]
     return (
-        f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs, ViT of width"
-        f" {row['config.d_model']:.0f}, {row['config.depth']:.0f} layers, {row['config.num_heads']:.0f} heads,"
-        f" {row['parameters.total'] / 1e6:.2f} M parameters, {POSITIONS[row['config.pos_embed']]},"
-        f" {POOLS[row['config.global_pool']]}"
+        f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs,"
+        f" ViT of width {row['config.d_model']:.0f}, {row['config.depth']:.0f} layers,"
+        f" {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters,"
+        f" {POSITIONS[row['config.pos_embed']]}, {POOLS[row['config.global_pool']]}"
     )
 
 
 def shown_layer(source: str, layer: int) -> str:
     """Which layers the overview figure shows, and how their diagonals differ."""
-    measurements = load_measurements([source]).query("product == 'vp' and head == -1")
+    measurements = load_measurements([source])
+    measurements = measurements[(measurements["product"] == "vp") & (measurements["head"] == LAYER_HEAD)]
     z = effective(measurements).set_index("layer")["z"]
     raw = measurements[~measurements["fold"]].set_index("layer")["z"]
-    without = (
-        ""
-        if raw.equals(z)
-        else (
+    without = ""
+    if not raw.equals(z):
+        without = (
             f" (with the model's learned gains multiplied in; without them {raw.min():+.1f} to {raw.max():+.1f}:"
             " [chapter 2](02_looking_inside.ipynb) says why)"
         )
-    )
     return (
-        f"Thick in panel 1 is layer {layer} of {len(z)}, counted from 0; thin, the others. The diagonal of"
-        f" $W_VW_{{proj}}$ is {z[layer]:+.1f} there, {z.median():+.1f} in the median layer, and from {z.min():+.1f} to"
-        f" {z.max():+.1f} over all{without}."
+        f"Thick in panel 1 is layer {layer} of {len(z)}, counted from 0; thin, the others."
+        f" The diagonal of $W_VW_{{proj}}$ is {z[layer]:+.1f} there, {z.median():+.1f} in the median layer,"
+        f" and from {z.min():+.1f} to {z.max():+.1f} over all{without}."
     ).replace(" -", " −")
 
 
@@ -91,12 +93,13 @@ def findings(page: str) -> str:
     """
     finals = load_runs(LAB)
     said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
-    return (
-        f"{said}\n\n{reproduction.summary('' if page.startswith('book/') else 'book/')}\n\nA row that begins with “…”"
-        " differs in one thing from the nearest row above it that does not begin so; vision's signs, `mimetic.VISION`,"
-        " throughout. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer"
-        f" pairs. Of bits per byte fewer are better. {reproduction.counts(claims())}"
+    table = reproduction.summary("" if page.startswith("book/") else "book/")
+    how_to_read = (
+        "A row that begins with “…” differs in one thing from the nearest row above it that does not begin so;"
+        " vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval"
+        " without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better."
     )
+    return f"{said}\n\n{table}\n\n{how_to_read} {reproduction.counts(claims())}"
 
 
 def with_findings(text: str, said: str) -> str:
@@ -109,12 +112,7 @@ def with_findings(text: str, said: str) -> str:
 
 def main(root: Path = Path()) -> None:
     """Write the pages of WRITTEN and the overview figure below root."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from mimetic import figures
-    from mimetic.data.fetch import atomic_path
-
+    matplotlib.use("agg")  # without a display, too
     for name in WRITTEN:
         with atomic_path(root / name) as part:
             part.write_text(with_findings((root / name).read_text(encoding="utf-8"), findings(name)), encoding="utf-8")

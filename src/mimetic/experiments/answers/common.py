@@ -5,11 +5,13 @@ points, findings in words, what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
+from mimetic.data.fetch import data_dir
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS
@@ -23,9 +25,11 @@ from mimetic.statistics import (
     steps_to_reach,
     summary,
 )
+from mimetic.training.records import load_runs
 
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
+IN_PERCENT = Metric("", "", scale=100, digits=1)  # a share of something
 
 
 def draw(figure, data, *args, command: str, **kwargs) -> None:
@@ -39,6 +43,16 @@ def draw(figure, data, *args, command: str, **kwargs) -> None:
         plt.show()
     else:
         display(Markdown(f"*No figure yet: its runs are not in. `{command}` makes them, and this page follows.*"))
+
+
+def replicas_dir() -> Path:
+    """The folder of the records that another machine made, too."""
+    return data_dir() / "replicas"
+
+
+def replicas(experiment: str) -> pd.DataFrame:
+    """load_runs of the runs of an experiment that another machine made, too."""
+    return load_runs(experiment, folder=replicas_dir())
 
 
 def label(arm: str) -> str:
@@ -61,11 +75,9 @@ def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -
     (experiment, reference arm, arm)."""
     arms = comparisons_of(study)
     table = compare(finals, arms, metric.column)
-    return (
-        table.assign(group=study.question, compared=[(study.experiment, *arms[name]) for name in table.index])
-        if len(table)
-        else table
-    )
+    if table.empty:
+        return table
+    return table.assign(group=study.question, compared=[(study.experiment, *arms[name]) for name in table.index])
 
 
 def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
@@ -184,11 +196,9 @@ def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[
 def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command: str, about: str = "") -> str:
     """How many of a study's runs are in, as a sentence that begins with what it is about; "" when all are."""
     there, wanted = counts(study, finals, seeds)
-    return (
-        ""
-        if there == wanted
-        else f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
-    )
+    if there == wanted:
+        return ""
+    return f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
 
 
 def findings(

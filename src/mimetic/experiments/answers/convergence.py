@@ -17,8 +17,8 @@ from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import compare, contrast, mean_interval, side
 from mimetic.training.records import load_runs
 
-# of NDCG@10, the rule of the recipe search: about the spread of the difference of two runs on MovieLens, twice that on
-# Beauty
+# What a difference of NDCG@10 must be to count, by the rule of the recipe search: about the spread of the difference of
+# two runs on MovieLens, twice that on Beauty
 WORTH = 0.005
 ABOVE = 1.25  # times popularity's NDCG@10: what counts as having learned more than what is popular
 
@@ -30,10 +30,11 @@ def converged(curves: pd.DataFrame, data: str) -> str:
         return f"No run of the default on {TITLES[data]} is in yet."
     level, change, fifth = _last_fifths(part)
     word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
+    seeds = part["seed"].nunique()
     return (
-        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end: {level:.4f} in the last {fifth}"
-        f" epochs, {METRIC.signed(change)} against the {fifth} before ({part['seed'].nunique()}"
-        f" seed{'s' if part['seed'].nunique() > 1 else ''})."
+        f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end:"
+        f" {level:.4f} in the last {fifth} epochs, {METRIC.signed(change)} against the {fifth} before"
+        f" ({seeds} seed{'s' if seeds > 1 else ''})."
     )
 
 
@@ -101,27 +102,20 @@ def recipe_sentence() -> str:
             a, b = (
                 runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long)
             )
-            word = (
-                f"less than {WORTH:g}"
-                if abs(b - a) < WORTH
-                else f"better by more than {WORTH:g}"
-                if b > a
-                else f"worse by more than {WORTH:g}"
-            )
+            word = f"{'better' if b > a else 'worse'} by more than {WORTH:g}"
+            if abs(b - a) < WORTH:
+                word = f"less than {WORTH:g}"
             parts.append(
-                f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10 by {METRIC.signed(b - a)}"
-                f" (seed 0), {word}"
+                f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10"
+                f" by {METRIC.signed(b - a)} (seed 0), {word}"
             )
     config = EXPERIMENTS["ml100k"]
+    batches = " and ".join(f"{EXPERIMENTS[data].batch_size} ({title})" for data, title in TITLES.items())
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
     text = (
         f"Taken: learning rate {config.lr:g}, {common.percent(config.mask_prob)} masked, dropout {config.dropout:g},"
         f" weight decay {config.weight_decay:g}, warm-up over the first {common.percent(config.warmup)} of the run;"
-        " batches of "
-    )
-    text += (
-        f"{' and '.join(f'{EXPERIMENTS[data].batch_size} ({title})' for data, title in TITLES.items())} sequences;"
-        f" epochs of {config.passes} passes: {epochs}."
+        f" batches of {batches} sequences; epochs of {config.passes} passes: {epochs}."
     )
     for part in parts:
         text += f" O{part[1:]}."
@@ -146,29 +140,20 @@ def fairness_sentence(data: str = "ml100k") -> str:
         says = "the common rate" if gain == 0 else f"no better than at the common rate by more than {WORTH:g}"
         if gain >= WORTH:
             says = f"{METRIC.signed(gain)} over the common rate with seed 0"
-            change = (
-                between_runs(there, here, (arm, arm), VALIDATION_COLUMN)
-                if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr
-                else ()
-            )
+            change = pd.Series(dtype=float)
+            if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr:
+                change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN)
             if len(change) > 1:
                 chance = "which does not confirm it" if side(change) <= 0 else "so the recipe is unfair to it"
-                says += (
-                    f"; with all {len(change)} seeds, on the same items, {common.with_interval(change, METRIC)},"
-                    f" {chance}"
-                )
+                over = common.with_interval(change, METRIC)
+                says += f"; with all {len(change)} seeds, on the same items, {over}, {chance}"
             else:
                 says += ": the recipe may be unfair to it"
         parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
     text = f"{TITLES[data]}: {'; '.join(parts)}." if parts else f"{TITLES[data]}:"
-    return (
-        text
-        + (
-            f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)."
-            if lacking
-            else ""
-        )
-    ).strip()
+    if lacking:
+        text += f" Not searched yet: {', '.join(lacking)} (`python -m mimetic queue recommenders-recipe`)."
+    return text
 
 
 def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -208,19 +193,12 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
         for name, runs in ((data, finals), (f"{data}-rate", other)):
             table = compare(runs, COMPARED, column)
             if len(table):
-                cells = {
-                    "default": (
-                        f"{runs.loc[runs['arm'] == DEFAULT, column].mean():.4f}" if DEFAULT in set(runs["arm"]) else ""
-                    )
-                }
-                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells | {
-                    name: (
-                        f"{METRIC.shown(row)}, {row['pairs']:.0f}"
-                        if row["pairs"] > 1
-                        else f"{METRIC.signed(row['difference'])}, one pair"
-                    )
-                    for name, row in table.iterrows()
-                }
+                default = runs.loc[runs["arm"] == DEFAULT, column]
+                cells = {"default": f"{default.mean():.4f}" if len(default) else ""}
+                for label, row in table.iterrows():
+                    several = f"{METRIC.shown(row)}, {row['pairs']:.0f}"
+                    cells[label] = several if row["pairs"] > 1 else f"{METRIC.signed(row['difference'])}, one pair"
+                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells
     if not (finals.empty or other.empty):
         means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
         columns["mean of the four"] = {
@@ -247,13 +225,13 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
     )
 
 
-def at_best_epoch(curves: pd.DataFrame, prefix: str = SIBLING_PREFIX) -> str:
-    """The sign patterns against the default where every run is judged at the epoch that is best by
-    its own validation items; "" without runs.
+def at_best_epoch(curves: pd.DataFrame) -> str:
+    """The causal sibling's sign patterns against its default where every run is judged at the epoch
+    that is best by its own validation items; "" without runs.
     """
     best = {}
     for arm in SIGN_ARMS:
-        part = curves[curves["arm"] == prefix + arm] if len(curves) else curves
+        part = curves[curves["arm"] == SIBLING_PREFIX + arm] if len(curves) else curves
         if part.empty:
             return ""
         rows = part.loc[part.groupby("seed")[VALIDATION_COLUMN].idxmax()].set_index("seed")
@@ -345,7 +323,5 @@ def sooner_sentence(table: pd.DataFrame) -> str:
         for name, part in groups.items()
         if len(part)
     ]
-    return (
-        f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}."
-        f" {' '.join(parts) or 'There are too few pairs for a word.'}"
-    )
+    said = " ".join(parts) or "There are too few pairs for a word."
+    return f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}. {said}"

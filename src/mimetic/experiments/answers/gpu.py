@@ -54,8 +54,8 @@ def answer() -> str:
     if measured.empty and not tables:
         return (
             "**Answer.** Not known yet: **no GPU result is in.** No run of this chapter has been made on a GPU."
-            f" Everything below is the plan, counted and tested on a CPU; `{COMMAND}` makes the runs, and this page"
-            " follows."
+            " Everything below is the plan, counted and tested on a CPU;"
+            f" `{COMMAND}` makes the runs, and this page follows."
         )
     missing = (
         f"**no pair of runs at this scale is finished** ({'; '.join(map(_alone, tables.values()))})"
@@ -89,8 +89,8 @@ def _cost(row: pd.Series) -> str:
     target = "is met" if minutes <= TARGET_MINUTES else "is missed"
     return (
         f"A run of {TITLES[row['experiment']]} {took}; our target of {TARGET_MINUTES:.0f}, set for an H100, {target}."
-        f" (A training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images a second and"
-        f" {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
+        f" (A training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images a second"
+        f" and {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
     )
 
 
@@ -110,8 +110,9 @@ def steps_measured() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).drop_duplicates(["experiment", "device"], keep="last", ignore_index=True)
 
 
-def steps_so_far(experiment: str = PAPER[0]) -> pd.DataFrame:
-    """One row a stored `bench profile` on a GPU, oldest first: what a step took, and what of it the GPU computed."""
+def steps_so_far() -> pd.DataFrame:
+    """One row a stored `bench profile` of PAPER's first experiment on a GPU, oldest first: what a step took, and what
+    of it the GPU computed."""
     table = load_bench("profile")
     rows = [
         {
@@ -123,22 +124,18 @@ def steps_so_far(experiment: str = PAPER[0]) -> pd.DataFrame:
             "share of peak (%)": round(100 * row["peak"], 1),
         }
         for _, row in table.iterrows()
-        if row["arguments.experiment"] == experiment and flops.peak(row["device"]) > 0
+        if row["arguments.experiment"] == PAPER[0] and flops.peak(row["device"]) > 0
     ]
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="measurement"))
 
 
-def largest_kernels(experiment: str = PAPER[0]) -> pd.DataFrame:
-    """The kernels that took most of the GPU's time in the newest profile that names them:
-    kind and share (percent); empty without one.
+def largest_kernels() -> pd.DataFrame:
+    """The kernels that took most of the GPU's time in the newest profile of PAPER's first experiment
+    that names them: kind and share (percent); empty without one.
     """
     table = load_bench("profile")
-    named_ones = (
-        table[(table["arguments.experiment"] == experiment) & table["top"].notna()]
-        if "top" in table
-        else table.iloc[:0]
-    )
-    top = named_ones["top"].iloc[-1] if len(named_ones) else {}
+    tops = table.loc[table["arguments.experiment"] == PAPER[0], "top"].dropna() if "top" in table else ()
+    top = tops.iloc[-1] if len(tops) else {}
     rows = {name: {"kind": kind_of(name), "share (%)": round(100 * share, 1)} for name, share in top.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "share (%)"]).rename_axis("kernel")
 
@@ -154,15 +151,13 @@ def versus_timm(device: str) -> str:
     row = table.iloc[-1]
     best = max(row["timm"], key=row["timm"].get)
     steps = steps_measured()
-    newer = (
-        len(steps)
-        and (steps["finished"][(steps["experiment"] == PAPER[0]) & (steps["device"] == device)] > row["finished"]).any()
-    )
+    finished = steps["finished"][(steps["experiment"] == PAPER[0]) & (steps["device"] == device)]
+    newer = (finished > row["finished"]).any()
     which = "with an earlier version of the step" if newer else "in that shorter measurement"
     return (
         f"timm's model of the same size, compiled, with its own per-image transforms ({best}) reached"
-        f" {row['timm'][best]:,.0f} images a second there, ours {row['ours']:,.0f} in the same call: {row['ratio']:.1f}"
-        f" times as many ({which})."
+        f" {row['timm'][best]:,.0f} images a second there, ours {row['ours']:,.0f} in the same call:"
+        f" {row['ratio']:.1f} times as many ({which})."
     )
 
 
@@ -170,12 +165,8 @@ def state() -> pd.DataFrame:
     """One row an experiment of the queue `paper`: runs wanted and there."""
     runs = QUEUES["paper"]()
     rows = [(config.experiment, existing(config) is not None) for config in runs]
-    table = (
-        pd.DataFrame(rows, columns=["experiment", "there"])
-        .groupby("experiment", sort=False)["there"]
-        .agg(["size", "sum"])
-    )
-    return table.rename(columns={"size": "runs", "sum": "recorded"})
+    groups = pd.DataFrame(rows, columns=["experiment", "there"]).groupby("experiment", sort=False)["there"]
+    return groups.agg(["size", "sum"]).rename(columns={"size": "runs", "sum": "recorded"})
 
 
 def recipe(experiment: str = "cifar10-paper") -> pd.DataFrame:
@@ -195,10 +186,11 @@ def recipe(experiment: str = "cifar10-paper") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "where from"])
 
 
-def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
-    """One row an experiment: GFLOP an image, PFLOP a run, and minutes a run at shares of an H100's bfloat16 peak."""
+def budget() -> pd.DataFrame:
+    """One row an experiment of PAPER: GFLOP an image, PFLOP a run, and minutes a run at SHARES of an H100's peak in
+    bfloat16."""
     rows = {}
-    for name in experiments:
+    for name in PAPER:
         config = named(name)
         image = flops.total(vit_config(config))
         run = image * 50_000 * config.epochs
@@ -207,7 +199,7 @@ def budget(experiments: Sequence[str] = PAPER) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def minutes(shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def minutes() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Lines and points for figures.minutes_by_share: counted for an H100; and of records or,
     where there are none, of a measured step.
     """
@@ -216,7 +208,7 @@ def minutes(shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4)) -> tuple[pd.DataFra
     lines = [
         {"label": names[n], "share": s, "minutes": run / (s * flops.peak(CARD)) / 60}
         for n, run in runs.items()
-        for s in shares
+        for s in (0.05, *SHARES)
     ]
     there = throughput(tuple(names))
     points = [
@@ -231,10 +223,10 @@ def minutes(shares: Sequence[float] = (0.05, 0.1, 0.2, 0.4)) -> tuple[pd.DataFra
     return pd.DataFrame(lines), pd.DataFrame(points, columns=["label", "share", "minutes"])
 
 
-def anatomy(experiments: Sequence[str] = ("cifar10-lab30", "cifar10-paper", "cifar10-small")) -> pd.DataFrame:
+def anatomy() -> pd.DataFrame:
     """Share of the FLOPs by part, in percent; a column an experiment."""
     columns = {}
-    for name in experiments:
+    for name in ("cifar10-lab30", "cifar10-paper", "cifar10-small"):
         parts = flops.flops(vit_config(named(name)))
         columns[TITLES[name]] = {part: 100 * value / sum(parts.values()) for part, value in parts.items()}
     return pd.DataFrame(columns).round(1)
@@ -313,7 +305,7 @@ def imagenet_config(name: str) -> ViTConfig:
     return ViTConfig(d_model=d_model, num_heads=num_heads, global_pool="avg")
 
 
-def imagenet_cost(gpus: Sequence[int] = (8, 32), shares: Sequence[float] = (0.2, 0.4)) -> str:
+def imagenet_cost(gpus: Sequence[int] = (8, 32)) -> str:
     """A Markdown table, one row a model and share of the peak: H100 hours of a run of 300 epochs and of five pairs,
     images that each GPU must be given every second, and for each number of GPUs the hours of the five pairs. Of
     ViT-Tiny also at the highest share that records reach on CIFAR."""
@@ -321,10 +313,8 @@ def imagenet_cost(gpus: Sequence[int] = (8, 32), shares: Sequence[float] = (0.2,
     for name in IMAGENET_MODELS:
         config = imagenet_config(name)
         image = flops.total(config)
-        for share, where in [
-            *((share, "measured on CIFAR") for share in _reached() if name == "ViT-Tiny"),
-            *((share, "assumed") for share in shares),
-        ]:
+        shares = [(share, "measured on CIFAR") for share in _reached() if name == "ViT-Tiny"]
+        for share, where in (*shares, (0.2, "assumed"), (0.4, "assumed")):
             run = imagenet_hours(name, share)
             rows.append(
                 {

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
 from mimetic.experiments.answers.vision import gap_by_epoch
@@ -16,8 +15,7 @@ from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES
 from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, slopes_per_doubling
 from mimetic.training.records import load_runs
 
-# Panels of the gain against a number: study, whether a default arm belongs to it, column of its number, name of the
-# axis
+# Panels of the gain against a number: study, whether a default arm belongs to it, the number's column, the axis's name
 GAIN_PANELS = {
     "width": (
         "size",
@@ -63,24 +61,21 @@ def made_on(finals: pd.DataFrame) -> str:
     """Which machines made this chapter's runs."""
     studies = tuple(STUDIES[name] for name in ("size", "data", "deeper"))
     text = machines.made_on(finals[finals["arm"].isin({arm for study in studies for arm in study.arms})], studies)
-    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
-    return (
-        f"{text} Where each arm has its better rate, the default's first runs are those of `data/replicas`."
-        if text and len(replicas) and f"{DEEP}-timm" in set(replicas["arm"])
-        else text
-    )
+    if text and f"{DEEP}-timm" in set(common.replicas("cifar10-lab10")["arm"]):
+        text += " Where each arm has its better rate, the default's first runs are those of `data/replicas`."
+    return text
 
 
-def attention_share(finals: pd.DataFrame, study: str = "size") -> pd.DataFrame:
+def attention_share(finals: pd.DataFrame) -> pd.DataFrame:
     """One row a model size: parameters, the share of them in attention, both accuracies, and the
     gain in percent of the default's error rate.
     """
-    table = study_table(STUDIES[study], finals)
+    table = study_table(STUDIES["size"], finals)
     if table.empty:
         return table
     first = {
         name: finals[finals["arm"] == arms[0]].iloc[0]
-        for name, arms in comparisons_of(STUDIES[study]).items()
+        for name, arms in comparisons_of(STUDIES["size"]).items()
         if name in table.index
     }
     attention = {
@@ -142,14 +137,13 @@ def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
 def twelve(finals: pd.DataFrame) -> str:
     """What mimetic initialization gains at twelve layers, at the rate chosen for six, at half of it, and with each arm
     at the better of the two by held-back images, as a Markdown table; "" without runs."""
-    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
     full, half = ({f"{DEEP}{rate}-mimetic": 1, f"{DEEP}{rate}-timm": -1} for rate in ("", "-half"))
     better, words = better_rates(finals)
     added = before_and_after_the_look(contrast(finals, half))
     split = before_and_after_the_look(better) if len(better) else (better, better)
     rows = [
         ("at the rate chosen for six", contrast(finals, full)),
-        ("the same pairs again, on a CPU", contrast(replicas, full)),
+        ("the same pairs again, on a CPU", contrast(common.replicas("cifar10-lab10"), full)),
         ("at half that rate", contrast(finals, half)),
         ("of these, the pairs planned first", added[0]),
         ("those added when the first had been seen", added[1]),
@@ -163,20 +157,8 @@ def twelve(finals: pd.DataFrame) -> str:
         for name, values in rows
         if len(values)
     ]
-    return (
-        common.markdown(
-            pd.DataFrame(
-                said,
-                columns=[
-                    "twelve layers: mimetic minus default, points of accuracy",
-                    "mean (95 % interval)",
-                    "pairs above 0",
-                ],
-            )
-        )
-        if said
-        else ""
-    )
+    columns = ["twelve layers: mimetic minus default, points of accuracy", "mean (95 % interval)", "pairs above 0"]
+    return common.markdown(pd.DataFrame(said, columns=columns)) if said else ""
 
 
 def repeated(finals: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +167,7 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
     own, names = EXPERIMENTS["cifar10-rates"].lr, {arm: f"{DEEP}-{arm}" for arm in PAIR}
     sets = {
         "here": (finals, names),
-        "again, on a CPU": (load_runs("cifar10-lab10", folder=data_dir() / "replicas"), names),
+        "again, on a CPU": (common.replicas("cifar10-lab10"), names),
         "a third run, on a CPU, judged on held-back training images": (
             load_runs("cifar10-rates"),
             {arm: f"{name}-lr-{own:g}" for arm, name in names.items()},
@@ -229,8 +211,8 @@ def half_costs(finals: pd.DataFrame) -> tuple[pd.Series, str]:
 def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Series, str]:
     """The second arm's accuracy minus the first's, a number a seed, and the machines in words: of the runs here, or of
     those here and in data/replicas that one machine made, whichever has more pairs, and then fewer machines."""
-    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
-    runs = pd.concat([part[part["arm"].isin(names)] for part in (finals, replicas) if len(part)], ignore_index=True)
+    every = (finals, common.replicas("cifar10-lab10"))
+    runs = pd.concat([part[part["arm"].isin(names)] for part in every if len(part)], ignore_index=True)
     sets = [
         finals[finals["arm"].isin(names)],
         *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name")),
@@ -272,15 +254,8 @@ def nearest(finals: pd.DataFrame) -> str:
     }
     gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
     rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
-    return (
-        common.markdown(
-            pd.DataFrame(
-                rows, columns=["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"]
-            )
-        )
-        if rows
-        else ""
-    )
+    columns = ["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"]
+    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def _deep_rates() -> pd.DataFrame:

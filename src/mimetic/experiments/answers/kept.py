@@ -20,8 +20,11 @@ from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
 SHORT = {"qk": "QK", "vp": "V·proj"}  # where a name stands in the head of a table
+TEN_EPOCHS = "cifar10-lab10"  # chapter 7's runs
 # arm: the signs of QK and V·proj
 SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}
+# arms that begin without a diagonal, in words
+WITHOUT = {PAIR[0]: "default", "random-directions": "mimetic's singular values, random directions"}
 
 
 def load_anatomy(
@@ -47,12 +50,8 @@ def left_by_decay(experiment: str) -> float:
     config = EXPERIMENTS[experiment]
     settings = train_config(config)
     steps = (config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]) // config.batch_size
-    return (
-        math.prod(
-            1 - learning_rate(step, settings, steps) * settings.weight_decay for step in range(settings.epochs * steps)
-        )
-        ** 2
-    )
+    rates = (learning_rate(step, settings, steps) for step in range(settings.epochs * steps))
+    return math.prod(1 - rate * settings.weight_decay for rate in rates) ** 2
 
 
 def shares_kept(products: pd.DataFrame, arm: str = PAIR[1], what: str = "diag_mean") -> pd.DataFrame:
@@ -65,9 +64,8 @@ def shares_kept(products: pd.DataFrame, arm: str = PAIR[1], what: str = "diag_me
 
 def beyond_chance(products: pd.DataFrame, arm: str, product: str, when: str = "after") -> tuple[float, float]:
     """The share of heads (of layers, for V·proj) whose diagonal is above chance, and the share below."""
-    sigmas = products[(products["arm"] == arm) & (products["product"] == product) & (products["when"] == when)][
-        "sigmas"
-    ]
+    chosen = (products["arm"] == arm) & (products["product"] == product) & (products["when"] == when)
+    sigmas = products.loc[chosen, "sigmas"]
     return (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
 
 
@@ -141,65 +139,60 @@ def by_layer(products: pd.DataFrame) -> str:
         for arm in dict.fromkeys(after["arm"]):
             for product in PRODUCTS:
                 part = after[(after["layer"] == layer) & (after["arm"] == arm) & (after["product"] == product)]
-                beyond = (
-                    f" ({percent((part['sigmas'] > CHANCE).mean())} / {percent((part['sigmas'] < -CHANCE).mean())})"
-                    if arm == PAIR[0]
-                    else ""
-                )
-                row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = (
-                    f"{_number(part['z'].mean(), 2)}{beyond}"
-                )
+                value = _number(part["z"].mean(), 2)
+                if arm == PAIR[0]:
+                    above, below = (part["sigmas"] > CHANCE).mean(), (part["sigmas"] < -CHANCE).mean()
+                    value += f" ({percent(above)} / {percent(below)})"
+                row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = value
         rows.append(row)
     return common.markdown(pd.DataFrame(rows)) if rows else ""
 
 
-def kept_by_sign(experiment: str = "cifar10-lab10") -> dict[str, pd.DataFrame]:
+def kept_by_sign() -> dict[str, pd.DataFrame]:
     """arm of SIGNS -> shares_kept, gains not folded in; empty without all of them."""
-    products = recorded_products(experiment, tuple(SIGNS), fold=False)
+    products = recorded_products(TEN_EPOCHS, tuple(SIGNS), fold=False)
     if products.empty or set(products["arm"]) != set(SIGNS):
         return {}
     return {arm: shares_kept(products, arm) for arm in SIGNS}
 
 
-def either_sign(experiment: str = "cifar10-lab10") -> str:
+def either_sign() -> str:
     """Whether a diagonal of the wrong sign is kept as well as that of mimetic
     initialization, as a Markdown table; "" without runs.
     """
-    kept = kept_by_sign(experiment)
+    kept = kept_by_sign()
     if not kept:
         return ""
     rows = [
         (f"QK {signs[0]}, V·proj {signs[1]}", *(_share(kept[arm][p]) for p in PRODUCTS)) for arm, signs in SIGNS.items()
     ]
-    rows.append(("weight decay alone", *[percent(left_by_decay(experiment), 1)] * 2))
+    rows.append(("weight decay alone", *[percent(left_by_decay(TEN_EPOCHS), 1)] * 2))
     return common.markdown(pd.DataFrame(rows, columns=["signs written; left of the diagonal", *PRODUCTS.values()]))
 
 
-def grown(experiment: str = "cifar10-lab10", arms: tuple[str, str] = (PAIR[0], "random-directions")) -> pd.Series:
-    """(arm, product, seed) -> the mean diagonal after training of arms that began
-    without one; empty without runs of both.
+def grown() -> pd.Series:
+    """(arm, product, seed) -> the mean diagonal after training of the arms of WITHOUT;
+    empty without runs of both.
     """
-    products = recorded_products(experiment, arms)
-    if products.empty or set(products["arm"]) != set(arms):
+    products = recorded_products(TEN_EPOCHS, tuple(WITHOUT))
+    if products.empty or set(products["arm"]) != set(WITHOUT):
         return pd.Series(dtype=float)
     return products[products["when"] == "after"].groupby(["arm", "product", "seed"])["diag_mean"].mean()
 
 
-def by_itself(experiment: str = "cifar10-lab10") -> str:
+def by_itself() -> str:
     """How much of a diagonal large weights grow beside the default's small
     ones, as a Markdown table; "" without runs.
     """
-    after = grown(experiment)
+    after = grown()
     if after.empty:
         return ""
-    arms = {PAIR[0]: "default", "random-directions": "mimetic's singular values, random directions"}
     rows = [
         (name, *(f"{_number(after[arm, p].mean(), 4)} ({_interval(after[arm, p])})" for p in PRODUCTS))
-        for arm, name in arms.items()
+        for arm, name in WITHOUT.items()
     ]
-    return common.markdown(
-        pd.DataFrame(rows, columns=["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()])
-    )
+    columns = ["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()]
+    return common.markdown(pd.DataFrame(rows, columns=columns))
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from html import escape
+from math import sqrt
 
 import pandas as pd
 
@@ -31,9 +32,8 @@ draw = partial(common.draw, command=COMMAND)
 
 def progress(study: Study, finals: pd.DataFrame) -> str:
     """How many of a study's runs are in; "" when all are."""
-    return common.missing(
-        study, finals, SEEDS[study.name], COMMAND, study.question + ("" if study.question.endswith("?") else ":") + " "
-    )
+    about = f"{study.question}{'' if study.question.endswith('?') else ':'} "
+    return common.missing(study, finals, SEEDS[study.name], COMMAND, about)
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -61,8 +61,8 @@ def found(study: Study) -> str:
         added = fresh(row["compared"])  # an arm that got further seeds because it led cannot be judged by its interval
         if common.word(row, METRIC) == "gains" and len(added):
             said[name] = (
-                f"without a verdict (the best of the arms, given {len(added)} more seeds because it led; exact p ="
-                f" {row['p']:.3f})"
+                f"without a verdict (the best of the arms, given {len(added)} more seeds because it led;"
+                f" exact p = {row['p']:.3f})"
             )
     return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
 
@@ -101,17 +101,16 @@ def run_table(experiment: str) -> pd.DataFrame:
 
 def fitted_sentence() -> str:
     """How much of a diagonal the fitted constants have, in off-diagonal spreads of the target."""
-    import numpy as np
-
     d = named("tinyshakespeare").d_model
     ratios = {
-        part: [b * np.sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
+        part: [b * sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
         for part in ("qk", "vp")
     }
     spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
     return (
-        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK (before"
-        f" it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has {np.sqrt(d):.0f}."
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK"
+        f" (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has"
+        f" {sqrt(d):.0f}."
         " What it tests is mostly that size; it says little about diagonals."
     )
 
@@ -119,16 +118,13 @@ def fitted_sentence() -> str:
 # --- the products ----------------------------------------------------------------------------------------------------
 
 
-def trained_products(
-    experiments: tuple[str, ...] = ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"),
-    arm: str = "gpt2",
-) -> pd.DataFrame:
+def trained_products() -> pd.DataFrame:
     """The products of our own GPTs after training from the default (seed 0), gains
     folded in, as measure gives them, and title.
     """
     frames = []
-    for experiment in experiments:
-        path = record_path(experiment, arm, 0)
+    for experiment in ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
+        path = record_path(experiment, "gpt2", 0)
         if path.is_file():
             record = read_record(path)
             learned = record["config"].get("pos_embed", "learned") == "learned"
@@ -146,10 +142,9 @@ def causal_products() -> pd.DataFrame:
     """The products of every causal language model that was measured, pretrained
     ones first, then our own; gains folded in.
     """
-    effective = pattern.effective()
-    return pd.concat(
-        [effective[effective["causal"] & (effective["modality"] == "text")], trained_products()], ignore_index=True
-    )
+    products = pattern.effective()
+    text = products[products["causal"] & (products["modality"] == "text")]
+    return pd.concat([text, trained_products()], ignore_index=True)
 
 
 def signs_sentence() -> str:
@@ -162,27 +157,21 @@ def signs_sentence() -> str:
     )
 
 
-def signs_by_layer(
-    experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"), arm: str = "gpt2"
-) -> str:
+def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2")) -> str:
     """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after
     training from the default (beyond two standard deviations of the null), in words: a model whose layers
     differ may still be the same from seed to seed.
     """
     said = []
     for experiment in experiments:
-        products = recorded_products(experiment, (arm,))
+        products = recorded_products(experiment, ("gpt2",))
         after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
         if len(after):
             layers = after.groupby("layer")["sigmas"].agg(
                 plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size"
             )
-            said.append(
-                f"{experiment}: "
-                + ", ".join(
-                    f"layer {layer} + in {row.plus}, − in {row.minus} of {row.runs}" for layer, row in layers.iterrows()
-                )
-            )
+            signs = (f"layer {i} + in {row.plus}, − in {row.minus} of {row.runs}" for i, row in layers.iterrows())
+            said.append(f"{experiment}: {', '.join(signs)}")
     return f"Layer by layer and over all seeds, in V·proj of our GPTs: {'; '.join(said)}." if said else ""
 
 
@@ -200,8 +189,8 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
                 these = part[part["product"] == product]
                 row |= {
                     f"{name} diagonal / spread": these["z"].mean(),
-                    f"{name} above chance (%)": 100 * (these["sigmas"] > 2).mean(),
-                    f"{name} below chance (%)": 100 * (these["sigmas"] < -2).mean(),
+                    f"{name} above chance (%)": 100 * (these["sigmas"] > CHANCE).mean(),
+                    f"{name} below chance (%)": 100 * (these["sigmas"] < -CHANCE).mean(),
                 }
             rows[LABELS.get(arm, arm), when] = row
     return pd.DataFrame(rows).round(2)
@@ -210,10 +199,10 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
 # --- convergence -----------------------------------------------------------------------------------------------------
 
 
-def gap_to(curves: pd.DataFrame, arm: str, reference: str = "gpt2") -> pd.DataFrame:
-    """Bits per byte of arm minus reference, step x seed."""
+def gap_to(curves: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Bits per byte of arm minus the default, step x seed."""
     wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
-    return (wide[arm] - wide[reference]).dropna().unstack("seed")
+    return (wide[arm] - wide["gpt2"]).dropna().unstack("seed")
 
 
 def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
@@ -228,33 +217,23 @@ def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
     return gap.loc[best].mean(axis=1)
 
 
-def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("language", "vision")) -> str:
+def head_starts(sets: Mapping[str, pd.DataFrame]) -> str:
     """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the
     end, and where an arm leads with every seed on the way, as a Markdown table; "" without a pair.
     sets: kind of positions in words -> curves.
     """
     rows = []
     for kind, curves in sets.items():
-        for arm in arms if "gpt2" in set(curves["arm"]) else ():
-            gap = gap_to(curves, arm) if arm in set(curves["arm"]) else pd.DataFrame()
+        for arm in ("language", "vision"):
+            gap = gap_to(curves, arm) if {"gpt2", arm} <= set(curves["arm"]) else pd.DataFrame()
             if len(gap):
-                early, lead = gap.index[max(0, len(gap) // 5 - 1)], lead_of_all(gap)
-                way = (
-                    f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,}"
-                    f" ({METRIC.signed(lead.min())})"
-                    if len(lead)
-                    else "–"
-                )
-                rows.append(
-                    (
-                        f"{kind}, {LABELS[arm]}",
-                        *(
-                            f"{common.measured(gap.loc[step], METRIC)} (step {step:,})"
-                            for step in (early, gap.index[-1])
-                        ),
-                        way,
-                    )
-                )
+                steps = gap.index[max(0, len(gap) // 5 - 1)], gap.index[-1]
+                lead, way = lead_of_all(gap), "–"
+                if len(lead):
+                    way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,}"
+                    way += f" ({METRIC.signed(lead.min())})"
+                ends = (f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in steps)
+                rows.append((f"{kind}, {LABELS[arm]}", *ends, way))
     columns = [
         "bits per byte minus the default's",
         "early",
@@ -267,29 +246,24 @@ def head_starts(sets: Mapping[str, pd.DataFrame], arms: tuple[str, ...] = ("lang
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def samples(
-    experiment: str = CENTRAL.experiment,
-    arms: tuple[str, ...] = ("gpt2", "language"),
-    seed: int = 0,
-    letters: int = 320,
-) -> str:
-    """The text that both arms write after the same prompt at the same number
+def samples(experiment: str = CENTRAL.experiment) -> str:
+    """The text that the default and language signs (seed 0) write after the same prompt at the same number
     of steps, side by side, as an HTML table.
     """
     cells = []
-    for arm in arms:
-        path = record_path(experiment, arm, seed)
+    for arm in ("gpt2", "language"):
+        path = record_path(experiment, arm, 0)
         if not path.is_file():
             return (
-                f"<p><em>No samples yet: the record of {experiment}/{arm}, seed {seed}, is not in."
+                f"<p><em>No samples yet: the record of {experiment}/{arm}, seed 0, is not in."
                 f" <code>{COMMAND}</code> makes it.</em></p>"
             )
         record = read_record(path)
         sample, final = record["anatomy"]["after"]["sample"], record["final"]
         head = f"{escape(LABELS[arm])}<br>{final['step']:,} steps, {final['test_bits_per_byte']:.3f} bits per byte"
-        text = f"<strong>{escape(sample['prompt'])}</strong>{escape(sample['text'][:letters])}"
+        text = f"<strong>{escape(sample['prompt'])}</strong>{escape(sample['text'][:320])}"
         cells.append((head, f'<pre style="white-space: pre-wrap">{text}</pre>'))
-    heads = "".join(f'<th style="text-align: left; width: {100 // len(arms)}%">{head}</th>' for head, _ in cells)
+    heads = "".join(f'<th style="text-align: left; width: 50%">{head}</th>' for head, _ in cells)
     bodies = "".join(f'<td style="vertical-align: top; text-align: left">{body}</td>' for _, body in cells)
     return f"<table><tr>{heads}</tr><tr>{bodies}</tr></table>"
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
+from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import comparisons_of, with_interval
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import PAIR
 from mimetic.figures.style import LABELS
 from mimetic.statistics import contrast, mean_interval, side
 from mimetic.training.records import load_runs
@@ -47,11 +48,11 @@ def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[
     )  # fmt: skip
 
 
-def replicas(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
+def made_on_both(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
     """Runs of an experiment that another machine made, too (data/replicas): arm, seed,
     here and there (the metric), the devices.
     """
-    here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
+    here, there = load_runs(experiment), common.replicas(experiment)
     if here.empty or there.empty:
         return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
     columns = [*KEY, metric.column, "device.name"]
@@ -67,41 +68,35 @@ def _made_there(both: pd.DataFrame) -> str:
     )
 
 
-def replicas_sentence(
-    experiment: str = "cifar10-lab10", arms: tuple[str, str] = ("timm", "mimetic"), among: Collection[str] | None = None
-) -> str:
-    """Whether two machines agree: single runs (among: of these arms only), and the
-    gain of the arms; "" without runs of both.
+def replicas_sentence(experiment: str = "cifar10-lab10", among: Collection[str] | None = None) -> str:
+    """Whether two machines agree: single runs (among: of these arms only), and the gain of
+    mimetic initialization; "" without runs of both.
     """
-    both = replicas(experiment)
+    both = made_on_both(experiment)
     both = both[both["arm"].isin(both["arm"] if among is None else among)].reset_index(drop=True)
     if len(both) < 2:
         return ""
     difference = 100 * (both["here"] - both["there"])
     low, high = mean_interval(difference)
     text = (
-        f"{_made_there(both)}. The order of the images is the same there, the random numbers of the augmentation are"
-        f" not. On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points"
-        f" ({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median) and at"
-        f" most {difference.abs().max():.1f}: about what another seed changes."
+        f"{_made_there(both)}."
+        " The order of the images is the same there, the random numbers of the augmentation are not."
+        f" On average the two differ by {ACCURACY.signed(difference.mean() / 100)} points"
+        f" ({ACCURACY.span(low / 100, high / 100)}), a single run by {difference.abs().median():.1f} (median)"
+        f" and at most {difference.abs().max():.1f}: about what another seed changes."
     )
     wide = both.pivot(index="seed", columns="arm", values=["here", "there"])
-    if all((side, arm) in wide for side in ("here", "there") for arm in arms):
-        gains = {side: (wide[side, arms[1]] - wide[side, arms[0]]).dropna() for side in ("here", "there")}
-        text += (
-            ""
-            if gains["here"].empty
-            else (
+    if all((where, arm) in wide for where in ("here", "there") for arm in PAIR):
+        gains = {where: (wide[where, PAIR[1]] - wide[where, PAIR[0]]).dropna() for where in ("here", "there")}
+        if len(gains["here"]):
+            text += (
                 f" The gain of mimetic initialization with the {len(gains['here'])} seeds that both have:"
                 f" {ACCURACY.signed(gains['here'].mean())} points here, {ACCURACY.signed(gains['there'].mean())} there."
             )
-        )
     return text
 
 
-def asked_again(
-    asked: Mapping[str, Mapping[str, Mapping[str, float]]], experiment: str = "cifar10-lab10"
-) -> pd.DataFrame:
+def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
     """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two
     or more): a row a difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0
     on the same side, in words.
@@ -109,7 +104,7 @@ def asked_again(
     Args:
         asked: question -> name of an answer -> a sum of arms (see parts.ASKED).
     """
-    here, there = load_runs(experiment), load_runs(experiment, folder=data_dir() / "replicas")
+    here, there = load_runs("cifar10-lab10"), common.replicas("cifar10-lab10")
     if here.empty or there.empty:
         return pd.DataFrame()
     there = there[~there["device.name"].isin(here.loc[here["arm"] == "timm", "device.name"])]
@@ -136,27 +131,27 @@ def _agree(here: int, there: int) -> str:
 
 def text_replicas_sentence(experiment: str) -> str:
     """Whether two machines agree on runs of text, single runs only; "" without runs of both."""
-    both = replicas(experiment, BITS)
+    both = made_on_both(experiment, BITS)
     if len(both) < 2:
         return ""
     apart = (both["here"] - both["there"]).abs()
     row, median = both.loc[apart.idxmax()], apart.median()
     text = (
-        f"{_made_there(both)}, from the same weights and in the same order of the text. The two differ by"
-        f" {median:.{BITS.digits}f} {BITS.difference} (median), most at {row['arm']}, seed {row['seed']}: by"
-        f" {apart.max():.{BITS.digits}f}."
+        f"{_made_there(both)}, from the same weights and in the same order of the text."
+        f" The two differ by {median:.{BITS.digits}f} {BITS.difference} (median),"
+        f" most at {row['arm']}, seed {row['seed']}: by {apart.max():.{BITS.digits}f}."
     )
     if apart.max() < 5 * median:
         return text
     return (
-        f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with, and"
-        f" three pairs say little.{_turned(both)}"
+        f"{text} Where rounding decides so much, the rate is near the edge of what the model can be trained with,"
+        f" and three pairs say little.{_turned(both)}"
     )
 
 
 def moved_by_arm(experiments: tuple[str, ...]) -> str:
     """By how much runs of text on another machine end otherwise, arm by arm, in words; "" without any."""
-    both = pd.concat([replicas(experiment, BITS) for experiment in experiments])
+    both = pd.concat([made_on_both(experiment, BITS) for experiment in experiments])
     if both.empty:
         return ""
     moved = (both["there"] - both["here"]).groupby(both["arm"].str.replace(r"^lr-[\d.]+-", "", regex=True), sort=False)
@@ -177,27 +172,23 @@ def _turned(both: pd.DataFrame) -> str:
     )
     said = []
     for signs in wide["here"].columns.drop("gpt2", errors="ignore"):
-        pairs = (
-            wide.dropna(
-                subset=[(side, arm) for side in ("here", "there") for arm in ("gpt2", signs) if (side, arm) in wide]
-            )
-            if ("here", "gpt2") in wide
-            else wide[:0]
-        )
-        for (name, seed), row in pairs.iterrows():
-            gains = [row[side, "gpt2"] - row[side, signs] for side in ("here", "there")]
+        if ("here", "gpt2") not in wide:
+            continue
+        columns = [(where, arm) for where in ("here", "there") for arm in ("gpt2", signs) if (where, arm) in wide]
+        for (name, seed), row in wide.dropna(subset=columns).iterrows():
+            gains = [row[where, "gpt2"] - row[where, signs] for where in ("here", "there")]
             if gains[0] * gains[1] < 0:
                 moved = abs(row["here", "gpt2"] - row["there", "gpt2"])
                 said.append(
-                    f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here and"
-                    f" {BITS.signed(gains[1])} there, better being up; the default itself moved by"
-                    f" {moved:.{BITS.digits}f}"
+                    f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here"
+                    f" and {BITS.signed(gains[1])} there, better being up;"
+                    f" the default itself moved by {moved:.{BITS.digits}f}"
                 )
+    if not said:
+        return ""
     return (
-        f" A difference to the default has another sign there: {'; '.join(said)}. So the sign at a single point and"
-        " seed is not to be relied on."
-        if said
-        else ""
+        f" A difference to the default has another sign there: {'; '.join(said)}."
+        " So the sign at a single point and seed is not to be relied on."
     )
 
 
@@ -210,6 +201,7 @@ def together_sentence(finals: pd.DataFrame) -> str:
         return ""
     minutes, cards = made["seconds.total"].sum() / 60, ", ".join(sorted(set(made["device.name"])))
     return (
-        f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took {minutes:.0f} minutes of one"
-        f" {cards}, data and evaluation included: {60 * minutes / len(made):.1f} seconds a run."
+        f"{len(made)} runs in groups of up to {made['device.together'].max():.0f} took"
+        f" {minutes:.0f} minutes of one {cards}, data and evaluation included:"
+        f" {60 * minutes / len(made):.1f} seconds a run."
     )

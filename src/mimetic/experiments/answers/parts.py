@@ -8,13 +8,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.vision import COMMAND, found, points
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side
-from mimetic.training.records import load_runs
 
 # What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the
 # sentence says otherwise
@@ -94,27 +92,24 @@ def taken_apart(finals: pd.DataFrame) -> str:
     """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a
     Markdown table; those that were made on a CPU only are compared with the runs of their own machine (data/replicas).
     """
-    replicas = load_runs("cifar10-lab10", folder=data_dir() / "replicas")
-    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()] + [
-        (f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()
-    ]
+    replicas = common.replicas("cifar10-lab10")
+    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()]
+    asked += [(f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()]
     rows = []
     for name, arm, runs in asked:
         values = [contrast(runs, {arm: 1, other: -1}) if arm != other else () for other in AGAINST.values()]
         if any(map(len, values)):
-            rows.append(
-                (
-                    name,
-                    *(
-                        "–" if not len(v) else common.with_interval(v) if len(v) > 1 else points(v.iloc[0])
-                        for v in values
-                    ),
-                    f"{max(map(len, values))}",
-                )
-            )
+            rows.append((name, *map(_cell, values), f"{max(map(len, values))}"))
     if not rows:
         return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
     return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
+
+
+def _cell(values: pd.Series | tuple) -> str:
+    """The mean of paired values with its interval; of one pair without; a dash without pairs."""
+    if not len(values):
+        return "–"
+    return common.with_interval(values) if len(values) > 1 else points(values.iloc[0])
 
 
 def precision(finals: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
+from mimetic.experiments.answers.language import COMMAND
 from mimetic.experiments.configs.language import OTHER_POSITIONS, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
@@ -33,7 +34,6 @@ from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
-COMMAND = "python -m mimetic queue language"
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
 # GPTConfig.pos_embed -> its study
@@ -96,11 +96,8 @@ def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
     for arm, lr in best.items():
         row = table.loc[arm].dropna().sort_values()
         end = ", the highest tried" if lr == row.index.max() else ", the lowest tried" if lr == row.index.min() else ""
-        close = (
-            f"; {row.index[1]:g} only {row.iloc[1] - row.iloc[0]:.3f} behind"
-            if row.iloc[1] - row.iloc[0] <= TIE
-            else ""
-        )
+        behind = row.iloc[1] - row.iloc[0]
+        close = f"; {row.index[1]:g} only {behind:.3f} behind" if behind <= TIE else ""
         said.append(f"{LABELS[arm]} {lr:g} ({row.iloc[0]:.3f}{end}{close})")
     return f"{', '.join(said)}."
 
@@ -133,9 +130,9 @@ def in_short() -> str:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
+                    pairs = f"{row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}"
                     rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
-                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])},"
-                        f" {row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}):"
+                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {pairs}):"
                         f" *{common.word(row, METRIC, more=False)}*"
                     )
     if not rows:
@@ -153,13 +150,10 @@ def in_short() -> str:
         )
     }
     said = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
-    beyond = (
-        "\n\nVision signs with fixed positions minus GPT-2's own start, the default with learned ones:"
-        f" {', '.join(said)}."
-        if said
-        else ""
-    )
-    return f"{common.markdown(table)}{beyond}"
+    if not said:
+        return common.markdown(table)
+    beyond = "Vision signs with fixed positions minus GPT-2's own start, the default with learned ones:"
+    return f"{common.markdown(table)}\n\n{beyond} {', '.join(said)}."
 
 
 def longer() -> dict[str, pd.DataFrame]:
@@ -182,22 +176,18 @@ def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:
     table = common.study_table(study, finals, METRIC)
     if table.empty:
         return "", [], []
-    lines = [
-        f"* {name}:"
-        f" {common.finding(row, METRIC)}{_compared(changes(row['compared'][2], study), 'than with learned positions')}"
-        for name, row in table.iterrows()
-    ]
+    lines = []
+    for name, row in table.iterrows():
+        apart = _compared(changes(row["compared"][2], study), "than with learned positions")
+        lines.append(f"* {name}: {common.finding(row, METRIC)}{apart}")
     against = [
         common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()
     ]
-    return (
-        (
-            f"**We found**, on tiny Shakespeare, against the default with {kind} positions,"
-            f" {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
-        ),
-        lines,
-        against,
+    text = (
+        f"**We found**, on tiny Shakespeare, against the default with {kind} positions,"
+        f" {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
     )
+    return text, lines, against
 
 
 def answer() -> str:
@@ -226,14 +216,10 @@ def controls() -> str:
         found = [f"{arm}: {common.finding(row, METRIC)}" for arm, row in table.iterrows()]
         if LABELS["vision"] in table.index:
             found[0] += _compared(changes("vision", study, POSITIONS), "than with fixed positions in their order")
-        lines.append(
-            f"* {name[:1].upper()}{name[1:]}: "
-            + (
-                f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}."
-                if found
-                else f"no pair is in yet (`{COMMAND}`)."
-            )
-        )
+        says = f"no pair is in yet (`{COMMAND}`)."
+        if found:
+            says = f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}."
+        lines.append(f"* {name[:1].upper()}{name[1:]}: {says}")
     return "\n".join(lines)
 
 
@@ -245,12 +231,11 @@ def rotary_answer() -> str:
     if not lines:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     beyond = across("vision", POSITIONS, "gpt2", ROTARY)
-    further = (
-        [f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"]
-        if len(beyond)
-        else []
-    )
-    return text + "\n".join(lines + against + further)
+    if len(beyond):
+        against.append(
+            f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"
+        )
+    return text + "\n".join(lines + against)
 
 
 def _compared(apart: pd.Series, what: str) -> str:
@@ -270,9 +255,5 @@ def _compared(apart: pd.Series, what: str) -> str:
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
     studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, POSITIONS_LONG)
-    return " ".join(
-        filter(
-            None,
-            (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies),
-        )
-    )
+    said = (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)
+    return " ".join(filter(None, said))

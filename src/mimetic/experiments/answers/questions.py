@@ -35,11 +35,11 @@ def trained(experiment: str, arm: str = DEFAULT) -> pd.DataFrame:
     return products[products["when"] == "after"]
 
 
-def trained_panels(experiments=("ml100k", "beauty")) -> pd.DataFrame:
+def trained_panels() -> pd.DataFrame:
     """Question 1's figure: the default arm on each data set, and the vision-sign arm
     on the first, as far as they are recorded.
     """
-    shown = [(name, DEFAULT, "default") for name in experiments] + [(experiments[0], VISION, "vision signs")]
+    shown = [("ml100k", DEFAULT, "default"), ("beauty", DEFAULT, "default"), ("ml100k", VISION, "vision signs")]
     parts = [
         recorded_products(name, [arm]).assign(panel=f"{TITLES[name].split(' (')[0]}, {words}")
         for name, arm, words in shown
@@ -80,10 +80,10 @@ def signs_in_words(products: pd.DataFrame) -> str:
             parts.append(
                 f"{name} {', '.join(f'{s} in layer {i}' for i, s in found.items() if s != 'none') or 'in no layer'}"
             )
-    named = {("+", "−"): ", vision's signs", ("−", "+"): ", the opposite of vision's signs"}.get(
-        tuple(common_signs), ""
-    )
-    return ", ".join(parts) + named
+    patterns = {("+", "−"): "vision's signs", ("−", "+"): "the opposite of vision's signs"}
+    if tuple(common_signs) in patterns:
+        parts.append(patterns[tuple(common_signs)])
+    return ", ".join(parts)
 
 
 def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -> pd.DataFrame:
@@ -97,9 +97,9 @@ def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -
             continue
         row: dict[str, object] = {"seeds": part["seed"].nunique()}
         for (product, layer), found in layer_signs(part).iterrows():
-            row[f"{'QK' if product == 'qk' else 'V·proj'}, layer {layer}"] = f"{found['z']:+.2f}".replace("-", "−") + (
-                f" ({found['sign']})" if found["sign"] != "none" else ""
-            )
+            common_sign = f" ({found['sign']})" if found["sign"] != "none" else ""
+            z = f"{found['z']:+.2f}".replace("-", "−")
+            row[f"{'QK' if product == 'qk' else 'V·proj'}, layer {layer}"] = f"{z}{common_sign}"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -152,7 +152,7 @@ def sign_changes() -> pd.DataFrame:
     """
     layers = {name: layer_signs(part) for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
     signs = {name: table["sign"] for name, table in layers.items()}
-    # of the mean, where its interval has one
+    # of the layer's mean, where its interval leaves out 0
     sides = {
         name: np.sign(table["low"]).where(np.sign(table["low"]) == np.sign(table["high"]), 0)
         for name, table in layers.items()
@@ -188,12 +188,13 @@ def sign_question() -> str:
     runs = load_runs("ml100k")
     gap = common.missing(SIGNS, runs, FIRST_SEEDS, COMMAND)
     few = [n for arm in MODELS.values() if 0 < (n := int((runs["arm"] == arm).sum())) < common.ENOUGH]
-    thin = (
-        f"{len(few)} of the models have {min(few)} seeds, too few for a claim. Heads of one model, and layers, are not"
-        " independent of each other, and a threshold makes a yes or no of a number that is not."
-        if few
-        else ""
-    )
+    thin = ""
+    if few:
+        thin = (
+            f"{len(few)} of the models have {min(few)} seeds, too few for a claim."
+            " Heads of one model, and layers, are not independent of each other,"
+            " and a threshold makes a yes or no of a number that is not."
+        )
     return "\n\n".join(filter(None, [f"**In short:** {_sign_changes_in_short(table)}", thin, gap]))
 
 
@@ -205,12 +206,10 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
     parts = []
     for product, part in changed.groupby("product", sort=False):
         often = part[2 * part["changed"] >= part["layers"]]
-        named = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
+        factors = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
         how = "changes" if part["turns"].any() else "appears or vanishes"
-        parts.append(
-            f"the sign of {product} {how} in half of the layers or more with"
-            f" {' and with '.join(named) or 'none of these'}"
-        )
+        with_these = " and with ".join(factors) or "none of these"
+        parts.append(f"the sign of {product} {how} in half of the layers or more with {with_these}")
     turned, means = changed["turns"].sum(), changed["means turn"].sum()
     by_mean = (
         f" (A layer's mean does, with an interval without 0 on either side, in {means} of {changed['layers'].sum()}.)"
@@ -280,8 +279,9 @@ def second_answer(table: pd.DataFrame) -> str:
     lines = []
     for model, part in ours.groupby("model", sort=False):
         words = [
-            f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]} ({row['times chance']:.0f}"
-            f" times chance; the imitation {common.percent(row['imitated'], 2)} after truncation,"
+            f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]}"
+            f" ({row['times chance']:.0f} times chance;"
+            f" the imitation {common.percent(row['imitated'], 2)} after truncation,"
             f" {common.percent(row['target'], 2)} before)"
             for _, row in part.iterrows()
         ]

@@ -72,11 +72,8 @@ def ends(finals: pd.DataFrame | None = None) -> str:
         (f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–")
         for (point, arm), (best, cost) in found.items()
     ]
-    table = (
-        markdown(pd.DataFrame(rows, columns=["model", "arm", "its rate", "best rate there", "bits per byte fewer"]))
-        if rows
-        else ""
-    )
+    columns = ["model", "arm", "its rate", "best rate there", "bits per byte fewer"]
+    table = markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
     if len(found) < len(ENDS) * len(SIGNS):
         return f"Not all of these runs are in yet: `python -m mimetic queue language-recipe`.\n\n{table}".strip()
     held = [
@@ -84,12 +81,12 @@ def ends(finals: pd.DataFrame | None = None) -> str:
         for point in ENDS
         if (said := [f"{LABELS[arm]} by {found[point, arm][1]:.3f}" for arm in SIGNS if found[point, arm][1] > 0])
     ]
-    return f"{table}\n\nOne seed." + (
-        f" So by its rate an arm may be held back, {'; '.join(held)}. Two runs of one configuration may differ by more"
-        " ([chapter 10](10_gpt.ipynb), and [below](#retrained)), so such a check excludes large errors of the rate"
-        " only. Of the points between the ends none was checked."
-        if held
-        else ""
+    if not held:
+        return f"{table}\n\nOne seed."
+    return (
+        f"{table}\n\nOne seed. So by its rate an arm may be held back, {'; '.join(held)}."
+        " Two runs of one configuration may differ by more ([chapter 10](10_gpt.ipynb), and [below](#retrained)),"
+        " so such a check excludes large errors of the rate only. Of the points between the ends none was checked."
     )
 
 
@@ -122,8 +119,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
     text = (
-        f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte, and the last character"
-        f" alone gives {plateau:.3f}. "
+        f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte,"
+        f" and the last character alone gives {plateau:.3f}. "
     )
     for arms, word in (
         (slow, "Nearer to that plateau"),
@@ -133,8 +130,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
     if {"rescaled", "random-directions"} <= set(values.index):
         if "rescaled" in slow:
             text += (
-                "Weights of that size are enough to slow a model down at this rate; whether the identity adds to it is"
-                " asked under Result."
+                "Weights of that size are enough to slow a model down at this rate;"
+                " whether the identity adds to it is asked under Result."
             )
         elif "random-directions" in slow:
             text += "The singular values are enough, without the identity; size alone is not."
@@ -142,8 +139,8 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
             text += "Neither the size nor the singular values do it: it takes the identity."
     if {"gpt2-signs", "both-minus"} <= set(slow):
         text += (
-            " The arms with −I in QK, whose tokens do not look at themselves, are as slow: looking at oneself is not"
-            " the reason, or not the only one."
+            " The arms with −I in QK, whose tokens do not look at themselves, are as slow:"
+            " looking at oneself is not the reason, or not the only one."
         )
     return text.strip() + " (One seed an arm.)"
 
@@ -161,15 +158,12 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     byte at each, the difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the
     arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the default).
     """
-    finals, rows = _by_arm() if finals is None else finals, {}
-    there, values = (
-        set(finals["arm"]) if len(finals) else set(),
-        (finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}),
-    )
-    better = {}
+    finals = _by_arm() if finals is None else finals
+    values = finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
+    rows, better = {}, {}
     for arm, lr in RUNNER_UP.items():
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
-        if set(names.values()) <= there:
+        if all(name in values for name in names.values()):
             change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
             if not len(change):
                 continue
@@ -235,24 +229,18 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
         values = contrast(finals, {one[arm]: weight for arm, weight in weights.items()}, METRIC.column)
         if not len(values):
             return "The four pairs of signs at one rate have no seed in common yet: `python -m mimetic queue language`."
-        low, high = mean_interval(values)
-        says = (
-            "these pairs cannot say"
-            if low <= 0 <= high
-            else (
-                "the two differ"
-                if name.startswith("the difference")
-                else "plus is worse"
-                if low > 0
-                else "plus is better"
-            )
-        )
-        p = sign_flip_test(values)
+        (low, high), p = mean_interval(values), sign_flip_test(values)
+        if low <= 0 <= high:
+            says = "these pairs cannot say"
+        elif name.startswith("the difference"):
+            says = "the two differ"
+        else:
+            says = "plus is worse" if low > 0 else "plus is better"
         hint = " by the interval, which the exact test does not confirm" if p > 0.05 and not low <= 0 <= high else ""
         lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
     return (
-        f"All four pairs of signs at {GENTLE:g} (V·proj's over both signs of QK; QK's apart, since they need not be the"
-        " same):\n\n" + "\n".join(lines)
+        f"All four pairs of signs at {GENTLE:g}"
+        " (V·proj's over both signs of QK; QK's apart, since they need not be the same):\n\n" + "\n".join(lines)
     )
 
 

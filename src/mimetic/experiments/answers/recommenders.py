@@ -8,9 +8,12 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
+from mimetic.data.sequences import load_sequences, oracle
+from mimetic.experiments import ranking
 from mimetic.experiments.answers import common
-from mimetic.experiments.baselines import baselines_path, bursts_path
+from mimetic.experiments.baselines import baselines_path, bursts_path, rank_metrics
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
@@ -130,22 +133,12 @@ def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
     said = []
     for data, runs in finals.items():
         fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
-        table = (
-            compare(
-                runs,
-                {
-                    "default": (DEFAULT, fitted),
-                    **{name: (arm, fitted) for name, arm in zip(CONTROLS, (RESCALED, RANDOM))},
-                },
-                METRIC.column,
-            )
-            if fitted and len(runs)
-            else pd.DataFrame()
-        )
+        references = dict(zip(("default", *CONTROLS), (DEFAULT, RESCALED, RANDOM)))
+        pairs = {name: (arm, fitted) for name, arm in references.items()}
+        table = compare(runs, pairs, METRIC.column) if fitted and len(runs) else pd.DataFrame()
         if len(table) and table["pairs"].min() >= ENOUGH:
-            said.append(
-                f"{SHOWN[data]}: {', '.join(f'{METRIC.shown(row)} against {name}' for name, row in table.iterrows())}."
-            )
+            parts = (f"{METRIC.shown(row)} against {name}" for name, row in table.iterrows())
+            said.append(f"{SHOWN[data]}: {', '.join(parts)}.")
     return " ".join(said)
 
 
@@ -194,30 +187,22 @@ def by_positions() -> str:
             if len(seeds):
                 of_learned, of_fixed = (v.loc[seeds] for v in values)
                 rows.append((f"at {rate}: {name}", mean(of_learned), mean(of_fixed), mean(of_fixed - of_learned)))
-    if not rows:
-        return ""
-    return common.markdown(
-        pd.DataFrame(
-            rows,
-            columns=[
-                "test NDCG@10: difference (95 % interval)",
-                "learned positions",
-                "fixed positions",
-                "fixed minus learned",
-            ],
-        )
-    )
+    columns = [
+        "test NDCG@10: difference (95 % interval)",
+        "learned positions",
+        "fixed positions",
+        "fixed minus learned",
+    ]
+    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def fixed_missing() -> str:
     """How many runs with fixed positions are in, in words; "" when all are."""
     counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
     there, wanted = (sum(numbers) for numbers in zip(*counts))
-    return (
-        ""
-        if there == wanted
-        else f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
-    )
+    if there == wanted:
+        return ""
+    return f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -233,15 +218,13 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
     return " ".join(said)
 
 
-def compared(
-    finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]], column: str = METRIC.column
-) -> dict[str, pd.DataFrame]:
+def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]) -> dict[str, pd.DataFrame]:
     """Comparisons of every data set, and of the causal sibling where it has any (its arms
     are named as BERT4Rec's, behind a prefix).
     """
-    tables = {data: compare(runs, pairs, column) for data, runs in finals.items()}
+    tables = {data: compare(runs, pairs, METRIC.column) for data, runs in finals.items()}
     if "ml100k" in finals:
-        if len(table := compare(_sibling(finals, SIBLING_PREFIX), pairs, column)):
+        if len(table := compare(_sibling(finals, SIBLING_PREFIX), pairs, METRIC.column)):
             tables[SIBLING_RUNS] = table
     return tables
 
@@ -330,12 +313,11 @@ def _size_or_sign(words: Mapping[str, str]) -> str:
         words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS
     ):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
+    if not better:
+        return ""
     asked = any(f"{name} minus {control}" in words for name in SIGN_PAIRS for control in CONTROLS)
     return (
-        "the sign matters:"
-        f" {better}{'; that one of them gains beyond the size of its weights is not shown' if asked else ''}"
-        if better
-        else ""
+        f"the sign matters: {better}" + "; that one of them gains beyond the size of its weights is not shown" * asked
     )
 
 
@@ -350,22 +332,14 @@ def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
                 rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
             rows.setdefault(name, {})[data] = _cell(row)
             experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
-            users = (
-                user_differences(experiment, prefix + arm, prefix + reference)
-                if name in OVER_USERS
-                else np.empty((0, 0))
-            )
-            if len(users) > 1:
-                rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
+            if name in OVER_USERS:
+                users = user_differences(experiment, prefix + arm, prefix + reference)
+                if len(users) > 1:
+                    rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
     if not rows:
         return ""
-    order = {
-        name: i
-        for i, name in enumerate(
-            ("default", *(n for name in COMPARED for n in (name, f"{name}, over seeds and users")))
-        )
-    }
-    rows = dict(sorted(rows.items(), key=lambda item: order[item[0]]))
+    order = ("default", *(label for name in COMPARED for label in (name, f"{name}, over seeds and users")))
+    rows = {name: rows[name] for name in order if name in rows}
     columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
 
@@ -383,8 +357,11 @@ def _cell(row: pd.Series) -> str:
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
     """(seeds, users): a user's NDCG@10 under an arm minus that under its reference, of the paired seeds whose records
     hold the users' ranks; empty if there is none."""
-    gains = {(r["arm"], r["seed"]): np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
-             for r in records_of(experiment, (arm, reference)) if len(ranks := cases_of(r, "ranks"))}  # fmt: skip
+    gains = {
+        (record["arm"], record["seed"]): ranking.gains(torch.from_numpy(ranks)).numpy()
+        for record in records_of(experiment, (arm, reference))
+        if len(ranks := cases_of(record, "ranks"))
+    }
     seeds = [seed for name, seed in gains if name == arm and (reference, seed) in gains]
     return np.array([gains[arm, seed] - gains[reference, seed] for seed in seeds])
 
@@ -394,7 +371,7 @@ def against(name: str, finals: pd.DataFrame) -> str:
     comparisons with a reference are rows of a figure.
     """
     table = common.contrast_table(STUDIES[name], finals, METRIC)
-    return "\n".join(common.contrast_line(contrast, row, METRIC) for contrast, row in table.iterrows())
+    return "\n".join(common.contrast_line(label, row, METRIC) for label, row in table.iterrows())
 
 
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -452,17 +429,15 @@ def bursts_sentence() -> str:
     """How arbitrary the order of MovieLens-100K is."""
     found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
     return (
-        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings, the test and the"
-        " validation item, in the same second: which of the two comes next is the order of a file, the same for every"
-        f" arm. {common.percent(found['one_day'])} rated everything within a day."
+        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings,"
+        " the test and the validation item, in the same second:"
+        " which of the two comes next is the order of a file, the same for every arm."
+        f" {common.percent(found['one_day'])} rated everything within a day."
     )
 
 
 def oracle_level() -> float:
     """NDCG@10 of the synthetic data's own transition probabilities: the best there is, on average."""
-    from mimetic.data.sequences import load_sequences, oracle
-    from mimetic.experiments.baselines import rank_metrics
-
     data = load_sequences("clusters")
     return rank_metrics(np.array([oracle(data.history(u, False)) for u in range(data.num_users)]), data)["ndcg10"]
 
@@ -486,10 +461,8 @@ def kept_sentence(experiment: str = "ml100k") -> str:
         for product, name in (("qk", "QK"), ("vp", "V·proj")):
             (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
             word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
-            words.append(
-                f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from"
-                f" {spread:.3f} to {grown:.3f}".replace("-", "−")
-            )
+            said = f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from"
+            words.append(f"{said} {spread:.3f} to {grown:.3f}".replace("-", "−"))
         parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
     return (
         f"{TITLES[experiment]}, mean diagonals before and after training. "

@@ -118,10 +118,8 @@ def summary(folder: str = "") -> str:
         if n:
             row = pd.Series(summary_of(values))
             span = f" ({metric.span(row['low'], row['high'])})" if n > 1 else ""
-            said = (
-                f"{metric.signed(row['difference'])}{span} {metric.difference}:"
-                f" *{common.word(row, metric, more=False)}*"
-            )
+            word = common.word(row, metric, more=False)
+            said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
         name = what if what[0].isupper() else f"… {what}"
         rows.append((f"[{name}]({folder}{page}.ipynb)", said, f"{n}"))
     return common.markdown(

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimetic.data.fetch import data_dir
-from mimetic.experiments.answers.common import markdown, pairs_of, study_table, word
+from mimetic.experiments.answers.common import IN_PERCENT, markdown, pairs_of, replicas_dir, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import OTHER_POSITIONS, SHARES, with_positions
@@ -38,7 +37,7 @@ from mimetic.models.vit import ViT, ViTConfig
 from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import runs
 
-# of mimetic initialization, whatever its signs
+# the constants of mimetic initialization, whatever their signs
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}
 PUBLISHED = "QK +, V·proj −"  # the paper's signs
 SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
@@ -52,8 +51,7 @@ LEFT_OUT = (
     "ml100k-sincos-rate",
 )
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
-# a correlation; percentage points; a share in percent
-R, POINTS, RELATIVE = Metric("", "", digits=2), Metric("", "", digits=1), Metric("", "", scale=100, digits=1)
+R, POINTS = Metric("", "", digits=2), Metric("", "", digits=1)  # a correlation; percentage points
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
 HALVED = "depth2"  # the one point of the sweep with fewer attention layers: in the figure, not in the correlation
@@ -85,7 +83,7 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
     rows = []
     for (experiment, _), roles in groups.items():
         default = roles.pop("default", {})
-        rows += [row for signs, runs in roles.items() if (row := _point(experiment, default, runs, signs))]
+        rows += [row for signs, mimetic in roles.items() if (row := _point(experiment, default, mimetic, signs))]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values(["family", "experiment", "signs", "share"], ignore_index=True)
 
@@ -254,7 +252,7 @@ def _slope(row: pd.Series) -> str:
 
 def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """The points with the pairs that another machine trained again (data/replicas) in place of the first ones."""
-    again = gain_points(data_dir() / "replicas")
+    again = gain_points(replicas_dir())
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
     return points.assign(
         by_seed=[
@@ -282,15 +280,11 @@ def at_one_share(points: pd.DataFrame) -> str:
     for name, key in ONE_SHARE.items():
         if key in published.index:
             row = published.loc[key]
-            span = f" ({RELATIVE.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
-            rows.append(
-                (name, f"{100 * row['share']:.0f} %", f"{RELATIVE.signed(row['gain'])} %{span}", f"{row['pairs']}")
-            )
-    return (
-        markdown(pd.DataFrame(rows, columns=["model", "attention", "relative gain (95 % interval)", "pairs"]))
-        if rows
-        else ""
-    )
+            span = f" ({IN_PERCENT.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
+            gain = f"{IN_PERCENT.signed(row['gain'])} %{span}"
+            rows.append((name, f"{100 * row['share']:.0f} %", gain, f"{row['pairs']}"))
+    columns = ["model", "attention", "relative gain (95 % interval)", "pairs"]
+    return markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def found(finals: pd.DataFrame) -> str:
@@ -318,7 +312,7 @@ def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
     part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
     said = [
         f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)}"
-        f" ({', '.join(RELATIVE.signed(gain) for gain in row.by_seed.values())} %)"
+        f" ({', '.join(IN_PERCENT.signed(gain) for gain in row.by_seed.values())} %)"
         for row in part.itertuples()
     ]
     return f"Ahead on average, with the relative gain of every seed: {'; '.join(said)}." if said else ""

@@ -136,8 +136,8 @@ def without_sentence() -> str:
         f"On a processor without instructions for bfloat16 ({row['device']}), autocast as PyTorch has it trains"
         f" {fastest['bfloat16']:.0f} images/s, and float32 {fastest['float32']:.0f} (timm's ViT). Our training takes"
         " the matrix products in float32 there and rounds them, the same numbers up to the order of a sum:"
-        f" {row['ours']:.0f} images/s. With `--precision float32` there is nothing to round, and the numbers are"
-        " others."
+        f" {row['ours']:.0f} images/s. With `--precision float32` there is nothing to round,"
+        " and the numbers are others."
     )
 
 

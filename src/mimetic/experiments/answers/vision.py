@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mimetic.data.fetch import data_dir
 from mimetic.experiments.answers import common
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
-from mimetic.experiments.metrics import ACCURACY, Metric
+from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
 from mimetic.figures.style import LABELS
 from mimetic.initializers import initialize_
@@ -90,9 +89,10 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     else:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
+    seeds = f"{n} paired seed{'s' if n > 1 else ''}"
     return (
-        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {n} paired"
-        f" seed{'s' if n > 1 else ''}{interval}, ahead in {row.wins:.0f} of {n}; {verdict}."
+        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{interval},"
+        f" ahead in {row.wins:.0f} of {n}; {verdict}."
     )
 
 
@@ -103,10 +103,10 @@ def number(finals: pd.DataFrame) -> str:
         return f"no pair of runs is in yet (`{COMMAND}` makes them)"
     row = table.iloc[0]
     span = f" (95 % interval {ACCURACY.span(row.low, row.high)}; exact p {row.p:.3f})" if row.pairs > 1 else ""
+    seeds = f"{row.pairs:.0f} paired seed{'s' if row.pairs != 1 else ''}"
     return (
         f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization,"
-        f" **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {row.pairs:.0f} paired"
-        f" seed{'s' if row.pairs != 1 else ''}{span}"
+        f" **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{span}"
     )
 
 
@@ -118,9 +118,9 @@ def pilot(finals: pd.DataFrame) -> str:
         return ""
     seen = " and ".join(points(gain) for gain in PILOT.values())
     return (
-        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base, judged"
-        f" on the test images ({seen} points; the longer runs replaced their records, which are in the repository's"
-        f" history, commit {PILOT_COMMIT}). {fresh}"
+        f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base,"
+        f" judged on the test images ({seen} points; the longer runs replaced their records,"
+        f" which are in the repository's history, commit {PILOT_COMMIT}). {fresh}"
     )
 
 
@@ -136,9 +136,8 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
-    few = (
-        f"; too few for a claim, the smallest possible p is {smallest_p(len(fresh)):.3f}" if len(fresh) < ENOUGH else ""
-    )
+    least = smallest_p(len(fresh))
+    few = f"; too few for a claim, the smallest possible p is {least:.3f}" if len(fresh) < ENOUGH else ""
     return (
         f"The {len(fresh)} seeds other than {' and '.join(map(str, PILOT))}, which had been tried in shorter runs,"
         f" alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
@@ -194,8 +193,9 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     if share.isna().all():
         return f"In none of {len(share)} pairs does the mimetic arm reach the default's final accuracy."
     text = (
-        f"The mimetic runs first reach the default's final accuracy after {common.percent(share.fillna(1.0).mean())} of"
-        f" the schedule, the default's own after {common.percent(own.mean())}"
+        f"The mimetic runs first reach the default's final accuracy after"
+        f" {common.percent(share.fillna(1.0).mean())} of the schedule, the default's own after"
+        f" {common.percent(own.mean())}"
     )
     if share.isna().any():
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
@@ -210,13 +210,10 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
         less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
         flat = " Most of the lead in time arises because the mimetic runs end higher, where the curves are flat."
         way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{flat if less else ''}"
-    return (
-        f"{text}: **{'earlier' if table['earlier by'].mean() > 0 else 'later'} by"
-        f" {common.percent(abs(table['earlier by'].mean()))} of the run**{span}.{way}"
-    )
+    lead = table["earlier by"].mean()
+    return f"{text}: **{'earlier' if lead > 0 else 'later'} by {common.percent(abs(lead))} of the run**{span}.{way}"
 
 
-SHARE_OF_RUN = Metric("", "", scale=100, digits=1)
 MARKS = (0.5, 0.55, 0.6)  # accuracies on the way, which the curves of a laboratory run pass
 
 
@@ -241,7 +238,7 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     said = []
     for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
-        span = f" ({SHARE_OF_RUN.span(low, high)})" if len(earlier) > 1 else ""
+        span = f" ({common.IN_PERCENT.span(low, high)})" if len(earlier) > 1 else ""
         said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
     return f"earlier by less of the run: {', '.join(said)}".replace("-", "−") if said else ""
 
@@ -266,25 +263,21 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     first, low = gap.iloc[0], gap["difference"].idxmin()
     tail = gap.iloc[-max(1, len(gap) // 4) :]
     text = (
-        f"The lead is {points(first['difference'])} points after the first epoch, smallest after epoch {low}"
-        f" ({points(gap.loc[low, 'difference'])}) and {points(tail['difference'].min())} to"
-        f" {points(tail['difference'].max())} in the last {len(tail)} epochs."
+        f"The lead is {points(first['difference'])} points after the first epoch,"
+        f" smallest after epoch {low} ({points(gap.loc[low, 'difference'])})"
+        f" and {points(tail['difference'].min())} to {points(tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
         return text + " Too few pairs for a verdict."
     end = gap.iloc[-1]
     if end["high"] < 0:
         says = "a head start that ends behind the default" if first["low"] > 0 else "no lead, but a loss"
+    elif end["low"] > 0:
+        says = "more than a head start"
+    elif first["low"] > 0:
+        says = "a head start that these pairs cannot tell from nothing at the end"
     else:
-        says = (
-            "more than a head start"
-            if end["low"] > 0
-            else (
-                "a head start that these pairs cannot tell from nothing at the end"
-                if first["low"] > 0
-                else "no lead that these pairs can show"
-            )
-        )
+        says = "no lead that these pairs can show"
     return f"{text} In this schedule it is {says}."
 
 
@@ -297,10 +290,9 @@ def schedules(finals: pd.DataFrame) -> list[str]:
     if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment} or not set(PAIR) <= set(finals["arm"]):
         return []
     here, machines, said = paired_differences(finals)["difference"], set(finals["device.name"]), []
-    for folder in (None, data_dir() / "replicas"):
-        runs = load_runs(SHORT, folder=folder)
-        if folder and len(runs):
-            runs = runs[runs["device.name"].isin(machines)]
+    again = common.replicas(SHORT)
+    of_these = again[again["device.name"].isin(machines)] if len(again) else again
+    for runs in (load_runs(SHORT), of_these):
         there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1})
         seeds = there.index.intersection(here.index)
         if len(seeds) > 1:
@@ -308,8 +300,9 @@ def schedules(finals: pd.DataFrame) -> list[str]:
             where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
             said.append(
                 f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs,"
-                f" {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs} ({row['pairs']}"
-                f" pairs{where}; difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
+                f" {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs}"
+                f" ({row['pairs']} pairs{where};"
+                f" difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
             )
     return said
 
@@ -331,27 +324,17 @@ def recipe(finals: pd.DataFrame) -> str:
     if finals.empty:
         return ""
     first = finals.iloc[0]
-    config = {
-        name: first[f"config.{name}"]
-        for name in (
-            "lr",
-            "weight_decay",
-            "warmup",
-            "batch_size",
-            "grad_clip",
-            "label_smoothing",
-            "padding_mode",
-            "crop_padding",
-        )
-    }
+    config = first.filter(like="config.").rename(lambda name: name.removeprefix("config."))
     threads = f"{first['device.threads']} thread{'s' if first['device.threads'] > 1 else ''}"
     return (
-        f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g}, weight decay"
-        f" {config['weight_decay']:g}, linear warm-up over {common.percent(config['warmup'])} of the run, then cosine"
-        f" to 0, batch {config['batch_size']}, gradient norm clipped at {config['grad_clip']:g}, label smoothing"
-        f" {config['label_smoothing']:g} (so the training loss is of smoothed labels, the test loss of plain ones),"
-        f" random crop ({config['padding_mode']} padding {config['crop_padding']}) and flip. Device:"
-        f" {first['device.name']}, {first['device.precision']}, {threads}, torch {first['torch']}."
+        f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g},"
+        f" weight decay {config['weight_decay']:g},"
+        f" linear warm-up over {common.percent(config['warmup'])} of the run, then cosine to 0,"
+        f" batch {config['batch_size']}, gradient norm clipped at {config['grad_clip']:g},"
+        f" label smoothing {config['label_smoothing']:g}"
+        " (so the training loss is of smoothed labels, the test loss of plain ones),"
+        f" random crop ({config['padding_mode']} padding {config['crop_padding']}) and flip."
+        f" Device: {first['device.name']}, {first['device.precision']}, {threads}, torch {first['torch']}."
     )
 
 
@@ -374,17 +357,15 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
         return "No setting of the search has a run beside the base's yet: `python -m mimetic queue recipe`."
     others = paired.groupby("arm")["test_accuracy"].mean()
     best = others.idxmax()
-    seeds = (
-        f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" if len(base) > 1 else ""
-    )
-    same = finals[(finals["arm"] == "base") & finals["seed"].isin(finals[finals["arm"] == best]["seed"])][
-        "test_accuracy"
-    ]
+    ends = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" * (len(base) > 1)
+    seeds = finals.loc[finals["arm"] == best, "seed"]
+    same = finals[(finals["arm"] == "base") & finals["seed"].isin(seeds)]["test_accuracy"]
     gain = others[best] - same.mean()
     kept = "so the base was kept" if 100 * gain <= SEED_WORTH else "so by the rule it replaces the base's value"
     return (
-        f"The best setting, `{best}`, is {ahead(gain)} the base with the same seed (base: {100 * base.mean():.1f}"
-        f" %{seeds}), {kept}. One seed a setting tells large differences only; that is all it was for."
+        f"The best setting, `{best}`, is {ahead(gain)} the base with the same seed"
+        f" (base: {100 * base.mean():.1f} %{ends}), {kept}."
+        " One seed a setting tells large differences only; that is all it was for."
     )
 
 
@@ -416,10 +397,8 @@ def rates_sentence(finals: pd.DataFrame) -> str:
         else f"No arm is better by more than {SEED_WORTH:g} point at another rate."
     )
     lower = [LABELS[arm] for arm in LARGE if table.loc[LABELS[arm]].idxmax() < table.loc[LABELS[PAIR[0]]].idxmax()]
-    text += (
-        " A lower rate than the default's suits"
-        f" {', '.join(lower) if lower else 'none of the arms with large weights, **against our expectation**'}."
-    )
+    suits = ", ".join(lower) or "none of the arms with large weights, **against our expectation**"
+    text += f" A lower rate than the default's suits {suits}."
     return f"{text} Each at its best rate, in percent: {best}. (One seed, which is worth about a point.)"
 
 
@@ -447,12 +426,12 @@ def fitted_table() -> pd.DataFrame:
     return table.rename(index={"qk": "QK: α, β", "vp": "V·proj: α, β"}, level=1)
 
 
-def norm_table(width: int = 96) -> pd.DataFrame:
+def norm_table() -> pd.DataFrame:
     """How large each default's attention is against mimetic initialization's: ratios of Frobenius norms of one matrix
-    of queries, of values and of the two products (mean over layers and heads, seed 0), at a width with heads of 32."""
+    of queries, of values and of the two products (mean over layers and heads, seed 0), at width 96 with heads of 32."""
     norms = {}
     for name in ("mimetic", "timm", "torch", "xavier"):
-        blocks = torch.nn.Sequential(*(Block(width, width // 32) for _ in range(2)))
+        blocks = torch.nn.Sequential(*(Block(96, 3) for _ in range(2)))
         initialize_(blocks, name, generator=torch.Generator().manual_seed(0))
         layers = attention_layers(blocks)
         heads = [(layer, h) for layer in layers for h in range(layer.num_heads)]
@@ -490,8 +469,8 @@ def paper_scale() -> str:
     finals = load_runs("cifar10-paper")
     if finals.empty:
         return (
-            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here; a GPU): no"
-            " record yet. This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
+            "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here; a GPU):"
+            " no record yet. This page shows them beside these as soon as they are in `data/runs/cifar10-paper`."
         )
     return (
         "**ViT-Tiny, all 50,000 images, 100 epochs** (our recipe; the paper's could not be read here)."

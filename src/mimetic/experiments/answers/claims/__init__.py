@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mimetic.experiments.answers.claims import language, recommenders, vision
+from mimetic.experiments.answers.claims import language, pattern, recommenders, vision
 from mimetic.experiments.answers.claims.verdicts import ASKED, MEANING, OURS
 
 __all__ = ["ASKED", "CLAIMS", "MEANING", "OURS", "PARTS", "claims"]
 
-CLAIMS = (*vision.CLAIMS, *language.CLAIMS, *recommenders.CLAIMS)
+CLAIMS = (*pattern.CLAIMS, *vision.CLAIMS, *language.CLAIMS, *recommenders.CLAIMS)
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 
 def claims(part: str | None = None) -> pd.DataFrame:
     """One row a claim, or one a claim of a part: part, claim, whose, found, verdict, page."""
-    language.gains.cache_clear()
     rows = []
     for claim in CLAIMS:
         if part in (None, claim.part):

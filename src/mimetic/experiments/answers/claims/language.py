@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pandas as pd
 
 from mimetic.experiments.answers import positions, share
@@ -22,10 +20,10 @@ from mimetic.experiments.answers.claims.verdicts import (
     joined,
     judged,
 )
+from mimetic.experiments.answers.common import IN_PERCENT
 from mimetic.experiments.answers.vision import ALL_SEEDS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
-from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import language as language_programme
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS
@@ -33,34 +31,28 @@ from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
 TEXT = "Language"
-RELATIVE = Metric("", "relative gain", "%", scale=100, digits=1)
 CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
 FIXED = (language_programme.POSITIONS, language_programme.POSITIONS_WIKITEXT2)
 STARTED = (language_programme.FROM_SINCOS, language_programme.FROM_SINCOS_WIKITEXT2)
 
 
-@cache
-def gains() -> pd.DataFrame:
-    return share.gain_points()
+def _relative(row: pd.Series) -> str:
+    """A point's relative gain in words (a row of share.gain_points)."""
+    pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
+    return f"{IN_PERCENT.signed(row['gain'])} % ({IN_PERCENT.span(row['low'], row['high'])}, {pairs})"
 
 
 def _language_gains_less() -> Judgement:
-    ours = gains()[gains()["signs"] == share.PUBLISHED]
+    points = share.gain_points()
+    ours = points[points["signs"] == share.PUBLISHED]
     rows = {name: part.iloc[0] for name, part in ours[ours["point"] == ours["experiment"]].groupby("experiment")}
     planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: _seeds(study) for study in CORPORA}
     if not set(planned) <= set(rows):
         return OPEN, "no pair yet"
     vision, *texts = (rows[name] for name in planned)
-
-    def words(row: pd.Series) -> str:
-        return (
-            f"{RELATIVE.signed(row['gain'])} % ({RELATIVE.span(row['low'], row['high'])}, {row['pairs']}"
-            f" pair{'s' if row['pairs'] != 1 else ''})"
-        )
-
-    found = f"relative gain on CIFAR-10 {words(vision)}; " + "; ".join(
-        f"{name} {words(row)}" for name, row in zip(planned, (vision, *texts)) if row is not vision
-    )
+    _, *names = planned
+    said = [f"{name} {_relative(row)}" for name, row in zip(names, texts)]
+    found = "; ".join((f"relative gain on CIFAR-10 {_relative(vision)}", *said))
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
         return OPEN, found
     # relative gains of two metrics are not one unit, but a gain and a loss differ in any
@@ -69,21 +61,18 @@ def _language_gains_less() -> Judgement:
         return UNDECIDED, found
     verdict, found = HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
     fixed = ours[ours["experiment"].isin([study.experiment for study in FIXED])]
-    said = "; ".join(
-        f"{EXPERIMENTS[row.experiment].dataset} {RELATIVE.signed(row.gain)} % ({RELATIVE.span(row.low, row.high)},"
-        f" {row.pairs} pairs)"
-        for row in fixed.itertuples()
-        if row.pairs >= ENOUGH
-    )
-    found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {said}" if said else ""
+    said = [
+        f"{EXPERIMENTS[row['experiment']].dataset} {_relative(row)}"
+        for _, row in fixed.iterrows()
+        if row["pairs"] >= ENOUGH
+    ]
+    found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {'; '.join(said)}" if said else ""
     finals = load_runs("cifar10-lab10")
     same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1})
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
         same = same / finals[finals["arm"] == "learned-avg-timm"].set_index("seed")["test_accuracy"]
-        found += (
-            "; CIFAR-10 with learned positions, which the GPTs have (10 epochs):"
-            f" {judged(same, RELATIVE, len(ALL_SEEDS), unit='%')[1]}"
-        )
+        gain = judged(same, IN_PERCENT, len(ALL_SEEDS), unit="%")[1]
+        found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {gain}"
         if side(same) <= 0:
             return PART, f"{found}: with those no gain is seen in vision, either"
     if (fixed["low"] > 0).any():
@@ -104,14 +93,8 @@ def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgemen
 def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     """Whether an arm gains on both texts, and what it does in longer runs."""
     verdict, found = joined({study.question: _gpt(study, arm) for study in studies})
-    config = EXPERIMENTS[longer.experiment]
-    return (
-        verdict,
-        (
-            f"{found}. After {config.epochs * config.steps_per_epoch:,} steps, {studies[0].question}:"
-            f" {_gpt(longer, arm)[1]}"
-        ),
-    )
+    steps = EXPERIMENTS[longer.experiment].epochs * EXPERIMENTS[longer.experiment].steps_per_epoch
+    return verdict, f"{found}. After {steps:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
 
 
 def _fixed_structure() -> Judgement:
@@ -122,10 +105,8 @@ def _fixed_structure() -> Judgement:
 def _gains_less(study: Study, changed: str) -> Judgement:
     """Whether vision's signs gain less with positions that were changed in this way."""
     verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, _seeds(study), expected=-1)
-    return (
-        verdict,
-        f"{changed} minus their own: {found}. {changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}",
-    )
+    against_default = f"{changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}"
+    return verdict, f"{changed} minus their own: {found}. {against_default}"
 
 
 def _beyond_learned() -> Judgement:
@@ -138,7 +119,8 @@ def _beyond_learned() -> Judgement:
 
 
 def _share_guess() -> Judgement:
-    points = gains()[(gains()["experiment"] == "share") & (gains()["signs"] == share.PUBLISHED)]
+    points = share.gain_points()
+    points = points[(points["experiment"] == "share") & (points["signs"] == share.PUBLISHED)]
     there, wanted = int((points["pairs"] >= share.FEW).sum()), len(language_programme.SHARES)
     if there < wanted:
         return OPEN, f"{there} of {wanted} points of the sweep are in"
@@ -159,8 +141,8 @@ CLAIMS = (
     ),
     Claim(
         TEXT,
-        "A GPT gains too, though less (here: vision's constants, learned positions, two texts, 1,200 steps; the paper:"
-        " WikiText-103)",
+        "A GPT gains too, though less"
+        " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)",
         PAPER,
         "10_gpt",
         lambda: _texts("vision", CORPORA, language_programme.LONG),
@@ -188,16 +170,16 @@ CLAIMS = (
     ),
     Claim(
         TEXT,
-        "With fixed positions it gains more than from the size of the weights or their singular values (tiny"
-        " Shakespeare)",
+        "With fixed positions it gains more than from the size of the weights or their singular values"
+        " (tiny Shakespeare)",
         OURS,
         "10_gpt",
         _fixed_structure,
     ),
     Claim(
         TEXT,
-        "It is because neighbours have positions that are alike: with the same positions in a random order it gains"
-        " less, or loses",
+        "It is because neighbours have positions that are alike:"
+        " with the same positions in a random order it gains less, or loses",
         OURS,
         "10_gpt",
         lambda: _gains_less(language_programme.SHUFFLED, "in a random order"),
@@ -211,16 +193,16 @@ CLAIMS = (
     ),
     Claim(
         TEXT,
-        "It is the size of what enters the first block: with learned positions it gains, too, if tokens and positions"
-        " are multiplied by √d",
+        "It is the size of what enters the first block:"
+        " with learned positions it gains, too, if tokens and positions are multiplied by √d",
         OURS,
         "10_gpt",
         lambda: _gpt(language_programme.SCALED),
     ),
     Claim(
         TEXT,
-        "It is that fixed positions are not learned: with learned ones that start from sines and cosines it gains less,"
-        " or loses",
+        "It is that fixed positions are not learned:"
+        " with learned ones that start from sines and cosines it gains less, or loses",
         OURS,
         "10_gpt",
         lambda: _gains_less(language_programme.FROM_SINCOS, "learned from there"),

@@ -32,17 +32,12 @@ def _worth_imitating() -> Judgement:
     for data, title in recommenders.TITLES.items():
         products = questions.trained(data)
         seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
-        found = (
-            f"{questions.signs_in_words(products)} ({seeds}{f' of {planned}' if seeds < planned else ''} seeds)"
-            if seeds
-            else "no run yet"
-        )
+        found = "no run yet"
         if seeds:
-            whole = {
-                name: sign(products.loc[products["product"] == product, "sigmas"])
-                for product, name in (("qk", "QK"), ("vp", "V·proj"))
-            }
-            found += f"; over all layers, as `audit` asks, {sign_words(*whole.values())}"
+            whole = (sign(products.loc[products["product"] == product, "sigmas"]) for product in ("qk", "vp"))
+            of = f" of {planned}" if seeds < planned else ""
+            found = f"{questions.signs_in_words(products)} ({seeds}{of} seeds); over all layers, as `audit` asks,"
+            found += f" {sign_words(*whole)}"
         parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
     return joined(parts)
 
@@ -52,14 +47,12 @@ def _imitable() -> Judgement:
     parts = {}
     for data, title in recommenders.TITLES.items():
         part = ours[ours["model"] == questions.MODEL_NAMES[data]]
-        carried = " and ".join(
+        carried = [
             f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}"
             for _, row in part.iterrows()
-        )
-        parts[title] = (
-            counted(part["explained"] >= EXPLAINED),
-            (f"the identity carries {carried}" if len(part) else "no run yet"),
-        )
+        ]
+        found = f"the identity carries {' and '.join(carried)}" if carried else "no run yet"
+        parts[title] = counted(part["explained"] >= EXPLAINED), found
     verdict, found = joined(parts)
     return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}).{questions.beside(ours)}"
 
@@ -101,18 +94,14 @@ def _vision_signs() -> Judgement:
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
         values = between_runs(runs, other, (recommender_programme.VISION, recommender_programme.DEFAULT), metric.column)
         crossed[title] = judged(values, metric, len(recommender_programme.SEEDS[data]))
-        changed = between_runs(
-            other, runs, (recommender_programme.DEFAULT, recommender_programme.DEFAULT), metric.column
-        )
+        changed = between_runs(other, runs, (recommender_programme.DEFAULT,) * 2, metric.column)
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
-    return (
-        verdict,
-        (
-            f"{found}. Both arms at three times the rate: {there[1]}. Vision's signs as they are against the default at"
-            f" three times the rate{itself}: {joined(crossed)[1]}"
-        ),
+    found = (
+        f"{found}. Both arms at three times the rate: {there[1]}."
+        f" Vision's signs as they are against the default at three times the rate{itself}: {joined(crossed)[1]}"
     )
+    return verdict, found
 
 
 def _sibling(reference: str) -> Judgement:
@@ -217,8 +206,8 @@ CLAIMS = (
     ),
     Claim(
         ITEMS,
-        "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds, QK − (in"
-        " layer 1) and V·proj +",
+        "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds,"
+        " QK − (in layer 1) and V·proj +",
         OURS,
         "12_recommenders",
         lambda: _sibling(recommender_programme.DEFAULT),

@@ -88,11 +88,10 @@ def judged(
     unit = unit or (metric.difference or metric.name) + (", fewer are better" if metric.lower_is_better else "")
     found = f"{metric.signed(row['difference'])} {unit}".strip()
     if n < planned:
-        return OPEN, found + (
-            f" ({metric.span(row['low'], row['high'])}, {n} pairs of {planned})"
-            if n > 1
-            else f", one pair of {planned}"
-        )
+        so_far = f", one pair of {planned}"
+        if n > 1:
+            so_far = f" ({metric.span(row['low'], row['high'])}, {n} pairs of {planned})"
+        return OPEN, found + so_far
     found += f" ({metric.span(row['low'], row['high'])}, {n} pairs, p {row['p']:.3f})" if n > 1 else ", one pair"
     # towards what the claim says is up
     low, high = sorted(expected * (-end if metric.lower_is_better else end) for end in (row["low"], row["high"]))

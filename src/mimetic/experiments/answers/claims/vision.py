@@ -1,14 +1,10 @@
-"""What this book tests of the pattern, the formula and vision models (chapters 2 to 8)."""
+"""What this book tests of vision models (chapters 5 to 8)."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from mimetic.audit import CHANCE, CLEAR, EXPLAINED
-from mimetic.audit.report import sign
-from mimetic.data.fetch import data_dir
-from mimetic.experiments import pattern
-from mimetic.experiments.answers import gpu
+from mimetic.experiments.answers import common, gpu
 from mimetic.experiments.answers.claims.verdicts import (
     COURSE,
     HOLDS,
@@ -21,12 +17,10 @@ from mimetic.experiments.answers.claims.verdicts import (
     Claim,
     Judgement,
     against,
-    counted,
     joined,
     judged,
-    sign_words,
 )
-from mimetic.experiments.answers.common import measured, percent, with_interval
+from mimetic.experiments.answers.common import measured, with_interval
 from mimetic.experiments.answers.growth import (
     before_and_after_the_look,
     better_rates,
@@ -35,69 +29,13 @@ from mimetic.experiments.answers.growth import (
     panel_arms,
 )
 from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
-from mimetic.experiments.construction import constants_table
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS
 from mimetic.statistics import ENOUGH, contrast, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
-PATTERN, VISION, WHY = (
-    "The pattern and the formula",
-    "Training, vision",
-    "What makes the difference (vision, 10 epochs)",
-)
+VISION, WHY = "Training, vision", "What makes the difference (vision, 10 epochs)"
 PAPER_PAIRS, DEEPER_PAIRS = len(PAPER_SEEDS), len(ALL_SEEDS) + len(DEEPER_SEEDS)
-
-
-def _sides(products: pd.DataFrame) -> pd.DataFrame:
-    """One row a measured model: the common sign of its QK heads (qk) and V·proj layers (vp), the shares of both that
-    are beyond chance on either side (qk_any, vp_any), the median size of their diagonals in off-diagonal spreads
-    (qk_size, vp_size), and its layers."""
-    rows = {}
-    for title, part in products.groupby("title", sort=False):
-        heads = {"qk": part[part["product"] == "qk"], "vp": part[(part["product"] == "vp") & (part["head"] == -1)]}
-        rows[title] = {k: sign(v["sigmas"]) for k, v in heads.items()} | {
-            f"{k}_any": (v["sigmas"].abs() > CHANCE).mean() for k, v in heads.items()
-        }
-        rows[title] |= {f"{k}_size": v["z"].abs().median() for k, v in heads.items()} | {"layers": len(heads["vp"])}
-    return pd.DataFrame.from_dict(
-        rows, orient="index", columns=["qk", "vp", "qk_any", "vp_any", "qk_size", "vp_size", "layers"]
-    )
-
-
-def _trained_vision() -> Judgement:
-    products = pattern.effective()
-    sides = _sides(products[products["modality"] == "vision"])
-    found = "; ".join(f"{row.Index}: {sign_words(row.qk, row.vp)}" for row in sides.itertuples())
-    return counted([*(sides["qk"] == "+"), *(sides["vp"] == "−")]), found
-
-
-def _trained_text() -> Judgement:
-    products = pattern.effective()
-    sides = _sides(products[products["causal"] & (products["modality"] == "text")])
-    along = pattern.identity_shares(products).loc[sides.index]
-    found = "; ".join(
-        f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads (median size"
-        f" {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
-        f" ({row.vp_size:.1f}); along I {along.loc[row.Index, 'QK: mean']:g} and"
-        f" {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
-        for row in sides.itertuples()
-    )
-    multiples = along[["QK: mean", "V·proj: mean"]].to_numpy().ravel() >= 100 * EXPLAINED
-    found += f": {multiples.sum()} of {len(multiples)} are multiples of I by our mark of {percent(EXPLAINED)}"
-    if not any("GPT-2" in name for name in sides.index):
-        found += " (GPT-2 itself could not be fetched)"
-    return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR), *multiples]), found
-
-
-def _construction() -> Judgement:
-    table = constants_table()
-    full, kept = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
-    found = (
-        f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64),"
-        f" {kept['z']:.1f} off-diagonal spreads"
-    )
-    return counted([kept["sigmas"] > CHANCE]), found
 
 
 def _lab(arm: str, reference: str = "timm", expected: int = 1) -> Judgement:
@@ -118,14 +56,13 @@ def _sooner() -> Judgement:
         len(CENTRAL_SEEDS),
         unit="% of the run earlier than the default's own curve",
     )
-    marks = on_the_way(curves)
-    way, first = on_the_way_sentence(marks), next(iter(marks.values()), pd.Series(dtype=float))
-    less = (
-        " (most of the lead in time is that the mimetic runs end higher)"
-        if len(first) >= ENOUGH and side(first) == 0
-        else ""
-    )
-    return verdict, f"{found}; lower accuracies are passed {way}{less}" if way else found
+    if not (marks := on_the_way(curves)):
+        return verdict, found
+    found += f"; lower accuracies are passed {on_the_way_sentence(marks)}"
+    first = next(iter(marks.values()))
+    if len(first) >= ENOUGH and side(first) == 0:
+        found += " (most of the lead in time is that the mimetic runs end higher)"
+    return verdict, found
 
 
 def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
@@ -145,35 +82,28 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
 def _pattern() -> Judgement:
     if load_runs("cifar10-lab10").empty:  # that arm stands beside the others of its machine, in data/replicas
         return OPEN, "no pair yet"
-    return judged(
-        contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, NOISE_ONLY: -1}),
-        ACCURACY,
-        len(ALL_SEEDS),
-    )
+    values = contrast(common.replicas("cifar10-lab10"), {"mimetic": 1, NOISE_ONLY: -1})
+    return judged(values, ACCURACY, len(ALL_SEEDS))
 
 
 def _less_than_fixed(kind: str) -> Judgement:
     """Whether mimetic initialization gains less with positions of another kind than with fixed sin-cos ones."""
     arms = f"{kind}-avg-mimetic", f"{kind}-avg-timm"
     there = contrast(load_runs("cifar10-lab10"), dict(zip(arms, (1, -1))))
-    # of the machine that made the others
-    fixed = contrast(load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"mimetic": 1, "timm": -1})
+    # of the machine that made those
+    fixed = contrast(common.replicas("cifar10-lab10"), {"mimetic": 1, "timm": -1})
     verdict, found = judged((fixed - there).dropna(), ACCURACY, len(ALL_SEEDS))
-    return verdict, (
-        f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}"
-        if len(there)
-        else found
-    )
+    if len(there):
+        found = f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}"
+    return verdict, found
 
 
 def _deep() -> Judgement:
     verdict, found = _lab("depth12-mimetic", "depth12-timm")
-    again = contrast(
-        load_runs("cifar10-lab10", folder=data_dir() / "replicas"), {"depth12-mimetic": 1, "depth12-timm": -1}
-    )
-    return verdict, (
-        f"{found}. The same pairs again, on a CPU: {measured(again)}" if len(again) and verdict != OPEN else found
-    )
+    again = contrast(common.replicas("cifar10-lab10"), {"depth12-mimetic": 1, "depth12-timm": -1})
+    if len(again) and verdict != OPEN:
+        found += f". The same pairs again, on a CPU: {measured(again)}"
+    return verdict, found
 
 
 def _deep_better() -> Judgement:
@@ -191,8 +121,8 @@ def _deep_half() -> Judgement:
     first, added = before_and_after_the_look(values)
     if len(first) >= ENOUGH and len(added) >= ENOUGH:
         found += (
-            f"; the first {len(first)} {measured(first)}, those added {measured(added)}, and the p of all does not"
-            " count the first look"
+            f"; the first {len(first)} {measured(first)}, those added {measured(added)},"
+            " and the p of all does not count the first look"
         )
     if len(cost) >= ENOUGH and side(cost) < 0:
         found += f"; over a default that half the rate costs {100 * -cost.mean():.1f} points"
@@ -206,44 +136,18 @@ def _imagenet() -> Judgement:
 
 def _other_positions() -> Judgement:
     parts = {
-        f"{kind}, {pooling}": against(
-            "cifar10-lab10", f"{kind}-{short}-mimetic", f"{kind}-{short}-timm", len(ALL_SEEDS)
-        )
+        f"{kind}, {pooling}": _lab(f"{kind}-{short}-mimetic", f"{kind}-{short}-timm")
         for pooling, short in (("average pooling", "avg"), ("class token", "token"))
         for kind in ("learned", "none")
     }
     verdict, found = joined(parts)
     words = [word for word, _ in parts.values()]
-    mixed = (
-        f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: "
-        if {HOLDS, NOT} <= set(words)
-        else ""
-    )
-    return verdict, mixed + found
+    if {HOLDS, NOT} <= set(words):
+        found = f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: {found}"
+    return verdict, found
 
 
 CLAIMS = (
-    Claim(
-        PATTERN,
-        "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I",
-        PAPER,
-        "02_looking_inside",
-        _trained_vision,
-    ),
-    Claim(
-        PATTERN,
-        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too",
-        REVIEW,
-        "02_looking_inside",
-        _trained_text,
-    ),
-    Claim(
-        PATTERN,
-        "αZ + βI, cut to the rank that a head has, is still semi-diagonal",
-        OURS,
-        "03_construction",
-        _construction,
-    ),
     Claim(
         VISION,
         "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)",
@@ -290,8 +194,8 @@ CLAIMS = (
     ),
     Claim(
         VISION,
-        "It is there at twelve layers and half that rate (five pairs, and five that were added when those had been"
-        " seen)",
+        "It is there at twelve layers and half that rate"
+        " (five pairs, and five that were added when those had been seen)",
         OURS,
         "08_size_and_data",
         _deep_half,
@@ -327,8 +231,8 @@ CLAIMS = (
     Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
     Claim(
         WHY,
-        "It is because near places have positions that are alike: with sin-cos positions in a random order it gains"
-        " less",
+        "It is because near places have positions that are alike:"
+        " with sin-cos positions in a random order it gains less",
         OURS,
         "07_why",
         lambda: _less_than_fixed("shuffled"),
