@@ -41,9 +41,11 @@ def test_explained_is_the_projection_on_the_identity(fold):
         for p in model.parameters():
             if p.ndim == 1:
                 p.add_(0.3 * torch.randn_like(p))
-    found = audit(model, fold=fold)
-    for i, layer in enumerate(attention_layers(model)):
-        for row in found.products[found.products["layer"] == i].itertuples():
+    found, layers = audit(model, fold=fold), attention_layers(model)
+    for i, layer in enumerate(layers):
+        rows = found.products[found.products["layer"] == i]
+        assert len(rows) == layer.num_heads + 1  # QK of every head, V.proj of the layer
+        for row in rows.itertuples():
             P = (layer.qk(row.head, fold) if row.product == "qk" else layer.vp(fold=fold)).double()
             eye = torch.eye(64, dtype=P.dtype)
             direct = ((P * eye).sum() / eye.norm() / P.norm()) ** 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mimetic import figures
-from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
+from mimetic.bench import bench_init, bench_profile, bench_train, commands, load_bench, store_bench
 from mimetic.bench.profile import LARGEST, kind_of, largest
 from mimetic.bench.train import Bench, _loader
 from mimetic.experiments.answers import speed
@@ -32,6 +32,14 @@ def test_bench_compares_the_same_products(capsys):
 def test_bench_refuses_too_many_layers():
     with pytest.raises(ValueError, match="between 0 and depth=2"):
         bench_init(d_model=32, depth=2, num_heads=2, plain_layers=3)
+
+
+def test_options_are_read_without_tyro(monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands.BenchTrain, "__call__", lambda self: seen.append(self))
+    assert commands.main(["train", "--workers", "2", "--store", "--experiment", "digits"]) == 0
+    assert commands.main(["train"]) == 0
+    assert seen == [commands.BenchTrain("digits", workers=2, store=True), commands.BenchTrain()]
 
 
 def test_timms_loader_has_no_end_and_its_waiting_batches_are_not_timed():

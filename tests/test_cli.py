@@ -54,6 +54,18 @@ def test_help_shows_examples(command, capsys):
         assert said == {name: str(len(QUEUES[name]())) for name in said}
 
 
+@pytest.mark.parametrize("experiment", ["digits", "tinyshakespeare", "ml100k"])
+def test_every_setting_has_a_help_of_its_own(experiment, capsys):
+    """tyro takes it from the comment beside the field, else from one above, which may be the heading of a group."""
+    with pytest.raises(SystemExit):
+        main(["train", experiment, "--help"])
+    text = " ".join(re.sub(r"[^ -~]", " ", capsys.readouterr().out).split())
+    helps = dict(re.findall(r"--([a-z-]+) (?:\{None\}\|)?[A-Z]{3,} (.*?) ?\(default:", text))
+    assert {"epochs", "batch-size", "weight-decay", "num-heads", "init", "compile", "device", "dataset"} <= set(helps)
+    assert not {name for name, said in helps.items() if said in ("", "training", "machine", "data", "model")}
+    assert helps["weight-decay"].startswith("AdamW's") and helps["compile"].startswith("torch.compile: auto")
+
+
 def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
     assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3"]) == 0
     first = capsys.readouterr().out
@@ -137,7 +149,7 @@ def test_module_runs_as_a_process():
     assert "Traceback" not in done.stderr
 
 
-def test_fetching_text(tmp_path, monkeypatch, capsys):
+def test_fetching_text(monkeypatch, capsys):
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
     assert main(["data", "fetch", "pydoc"]) == 0
     assert capsys.readouterr().out == "pydoc: part of Python\n"

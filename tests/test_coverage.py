@@ -97,7 +97,7 @@ def test_a_model_that_is_not_built_says_why(monkeypatch):
 
 
 @pytest.mark.slow
-def test_survey_outlives_a_crash_and_a_hang(monkeypatch):
+def test_survey_outlives_a_crash_and_a_hang():
     """Worker processes: one that dies and one that hangs are rows of the table."""
     rows = coverage.survey("timm", ["vision_transformer: vit", "no such family"], processes=1)["architectures"]
     assert {r["name"]: r["verdict"] for r in rows} == {

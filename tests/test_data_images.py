@@ -47,7 +47,7 @@ def small_cifar(tmp_path, monkeypatch):
 
 def test_digits():
     data = load_images("digits")
-    assert data.image_shape == (1, 8, 8) and data.num_classes == 10 and data.classes[3] == "3"
+    assert data.x_train.shape[1:] == (1, 8, 8) and len(data.classes) == 10 and data.classes[3] == "3"
     assert len(data.x_train) == 1437 and len(data.x_test) == 360
     assert data.x_train.dtype == torch.uint8 and data.x_train.max() == 255
     assert torch.bincount(data.y_test).min() >= 34
@@ -60,7 +60,7 @@ def test_digits():
 
 def test_npz_is_read_as_written(small_cifar):
     data = load_images("cifar10")
-    assert data.image_shape == (3, 32, 32) and data.classes[2] == "class 2"
+    assert data.x_train.shape[1:] == (3, 32, 32) and data.classes[2] == "class 2"
     assert (data.x_train.permute(0, 2, 3, 1).numpy() == small_cifar["x_train"]).all()
     assert (data.y_test.numpy() == small_cifar["y_test"]).all()
     pixels = small_cifar["x_train"].reshape(-1, 3).astype(float)

@@ -133,8 +133,11 @@ def _no_cache():
 def test_unknown_names_and_sizes():
     with pytest.raises(ValueError, match="ml100k, ml1m, beauty, clusters"):
         load_sequences("movielens")
-    for wrong in (5, 2000, True, 10.5):
-        with pytest.raises(ValueError, match="from 10 to the 1682"):
+    for wrong in (5, 2000):
+        with pytest.raises(ValueError, match="items must be from 10 to the 1682 items of ml100k"):
+            check_sequences("ml100k", wrong)
+    for wrong in (True, 10.5):
+        with pytest.raises(ValueError, match="items must be a whole number"):
             check_sequences("ml100k", wrong)
 
 

@@ -18,7 +18,7 @@ from mimetic import (
     measure,
     mimetic_init_,
 )
-from mimetic.measure import statistics, truncation_curve
+from mimetic.measure import for_json, statistics, truncation_curve
 from mimetic.models.blocks import Block
 
 
@@ -40,6 +40,13 @@ def test_statistics_against_numpy():
     assert numbers["diag_sd"] == pytest.approx(diagonal.std(ddof=1), rel=1e-9)
     assert numbers["offdiag_sd"] == pytest.approx(off.std(ddof=1), rel=1e-9)
     assert numbers["z"] == pytest.approx(diagonal.mean() / off.std(ddof=1), rel=1e-9)
+
+
+def test_numbers_of_a_record_are_plain_and_short():
+    numbers = {"a": torch.tensor(1 / 3), "b": {"c": np.float64(123456.0)}, "d": float("inf"), "e": 7, "f": "text"}
+    assert for_json(numbers, 4) == {"a": 0.3333, "b": {"c": 123500.0}, "d": None, "e": 7, "f": "text"}
+    assert for_json(float("nan"), 5) is None and for_json(None, 5) is None
+    assert type(for_json(np.int64(3), 5)) is int
 
 
 def test_null_distribution_against_permutations():
@@ -169,6 +176,17 @@ def test_only_cross_attention():
     layer = nn.TransformerDecoderLayer(32, 4)
     assert set(measure(layer).name) == {"self_attn"}
     assert set(measure(layer, cross=True).name) == {"self_attn", "multihead_attn"}
+    cross = [found for found in attention_layers(layer) if found.kind == "cross"]
+    with pytest.raises(UnsupportedAttention, match=r"among 1 attention layers \(cross=True takes them too\)$"):
+        measure(cross)
+    with pytest.raises(UnsupportedAttention, match="no self-attention layer among 1 attention layers$"):
+        fit(cross)  # which has no such option
+
+
+@pytest.mark.parametrize("function", [measure, fit])
+def test_an_empty_list_is_named(function):
+    with pytest.raises(UnsupportedAttention, match="the list of attention layers is empty"):
+        function([])
 
 
 def test_a_bare_identity_cut_to_a_head_is_imitated_as_well_as_it_can_be():

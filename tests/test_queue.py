@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mimetic import cli
+from mimetic.data.fetch import Unavailable
 from mimetic.experiments import queue
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
@@ -141,7 +143,7 @@ def test_killed_at_work_loses_nothing(tmp_path, who):
     assert record["resumed"] == 1 and record["curve"] == alone["curve"]
 
 
-def test_time_limit_saves_and_the_next_call_goes_on(tmp_path, monkeypatch):
+def test_time_limit_saves_and_the_next_call_goes_on(tmp_path):
     runs = toy(2, epochs=2000)  # minutes of work
     began = time.monotonic()
     process = start(tmp_path, runs, minutes=(3.0 + 4) / 60)
@@ -304,7 +306,32 @@ def test_compilation_can_be_turned_off_for_all_runs(monkeypatch):
     assert [config.compile for config in seen] == ["off", "off"]
 
 
-def test_time_left_counts_what_this_call_has_done(monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (Unavailable("cifar10: not in the cache"), "cifar10: not in the cache"),
+        (OSError("No space left on device"), "No space left on device"),
+        (queue.Outcome(failed={"toy/timm-seed0": "Diverged: nan"}), "toy/timm-seed0: Diverged: nan"),
+    ],
+    ids=["data", "disk", "run"],
+)
+@pytest.mark.parametrize("together", [[], ["--together", "4"]], ids=["work", "together"])
+def test_both_command_lines_end_what_fails_with_one_line_and_status_2(end, says, together, monkeypatch, capsys):
+    def work(*_, **__):
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(queue, "work", work)
+    monkeypatch.setattr(queue, "work_together", lambda *_, **__: (work().finished, work().failed))
+    monkeypatch.setattr(queue, "resolve_device", lambda name: torch.device("cuda"))
+    assert queue.main(["lab", *together]) == 2
+    assert capsys.readouterr().err == f"error: {says}\n"
+    assert cli.main(["queue", "lab", *together]) == 2
+    assert capsys.readouterr().err == f"error: {says}\n"
+
+
+def test_time_left_counts_what_this_call_has_done():
     runs = [dataclasses.replace(config, epochs=30) for config in toy(2)]
     progress = queue._Progress(runs, runs)
     assert "left" not in progress.line("start")
@@ -386,7 +413,7 @@ def test_all_questions_make_equal_numbers_of_steps():
     assert {(c.epoch_images, c.epochs, c.batch_size) for c in runs} == {(10_000, 10, 128)}
 
 
-def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
+def test_questions_are_asked_in_order_and_in_whole_pairs():
     runs = programme.lab_runs()
     assert [c.name for c in runs[:12]] == [
         f"cifar10-lab30/{arm}-seed{s}" for s in range(6) for arm in ("timm", "mimetic")
@@ -396,15 +423,11 @@ def test_questions_are_in_the_issues_order_and_leave_whole_pairs():
             assert all(c in runs for c in study.runs((seed,)))
     assert all(c in runs for c in programme.RATES.runs((0,)))
     assert {c.validation for c in programme.RATES.runs((0,))} == {5_000}
-    order = [run.name for run in runs]
-    asked_later = [
-        list(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)),
-        [run for run in programme.NEIGHBOURS.runs(range(5)) if "shuffled" in run.arm],
-        [run for run in programme.START.runs(range(5)) if run.arm.startswith("from-")],
-    ]
-    # what was added when the others had been seen
-    assert order[-sum(map(len, asked_later)) :] == [run.name for study in asked_later for run in study]
-    runs = runs[: -sum(map(len, asked_later))]
+    # behind all these, what was added when they had been seen: five new seeds first, then other positions
+    first_added = runs.index(next(programme.DEEPER_AGAIN.runs(programme.DEEPER_SEEDS)))
+    runs, added = runs[:first_added], runs[first_added:]
+    others = ("shuffled", "from-", "noise")
+    assert added and all(c.seed in programme.DEEPER_SEEDS or c.arm.startswith(others) for c in added)
     questions = [
         c.seed for c in runs if c.experiment == "cifar10-lab10" and not c.arm.startswith(("float32", "depth12-half"))
     ]

@@ -268,7 +268,7 @@ def test_a_run_that_cannot_begin_leaves_the_others_alone(monkeypatch):
         train([toy(init="mimetic", qk_rank=17)])
 
 
-def test_what_is_trained_is_recorded_when_the_queue_is_stopped(monkeypatch):
+def test_what_is_trained_is_recorded_when_the_queue_is_stopped():
     """An exception while the second group is in training: the first one's records are there."""
     configs = [toy(), toy(arm="wide", d_model=128)]
 

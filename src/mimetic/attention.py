@@ -148,7 +148,8 @@ class AttentionLayer:
                 f"{self.name}: which LayerNorm feeds this layer is not known, so fold=True is refused (a layer passed"
                 " by itself has none around it: pass its block or model)"
             )
-        return (None if g is None else wide(g) for g in (self.in_gain, self.out_gain))
+        gain, scale = (None if g is None else wide(g) for g in (self.in_gain, self.out_gain))
+        return gain, scale
 
 
 def wide(t: Tensor) -> Tensor:

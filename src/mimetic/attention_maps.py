@@ -5,14 +5,13 @@ Shape suffixes: B batch, N tokens, D d_model, H num_heads, K head_dim.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
-from mimetic.measure import product_rows
+from mimetic.measure import for_json, product_rows
 from mimetic.scan import attention_layers, evaluating
 
 PRODUCT_COLUMNS = (
@@ -27,6 +26,7 @@ PRODUCT_COLUMNS = (
     "null_sd",
     "sigmas",
 )
+DIGITS = 5  # significant ones of a number in a record
 MAP_COLUMNS = ("layer", "head", "distance", "itself", "entropy")
 
 
@@ -60,7 +60,10 @@ def product_table(model: nn.Module) -> dict[str, Any]:
     every product raw and with the LayerNorm gain (fold), which training moves away from 1."""
     layers = attention_layers(model)
     rows = [row | {"fold": fold} for fold in (False, True) for row in product_rows(layers, fold, heads=False)]
-    return {"columns": list(PRODUCT_COLUMNS), "rows": [[_short(row[c]) for c in PRODUCT_COLUMNS] for row in rows]}
+    return {
+        "columns": list(PRODUCT_COLUMNS),
+        "rows": [[for_json(row[c], DIGITS) for c in PRODUCT_COLUMNS] for row in rows],
+    }
 
 
 @torch.no_grad()
@@ -94,19 +97,8 @@ def anatomy(model: nn.Module, images: Tensor) -> dict[str, dict[str, Any]]:
         distance = ((patches * distances).sum(-1) / patches.sum(-1)).mean(dim=(0, 2))
         itself = patches.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 2))
         for h in range(layer.num_heads):
-            maps.append([i, h, _short(float(distance[h])), _short(float(itself[h])), _short(float(entropy[h]))])
+            maps.append([i, h, *(for_json(number[h], DIGITS) for number in (distance, itself, entropy))])
     return {
         "products": product_table(model),
         "maps": {"columns": list(MAP_COLUMNS), "rows": maps},
     }
-
-
-def _short(value: Any) -> Any:
-    """Five digits of a number are enough, and a plain Python type; None for what is no
-    number (z of a multiple of the identity).
-    """
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value

@@ -157,10 +157,8 @@ class PretrainedList:
 
         have = recorded()
         for src in SOURCES.values():
-            cached, measured = (
-                "cached" if cached_path(src.name).is_file() else "-",
-                ("measured" if src.name in have else "-"),
-            )
+            cached = "cached" if cached_path(src.name).is_file() else "-"
+            measured = "measured" if src.name in have else "-"
             print(f"{src.name:<22} {cached:<7} {measured:<9} {src.licence:<11} {src.title}, {src.kind} {src.origin}")
 
 

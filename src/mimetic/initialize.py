@@ -61,13 +61,11 @@ class MimeticSpec:
                     f"{name} must be a finite number or a sequence of them, one a layer; got a {type(value).__name__}:"
                     f" {value!r}"
                 )
-            values = (
-                (value,)
-                if isinstance(value, Real)
-                else tuple(value)
-                if isinstance(value, Iterable) and getattr(value, "ndim", 1)
-                else ()
-            )
+            values = ()
+            if isinstance(value, Real):
+                values = (value,)
+            elif isinstance(value, Iterable) and getattr(value, "ndim", 1):  # a tensor or array of one number has none
+                values = tuple(value)
             if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if tiny := next((v for v in values if 0 < abs(v) < LEAST), None):

@@ -86,6 +86,19 @@ def statistics(A: Tensor) -> dict[str, float]:
     }
 
 
+def for_json(value: Any, digits: int) -> Any:
+    """Numbers as a record keeps them: plain Python ones, floats of so many significant digits, None for what is no
+    finite number (z of a multiple of the identity). Those in a dict, too; what is no number stays as it is.
+    """
+    if isinstance(value, dict):
+        return {key: for_json(each, digits) for key, each in value.items()}
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value
+
+
 def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticSpec:
     """Measure, then mimic: the spec, one value a layer, whose products have this model's diagonals and spreads.
 
@@ -105,7 +118,7 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     Warns:
         MimeticWarning: a diagonal stronger than any alpha Z + beta I of that rank has; the nearest ratio is taken.
     """
-    layers = _layers(model, cross=False)
+    layers = _layers(model, cross=False, hint="")
     table = measure(layers, fold, heads=False)
     out: dict[str, list[float]] = {name: [] for name in MimeticSpec.constants()}
     for i, layer in enumerate(layers):
@@ -192,15 +205,19 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return ratios, np.array(means), np.array(spreads)
 
 
-def _layers(model: nn.Module | list[AttentionLayer], cross: bool) -> list[AttentionLayer]:
+def _layers(
+    model: nn.Module | list[AttentionLayer], cross: bool, hint: str = " (cross=True takes them too)"
+) -> list[AttentionLayer]:
+    """The layers that have a diagonal, with cross-attention or without; hint: what the caller can do if that leaves
+    none."""
     every = model if isinstance(model, list) else attention_layers(model)
     if not all(isinstance(layer, AttentionLayer) for layer in every):
         raise TypeError("expected a torch.nn.Module or a list of AttentionLayer, as attention_layers gives it")
+    if not every:
+        raise UnsupportedAttention("the list of attention layers is empty")
     layers = [layer for layer in every if (cross or layer.kind == "self")]
     if not layers:
-        raise UnsupportedAttention(
-            f"no self-attention layer among {len(every)} attention layers (cross=True takes them too)"
-        )
+        raise UnsupportedAttention(f"no self-attention layer among {len(every)} attention layers{hint}")
     square = [layer for layer in layers if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}]
     if wrong := next((layer for layer in layers if layer not in square and (layer.kind == "self" or not square)), None):
         raise UnsupportedAttention(

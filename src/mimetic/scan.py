@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
 from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, hooked, replaced_forward
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
+from mimetic.messages import one_line
 
 # by where the memory begins: name, the module that holds it, the parameter
 Parameters = dict[int, list[tuple[str, nn.Module, Tensor]]]
@@ -89,7 +90,7 @@ def scan(model: nn.Module) -> Scan:
         except UnsupportedAttention as reason:
             found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
         except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
-            found.refused[shown] = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            found.refused[shown] = f"cannot be read ({type(error).__name__}: {one_line(error, 200)})"
     for name, reason in suspects:
         # a container around a known layer is not a layer of its own, unless it has projections beside it; nor is a part
         # of one, unless it has projections that the layer does not read

@@ -84,7 +84,7 @@ def execute(path):
             plt.close("all")
 
 
-def test_chapters_run_with_any_part_of_the_records(records, monkeypatch, capsys):
+def test_chapters_run_with_any_part_of_the_records(records, monkeypatch):
     monkeypatch.setattr(IPython.display, "display", show)
     assert len(CHAPTERS) >= 11
     for path in CHAPTERS:

@@ -266,10 +266,14 @@ def test_no_large_or_private_file_is_committed():
 
 def test_comments_of_fields_have_no_colon():
     """Sphinx (Napoleon) would show what stands before it as the field's type, after the rest."""
-    lines = [
-        line
-        for path in (ROOT / "src").rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if "  #: " in line
-    ]
+    lines = [line for line in _source_lines() if "  #: " in line]
     assert len(lines) > 30 and not [line for line in lines if ": " in line.partition("  #: ")[2]]
+
+
+def test_comments_of_fields_are_seen_by_sphinx():
+    """It reads "#:" only: with a space between the two signs the documentation lacks the field's text."""
+    assert not [line for line in _source_lines() if re.search(r"#\s+:", line)]
+
+
+def _source_lines():
+    return [line for path in (ROOT / "src").rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]

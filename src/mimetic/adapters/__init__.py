@@ -154,11 +154,11 @@ def looks_like_attention(module: nn.Module) -> bool:
     children, projections = dict(module.named_children()), has_projections(module)
     if not (_LOOKS.search(type(module).__name__) or projections):
         return False
-    own = list(module.parameters(recurse=False))
+    weights = list(module.parameters(recurse=False))
     for child in children.values():
-        own += child.parameters(recurse=False)
+        weights += child.parameters(recurse=False)
     # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
-    return any(is_lazy(p) or p.ndim >= 2 for p in own) or sum(
+    return any(is_lazy(p) or p.ndim >= 2 for p in weights) or sum(
         is_lazy(p) or p.ndim >= 2 for p in module.parameters()
     ) >= (2 if projections else 3)
 
@@ -167,10 +167,10 @@ def has_projections(module: nn.Module) -> bool:
     """Whether a module has children or weights that are an attention layer's
     projections, by name or (in_proj) by name and shape.
     """
-    own = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
+    weights = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
     children = [n for n, m in module.named_children() if _ROLE.fullmatch(n) and not _another_part(m)]
     # not of both kinds together: a learned query beside a kv layer pools
-    return any(parts <= _roles(names) for names in (children, own) for parts in _PARTS) or _packed(module)
+    return any(parts <= _roles(names) for names in (children, weights) for parts in _PARTS) or _packed(module)
 
 
 def _another_part(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from mimetic.adapters.views import (
     INNER_NORM,
     OUT_NORM,
     QK_NORM,
+    REDUCED,
     ROPE,
     NotSelfAttention,
     as_written,
@@ -23,6 +24,7 @@ from mimetic.adapters.views import (
     lineage,
     linear_in,
     linear_out,
+    pooling,
     usable,
     weight,
 )
@@ -100,9 +102,7 @@ def queries_keys_together(module, name, ancestors) -> AttentionLayer:
 def keys_values_together(module, name, ancestors) -> AttentionLayer:
     """PVT v2 and Twins: q beside kv, where keys and values are the tokens themselves."""
     if getattr(module, "sr", None) is not None or getattr(module, "pool", None) is not None:
-        raise NotSelfAttention(
-            "its keys and values are made from a spatially reduced copy of the tokens, not from the tokens"
-        )
+        raise NotSelfAttention(REDUCED)
     k, v = fused_out(module.kv, module.num_heads, name, "kv", parts=2)
     return _layer(module, name, ancestors, linear_out(module.q, module.num_heads, name, "q"), k, v)
 
@@ -148,12 +148,6 @@ def rope(reader):
         return replace(layer, caveats=(ROPE, *layer.caveats))
 
     return read
-
-
-def pooling(module, name, ancestors):
-    raise NotSelfAttention(
-        f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens"
-    )
 
 
 def class_attention(module, name, ancestors):

@@ -6,13 +6,13 @@ from torch import nn
 
 from mimetic.adapters.views import (
     CROSS,
-    NotSelfAttention,
     as_written,
     full_name,
     gain,
     lineage,
     linear_in,
     own_parameter,
+    pooling,
     split_out,
 )
 from mimetic.attention import AttentionLayer
@@ -21,6 +21,7 @@ POOLING = re.compile(
     r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE
 )
 SELF = re.compile(r"^(self|slf)_?att|^sa(_|$)", re.IGNORECASE)
+ZERO = "add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it leaves"
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of them is called like the container
 
 
@@ -41,31 +42,26 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
     in_gain, known = _pre_norm(path, parent, name, d)
-    caveats: tuple[str, ...] = ()
+    caveats = []
     if module.bias_k is not None:
-        caveats += ("bias_k and bias_v add one learned token to keys and values, which is left as it is",)
+        caveats.append("bias_k and bias_v add one learned token to keys and values, which is left as it is")
     if module.add_zero_attn:
-        caveats += (
-            (
-                "add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it"
-                " leaves"
-            ),
-        )
-    return AttentionLayer(name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=caveats)
+        caveats.append(ZERO)
+    return AttentionLayer(
+        name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=tuple(caveats)
+    )
 
 
 def _kind(ancestors) -> str:
-    """ "self" or "cross" by what the layer, which does not know what it is called with, and its block are called;
-    NotSelfAttention if it pools.
+    """The kind ("self" or "cross") by what the layer, which does not know what it is called with, and its block are
+    called; raises NotSelfAttention if it pools.
     """
     # its own name, that of the list that holds it; all names down from the block if there are containers in between
     own, holder = next(((path.split(".")[0], a) for path, a in ancestors if not path[0].isdigit()), ("", None))
     names, block = next(((path.split("."), a) for path, a in ancestors if type(a) not in CONTAINERS), ([own], holder))
     around = [own] if SELF.search(own) else [*names, *(type(a).__name__ for _, a in ancestors[:1])]
     if POOLING.search(" ".join(around)):
-        raise NotSelfAttention(
-            f"{type(block).__name__} pools with a learned query: its keys and queries are different tokens"
-        )
+        pooling(block)
     # a second one beside a self_attn, as in nn.TransformerDecoderLayer and its many copies; ML-Decoder has that one
     # alone
     decoder = own == "multihead_attn" and "decoder" in type(holder).__name__.lower()

@@ -22,6 +22,7 @@ from mimetic.adapters.views import (
     CROSS,
     HOOKED,
     OUT_NORM,
+    REDUCED,
     NotSelfAttention,
     as_written,
     bias,
@@ -31,6 +32,7 @@ from mimetic.adapters.views import (
     library,
     lineage,
     linear_in,
+    pooling,
     replaced_forward,
     split_out,
     weight,
@@ -148,12 +150,6 @@ def _falcon(module, name, ancestors) -> AttentionLayer:
     return _layer(module, name, ancestors, q, k, v, _output(module), K)
 
 
-def pooling(module, name, ancestors):
-    raise NotSelfAttention(
-        f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens"
-    )
-
-
 def pooled(module, name, ancestors):
     raise NotSelfAttention(
         "its queries and keys are pooled in different ways: a query and its key are not the same token"
@@ -256,9 +252,7 @@ def _fused_head_dim(module, fused, name) -> int:
 
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if any(getattr(module, a, 1) > 1 for a in REDUCTIONS) or getattr(module, "linear_attention", False):
-        raise NotSelfAttention(
-            "its keys and values are made from a spatially reduced copy of the tokens, not from the tokens"
-        )
+        raise NotSelfAttention(REDUCED)
     short = next((short for short in map(_short, lineage(type(module))) if short in CLASSES), _short(type(module)))
     refuse_unlike(module, short, name, ancestors)
     H = q[0].shape[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,16 @@ def replaced_forward(module: nn.Module) -> bool:
 
 class NotSelfAttention(UnsupportedAttention):
     """A known layer that is not self-attention in the paper's sense and is passed over, not refused."""
+
+
+REDUCED = "its keys and values are made from a spatially reduced copy of the tokens, not from the tokens"
+
+
+def pooling(module: nn.Module, *_: object) -> NoReturn:
+    """The reader of a class that pools: raises NotSelfAttention."""
+    raise NotSelfAttention(
+        f"{type(module).__name__} pools with a learned query: its keys and queries are different tokens"
+    )
 
 
 def usable(p: Tensor | None, name: str, what: str) -> Tensor:

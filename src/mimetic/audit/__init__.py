@@ -160,7 +160,7 @@ def _our_run(config, fold: bool | None, name: str) -> Audit:
     else:
         notes = ()
     d, heads = config.d_model, config.num_heads
-    counts, parameters = record["parameters"], None
+    counts = record["parameters"]
     per_item, items, table_part = 0, None, counts["embedding"]
     if hasattr(config, "items"):  # a recommender: one row of the table and one bias an item
         from mimetic.data.sequences import num_items

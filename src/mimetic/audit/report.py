@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,15 +34,17 @@ class Audit:
     notes: tuple[str, ...] = ()  #: what to know before reading it
     answers: tuple[str, str, str, str] = field(default=("",) * 4)  #: the three answers and what follows from them
 
-    def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
-        """Attention's share of the parameters by catalogue size; {} without an item table."""
+    def shares(self) -> dict[int, float]:
+        """Attention's share of the parameters by catalogue size (of another one: parameters.share); {} without an item
+        table.
+        """
         if self.parameters is None or self.parameters.items is None:
             return {}
-        return {n: self.parameters.share(n) for n in catalogues}
+        return {n: self.parameters.share(n) for n in CATALOGUES}
 
     def signs(self) -> dict[str, str]:
-        """ "+", "−" or "none" for "qk" (over heads) and "vp" (over layers): what
-        more than CLEAR of them have beyond CHANCE.
+        """The sign ("+", "−" or "none") of "qk" (over heads) and of "vp" (over layers): what more than CLEAR of them
+        have beyond CHANCE.
         """
         return {product: sign(rows["sigmas"]) for product, rows in self.products.groupby("product")}
 
@@ -52,7 +53,7 @@ class Audit:
 
 
 def sign(sigmas: pd.Series) -> str:
-    """ "+", "−" or "none": what more than CLEAR of the diagonals are, beyond CHANCE."""
+    """What more than CLEAR of the diagonals are, beyond CHANCE: "+", "−" or "none"."""
     above, below = (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
     return "+" if above > CLEAR else "−" if below > CLEAR else "none"
 

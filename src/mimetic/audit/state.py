@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mimetic.attention import AttentionLayer, UnsupportedAttention
+from mimetic.messages import check_whole, one_line
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class StateNames:
     table: str | None = None  #: the item or token embedding, (items, width); with None it is found by its name
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_heads, int) or self.num_heads < 1:
-            raise ValueError(f"num_heads must be a whole number of at least 1, not {self.num_heads!r}")
+        check_whole("num_heads", self.num_heads)
         separate = [name for name in "qkv" if getattr(self, name)]
         if bool(self.qkv) == bool(separate) or (separate and len(separate) < 3):
             raise ValueError("name either qkv, or q and k and v")
@@ -133,7 +133,7 @@ def state_file(path: Path) -> Mapping[str, Tensor]:
             " model.state_dict() and name that file"
         ) from None
     except Exception as error:  # noqa: BLE001  safetensors, zip and torch each raise their own
-        raise ValueError(f"{path.name} cannot be read as a state dict ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"{path.name} cannot be read as a state dict ({one_line(error, 120)})") from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

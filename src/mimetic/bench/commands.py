@@ -103,12 +103,12 @@ def main(arguments: Sequence[str]) -> int:
     for name, command in commands.items():
         options = names.add_parser(name, help=command.__doc__.splitlines()[0])
         for field in fields(command):
-            kind = (
-                {"action": "store_true"}
-                if isinstance(field.default, bool)
-                else {"type": type(field.default), "default": field.default}
-            )
-            options.add_argument(f"--{field.name.replace('_', '-')}", **kind)
+            option = f"--{field.name.replace('_', '-')}"
+            if isinstance(field.default, bool):
+                options.add_argument(option, action="store_true")
+            else:  # only a number of workers has no default
+                kind = int if field.default is None else type(field.default)
+                options.add_argument(option, type=kind, default=field.default)
     chosen = vars(parser.parse_args(arguments))
     try:
         commands[chosen.pop("name")](**chosen)()

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.measure import for_json
 from mimetic.training.records import RecordError, now, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
+DIGITS = 4  # more than a clock is good for
 KINDS = ("init", "train", "profile")
 _FIELDS = {
     "kind": str,
@@ -35,7 +37,7 @@ def store_bench(
     """Keep a measurement beside those that are there; returns its path.
 
     Raises:
-        ValueError: unknown kind, or a number that JSON cannot hold.
+        ValueError: unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -44,7 +46,7 @@ def store_bench(
     record = {
         "kind": kind,
         "arguments": arguments,
-        "result": _short(result),
+        "result": for_json(result, DIGITS),
         "device": device,
         "threads": threads,
         "versions": versions(),
@@ -52,7 +54,7 @@ def store_bench(
     }
     path = folder / f"{kind}-{number}.json"
     with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
@@ -85,12 +87,3 @@ def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(sorted(rows, key=lambda row: row["finished"])) if rows else pd.DataFrame(columns=["device"])
-
-
-def _short(value: Any) -> Any:
-    """Four digits are more than a clock is good for; None where a number is not known."""
-    if isinstance(value, dict):
-        return {key: _short(v) for key, v in value.items()}
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if value == value else None
-    return value

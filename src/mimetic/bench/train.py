@@ -248,11 +248,8 @@ class _Pictures(torch.utils.data.Dataset):
 
     def __init__(self, images: Tensor, labels: Tensor, transform) -> None:
         pixels = images.permute(0, 2, 3, 1).numpy()
-        self.images, self.labels, self.transform = (
-            pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels,
-            labels,
-            transform,
-        )
+        self.images = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
+        self.labels, self.transform = labels, transform
 
     def __len__(self) -> int:
         return len(self.images)

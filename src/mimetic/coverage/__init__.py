@@ -51,6 +51,7 @@ from mimetic.coverage.build import (
 )
 from mimetic.coverage.page import CAVEAT_NAMES, VERDICTS, page
 from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.initialize import mimetic_init_
 from mimetic.scan import Scan, scan
 from mimetic.verify import verify
 
@@ -212,9 +213,9 @@ def _first_run(model, runs):
 
 
 def _written(model: nn.Module, layers: list[AttentionLayer]) -> str:
-    """ "" where mimetic_init_ leaves the products that it reports, else what is wrong (or why it refuses)."""
-    from mimetic.initialize import mimetic_init_
-
+    """What is wrong with the products that mimetic_init_ leaves (or why it refuses); "" where they are the ones that it
+    reports.
+    """
     if sum(layer.num_kv_heads * float(layer.d_model) ** 3 for layer in layers) > 1e11:
         return ""  # too slow for a table; the sizes do not change what is written where
     try:

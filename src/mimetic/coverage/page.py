@@ -38,6 +38,10 @@ _MATH = {  # as a warning in a terminal writes it -> as a page does; longer ones
     "+beta I": r"$+\beta I$",
 }
 
+_CELL = 220  # most characters of a finding in a table
+# what Markdown would take for something else
+_PLAIN = str.maketrans({"|": "/", "*": "\\*", "_": "\\_", "<": "&lt;", "$": "\\$", "`": "'", "{": "(", "}": ")"})
+
 _PAGE_HEAD = """# Which models are supported
 
 This page is written by `python -m mimetic coverage timm` and `python -m mimetic coverage transformers`. Every
@@ -130,14 +134,7 @@ def _listed(rows: list[dict], verdict: str) -> list[str]:
     return lines
 
 
-def _cell(text: str, width: int = 220) -> str:
-    text = (
-        " ".join(text.split())
-        .replace("|", "/")
-        .replace("*", "\\*")
-        .replace("_", "\\_")
-        .replace("<", "&lt;")
-        .replace("$", "\\$")
-    )
-    text = text.replace("`", "'").replace("{", "(").replace("}", ")")
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+def _cell(text: str) -> str:
+    """A finding as plain text of a Markdown table."""
+    text = " ".join(text.split()).translate(_PLAIN)
+    return text if len(text) <= _CELL else text[: _CELL - 1].rstrip() + "…"

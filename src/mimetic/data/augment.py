@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mimetic.messages import one_line
+
 PADDINGS = ("reflect", "zero")
 RANDAUGMENT_OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -104,10 +106,7 @@ def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
         except Exception as error:  # a compiler has errors of many types
             if compiled is apply_ops or isinstance(error, torch.OutOfMemoryError):
                 raise
-            print(
-                f"RandAugment is not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-                flush=True,
-            )
+            print(f"RandAugment is not compiled ({type(error).__name__}: {one_line(error, 200)})", flush=True)
             compiled = apply_ops
             return apply_ops(*arguments)
 

@@ -184,27 +184,9 @@ def pip_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         Unavailable: pip cannot have it; the message is pip's own line.
         ChecksumError: what came is not what was meant.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        requirement,
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-    ]
-    command += [
-        "--quiet",
-        "--no-input",
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-        "--timeout",
-        str(PIP_TIMEOUT),
-        "--retries",
-        "1",
-    ]
+    command = [sys.executable, "-m", "pip", "download", requirement, "--dest", str(folder)]
+    command += ["--no-deps", "--only-binary=:all:", "--timeout", str(PIP_TIMEOUT), "--retries", "1"]
+    command += ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:

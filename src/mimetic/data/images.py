@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, link_or_copy, require_network
+from mimetic.messages import one_line
 
 DATASETS = ("cifar10", "cifar100", "digits")
 # Which images a subset holds must not change with the run: one fixed seed for every run.
@@ -29,7 +30,7 @@ SUBSET_SEED = 0
 DIGITS_TEST_SIZE = 360
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 TRAIN_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1797 - DIGITS_TEST_SIZE}
-# training and test images of it
+# training and test images of a data set's smallest class
 SMALLEST_CLASS = {"cifar10": (5_000, 1_000), "cifar100": (500, 100), "digits": (139, 35)}
 TEST_SIZES = {"cifar10": 10_000, "cifar100": 10_000, "digits": DIGITS_TEST_SIZE}
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "digits": (1, 8, 8)}  # (C, Y, X)
@@ -51,15 +52,6 @@ class ImageData:
     classes: tuple[str, ...]
     mean: Tensor  # (C, 1, 1) float32, pixels in 0..255, of the training images
     sd: Tensor
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, Y, X)"""
-        return tuple(self.x_train.shape[1:])
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
 
     def normalise(self, x_NCYX: Tensor) -> Tensor:
         """uint8 pixels to float32 with mean 0 and standard deviation 1 a channel over the training images."""
@@ -183,8 +175,7 @@ def fetch_images(name: str) -> Path | None:
     except Unavailable as error:
         raise Unavailable(f"{error}. {remedy}") from None
     except Exception as error:  # noqa: BLE001  torchvision raises what urllib, tarfile and its own checksum raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        tried = f"{path.name} is not there and torchvision could not fetch {name} ({reason})"
+        tried = f"{path.name} is not there and torchvision could not fetch {name} ({one_line(error)})"
         raise Unavailable(f"{tried}. {remedy}") from None
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)
@@ -220,7 +211,7 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS}
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise Unavailable(f"{path} is not a whole {name} file ({' '.join(str(error).split())}): {advice}") from None
+        raise Unavailable(f"{path} is not a whole {name} file ({one_line(error)}): {advice}") from None
     for split, count in _COUNTS.items():
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         right = x.shape == (count, 32, 32, 3) and x.dtype == np.uint8 and y.shape == (count,) and y.dtype == np.int64

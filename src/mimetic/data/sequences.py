@@ -32,6 +32,7 @@ from mimetic.data.fetch import (
     require_network,
     sha256_of,
 )
+from mimetic.messages import check_whole
 
 DATASETS = ("ml100k", "ml1m", "beauty", "clusters")
 LEAST_INTERACTIONS = 5  # of a user
@@ -126,10 +127,11 @@ def check_sequences(name: str, items: int | None = None) -> None:
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
     most = SYNTHETIC_ITEMS if name == "clusters" else _FILES[name].counts[1]
-    if items is not None and (not isinstance(items, int) or isinstance(items, bool) or not 10 <= items <= most):
-        raise ValueError(
-            f"items must be a whole number from 10 to the {most} items of {name}, or None for all, not {items!r}"
-        )
+    if items is None:
+        return
+    check_whole("items", items)
+    if not 10 <= items <= most:
+        raise ValueError(f"items must be from 10 to the {most} items of {name}, or None for all, not {items}")
 
 
 def num_users(name: str, items: int | None = None) -> int:
@@ -327,18 +329,18 @@ SYNTHETIC_ITEMS = SYNTHETIC_CLUSTERS * SYNTHETIC_EACH
 FORWARD = 0.8  # probability that the next item is of the next cluster
 
 
-def synthetic(users: int = SYNTHETIC_USERS, seed: int = 0) -> list[np.ndarray]:
-    """Users who walk around a ring of item clusters: the next item is of the next cluster with
+def synthetic() -> list[np.ndarray]:
+    """SYNTHETIC_USERS users who walk around a ring of item clusters: the next item is of the next cluster with
     probability FORWARD, else of any cluster; within the cluster the i-th item has weight 1/i, and no user
     meets an item twice. From 12 to 30 items a user.
 
     What there is to learn is one step of memory (which cluster comes next) and popularity within a cluster; ``oracle``
     ranks by just that, so no recommender can do better on average.
     """
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = np.random.Generator(np.random.PCG64(0))
     weights = 1 / np.arange(1, SYNTHETIC_EACH + 1)
     sequences = []
-    for _ in range(users):
+    for _ in range(SYNTHETIC_USERS):
         free = np.tile(weights, (SYNTHETIC_CLUSTERS, 1))
         cluster, length, items = int(rng.random() * SYNTHETIC_CLUSTERS), 12 + int(rng.random() * 19), []
         while len(items) < length:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, download
+from mimetic.messages import one_line
 
 TOKENIZERS = ("char", "bpe")
 BYTES = 256  # the smallest byte-level vocabulary: no merges
@@ -157,9 +158,9 @@ def read_text(name: str) -> tuple[str, str]:
     return CORPORA[name].read({path.name: path for path in fetch_text(name)})
 
 
-def held_out(text: str, share: float = HELD_OUT) -> tuple[str, str]:
-    """The text without its last ``share`` of characters, and those."""
-    cut = int(len(text) * (1 - share))
+def held_out(text: str) -> tuple[str, str]:
+    """The text without its last tenth of characters (HELD_OUT), and those."""
+    cut = int(len(text) * (1 - HELD_OUT))
     return text[:cut], text[cut:]
 
 
@@ -247,9 +248,7 @@ def _read_encoded(path: Path, digest: str) -> dict[str, np.ndarray] | None:
                 return None
             return {key: file[key] for key in ("train", "test", "bytes", "lengths")}
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise Unavailable(
-            f"{path} is damaged ({' '.join(str(error).split())}): delete it, and it is made again"
-        ) from None
+        raise Unavailable(f"{path} is damaged ({one_line(error)}): delete it, and it is made again") from None
 
 
 # --- corpora ---------------------------------------------------------------------------------------------------------

@@ -88,16 +88,15 @@ def baselines(dataset: str, items: int | None = None) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def bursts(path: Path, separator: str = "\t") -> dict[str, float]:
+def bursts(path: Path) -> dict[str, float]:
     """How arbitrary the order of a rating file is: the shares of users whose last two ratings have the same second
     (tied), and whose ratings all fall within a day (one_day).
 
     Args:
-        path: lines ``user SEPARATOR item SEPARATOR rating SEPARATOR seconds``.
+        path: lines ``user <tab> item <tab> rating <tab> seconds``.
     """
-    rows = np.array(
-        [[int(line.split(separator)[i]) for i in (0, 3)] for line in path.read_text(encoding="ascii").splitlines()]
-    )
+    lines = path.read_text(encoding="ascii").splitlines()
+    rows = np.array([[int(line.split("\t")[i]) for i in (0, 3)] for line in lines])
     times = [np.sort(rows[rows[:, 0] == user, 1]) for user in np.unique(rows[:, 0])]
     return {
         "tied": float(np.mean([t[-1] == t[-2] for t in times])),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimetic.data.fetch import Unavailable, check_writable
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.helpers import until_terminated
 from mimetic.experiments.runs import check, check_processes, existing, run_or_restart
@@ -90,8 +91,6 @@ def submit(
         Unavailable: submitit is not installed, or there is no Slurm here.
         RecordError: a record of the queue is damaged.
     """
-    from mimetic.data.fetch import Unavailable, check_writable
-
     if executor not in EXECUTORS:
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
     for name, value, low in [

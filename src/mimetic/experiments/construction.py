@@ -13,10 +13,13 @@ from torch import Tensor
 
 from mimetic.attention_maps import attention_map, patch_distances
 from mimetic.construct import factor, factor_top_k, semi_diagonal
+from mimetic.initialize import VISION
 from mimetic.initializers import initialize_
 from mimetic.measure import statistics
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.scan import attention_layers
+
+VP = VISION.vp_alpha, VISION.vp_beta
 
 
 def truncation(
@@ -41,8 +44,9 @@ def truncation(
     return pd.DataFrame(rows)
 
 
-def orientations(d: int = 192, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0) -> pd.DataFrame:
-    """V.proj as the product that the layer computes, its two factors stored rightly and untransposed.
+def orientations(d: int = 192, draws: int = 30, seed: int = 0) -> pd.DataFrame:
+    """V.proj, by VISION's constants, as the product that the layer computes: both factors stored rightly, and both
+    untransposed.
 
     nn.Linear keeps (out, in), so v.weight must hold left.T and proj.weight right.T. Storing left and right as they are
     computes right-to-left: R L has the trace and eigenvalues of L R, and another diagonal.
@@ -50,23 +54,22 @@ def orientations(d: int = 192, alpha: float = 0.4, beta: float = -0.4, draws: in
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for draw in range(draws):
-        left, right = factor(semi_diagonal(d, alpha, beta, generator=generator))
+        left, right = factor(semi_diagonal(d, *VP, generator=generator))
         for stored, P in (("transposed (right)", left @ right), ("untransposed (wrong)", left.mT @ right.mT)):
             eigenvalue = torch.linalg.eigvals(P).real.mean().item()
             rows.append({"stored": stored, "draw": draw, "mean eigenvalue": eigenvalue, **statistics(P)})
     return pd.DataFrame(rows)
 
 
-def head_shares(
-    d: int = 192, num_heads: int = 3, alpha: float = 0.4, beta: float = -0.4, draws: int = 30, seed: int = 0
-) -> pd.DataFrame:
-    """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj: the singular values are sorted, so the first head
-    gets the largest; and what it would be with both factors stored untransposed."""
+def head_shares(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int = 0) -> pd.DataFrame:
+    """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj, by VISION's constants: the singular values are
+    sorted, so the first head gets the largest; and what it would be with both factors stored untransposed.
+    """
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     rows = []
     for draw in range(draws):
-        left, right = factor(semi_diagonal(d, alpha, beta, generator=generator))
+        left, right = factor(semi_diagonal(d, *VP, generator=generator))
         for h in range(num_heads):
             part = slice(h * k, (h + 1) * k)
             wrong = statistics(left[part].mT @ right[:, part].mT)["diag_mean"]

@@ -24,6 +24,7 @@ from mimetic.data.text import CORPORA, HELD_OUT, TextData, check_text, load_text
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized
+from mimetic.messages import check_whole
 from mimetic.models.gpt import GPT, GPTConfig, generate
 from mimetic.training.backend import derive_seed
 
@@ -40,10 +41,9 @@ def check(config: LanguageConfig) -> None:
     check_text(config.dataset, config.tokenizer, config.vocab_size)
     if not isinstance(config.validation, bool):
         raise ValueError(f"validation must be one of True, False, not {config.validation!r}")
-    if not isinstance(config.steps_per_epoch, int) or config.steps_per_epoch < 1:
-        raise ValueError(f"steps_per_epoch must be a whole number of at least 1, not {config.steps_per_epoch!r}")
-    if config.curve_tokens is not None and (not isinstance(config.curve_tokens, int) or config.curve_tokens < 1):
-        raise ValueError(f"curve_tokens must be a whole number of at least 1, or None, not {config.curve_tokens!r}")
+    check_whole("steps_per_epoch", config.steps_per_epoch)
+    if config.curve_tokens is not None:
+        check_whole("curve_tokens", config.curve_tokens)
     _gpt_config(config, max(config.vocab_size, 1))
     # a token is at least a byte, so no text has more tokens than bytes; the exact number is known once the text is read
     corpus = CORPORA[config.dataset]

@@ -6,10 +6,12 @@ anything is trained.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 
@@ -134,9 +136,6 @@ def interrupted(*, epochs: int = 4, stop_after: int = 2, **changes: Any) -> tupl
     Args:
         changes: fields of the config.
     """
-    import os
-    from unittest.mock import patch
-
     config = replace(named("digits"), experiment="interrupted", init="mimetic", epochs=epochs, device="cpu", **changes)
 
     def stop(entry: dict[str, float]) -> None:

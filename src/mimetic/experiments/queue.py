@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from mimetic.attention import MimeticWarning
-from mimetic.data.fetch import Unavailable
+from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.helpers import gpu_is_lost, in_a_line, leave_with_parent, until_terminated
 from mimetic.experiments.programmes import QUEUES
@@ -355,11 +355,11 @@ class _Progress:
     def line(self, event: str) -> str:
         done = sum(self.costs[name] * share for name, share in self.share.items())
         # what was done before this call is not this call's speed: a run counts from the first epoch that was seen
-        now = sum(self.costs[name] * (self.share[name] - first) for name, first in self.first.items())
+        here = sum(self.costs[name] * (self.share[name] - first) for name, first in self.first.items())
         runs = sum(share == 1.0 for share in self.share.values())
         total, text = sum(self.costs.values()), ""
-        if now > 0:
-            seconds = (total - done) / now * (time.monotonic() - self.began)
+        if here > 0:
+            seconds = (total - done) / here * (time.monotonic() - self.began)
             text = f", about {seconds / 3600:.1f} h left" if seconds > 5400 else f", about {seconds / 60:.0f} min left"
         return f"[{runs} of {len(self.share)} runs, {done / max(total, 1e-9):.1%} of the work{text}]  {event}"
 
@@ -419,7 +419,7 @@ def side_by_side(runs: Sequence[RunConfig]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of this module, with the standard library only."""
+    """The command line of this module, with the standard library only; returns the exit status, as cli.main."""
     parser = argparse.ArgumentParser(
         prog="python -m mimetic.experiments.queue", description="Work off a named list of runs."
     )
@@ -451,10 +451,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = run_queue(
             options.name, options.minutes, options.processes, options.list, options.together, options.compile
         )
-    except (ValueError, RecordError) as error:
+    except (ValueError, Unavailable, ChecksumError, CheckpointError, OSError) as error:  # RecordError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if outcome and outcome.failed else 0
+    if outcome and outcome.failed:
+        print(f"error: {'; '.join(f'{name}: {why}' for name, why in outcome.failed.items())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from mimetic.experiments.configs.recommenders import RecommenderConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized
+from mimetic.messages import check_whole
 from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
 from mimetic.training.backend import derive_seed
 
@@ -54,15 +55,12 @@ def check(config: RecommenderConfig) -> None:
         raise ValueError(
             "objective='next' needs causal=True: where attention sees both sides, the next item is its own answer"
         )
-    for name, low, high in (("mask_prob", 0, 1), ("last_only", 0, 1)):
+    for name in ("mask_prob", "last_only"):
         value = getattr(config, name)
-        if not low <= value <= high or (name == "mask_prob" and not value):
+        if not 0 <= value <= 1 or (name == "mask_prob" and not value):
             raise ValueError(f"{name} is a probability, not {value!r}")
-    # a mask needs an item beside it
-    for name, least in (("passes", 1), ("max_len", 2 if config.objective == "mask" else 1)):
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    check_whole("passes", config.passes)
+    check_whole("max_len", config.max_len, 2 if config.objective == "mask" else 1)  # a mask needs an item beside it
     _model_config(config)
 
 

@@ -34,6 +34,7 @@ from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initialize import MimeticSpec
 from mimetic.initializers import INITIALIZERS, RANKED, initialize_
+from mimetic.messages import check_whole
 from mimetic.models.blocks import parameter_counts
 from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
 from mimetic.training.checkpoint import (
@@ -114,17 +115,16 @@ def check(config: RunConfig, *, store: bool = True) -> None:
         check_name("arm", config.arm)
     if config.init not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}, not {config.init!r}")
-    for name, low in (("seed", 0), ("batch_size", 1)):
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+    check_whole("seed", config.seed, 0)
+    check_whole("batch_size", config.batch_size)
     family(config).check(config)
     head = config.d_model // config.num_heads
     if config.qk_rank is not None and config.init not in RANKED:
         raise ValueError(f"qk_rank is for init {' and '.join(RANKED)}; {config.init} takes none")
     if config.qk_rank is not None and not 1 <= config.qk_rank <= head:
         raise ValueError(f"qk_rank must be from 1 to the head size, {head}, not {config.qk_rank!r}")
-    mimetic_spec(config), train_config(config)
+    mimetic_spec(config)
+    train_config(config)
     resolve_device(config.device)
     if store:
         check_named(config)

@@ -68,7 +68,8 @@ def check(config: VisionConfig) -> None:
         raise ValueError(
             f"curve_images must be the same number of each of {classes} classes, at most {most}, not {part}"
         )
-    _augmentation(config), vit_config(config)
+    _augmentation(config)
+    vit_config(config)
 
 
 def load(config: VisionConfig, device: torch.device) -> ImageData:

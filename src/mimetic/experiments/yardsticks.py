@@ -28,7 +28,8 @@ from mimetic.models.gpt import GPT
 from mimetic.models.positions import rotate
 from mimetic.scan import attention_layers
 
-# that differ before training: of GPTConfig.pos_embed, less the two that start as large as these and are learned
+# kinds of positions that differ before training: those of GPTConfig.pos_embed without the two that start as some of
+# these and are learned
 POSITIONS = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary")
 
 
@@ -194,7 +195,7 @@ def main() -> None:
         "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}},
     }
     with atomic_path(path()) as part:
-        Path(part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found)
 
 

@@ -3,10 +3,10 @@
 BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also fixed ones,
 sines and cosines), LayerNorm on the embedding, post-LN blocks with GELU, and BERT's masked-item head, a linear layer
 with GELU and LayerNorm before the product with the item embedding (tied) and a bias an item. ``causal=True`` with
-next-item training shares with SASRec
-(Kang & McAuley 2018) the causal mask and the task; the block, the head and the loss are BERT4Rec's. SASRec itself
-normalises only the queries, whose residual starts from them, has no matrix after the values, and samples one negative.
-So the two models here differ in the direction of attention and in what is predicted, nothing else.
+next-item training shares with SASRec (Kang & McAuley 2018) the causal mask and the task; the block, the head and the
+loss are BERT4Rec's. SASRec itself normalises only the queries, whose residual starts from them, has no matrix after the
+values, and samples one negative. So the two models here differ in the direction of attention and in what is predicted,
+nothing else.
 
 Items are 1 to num_items; 0 is padding, on the left, so that the last position is always the most recent; num_items + 1
 is the mask. Shape suffixes: B batch, N positions, D d_model, I items, T targets.
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimetic.messages import check_whole
 from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.models.positions import sincos
 
@@ -48,9 +49,7 @@ class BERT4RecConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "d_model", "depth", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole(name, getattr(self, name))
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
         check_mlp_ratio(self.mlp_ratio, self.d_model)
@@ -60,10 +59,6 @@ class BERT4RecConfig:
             raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
         if self.pos_embed == "sincos" and self.d_model % 2:
             raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
-
-    @property
-    def mask_token(self) -> int:
-        return self.num_items + 1
 
 
 class ItemHead(nn.Module):

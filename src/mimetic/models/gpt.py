@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimetic.messages import check_whole
 from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.models.positions import centred, noise, shuffled_order, sincos
 from mimetic.scan import evaluating
@@ -43,9 +44,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "depth", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole(name, getattr(self, name))
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")

@@ -49,14 +49,12 @@ class Stacked(nn.Module):
             for parameter, view in zip(each, self.weights[-1].detach(), strict=True):
                 parameter.data = view
         # positions that are no parameter are the same in every model
-        fixed = (
-            models[0].pos_embed
-            if self.config.fixed_positions
-            else models[0].pos_start
-            if self.config.starting_positions
-            else None
-        )
-        self.register_buffer("fixed", None if fixed is None else fixed.detach())
+        fixed = None
+        if self.config.fixed_positions:
+            fixed = models[0].pos_embed.detach()
+        elif self.config.starting_positions:
+            fixed = models[0].pos_start.detach()
+        self.register_buffer("fixed", fixed)
         self.register_buffer("rotary", models[0].blocks[0].attn.rotary)
 
     def linear(self, name: str, x_RTD: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mimetic.messages import check_whole
 from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
 from mimetic.models.positions import noise, shuffled_order, sincos2d
 
@@ -43,9 +44,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for name in ("img_size", "patch_size", "in_chans", "num_classes", "d_model", "depth", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole(name, getattr(self, name))
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.img_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide img_size={self.img_size}")
@@ -98,12 +97,12 @@ class ViT(nn.Module):
         prefix = 1 if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
-        # a buffer: fixed, but part of the state dict as in timm
         if config.fixed_positions or config.starting_positions:
             rows = noise(grid**2, D) if config.pos_embed in ("noise", "from-noise") else sincos2d(grid, grid, D)
             if config.pos_embed == "shuffled":
                 rows = rows[shuffled_order(grid**2)]
             rows = torch.cat([torch.zeros(prefix, D), rows])
+            # a buffer: fixed, but part of the state dict, as in timm
             self.register_buffer("pos_embed" if config.fixed_positions else "pos_start", rows[None])
         if config.pos_embed == "learned" or config.starting_positions:
             self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid**2, D).normal_(std=0.02))

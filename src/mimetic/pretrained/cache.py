@@ -28,6 +28,7 @@ from mimetic.data.fetch import (
     pip_wheel,
     require_network,
 )
+from mimetic.messages import one_line
 from mimetic.pretrained.readers import FORMATS, WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 from mimetic.scan import attention_layers
@@ -259,12 +260,6 @@ def available(names: Sequence[str] | None = None) -> tuple[dict[str, list[Attent
     return found, missing
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text of reasonable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 # --- the two ways to get a weight file ------------------------------------------------------------------------------
 
 
@@ -306,6 +301,6 @@ def _download_hub(src: Source, folder: Path) -> Path:
             HfApi().model_info(hub.repo, revision=hub.revision, timeout=HUB_TIMEOUT)
             file = Path(hf_hub_download(hub.repo, "model.safetensors", revision=hub.revision, local_dir=folder))
         except Exception as error:  # noqa: BLE001  the hub's client's, its HTTP library's and the system's errors
-            raise Unavailable(f"{src.name}: {hub} cannot be fetched from the hub ({one_line(error)[:200]})") from None
+            raise Unavailable(f"{src.name}: {hub} cannot be fetched from the hub ({one_line(error, 200)})") from None
     check_sha256(file, hub.sha256, f"{src.name}: model.safetensors")
     return file

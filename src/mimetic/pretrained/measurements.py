@@ -23,8 +23,9 @@ from torch import Tensor
 
 from mimetic.attention import AttentionLayer
 from mimetic.data.fetch import atomic_path, data_dir
-from mimetic.measure import LAYER_HEAD, measure
-from mimetic.pretrained.cache import PROBLEMS, load, one_line
+from mimetic.measure import LAYER_HEAD, for_json, measure
+from mimetic.messages import one_line
+from mimetic.pretrained.cache import PROBLEMS, load
 from mimetic.pretrained.sources import SOURCES, Wheel, source
 
 SCHEMA = 1
@@ -96,7 +97,7 @@ def measure_source(name: str) -> dict[str, Any]:
         "measurements": {
             "columns": ["fold", *columns],
             "rows": [
-                [fold, *(_plain(value, 6) for value in row)]
+                [fold, *(for_json(value, 6) for value in row)]
                 for fold, table in tables.items()
                 for row in table.itertuples(index=False, name=None)
             ],
@@ -116,17 +117,9 @@ def _profiles(index: int, layer: AttentionLayer, fold: bool) -> list[list]:
     head = int(diagonals.argsort()[(layer.num_heads - 1) // 2])
     products = (("qk", head, layer.qk(head, fold)), ("vp", LAYER_HEAD, layer.vp(fold=fold)))
     return [
-        [fold, index, layer.name, number, product, [_plain(x, 4) for x in diagonal_profile(matrix)]]
+        [fold, index, layer.name, number, product, [for_json(x, 4) for x in diagonal_profile(matrix)]]
         for product, number, matrix in products
     ]
-
-
-def _plain(value: Any, digits: int) -> Any:
-    """A table's value as JSON has it: floats of so many significant digits, None for what is missing."""
-    value = value.item() if hasattr(value, "item") else value
-    if value is None or value is pd.NA or value != value:
-        return None
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ layer), so that the code behind them need not know which file format a model cam
 from __future__ import annotations
 
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
     version = number("I")
     if version != _CT2_VERSION:
         raise WeightFileError(f"not a CTranslate2 file of version {_CT2_VERSION} (its first number is {version})")
-    text(), number("I")  # model class and its revision
+    text()  # the model's class
+    number("I")  # and its revision
     variables = {}
     for _ in range(number("I")):
         name = text()
@@ -138,12 +140,9 @@ def read_gguf(data: bytes) -> dict[str, Tensor]:
     Raises:
         WeightFileError: not a readable GGUF file, or a quantisation that the gguf library does not know.
     """
-    import tempfile
-
     import gguf
 
-    # the library reads files only, through a memory map
-    # Windows keeps what is mapped
+    # The library reads files only, through a memory map; Windows does not remove what is mapped.
     with tempfile.TemporaryDirectory(prefix="mimetic-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "model.gguf")
         path.write_bytes(data)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -51,18 +52,12 @@ def resolve_backend(config: TrainConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     gpu = device.type == "cuda"
     # older cards have no bfloat16, or only an emulation, and the compiler refuses them
-    precision = (
-        config.precision
-        if config.precision != "auto"
-        else "bfloat16"
-        if gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        else "float32"
-    )
-    compiled = (
-        gpu and torch.cuda.get_device_capability(device) >= (7, 0)
-        if config.compile == "auto"
-        else config.compile == "on"
-    )
+    precision, compiled = config.precision, config.compile == "on"
+    if precision == "auto":
+        half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if half else "float32"
+    if config.compile == "auto":
+        compiled = gpu and torch.cuda.get_device_capability(device) >= (7, 0)
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
@@ -101,8 +96,6 @@ def settings(config: TrainConfig, backend: dict[str, Any], seed: int) -> Iterato
 
 def _cpu_name() -> str:
     """The processor's model name."""
-    import platform
-
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
@@ -114,19 +107,20 @@ def _no_silent_eager() -> AbstractContextManager:
     """dynamo counts the graphs of one function over all models of a process, and beyond eight would go on without
     compiling: other bits, another speed, and nothing said. So there may be many, which runs of one shape then share,
     and too many are an error."""
-    wanted = {
-        "recompile_limit": MOST_GRAPHS,
-        "accumulated_recompile_limit": 8 * MOST_GRAPHS,
-        "fail_on_recompile_limit_hit": True,
-    }
-    if not hasattr(torch._dynamo.config, "recompile_limit"):  # before PyTorch 2.7
+    dynamo = torch._dynamo.config
+    if hasattr(dynamo, "recompile_limit"):
         wanted = {
-            name.replace("recompile", "cache_size" if name != "fail_on_recompile_limit_hit" else "cache"): value
-            for name, value in wanted.items()
+            "recompile_limit": MOST_GRAPHS,
+            "accumulated_recompile_limit": 8 * MOST_GRAPHS,
+            "fail_on_recompile_limit_hit": True,
         }
-    return torch._dynamo.config.patch(
-        **{name: value for name, value in wanted.items() if hasattr(torch._dynamo.config, name)}
-    )
+    else:  # before PyTorch 2.7
+        wanted = {
+            "cache_size_limit": MOST_GRAPHS,
+            "accumulated_cache_size_limit": 8 * MOST_GRAPHS,
+            "fail_on_cache_limit_hit": True,
+        }
+    return dynamo.patch(**{name: value for name, value in wanted.items() if hasattr(dynamo, name)})
 
 
 @contextmanager

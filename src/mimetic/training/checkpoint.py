@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mimetic.data.fetch import atomic_path
+from mimetic.messages import one_line
 
 
 class CheckpointError(RuntimeError):
@@ -60,7 +61,7 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     except (MemoryError, OSError):  # says nothing of the file
         raise
     except Exception as error:  # noqa: BLE001  a damaged file makes torch raise many kinds
-        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
+        raise CheckpointError(f"{path} is damaged ({one_line(error, 120)}): delete it") from None
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise CheckpointError(f"{path} is no checkpoint of a run: delete it")
     found = state["identity"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mimetic.messages import check_whole
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
@@ -30,13 +32,8 @@ class TrainConfig:
         for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("compile", COMPILE)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name, low in (("epochs", 1), ("threads", 1)):
-            if (
-                not isinstance(getattr(self, name), int)
-                or isinstance(getattr(self, name), bool)
-                or getattr(self, name) < low
-            ):
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
+        check_whole("epochs", self.epochs)
+        check_whole("threads", self.threads)
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, not {self.threads!r}")
         if not 0 < self.lr < math.inf:

@@ -26,7 +26,7 @@ from mimetic.training.precision import cast, products
 from mimetic.training.progress import Progress
 from mimetic.training.step import Step
 
-# of the time may go into checkpoints after epochs; on a GPU one can take as long as a tenth of an epoch
+# share of the time that checkpoints after epochs may take: on a GPU one can take as long as a tenth of an epoch
 CHECKPOINT_SHARE = 0.005
 LIMIT_STEPS = 20  # how often several processes agree on whether the time is up
 _NO_DECAY = ("pos_embed", "cls_token")  # besides everything with fewer than two dimensions: biases and norms

@@ -77,7 +77,8 @@ def check_name(kind: str, name: str) -> str:
 
 def record_path(experiment: str, arm: str, seed: int, folder: str | Path | None = None) -> Path:
     """Where the record of a run is kept."""
-    check_name("experiment", experiment), check_name("arm", arm)
+    check_name("experiment", experiment)
+    check_name("arm", arm)
     return Path(folder or runs_dir()) / experiment / f"{arm}-seed{seed}.json"
 
 

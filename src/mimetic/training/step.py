@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from mimetic.messages import one_line
 from mimetic.training.parallel import ALONE, Group
 from mimetic.training.precision import cast
 
@@ -170,6 +171,6 @@ def as_graph(step: Callable[[], None], changed: Callable[[], dict[Any, Tensor]])
             step()
         replay = graph.replay
     except RuntimeError as error:
-        print(f"no CUDA graph ({' '.join(str(error).split())[:200]})", flush=True)
+        print(f"no CUDA graph ({one_line(error, 200)})", flush=True)
     restore()
     return replay

@@ -84,9 +84,7 @@ def verify(
         ]
         if fold:
             errors = fold_errors(session, run)
-            checks = [
-                _with_fold(c, layer, errors.get(i), tolerance) for i, (c, layer) in enumerate(zip(checks, layers))
-            ]
+            checks = [_with_fold(check, errors.get(i), tolerance) for i, check in enumerate(checks)]
     return checks
 
 
@@ -134,7 +132,8 @@ def _vp_error(layer: AttentionLayer, recs: list[Record], c_H: Tensor) -> float:
     weighted = sum(c.to(p) * p for c, p in zip(c_H, products))
     errors = [relative_error(layer.vp(), sum(products))]
     for a, b in ((0, 3), (3, 4)):
-        kv, y = ((recs[a].kv_BMD - recs[b].kv_BMD).to(weighted), (recs[a].y_BND - recs[b].y_BND).to(weighted))
+        kv = (recs[a].kv_BMD - recs[b].kv_BMD).to(weighted)
+        y = (recs[a].y_BND - recs[b].y_BND).to(weighted)
         N, M = recs[a].x_BND.shape[1], kv.shape[1]
         expected = kv[:, torch.arange(N, device=kv.device) % M] @ weighted
         # the class may add the residual itself: its own input (ALBERT), or an argument (BLOOM)
@@ -225,7 +224,7 @@ def _fit(measured: Tensor, expected: Tensor) -> tuple[float, float]:
     return (relative_error(measured, s * expected) if s else math.inf), s
 
 
-def _with_fold(check: Check, layer: AttentionLayer, error: float | None, tolerance: float) -> Check:
+def _with_fold(check: Check, error: float | None, tolerance: float) -> Check:
     if error is None:
         return check
     problem = check.problem

@@ -31,10 +31,7 @@ SEEN = 1e-4
 
 
 def fold_errors(session: Session, run: Callable) -> dict[int, float]:
-    """Layer index -> relative error of the folded V.proj, through the block around the layer.
-
-    The block gets random tokens z and everything in it but this attention is silenced. A pre-norm block then gives
-    z + attention(normalise(z)), a post-norm block a norm of z + attention(z). The block is the nearest ancestor that
+    """Layer index -> relative error of the folded V.proj, through the block around the layer: the nearest ancestor that
     has the residual connection. Layers whose block cannot be isolated, or adds too little to be seen, are absent.
     """
     errors: dict[int, float] = {}

@@ -27,6 +27,7 @@ class RunConfig:
     arm: str = ""  # what the record is called within the experiment; "": the name of the initializer
 
     # the mimetic initializers' constants, one number or one a layer; the defaults are mimetic.VISION
+
     qk_alpha: float | tuple[float, ...] = 0.7  # noise of W_Q W_K^T
     qk_beta: float | tuple[float, ...] = 0.7  # identity of W_Q W_K^T
     vp_alpha: float | tuple[float, ...] = 0.4  # noise of W_V W_proj
@@ -34,14 +35,16 @@ class RunConfig:
     qk_rank: int | None = None  # rank of W_Q W_K^T; None: the head size
 
     # training
-    epochs: int = 100
-    batch_size: int = 128
+
+    epochs: int = 100  # of training
+    batch_size: int = 128  # images, windows of text or users a step
     lr: float = 1e-3  # peak; AdamW
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # AdamW's, on matrices only
     warmup: float = 0.1  # share of the run, linear; then cosine to 0
     grad_clip: float = 1.0  # largest gradient norm; 0: no clipping
 
     # machine
+
     device: str = "auto"  # auto, cpu, cuda, mps
     threads: int = 2  # CPU threads; they change the order of sums, so bit-identical means with equal threads
     precision: str = "auto"  # auto (bfloat16 on cuda), float32, bfloat16

@@ -78,12 +78,14 @@ class LanguageConfig(RunConfig):
     init: str = "gpt2"  # initializer by name, one of mimetic.INITIALIZERS
 
     # the mimetic initializers' constants, one number or one a layer; the defaults are mimetic.LANGUAGE
+
     qk_alpha: float | tuple[float, ...] = 0.7  # noise of W_Q W_K^T
     qk_beta: float | tuple[float, ...] = 0.7  # identity of W_Q W_K^T
     vp_alpha: float | tuple[float, ...] = 0.4  # noise of W_V W_proj
     vp_beta: float | tuple[float, ...] = 0.4  # identity of W_V W_proj
 
     # data
+
     dataset: str = "tinyshakespeare"  # tinyshakespeare, wikitext2, pydoc
     tokenizer: str = "char"  # char, or bpe: byte-level byte-pair encoding
     vocab_size: int = 0  # of the bpe, from 256; 0 for char: the characters of the corpus
@@ -92,10 +94,11 @@ class LanguageConfig(RunConfig):
     curve_tokens: int | None = None  # about so many tokens are evaluated after every epoch but the last; None: all
 
     # model
+
     context: int = 128  # tokens of a window
     d_model: int = 128  # width of the tokens
     depth: int = 4  # blocks
-    num_heads: int = 4
+    num_heads: int = 4  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     # learned, as GPT-2's; scaled: these and the tokens times sqrt(d_model); sincos: fixed; shuffled, centred,
     # from-sincos, from-noise: controls; rotary (models.gpt)
@@ -103,7 +106,7 @@ class LanguageConfig(RunConfig):
 
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the search, for every arm
-# and this one for the arms whose best is the highest of them, or might be
+# one rate more, for the arms whose best is the highest of those, or might be
 EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")
 # arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here
 # is still searched for.
@@ -122,9 +125,9 @@ CHOSEN: dict[str, float] = {
     "tenth": 8e-3,
 }
 GENTLE = 2e-3
-# arm -> the rate that was second in the search and not worse by more than a run's own noise: there the search, of one
-# seed, cannot tell. Which those are follows from the search's records; a test compares.
 TIE = 0.025  # bits per byte: two runs of one configuration and seed on two machines differ by up to 0.044
+# arm -> the rate that was second in the search and not worse by more than a run's own noise (TIE): there the search, of
+# one seed, cannot tell. Which those are follows from the search's records; a test compares.
 RUNNER_UP: dict[str, float] = {
     "gpt2": 4e-3,
     "language": 2e-3,

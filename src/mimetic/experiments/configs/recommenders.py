@@ -41,9 +41,10 @@ class RecommenderConfig(RunConfig):
     family: ClassVar[str] = "mimetic.experiments.recommenders"
     default_init: ClassVar[str] = "bert"
 
-    init: str = "bert"
+    init: str = "bert"  # initializer by name, one of mimetic.INITIALIZERS
 
     # data
+
     dataset: str = "ml100k"  # ml100k, ml1m, beauty, clusters (synthetic)
     items: int | None = None  # keep the so many most frequent items, then users with at least 5; None: all
     validation: bool = False  # judge by the items before the last (to choose a recipe) instead of the last
@@ -51,20 +52,23 @@ class RecommenderConfig(RunConfig):
     passes: int = 1  # over the users in an epoch
 
     # training
+
     objective: str = "mask"  # mask: masked items (BERT4Rec); next: the next item at every position (needs causal)
     mask_prob: float = 0.2  # of an item to be masked
     last_only: float = 0.1  # share of the sequences in which only the last item is masked, as when it is used
-    compile: str = "off"  # the number of masked items changes from batch to batch
-    weight_decay: float = 0.01  # BERT4Rec's
+    # torch.compile: auto (on cuda), on, off; here off, as the number of masked items changes from batch to batch
+    compile: str = "off"
+    weight_decay: float = 0.01  # AdamW's, on matrices only; this is BERT4Rec's
 
     # model
+
     d_model: int = 64  # width of the tokens
     depth: int = 2  # blocks
-    num_heads: int = 2
+    num_heads: int = 2  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     norm_first: bool = False  # pre-LN; False: post-LN, as published
     causal: bool = False  # attention to earlier items only
-    dropout: float = 0.1
+    dropout: float = 0.1  # of the embedding, of attention weights, after attention and after the MLP
     pos_embed: str = "learned"  # learned, sincos: fixed (models.bert4rec)
 
 
@@ -162,10 +166,10 @@ RECIPE: dict[str, dict[str, dict[str, Any]]] = {
         **_checks("beauty-recipe"),
     },
 }
-# Constants that imitate a trained model, default arm, seed 0, layer by layer: python -m mimetic.experiments.fitted.
-# A test compares them with the committed records.
-# experiment, arm
+# set of constants -> experiment and arm of the run (seed 0) that they imitate
 FITTED_FROM = {"ml100k": ("ml100k", "bert"), "beauty": ("beauty", "bert"), "beauty-next": ("beauty", "short-next-bert")}
+# Constants that imitate these trained models, layer by layer: python -m mimetic.experiments.fitted. A test compares
+# them with the committed records.
 FITTED: dict[str, dict[str, tuple[float, ...]]] = {
     "ml100k": {
         "qk_alpha": (0.171, 0.32),

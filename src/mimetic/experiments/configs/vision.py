@@ -61,6 +61,7 @@ class VisionConfig(RunConfig):
     family: ClassVar[str] = "mimetic.experiments.vision"
 
     # data
+
     dataset: str = "cifar10"  # cifar10, cifar100, digits
     train_size: int | None = None  # training images, class-balanced and always the same; None: all
     validation: int = 0  # evaluate on so many other training images instead of the test set (to choose a recipe); 0: no
@@ -72,12 +73,13 @@ class VisionConfig(RunConfig):
     flip: bool = True  # mirror left and right
     randaugment_ops: int = 0  # RandAugment operations an image; 0: none
     randaugment_magnitude: int = 9  # 0 to 30
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of every label that is spread over all classes; 0: none
 
     # model
+
     d_model: int = 192  # width of the tokens
     depth: int = 12  # blocks
-    num_heads: int = 3
+    num_heads: int = 3  # must divide d_model
     mlp_ratio: float = 4.0  # hidden width of the MLP / d_model
     patch_size: int = 4  # pixels
     global_pool: str = "avg"  # avg: average of the patches; token: class token

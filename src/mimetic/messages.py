@@ -1,0 +1,20 @@
+"""What error messages of all parts have in common; imports nothing, so that every module can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError, naming the setting, unless its value is a whole number of at least ``least``.
+
+    True and False are none: as a size they are a mistake.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An exception's message as one line of at most so many characters; its type where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,48 @@
+"""What error messages have in common: a whole number is asked for in one way, an error is shown on one line."""
+
+import pytest
+
+from mimetic import StateNames
+from mimetic.data.sequences import check_sequences
+from mimetic.experiments.configs import named
+from mimetic.experiments.runs import check
+from mimetic.messages import check_whole, one_line
+from mimetic.models import BERT4RecConfig, GPTConfig, ViTConfig
+from mimetic.training.config import TrainConfig
+
+
+@pytest.mark.parametrize("wrong", [True, False, 0, -1, 2.0, "2", None])
+def test_a_whole_number_is_asked_for(wrong):
+    with pytest.raises(ValueError) as error:
+        check_whole("depth", wrong)
+    assert str(error.value) == f"depth must be a whole number of at least 1, not {wrong!r}"
+    check_whole("depth", 1)
+    check_whole("seed", 0, least=0)
+
+
+# Python counts with True as with 1
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: ViTConfig(depth=True), "depth"),
+        (lambda: GPTConfig(depth=True), "depth"),
+        (lambda: BERT4RecConfig(10, depth=True), "depth"),
+        (lambda: TrainConfig(epochs=True), "epochs"),
+        (lambda: StateNames(proj="{}", num_heads=True, qkv="{}"), "num_heads"),
+        (lambda: check(named("digits", experiment="mine", seed=True)), "seed"),
+        (lambda: check(named("pydoc", experiment="mine", steps_per_epoch=True)), "steps_per_epoch"),
+        (lambda: check(named("pydoc", experiment="mine", curve_tokens=True)), "curve_tokens"),
+        (lambda: check(named("clusters", experiment="mine", passes=True)), "passes"),
+        (lambda: check_sequences("clusters", True), "items"),
+    ],
+)
+def test_true_is_no_whole_number(call, name):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least .*, not True$"):
+        call()
+
+
+def test_an_error_on_one_line():
+    assert one_line(ValueError("two\n   lines\n")) == "two lines"
+    assert one_line(KeyError()) == "KeyError"
+    assert one_line(ValueError("long " * 100), 20) == "long long long lo..."
+    assert len(one_line(ValueError("long " * 100))) == 300
