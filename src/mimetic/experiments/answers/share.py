@@ -100,7 +100,7 @@ def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _role(experiment: str, config: dict[str, Any]) -> str | None:
-    """ "default", the signs of mimetic initialization in words, or None for every other arm."""
+    """What an arm is: "default", the signs of mimetic initialization in words, or None for every other arm."""
     if config["init"] == type(EXPERIMENTS[experiment]).default_init:
         return "default"
     plain = all(isinstance(config[name], (int, float)) and abs(config[name]) == size for name, size in SIZES.items())
