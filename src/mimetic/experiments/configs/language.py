@@ -32,7 +32,8 @@ tinyshakespeare-KIND, tinyshakespeare-KIND-recipe
 wikitext2-sincos, tinyshakespeare-sincos-long
     The default and both sets of signs with fixed positions on the other text, and for 6,000 steps.
 wikitext2-from-sincos
-    The default and vision's signs with learned positions that start from sines and cosines, on the other text.
+    The default and vision's signs with learned positions that start from sines and cosines, on the other text; and the
+    default at the rate that it has with fixed ones.
 tinyshakespeare-narrow
     One run of width 96, whose trained products FITTED imitates.
 wikitext2-gpu, share-gpu
@@ -350,7 +351,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
-    "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1]),
+    "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
+    | {rated("gpt2", SINCOS_CHOSEN["gpt2"]): {**EVERY["gpt2"], "lr": SINCOS_CHOSEN["gpt2"]}},
     "tinyshakespeare-rate": (
         at_rate(GENTLE)
         | at_rate(CHOSEN["gpt2"])

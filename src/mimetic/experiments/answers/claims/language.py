@@ -20,7 +20,7 @@ from mimetic.experiments.answers.claims.verdicts import (
     joined,
     judged,
 )
-from mimetic.experiments.answers.common import IN_PERCENT
+from mimetic.experiments.answers.common import IN_PERCENT, comparisons_of
 from mimetic.experiments.answers.vision import ALL_SEEDS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
@@ -109,6 +109,16 @@ def _gains_less(study: Study, changed: str) -> Judgement:
     return verdict, f"{changed} minus their own: {found}. {against_default}"
 
 
+def _started() -> Judgement:
+    """Whether vision's signs gain on both texts with learned positions that start from sines and cosines; on the second
+    over the default at either of two rates."""
+    parts = {}
+    for study in STARTED:
+        for label, (reference, arm) in comparisons_of(study).items():
+            parts[f"{study.question}{label.removeprefix('vision signs')}"] = _gpt(study, arm, reference)
+    return joined(parts)
+
+
 def _beyond_learned() -> Judgement:
     return joined(
         {
@@ -166,7 +176,7 @@ CLAIMS = (
         "With learned positions that start from sines and cosines it gains by them, too (1,200 steps)",
         OURS,
         "10_gpt",
-        lambda: joined({study.question: _gpt(study) for study in STARTED}),
+        _started,
     ),
     Claim(
         TEXT,
