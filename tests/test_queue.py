@@ -15,7 +15,7 @@ import torch
 
 from mimetic import cli
 from mimetic.data.fetch import Unavailable
-from mimetic.experiments import queue
+from mimetic.experiments import queue, workers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
@@ -174,9 +174,9 @@ def test_every_worker_sees_one_card_of_its_own(monkeypatch, dying):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert queue._cards() == ["0", "1", "2"]
+    assert workers.cards() == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
-    given, start = [], queue._Worker.__init__
+    given, start = [], workers.Worker.__init__
 
     def watched(worker, card):
         start(worker, card)
@@ -185,8 +185,8 @@ def test_every_worker_sees_one_card_of_its_own(monkeypatch, dying):
             wait_for(lambda: f"CUDA_VISIBLE_DEVICES={card}" in seen.read_text().split("\0"))  # empty for a moment
         given.append(card)
 
-    monkeypatch.setattr(queue._Worker, "__init__", watched)
-    monkeypatch.setattr(queue, "_serve", dying.exits)  # the processes are enough, they need not train
+    monkeypatch.setattr(workers.Worker, "__init__", watched)
+    monkeypatch.setattr(workers, "_serve", dying.exits)  # the processes are enough, they need not train
     queue.work(toy(2), processes=2, say=lambda line: None)
     assert given == ["5", "7"] and os.environ["CUDA_VISIBLE_DEVICES"] == "5, 7"
 
@@ -249,34 +249,34 @@ def test_a_record_that_is_damaged_meanwhile_is_counted_and_named():
 
 
 def test_a_worker_that_dies_between_two_runs_is_replaced(monkeypatch):
-    workers = []
+    made = []
 
-    class Watched(queue._Worker):
+    class Watched(workers.Worker):
         def __init__(self, card):
             super().__init__(card)
-            workers.append(self)
+            made.append(self)
 
     def say(line):
-        if "done" in line and len(workers) == 1:
-            workers[0].process.kill()
-            workers[0].process.join()
+        if "done" in line and len(made) == 1:
+            made[0].process.kill()
+            made[0].process.join()
 
-    monkeypatch.setattr(queue, "_Worker", Watched)
+    monkeypatch.setattr(queue, "Worker", Watched)
     outcome = queue.work(toy(2), processes=1, say=say)
-    assert len(outcome.finished) == 2 and not outcome.failed and len(workers) == 2
+    assert len(outcome.finished) == 2 and not outcome.failed and len(made) == 2
 
 
 @pytest.mark.parametrize(("end", "says"), [("exits", "exit code 3"), ("is_killed", "when memory runs out")])
 def test_a_process_that_cannot_begin_is_one_failed_run(monkeypatch, dying, end, says):
     """It closes its end with the run unread, which resets the connection."""
-    monkeypatch.setattr(queue, "_serve", getattr(dying, end))
+    monkeypatch.setattr(workers, "_serve", getattr(dying, end))
     outcome = queue.work(toy(1), processes=1, say=lambda line: None)
     assert list(outcome.failed) == [toy(1)[0].name] and says in outcome.failed[toy(1)[0].name]
 
 
 def test_a_run_whose_process_lost_its_gpu_is_tried_once_more_in_a_new_one(monkeypatch, dying):
     """A CUDA error stays with its process: the next runs must not get that one."""
-    monkeypatch.setattr(queue, "_serve", dying.loses_its_gpu)
+    monkeypatch.setattr(workers, "_serve", dying.loses_its_gpu)
     lines, runs = [], toy(2)
     outcome = queue.work(runs, processes=1, say=lines.append)
     assert list(outcome.failed) == [config.name for config in runs]

@@ -13,33 +13,24 @@ that another process holds is passed over. So the queue and its workers can be k
 from __future__ import annotations
 
 import argparse
-import errno
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 
-import torch
-
-from mimetic.attention import MimeticWarning
 from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import gpu_is_lost, in_a_line, leave_with_parent, until_terminated
+from mimetic.experiments.helpers import until_terminated
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.runs import check, checkpoint_path, existing, family, run_or_restart, train_config
+from mimetic.experiments.runs import check, checkpoint_path, existing, family, train_config
 from mimetic.experiments.together import groups, work_together
+from mimetic.experiments.workers import Worker, cards
 from mimetic.training.backend import resolve_backend, resolve_device
-from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
-from mimetic.training.loop import TimeLimit
+from mimetic.training.checkpoint import CheckpointError
 from mimetic.training.parallel import launched
-from mimetic.training.records import RecordError, now
+from mimetic.training.records import RecordError
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
 LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
@@ -109,10 +100,10 @@ def work(
     least = LEAST_SECONDS_COMPILED if compiled else LEAST_SECONDS
     if waiting and minutes is not None and 60 * minutes <= least:
         raise ValueError(f"minutes must be more than {least / 60:g}: with less time no run is begun, not {minutes:g}")
-    cards = _cards()
+    visible = cards()
     outcome, progress = Outcome(), _Progress(runs, waiting)
     say(progress.line("start"))
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
     # runs that another process held, or whose process lost its GPU, and that were put back once
     again: set[str] = set()
     try:
@@ -122,7 +113,7 @@ def work(
             while enough and waiting and (idle or len(workers) < processes):
                 if not idle:
                     taken = [w.card for w in workers]
-                    workers.append(_Worker(min(cards, key=taken.count) if cards else None))
+                    workers.append(Worker(min(visible, key=taken.count) if visible else None))
                     idle.append(workers[-1])
                 worker = idle.pop()
                 try:
@@ -166,8 +157,8 @@ def _check_minutes(minutes: float | None) -> None:
 
 
 def _receive(
-    worker: _Worker,
-    workers: list[_Worker],
+    worker: Worker,
+    workers: list[Worker],
     waiting: list[RunConfig],
     again: set[str],
     outcome: Outcome,
@@ -231,115 +222,6 @@ def _receive(
             f"{name}  FAILED: {content}"
             + (f"; {len(alike)} other runs that it would happen to are not begun" if alike else "")
         )
-
-
-# --- a worker process ------------------------------------------------------------------------------------------------
-
-
-class _Worker:
-    """A process that trains one run after another, on the one card that it sees."""
-
-    def __init__(self, card: str | None = None) -> None:
-        # glibc gives tensors of some MB back to the system and asks for them again, page by page, all the time: keeping
-        # them makes training a fifth faster. It reads these at the start of a process.
-        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
-        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.card = card
-        with _environment("CUDA_VISIBLE_DEVICES", card):  # CUDA reads it when the process first uses a card
-            self.process.start()
-        theirs.close()
-        self.config: RunConfig | None = None
-
-    def give(self, config: RunConfig, deadline: float | None, checkpoint_seconds: float) -> None:
-        self.config = config
-        self.connection.send((config, deadline, checkpoint_seconds))
-
-    def stop(self) -> None:
-        """End the process: one in a run when its step is over, an idle one by itself. (Killed, it leaves semaphores of
-        its libraries behind, and Python warns of them on the user's terminal.)"""
-        self.connection.close()
-        if self.config is not None:
-            self.process.terminate()
-        self.process.join(timeout=5.0)
-        self.process.kill()
-        self.process.join()
-
-
-@contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    """An environment variable for the processes that are started meanwhile; None: as it is."""
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if value is not None:
-            del os.environ[name]
-            os.environ.update({} if before is None else {name: before})
-
-
-def _cards() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; [] without."""
-    if not torch.cuda.is_available():
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        [card.strip() for card in visible.split(",")] if visible else [str(i) for i in range(torch.cuda.device_count())]
-    )
-
-
-def _serve(connection: Connection) -> None:
-    """Train what comes through the pipe, until it is closed or the queue has ended, however."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the queue ends its workers itself
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end in which libraries remove their semaphores
-    warnings.simplefilter("ignore", MimeticWarning)
-    # a queue that is killed leaves none that trains on, and holds its run
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    while True:
-        try:
-            config, deadline, checkpoint_seconds = connection.recv()
-        except (EOFError, OSError):
-            return
-
-        began = now()
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            record = run_or_restart(
-                config,
-                say=lambda line: connection.send(("says", line)),
-                progress=False,
-                checkpoint_seconds=checkpoint_seconds,
-                time_limit=left,
-                on_epoch=lambda entry: connection.send(("epoch", entry)),
-            )
-            message = "done" if record["finished"] >= began else "there", record["final"]
-        except TimeLimit:
-            message = "stopped", ""
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        except Unavailable as error:
-            message = "unavailable", in_a_line(error)
-        except OSError as error:
-            message = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed", in_a_line(error)
-        except BusyCheckpoint:
-            message = "busy", ""
-        except CheckpointError as error:
-            message = "failed", str(error)
-        except Exception as error:  # noqa: BLE001  one run must not stop the others; its error is shown
-            message = "lost" if gpu_is_lost(error) else "failed", in_a_line(error)
-        try:
-            connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        if message[0] == "lost":
-            return
-
-
-# --- progress --------------------------------------------------------------------------------------------------------
 
 
 class _Progress:
@@ -415,7 +297,7 @@ def run_queue(
 
 def side_by_side(runs: Sequence[RunConfig]) -> int:
     """How many runs at a time: one on each GPU, which one run can fill; else two, on two cores."""
-    return len(_cards()) if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
+    return len(cards()) if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
