@@ -5,10 +5,11 @@ from mimetic.adapters import register_adapter
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit import Audit, StateNames, audit
 from mimetic.construct import factor, factor_top_k, semi_diagonal
-from mimetic.initialize import LANGUAGE, VISION, MimeticSpec, WrittenLayer, mimetic_init_
+from mimetic.initialize import WrittenLayer, mimetic_init_
 from mimetic.initializers import INITIALIZERS, initialize_
 from mimetic.measure import fit, measure
 from mimetic.scan import attention_layers
+from mimetic.spec import LANGUAGE, VISION, MimeticSpec
 
 __version__ = "0.1.0"
 

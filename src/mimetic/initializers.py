@@ -19,9 +19,10 @@ from mimetic.adapters.views import DTYPES, expanded
 from mimetic.attention import AttentionLayer, MimeticWarning, wide
 from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
-from mimetic.initialize import VISION, MimeticSpec, first_process_generator, mimetic_init_
+from mimetic.initialize import first_process_generator, mimetic_init_
 from mimetic.plan import plan
 from mimetic.scan import plain
+from mimetic.spec import VISION, MimeticSpec
 
 # --- mimetic initialization and its controls -------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.construct import double, factor_top_k, semi_diagonal
-from mimetic.initialize import MimeticSpec
 from mimetic.scan import attention_layers
+from mimetic.spec import MimeticSpec
 
 if TYPE_CHECKING:
     import pandas as pd

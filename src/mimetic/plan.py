@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from mimetic.adapters.views import OUT_NORM
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 from mimetic.scan import Parameters, Scan, held, overlap, plain, scan, views
-
-if TYPE_CHECKING:
-    from mimetic.initialize import MimeticSpec
+from mimetic.spec import MimeticSpec
 
 # views of each product
 WEIGHTS, BIASES = {"qk": ("q", "k"), "vp": ("v", "proj")}, {"qk": ("q_bias", "k_bias"), "vp": ("v_bias", "proj_bias")}

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from mimetic.construct import semi_diagonal
-from mimetic.initialize import VISION, mimetic_init_
+from mimetic.initialize import mimetic_init_
 from mimetic.models.blocks import Block
 from mimetic.scan import attention_layers
+from mimetic.spec import VISION
 
 
 def bench_init(

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mimetic.attention_maps import attention_map, patch_distances
 from mimetic.construct import factor, factor_top_k, semi_diagonal
-from mimetic.initialize import VISION
 from mimetic.initializers import initialize_
 from mimetic.measure import statistics
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.scan import attention_layers
+from mimetic.spec import VISION
 
 VP = VISION.vp_alpha, VISION.vp_beta
 

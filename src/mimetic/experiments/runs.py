@@ -32,10 +32,10 @@ from torch import nn
 from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
-from mimetic.initialize import MimeticSpec
 from mimetic.initializers import INITIALIZERS, RANKED, initialize_
 from mimetic.messages import check_whole
 from mimetic.models.blocks import parameter_counts
+from mimetic.spec import MimeticSpec
 from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
 from mimetic.training.checkpoint import (
     BusyCheckpoint,
@@ -80,6 +80,7 @@ COMMON_SOURCE = (
     "models/positions.py",
     "plan.py",
     "scan.py",
+    "spec.py",
     "training/backend.py",
     "training/config.py",
     "training/loop.py",
