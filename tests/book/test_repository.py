@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -212,10 +213,14 @@ def test_readme_commands_and_links_exist():
 @pytest.mark.slow
 def test_the_four_lines_on_your_own_model_work(page):
     pytest.importorskip("timm")
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    block, *more = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 4
     names = {}
     exec(block.replace("vit_base_patch16_224", "vit_tiny_patch16_224"), names)
+    for positions in more:
+        exec(positions, names)
+        rows = names["model"].pos_embed[0].detach()
+        assert rows[0].abs().max() < 0.2 and torch.allclose(rows[1:].norm(dim=1), torch.tensor(96**0.5), atol=1)
     weight = names["model"].blocks[0].attn
     d = weight.proj.weight.shape[0]
     product = (weight.proj.weight @ weight.qkv.weight[2 * d :]).T.detach()
