@@ -223,6 +223,25 @@ def controls() -> str:
     return "\n".join(lines)
 
 
+def started_on_wikitext2() -> str:
+    """What vision's signs do on the other text with learned positions that start from sines and cosines, over the
+    default at two rates, and how they stand to GPT-2's own start there, as a paragraph; "" without a pair."""
+    study = FROM_SINCOS_WIKITEXT2
+    table = common.study_table(study, load_runs(study.experiment), METRIC)
+    if table.empty:
+        return ""
+    found = [f"{name}: {common.finding(row, METRIC)}" for name, row in table.iterrows()]
+    own = {
+        "vision signs": across("vision", study, "gpt2", WIKITEXT2),
+        "default": across("gpt2", study, "gpt2", WIKITEXT2),
+    }
+    said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
+    return (
+        f"On WikiText-2 with learned positions that start from sin-cos, where we expected a gain as with fixed ones:"
+        f" {'; '.join(found)}. Minus GPT-2's own start with learned positions: {'; '.join(said)}."
+    )
+
+
 def rotary_answer() -> str:
     """What both sets of signs do with rotary positions, as Markdown list items, and how the
     better start with fixed ones stands to them.
