@@ -138,6 +138,15 @@ def test_the_check_sees_a_wrong_reading(defect):
     assert check.problem.startswith("wrong"), check
 
 
+def test_a_model_that_cannot_be_read_is_not_verified():
+    """An empty list of checks would pass for a reader that copies its weights."""
+    half_known = nn.Sequential(Block(batch_first=True), Block(batch_first=True))
+    half_known[1].attn.out_proj = nn.Identity()
+    for model in (nn.Linear(3, 3), half_known):
+        with pytest.raises(UnsupportedAttention):
+            verify(model, lambda m: m(tokens(5, 6, D)))
+
+
 def test_pooling_with_a_learned_query_is_passed_over():
     class AttentionPool(nn.Module):
         def __init__(self):

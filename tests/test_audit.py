@@ -114,6 +114,8 @@ def test_share_by_catalogue_is_that_of_a_model_built_with_it():
     shares = found.shares()
     assert list(shares) == [10**k for k in range(2, 8)] and all(np.diff(list(shares.values())) < 0)
     assert shares[10**7] < 1e-3 < shares[10**2]
+    assert found.shares([3_002])[3_002] == found.parameters.share(3_002)
+    assert f"10,000,000 items {100 * shares[10**7]:.2g}%" in found.answers[2]  # a percentage, as the others are
 
 
 def test_an_untied_output_counts_twice_an_item():

@@ -37,7 +37,7 @@ def test_a_whole_number_is_asked_for(wrong):
     ],
 )
 def test_true_is_no_whole_number(call, name):
-    with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least .*, not True$"):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number (of at least|from) .*, not True$"):
         call()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError, naming the setting, unless its value is a whole number of at least ``least``.
+def check_whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> None:
+    """Raise ValueError, naming the setting, unless its value is a whole number of at least ``least``; otherwise: what
+    else it may be, for the message.
 
     True and False are none: as a size they are a mistake.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{otherwise}, not {value!r}")
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,11 @@ class Audit:
     notes: tuple[str, ...] = ()  #: what to know before reading it
     answers: tuple[str, str, str, str] = field(default=("",) * 4)  #: the three answers and what follows from them
 
-    def shares(self) -> dict[int, float]:
-        """Attention's share of the parameters by catalogue size (of another one: parameters.share); {} without an item
-        table.
-        """
+    def shares(self, catalogues: Sequence[int] = CATALOGUES) -> dict[int, float]:
+        """Attention's share of the parameters by catalogue size; {} without an item table."""
         if self.parameters is None or self.parameters.items is None:
             return {}
-        return {n: self.parameters.share(n) for n in CATALOGUES}
+        return {n: self.parameters.share(n) for n in catalogues}
 
     def signs(self) -> dict[str, str]:
         """The sign ("+", "−" or "none") of "qk" (over heads) and of "vp" (over layers): what more than CLEAR of them
@@ -112,8 +111,10 @@ def answers(found: Audit) -> tuple[str, str, str, str]:
             f" {share:.1%}."
         )
         if catalogue := found.shares():
+            # in percent, with two digits where one behind the point would be 0.0
             parts = [
-                f"{n:,} items {catalogue[n]:{'.2g' if catalogue[n] < 0.001 else '.1%'}}" for n in (10**3, 10**5, 10**7)
+                f"{n:,} items {100 * catalogue[n]:.2g}%" if catalogue[n] < 0.001 else f"{n:,} items {catalogue[n]:.1%}"
+                for n in (10**3, 10**5, 10**7)
             ]
             third += f" With {', '.join(parts)}."
 

@@ -32,7 +32,6 @@ from mimetic.data.fetch import (
     require_network,
     sha256_of,
 )
-from mimetic.messages import check_whole
 
 DATASETS = ("ml100k", "ml1m", "beauty", "clusters")
 LEAST_INTERACTIONS = 5  # of a user
@@ -129,9 +128,10 @@ def check_sequences(name: str, items: int | None = None) -> None:
     most = SYNTHETIC_ITEMS if name == "clusters" else _FILES[name].counts[1]
     if items is None:
         return
-    check_whole("items", items)
-    if not 10 <= items <= most:
-        raise ValueError(f"items must be from 10 to the {most} items of {name}, or None for all, not {items}")
+    if not isinstance(items, int) or isinstance(items, bool) or not 10 <= items <= most:
+        raise ValueError(
+            f"items must be a whole number from 10 to the {most} items of {name}, or None for all, not {items!r}"
+        )
 
 
 def num_users(name: str, items: int | None = None) -> int:

@@ -43,7 +43,7 @@ def check(config: LanguageConfig) -> None:
         raise ValueError(f"validation must be one of True, False, not {config.validation!r}")
     check_whole("steps_per_epoch", config.steps_per_epoch)
     if config.curve_tokens is not None:
-        check_whole("curve_tokens", config.curve_tokens)
+        check_whole("curve_tokens", config.curve_tokens, otherwise=", or None")
     _gpt_config(config, max(config.vocab_size, 1))
     # a token is at least a byte, so no text has more tokens than bytes; the exact number is known once the text is read
     corpus = CORPORA[config.dataset]

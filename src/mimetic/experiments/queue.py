@@ -336,6 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, Unavailable, ChecksumError, CheckpointError, OSError) as error:  # RecordError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; a stored run goes on from its last checkpoint with the same command", file=sys.stderr)
+        return 130
     if outcome and outcome.failed:
         print(f"error: {'; '.join(f'{name}: {why}' for name, why in outcome.failed.items())}", file=sys.stderr)
         return 2

@@ -74,8 +74,11 @@ def verify(
 
     Returns:
         One Check a layer, in the order of the layers. Check.problem is empty where the layer is right.
+
+    Raises:
+        UnsupportedAttention: no layers were given, and attention_layers(model) refuses the model.
     """
-    layers = scan(model).layers if layers is None else layers
+    layers = scan(model).require(model) if layers is None else layers
     with evaluating(model), torch.no_grad():
         session = Session(model, layers, seed)
         records = [session.run(run, r) for r in range(RUNS)]
