@@ -134,7 +134,7 @@ def test_unknown_names_and_sizes():
     with pytest.raises(ValueError, match="ml100k, ml1m, beauty, clusters"):
         load_sequences("movielens")
     for wrong in (5, 2000):
-        with pytest.raises(
+        with pytest.raises(ValueError, match="items must be a whole number from 10 to the 1682 items of ml100k"):
             ValueError, match="items must be a whole number from 10 to the 1682 items of ml100k, or None"
         ):
             check_sequences("ml100k", wrong)
