@@ -26,6 +26,7 @@ from mimetic.experiments.configs.language import (
     SECOND_RATE,
     SHARES,
     SIGNS,
+    SINCOS_CHOSEN,
     TIE,
     LanguageConfig,
     rated,
@@ -36,7 +37,7 @@ from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIE
 from mimetic.experiments.recorded import cases_of
 from mimetic.experiments.runs import check, existing, run
 from mimetic.models.blocks import parameter_counts
-from mimetic.statistics import side
+from mimetic.statistics import contrast, side
 from mimetic.training.records import load_runs, read_record, runs_dir
 
 LANGUAGE_EXPERIMENTS = [name for name, config in EXPERIMENTS.items() if isinstance(config, LanguageConfig)]
@@ -360,3 +361,15 @@ def test_chapter_10_says_of_the_reason_what_the_records_say():
     sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
     assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)
     assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) == 1
+
+
+def test_what_chapter_10_says_of_started_positions_on_the_second_text_follows_from_the_records():
+    finals = load_runs("wikitext2-from-sincos")
+    gentle = rated("gpt2", SINCOS_CHOSEN["gpt2"])
+    gains = [contrast(finals, {"vision": 1, reference: -1}, language.METRIC.column) for reference in ("gpt2", gentle)]
+    assert [len(values) for values in gains] == [6, 6] and [side(values) for values in gains] == [-1, -1]
+    own_minus_gentle = contrast(finals, {"gpt2": 1, gentle: -1}, language.METRIC.column)
+    assert side(own_minus_gentle) == 1  # the rate that was searched on the other text is too high for the default
+    fixed = positions.effect_of(STUDIES["positions-wikitext2"], "vision")
+    assert abs(gains[1].mean() - fixed.mean()) < 0.02  # much the same as with fixed positions
+    assert side(positions.across("vision", STUDIES["from-sincos-wikitext2"], "gpt2", STUDIES["wikitext2"])) == -1

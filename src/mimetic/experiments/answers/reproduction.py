@@ -10,6 +10,7 @@ from mimetic.experiments.answers import common, recommenders
 from mimetic.experiments.answers.claims import ASKED, MEANING, OURS
 from mimetic.experiments.answers.growth import better_rates
 from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.language import SINCOS_CHOSEN, rated
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import recommenders as programme
@@ -96,7 +97,13 @@ SUMMARY = (
     ("10_gpt", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
     ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
     ("10_gpt", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
-    ("10_gpt", "with learned positions that start from sin-cos", FROM_SINCOS_WIKITEXT2.experiment, "gpt2", "vision"),
+    (
+        "10_gpt",
+        "with learned positions that start from sin-cos, over the better of two rates of the default",
+        FROM_SINCOS_WIKITEXT2.experiment,
+        rated("gpt2", SINCOS_CHOSEN["gpt2"]),
+        "vision",
+    ),
     ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
     ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
