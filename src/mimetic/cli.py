@@ -18,6 +18,7 @@ from tyro.extras import subcommand_type_from_defaults
 
 from mimetic.bench.commands import BenchInit, BenchProfile, BenchTrain, Mistake
 from mimetic.experiments.configs import EXPERIMENTS, with_arm
+from mimetic.messages import STOPPED
 
 EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
 
@@ -361,6 +362,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; a stored run goes on from its last checkpoint with the same command", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+STOPPED = "stopped; a stored run goes on from its last checkpoint with the same command"  # after Ctrl-C
+
 
 def check_whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> None:
     """Raise ValueError, naming the setting, unless its value is a whole number of at least ``least``; otherwise: what

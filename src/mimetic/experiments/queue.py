@@ -27,6 +27,7 @@ from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, train_config
 from mimetic.experiments.together import groups, work_together
 from mimetic.experiments.workers import Worker, cards
+from mimetic.messages import STOPPED
 from mimetic.training.backend import resolve_backend, resolve_device
 from mimetic.training.checkpoint import CheckpointError
 from mimetic.training.parallel import launched
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; a stored run goes on from its last checkpoint with the same command", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     if outcome and outcome.failed:
         print(f"error: {'; '.join(f'{name}: {why}' for name, why in outcome.failed.items())}", file=sys.stderr)

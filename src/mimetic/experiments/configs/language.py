@@ -290,9 +290,14 @@ def rated(name: str, lr: float) -> str:
     return f"lr-{lr:g}-{name}"
 
 
+def at_other_rates(rates: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Arms at rates that are not their own, arm -> rate, under the names that they have there."""
+    return {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in rates.items()}
+
+
 def at_rate(lr: float) -> dict[str, dict[str, Any]]:
     """The default and both sets of signs at one learning rate."""
-    return {rated(name, lr): {**arm, "lr": lr} for name, arm in SIGNS.items()}
+    return at_other_rates(dict.fromkeys(SIGNS, lr))
 
 
 def searched(name: str, lr: float) -> str:
@@ -343,21 +348,14 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext2": at_own_rate(*TRIED),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
     **{
-        with_positions(kind): (
-            at_own_rate(*arms, chosen=chosen)
-            | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in SECOND_RATE.get(kind, {}).items()}
-        )
+        with_positions(kind): at_own_rate(*arms, chosen=chosen) | at_other_rates(SECOND_RATE.get(kind, {}))
         for kind, (arms, chosen) in OTHER_POSITIONS.items()
     },
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
-    | {rated("gpt2", SINCOS_CHOSEN["gpt2"]): {**EVERY["gpt2"], "lr": SINCOS_CHOSEN["gpt2"]}},
-    "tinyshakespeare-rate": (
-        at_rate(GENTLE)
-        | at_rate(CHOSEN["gpt2"])
-        | {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in RUNNER_UP.items()}
-    ),
+    | at_other_rates({"gpt2": SINCOS_CHOSEN["gpt2"]}),
+    "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | at_other_rates(RUNNER_UP),
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
     "share-gpu": _sweep(SIGNS),

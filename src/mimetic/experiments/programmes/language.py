@@ -37,6 +37,11 @@ def _ready(names) -> tuple[str, ...]:
     return tuple(name for name in names if name in CHOSEN)
 
 
+def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more) -> Study:
+    """A study of every arm that the experiment has; what else a Study takes."""
+    return Study(name, question, experiment, tuple(ARMS[experiment]), *more, **named_more)
+
+
 # Every arm at its own rate, so a difference between two of them is not of the signs alone;
 # answers.rates.signs_at_one_rate has that
 SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
@@ -85,26 +90,23 @@ SECOND = Study(
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
 # GPT?
-POSITIONS = Study(
+POSITIONS = _of_all_arms(
     "positions",
     "tiny Shakespeare, fixed sin-cos positions",
     "tinyshakespeare-sincos",
-    tuple(ARMS["tinyshakespeare-sincos"]),
     contrasts=BEYOND_SIZE | SIGN,
 )
-SHUFFLED = Study(
+SHUFFLED = _of_all_arms(
     "shuffled",
     "tiny Shakespeare, the same positions in a random order",
     "tinyshakespeare-shuffled",
-    tuple(ARMS["tinyshakespeare-shuffled"]),
 )
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
 # the first block?
-SCALED = Study(
+SCALED = _of_all_arms(
     "scaled",
     "tiny Shakespeare, learned positions, times √d",
     "tinyshakespeare-scaled",
-    tuple(ARMS["tinyshakespeare-scaled"]),
     {
         "vision signs": ("gpt2", "vision"),
         f"vision signs at {SECOND_RATE['scaled']['vision']:g}": (
@@ -115,46 +117,43 @@ SCALED = Study(
 )
 # Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add
 # is the same everywhere?
-CENTRED = Study(
+CENTRED = _of_all_arms(
     "centred",
     "tiny Shakespeare, fixed positions without their mean",
     "tinyshakespeare-centred",
-    tuple(ARMS["tinyshakespeare-centred"]),
 )
 # Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token
 # look at itself, and at its equals nearby
-ROTARY = Study(
+ROTARY = _of_all_arms(
     "rotary",
     "tiny Shakespeare, rotary positions",
     "tinyshakespeare-rotary",
-    tuple(ARMS["tinyshakespeare-rotary"]),
     contrasts=SIGN,
 )
 # Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's
 # signs to gain with both of these, as much as with fixed ones where they start from sines and cosines, and as much as
 # in a random order where they start from noise
-FROM_SINCOS = Study(
+FROM_SINCOS = _of_all_arms(
     "from-sincos",
     "tiny Shakespeare, learned positions that start from sin-cos",
     "tinyshakespeare-from-sincos",
-    tuple(ARMS["tinyshakespeare-from-sincos"]),
 )
-FROM_NOISE = Study(
+FROM_NOISE = _of_all_arms(
     "from-noise",
     "tiny Shakespeare, learned positions that start from noise as large",
     "tinyshakespeare-from-noise",
-    tuple(ARMS["tinyshakespeare-from-noise"]),
 )
-POSITIONS_WIKITEXT2 = Study(
-    "positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos", tuple(ARMS["wikitext2-sincos"])
+POSITIONS_WIKITEXT2 = _of_all_arms(
+    "positions-wikitext2",
+    "WikiText-2, fixed sin-cos positions",
+    "wikitext2-sincos",
 )
 # We expected a gain as with fixed ones. The default at the rate that it has there was added when two pairs had shown a
 # larger one: its own rate, from a search on the other text, is twice that
-FROM_SINCOS_WIKITEXT2 = Study(
+FROM_SINCOS_WIKITEXT2 = _of_all_arms(
     "from-sincos-wikitext2",
     "WikiText-2, learned positions that start from sin-cos",
     "wikitext2-from-sincos",
-    tuple(ARMS["wikitext2-from-sincos"]),
     {
         "vision signs": ("gpt2", "vision"),
         f"vision signs, over the default at {SINCOS_CHOSEN['gpt2']:g}": (
@@ -163,11 +162,10 @@ FROM_SINCOS_WIKITEXT2 = Study(
         ),
     },
 )
-POSITIONS_LONG = Study(
+POSITIONS_LONG = _of_all_arms(
     "positions-long",
     "fixed sin-cos positions, 6,000 steps",
     "tinyshakespeare-sincos-long",
-    tuple(ARMS["tinyshakespeare-sincos-long"]),
 )
 
 
