@@ -41,6 +41,7 @@ LABELS = {  # of arms
     "vision": "vision signs",
     "qk": "QK only",
     "vp": "V·proj only",
+    "vp-minus": "V·proj only, vision's sign",
     "fit": "fitted to our own trained GPT",
     "rescaled": "default at mimetic's norms",
     "gpt2-signs": "GPT-2's signs (QK −, V·proj +)",

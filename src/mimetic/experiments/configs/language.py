@@ -17,13 +17,13 @@ share
 tinyshakespeare-long
     Five times as long, to see where it ends: 6,000 steps, twelve passes.
 tinyshakespeare-sincos
-    The default, both sets of signs and the controls of size with fixed sin-cos positions, since learned ones take
-    vision's gain away (cifar10-lab10).
+    The default, both sets of signs, each half of vision's and the controls of size with fixed sin-cos positions, since
+    learned ones take vision's gain away (cifar10-lab10).
 tinyshakespeare-KIND, tinyshakespeare-KIND-recipe
     The default and vision's signs with other positions (models.gpt), and the search for their rates, which sincos has,
     too. KIND is one of
     scaled       learned once more, tokens and positions times sqrt(d): what enters is as large as with fixed ones
-    shuffled     the fixed ones in a random order: as large, but neighbours are not alike
+    shuffled     the fixed ones in a random order: as large, but neighbours are not alike; with the controls of size
     centred      the fixed ones without what all positions have in common, their mean
     rotary       no embedding of positions: queries and keys are rotated by their places, as in most language models
                  since 2021; with the language signs, too
@@ -141,10 +141,10 @@ RUNNER_UP: dict[str, float] = {
 # arms there, and the rates chosen.
 OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "sincos": (
-        ("gpt2", "language", "vision", "rescaled", "random-directions"),
+        ("gpt2", "language", "vision", "rescaled", "random-directions", "qk", "vp-minus"),
         {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3},
     ),
-    "shuffled": (("gpt2", "vision"), {"gpt2": 2e-3, "vision": 2e-3}),
+    "shuffled": (("gpt2", "vision", "rescaled", "random-directions"), {"gpt2": 2e-3, "vision": 2e-3}),
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
@@ -266,20 +266,21 @@ CONTROLS: dict[str, dict[str, Any]] = {
     # vision's structure at a tenth of its size
     "tenth": {"init": "mimetic", "qk_alpha": 0.07, "qk_beta": 0.07, "vp_alpha": 0.04, "vp_beta": -0.04},
 }
-EVERY = TRIED | CONTROLS
+EVERY = TRIED | CONTROLS  # what the search with learned positions has
+KNOWN = EVERY | {"vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4}}  # V.proj alone, with vision's sign
 
 
 def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
     """Arms with the learning rate that the search chose for each; those that
     it has chosen none for yet are left out.
     """
-    return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
+    return {name: {**KNOWN[name], "lr": chosen[name]} for name in names if name in chosen}
 
 
 def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The runs of a search: every arm at every rate, and those whose best is the highest of them at EDGE_RATE, too."""
     return {
-        searched(name, lr): {**EVERY[name], "lr": lr}
+        searched(name, lr): {**KNOWN[name], "lr": lr}
         for name in names
         for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))
     }
@@ -292,7 +293,7 @@ def rated(name: str, lr: float) -> str:
 
 def at_other_rates(rates: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Arms at rates that are not their own, arm -> rate, under the names that they have there."""
-    return {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in rates.items()}
+    return {rated(name, lr): {**KNOWN[name], "lr": lr} for name, lr in rates.items()}
 
 
 def at_rate(lr: float) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,9 @@ ml100k-recipe, beauty-recipe
 ml100k-rate, beauty-rate
     The default, both sign patterns and the controls of their size once more at three times the learning rate, since on
     ML-100K the search found the recipe unfair to the default.
-ml100k-sincos, ml100k-sincos-rate
-    The central comparison with its controls and fixed positions, at both of these rates: in GPTs these positions turn
-    what the signs do (mimetic.experiments.configs.language).
+ml100k-sincos, ml100k-sincos-rate, beauty-sincos
+    The central comparison with its controls and fixed positions, on MovieLens at both of these rates: in GPTs these
+    positions turn what the signs do (mimetic.experiments.configs.language).
 ml1m, beauty-full
     The sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
     (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run
@@ -95,6 +95,7 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
     "beauty-rate": replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
     "ml100k-sincos": replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
     "ml100k-sincos-rate": replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
+    "beauty-sincos": replace(BEAUTY, experiment="beauty-sincos", pos_embed="sincos"),
     # the share of masks published for this data set
     "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
     "beauty-full": replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
@@ -226,7 +227,15 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     **{
         name: {"opposite": OPPOSITE, "random-directions": RANDOM}
-        for name in ("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "ml1m", "beauty-full")
+        for name in (
+            "ml100k-rate",
+            "beauty-rate",
+            "ml100k-sincos",
+            "ml100k-sincos-rate",
+            "beauty-sincos",
+            "ml1m",
+            "beauty-full",
+        )
     },
     **RECIPE,
 }

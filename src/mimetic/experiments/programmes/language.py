@@ -47,11 +47,21 @@ def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more)
 SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
 CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
 WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
-# Signs against both controls of their size, each at its own rate
-BEYOND_SIZE = {
-    f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1})
-    for sign in ("vision", "language")
-    for name, arm in (("default at mimetic's norms", "rescaled"), ("random directions", "random-directions"))
+
+
+def _beyond_size(sign: str) -> dict[str, Contrast]:
+    """Signs against both controls of their size, each at its own rate."""
+    controls = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
+    return {f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1}) for name, arm in controls.items()}
+
+
+BEYOND_SIZE = _beyond_size("vision") | _beyond_size("language")
+# Asked when language signs had gained nothing with fixed positions, which differ from vision's in V.proj alone: we
+# expected that half alone to gain what the whole does, and QK's nothing
+HALVES = {
+    "vision signs minus V·proj alone": Contrast({"vision": 1, "vp-minus": -1}),
+    "vision signs minus QK alone": Contrast({"vision": 1, "qk": -1}, -1),
+    "vision signs minus the sum of both halves": Contrast({"vision": 1, "qk": -1, "vp-minus": -1, "gpt2": 1}),
 }
 STRUCTURE = Study(
     "structure",
@@ -94,12 +104,14 @@ POSITIONS = _of_all_arms(
     "positions",
     "tiny Shakespeare, fixed sin-cos positions",
     "tinyshakespeare-sincos",
-    contrasts=BEYOND_SIZE | SIGN,
+    contrasts=BEYOND_SIZE | SIGN | HALVES,
 )
+# The controls of size were added when vision's signs had gained half as much there: we expected that these gain as much
 SHUFFLED = _of_all_arms(
     "shuffled",
     "tiny Shakespeare, the same positions in a random order",
     "tinyshakespeare-shuffled",
+    contrasts=_beyond_size("vision"),
 )
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
 # the first block?
