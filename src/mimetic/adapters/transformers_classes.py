@@ -2,7 +2,7 @@
 
 `python -m mimetic coverage transformers` verifies them again; a class that is not here is refused by name. Names are
 short: bert.BertSelfAttention is transformers.models.bert.modeling_bert.BertSelfAttention. Checked with transformers
-5.23.
+5.24.
 """
 
 
@@ -71,7 +71,8 @@ CLASSES = _table(
     moss_transcribe_diarize.MossTranscribeDiarizeAudioAttention mpnet.MPNetSelfAttention mt5.MT5Attention
     musicgen.MusicgenAttention musicgen_melody.MusicgenMelodyAttention mvp.MvpAttention
     nemotron_asr_streaming.NemotronAsrStreamingEncoderAttention nemotron_h.NemotronHAttention
-    nllb_moe.NllbMoeAttention omdet_turbo.OmDetTurboMultiheadAttention opt.OPTAttention ovis2.Ovis2VisionAttention
+    nllb_moe.NllbMoeAttention omdet_turbo.OmDetTurboMultiheadAttention omniasr.OmniASRAttention
+    opt.OPTAttention ovis2.Ovis2VisionAttention
     owlv2.Owlv2Attention owlvit.OwlViTAttention parakeet.ParakeetEncoderAttention patchtst.PatchTSTAttention
     pegasus.PegasusAttention pegasus_x.PegasusXAttention phi4_multimodal.Phi4MultimodalAudioAttention
     phi4_multimodal.Phi4MultimodalVisionAttention pix2struct.Pix2StructTextAttention
@@ -116,7 +117,8 @@ CLASSES = _table(
     bitnet.BitNetAttention
     """),
     ("separate", "rope", """
-    apertus.ApertusAttention arcee.ArceeAttention aria.AriaTextAttention blt.BltSelfAttention
+    apertus.ApertusAttention apertus1p5.Apertus1p5TextAttention arcee.ArceeAttention aria.AriaTextAttention
+    blt.BltSelfAttention
     cohere.CohereAttention cohere2.Cohere2Attention cohere2_moe.Cohere2MoeAttention
     cosmos3_edge.Cosmos3EdgeTextAttention csm.CsmAttention cwm.CwmAttention
     deepseek_ocr2.DeepseekOcr2VisionAttention dinov3_vit.DINOv3ViTAttention doge.DogeAttention
@@ -231,7 +233,7 @@ _BLOCKS = (
     roberta_prelayernorm.RobertaPreLayerNormAttention
     """),
     ("self_attn", "pre", "attention_layernorm", None, """
-    apertus.ApertusDecoderLayer
+    apertus.ApertusDecoderLayer apertus1p5.Apertus1p5TextDecoderLayer
     """),
     ("attn", "pre", "attn_norm", None, """
     modernbert.ModernBertEncoderLayer modernbert_decoder.ModernBertDecoderLayer
@@ -277,7 +279,7 @@ _BLOCKS = (
     umt5.UMT5LayerSelfAttention
     """),
     ("attention", "pre", "layer_norm", None, """
-    pix2struct.Pix2StructTextLayerSelfAttention
+    omniasr.OmniASREncoderLayer pix2struct.Pix2StructTextLayerSelfAttention
     """),
     ("attention", "pre", "layer_norm1", None, """
     sam3.Sam3ViTLayer

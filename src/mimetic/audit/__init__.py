@@ -55,7 +55,8 @@ def audit(
         model: a module (ours, timm's, transformers', torch's); a list of AttentionLayer; a state dict, or a file that
             holds one (.safetensors, or what torch.save wrote), with ``names``; or the name of a pretrained source
             (mimetic.pretrained.SOURCES: its recorded measurement, no download) or of one of our runs
-            ("ml100k/bert-seed0": its checkpoint if it is half done, its record if it is finished).
+            ("ml100k/bert-seed0": its checkpoint if it is half done, its record if it is finished; an experiment of
+            your own by its record).
         fold: with the LayerNorm gains in the products; None: where they are known.
         names: where the attention weights are in a state dict.
         name: what the report calls it.
@@ -65,6 +66,8 @@ def audit(
         UnsupportedAttention: no layer with a diagonal, a weight that a state dict does not have (it is named) or whose
             shape does not fit, or fold=True where the gains are not known.
     """
+    if names is not None and not isinstance(names, StateNames):
+        raise ValueError(f"names must be a StateNames, not a {type(names).__name__}")
     if isinstance(model, (str, Path)):
         path = Path(model)
         if path.is_file():
@@ -97,15 +100,20 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     if given in SOURCES:
         return _pretrained(given, fold, name)
     match = re.fullmatch(r"([^/]+)/(.+?)(?:-seed(\d+))?", given)
-    from mimetic.experiments.configs import EXPERIMENTS, named
+    from mimetic.experiments.configs import EXPERIMENTS, from_record, named
+    from mimetic.training.records import NAME, read_record, record_path, runs_dir
 
     experiment, arm, seed = match.groups() if match else (given, "", None)
-    if experiment not in EXPERIMENTS:
+    if experiment in EXPERIMENTS:
+        config = named(experiment, seed=int(seed or 0), arm=arm or "")
+    elif NAME.fullmatch(experiment) and NAME.fullmatch(arm or "") and record_path(experiment, arm, seed or 0).is_file():
+        config = from_record(read_record(record_path(experiment, arm, seed or 0))["config"])
+    else:
         raise ValueError(
-            f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}) and no run of an experiment "
-            f"({', '.join(EXPERIMENTS)}): EXPERIMENT/ARM-seedN"
+            f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}), no run of an experiment "
+            f"({', '.join(EXPERIMENTS)}): EXPERIMENT/ARM-seedN, and no finished run of another experiment in"
+            f" {runs_dir()}"
         )
-    config = named(experiment, seed=int(seed or 0), arm=arm or "")
     return _our_run(config, fold, name or config.name)
 
 

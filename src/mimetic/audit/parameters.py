@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from mimetic.attention import VIEWS, AttentionLayer
+from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 from mimetic.audit.state import StateNames, layer_numbers, tensor
 from mimetic.scan import attention_layers, clean_name
 
@@ -76,7 +76,10 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
     attention |= {re.sub(r"weight$", "bias", key) for key in attention}
     rows, seen, entries = None, set(), []
     if names.table is not None:
-        rows = tensor(state, names.table).shape[0]
+        table = tensor(state, names.table)
+        if getattr(table, "ndim", 0) != 2:
+            raise UnsupportedAttention(f"{names.table} is no table, (items, width): {tuple(getattr(table, 'shape', ()))}")
+        rows = table.shape[0]
     for key, t in state.items():
         if not isinstance(t, Tensor) or not t.is_floating_point() or key.endswith(("running_mean", "running_var")):
             continue

@@ -37,6 +37,10 @@ class StateNames:
 
     def __post_init__(self) -> None:
         check_whole("num_heads", self.num_heads)
+        for name in ("proj", "qkv", "q", "k", "v", "in_gain", "table"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "proj"):
+                raise ValueError(f"{name} must be the name of a tensor, not {value!r}")
         separate = [name for name in "qkv" if getattr(self, name)]
         if bool(self.qkv) == bool(separate) or (separate and len(separate) < 3):
             raise ValueError("name either qkv, or q and k and v")

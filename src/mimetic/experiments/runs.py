@@ -111,6 +111,7 @@ def family(config: RunConfig) -> ModuleType:
 
 def check(config: RunConfig, *, store: bool = True) -> None:
     """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
+    config.check_types()
     check_name("experiment", config.experiment)
     if config.arm:
         check_name("arm", config.arm)

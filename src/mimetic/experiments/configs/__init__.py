@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,19 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     ]
     _refuse(given, against)
     return config
+
+
+def from_record(values: Mapping[str, Any]) -> RunConfig:
+    """The config that a record holds, of a named experiment or of one's own; fields that are newer than the record have
+    their defaults.
+
+    Raises:
+        ValueError: no kind of run has these fields.
+    """
+    for kind in dict.fromkeys(type(config) for config in EXPERIMENTS.values()):
+        if set(values) <= set(kind.known()):
+            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    raise ValueError(f"no kind of run has the fields {', '.join(values)}")
 
 
 def _refuse(given: RunConfig, against: list[str]) -> None:

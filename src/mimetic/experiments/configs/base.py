@@ -7,7 +7,9 @@ everything else the arms of an experiment have in common.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from functools import cache
+from numbers import Real
+from typing import ClassVar, get_args, get_type_hints
 
 # What may differ between two runs of one named experiment, and between two machines that make the same run.
 MACHINE = ("device", "threads", "compile")
@@ -59,3 +61,27 @@ class RunConfig:
     def known(cls) -> list[str]:
         """Names of the fields."""
         return [f.name for f in fields(cls)]
+
+    def check_types(self) -> None:
+        """Raise ValueError, naming the field and what it may be, where a value is of another type than its field; the
+        constants of the targets are MimeticSpec's to check."""
+        for name, kinds in _kinds(type(self)).items():
+            value = getattr(self, name)
+            if not any(_is(value, kind) for kind in kinds):
+                raise ValueError(f"{name} must be {' or '.join(_WORDS[kind] for kind in kinds)}, not {value!r}")
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "one of True, False", type(None): "None"}
+
+
+@cache
+def _kinds(config: type[RunConfig]) -> dict[str, tuple[type, ...]]:
+    """field -> the types that its value may have, of the fields that take numbers, but for one a layer."""
+    hints = get_type_hints(config)
+    kinds = {name: get_args(hints[name]) or (hints[name],) for name in config.known()}
+    return {name: these for name, these in kinds.items() if all(kind in _WORDS for kind in these)}
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value is of a kind: True is no number, and a whole number is one."""
+    return isinstance(value, Real if kind is float else kind) and (kind is bool or not isinstance(value, bool))
