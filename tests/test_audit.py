@@ -386,6 +386,38 @@ def test_our_runs_by_record_and_by_checkpoint(data_folder, tmp_path, monkeypatch
     assert done.layers["explained"].between(0, 1).all()
 
 
+def test_a_finished_run_of_an_experiment_of_ones_own(data_folder, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from mimetic.experiments.configs import named
+    from mimetic.experiments.runs import run
+
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(
+        ValueError, match=r"'mine/turned-seed1' is no file, .* no finished run of another experiment in"
+    ):
+        audit("mine/turned-seed1")
+    small = replace(_few(named("clusters", device="cpu")), experiment="mine", arm="turned", seed=1)
+    run(replace(small, init="mimetic", vp_beta=(0.4,) * small.depth), progress=False)
+    done = audit("mine/turned-seed1")
+    assert done.name == "mine/turned-seed1" and done.parameters.items is not None
+    for damaged in ("mine/", "mine/turned", "/turned-seed1", "Mine/turned-seed1", "../mine/turned-seed1"):
+        with pytest.raises(ValueError, match="is no file"):
+            audit(damaged)
+
+
+def test_wrong_kinds_of_names():
+    with pytest.raises(ValueError, match="names must be a StateNames, not a dict"):
+        audit({}, names={"proj": "{}"})
+    with pytest.raises(ValueError, match="proj must be the name of a tensor, not 3"):
+        StateNames(proj=3, qkv="{}", num_heads=2)
+    with pytest.raises(ValueError, match="in_gain must be the name of a tensor, not True"):
+        StateNames(proj="{}", qkv="{}", in_gain=True, num_heads=2)
+    state = recommender().state_dict()
+    with pytest.raises(UnsupportedAttention, match=r"norm\.weight is no table, \(items, width\): \(64,\)"):
+        audit(state | {"norm.weight": torch.ones(64)}, names=dataclasses.replace(NAMES, table="norm.weight"))
+
+
 def test_a_half_done_run_of_text(data_folder, tmp_path, monkeypatch):
     from dataclasses import replace
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from mimetic import cli
 from mimetic.cli import main
 from mimetic.experiments.programmes import QUEUES
 
@@ -212,3 +213,31 @@ def test_a_file_without_names_is_told_the_options(tmp_path, capsys):
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "my.pt")
     assert main(["audit", str(tmp_path / "my.pt")]) == 2
     assert "needs --num-heads, --proj, and --qkv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("bench init --repeats 1", "stopped\n"),
+        ("train digits --no-store", "stopped; a stored run goes on from its last checkpoint with the same command\n"),
+    ],
+)
+def test_what_is_stopped_says_whether_it_goes_on(command, says, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for kind in (cli.BenchInit, cli.Train):
+        monkeypatch.setattr(kind, "__call__", stop)
+    assert main(command.split()) == 130
+    assert capsys.readouterr().err == says
+
+
+def test_a_run_that_is_judged_by_training_images_says_so(capsys):
+    few = "train digits --no-store --quiet --epochs 1 --d-model 16 --depth 1 --num-heads 2"
+    for part, says in (
+        ("", "test accuracy"),
+        (" --train-size 1000 --validation 100", "(of the validation part) after 1 epochs"),
+    ):
+        assert main((few + part).split()) == 0
+        out = capsys.readouterr().out
+        assert says in out and ("validation" in out) == bool(part)

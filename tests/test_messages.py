@@ -1,8 +1,11 @@
 """What error messages have in common: a whole number is asked for in one way, an error is shown on one line."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
-from mimetic import StateNames
+from mimetic import MimeticSpec, StateNames
 from mimetic.data.sequences import check_sequences
 from mimetic.experiments.configs import named
 from mimetic.experiments.runs import check
@@ -39,6 +42,23 @@ def test_a_whole_number_is_asked_for(wrong):
 def test_true_is_no_whole_number(call, name):
     with pytest.raises(ValueError, match=f"^{name} must be a whole number (of at least|from) .*, not True$"):
         call()
+
+
+@pytest.mark.parametrize("experiment", ["cifar10-lab10", "tinyshakespeare", "ml100k"])
+@pytest.mark.parametrize("value", ["a", [1], {"b": 2}, b"x", float("nan"), True])
+def test_a_setting_of_another_type_is_named(experiment, value):
+    config = named(experiment)
+    for name in config.known():
+        usual = getattr(config, name)
+        if isinstance(usual, str) or (value is True and (isinstance(usual, bool) or name in MimeticSpec.constants())):
+            continue
+        with pytest.raises((ValueError, TypeError)) as error:
+            check(replace(config, **{name: value}), store=False)
+        assert re.search(rf"\b{name}\b", str(error.value)), (name, error.value)
+
+
+def test_a_whole_number_is_a_number():
+    check(named("digits", experiment="mine", lr=1, weight_decay=0), store=False)
 
 
 def test_an_error_on_one_line():

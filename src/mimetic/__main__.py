@@ -18,6 +18,8 @@ if importlib.util.find_spec("tyro") is None:
         from mimetic.bench.commands import main
 
         sys.exit(main(sys.argv[2:]))
+    print("error: without tyro there are queue, bench and data fetch; for the rest, pip install tyro", file=sys.stderr)
+    sys.exit(2)
 
 from mimetic.cli import main
 

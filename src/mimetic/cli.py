@@ -85,8 +85,8 @@ class Train:
             return
         final, speed, seconds = record["final"], record["throughput"], record["seconds"]["total"]
         print(
-            f"{config.name}: {family(config).METRIC.show(final)} after {final['epoch']} epochs "
-            f"({speed['per_second']:.0f} {speed['unit']}/s, {seconds:.0f} s)"
+            f"{config.name}: {family(config).METRIC.show(final)}{' (of the validation part)' * bool(config.validation)}"
+            f" after {final['epoch']} epochs ({speed['per_second']:.0f} {speed['unit']}/s, {seconds:.0f} s)"
         )
 
 
@@ -362,6 +362,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        print(STOPPED if isinstance(command, (Train, Queue, Sweep)) else "stopped", file=sys.stderr)
         return 130
     return 0

@@ -78,7 +78,9 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
     if names.table is not None:
         table = tensor(state, names.table)
         if getattr(table, "ndim", 0) != 2:
-            raise UnsupportedAttention(f"{names.table} is no table, (items, width): {tuple(getattr(table, 'shape', ()))}")
+            raise UnsupportedAttention(
+                f"{names.table} is no table, (items, width): {tuple(getattr(table, 'shape', ()))}"
+            )
         rows = table.shape[0]
     for key, t in state.items():
         if not isinstance(t, Tensor) or not t.is_floating_point() or key.endswith(("running_mean", "running_var")):

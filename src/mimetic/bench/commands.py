@@ -115,4 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     except (Mistake, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0

@@ -111,7 +111,15 @@ def family(config: RunConfig) -> ModuleType:
 
 def check(config: RunConfig, *, store: bool = True) -> None:
     """Raise ValueError, naming the choices, unless ``run`` with these arguments can work; reads no data."""
+    try:
+        _check(config, store)
+    except TypeError:  # of a comparison with a value of another type
+        config.check_types()
+        raise
     config.check_types()
+
+
+def _check(config: RunConfig, store: bool) -> None:
     check_name("experiment", config.experiment)
     if config.arm:
         check_name("arm", config.arm)
