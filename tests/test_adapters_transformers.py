@@ -11,8 +11,8 @@ from torch.nn.utils import prune
 import mimetic
 from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OTHER_QUERIES, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
 from mimetic.attention import UnsupportedAttention
-from mimetic.coverage import make_generic
-from mimetic.coverage.build import plan_transformers
+from mimetic.coverage.build import make_generic
+from mimetic.coverage.transformers_models import plan_transformers
 from mimetic.scan import attention_layers
 from mimetic.verify import verify
 

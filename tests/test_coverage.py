@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from mimetic import adapters, coverage
-from mimetic.coverage import build
+from mimetic.coverage import architecture, build, transformers_models
 
 TABLES = [coverage.table_path(library) for library in coverage.LIBRARIES]
 
@@ -38,8 +38,8 @@ def test_one_architecture(library, name, verdict, finding):
 
 def test_a_small_model_without_the_layers_that_attend_is_no_evidence(monkeypatch):
     pytest.importorskip("transformers")
-    whole = build.plan_transformers("gpt2").outline
-    monkeypatch.setattr(coverage, "whole_outline", lambda library, name: whole)
+    whole = transformers_models.plan_transformers("gpt2").outline
+    monkeypatch.setattr(architecture, "whole_outline", lambda library, name: whole)
     row = coverage.examine("transformers", "resnet")
     assert row["verdict"] == "not built" and "lacks the layers that attend" in row["finding"]
 
@@ -53,7 +53,7 @@ def test_a_layer_that_only_the_whole_model_has_counts():
 
 def test_a_base_class_without_a_model_in_it_is_passed_over():
     pytest.importorskip("transformers")
-    outline = build.whole_outline("transformers", "qwen2_5_omni")
+    outline = transformers_models.whole_outline("transformers", "qwen2_5_omni")
     assert outline is None or sum(p.numel() for p in outline.parameters()) > 0
 
 
@@ -91,7 +91,7 @@ def test_a_model_that_is_not_built_says_why(monkeypatch):
     def fail(name):
         raise build.NotBuilt("no small config: because")
 
-    monkeypatch.setattr(coverage, "plan_timm", fail)
+    monkeypatch.setattr(architecture, "plan_timm", fail)
     row = coverage.examine("timm", "vision_transformer: vit")
     assert (row["verdict"], row["finding"]) == ("not built", "no small config: because")
 
@@ -143,8 +143,8 @@ def test_exit_code_and_files(monkeypatch, tmp_path, capsys):
 
 def test_representatives_keep_every_kind():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16), 5)
-    layers = coverage.scan(model).layers
-    assert [layer.name for layer in coverage.representatives(model, layers)] == [
+    layers = architecture.scan(model).layers
+    assert [layer.name for layer in architecture.representatives(model, layers)] == [
         "layers.0.self_attn",
         "layers.4.self_attn",
     ]

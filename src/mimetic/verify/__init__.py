@@ -27,7 +27,8 @@ from mimetic.attention import AttentionLayer
 from mimetic.construct import double
 from mimetic.scan import evaluating, scan
 from mimetic.verify.fold import fold_errors
-from mimetic.verify.record import Record, Session, arrange, relative_error
+from mimetic.verify.record import Record, Session
+from mimetic.verify.tokens import arrange, relative_error
 
 RUNS = 5  # tokens (U, V), (U', V), (U, V'), (U', V') at (even, odd) positions, and (W, W)
 

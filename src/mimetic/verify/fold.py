@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
 from mimetic.scan import ancestors
-from mimetic.verify.record import (
+from mimetic.verify.record import Session
+from mimetic.verify.tokens import (
     QUERY_NAMES,
-    Session,
     find_tokens,
     first_tensor,
     generator_for,
