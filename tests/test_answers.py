@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimetic import factor_top_k, figures, semi_diagonal
-from mimetic.experiments.answers import common, growth, kept, parts, published
+from mimetic.experiments.answers import common, growth, head_start, kept, parts, published, recipes
 from mimetic.experiments.answers import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
@@ -46,7 +46,7 @@ EMPTY = load_runs("nothing-of-this-name")
 
 
 def test_whether_one_rate_suits_every_arm():
-    assert "Not all of these runs are in yet" in answers.rates_sentence(EMPTY) and answers.rates_table(EMPTY).empty
+    assert "Not all of these runs are in yet" in recipes.rates_sentence(EMPTY) and recipes.rates_table(EMPTY).empty
     best = {"timm": 1e-3, "mimetic": 1e-3, "xavier": 2e-3}
     finals = pd.DataFrame(
         [
@@ -55,7 +55,7 @@ def test_whether_one_rate_suits_every_arm():
             for lr in CHECK_RATES
         ]
     )
-    text = answers.rates_sentence(finals)
+    text = recipes.rates_sentence(finals)
     assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ")
     assert "Each at its best rate, in percent: " in text
     # level: the lowest counts
@@ -64,9 +64,9 @@ def test_whether_one_rate_suits_every_arm():
         " directions." in text
     )
     none = finals.assign(test_accuracy=[0.5 + 0.02 * arm.endswith("lr-0.001") for arm in finals["arm"]])
-    assert "suits none of the arms with large weights, **against our expectation**." in answers.rates_sentence(none)
-    assert answers.rates_sentence(finals.assign(test_accuracy=0.5)).startswith("No arm is better by more than 1 point")
-    assert "Not all" in answers.rates_sentence(finals[1:]) and answers.rates_table(finals[1:]).isna().sum().sum() == 1
+    assert "suits none of the arms with large weights, **against our expectation**." in recipes.rates_sentence(none)
+    assert recipes.rates_sentence(finals.assign(test_accuracy=0.5)).startswith("No arm is better by more than 1 point")
+    assert "Not all" in recipes.rates_sentence(finals[1:]) and recipes.rates_table(finals[1:]).isna().sum().sum() == 1
 
 
 def test_every_arm_is_compared_and_has_a_name():
@@ -150,12 +150,12 @@ def test_central_answer(gain, seeds, words):
 
 def test_nothing_yet_everywhere(monkeypatch):
     assert "No pair of runs is in yet" in answers.central(EMPTY)
-    assert "No pair" in answers.steps_sentence(EMPTY, EMPTY)
+    assert "No pair" in head_start.steps_sentence(EMPTY, EMPTY)
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and growth.trends(points) == ""
     assert answers.pair_table(EMPTY).empty
     assert growth.attention_share(EMPTY).empty
-    assert answers.steps_saved(EMPTY, EMPTY).empty
+    assert head_start.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
     products, maps = kept.load_anatomy("nothing-of-this-name")
@@ -175,21 +175,21 @@ def test_steps_saved_worked_example():
     own = {0: [0.1, 0.3, 0.6, 0.5], 1: [0.1, 0.3, 0.5, 0.7]}  # noisy: the first passes its last value before its end
     curves = pd.concat([pd.DataFrame({"arm": arm, "seed": s, "step": steps, "test_accuracy": values})
                         for s in (0, 1) for arm, values in (("mimetic", rising), ("timm", own[s]))])  # fmt: skip
-    table = answers.steps_saved(finals, curves)
+    table = head_start.steps_saved(finals, curves)
     assert table["mimetic"].tolist() == pytest.approx([25 / 40, np.nan], nan_ok=True)
     assert table["default"].tolist() == pytest.approx([(20 + 10 * 2 / 3) / 40, 1.0])
     assert table["earlier by"].tolist() == pytest.approx([1 / 24, 0])
-    text = answers.steps_sentence(finals, curves)
+    text = head_start.steps_sentence(finals, curves)
     assert text.startswith(
         "The mimetic runs first reach the default's final accuracy after 81 % of the schedule, the default's own after"
         " 83 % (in 1 of 2 pairs"
     )
     assert ": **earlier by 2 % of the run** (95 % interval −24 to +29, 2 pairs)." in text
-    way = answers.on_the_way(curves, (0.5, 0.6, 0.7))  # worked by hand; 0.7 is never reached by the mimetic arm
+    way = head_start.on_the_way(curves, (0.5, 0.6, 0.7))  # worked by hand; 0.7 is never reached by the mimetic arm
     assert list(way) == [0.5, 0.6]
     assert way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
     assert way[0.6].tolist() == pytest.approx([0, 1 / 8])
-    assert "50 % by 8.3 % (" in text and "Most of the lead" not in text and answers.on_the_way(EMPTY) == {}
+    assert "50 % by 8.3 % (" in text and "Most of the lead" not in text and head_start.on_the_way(EMPTY) == {}
 
 
 def test_conditions_have_the_accuracies_themselves():
@@ -221,7 +221,7 @@ def test_an_arm_is_not_sooner_than_itself():
         for arm in PAIR
     ]
     curves = pd.DataFrame(rows)
-    table = answers.steps_saved(curves[curves["step"] == 30], curves)
+    table = head_start.steps_saved(curves[curves["step"] == 30], curves)
     assert (table["earlier by"] == 0).all() and table["default"].mean() < 1  # which would have been called time saved
 
 
@@ -229,16 +229,16 @@ def test_recipe_rule():
     finals = pd.DataFrame(
         {"arm": ["base", "base", "a", "b"], "seed": [0, 1, 0, 0], "test_accuracy": [0.50, 0.502, 0.505, 0.4]}
     )
-    assert "`a`, is 0.5 points ahead of the base with the same seed" in answers.recipe_sentence(finals)
-    assert "so the base was kept" in answers.recipe_sentence(finals)
+    assert "`a`, is 0.5 points ahead of the base with the same seed" in recipes.recipe_sentence(finals)
+    assert "so the base was kept" in recipes.recipe_sentence(finals)
     better = finals.assign(test_accuracy=[0.5, 0.52, 0.53, 0.4])
-    assert "it replaces the base's value" in answers.recipe_sentence(better)
-    assert answers.recipe_table(finals).index[0] == "a"
+    assert "it replaces the base's value" in recipes.recipe_sentence(better)
+    assert recipes.recipe_table(finals).index[0] == "a"
 
 
 def test_the_frozen_recipe_is_what_the_committed_search_says():
     finals = load_runs("cifar10-recipe")
-    assert not finals.empty and "the base was kept" in answers.recipe_sentence(finals)
+    assert not finals.empty and "the base was kept" in recipes.recipe_sentence(finals)
     base, lab = EXPERIMENTS["cifar10-recipe"], EXPERIMENTS["cifar10-lab30"]
     for field in (
         "lr",
@@ -436,17 +436,17 @@ def test_the_lead_by_epoch():
         for e in (1, 2, 3, 4)
     ]
     curves = pd.DataFrame(rows)
-    assert answers.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
-    text = answers.gap_sentence(curves)
+    assert head_start.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
+    text = head_start.gap_sentence(curves)
     assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text
     assert "it is more than a head start" in text
     behind = curves.assign(
         test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4))
     )
-    assert "a head start that ends behind the default" in answers.gap_sentence(behind)
-    assert "Too few pairs" in answers.gap_sentence(curves[curves["seed"] < 2])
-    assert "No pair" in answers.gap_sentence(EMPTY)
-    assert len(figures.gap(answers.gap_by_epoch(curves)).axes[0].lines) == 2
+    assert "a head start that ends behind the default" in head_start.gap_sentence(behind)
+    assert "Too few pairs" in head_start.gap_sentence(curves[curves["seed"] < 2])
+    assert "No pair" in head_start.gap_sentence(EMPTY)
+    assert len(figures.gap(head_start.gap_by_epoch(curves)).axes[0].lines) == 2
 
 
 def test_norms_and_fitted_constants_are_tabled():
@@ -513,23 +513,23 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
 
     here, short = runs(0.02, range(6), "a CPU"), runs(0.05, range(3), "a card")
     again = pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")])
-    monkeypatch.setattr(answers, "load_runs", lambda experiment: short)
+    monkeypatch.setattr(head_start, "load_runs", lambda experiment: short)
     monkeypatch.setattr(common, "replicas", lambda experiment: again)
-    everywhere, one_machine = answers.schedules(here)
+    everywhere, one_machine = head_start.schedules(here)
     assert (
         everywhere
         == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to"
         " −3.0)"
     )
     assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
-    assert one_machine in answers.shorter(here)
+    assert one_machine in head_start.shorter(here)
     short = again = EMPTY
-    assert answers.schedules(here) == []
+    assert head_start.schedules(here) == []
     assert (
-        answers.shorter(here)
+        head_start.shorter(here)
         == ""
-        == answers.shorter(EMPTY)
-        == answers.shorter(here.assign(experiment="cifar10-paper"))
+        == head_start.shorter(EMPTY)
+        == head_start.shorter(here.assign(experiment="cifar10-paper"))
     )
 
 

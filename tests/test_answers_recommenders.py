@@ -12,7 +12,7 @@ import torch
 
 from mimetic import attention_layers, initialize_
 from mimetic.experiments import live
-from mimetic.experiments.answers import common, convergence, questions
+from mimetic.experiments.answers import common, convergence, first_question, item_positions, questions, scores
 from mimetic.experiments.answers import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
@@ -129,8 +129,8 @@ def test_the_siblings_table():
 
 def test_positions_side_by_side(monkeypatch):
     sets = {"ml100k": finals(bert=BASE, mimetic=BETTER), "ml100k-sincos": finals(bert=BETTER, mimetic=BETTER)}
-    monkeypatch.setattr(rec, "load_runs", lambda name: sets.get(name, finals()))
-    lines = rec.by_positions().splitlines()
+    monkeypatch.setattr(item_positions, "load_runs", lambda name: sets.get(name, finals()))
+    lines = item_positions.by_positions("ml100k").splitlines()
     assert lines[2] == "| at 0.001: default | 0.1000 | 0.1105 | +0.0105 (+0.0101 to +0.0109, 6 pairs) |"
     assert len(lines) == 4
     assert (
@@ -138,9 +138,11 @@ def test_positions_side_by_side(monkeypatch):
         == "| at 0.001: vision signs | +0.0105 (+0.0101 to +0.0109, 6 pairs) | +0.0000 (+0.0000 to +0.0000, 6 pairs) |"
         " −0.0105 (−0.0109 to −0.0101, 6 pairs) |"
     )
-    assert "12 of 60 of these runs are in" in rec.fixed_missing()
-    monkeypatch.setattr(rec, "load_runs", lambda name: finals())
-    assert rec.by_positions() == "" and "0 of 60" in rec.fixed_missing()
+    assert "12 of 90 of these runs are in" in item_positions.fixed_missing()
+    assert item_positions.by_positions("beauty") == ""
+    assert item_positions.answer().startswith("MovieLens-100K:\n\n| ") and "Beauty" not in item_positions.answer()
+    monkeypatch.setattr(item_positions, "load_runs", lambda name: finals())
+    assert item_positions.by_positions("ml100k") == "" and item_positions.answer().startswith("*0 of 90 of these runs")
 
 
 def test_chapter_12_says_what_the_records_say():
@@ -218,7 +220,9 @@ def test_chapter_12_says_what_the_records_say():
         for arm in ("mimetic", *controls)
         for column in (last, before)
     )
-    found = {name: questions.layer_signs(questions.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")}
+    found = {
+        name: first_question.layer_signs(first_question.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")
+    }
     assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
     # an imitation, and what is cheap
     for data, fitted in (("ml100k", "fit-beauty"), ("beauty", "fit-ml100k")):
@@ -446,13 +450,13 @@ def test_what_changes_the_signs(monkeypatch):
         "pre-ln-bert": signs("−+", ["none"] * 2),
         "causal-bert": signs(["none"] * 2, ["none", "+"]),
     }
-    monkeypatch.setattr(questions, "trained", lambda experiment, arm: [arm] if arm in models else [])
-    monkeypatch.setattr(questions, "layer_signs", lambda part: models[part[0]])
-    table = questions.sign_changes().set_index(["factor", "product"])
+    monkeypatch.setattr(first_question, "trained", lambda experiment, arm: [arm] if arm in models else [])
+    monkeypatch.setattr(first_question, "layer_signs", lambda part: models[part[0]])
+    table = first_question.sign_changes().set_index(["factor", "product"])
     assert table.loc[("causality (a causal mask)", "QK")].tolist() == [0, 0, 2, 2, 1, 0]
     assert table.loc[("causality (a causal mask)", "V·proj")].tolist() == [0, 1, 0, 2, 1, 0]
     assert table.loc[("the norm (pre-LN in place of post-LN)", "QK"), ["turns", "means turn"]].tolist() == [1, 1]
-    short = questions.sign_question().split("\n")[0]
+    short = first_question.sign_question().split("\n")[0]
     norm, causality = "the norm (1 of 2 layers)", "causality (2 of 2 layers)"
     assert (
         f"the sign of QK changes in half of the layers or more with {norm} and with {causality}; the sign of V·proj"
@@ -462,14 +466,14 @@ def test_what_changes_the_signs(monkeypatch):
     # no head is beyond the mark, and the mean has turned
     models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.3, -0.1
     assert (
-        questions.sign_question()
+        first_question.sign_question()
         .split("\n")[0]
         .endswith("(A layer's mean does, with an interval without 0 on either side, in 2 of 8.)")
     )
     models["causal-bert"].loc[("qk", 0), ["low", "high"]] = -0.1, 0.1
     del models["pre-ln-bert"]
-    assert short != questions.sign_question().split("\n")[0]
-    assert questions.sign_question().split("\n")[0].endswith("By this mark no sign turns round.")
+    assert short != first_question.sign_question().split("\n")[0]
+    assert first_question.sign_question().split("\n")[0].endswith("By this mark no sign turns round.")
 
 
 def test_signs_are_called_layer_by_layer():
@@ -484,14 +488,14 @@ def test_signs_are_called_layer_by_layer():
         )
 
     clear, turned, unclear = (3, 4, 5, 6, 1), (-3, -4, -5, -6, 1), (3, -4, 5, -6)
-    assert questions.signs_in_words(heads(unclear, clear)) == "QK + in layer 1, V·proj in no layer"
+    assert first_question.signs_in_words(heads(unclear, clear)) == "QK + in layer 1, V·proj in no layer"
     assert (
-        questions.signs_in_words(heads(clear, clear, turned, turned))
+        first_question.signs_in_words(heads(clear, clear, turned, turned))
         == "QK + in every layer, V·proj − in every layer, vision's signs"
     )
-    assert questions.signs_in_words(heads(turned, turned, clear, clear)).endswith("the opposite of vision's signs")
-    assert questions.signs_in_words(heads(turned, clear)).startswith("QK − in layer 0, + in layer 1")
-    found = questions.layer_signs(heads(clear, turned)).loc[("qk", 0)]
+    assert first_question.signs_in_words(heads(turned, turned, clear, clear)).endswith("the opposite of vision's signs")
+    assert first_question.signs_in_words(heads(turned, clear)).startswith("QK − in layer 0, + in layer 1")
+    found = first_question.layer_signs(heads(clear, turned)).loc[("qk", 0)]
     assert (found["above"], found["below"], found["count"]) == (4, 0, 5)
     assert found["low"] < found["z"] < found["high"]
     assert found["z"] == pytest.approx(0.38)
@@ -522,14 +526,14 @@ def test_products_and_sentences_from_records(records):
     assert len(products) == 2 * 2 * 2 * 3 and set(products["when"]) == {"before", "after"}
     before = products.query("arm == 'mimetic' and when == 'before'")
     assert (before.query("product == 'qk'")["z"] > 0.5).all() and (before.query("product == 'vp'")["z"] < -0.5).all()
-    assert "V·proj in no layer" in questions.first_answer()
-    assert "no run of the default is in yet" in questions.first_answer()
-    table = questions.sign_table()
+    assert "V·proj in no layer" in first_question.first_answer()
+    assert "no run of the default is in yet" in first_question.first_answer()
+    table = first_question.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
-    assert questions.sign_question().startswith(
+    assert first_question.sign_question().startswith(
         "**In short:** the sign of QK appears or vanishes in half of the layers or more with "
     )
-    assert "inf" not in questions.first_answer()
+    assert "inf" not in first_question.first_answer()
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
@@ -595,7 +599,7 @@ def test_explained_share_of_a_run_and_of_what_was_measured(records):
 
 
 def test_scores_have_baselines_and_runs(records):
-    table = rec.score_table({"ml100k": load_runs("ml100k")})
+    table = scores.score_table({"ml100k": load_runs("ml100k")})
     names = [name for _, name in table.index]
     assert names[0] == "popularity"
     assert names[1].startswith("item-kNN, ")
@@ -694,4 +698,4 @@ def test_short_runs_on_real_data_keep_the_experiment_but_for_what_is_said():
 
 
 def test_the_oracle_is_ahead_of_the_baselines():
-    assert rec.oracle_level() > 2 * max(rec.baseline_levels("clusters").values())
+    assert scores.oracle_level() > 2 * max(scores.baseline_levels("clusters").values())

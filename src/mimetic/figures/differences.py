@@ -130,7 +130,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
 def gap(table: pd.DataFrame) -> Figure:
     """The paired difference of two arms by epoch: mean, and 95 % interval over seeds as a band.
 
-    table: index epoch; columns difference, low, high (experiments.answers.vision.gap_by_epoch)."""
+    table: index epoch; columns difference, low, high (experiments.answers.head_start.gap_by_epoch)."""
     figure, axes = panels(7.4, 2.4)
     _gap(axes[0, 0], table)
     axes[0, 0].set(ylabel="mimetic − default (points)")

@@ -9,7 +9,8 @@ import pandas as pd
 
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import between_runs
-from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, arm_label, baseline_levels
+from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, arm_label
+from mimetic.experiments.answers.scores import baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX

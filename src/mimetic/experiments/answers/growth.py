@@ -8,7 +8,7 @@ import pandas as pd
 
 from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.common import comparisons_of, study_points, study_table
-from mimetic.experiments.answers.vision import gap_by_epoch
+from mimetic.experiments.answers.head_start import gap_by_epoch
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
 from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from functools import partial
 
@@ -10,17 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mimetic.data.sequences import load_sequences, oracle
 from mimetic.experiments import ranking
 from mimetic.experiments.answers import common
-from mimetic.experiments.baselines import baselines_path, bursts_path, rank_metrics
-from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
     FIRST_SEEDS,
-    FIXED,
-    FIXED_SEEDS,
     LONG_SIBLING_PREFIX,
     MORE_SEEDS,
     OPPOSITE,
@@ -159,50 +153,6 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         columns[data] = cells
     rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns, index=rows, dtype=object).fillna("")
-
-
-def by_positions() -> str:
-    """What signs and sizes gain on MovieLens-100K with learned and with fixed positions, and the change, at both
-    learning rates, as a Markdown table of the seeds that both have; "" without runs."""
-    rows, mean = [], partial(common.measured, metric=METRIC)
-    for learned, fixed in zip(("ml100k", "ml100k-rate"), FIXED):
-        there, here = load_runs(fixed), load_runs(learned)
-        if there.empty or here.empty:
-            continue
-        rate = f"{EXPERIMENTS[fixed].lr:g}"
-        change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
-        if len(change):
-            ends = [
-                runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean()
-                for runs in (here, there)
-            ]
-            rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), mean(change)))
-        for name, (reference, arm) in {
-            **AGAINST_DEFAULT,
-            "vision signs minus default at vision's norms": (RESCALED, VISION),
-            "opposite minus vision signs": (VISION, OPPOSITE),
-        }.items():
-            values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
-            seeds = values[0].index.intersection(values[1].index)
-            if len(seeds):
-                of_learned, of_fixed = (v.loc[seeds] for v in values)
-                rows.append((f"at {rate}: {name}", mean(of_learned), mean(of_fixed), mean(of_fixed - of_learned)))
-    columns = [
-        "test NDCG@10: difference (95 % interval)",
-        "learned positions",
-        "fixed positions",
-        "fixed minus learned",
-    ]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
-
-
-def fixed_missing() -> str:
-    """How many runs with fixed positions are in, in words; "" when all are."""
-    counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
-    there, wanted = (sum(numbers) for numbers in zip(*counts))
-    if there == wanted:
-        return ""
-    return f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"
 
 
 def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -382,64 +332,6 @@ def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
     """A table of compare for the page, p corrected over all its rows."""
     return common.rounded(table, digits=4)
-
-
-def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison and the causal sibling's
-    default: test NDCG@10, mean and sd over seeds.
-    """
-    rows = [
-        {
-            "data": TITLES[row["dataset"]],
-            "recommender": row["baseline"] + (f", {row['neighbours']} neighbours" if row["neighbours"] else ""),
-            "seeds": "–",
-            "ndcg10": row["ndcg10"],
-        }
-        for row in json.loads(baselines_path().read_text(encoding="utf-8"))
-        if row["split"] == "test" and row["dataset"] in finals
-    ]
-    for data, table in finals.items():
-        for arm in (*CENTRAL[data].arms, SIBLING_PREFIX + DEFAULT):
-            part = table[table["arm"] == arm]
-            if len(part):
-                model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
-                rows.append(
-                    {
-                        "data": TITLES[data],
-                        "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}",
-                        "seeds": len(part),
-                        "ndcg10": part["test_ndcg10"].mean(),
-                        "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
-                    }
-                )
-    out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "sd": "sd over seeds"})
-    order = {TITLES[data]: i for i, data in enumerate(finals)}
-    return common.blank(
-        out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
-    )
-
-
-def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
-    """The baselines' NDCG@10 on a data set, for a figure."""
-    rows = json.loads(baselines_path().read_text(encoding="utf-8"))
-    return {row["baseline"]: row["ndcg10"] for row in rows if row["dataset"] == data and row["split"] == split}
-
-
-def bursts_sentence() -> str:
-    """How arbitrary the order of MovieLens-100K is."""
-    found = json.loads(bursts_path().read_text(encoding="utf-8"))["ml100k"]
-    return (
-        f"In MovieLens-100K {common.percent(found['tied'])} of the users have their last two ratings,"
-        " the test and the validation item, in the same second:"
-        " which of the two comes next is the order of a file, the same for every arm."
-        f" {common.percent(found['one_day'])} rated everything within a day."
-    )
-
-
-def oracle_level() -> float:
-    """NDCG@10 of the synthetic data's own transition probabilities: the best there is, on average."""
-    data = load_sequences("clusters")
-    return rank_metrics(np.array([oracle(data.history(u, False)) for u in range(data.num_users)]), data)["ndcg10"]
 
 
 def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mimetic.audit import EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign
-from mimetic.experiments.answers import questions, recommenders
+from mimetic.experiments.answers import first_question, questions, recommenders
 from mimetic.experiments.answers.claims.verdicts import (
     ASKED,
     OPEN,
@@ -30,15 +30,18 @@ ITEMS = "Recommenders"
 def _worth_imitating() -> Judgement:
     parts = {}
     for data, title in recommenders.TITLES.items():
-        products = questions.trained(data)
+        products = first_question.trained(data)
         seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
         found = "no run yet"
         if seeds:
             whole = (sign(products.loc[products["product"] == product, "sigmas"]) for product in ("qk", "vp"))
             of = f" of {planned}" if seeds < planned else ""
-            found = f"{questions.signs_in_words(products)} ({seeds}{of} seeds); over all layers, as `audit` asks,"
+            found = f"{first_question.signs_in_words(products)} ({seeds}{of} seeds); over all layers, as `audit` asks,"
             found += f" {sign_words(*whole)}"
-        parts[title] = counted(questions.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN, found
+        parts[title] = (
+            counted(first_question.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN,
+            found,
+        )
     return joined(parts)
 
 

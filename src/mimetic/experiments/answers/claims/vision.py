@@ -28,7 +28,8 @@ from mimetic.experiments.answers.growth import (
     half_costs,
     panel_arms,
 )
-from mimetic.experiments.answers.vision import ALL_SEEDS, on_the_way, on_the_way_sentence, steps_saved
+from mimetic.experiments.answers.head_start import on_the_way, on_the_way_sentence, steps_saved
+from mimetic.experiments.answers.vision import ALL_SEEDS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS
 from mimetic.statistics import ENOUGH, contrast, rests_on, side, slopes_per_doubling
