@@ -109,6 +109,7 @@ SUMMARY = (
     ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
+    ("12_recommenders", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
 )
 
 

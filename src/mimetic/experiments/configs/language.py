@@ -145,7 +145,10 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
         {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3, "qk": 4e-3}
         | {"vp-minus": 4e-3},
     ),
-    "shuffled": (("gpt2", "vision", "rescaled", "random-directions"), {"gpt2": 2e-3, "vision": 2e-3}),
+    "shuffled": (
+        ("gpt2", "vision", "rescaled", "random-directions"),
+        {"gpt2": 2e-3, "vision": 2e-3, "rescaled": 4e-3, "random-directions": 2e-3},
+    ),
     "scaled": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "centred": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from mimetic.experiments.answers import positions, share
@@ -97,9 +99,13 @@ def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     return verdict, f"{found}. After {steps:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
 
 
-def _fixed_structure() -> Judgement:
-    controls = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
-    return joined({name: _gpt(FIXED[0], reference=arm) for name, arm in controls.items()})
+CONTROLS = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
+HALVES = {"V·proj alone": "vp-minus", "QK alone": "qk"}
+
+
+def _over(study: Study, references: Mapping[str, str]) -> Judgement:
+    """Whether vision's signs gain more than each of these arms."""
+    return joined({name: _gpt(study, reference=arm) for name, arm in references.items()})
 
 
 def _gains_less(study: Study, changed: str) -> Judgement:
@@ -184,7 +190,21 @@ CLAIMS = (
         " (tiny Shakespeare)",
         OURS,
         "10_gpt",
-        _fixed_structure,
+        lambda: _over(FIXED[0], CONTROLS),
+    ),
+    Claim(
+        TEXT,
+        "With fixed positions each half of vision's signs gains by itself (tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        lambda: joined({name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}),
+    ),
+    Claim(
+        TEXT,
+        "With fixed positions both halves together gain more than either alone (tiny Shakespeare)",
+        OURS,
+        "10_gpt",
+        lambda: _over(FIXED[0], HALVES),
     ),
     Claim(
         TEXT,
@@ -193,6 +213,14 @@ CLAIMS = (
         OURS,
         "10_gpt",
         lambda: _gains_less(language_programme.SHUFFLED, "in a random order"),
+    ),
+    Claim(
+        TEXT,
+        "With the same positions in a random order it gains more than from the size of the weights or their singular"
+        " values",
+        OURS,
+        "10_gpt",
+        lambda: _over(language_programme.SHUFFLED, CONTROLS),
     ),
     Claim(
         TEXT,
