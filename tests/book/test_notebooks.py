@@ -1,14 +1,19 @@
 """The committed notebooks are executed, portable and refuse wrong parameters; so does the tool that executes them."""
 
+import base64
+import copy
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from mimetic import notebooks
 from mimetic.notebooks import NotebookError, choose, choose_int, choose_ints, choose_several
@@ -94,7 +99,8 @@ def test_portable(path):
 @every_notebook
 def test_as_the_tool_stores_it(path):
     notebook = _read(path)
-    assert nbformat.writes(notebooks.strip_metadata(_read(path))) == nbformat.writes(notebook), "run make notebooks"
+    stored = notebooks.shrink_images(notebooks.strip_metadata(_read(path)))
+    assert nbformat.writes(stored) == nbformat.writes(notebook), "run make notebooks"
 
 
 @every_notebook
@@ -244,6 +250,32 @@ def test_a_path_of_this_machine_is_refused(book):
     with pytest.raises(NotebookError, match=rf"cell 3: {re.escape(sys.prefix)}"):
         notebooks.execute(path, progress=False)
     assert path.read_bytes() == before
+
+
+def _picture(image) -> nbformat.NotebookNode:
+    stored = io.BytesIO()
+    image.save(stored, "PNG")
+    data = {"image/png": base64.b64encode(stored.getvalue()).decode()}
+    return new_notebook(cells=[new_code_cell(outputs=[new_output("display_data", data)])])
+
+
+def _shrunk(image) -> Image.Image:
+    notebook = notebooks.shrink_images(_picture(image))
+    return Image.open(io.BytesIO(base64.b64decode(notebook.cells[0].outputs[0].data["image/png"])))
+
+
+def test_pictures_take_fewer_bytes_and_show_the_same():
+    colours = np.random.default_rng(1).integers(0, 256, (40, 3), dtype=np.uint8)
+    lines = Image.fromarray(colours[np.random.default_rng(2).integers(0, 40, (200, 300))]).convert("RGBA")
+    lines.putpixel((3, 3), (0, 0, 0, 0))  # nothing there: the page is white
+    small = _shrunk(lines)
+    assert small.mode == "P" and small.size == lines.size and small.convert("RGB").getpixel((3, 3)) == (255, 255, 255)
+    lines.putpixel((3, 3), (255, 255, 255, 255))
+    assert np.array_equal(np.asarray(small.convert("RGB")), np.asarray(lines.convert("RGB")))
+    shades = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(_shrunk(shades)), np.asarray(shades))  # 256 colours would not do
+    notebook = notebooks.shrink_images(_picture(lines))
+    assert notebooks.shrink_images(copy.deepcopy(notebook)) == notebook
 
 
 def test_local_paths_sees_html_and_other_machines_and_no_more():

@@ -212,10 +212,15 @@ def controls() -> str:
     positions in their order, as Markdown list items."""
     lines = []
     for study in CONTROLS:
-        name, table = study.question.partition(", ")[2], common.study_table(study, load_runs(study.experiment), METRIC)
+        name, finals = study.question.partition(", ")[2], load_runs(study.experiment)
+        table = common.study_table(study, finals, METRIC)
         found = [f"{arm}: {common.finding(row, METRIC)}" for arm, row in table.iterrows()]
         if LABELS["vision"] in table.index:
             found[0] += _compared(changes("vision", study, POSITIONS), "than with fixed positions in their order")
+        found += [
+            common.contrast_line(arms, row, METRIC).removeprefix("* ")
+            for arms, row in common.contrast_table(study, finals, METRIC).iterrows()
+        ]
         says = f"no pair is in yet (`{COMMAND}`)."
         if found:
             says = f"against a default of {table['reference'].iloc[0]:.3f}, {'. '.join(found)}."

@@ -1,7 +1,7 @@
 """The recommender programme: which arms and seeds answer which question, and in which order the queue takes them.
 
     python -m mimetic queue recommenders-recipe   the search that chose the recipe, by the items before the last
-    python -m mimetic queue recommenders          the questions (about 370 runs, about 28 hours of one CPU core)
+    python -m mimetic queue recommenders          the questions (about 400 runs, about 30 hours of one CPU core)
     python -m mimetic queue recommenders-gpu      the central comparison at the sizes of the literature, for a GPU
 
 The arms themselves, what each changes and nothing else, are mimetic.experiments.configs.recommenders.ARMS.
