@@ -190,8 +190,9 @@ class AuditModel:
     """Three questions to a trained model: has it layers worth imitating, can matrix operations imitate them, are they a
     meaningful share of its parameters?
 
-    A pretrained model (`python -m mimetic pretrained list`), one of our runs (EXPERIMENT/ARM-seedN), or a file with a
-    state dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the layer.
+    A pretrained model (`python -m mimetic pretrained list`), a run of this book or of your own (EXPERIMENT/ARM-seedN),
+    or a file with a state dict (.safetensors, .pt) and the names of its attention weights, {} for the number of the
+    layer.
 
     examples:
       python -m mimetic audit minilm-l6
