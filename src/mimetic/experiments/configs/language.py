@@ -10,7 +10,7 @@ tinyshakespeare-rate
     The default and both sets of signs at one rate for all: a gentle one, and the default's best; and the arms for which
     the search had two rates that one seed cannot tell apart, at the other of them.
 wikitext2
-    The same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps.
+    The same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps; the default at its second rate, too.
 share
     The authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
     the depth; WikiText-2, 1,200 steps.
@@ -350,7 +350,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         for lr in end_rates(name)
     },
     "tinyshakespeare": at_own_rate(*EVERY),
-    "wikitext2": at_own_rate(*TRIED),
+    "wikitext2": at_own_rate(*TRIED) | at_other_rates({"gpt2": RUNNER_UP["gpt2"]}),
     "tinyshakespeare-long": at_own_rate(*SIGNS),
     **{
         with_positions(kind): at_own_rate(*arms, chosen=chosen) | at_other_rates(SECOND_RATE.get(kind, {}))

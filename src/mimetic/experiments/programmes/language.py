@@ -174,6 +174,16 @@ FROM_SINCOS_WIKITEXT2 = _of_all_arms(
         ),
     },
 )
+# Asked when a reader had seen that the default's rate, from the other text, was never questioned here, and that with
+# started positions half of it is better by as much as vision's signs are ahead of it: is it GPT-2's own start, or its
+# rate?
+SECOND_WIKITEXT2 = Study(
+    "second-wikitext2",
+    "WikiText-2, the default at its second rate",
+    "wikitext2",
+    ("gpt2", rated("gpt2", RUNNER_UP["gpt2"])),
+    {f"default at {RUNNER_UP['gpt2']:g}": ("gpt2", rated("gpt2", RUNNER_UP["gpt2"]))},
+)
 POSITIONS_LONG = _of_all_arms(
     "positions-long",
     "fixed sin-cos positions, 6,000 steps",
@@ -210,6 +220,7 @@ STUDIES = {
         FROM_NOISE,
         POSITIONS_WIKITEXT2,
         FROM_SINCOS_WIKITEXT2,
+        SECOND_WIKITEXT2,
         POSITIONS_LONG,
     )
 }
