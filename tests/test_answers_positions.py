@@ -15,6 +15,8 @@ from mimetic.experiments.configs.language import OTHER_POSITIONS, RATES, searche
 from mimetic.experiments.programmes.language import (
     CENTRAL,
     CENTRED,
+    FROM_NOISE,
+    FROM_SINCOS,
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
@@ -66,7 +68,7 @@ def test_nothing_yet():
     table, points = positions.comparisons()
     assert table.empty and points.empty and positions.in_short() == ""
     assert "no pair of runs is in yet" in positions.answer()
-    assert positions.controls().count("no pair is in yet") == 5
+    assert positions.controls().count("no pair yet (`python -m mimetic queue language`)") == 5
     assert "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
     # on tiny Shakespeare, the same two on WikiText-2, and fixed ones once more in longer runs
@@ -85,7 +87,9 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
         " pairs): *gains* | not run | not run |" in short
     )
     assert ": *loses* | +0.030 (" in short
-    assert "GPT-2's own start, the default with learned ones: −0.100 (" in short  # 2.1 - 0.2 against 2.0
+    assert (
+        "GPT-2's own start, the default with learned positions: with fixed positions −0.100 (" in short
+    )  # 2.1 - 0.2 against 2.0
     text = positions.answer()
     assert "* vision signs: gains: −0.200 bits per byte (" in text
     assert "; better than with learned positions, by −0.400 (" in text
@@ -107,27 +111,57 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
 def test_a_random_order():
     put(POSITIONS, {"vision": -0.2})
     put(SHUFFLED, {"vision": 0.1})
-    text = positions.controls()
-    assert "vision signs: loses: +0.100" in text
-    assert "; worse than with fixed positions in their order, by +0.300 (" in text
+    row = positions.controls().splitlines()[2]
+    assert row.startswith(
+        "| fixed positions in a random order | 2.025 | +0.100 (+0.096 to +0.104, 6 pairs): *loses* | +0.300 ("
+    )
+    assert row.endswith(" | – |")  # GPT-2's own start is not in
+    assert "in a random order, " not in positions.controls()
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
             path.unlink()
-    assert "behind so far: +0.09" in positions.controls() and "too few pairs" in positions.controls()
+    assert "2 pairs): *behind* | " in positions.controls()
+    put(SHUFFLED, {"vision": -0.1, "rescaled": 0.05, "random-directions": -0.2})
+    put(FROM_NOISE, {"vision": 0.0})
+    put(CENTRAL, {"vision": 0.2}, level=2.0)
+    text = positions.controls()
+    assert "* in a random order, default at mimetic's norms: loses: +0.050" in text
+    assert "* in a random order, vision signs minus random directions: +0.100" in text
+    assert "* what vision signs do from noise as large, minus that in a random order: +0.100 (" in text
+    assert (
+        "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096, 6 pairs): *gains* | +0.100 (" in text
+    )
+    assert text.splitlines()[2].endswith(" | −0.100 (−0.108 to −0.092, 6 pairs) |")  # 1.925 against 2.025
+
+
+def test_the_default_is_taken_at_its_better_rate(monkeypatch):
+    put(WIKITEXT2, {"lr-0.004-gpt2": -0.02, "vision": 0.03})
+    put(POSITIONS_WIKITEXT2, {"vision": -0.1})
+    assert positions.better_rate(WIKITEXT2) == positions.GENTLER and positions.better_rate(CENTRAL) == "gpt2"
+    # with the learned ones 0.02 more than over the searched rate, and so much less ahead of GPT-2's own start
+    assert "| WikiText-2, vision signs | +0.050 (" in positions.in_short()
+    assert "with fixed positions −0.080 (" in positions.in_short()
+    assert positions.over_own_start("vision", POSITIONS_WIKITEXT2).mean() == pytest.approx(-0.08)
+    put(FROM_SINCOS, {"vision": -0.1})
+    assert positions.over_own_start("vision", FROM_SINCOS).empty  # of the other text
 
 
 def test_the_controls_are_held_against_fixed_positions():
     put(POSITIONS, {"vision": -0.2})
     put(CENTRED, {"vision": -0.2})
     put(SCALED, {"vision": 0.15, "lr-0.002-vision": 0.05})
-    lines = positions.controls().splitlines()
-    assert lines[0] == "* The same positions in a random order: no pair is in yet (`python -m mimetic queue language`)."
-    assert lines[1].startswith(
-        "* Fixed positions without their mean: against a default of 2.025, vision signs: gains: −0.200"
+    lines = positions.controls().splitlines()[2:]
+    assert lines[0].startswith("| fixed positions in a random order | no pair yet (`python -m mimetic queue language`)")
+    assert (
+        lines[1].startswith("| fixed positions without their mean | 2.025 | −0.200 (")
+        and "*gains* | +0.000 (" in lines[1]
     )
-    assert "not to be told from what it is otherwise" in lines[1]
-    assert "by +0.350 (" in lines[2] and ". vision signs at 0.002: loses: +0.050" in lines[2]
+    assert "*loses* | +0.350 (" in lines[2]
+    assert (
+        lines[3].startswith("| learned positions, times √d, at 0.002 | 2.025 | +0.050 (")
+        and "*loses* | – |" in lines[3]
+    )
 
 
 def test_rotary_positions():

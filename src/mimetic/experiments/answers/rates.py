@@ -26,6 +26,8 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
+UNCONFIRMED = " by the interval, which the exact test does not confirm"
+
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +142,7 @@ def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataF
             text += "Neither the size nor the singular values do it: it takes the identity."
     if {"gpt2-signs", "both-minus"} <= set(slow):
         text += (
-            " The arms with −I in QK, whose tokens do not look at themselves, are as slow:"
+            " The arms with −I in QK, whose tokens look at themselves less than the default's, are as slow:"
             " looking at oneself is not the reason, or not the only one."
         )
     return text.strip() + " (One seed an arm.)"
@@ -191,6 +193,7 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
     lines = []
     for arm, row in few.iterrows():
         clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
+        clear += UNCONFIRMED * (clear != "not to be told apart" and row["p"] > 0.05)
         says = (
             f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])}"
             f" ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
@@ -237,7 +240,7 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
             says = "the two differ"
         else:
             says = "plus is worse" if low > 0 else "plus is better"
-        hint = " by the interval, which the exact test does not confirm" if p > 0.05 and not low <= 0 <= high else ""
+        hint = UNCONFIRMED * (p > 0.05 and not low <= 0 <= high)
         lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
     return (
         f"All four pairs of signs at {GENTLE:g}"

@@ -10,7 +10,7 @@ tinyshakespeare-rate
     The default and both sets of signs at one rate for all: a gentle one, and the default's best; and the arms for which
     the search had two rates that one seed cannot tell apart, at the other of them.
 wikitext2
-    The same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps; the default at its second rate, too.
+    The same model on WikiText-2 with a byte-level BPE of 2,000 tokens, 1,200 steps; the default at half its rate, too.
 share
     The authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
     the depth; WikiText-2, 1,200 steps.

@@ -109,7 +109,7 @@ POSITIONS = _of_all_arms(
 # The controls of size were added when vision's signs had gained half as much there: we expected that these gain as much
 SHUFFLED = _of_all_arms(
     "shuffled",
-    "tiny Shakespeare, the same positions in a random order",
+    "tiny Shakespeare, fixed positions in a random order",
     "tinyshakespeare-shuffled",
     contrasts=_beyond_size("vision"),
 )

@@ -128,7 +128,7 @@ def _started() -> Judgement:
 def _beyond_learned() -> Judgement:
     return joined(
         {
-            own.question: judged(positions.across("vision", fixed, "gpt2", own), BITS, _seeds(fixed))
+            own.question: judged(positions.over_own_start("vision", fixed), BITS, _seeds(fixed))
             for fixed, own in zip(FIXED, CORPORA)
         }
     )
