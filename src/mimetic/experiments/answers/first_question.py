@@ -118,15 +118,18 @@ def first_answer() -> str:
     return "\n".join(lines)
 
 
-FACTORS = {  # what differs between two of MODELS, and nothing else of the model
+FACTORS = {  # what differs between two of MODELS
     "the norm (pre-LN in place of post-LN)": [
         (f"{task}, post-LN", f"{task}, pre-LN") for task in ("BERT4Rec", "masked items, causal", "next item, causal")
     ],
     "causality (a causal mask)": [
         (f"BERT4Rec, {norm}", f"masked items, causal, {norm}") for norm in ("post-LN", "pre-LN")
     ],
-    "the task (next item in place of masked items)": [
+    "the task (next item in place of masked items, 20 epochs in place of 40)": [
         (f"masked items, causal, {norm}", f"next item, causal, {norm}") for norm in ("post-LN", "pre-LN")
+    ],
+    "the task, both after 40 epochs": [
+        (f"masked items, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")
     ],
     "longer training (40 epochs in place of 20)": [
         (f"next item, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")
