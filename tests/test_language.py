@@ -328,6 +328,13 @@ def test_chapter_10_says_what_the_records_say():
     for name in learned:
         assert all(side(positions.effect_of(STUDIES[name], arm)) == 1 for arm in ("qk", "vp", "fit"))
         assert side(positions.effect_of(STUDIES[name], "speedrun")) == 0
+    tenth, fit, language, vision = (
+        positions.effect_of(STUDIES["structure" if arm == "tenth" else "central"], arm)
+        for arm in ("tenth", "fit", "language", "vision")
+    )
+    assert side(tenth - vision) == side(tenth - language) == side(fit - language) == -1
+    fit, *signs = (positions.effect_of(STUDIES["wikitext2"], arm) for arm in ("fit", "language", "vision"))
+    assert all(side(fit - values) == 1 for values in signs)
     second = second_table()
     assert second.loc["language", "high"] < 0 < second.loc["language", "behind low"]
 
@@ -358,8 +365,17 @@ def test_chapter_10_says_of_the_reason_what_the_records_say():
         "from-noise": 1,
     }
     full, left = (positions.effect_of(STUDIES[kind], "vision").mean() for kind in ("positions", "shuffled"))
-    sizes = [positions.effect_of(STUDIES["positions"], arm).mean() for arm in ("rescaled", "random-directions")]
-    assert 0.4 < left / full < 0.6 and all(0.75 < left / size < 1.25 for size in sizes)
+    assert 0.4 < left / full < 0.6
+    controls = ("rescaled", "random-directions")
+    assert [side(positions.effect_of(STUDIES["shuffled"], arm)) for arm in controls] == [0, 0]
+    assert [side(positions.effect_of(STUDIES["shuffled"], "vision", arm)) for arm in controls] == [-1, 0]
+    assert all(side(positions.over_own_start(arm, STUDIES["shuffled"])) == 1 for arm in ("gpt2", "vision"))
+    # both products
+    gains = {arm: positions.effect_of(STUDIES["positions"], arm) for arm in ("vision", "vp-minus", "qk")}
+    assert [len(values) for values in gains.values()] == [6] * 3
+    assert 0.55 < gains["vp-minus"].mean() / gains["vision"].mean() < 0.7 and side(gains["vp-minus"]) == -1
+    assert side(gains["qk"]) == 0 and side(gains["vision"] - gains["vp-minus"] - gains["qk"]) == -1
+    assert side(gains["vision"] - gains["vp-minus"]) == -1
     assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) == 1
 
 
