@@ -192,6 +192,33 @@ def test_the_second_rate_of_the_search():
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
 
+def test_a_second_rate_that_the_exact_test_does_not_confirm():
+    rows = [("gpt2", 2.5, 0), ("lr-0.004-gpt2", 2.52, 0), ("gpt2", 2.5, 1), ("lr-0.004-gpt2", 2.521, 1)]
+    rows += [(arm, value, seed + 2) for arm, value, seed in rows] + [
+        (arm, value, seed + 4) for arm, value, seed in rows[:2]
+    ]
+    finals = pd.DataFrame(rows, columns=["arm", "test_bits_per_byte", "seed"])
+    table = rates.second_table(finals)  # five pairs: p cannot be below 0.062
+    assert "worse by the interval, which the exact test does not confirm" in rates.second_sentence(table)
+
+
+def test_the_second_rate_on_the_other_text(monkeypatch):
+    def runs(effect, seeds=6):
+        rows = [
+            (arm, seed, 2.0 + 0.01 * seed + add * (1 + 0.1 * seed))
+            for seed in range(seeds)
+            for arm, add in (("gpt2", 0), ("lr-0.004-gpt2", effect))
+        ]
+        return lambda name: pd.DataFrame(rows, columns=["arm", "seed", "test_bits_per_byte"])
+
+    for effect, says in ((-0.02, ": better"), (0.02, ": worse"), (0.0, ": not to be told apart")):
+        monkeypatch.setattr(rates, "load_runs", runs(effect))
+        text = rates.second_on_wikitext2()
+        assert text.startswith("* default (GPT-2's) on WikiText-2: 0.004 instead of 0.008 ") and text.endswith(says)
+    monkeypatch.setattr(rates, "load_runs", runs(0.02, seeds=3))
+    assert "are not in yet" in rates.second_on_wikitext2()
+
+
 def test_the_signs_at_one_rate_and_whether_they_add_up():
     # V·proj + costs .175, QK + .1 with it and .05 without
     level = {"language": 2.9, "vision": 2.7, "gpt2-signs": 2.8, "both-minus": 2.65}
