@@ -85,10 +85,11 @@ def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
 
 
 def better_rate(study: Study) -> str:
-    """Which of its two rates the default is run at that has fewer bits per byte in a study, as its arm is called there:
-    a choice by the text that judges, which flatters the default; the searched one where the other has too few runs."""
+    """At which of its two rates the default is taken in a study, as its arm is called there: the other one where its
+    runs are better by what they can show (a choice by the text that judges, which flatters the default), else the
+    searched one."""
     change = contrast(load_runs(study.experiment), {GENTLER: 1, "gpt2": -1}, METRIC.column)
-    return GENTLER if len(change) >= ENOUGH and change.mean() < 0 else "gpt2"
+    return GENTLER if len(change) >= ENOUGH and side(change) < 0 else "gpt2"
 
 
 def over_own_start(arm: str, study: Study) -> pd.Series:
