@@ -726,18 +726,19 @@ def test_settings_that_change_the_products_are_refused_or_said():
 
 
 def test_a_part_of_the_forward_that_was_replaced_is_seen():
-    gptj = transformers.models.gptj.modeling_gptj.GPTJAttention
-    model, _ = build("gptj")
-    attention = model.h[0].attn
+    own = transformers.models.gpt_neo.modeling_gpt_neo.GPTNeoSelfAttention
+    model = plan_transformers("gpt_neo").make()
+    attention = model.h[0].attn.attention
     attention._attn = lambda *args, **kwargs: None
-    with pytest.raises(UnsupportedAttention, match=r"h\.0\.attn: its forward was replaced"):
+    with pytest.raises(UnsupportedAttention, match=r"h\.0\.attn\.attention: its forward was replaced"):
         attention_layers(model)
     del attention._attn
     attention_layers(model)
-    attention.__class__ = type("Other", (gptj,), {"_attn": lambda self, *args, **kwargs: None})
-    with pytest.raises(UnsupportedAttention, match="Other overrides the forward of GPTJAttention, or a part of it"):
+    attention.__class__ = type("Other", (own,), {"_attn": lambda self, *args, **kwargs: None})
+    says = "Other overrides the forward of GPTNeoSelfAttention, or a part of it"
+    with pytest.raises(UnsupportedAttention, match=says):
         attention_layers(model)
-    attention.__class__ = type("Same", (gptj,), {"helper": lambda self: None})
+    attention.__class__ = type("Same", (own,), {"helper": lambda self: None})
     attention_layers(model)
 
 

@@ -22,7 +22,7 @@ from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.pattern import effective
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.language import RATE, SHARES
+from mimetic.experiments.programmes.language import RATE, SHARES, WIKITEXT2
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
 from mimetic.experiments.runs import family
 from mimetic.statistics import compare, contrast, side
@@ -267,12 +267,16 @@ def test_a_trend_waits_for_every_size(monkeypatch):
 def test_the_runs_of_a_pair_were_made_alike(experiment):
     runs = load_runs(experiment)
     alike = ["device.name", "device.threads", "torch"]
-    several = {"cifar10-lab10": (*QUESTIONS, PRECISION), "tinyshakespeare-rate": (RATE,)}
+    several = {
+        "cifar10-lab10": (*QUESTIONS, PRECISION),
+        "tinyshakespeare-rate": (RATE,),
+        "wikitext2": (WIKITEXT2,),  # not the default at its second rate
+    }
     if experiment in several:  # of several machines or precisions, on purpose, but each pair of one
         runs = runs.set_index(["arm", "seed"])[alike]
         pairs = {pair for study in several[experiment] for pair in comparisons_of(study).values()}
         both = [(seed, pair) for pair in pairs for seed in range(10) if all((arm, seed) in runs.index for arm in pair)]
-        assert len(both) >= {"cifar10-lab10": 100, "tinyshakespeare-rate": 12}[experiment]
+        assert len(both) >= {"cifar10-lab10": 100, "tinyshakespeare-rate": 12, "wikitext2": 36}[experiment]
         for seed, (reference, arm) in both:
             assert (runs.loc[(reference, seed)] == runs.loc[(arm, seed)]).all(), (reference, arm, seed)
         return
