@@ -1,13 +1,14 @@
 """What error messages have in common: a whole number is asked for in one way, an error is shown on one line."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from mimetic import MimeticSpec, StateNames
 from mimetic.data.sequences import check_sequences
-from mimetic.experiments.configs import named
+from mimetic.experiments.configs import from_record, named
 from mimetic.experiments.runs import check
 from mimetic.messages import check_whole, one_line
 from mimetic.models import BERT4RecConfig, GPTConfig, ViTConfig
@@ -59,6 +60,21 @@ def test_a_setting_of_another_type_is_named(experiment, value):
 
 def test_a_whole_number_is_a_number():
     check(named("digits", experiment="mine", lr=1, weight_decay=0), store=False)
+    with pytest.raises(ValueError, match=r"lr must be a number, not (np\.float32\()?0\.5"):  # no record can hold it
+        check(named("digits", experiment="mine", lr=np.float32(0.5)), store=False)
+
+
+def test_a_name_is_text():
+    for name in ("experiment", "arm"):
+        with pytest.raises(ValueError, match=f"{name} must be lower-case letters"):
+            check(replace(named("digits"), **{name: 3}), store=False)
+
+
+def test_a_record_of_a_newer_version_names_the_field():
+    values = asdict(named("ml100k")) | {"qk_alpha": [0.7, 0.7]}
+    assert from_record(values) == replace(named("ml100k"), qk_alpha=(0.7, 0.7))
+    with pytest.raises(ValueError, match="^RecommenderConfig has no field warmth: of a newer version\\?$"):
+        from_record(values | {"warmth": 1})
 
 
 def test_an_error_on_one_line():

@@ -22,7 +22,7 @@ from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.pattern import effective
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.language import RATE, SHARES, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, RATE, SHARES, WIKITEXT2
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
 from mimetic.experiments.runs import family
 from mimetic.statistics import compare, contrast, side
@@ -170,6 +170,18 @@ def test_without_records_what_needs_training_is_open(no_records):
     for claim in judge.CLAIMS:
         assert (table.loc[claim.says, "verdict"] == OPEN) != (claim.judge.__name__ in untrained)
     assert report.shown() == [] and report.queues()["recorded"].sum() == 0
+
+
+def test_the_points_of_both_texts_are_those_of_the_searched_rates():
+    points = share.gain_points()
+    for study in (CENTRAL, WIKITEXT2):
+        these = points[points["experiment"] == study.experiment]
+        assert set(these["point"]) == {study.experiment} and len(these) == 2
+        finals = load_runs(study.experiment)
+        bits = {arm: finals[finals["arm"] == arm].set_index("seed")["test_bits_per_byte"] for arm in ("gpt2", "vision")}
+        gain = ((bits["gpt2"] - bits["vision"]) / bits["gpt2"]).mean()
+        assert these.set_index("signs").loc[share.PUBLISHED, "gain"] == pytest.approx(gain)
+    assert language._language_gains_less()[0] == PART
 
 
 def _gains(rows):

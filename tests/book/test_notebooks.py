@@ -274,6 +274,12 @@ def test_pictures_take_fewer_bytes_and_show_the_same():
     assert np.array_equal(np.asarray(small.convert("RGB")), np.asarray(lines.convert("RGB")))
     shades = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
     assert np.array_equal(np.asarray(_shrunk(shades)), np.asarray(shades))  # 256 colours would not do
+    frames = io.BytesIO()
+    lines.save(frames, "PNG", save_all=True, append_images=[shades.resize(lines.size).convert("RGBA")])
+    for data in (frames.getvalue(), b"no picture"):  # nothing of either is lost
+        moving, kept = _picture(lines), base64.b64encode(data).decode()
+        moving.cells[0].outputs[0].data["image/png"] = kept
+        assert notebooks.shrink_images(moving).cells[0].outputs[0].data["image/png"] == kept
     notebook = notebooks.shrink_images(_picture(lines))
     assert notebooks.shrink_images(copy.deepcopy(notebook)) == notebook
 

@@ -62,7 +62,8 @@ def audit(
         name: what the report calls it.
 
     Raises:
-        ValueError: an unknown name (the choices are listed), or names without a state dict and the reverse.
+        ValueError: an unknown name (the choices are listed), names without a state dict and the reverse, or names that
+            are no StateNames.
         UnsupportedAttention: no layer with a diagonal, a weight that a state dict does not have (it is named) or whose
             shape does not fit, or fold=True where the gains are not known.
     """

@@ -68,7 +68,7 @@ LONGEST_NAME = 200
 
 def check_name(kind: str, name: str) -> str:
     """``name`` if it may be part of a file name; raises ValueError otherwise."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{kind} must be lower-case letters, digits and . _ + = - (it names a file), not {name!r}")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"{kind} names a file and must have at most {LONGEST_NAME} characters, not {len(name)}")

@@ -67,7 +67,7 @@ def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def effect_of(study: Study, arm: str, reference: str = "gpt2") -> pd.Series:
-    """seed -> an arm minus the default (bits per byte); empty without runs."""
+    """seed -> an arm minus a reference, the default (bits per byte); empty without runs."""
     return contrast(load_runs(study.experiment), {arm: 1, reference: -1}, METRIC.column)
 
 

@@ -219,9 +219,11 @@ def second_on_wikitext2() -> str:
         return (
             "* on WikiText-2: the default's runs at its second rate are not in yet (`python -m mimetic queue language`)"
         )
-    says = {0: "not to be told apart", 1: "worse", -1: "better"}[side(change)]
+    says, p = {0: "not to be told apart", 1: "worse", -1: "better"}[side(change)], sign_flip_test(change)
+    says += UNCONFIRMED if side(change) and p > 0.05 else ""
     return (
-        f"* {LABELS['gpt2']} on WikiText-2: {rate:g} instead of {CHOSEN['gpt2']:g} {measured(change, METRIC)}: {says}"
+        f"* {LABELS['gpt2']} on WikiText-2: {rate:g} instead of {CHOSEN['gpt2']:g}"
+        f" {measured(change, METRIC, f', p {p:.3f}')}: {says}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the recommender chapter (12) says of the experiment: the verdict, the scores, what training keeps."""
+"""What the recommender chapter (12) says of the experiment: the verdict, and what training keeps."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
 # arm's own, and a control that nobody would train otherwise.
 LEFT_OUT = (
     *(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")),
+    "wikitext2-from-sincos",
     "tinyshakespeare-rate",
     "ml100k-rate",
     "beauty-rate",
@@ -77,6 +78,10 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
             continue
         if role := _role(record["experiment"], config):
             own = ("lr",) if EXPERIMENTS[record["experiment"]].family in RATES_OF_THEIR_OWN else ()
+            if own and record["arm"].startswith(
+                "lr-"
+            ):  # the default once more, at another rate (configs.language.rated)
+                continue
             rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", *own)}
             key = record["experiment"], json.dumps(rest, sort_keys=True)
             groups.setdefault(key, {}).setdefault(role, {})[record["seed"]] = record

@@ -49,10 +49,12 @@ def from_record(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: no kind of run has these fields.
     """
-    for kind in dict.fromkeys(type(config) for config in EXPERIMENTS.values()):
-        if set(values) <= set(kind.known()):
-            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    raise ValueError(f"no kind of run has the fields {', '.join(values)}")
+    kinds = dict.fromkeys(type(config) for config in EXPERIMENTS.values())
+    unknown = {kind: [name for name in values if name not in kind.known()] for kind in kinds}
+    nearest = min(unknown, key=lambda kind: len(unknown[kind]))
+    if unknown[nearest]:
+        raise ValueError(f"{nearest.__name__} has no field {', '.join(unknown[nearest])}: of a newer version?")
+    return nearest(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def _refuse(given: RunConfig, against: list[str]) -> None:

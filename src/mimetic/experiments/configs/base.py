@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cache
-from numbers import Real
 from typing import ClassVar, get_args, get_type_hints
 
 # What may differ between two runs of one named experiment, and between two machines that make the same run.
@@ -84,4 +83,4 @@ def _kinds(config: type[RunConfig]) -> dict[str, tuple[type, ...]]:
 
 def _is(value: object, kind: type) -> bool:
     """Whether a value is of a kind: True is no number, and a whole number is one."""
-    return isinstance(value, Real if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
