@@ -176,7 +176,7 @@ def test_the_points_of_both_texts_are_those_of_the_searched_rates():
     points = share.gain_points()
     for study in (CENTRAL, WIKITEXT2):
         these = points[points["experiment"] == study.experiment]
-        assert set(these["point"]) == {study.experiment} and len(these) == 2
+        assert set(these["point"]) == {study.experiment} and len(these) >= 2
         finals = load_runs(study.experiment)
         bits = {arm: finals[finals["arm"] == arm].set_index("seed")["test_bits_per_byte"] for arm in ("gpt2", "vision")}
         gain = ((bits["gpt2"] - bits["vision"]) / bits["gpt2"]).mean()
