@@ -23,6 +23,7 @@ from mimetic.experiments.programmes.language import (
     ROTARY,
     SCALED,
     SHUFFLED,
+    SIZES,
     WIKITEXT2,
 )
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
@@ -203,7 +204,7 @@ def test_claims_and_the_share_follow():
     put(SHUFFLED, {"vision": 0.1})
     assert (
         language._texts("vision", language.FIXED, POSITIONS_LONG)[0]
-        == language._over(POSITIONS, language.CONTROLS)[0]
+        == language._over(POSITIONS, SIZES)[0]
         == language._gains_less(SHUFFLED, "in a random order")[0]
         == language._beyond_learned()[0]
         == verdicts.HOLDS

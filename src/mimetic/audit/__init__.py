@@ -107,8 +107,10 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     experiment, arm, seed = match.groups() if match else (given, "", None)
     if experiment in EXPERIMENTS:
         config = named(experiment, seed=int(seed or 0), arm=arm or "")
-    elif NAME.fullmatch(experiment) and NAME.fullmatch(arm or "") and record_path(experiment, arm, seed or 0).is_file():
-        config = from_record(read_record(record_path(experiment, arm, seed or 0))["config"])
+    elif (
+        all(map(NAME.fullmatch, (experiment, arm or ""))) and (own := record_path(experiment, arm, seed or 0)).is_file()
+    ):
+        config = from_record(read_record(own)["config"])
     else:
         raise ValueError(
             f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}), no run of an experiment "

@@ -11,7 +11,7 @@ import pandas as pd
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
 from mimetic.experiments.answers.language import COMMAND
-from mimetic.experiments.configs.language import OTHER_POSITIONS, RUNNER_UP, SIGNS, TIE, rated, with_positions
+from mimetic.experiments.configs.language import OTHER_POSITIONS, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
@@ -19,6 +19,7 @@ from mimetic.experiments.programmes.language import (
     FROM_NOISE,
     FROM_SINCOS,
     FROM_SINCOS_WIKITEXT2,
+    GENTLER,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -34,7 +35,6 @@ from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
-GENTLER = rated("gpt2", RUNNER_UP["gpt2"])  # the default at the rate that came second in its search
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
 # GPTConfig.pos_embed -> its study
@@ -140,9 +140,10 @@ def in_short() -> str:
     rows: dict[str, dict[str, str]] = {}
     for text, studies in TEXTS.items():
         for kind, study in zip(KINDS, studies):
-            finals = load_runs(study.experiment) if study else pd.DataFrame()
-            pairs = {LABELS[arm]: (better_rate(study), arm) for arm in SIGNED} if study else {}
-            table = common.study_table(replace(study, comparisons=pairs), finals, METRIC) if study else finals
+            if study is None:
+                continue
+            pairs = {LABELS[arm]: (better_rate(study), arm) for arm in SIGNED}
+            table = common.study_table(replace(study, comparisons=pairs), load_runs(study.experiment), METRIC)
             for arm in SIGNED:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
@@ -250,13 +251,12 @@ def controls() -> str:
         "the same, minus that with fixed positions in order",
         "vision signs minus GPT-2's own start",
     ]
-    lines = [common.markdown(pd.DataFrame(rows, columns=columns)), *_in_a_random_order()]
-    return "\n\n".join(filter(None, lines))
+    return f"{common.markdown(pd.DataFrame(rows, columns=columns))}\n\n{_in_a_random_order()}".rstrip()
 
 
-def _in_a_random_order() -> list[str]:
+def _in_a_random_order() -> str:
     """What the controls of size do where the fixed positions stand in a random order, and what noise as large does
-    compared with these, as a paragraph of Markdown list items; without the runs nothing."""
+    compared with these, as Markdown list items; "" without the runs."""
     finals = load_runs(SHUFFLED.experiment)
     table = common.study_table(SHUFFLED, finals, METRIC)
     sizes = [label for label in table.index if label != LABELS["vision"]]
@@ -270,7 +270,7 @@ def _in_a_random_order() -> list[str]:
         lines.append(
             f"* what vision signs do from noise as large, minus that in a random order: {measured(noise, METRIC)}"
         )
-    return ["\n".join(lines)] if lines else []
+    return "\n".join(lines)
 
 
 def started_on_wikitext2() -> str:

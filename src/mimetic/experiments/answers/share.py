@@ -26,7 +26,7 @@ import pandas as pd
 from mimetic.experiments.answers.common import IN_PERCENT, markdown, pairs_of, replicas_dir, study_table, word
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
-from mimetic.experiments.configs.language import OTHER_POSITIONS, SHARES, with_positions
+from mimetic.experiments.configs.language import NOT_ITS_OWN, OTHER_POSITIONS, SHARES, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
@@ -78,9 +78,7 @@ def gain_points(folder: str | Path | None = None) -> pd.DataFrame:
             continue
         if role := _role(record["experiment"], config):
             own = ("lr",) if EXPERIMENTS[record["experiment"]].family in RATES_OF_THEIR_OWN else ()
-            if own and record["arm"].startswith(
-                "lr-"
-            ):  # the default once more, at another rate (configs.language.rated)
+            if own and record["arm"].startswith(NOT_ITS_OWN):  # the default once more
                 continue
             rest = {k: v for k, v in config.items() if k not in (*FREE, *SIZES, "qk_rank", "init", *own)}
             key = record["experiment"], json.dumps(rest, sort_keys=True)

@@ -142,8 +142,15 @@ RUNNER_UP: dict[str, float] = {
 OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "sincos": (
         ("gpt2", "language", "vision", "rescaled", "random-directions", "qk", "vp-minus"),
-        {"gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3, "qk": 4e-3}
-        | {"vp-minus": 4e-3},
+        {
+            "gpt2": 4e-3,
+            "language": 4e-3,
+            "vision": 4e-3,
+            "rescaled": 8e-3,
+            "random-directions": 4e-3,
+            "qk": 4e-3,
+            "vp-minus": 4e-3,
+        },
     ),
     "shuffled": (
         ("gpt2", "vision", "rescaled", "random-directions"),
@@ -290,9 +297,12 @@ def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[
     }
 
 
+NOT_ITS_OWN = "lr-"  # how the name of an arm at a rate that is not its own begins
+
+
 def rated(name: str, lr: float) -> str:
     """What an arm at a rate that is not its own is called."""
-    return f"lr-{lr:g}-{name}"
+    return f"{NOT_ITS_OWN}{lr:g}-{name}"
 
 
 def at_other_rates(rates: dict[str, float]) -> dict[str, dict[str, Any]]:

@@ -99,7 +99,6 @@ def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     return verdict, f"{found}. After {steps:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
 
 
-CONTROLS = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
 HALVES = {"V·proj alone": "vp-minus", "QK alone": "qk"}
 
 
@@ -190,7 +189,7 @@ CLAIMS = (
         " (tiny Shakespeare)",
         OURS,
         "10_gpt",
-        lambda: _over(FIXED[0], CONTROLS),
+        lambda: _over(FIXED[0], language_programme.SIZES),
     ),
     Claim(
         TEXT,
@@ -220,7 +219,7 @@ CLAIMS = (
         " values",
         OURS,
         "10_gpt",
-        lambda: _over(language_programme.SHUFFLED, CONTROLS),
+        lambda: _over(language_programme.SHUFFLED, language_programme.SIZES),
     ),
     Claim(
         TEXT,

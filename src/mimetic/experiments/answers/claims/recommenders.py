@@ -38,10 +38,8 @@ def _worth_imitating() -> Judgement:
             of = f" of {planned}" if seeds < planned else ""
             found = f"{first_question.signs_in_words(products)} ({seeds}{of} seeds); over all layers, as `audit` asks,"
             found += f" {sign_words(*whole)}"
-        parts[title] = (
-            counted(first_question.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN,
-            found,
-        )
+        verdict = counted(first_question.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN
+        parts[title] = verdict, found
     return joined(parts)
 
 
