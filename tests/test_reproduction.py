@@ -94,7 +94,6 @@ def test_the_report_opens_with_every_kind_of_model():
         lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])}"
         f" ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
     )
-    assert "](book/10_gpt.ipynb)" in report.summary("book/")
     assert "[… with rotary positions](10_gpt.ipynb)" in report.summary()
 
 

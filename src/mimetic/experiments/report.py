@@ -42,7 +42,6 @@ POSITIONS = {
     "from-noise": "learned positions that start from noise as large",
 }
 POOLS = {"avg": "average pooling", "token": "class token"}
-WRITTEN = ("README.md", "book/index.md")
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
 
 
@@ -87,19 +86,23 @@ def coverage_counts() -> pd.DataFrame:
     return pd.DataFrame(columns).rename(index=RESULTS).loc[list(RESULTS.values())].astype(int)
 
 
-def findings(page: str) -> str:
-    """What was found so far, for a page of WRITTEN: the book's one number, and a table of
-    what it hangs on and of what else was asked.
-    """
+def one_number() -> str:
+    """The book's one number, with what it hangs on."""
     finals = load_runs(LAB)
-    said = f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
-    table = reproduction.summary("" if page.startswith("book/") else "book/")
+    return f"A small ViT on CIFAR-10, last-epoch test accuracy: {number(finals)}. Laboratory scale: {setting(finals)}."
+
+
+def findings() -> str:
+    """What was found so far: the one number, a table of what else was asked, and how many claims hold."""
     how_to_read = (
         "A row that begins with “…” differs in one thing from the nearest row above it that does not begin so;"
         " vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval"
         " without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better."
     )
-    return f"{said}\n\n{table}\n\n{how_to_read} {reproduction.counts(claims())}"
+    return f"{one_number()}\n\n{reproduction.summary()}\n\n{how_to_read} {reproduction.counts(claims())}"
+
+
+WRITTEN = {"README.md": one_number, "book/index.md": findings}
 
 
 def with_findings(text: str, said: str) -> str:
@@ -113,9 +116,9 @@ def with_findings(text: str, said: str) -> str:
 def main(root: Path = Path()) -> None:
     """Write the pages of WRITTEN and the overview figure below root."""
     matplotlib.use("agg")  # without a display, too
-    for name in WRITTEN:
+    for name, said in WRITTEN.items():
         with atomic_path(root / name) as part:
-            part.write_text(with_findings((root / name).read_text(encoding="utf-8"), findings(name)), encoding="utf-8")
+            part.write_text(with_findings((root / name).read_text(encoding="utf-8"), said()), encoding="utf-8")
     figure = figures.overview(overview_profiles(), load_runs(LAB))
     with atomic_path(root / "book" / "_static" / "overview.png") as part:
         figure.savefig(part, format="png", metadata={"Software": None})

@@ -113,10 +113,9 @@ SUMMARY = (
 )
 
 
-def summary(folder: str = "") -> str:
+def summary() -> str:
     """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a
-    row that begins with a small letter changes one thing of the nearest row above that does not. folder: of the
-    chapters, before their names in links."""
+    row that begins with a small letter changes one thing of the nearest row above that does not."""
     rows = []
     for page, what, experiment, reference, arm in SUMMARY:
         metric = family(EXPERIMENTS[experiment]).METRIC
@@ -129,7 +128,7 @@ def summary(folder: str = "") -> str:
             word = common.word(row, metric, more=False)
             said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
         name = what if what[0].isupper() else f"… {what}"
-        rows.append((f"[{name}]({folder}{page}.ipynb)", said, f"{n}"))
+        rows.append((f"[{name}]({page}.ipynb)", said, f"{n}"))
     return common.markdown(
         pd.DataFrame(rows, columns=["trained", "mimetic initialization minus the default (95 % interval)", "pairs"])
     )
