@@ -12,7 +12,6 @@ from mimetic.experiments.configs.language import (
     ENDS,
     EVERY,
     GENTLE,
-    KNOWN,
     RATES,
     RUNNER_UP,
     SIGNS,
@@ -40,7 +39,7 @@ def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
         return pd.DataFrame()
     values = finals.groupby("arm")["test_bits_per_byte"].mean()
     rates = sorted({*RATES, *finals.get("config.lr", pd.Series(dtype=float))})
-    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in KNOWN} for lr in rates}, dtype=float)
+    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in EVERY} for lr in rates}, dtype=float)
     return table.dropna(how="all").rename_axis(columns="learning rate")
 
 

@@ -261,6 +261,7 @@ TRIED: dict[str, dict[str, Any]] = {
     **SIGNS,
     "qk": {"init": "mimetic-qk"},
     "vp": {"init": "mimetic-vp"},
+    "vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4},  # with vision's sign
     "fit": {"init": "mimetic", **FITTED},
     # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, QK as it was;
     # there with a little noise, of standard deviation .01 in the weights
@@ -278,20 +279,19 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "tenth": {"init": "mimetic", "qk_alpha": 0.07, "qk_beta": 0.07, "vp_alpha": 0.04, "vp_beta": -0.04},
 }
 EVERY = TRIED | CONTROLS  # what the search with learned positions has
-KNOWN = EVERY | {"vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4}}  # V.proj alone, with vision's sign
 
 
 def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
     """Arms with the learning rate that the search chose for each; those that
     it has chosen none for yet are left out.
     """
-    return {name: {**KNOWN[name], "lr": chosen[name]} for name in names if name in chosen}
+    return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
 
 
 def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The runs of a search: every arm at every rate, and those whose best is the highest of them at EDGE_RATE, too."""
     return {
-        searched(name, lr): {**KNOWN[name], "lr": lr}
+        searched(name, lr): {**EVERY[name], "lr": lr}
         for name in names
         for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))
     }
@@ -307,7 +307,7 @@ def rated(name: str, lr: float) -> str:
 
 def at_other_rates(rates: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Arms at rates that are not their own, arm -> rate, under the names that they have there."""
-    return {rated(name, lr): {**KNOWN[name], "lr": lr} for name, lr in rates.items()}
+    return {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in rates.items()}
 
 
 def at_rate(lr: float) -> dict[str, dict[str, Any]]:

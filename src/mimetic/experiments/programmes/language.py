@@ -45,8 +45,26 @@ def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more)
 # Every arm at its own rate, so a difference between two of them is not of the signs alone;
 # answers.rates.signs_at_one_rate has that
 SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
-CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
-WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
+
+
+# The halves of vision's signs. Asked with fixed positions first, when language signs had gained nothing there, which
+# differ from vision's in V.proj alone: we expected that half alone to gain what the whole does, and QK's nothing. It
+# gained two thirds, QK nothing, and the whole more than both. With learned positions, where the whole loses as much as
+# QK alone, we expected V.proj alone to lose less than half of that
+def _halves(over_vp: int, over_qk: int) -> dict[str, Contrast]:
+    """Vision's signs against each of their halves, with what we expected of it, and against the sum of both."""
+    return {
+        "vision signs minus V·proj alone, vision's sign": Contrast({"vision": 1, "vp-minus": -1}, over_vp),
+        "vision signs minus QK alone": Contrast({"vision": 1, "qk": -1}, over_qk),
+        "vision signs minus the sum of both halves": Contrast({"vision": 1, "qk": -1, "vp-minus": -1, "gpt2": 1}),
+    }
+
+
+OF_HALVES = _halves(over_vp=1, over_qk=0)  # with learned positions
+CENTRAL = Study(
+    "central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN | OF_HALVES
+)
+WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN | OF_HALVES)
 # as large as mimetic's weights, without a diagonal
 SIZES = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
 
@@ -57,13 +75,6 @@ def _beyond_size(sign: str) -> dict[str, Contrast]:
 
 
 BEYOND_SIZE = _beyond_size("vision") | _beyond_size("language")
-# Asked when language signs had gained nothing with fixed positions, which differ from vision's in V.proj alone: we
-# expected that half alone to gain what the whole does, and QK's nothing
-HALVES = {
-    "vision signs minus V·proj alone": Contrast({"vision": 1, "vp-minus": -1}),
-    "vision signs minus QK alone": Contrast({"vision": 1, "qk": -1}, -1),
-    "vision signs minus the sum of both halves": Contrast({"vision": 1, "qk": -1, "vp-minus": -1, "gpt2": 1}),
-}
 STRUCTURE = Study(
     "structure",
     "tiny Shakespeare, controls: structure or scale?",
@@ -105,7 +116,7 @@ POSITIONS = _of_all_arms(
     "positions",
     "tiny Shakespeare, fixed sin-cos positions",
     "tinyshakespeare-sincos",
-    contrasts=BEYOND_SIZE | SIGN | HALVES,
+    contrasts=BEYOND_SIZE | SIGN | _halves(over_vp=0, over_qk=-1),
 )
 # The controls of size were added when vision's signs had gained half as much there: we expected that these gain as much
 SHUFFLED = _of_all_arms(
