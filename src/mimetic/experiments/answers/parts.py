@@ -105,6 +105,21 @@ def taken_apart(finals: pd.DataFrame) -> str:
     return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
 
 
+def noise_only() -> str:
+    """Both noises without either diagonal against the two controls of size, all of
+    one machine (data/replicas), in a sentence; "" without runs.
+    """
+    runs = common.replicas("cifar10-lab10")
+    against = {
+        "the default at mimetic's norms": contrast(runs, {NOISE_ONLY: 1, "timm-rescaled": -1}),
+        "random directions": contrast(runs, {NOISE_ONLY: 1, "random-directions": -1}),
+    }
+    if not all(map(len, against.values())):
+        return ""
+    said = "; ".join(f"minus {name} {common.measured(values)}" for name, values in against.items())
+    return f"Both noises, neither diagonal (on a CPU): {said}."
+
+
 def _cell(values: pd.Series | tuple) -> str:
     """The mean of paired values with its interval; of one pair without; a dash without pairs."""
     if not len(values):
@@ -155,6 +170,40 @@ CONDITIONS = {
 }
 
 
+# average pooling: position embedding -> (the default there, mimetic initialization there)
+POSITIONS = {
+    "sin-cos": PAIR,
+    "sin-cos in a random order": ("shuffled-avg-timm", "shuffled-avg-mimetic"),
+    "learned, starting from sin-cos": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
+    "fixed noise, as large": ("noise-avg-timm", "noise-avg-mimetic"),
+    "learned, starting from that noise": ("from-noise-avg-timm", "from-noise-avg-mimetic"),
+    "learned, starting small": ("learned-avg-timm", "learned-avg-mimetic"),
+    "none": ("none-avg-timm", "none-avg-mimetic"),
+}
+
+
+def accuracies(finals: pd.DataFrame) -> str:
+    """The accuracies themselves with every position embedding, as a Markdown table; "" before all have their pairs."""
+    seeds = {name: contrast(finals, {arm: 1, reference: -1}).index for name, (reference, arm) in POSITIONS.items()}
+    if min(map(len, seeds.values())) < ENOUGH:
+        return ""
+    rows = [
+        (
+            name,
+            *(f"{100 * _mean(finals, arm, seeds[name]):.1f}" for arm in pair),
+            ", ".join(sorted(set(finals.loc[finals["arm"].isin(pair), "device.name"]))),
+        )
+        for name, pair in POSITIONS.items()
+    ]
+    columns = ["position embedding (average pooling)", "default (%)", "mimetic (%)", "made on"]
+    return common.markdown(pd.DataFrame(rows, columns=columns))
+
+
+def _mean(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
+    """Mean accuracy of an arm over these seeds."""
+    return finals[finals["arm"] == arm].set_index("seed").loc[seeds, ACCURACY.column].mean()
+
+
 def _gains_by_condition(finals: pd.DataFrame) -> dict[str, pd.Series]:
     """Condition -> the gain of every pair; {} while a condition has too few of them."""
     gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in CONDITIONS.items()}
@@ -173,8 +222,8 @@ def without_position(finals: pd.DataFrame) -> str:
     if len(values) < ENOUGH or side(values) <= 0:
         return ""
     return (
-        f"With a class token there is a gain without any position, {common.measured(values)}, against our expectation:"
-        " position makes the gain larger, but there it is not all of it."
+        "With a class token there is a gain without any position, **against our expectation**: position makes the gain"
+        " larger, but there it is not all of it."
     )
 
 
@@ -184,10 +233,7 @@ def conditions_table(finals: pd.DataFrame) -> str:
     """
     gains, rows = _gains_by_condition(finals), []
     for name, values in gains.items():
-        reference, arm = (
-            finals[finals["arm"] == arm].set_index("seed").loc[values.index, ACCURACY.column].mean()
-            for arm in CONDITIONS[name]
-        )
+        reference, arm = (_mean(finals, arm, values.index) for arm in CONDITIONS[name])
         rows.append((name, f"{100 * reference:.1f}", f"{100 * arm:.1f}", common.with_interval(values)))
     if not rows:
         return ""

@@ -86,7 +86,6 @@ def rates_sentence(finals: pd.DataFrame) -> str:
         f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)"
         for arm in table.index[gains > SEED_WORTH]
     ]
-    best = "; ".join(f"{arm} {value:.1f}" for arm, value in table.max(axis=1).sort_values(ascending=False).items())
     text = (
         f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
         if unfair
@@ -95,4 +94,4 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     lower = [LABELS[arm] for arm in LARGE if table.loc[LABELS[arm]].idxmax() < table.loc[LABELS[PAIR[0]]].idxmax()]
     suits = ", ".join(lower) or "none of the arms with large weights, **against our expectation**"
     text += f" A lower rate than the default's suits {suits}."
-    return f"{text} Each at its best rate, in percent: {best}. (One seed, which is worth about a point.)"
+    return f"{text} (One seed, which is worth about a point.)"

@@ -117,6 +117,7 @@ CHOSEN: dict[str, float] = {
     "vision": 2e-3,
     "qk": 2e-3,
     "vp": 2e-3,
+    "vp-minus": 4e-3,
     "fit": 4e-3,
     "speedrun": 8e-3,
     "rescaled": 4e-3,
@@ -132,6 +133,7 @@ TIE = 0.025  # bits per byte: two runs of one configuration and seed on two mach
 RUNNER_UP: dict[str, float] = {
     "gpt2": 4e-3,
     "language": 2e-3,
+    "vp-minus": 2e-3,
     "random-directions": 4e-3,
     "both-minus": 2e-3,
     "tenth": 4e-3,

@@ -99,8 +99,9 @@ QUESTIONS = (  # in the order of the queue
             "mimetic minus both signs flipped": _minus("mimetic", "both-flipped", 1),
             "QK left at its default minus QK flipped (V·proj right)": _minus("mimetic-vp", "qk-minus", 1),
             "V·proj left at its default minus V·proj flipped (QK right)": _minus("mimetic-qk", "vp-plus", 1),
-            "QK without a diagonal minus QK flipped": _minus("qk-beta-0", "qk-minus", 1),
-            "V·proj without a diagonal minus V·proj flipped": _minus("vp-beta-0", "vp-plus", 1),
+            # added when their rows had been seen
+            "QK without a diagonal minus QK flipped": _minus("qk-beta-0", "qk-minus"),
+            "V·proj without a diagonal minus V·proj flipped": _minus("vp-beta-0", "vp-plus"),
         },
     ),
     _paired(
@@ -246,8 +247,10 @@ FIXED_NOISE = _paired(
     "fixed-noise",
     "Is noise enough if it stays fixed?",
     {
-        "gain with the same in a random order minus gain with fixed noise": _gains("shuffled_avg", "noise_avg"),
+        "gain with sin-cos in a random order minus gain with fixed noise": _gains("shuffled_avg", "noise_avg"),
         "gain with fixed noise minus gain with learned ones that start from it": _gains("noise_avg", "from_noise_avg"),
+        "the default alone: sin-cos in a random order minus fixed noise": _minus("shuffled-avg-timm", "noise-avg-timm"),
+        "mimetic alone: the same": _minus("shuffled-avg-mimetic", "noise-avg-mimetic"),
     },
     shuffled_avg="sin-cos in a random order",
     noise_avg="fixed noise, as large",
