@@ -154,7 +154,7 @@ def test_nothing_yet_everywhere(monkeypatch):
     tables, points, labels = growth.gain_panels(EMPTY)
     assert tables == points == labels == {} and growth.trends(points) == ""
     assert answers.pair_table(EMPTY).empty
-    assert growth.attention_share(EMPTY).empty
+    assert growth.sizes_table(EMPTY) == ""
     assert head_start.steps_saved(EMPTY, EMPTY).empty
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
@@ -189,7 +189,9 @@ def test_steps_saved_worked_example():
     assert list(way) == [0.5, 0.6]
     assert way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
     assert way[0.6].tolist() == pytest.approx([0, 1 / 8])
-    assert "50 % by 8.3 % (" in text and "Most of the lead" not in text and head_start.on_the_way(EMPTY) == {}
+    assert (
+        "50 % by 8.3 % (" in text and "The lead in time is largest" not in text and head_start.on_the_way(EMPTY) == {}
+    )
 
 
 def test_conditions_have_the_accuracies_themselves():
@@ -323,7 +325,10 @@ def test_twelve_layers_at_both_rates(monkeypatch):
         "each arm at its better rate (the default's 0.001, mimetic initialization's 0.0005; on a CPU and a GPU) |"
         " −0.5 (" in lines[7]
     )
-    assert lines[-1] == "| what half the rate changes the default by | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
+    assert (
+        lines[-1]
+        == "| the default alone: at half the rate minus at that for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
+    )
     table = growth.repeated(finals)
     assert table["here"].tolist() == [-2.0] * 5
     assert table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
@@ -438,7 +443,7 @@ def test_the_lead_by_epoch():
     curves = pd.DataFrame(rows)
     assert head_start.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
     text = head_start.gap_sentence(curves)
-    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2)" in text
+    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2, " in text
     assert "it is more than a head start" in text
     behind = curves.assign(
         test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4))
@@ -477,7 +482,7 @@ def test_figures_of_the_whole_programme():
         50000,
     ]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
-    assert "p" in answers.numbers(table) and growth.attention_share(finals)["in attention (%)"].eq(33.3).all()
+    assert "p" in answers.numbers(table) and growth.sizes_table(finals).count("\n") > 2
 
 
 def test_what_weight_decay_alone_leaves_is_what_the_optimiser_does():
@@ -515,14 +520,19 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
     again = pd.concat([runs(0.04, (0, 1), "a CPU"), runs(0.09, (2, 3), "a card")])
     monkeypatch.setattr(head_start, "load_runs", lambda experiment: short)
     monkeypatch.setattr(common, "replicas", lambda experiment: again)
-    everywhere, one_machine = head_start.schedules(here)
+    (everywhere, _), (one_machine, row) = head_start.schedules(here)
     assert (
         everywhere
         == "+5.1 points after 10 epochs, +2.1 after 30 (3 pairs, the shorter runs on a card; difference −3.0, −3.0 to"
         " −3.0)"
     )
     assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
-    assert one_machine in head_start.shorter(here)
+    assert (
+        row["high"] < 0
+        and f"In a longer schedule the lead shrinks. Of the same seeds, each at the end of its own"
+        f" schedule: {one_machine}. ([Chapter 7]"
+        in head_start.shorter(here)
+    )
     short = again = EMPTY
     assert head_start.schedules(here) == []
     assert (

@@ -62,35 +62,33 @@ def made_on(finals: pd.DataFrame) -> str:
     studies = tuple(STUDIES[name] for name in ("size", "data", "deeper"))
     text = machines.made_on(finals[finals["arm"].isin({arm for study in studies for arm in study.arms})], studies)
     if text and f"{DEEP}-timm" in set(common.replicas("cifar10-lab10")["arm"]):
-        text += " Where each arm has its better rate, the default's first runs are those of `data/replicas`."
+        text += (
+            " In the row “each arm at its better rate” the default's runs of the first pairs are the CPU's, from"
+            " `data/replicas`."
+        )
     return text
 
 
-def attention_share(finals: pd.DataFrame) -> pd.DataFrame:
-    """One row a model size: parameters, the share of them in attention, both accuracies, and the
-    gain in percent of the default's error rate.
-    """
-    table = study_table(STUDIES["size"], finals)
-    if table.empty:
-        return table
-    first = {
-        name: finals[finals["arm"] == arms[0]].iloc[0]
-        for name, arms in comparisons_of(STUDIES["size"]).items()
-        if name in table.index
-    }
-    attention = {
-        k: (r["parameters.attention_qkv"] + r["parameters.attention_proj"]) / r["parameters.total"]
-        for k, r in first.items()
-    }
-    out = pd.DataFrame(
-        {
-            "parameters": pd.Series({k: r["parameters.total"] for k, r in first.items()}),
-            "in attention (%)": 100 * pd.Series(attention),
-            "default: accuracy (%)": 100 * table["reference"], "mimetic: accuracy (%)": 100 * table["arm"],
-            "gain in % of the default's errors": 100 * table["difference"] / (1 - table["reference"]),
-        }
-    )  # fmt: skip
-    return common.blank(out.loc[table.index].round(1))
+def sizes_table(finals: pd.DataFrame) -> str:
+    """One row a model size: parameters, both accuracies, the gain, also in percent of the default's errors, as a
+    Markdown table; "" without pairs."""
+    table, arms = study_table(STUDIES["size"], finals), comparisons_of(STUDIES["size"])
+    rows = [
+        (
+            name,
+            f"{finals.loc[finals['arm'] == arms[name][0], 'parameters.total'].iloc[0]:,.0f}",
+            f"{100 * row['reference']:.1f}",
+            f"{100 * row['arm']:.1f}",
+            common.measured(contrast(finals, {arms[name][1]: 1, arms[name][0]: -1})),
+            f"{100 * row['difference'] / (1 - row['reference']):.1f}".replace("-", "−"),
+        )
+        for name, row in table.iterrows()
+    ]
+    columns = [
+        "*d*: width (depth 6), or depth (*d* 96)", "parameters", "default (%)", "mimetic (%)", "gain (points)",
+        "in % of the default's errors",
+    ]  # fmt: skip
+    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
 def trends(dots: dict[str, pd.DataFrame]) -> str:
@@ -150,14 +148,18 @@ def twelve(finals: pd.DataFrame) -> str:
         (f"each arm at its better rate ({words})", better),
         ("of these, the pairs planned first", split[0]),
         ("those added", split[1]),
-        ("what half the rate changes the default by", half_costs(finals)[0] if len(finals) else []),
+        ("the default alone: at half the rate minus at that for six", half_costs(finals)[0] if len(finals) else []),
     ]
     said = [
         (name, common.measured(values), f"{int((values > 0).sum())} of {len(values)}")
         for name, values in rows
         if len(values)
     ]
-    columns = ["twelve layers: mimetic minus default, points of accuracy", "mean (95 % interval)", "pairs above 0"]
+    columns = [
+        "twelve layers, points of accuracy: mimetic minus default, but for the last row",
+        "mean (95 % interval)",
+        "pairs above 0",
+    ]
     return common.markdown(pd.DataFrame(said, columns=columns)) if said else ""
 
 
@@ -299,8 +301,8 @@ def data_table(finals: pd.DataFrame) -> str:
         "gain (points)",
         "of the default's errors",
         "test loss (less is better)",
-        "training above test accuracy, mimetic (points)",
-        "default",
+        "training minus test accuracy, mimetic (points)",
+        "the same, default (points)",
     ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 

@@ -53,7 +53,7 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     marks, way = on_the_way(curves), ""
     if marks:
         less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
-        flat = " Most of the lead in time arises because the mimetic runs end higher, where the curves are flat."
+        flat = " The lead in time is largest at the end, where the mimetic runs are higher and the curves are flat."
         way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{flat if less else ''}"
     lead = table["earlier by"].mean()
     return f"{text}: **{'earlier' if lead > 0 else 'later'} by {common.percent(abs(lead))} of the run**{span}.{way}"
@@ -109,7 +109,8 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     tail = gap.iloc[-max(1, len(gap) // 4) :]
     text = (
         f"The lead is {points(first['difference'])} points after the first epoch,"
-        f" smallest after epoch {low} ({points(gap.loc[low, 'difference'])})"
+        f" smallest after epoch {low} ({points(gap.loc[low, 'difference'])}"
+        f"{_span(gap.loc[low])})"
         f" and {points(tail['difference'].min())} to {points(tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
@@ -126,12 +127,18 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     return f"{text} In this schedule it is {says}."
 
 
+def _span(row: pd.Series) -> str:
+    """The 95 % interval of a row of gap_by_epoch, behind its mean; "" of one pair."""
+    return f", {ACCURACY.span(row['low'], row['high'])}" if row["pairs"] > 1 else ""
+
+
 SHORT = "cifar10-lab10"  # the same with a shorter schedule: chapter 7's runs
 
 
-def schedules(finals: pd.DataFrame) -> list[str]:
+def schedules(finals: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     """How the lead at the end of the central runs compares with that of the same seeds at the end of the shorter
-    schedule, in words: of all its runs, and of those that the machine of these made (data/replicas)."""
+    schedule, in words, and the difference as summary has it: of all its runs, and of those that the machine of these
+    made (data/replicas)."""
     if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment} or not set(PAIR) <= set(finals["arm"]):
         return []
     here, machines, said = paired_differences(finals)["difference"], set(finals["device.name"]), []
@@ -143,12 +150,13 @@ def schedules(finals: pd.DataFrame) -> list[str]:
         if len(seeds) > 1:
             row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])
             where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
-            said.append(
+            text = (
                 f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs,"
                 f" {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs}"
                 f" ({row['pairs']} pairs{where};"
                 f" difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
             )
+            said.append((text, pd.Series(row)))
     return said
 
 
@@ -158,7 +166,10 @@ def shorter(finals: pd.DataFrame) -> str:
     """
     if not (said := schedules(finals)):
         return ""
+    text, row = said[-1]
+    word = "shrinks" if row["high"] < 0 else "grows" if row["low"] > 0 else "may be another"
+    other = " ([Chapter 7](07_why.ipynb)'s lead is that of another machine's runs.)" if said[0][0] != text else ""
     return (
-        f"The lead may shrink in longer schedules. Of the same seeds, each at the end of its own schedule: {said[-1]}."
+        f"In a longer schedule the lead {word}. Of the same seeds, each at the end of its own schedule: {text}.{other}"
         " What a hundred epochs would leave is open."
     )

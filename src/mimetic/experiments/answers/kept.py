@@ -76,7 +76,6 @@ def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         return f"*The runs are not in yet. `{COMMAND}` makes them, and this page follows.*"
     unfolded = recorded_products(experiment, PAIR[1:], fold=False)  # decay acts on weights, not on the gains of norms
     folded, raw, spread = shares_kept(products), shares_kept(unfolded), shares_kept(unfolded, what="offdiag_sd")
-    units = {"qk": "heads", "vp": "layers"}
 
     def means(arm: str, when: str) -> list[str]:
         part = products[(products["arm"] == arm) & (products["when"] == when)]
@@ -90,10 +89,6 @@ def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         ("what weight decay alone would leave, without any gradient", *[percent(left_by_decay(experiment), 1)] * 2),
         ("spread of the other entries (weights alone), after / before", *(_share(spread[p]) for p in PRODUCTS)),
         ("**Default**: mean diagonal after training", *means(PAIR[0], "after")),
-        (
-            "diagonal above / below chance, after training",
-            *("{} / {} of {}".format(*map(percent, beyond_chance(products, PAIR[0], p)), units[p]) for p in PRODUCTS),
-        ),
     ]
     seeds = products["seed"].nunique()
     return common.markdown(

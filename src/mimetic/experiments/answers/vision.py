@@ -107,16 +107,16 @@ def number(finals: pd.DataFrame) -> str:
 
 
 def pilot(finals: pd.DataFrame) -> str:
-    """What was seen of the two arms before the recipe was frozen, and what the seeds
-    say that were not in it; "" without them.
+    """What was seen of the two arms before the recipe was frozen; "" without the
+    runs of other seeds, whose gain is fresh_pairs.
     """
-    if not (fresh := fresh_pairs(finals)):
+    if not fresh_pairs(finals):
         return ""
     seen = " and ".join(points(gain) for gain in PILOT.values())
     return (
         f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base,"
         f" judged on the test images ({seen} points; the longer runs replaced their records,"
-        f" which are in the repository's history, commit {PILOT_COMMIT}). {fresh}"
+        f" which are in the repository's history, commit {PILOT_COMMIT})."
     )
 
 
@@ -133,10 +133,10 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
         return ""
     low, high = mean_interval(fresh)
     least = smallest_p(len(fresh))
-    few = f"; too few for a claim, the smallest possible p is {least:.3f}" if len(fresh) < ENOUGH else ""
+    few = f", too few for a claim: the smallest possible p is {least:.3f}" if len(fresh) < ENOUGH else ""
     return (
-        f"The {len(fresh)} seeds other than {' and '.join(map(str, PILOT))}, which had been tried in shorter runs,"
-        f" alone: {points(fresh.mean())} points ({points(low)} to {points(high)}{few})."
+        f"Without seeds {' and '.join(map(str, PILOT))}, which had been tried in shorter runs:"
+        f" {points(fresh.mean())} points ({points(low)} to {points(high)}, {len(fresh)} pairs{few})."
     )
 
 
