@@ -107,8 +107,8 @@ def test_whether_two_machines_agree_on_text(monkeypatch):
     points["arm"] = there["arm"] = ["p-gpt2", "p-vision"]
     assert (
         machines._turned(machines.made_on_both("share", machines.BITS))
-        == " A difference to the default has another sign there: p, seed 0: vision signs −0.090 here and +0.120 there,"
-        " better being up; the default itself moved by 0.180. So the sign at a single point and seed is not to be"
+        == " A difference to the default has another sign there: p, seed 0: vision signs +0.090 here and −0.120 there;"
+        " the default itself moved by 0.180. So the sign at a single point and seed is not to be"
         " relied on."
     )
     there = here

@@ -95,9 +95,10 @@ def one_number() -> str:
 def findings() -> str:
     """What was found so far: the one number, a table of what else was asked, and how many claims hold."""
     how_to_read = (
-        "A row that begins with “…” differs in one thing from the nearest row above it that does not begin so;"
-        " vision's signs, `mimetic.VISION`, throughout. *Gains*, *loses*: five pairs or more and a 95 % interval"
-        " without 0; *ahead*, *behind*: fewer pairs. Of bits per byte fewer are better."
+        "A row that begins with “…” names what differs from the nearest row above it that does not begin so (GPTs have"
+        " their learning rates searched anew for other positions); vision's signs, `mimetic.VISION`, throughout."
+        " *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits"
+        " per byte fewer are better."
     )
     return f"{one_number()}\n\n{reproduction.summary()}\n\n{how_to_read} {reproduction.counts(claims())}"
 

@@ -176,12 +176,12 @@ def _turned(both: pd.DataFrame) -> str:
             continue
         columns = [(where, arm) for where in ("here", "there") for arm in ("gpt2", signs) if (where, arm) in wide]
         for (name, seed), row in wide.dropna(subset=columns).iterrows():
-            gains = [row[where, "gpt2"] - row[where, signs] for where in ("here", "there")]
+            gains = [row[where, signs] - row[where, "gpt2"] for where in ("here", "there")]
             if gains[0] * gains[1] < 0:
                 moved = abs(row["here", "gpt2"] - row["there", "gpt2"])
                 said.append(
                     f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here"
-                    f" and {BITS.signed(gains[1])} there, better being up;"
+                    f" and {BITS.signed(gains[1])} there;"
                     f" the default itself moved by {moved:.{BITS.digits}f}"
                 )
     if not said:

@@ -74,7 +74,7 @@ SUMMARY = (
     ),
     (
         "07_why",
-        "with these and a class token",
+        "with learned positions that start from sin-cos, and a class token",
         "cifar10-lab10",
         "from-sincos-token-timm",
         "from-sincos-token-mimetic",

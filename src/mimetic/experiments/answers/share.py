@@ -34,7 +34,7 @@ from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
-from mimetic.statistics import ENOUGH, correlation, mean_interval, slopes_per_doubling
+from mimetic.statistics import ENOUGH, contrast, correlation, mean_interval, slopes_per_doubling
 from mimetic.training.records import runs
 
 # the constants of mimetic initialization, whatever their signs
@@ -291,8 +291,8 @@ def at_one_share(points: pd.DataFrame) -> str:
 
 
 def found(finals: pd.DataFrame) -> str:
-    """Every point of the sweep against its default in bits per byte, with interval and word, as a Markdown table with a
-    column a set of signs; "" without pairs."""
+    """Every point of the sweep against its default in bits per byte, with interval and word, and both sets of signs
+    against each other, as a Markdown table; "" without pairs."""
     table = study_table(SHARE, finals, METRIC)
     rows: dict[str, dict[str, str]] = {}
     for label, row in table.iterrows():
@@ -303,6 +303,12 @@ def found(finals: pd.DataFrame) -> str:
         )
     if not rows:
         return ""
+    for point, cells in rows.items():
+        arms = {f"{point.strip('`')}-{signs}": factor for signs, factor in (("language", 1), ("vision", -1))}
+        if len(values := contrast(finals, arms, METRIC.column)) > 1:
+            cells["language minus vision signs"] = (
+                f"{METRIC.signed(values.mean())} ({METRIC.span(*mean_interval(values))})"
+            )
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
     return (

@@ -104,7 +104,7 @@ HALVES = {"V·proj alone": "vp-minus", "QK alone": "qk"}
 
 def _over(study: Study, references: Mapping[str, str]) -> Judgement:
     """Whether vision's signs gain more than each of these arms."""
-    return joined({name: _gpt(study, reference=arm) for name, arm in references.items()})
+    return joined({f"over {name}": _gpt(study, reference=arm) for name, arm in references.items()})
 
 
 def _gains_less(study: Study, changed: str) -> Judgement:
@@ -207,7 +207,7 @@ CLAIMS = (
     ),
     Claim(
         TEXT,
-        "It is because neighbours have positions that are alike:"
+        "It is partly because neighbours have positions that are alike:"
         " with the same positions in a random order it gains less, or loses",
         OURS,
         "10_gpt",

@@ -125,7 +125,10 @@ def _sibling(reference: str) -> Judgement:
     return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
 
 
-CONTROLS = {"default at that size": recommender_programme.RESCALED, "random directions": recommender_programme.RANDOM}
+CONTROLS = {
+    "over the default at that size": recommender_programme.RESCALED,
+    "over random directions": recommender_programme.RANDOM,
+}
 
 
 def _sibling_structure() -> Judgement:

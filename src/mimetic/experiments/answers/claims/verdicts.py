@@ -85,7 +85,7 @@ def judged(
     if not len(values):
         return OPEN, "no pair yet"
     row, n = summary(values), len(values)
-    unit = unit or (metric.difference or metric.name) + (", fewer are better" if metric.lower_is_better else "")
+    unit = unit or metric.difference or metric.name
     found = f"{metric.signed(row['difference'])} {unit}".strip()
     if n < planned:
         so_far = f", one pair of {planned}"
