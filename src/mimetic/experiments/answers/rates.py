@@ -12,6 +12,7 @@ from mimetic.experiments.configs.language import (
     ENDS,
     EVERY,
     GENTLE,
+    KNOWN,
     RATES,
     RUNNER_UP,
     SIGNS,
@@ -39,7 +40,7 @@ def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
         return pd.DataFrame()
     values = finals.groupby("arm")["test_bits_per_byte"].mean()
     rates = sorted({*RATES, *finals.get("config.lr", pd.Series(dtype=float))})
-    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in EVERY} for lr in rates}, dtype=float)
+    table = pd.DataFrame({lr: {arm: values.get(searched(arm, lr)) for arm in KNOWN} for lr in rates}, dtype=float)
     return table.dropna(how="all").rename_axis(columns="learning rate")
 
 
@@ -199,7 +200,7 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
                 f" {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
             )
         lines.append(f"* {says}")
-    lacking = [LABELS[arm] for arm in RUNNER_UP if arm not in few.index]
+    lacking = [LABELS[arm] for arm in RUNNER_UP if arm in EVERY and arm not in few.index]
     return "\n".join(lines) + (
         f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else ""
     )

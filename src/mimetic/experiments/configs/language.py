@@ -16,6 +16,9 @@ share
     the depth; WikiText-2, 1,200 steps.
 tinyshakespeare-long
     Five times as long, to see where it ends: 6,000 steps, twelve passes.
+tinyshakespeare-halves
+    The default, vision's signs and each of their halves once more, all on one machine; V.proj alone at both rates that
+    its search could not tell apart.
 tinyshakespeare-sincos
     The default, both sets of signs, each half of vision's and the controls of size with fixed sin-cos positions, since
     learned ones take vision's gain away (cifar10-lab10).
@@ -207,6 +210,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "share": replace(WIKITEXT2, experiment="share", vocab_size=1_000),
     "share-recipe": replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
+    "tinyshakespeare-halves": replace(LAB, experiment="tinyshakespeare-halves"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
     **{
@@ -263,7 +267,6 @@ TRIED: dict[str, dict[str, Any]] = {
     **SIGNS,
     "qk": {"init": "mimetic-qk"},
     "vp": {"init": "mimetic-vp"},
-    "vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4},  # with vision's sign
     "fit": {"init": "mimetic", **FITTED},
     # what a public speed-run tried (KellerJordan/modded-nanogpt, pull request 214): W_V W_proj = -0.05 I, QK as it was;
     # there with a little noise, of standard deviation .01 in the weights
@@ -280,20 +283,21 @@ CONTROLS: dict[str, dict[str, Any]] = {
     # vision's structure at a tenth of its size
     "tenth": {"init": "mimetic", "qk_alpha": 0.07, "qk_beta": 0.07, "vp_alpha": 0.04, "vp_beta": -0.04},
 }
-EVERY = TRIED | CONTROLS  # what the search with learned positions has
+EVERY = TRIED | CONTROLS
+KNOWN = EVERY | {"vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4}}  # V.proj alone, with vision's sign
 
 
 def at_own_rate(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
     """Arms with the learning rate that the search chose for each; those that
     it has chosen none for yet are left out.
     """
-    return {name: {**EVERY[name], "lr": chosen[name]} for name in names if name in chosen}
+    return {name: {**KNOWN[name], "lr": chosen[name]} for name in names if name in chosen}
 
 
 def search_arms(names: Iterable[str], at_edge: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The runs of a search: every arm at every rate, and those whose best is the highest of them at EDGE_RATE, too."""
     return {
-        searched(name, lr): {**EVERY[name], "lr": lr}
+        searched(name, lr): {**KNOWN[name], "lr": lr}
         for name in names
         for lr in (*RATES, *[EDGE_RATE] * (name in at_edge))
     }
@@ -309,7 +313,7 @@ def rated(name: str, lr: float) -> str:
 
 def at_other_rates(rates: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Arms at rates that are not their own, arm -> rate, under the names that they have there."""
-    return {rated(name, lr): {**EVERY[name], "lr": lr} for name, lr in rates.items()}
+    return {rated(name, lr): {**KNOWN[name], "lr": lr} for name, lr in rates.items()}
 
 
 def at_rate(lr: float) -> dict[str, dict[str, Any]]:
@@ -350,7 +354,7 @@ def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 # Arms of an experiment besides the plain initializers: name -> what the arm changes, everything else is the
 # experiment's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "tinyshakespeare-recipe": search_arms(EVERY, AT_EDGE),
+    "tinyshakespeare-recipe": search_arms(KNOWN, AT_EDGE),
     **{
         with_positions(kind, search=True): search_arms(arms, AT_EDGE_OF.get(kind, ()))
         for kind, (arms, _) in OTHER_POSITIONS.items()
@@ -372,7 +376,11 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
     | at_other_rates({"gpt2": SINCOS_CHOSEN["gpt2"]}),
-    "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | at_other_rates(RUNNER_UP),
+    "tinyshakespeare-rate": at_rate(GENTLE)
+    | at_rate(CHOSEN["gpt2"])
+    | at_other_rates({name: lr for name, lr in RUNNER_UP.items() if name in EVERY}),
+    "tinyshakespeare-halves": at_own_rate("gpt2", "vision", "qk", "vp-minus")
+    | at_other_rates({"vp-minus": RUNNER_UP["vp-minus"]}),
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
     "share-gpu": _sweep(SIGNS),

@@ -14,6 +14,7 @@ from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.configs.language import (
     CHOSEN,
     CONTROLS,
+    EVERY,
     GENTLE,
     OTHER_POSITIONS,
     RUNNER_UP,
@@ -60,11 +61,8 @@ def _halves(over_vp: int, over_qk: int) -> dict[str, Contrast]:
     }
 
 
-OF_HALVES = _halves(over_vp=1, over_qk=0)  # with learned positions
-CENTRAL = Study(
-    "central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN | OF_HALVES
-)
-WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN | OF_HALVES)
+CENTRAL = Study("central", "tiny Shakespeare, by character", "tinyshakespeare", _ready(TRIED), contrasts=SIGN)
+WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _ready(TRIED), contrasts=SIGN)
 # as large as mimetic's weights, without a diagonal
 SIZES = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
 
@@ -106,8 +104,22 @@ SECOND = Study(
     "second",
     "The second rate of the search, where one seed cannot tell",
     "tinyshakespeare-rate",
-    tuple(rated(name, lr) for name, lr in RUNNER_UP.items()),
+    tuple(rated(name, lr) for name, lr in RUNNER_UP.items() if name in EVERY),
     {},
+)
+# On one machine, so the default, vision's signs and QK alone once more: those of CENTRAL are a GPU's
+OF_VISION = Study(
+    "halves",
+    "tiny Shakespeare, learned positions, each half of vision's signs",
+    "tinyshakespeare-halves",
+    tuple(ARMS["tinyshakespeare-halves"]),
+    {
+        "vision signs": ("gpt2", "vision"),
+        "QK only": ("gpt2", "qk"),
+        "V·proj only, vision's sign": ("gpt2", "vp-minus"),
+        f"V·proj only, vision's sign, at {RUNNER_UP['vp-minus']:g}": ("gpt2", rated("vp-minus", RUNNER_UP["vp-minus"])),
+    },
+    _halves(over_vp=1, over_qk=0),
 )
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
@@ -235,6 +247,7 @@ STUDIES = {
         FROM_SINCOS_WIKITEXT2,
         SECOND_WIKITEXT2,
         POSITIONS_LONG,
+        OF_VISION,
     )
 }
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them
