@@ -247,10 +247,12 @@ def test_figure_and_table(folder):
 def test_every_point_in_bits_per_byte(folder):
     lines = share.found(load_runs("share", folder=folder)).splitlines()
     assert lines[0].endswith("3 pairs: too few for a claim):")
-    assert lines[2] == "| model | language signs | vision signs |"
+    assert lines[2] == "| model | language signs | vision signs | language minus vision signs |"
     assert len(lines) == 4 + len(SHARES)
     base = next(line for line in lines if line.startswith("| `base` |"))
-    assert re.fullmatch(r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \|", base)
+    assert re.fullmatch(
+        r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \| \+0\.\d{3} \(.*\) \|", base
+    )
     assert share.found(load_runs("nothing", folder=folder)) == ""
 
 
