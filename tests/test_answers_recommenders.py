@@ -217,6 +217,15 @@ def test_chapter_12_says_what_the_records_say():
         assert not any(side(gain("ml100k-sincos", "mimetic", other, column=column)) for other in controls)
     assert len(gain("ml100k-sincos", "opposite")) == 6
     assert all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
+    sets["beauty-sincos", ""] = load_runs("beauty-sincos")
+    assert [side(gain("beauty-sincos", "opposite", column=column)) for column in (last, before)] == [0, 1]
+    for column in (last, before):
+        assert not any(
+            side(gain("beauty-sincos", "opposite", other, column=column)) for other in ("mimetic", *controls)
+        )
+        assert side(gain("beauty-sincos", "mimetic", column=column)) == 1
+        assert not any(side(gain("beauty-sincos", "mimetic", other, column=column)) for other in controls)
+    assert side((gain("beauty-sincos", "opposite") - gain("beauty", "opposite")).dropna()) == -1
     sets["ml100k-sincos", "-rate"] = load_runs("ml100k-sincos-rate")
     assert [side(gain("ml100k-sincos", "opposite", "mimetic", "-rate", column)) for column in (last, before)] == [
         -1,
@@ -237,6 +246,7 @@ def test_chapter_12_says_what_the_records_say():
         name: first_question.layer_signs(first_question.trained(name))["sign"] for name in ("ml100k", "ml100k-sincos")
     }
     assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
+    assert set(first_question.layer_signs(first_question.trained("beauty-sincos"))["sign"]) == {"none"}
     # an imitation, and what is cheap
     for data, fitted in (("ml100k", "fit-beauty"), ("beauty", "fit-ml100k")):
         assert side(gain(data, fitted)) == 1 and all(side(gain(data, fitted, other)) <= 0 for other in controls)
