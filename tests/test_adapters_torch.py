@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from mimetic import MimeticSpec, MimeticWarning, mimetic_init_
 from mimetic.attention import UnsupportedAttention
@@ -303,6 +304,17 @@ def test_a_second_layer_beside_a_self_attn_is_cross_attention(name):
     block.self_attn = nn.MultiheadAttention(16, 2)
     block.add_module(name, nn.MultiheadAttention(16, 2))
     assert [(layer.name, layer.kind) for layer in attention_layers(block)] == [("self_attn", "self"), (name, "cross")]
+
+
+class Subclass(nn.MultiheadAttention):
+    pass
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_a_layer_is_cross_attention_whatever_is_wrapped_around_it(wrap):
+    block = nn.Module()
+    block.self_attn, block.second = wrap(nn.MultiheadAttention(16, 2)), wrap(Subclass(16, 2))
+    assert [layer.kind for layer in attention_layers(block)] == ["self", "cross"]
 
 
 @pytest.mark.parametrize(

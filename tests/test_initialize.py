@@ -3,6 +3,7 @@
 import copy
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,10 @@ from mimetic import (
     mimetic_init_,
     semi_diagonal,
 )
+from mimetic.adapters import READERS
 from mimetic.models.blocks import Block, SelfAttention
 from mimetic.models.vit import ViT, ViTConfig
+from mimetic.plan import plan
 
 CONFIG = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=3, d_model=48, depth=2, num_heads=3)
 
@@ -224,6 +227,10 @@ def test_a_forward_that_was_put_back_is_none_that_was_replaced():
         lambda x: x,
     )
     assert len(attention_layers(model)) == 2
+    model.blocks[0].attn.forward = model.blocks[1].attn.forward  # computes with the other's weights
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.0\.attn: its forward was replaced"):
+        attention_layers(model)
+    del model.blocks[0].attn.forward
     model.blocks[1].attn.qkv._old_forward = lambda x: x  # a LoRA below the hook
     with pytest.raises(UnsupportedAttention, match=r"blocks\.1\.attn: the forward of qkv was replaced"):
         attention_layers(model)
@@ -273,6 +280,61 @@ def test_ddp(tmp_path):
         check_targets(attention_layers(model), seeded())
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_what_fsdp_has_gathered_is_refused(one_process):
+    """What is written there lies in copies, which the next pass makes anew from the shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def sharded():
+        model = vit()
+        for part in (*model.blocks, model):
+            fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
+        return model
+
+    model = sharded()
+    model.unshard()
+    for block in model.blocks:
+        block.unshard()
+    with pytest.raises(
+        UnsupportedAttention, match=r"blocks\.0\.attn: FSDP has gathered .*: initialise before sharding"
+    ):
+        mimetic_init_(model)
+    assert len(attention_layers(model)) == 2  # can be read
+    with pytest.raises(UnsupportedAttention, match="DTensor"):
+        mimetic_init_(sharded())
+
+
+def test_parameters_of_the_older_fsdp_are_written_within_summon_only():
+    inner = vit()
+
+    class FullyShardedDataParallel(nn.Module):  # what is asked of torch's, which shards among several processes only
+        def __init__(self, state):
+            super().__init__()
+            self.module, self.training_state = inner, SimpleNamespace(name=state)
+            self._handle = SimpleNamespace(uses_sharded_strategy=True)
+
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.0\.attn: FSDP has gathered .* summon_full_params"):
+        plan(FullyShardedDataParallel("IDLE"), MimeticSpec())
+    assert len(plan(FullyShardedDataParallel("SUMMON_FULL_PARAMS"), MimeticSpec()).layers) == 2
+
+
+def test_what_is_written_is_seen_by_autograd():
+    """What a pass has kept for its backward pass is not what is there any more."""
+    model = nn.MultiheadAttention(16, 2)
+    x = torch.randn(3, 1, 16)
+    loss = model(x, x, x)[0].square().sum()
+    mimetic_init_(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_tied_layers_are_written_once():
@@ -389,7 +451,6 @@ def test_one_module_under_two_names():
 
 
 def test_a_reader_that_forgets_the_name(monkeypatch):
-    from mimetic.adapters import READERS
 
     class Layer(nn.MultiheadAttention):
         pass
@@ -417,6 +478,27 @@ def test_a_hook_on_a_projection_is_warned_of(register):
         mimetic_init_(model)
     handle.remove()
     assert not attention_layers(model)[1].caveats
+
+
+def test_a_hook_on_what_is_wrapped_around_a_projection_is_warned_of():
+    model = vit()
+    compiled = model.blocks[0].attn.qkv = torch.compile(model.blocks[0].attn.qkv, backend="eager")
+    compiled.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.warns(MimeticWarning, match=r"blocks\.0\.attn: a forward hook sits on it or on one of its projections"):
+        mimetic_init_(model)
+
+
+def test_one_module_in_two_places_has_the_norm_of_neither():
+    """Each place has a gain of its own, so what is folded in would be one block's."""
+    a, b = (nn.TransformerEncoderLayer(16, 2, 32, norm_first=True) for _ in range(2))
+    b.self_attn = a.self_attn
+    (layer,) = attention_layers(nn.ModuleList([a, b]))
+    assert not layer.gains_known and layer.in_gain is None
+    with pytest.raises(UnsupportedAttention, match="0.self_attn"):
+        layer.qk(0, fold=True)
+    b.norm1 = a.norm1
+    (layer,) = attention_layers(nn.ModuleList([a, b]))
+    assert layer.gains_known and layer.in_gain is not None
 
 
 def attention_norm(weight):
@@ -1255,6 +1337,28 @@ def test_attention_in_a_known_layer_that_it_does_not_read_is_refused(adapters):
     model.temporal = nn.Module()
     model.temporal.q_proj, model.temporal.k_proj = nn.Linear(16, 16), nn.Linear(16, 16)
     untouched(model, "temporal: .* is not a known attention class")
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2)
+
+
+def test_what_is_inside_of_a_registered_class_is_its_readers_matter(adapters):
+    adapters(Wrapped, None)  # a pooling head of one's own
+    model = nn.ModuleDict({"read": Wrapped(), "block": nn.TransformerEncoderLayer(16, 2, 32)})
+    before = copy.deepcopy(model["read"].state_dict())
+    with pytest.warns(MimeticWarning, match="read: left alone, Wrapped was registered as no self-attention"):
+        assert [layer.name for layer in mimetic_init_(model)] == ["block.self_attn"]
+    assert all(torch.equal(t, before[name]) for name, t in model["read"].state_dict().items())
+    plain = READERS["torch.nn.modules.activation.MultiheadAttention"]
+    adapters(Wrapped, lambda module, name, ancestors: plain(module.attn, name, ancestors))
+    model = nn.Sequential(Wrapped(), Wrapped())
+    written = mimetic_init_(model, MimeticSpec(vp_beta=(-0.4, 0.4)))  # one layer each, not two
+    assert [(layer.name, layer.tied_to) for layer in written] == [("0", None), ("1", None)]
+    model[0].more = nn.MultiheadAttention(16, 2)  # that it does not read
+    assert [layer.name for layer in attention_layers(model)] == ["0", "0.more", "1"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def plan(
                 )
     _check_owners(found, [*layers, *(layer for layer, _ in tied)], (*weights, *zeroed))
     _check_apart(layers, weights)
+    _check_kept(model, found, layers)
     if vp:
         _check_whole(layers, found.parameters)
     constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
@@ -206,6 +207,41 @@ def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None
                     " written over the other"
                 )
             mine.fill_(True)
+
+
+def _check_kept(model: nn.Module, found: Scan, layers: list[AttentionLayer]) -> None:
+    """UnsupportedAttention if FSDP holds gathered copies of a layer's parameters at the
+    moment, which the next pass makes anew from the shards.
+    """
+    for module in model.modules():
+        if not (_gathered(module) or _gathered_by_wrapper(module)):
+            continue
+        inside = set(module.modules())
+        for layer in layers:
+            if found.modules[layer.name] in inside:
+                raise UnsupportedAttention(
+                    f"{layer.name}: FSDP has gathered its parameters for a pass and will throw these copies away:"
+                    " initialise before sharding (or, with FullyShardedDataParallel, within summon_full_params)"
+                )
+
+
+def _gathered(module: nn.Module) -> bool:
+    """Whether fully_shard's parameters of a module are gathered now. Its state is private: where it
+    cannot be read, a layer that is no DTensor any more counts as gathered.
+    """
+    if not hasattr(module, "_get_fsdp_state"):
+        return False
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [group] if (group := getattr(state, "_fsdp_param_group", None)) is not None else []
+    return any(getattr(group, "is_unsharded", True) for group in groups)
+
+
+def _gathered_by_wrapper(module: nn.Module) -> bool:
+    """The same for FullyShardedDataParallel; within its summon_full_params what is written is kept."""
+    handle = getattr(module, "_handle", None) if type(module).__name__ == "FullyShardedDataParallel" else None
+    return handle is not None and handle.uses_sharded_strategy and module.training_state.name != "SUMMON_FULL_PARAMS"
 
 
 def _check_whole(layers: list[AttentionLayer], parameters: Parameters) -> None:

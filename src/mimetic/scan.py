@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mimetic.adapters import Reader, find_reader, has_projections, looks_like_attention, unknown
-from mimetic.adapters.views import HOOKED, Ancestors, NotSelfAttention, expanded, hooked, replaced_forward
+from mimetic.adapters import Reader, find_reader, has_projections, left_alone, looks_like_attention, unknown
+from mimetic.adapters.views import (
+    HOOKED,
+    WRAPPERS,
+    Ancestors,
+    NotSelfAttention,
+    expanded,
+    hooked,
+    replaced_forward,
+)
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 from mimetic.messages import one_line
 
@@ -64,7 +72,18 @@ def scan(model: nn.Module) -> Scan:
     suspects: list[tuple[str, str]] = []
     aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
+    alone: list[str] = []  # registered as no self-attention: what is inside is their own matter
+    around = {
+        child: parent
+        for parent in modules.values()
+        for name in WRAPPERS
+        if (child := parent._modules.get(name)) is not None
+    }
     for name, module in modules.items():
+        if any(_within(name, other) for other in alone):
+            continue
+        if left_alone(type(module)):
+            alone.append(name)
         reader = find_reader(type(module))
         if reader is None:
             if looks_like_attention(module):
@@ -77,9 +96,12 @@ def scan(model: nn.Module) -> Scan:
         places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
         try:
             layer = _checked(_read(reader, module, shown, places), owned)
+            if any(_within(name, other) and _reads(outer, module) for other, outer in claimed.items() if outer):
+                claimed[name] = layer
+                continue  # a known layer inside of a registered one, whose reader has read it
             found.layers.append(
                 replace(layer, caveats=(*layer.caveats, HOOKED))
-                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters)
+                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, around)
                 else layer
             )
             found.modules[shown], claimed[name] = module, layer
@@ -156,10 +178,11 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     layer = reader(module, name, places[0])
     if not isinstance(layer, AttentionLayer):
         raise UnsupportedAttention(f"its reader gave a {type(layer).__name__}, not an AttentionLayer")
-    kinds = {layer.kind}
+    kinds, others = {layer.kind}, []
     for place in places[1:]:
         try:
-            kinds.add(reader(module, name, place).kind)
+            others.append(reader(module, name, place))
+            kinds.add(others[-1].kind)
         except NotSelfAttention:
             kinds.add("pooling")
         # not readable from there: a plain list of BERT's layers, without their output matrices
@@ -170,7 +193,17 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
         raise UnsupportedAttention(
             f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once"
         )
+    for other in others:
+        layer = replace(layer, caveats=tuple(dict.fromkeys((*layer.caveats, *other.caveats))))
+        alike = (_same(layer.in_gain, other.in_gain), _same(layer.out_gain, other.out_gain))
+        if not all(alike) or layer.gains_known != other.gains_known:  # each place has a norm of its own
+            layer = replace(layer, in_gain=None, out_gain=None, gains_known=False)
     return replace(layer, name=name)  # a reader of one's own may not have passed it on
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two views of a norm's gain are of one parameter, or both are none."""
+    return a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr())
 
 
 def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
@@ -181,13 +214,24 @@ def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
     )
 
 
-def _hooked(layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> bool:
-    """Whether the layer's module or a projection, a module that does little but hold weights of this layer, has forward
-    hooks: what they do is not known."""
+def _reads(layer: AttentionLayer, module: nn.Module) -> bool:
+    """Whether all of a layer's weights are a module's."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters() if plain(p)}
+    return all(view.untyped_storage().data_ptr() in own for view in views(layer))
+
+
+def _hooked(
+    layer: AttentionLayer, module: nn.Module, parameters: Parameters, around: dict[nn.Module, nn.Module]
+) -> bool:
+    """Whether the layer's module or a projection, a module that does little but hold weights of this layer, or what is
+    wrapped around one of them, has forward hooks: what they do is not known."""
     near = {m for view in views(layer) for _, m, _ in held(view, parameters)}
     # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer
     # itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
+    wrappers = set(near)
+    while wrappers := {around[m] for m in wrappers if m in around} - near:
+        near |= wrappers
     return any(map(hooked, near))
 
 
@@ -269,17 +313,14 @@ def ancestors(modules: dict[str, nn.Module], name: str) -> list[tuple[str, nn.Mo
     chain = []
     for cut in range(len(parts) - 1, -1, -1):
         parent = modules.get(".".join(parts[:cut]))
-        if parent is not None and parts[cut] not in _WRAPPERS:
-            chain.append((".".join(p for p in parts[cut:] if p not in _WRAPPERS), parent))
+        if parent is not None and parts[cut] not in WRAPPERS:
+            chain.append((".".join(p for p in parts[cut:] if p not in WRAPPERS), parent))
     return chain
-
-
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def clean_name(name: str) -> str:
     """A module's name without the parts that torch.compile, DDP and the like put in."""
-    return re.sub(r"(^|\.)(" + "|".join(_WRAPPERS) + r")(?=\.|$)", "", name).lstrip(".")
+    return re.sub(r"(^|\.)(" + "|".join(WRAPPERS) + r")(?=\.|$)", "", name).lstrip(".")
 
 
 def _within(inner: str, outer: str) -> bool:

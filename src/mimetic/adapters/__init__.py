@@ -36,6 +36,7 @@ __all__ = [
     "linear_in",
     "linear_out",
     "looks_like_attention",
+    "left_alone",
     "register_adapter",
     "unknown",
 ]
@@ -55,7 +56,7 @@ def register_adapter(attention_class: type, reader: Reader | None) -> None:
             parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of
             mimetic.adapters make them from nn.Linear. ancestors are the modules around it, nearest first, each with the
             path from it down to the module; a norm in front of the layer is in one of them (in_gain). None: the class
-            is no self-attention, for all its name; it is left alone, with a note.
+            is no self-attention, for all its name; it is left alone with all that is inside of it, with a note.
 
     Raises:
         TypeError: attention_class is no module class, or reader no function.
@@ -67,6 +68,11 @@ def register_adapter(attention_class: type, reader: Reader | None) -> None:
     if not callable(reader):
         raise TypeError(f"reader must be a function (module, name, ancestors) -> AttentionLayer, got {reader!r}")
     _CUSTOM[attention_class] = reader
+
+
+def left_alone(cls: type) -> bool:
+    """Whether a class was registered as no self-attention."""
+    return find_reader(cls) is _left_alone
 
 
 def find_reader(cls: type) -> Reader | None:

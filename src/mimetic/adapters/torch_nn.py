@@ -14,6 +14,7 @@ from mimetic.adapters.views import (
     own_parameter,
     pooling,
     split_out,
+    unwrapped,
 )
 from mimetic.attention import AttentionLayer
 
@@ -65,7 +66,8 @@ def _kind(ancestors) -> str:
     # a second one beside a self_attn, as in nn.TransformerDecoderLayer and its many copies; ML-Decoder has that one
     # alone
     decoder = own == "multihead_attn" and "decoder" in type(holder).__name__.lower()
-    siblings = [n for n, m in holder.named_children() if type(m) is nn.MultiheadAttention] if holder is not None else []
+    children = holder.named_children() if holder is not None else ()
+    siblings = [n for n, m in children if isinstance(unwrapped(m), nn.MultiheadAttention)]
     beside = own in siblings and not SELF.search(own) and any(map(SELF.search, siblings))
     return "cross" if decoder or beside or any(map(CROSS.search, around)) else "self"
 

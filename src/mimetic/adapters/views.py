@@ -53,6 +53,17 @@ OUT_NORM = (
 )
 
 
+# what torch.compile, DDP, FSDP and activation checkpointing call the module that they wrap
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of such wrappers."""
+    while inner := next((m for name in WRAPPERS if (m := module._modules.get(name)) is not None), None):
+        module = inner
+    return module
+
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that weights can be written in
 
 # names of cross-attention, in a class or in the path to a layer
@@ -103,7 +114,10 @@ def replaced_forward(module: nn.Module) -> bool:
     ):
         return True
     forward = own.get("_old_forward") if "_hf_hook" in own else own.get("forward")
-    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    # also that of its class, if it is bound to another module: that one's weights are what is computed with
+    return forward is not None and not (
+        getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
+    )
 
 
 class NotSelfAttention(UnsupportedAttention):
@@ -144,7 +158,7 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
         )
     if not data.numel():
         raise UnsupportedAttention(f"{name}: {what} has no elements (sharded, or not initialised yet)")
-    return data.detach()
+    return p.detach()  # not .data: autograd must see that what it keeps for a backward pass was written over
 
 
 def expanded(t: Tensor) -> bool:
