@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import mimetic
 from mimetic import AttentionLayer, StateNames, UnsupportedAttention, attention_layers, audit
 from mimetic.audit import CHANCE, count_parameters
 from mimetic.measure import fit
 from mimetic.models import BERT4Rec, BERT4RecConfig, ViT, ViTConfig, parameter_counts
+from mimetic.models.blocks import Block
 
 HERE = Path(__file__).parent
 
@@ -50,6 +52,17 @@ def test_explained_is_the_projection_on_the_identity(fold):
             eye = torch.eye(64, dtype=P.dtype)
             direct = ((P * eye).sum() / eye.norm() / P.norm()) ** 2
             assert row.explained == pytest.approx(direct.item(), rel=1e-6)
+
+
+def test_a_bare_multiple_of_the_identity_is_all_explained():
+    model = nn.Sequential(Block(32, 2), Block(32, 2))
+    mimetic.mimetic_init_(model, mimetic.MimeticSpec(qk_alpha=0, vp_alpha=0))
+    found = mimetic.audit(model)
+    vp = found.layers[found.layers["product"] == "vp"]
+    assert vp["explained"].tolist() == [1, 1] and "below in 2 of 2 layers" in str(found)
+    model[0].attn.proj.weight.data.zero_()
+    with pytest.raises(UnsupportedAttention, match="0.attn: a product of its weights is 0"):
+        mimetic.audit(model)
 
 
 def test_of_a_random_matrix_next_to_nothing_is_explained():
@@ -341,6 +354,8 @@ def test_what_a_state_dict_lacks_is_named():
         audit(state | {"blocks.2.attn.proj.weight": torch.zeros(64, 60)}, names=NAMES)
     with pytest.raises(UnsupportedAttention, match="no matrix of floating-point"):
         audit(state | {"blocks.2.attn.proj.weight": torch.zeros(64, 64, dtype=torch.int8)}, names=NAMES)
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.2\.attn\.proj\.weight is a meta tensor"):
+        audit(state | {"blocks.2.attn.proj.weight": torch.zeros(64, 64, device="meta")}, names=NAMES)
 
 
 def test_mistakes_are_named(tmp_path):

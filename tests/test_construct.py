@@ -160,6 +160,12 @@ def test_bad_input_is_refused(call, words):
         call()
 
 
+def test_a_size_that_the_dtype_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="must be finite in torch.float32, got 1e"):
+        semi_diagonal(2, 1e39, 0.0)
+    assert semi_diagonal(2, 1e39, 0.0, dtype=torch.float64).isfinite().all()
+
+
 @pytest.mark.parametrize("generator", [0, 42])
 def test_a_seed_is_no_generator(generator):
     with pytest.raises(TypeError, match=f"generator must be a torch.Generator or None, got {generator}; "):

@@ -1506,10 +1506,24 @@ def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
         MimeticWarning, match="0.attn: layer_scale_1 beside it, which may scale its output, is about 1e-05"
     ):
         mimetic_init_(nn.Sequential(Scaled(1e-5, "layer_scale_1")))
+    gate = nn.Sequential(Scaled(1.0, "norm"))
+    gate[0].resweight = nn.Parameter(torch.zeros(1))  # ReZero's: one number, 0 at the start
+    with pytest.warns(MimeticWarning, match="0.attn: resweight beside it, which may scale its output, is about 0"):
+        mimetic_init_(gate)
     for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mimetic_init_(nn.Sequential(Scaled(scale, name)))
+
+
+def test_constants_that_float16_cannot_hold_are_refused():
+    model = nn.Sequential(Block(48, 3), Block(48, 3).half())
+    spec = MimeticSpec(vp_alpha=1e-8, vp_beta=1e-8)
+    untouched(
+        model, r"1\.attn: weights for vp_alpha 1e-08 and vp_beta 1e-08 are smaller than float16 can hold", spec=spec
+    )
+    assert len(mimetic_init_(model, MimeticSpec(vp_alpha=0, vp_beta=-1e-6))) == 2
+    assert len(mimetic_init_(model, spec, vp=False)) == 2
 
 
 def test_one_frozen_neighbour_in_the_same_storage_is_not_everybodys():

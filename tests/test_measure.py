@@ -49,6 +49,25 @@ def test_numbers_of_a_record_are_plain_and_short():
     assert type(for_json(np.int64(3), 5)) is int
 
 
+def test_a_bare_multiple_of_the_identity_is_beyond_any_chance():
+    found = statistics(-0.4 * torch.eye(8))
+    assert found["z"] == found["sigmas"] == -float("inf") and found["null_mean"] == found["offdiag_sd"] == 0
+    assert for_json(found, 4)["z"] is None
+    for product in (torch.zeros(8, 8), torch.ones(8, 8)):  # no diagonal
+        assert np.isnan([statistics(product)[name] for name in ("z", "sigmas")]).all()
+
+
+def test_matrices_of_two_dtypes_are_measured():
+    model = nn.Sequential(Block(16, 2), Block(16, 2))
+    model[1].attn.proj.double()
+    model[0].norm1.double()
+    wide = mimetic.measure(model.double(), fold=True)
+    model.float()
+    model[1].attn.proj.double()
+    model[0].norm1.double()
+    assert np.allclose(mimetic.measure(model, fold=True)["diag_mean"], wide["diag_mean"], atol=1e-6)
+
+
 def test_null_distribution_against_permutations():
     # rows and columns of very different size and offset, as trained products have
     g = seeded()

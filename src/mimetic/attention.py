@@ -123,7 +123,8 @@ class AttentionLayer:
         """
         gain, _ = self._gains(fold)
         with torch.autocast(self.q.device.type, enabled=False):
-            return _fold_rows(wide(self.w_q(h)), gain) @ _fold_rows(wide(self.w_k(h)), gain).mT
+            left, right = _of_one_dtype(_fold_rows(wide(self.w_q(h)), gain), _fold_rows(wide(self.w_k(h)), gain))
+            return left @ right.mT
 
     @torch.no_grad()
     def vp(self, h: int | None = None, fold: bool = False) -> Tensor:
@@ -138,6 +139,7 @@ class AttentionLayer:
         if scale is not None:
             right = right * scale
         with torch.autocast(self.q.device.type, enabled=False):
+            left, right = _of_one_dtype(left, right)
             return left @ right
 
     def _gains(self, fold: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -154,6 +156,12 @@ class AttentionLayer:
 
 def wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
+
+
+def _of_one_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes: one matrix of a layer may be float64."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
 
 
 def _fold_rows(w: Tensor, gain: Tensor | None) -> Tensor:

@@ -40,8 +40,8 @@ def semi_diagonal(
         dtype: float32 or float64.
 
     Raises:
-        ValueError: d is not a positive integer, alpha or beta is not finite, or noise or dtype is not one of the
-            choices.
+        ValueError: d is not a positive integer, alpha or beta is not finite (in dtype), or noise or dtype is not one of
+            the choices.
         TypeError: generator is a seed, say.
     """
     if (size := _integer(d)) < 1:
@@ -53,6 +53,8 @@ def semi_diagonal(
         raise ValueError(f"alpha and beta must be finite, got {alpha!r} and {beta!r}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}; cast the factors afterwards")
+    if max(abs(alpha), abs(beta)) > torch.finfo(dtype).max:
+        raise ValueError(f"alpha and beta must be finite in {dtype}, got {alpha!r} and {beta!r}")
     check_generator(generator)
     device = generator.device if generator is not None else "cpu"
     A = torch.empty(d, d, dtype=dtype, device=device)

@@ -74,7 +74,13 @@ def statistics(A: Tensor) -> dict[str, float]:
     offdiag_sd = (off_squares / (pairs - 1)).clamp_min(0).sqrt().item() if d > 1 else float("nan")
     centred = A - A.mean(0, keepdim=True) - A.mean(1, keepdim=True) + grand
     null_sd = (centred.square().sum() / (d - 1)).sqrt().item() / d if d > 1 else float("nan")
-    z, null_mean, null_sd = (np.divide(x, offdiag_sd) if offdiag_sd else np.nan for x in (mean, grand.item(), null_sd))
+    if offdiag_sd:
+        z, null_mean, null_sd = (np.divide(x, offdiag_sd) for x in (mean, grand.item(), null_sd))
+        sigmas = float((z - null_mean) / null_sd) if null_sd else float("nan")
+    else:  # a multiple of the identity is as far beyond chance as can be; one and the same number everywhere is not
+        excess = mean - centre.item() if d > 1 else 0.0
+        z = sigmas = math.copysign(math.inf, excess) if excess else float("nan")
+        null_mean, null_sd = 0.0 if excess and not centre else float("nan"), float("nan")
     return {
         "diag_mean": mean,
         "diag_sd": diagonal.std().item() if d > 1 else float("nan"),
@@ -82,7 +88,7 @@ def statistics(A: Tensor) -> dict[str, float]:
         "z": float(z),
         "null_mean": float(null_mean),
         "null_sd": float(null_sd),
-        "sigmas": float((z - null_mean) / null_sd) if null_sd else float("nan"),
+        "sigmas": sigmas,
     }
 
 

@@ -70,6 +70,9 @@ def plan(
     if vp:
         _check_whole(layers, found.parameters)
     constants = {layer.name: spec.layer(i, len(chosen)) for i, layer in enumerate(chosen)}
+    for layer in layers:
+        for product in products:
+            _check_size(layer, product, constants[layer.name])
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
             raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
@@ -94,7 +97,8 @@ def plan(
 
 
 _SCALES = re.compile(
-    r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?scale\w*)([._]|$)", re.IGNORECASE
+    r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?(scale|weight)\w*|skip_?(gain|weight))([._]|$)",
+    re.IGNORECASE,
 )
 
 
@@ -112,7 +116,7 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
         gains = {
             name: p
             for name, p in block.named_parameters()
-            if plain(p) and p.numel() == layer.d_model and (_SCALES.search(name) or name in norms)
+            if plain(p) and p.numel() in (1, layer.d_model) and (_SCALES.search(name) or name in norms)
         }
     for name, found in gains.items():
         size = found.detach().abs().float().median().item()
@@ -207,6 +211,18 @@ def _check_apart(layers: list[AttentionLayer], weights: tuple[str, ...]) -> None
                     " written over the other"
                 )
             mine.fill_(True)
+
+
+def _check_size(layer: AttentionLayer, product: str, constants: dict[str, float]) -> None:
+    """UnsupportedAttention if the entries of a product's factors would be 0, or nearly, in the layer's float16."""
+    size = max(abs(constants[f"{product}_alpha"]), abs(constants[f"{product}_beta"]))
+    least = torch.finfo(torch.float16).tiny
+    if torch.float16 in {view.dtype for view in views(layer, WEIGHTS[product])} and 0 < size < least**2 * layer.d_model:
+        raise UnsupportedAttention(
+            f"{layer.name}: weights for {product}_alpha {constants[f'{product}_alpha']:g} and {product}_beta"
+            f" {constants[f'{product}_beta']:g} are smaller than float16 can hold ({least:.1g}): use bfloat16 or"
+            " float32"
+        )
 
 
 def _check_kept(model: nn.Module, found: Scan, layers: list[AttentionLayer]) -> None:

@@ -40,11 +40,12 @@ def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, para
         notes.append("the products are the raw weights': which norm feeds the layers is not known")
     notes += dict.fromkeys(caveat for layer in kept for caveat in layer.caveats)
     sizes = {i: (layer.d_model, layer.head_dim, layer.v.shape[1] * layer.v.shape[2]) for i, layer in enumerate(kept)}
-    return from_table(name, measure(kept, fold, heads=False), sizes, fold, parameters, notes)
+    names = [layer.name for layer in kept]
+    return from_table(name, measure(kept, fold, heads=False), sizes, fold, parameters, notes, names)
 
 
-def from_table(name, table, sizes, fold, parameters, notes) -> Audit:
-    """An Audit from measure's rows and (d_model, head_dim, rank of V.proj) by layer."""
+def from_table(name, table, sizes, fold, parameters, notes, names=None) -> Audit:
+    """An Audit from measure's rows and (d_model, head_dim, rank of V.proj) by layer; names: of the layers."""
     import pandas as pd
 
     table = table[(table["product"] == "qk") | (table["head"] == LAYER_HEAD)].reset_index(drop=True)
@@ -56,7 +57,7 @@ def from_table(name, table, sizes, fold, parameters, notes) -> Audit:
             kind = part[part["product"] == product]
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", MimeticWarning)
-                alpha, beta = fit_product(kind, d, k, f"layer {layer}")
+                alpha, beta = fit_product(kind, d, k, names[layer] if names else f"layer {layer}")
             rows.append({
                 "layer": layer, "product": product, "alpha": alpha, "beta": beta,
                 "explained": float(kind["explained"].mean()), "imitated": imitated(alpha, beta, d, k),
@@ -71,6 +72,8 @@ def explained(row: Any, d: int) -> float:
     """Share of a (d, d) product's energy (squared Frobenius norm) that lies along the identity, <P, I>^2 / (d ||P||^2),
     from a row of measure; what is left is the residual. Unrelated random matrices have 1 / d^2."""
     total = row.null_mean * row.offdiag_sd * d**2  # the sum of all entries
+    if not row.offdiag_sd:  # a bare multiple of the identity, or (null_mean is nan) not known
+        total = d * row.diag_mean + row.null_mean
     off_mean = (total - d * row.diag_mean) / (d * (d - 1))
     energy = (
         (d - 1) * row.diag_sd**2

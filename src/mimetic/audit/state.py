@@ -120,6 +120,10 @@ def _matrix(state: Mapping[str, Tensor], key: str, transposed: bool) -> Tensor:
     t = tensor(state, key)
     if not isinstance(t, Tensor) or t.ndim != 2 or not t.is_floating_point():
         raise UnsupportedAttention(f"{key} is no matrix of floating-point numbers: {tuple(getattr(t, 'shape', ()))}")
+    if t.is_meta or t.layout is not torch.strided:
+        raise UnsupportedAttention(
+            f"{key} is {'a meta tensor, without numbers' if t.is_meta else f'stored as {t.layout}'}"
+        )
     return t.detach() if transposed else t.detach().mT
 
 
