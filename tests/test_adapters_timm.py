@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mimetic
-from mimetic.adapters.views import GATE, INNER_NORM, OUT_NORM, QK_NORM, ROPE
+from mimetic.adapters.views import GATE, HOOKED, INNER_NORM, OUT_NORM, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.scan import attention_layers, scan
@@ -197,6 +197,25 @@ def test_a_bare_subclass_of_a_block_keeps_its_gains():
     for block in model.blocks:
         block.__class__ = type("My" + type(block).__name__, (type(block),), {})
     assert all(layer.gains_known and layer.in_gain is not None for layer in attention_layers(model))
+
+
+def test_what_was_put_in_the_place_of_a_dropout_is_seen():
+    model = VisionTransformer(**VIT)
+    model.blocks[0].attn.proj_drop.register_forward_hook(lambda module, args, output: 2 * output)
+    assert [HOOKED in layer.caveats for layer in attention_layers(model)] == [True, False]
+    model.blocks[1].attn.proj_drop = nn.Sequential(nn.Dropout(0.1), nn.Linear(D, D))  # an adapter
+    with pytest.raises(
+        UnsupportedAttention, match=r"blocks\.1\.attn: proj_drop is a Sequential with weights of its own"
+    ):
+        attention_layers(model)
+
+
+def test_a_scale_of_ones_own_is_a_caveat_where_it_is_read():
+    model = VisionTransformer(**VIT)
+    for block in model.blocks:
+        block.attn.scale = 1 / (D // H)
+    model.blocks[1].attn.fused_attn = False
+    assert [UNSCALED in layer.caveats for layer in attention_layers(model)] == [False, True]
 
 
 def test_subclass_that_computes_something_else_is_refused():

@@ -690,6 +690,7 @@ def test_the_output_matrix_of_bert_is_read_where_it_lies_or_refused_for_what_it_
     with pytest.raises(UnsupportedAttention, match="proj is parametrised or has no plain weight"):
         attention_layers(pruned)
     compiled.encoder.layer[0].attention.output.dense = torch.compile(compiled.encoder.layer[0].attention.output.dense)
+    compiled.encoder.layer[0].attention.output = torch.compile(compiled.encoder.layer[0].attention.output)
     assert len(attention_layers(compiled)) == LAYERS
     hooked.encoder.layer[0].attention.output.register_forward_hook(lambda module, args, out: 2 * out)
     assert [layer.caveats for layer in attention_layers(hooked)] == [(HOOKED,), ()]

@@ -177,6 +177,11 @@ def test_fit_says_when_a_diagonal_is_out_of_reach():
     assert spec.qk_beta[0] > 0 and spec.vp_beta[0] == pytest.approx(-1.0) and spec.vp_alpha[0] == 0.0
 
 
+def test_fit_says_that_one_number_has_nothing_off_the_diagonal():
+    with pytest.raises(UnsupportedAttention, match="attn: tokens of width 1, whose products are one number"):
+        mimetic.fit(nn.ModuleDict({"attn": nn.MultiheadAttention(1, 1)}))
+
+
 def test_fit_names_a_layer_without_a_product():
     """A zero output matrix is a common initialization: imitated, it would be a layer that never learns."""
     model = nn.Sequential(nn.MultiheadAttention(32, 4), nn.MultiheadAttention(32, 4))

@@ -105,6 +105,9 @@ def for_json(value: Any, digits: int) -> Any:
     return value
 
 
+NARROW = "tokens of width 1, whose products are one number: there is nothing off the diagonal to compare it with"
+
+
 def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticSpec:
     """Measure, then mimic: the spec, one value a layer, whose products have this model's diagonals and spreads.
 
@@ -117,14 +120,16 @@ def fit(model: nn.Module | list[AttentionLayer], fold: bool = False) -> MimeticS
     products are not free of each other.
 
     Raises:
-        UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate), or
-            (fold=True) a layer whose gains are not known.
+        UnsupportedAttention: no supported self-attention layer, a layer whose product is 0 (nothing to imitate) or one
+            number (width 1), or (fold=True) a layer whose gains are not known.
         ValueError: a layer whose products are so small that MimeticSpec does not take their constants.
 
     Warns:
         MimeticWarning: a diagonal stronger than any alpha Z + beta I of that rank has; the nearest ratio is taken.
     """
     layers = _layers(model, cross=False, hint="")
+    if narrow := [layer.name for layer in layers if layer.d_model == 1]:
+        raise UnsupportedAttention(f"{narrow[0]}: {NARROW}")
     table = measure(layers, fold, heads=False)
     out: dict[str, list[float]] = {name: [] for name in MimeticSpec.constants()}
     for i, layer in enumerate(layers):

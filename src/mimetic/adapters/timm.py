@@ -10,17 +10,20 @@ from torch import nn
 
 from mimetic.adapters.views import (
     GATE,
+    HOOKED,
     INNER_NORM,
     OUT_NORM,
     QK_NORM,
     REDUCED,
     ROPE,
+    UNSCALED,
     NotSelfAttention,
     as_written,
     bias,
     full_name,
     fused_out,
     gain,
+    hooked,
     lineage,
     linear_in,
     linear_out,
@@ -177,6 +180,17 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     caveats = []
+    for part in ("attn_drop", "proj_drop"):  # an adapter in their place, say
+        drop = getattr(module, part, None)
+        if isinstance(drop, nn.Module) and next(drop.parameters(), None) is not None:
+            raise UnsupportedAttention(
+                f"{name}: {part} is a {type(drop).__name__} with weights of its own: what it does is not in its"
+                " products; initialise before that"
+            )
+        caveats += [HOOKED] * (isinstance(drop, nn.Module) and hooked(drop) and HOOKED not in caveats)
+    scale = getattr(module, "scale", None)
+    if getattr(module, "fused_attn", True) is False and isinstance(scale, float):  # fused, timm leaves it unread
+        caveats += [UNSCALED] * (abs(scale * q[0].shape[2] ** 0.5 - 1) > 1e-2)
     if any(_is_norm(module, a) for a in ("q_norm", "k_norm")):
         caveats.append(QK_NORM)
     if getattr(module, "gate", None) is not None:

@@ -35,6 +35,7 @@ from mimetic.adapters.views import (
     pooling,
     replaced_forward,
     split_out,
+    unwrapped,
     weight,
 )
 from mimetic.attention import AttentionLayer, UnsupportedAttention
@@ -207,14 +208,14 @@ def _sibling_output(ancestors, name) -> tuple[nn.Module, bool]:
             ):
                 continue
             # in a block of one's own anything may be called "output", and a replaced part may do anything
-            for around in chain[:-1]:
+            for around in map(unwrapped, chain[:-1]):
                 if library(forward_of(type(around))) != "transformers" or replaced_forward(around):
                     raise UnsupportedAttention(
                         f"{name}: the output matrix lies in a module beside this one, and {type(around).__name__},"
                         " which uses it, is none of transformers' own (or its forward was replaced): what it does with"
                         " the matrix is not known"
                     )
-            return found, any(map(hooked, chain[1:-1]))
+            return found, any(hooked(m) or hooked(unwrapped(m)) for m in chain[1:-1])
     raise UnsupportedAttention(
         f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit.parameters import Parameters
 from mimetic.audit.report import Audit, answers
-from mimetic.measure import LAYER_HEAD, fit_product, measure, truncation_curve
+from mimetic.measure import LAYER_HEAD, NARROW, fit_product, measure, truncation_curve
 
 
 def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, parameters: Parameters | None) -> Audit:
@@ -30,10 +30,7 @@ def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, para
             f"{name}: none of its {len(layers)} attention layers is self-attention of one width: no diagonal"
         )
     if narrow := [layer.name for layer in kept if layer.d_model == 1]:
-        raise UnsupportedAttention(
-            f"{narrow[0]}: tokens of width 1, whose products are one number: there is nothing off the diagonal to"
-            " compare it with"
-        )
+        raise UnsupportedAttention(f"{narrow[0]}: {NARROW}")
     known = all(layer.gains_known for layer in kept)
     fold = known if fold is None else fold
     if not known and not fold:
