@@ -385,6 +385,16 @@ def test_chapter_10_says_of_the_reason_what_the_records_say():
     assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) == 1
 
 
+def test_what_chapter_10_says_of_the_halves_with_learned_positions_follows_from_the_records():
+    finals, second = load_runs("tinyshakespeare-halves"), rated("vp-minus", RUNNER_UP["vp-minus"])
+    column = language.METRIC.column
+    loss = {arm: contrast(finals, {arm: 1, "gpt2": -1}, column) for arm in ("vision", "qk", "vp-minus", second)}
+    assert all(len(values) == 6 and side(values) == 1 for values in loss.values())
+    assert side(loss["vp-minus"] - loss["qk"] / 2) >= 0 and side(loss[second] - loss["qk"] / 2) >= 0
+    assert side(loss["vision"] - loss["qk"]) == 0 and side(loss["vision"] - loss["qk"] - loss["vp-minus"]) == -1
+    assert len(set(finals["device.name"])) == 1
+
+
 def test_what_chapter_10_says_of_started_positions_on_the_second_text_follows_from_the_records():
     finals = load_runs("wikitext2-from-sincos")
     gentle = rated("gpt2", SINCOS_CHOSEN["gpt2"])
