@@ -64,7 +64,7 @@ def of_one_machine(finals: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
     for arm in arms:
         here, there = finals[finals["arm"] == arm], again[again["arm"] == arm] if len(again) else again
         if len(here) and set(here["seed"]) <= set(there["seed"] if len(there) else ()):
-            finals = pd.concat([finals.drop(index=here.index), there[there["seed"].isin(here["seed"])]])
+            finals = pd.concat([finals[finals["arm"] != arm], there[there["seed"].isin(here["seed"])]])
     return finals.reset_index(drop=True)
 
 
