@@ -249,9 +249,11 @@ def _gathered(module: nn.Module) -> bool:
         return False
     state = module._get_fsdp_state()
     groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:
-        groups = [group] if (group := getattr(state, "_fsdp_param_group", None)) is not None else []
-    return any(getattr(group, "is_unsharded", True) for group in groups)
+    if groups is None:  # an older torch has one group
+        if not hasattr(state, "_fsdp_param_group"):
+            return True
+        groups = [state._fsdp_param_group]
+    return any(group is not None and getattr(group, "is_unsharded", True) for group in groups)
 
 
 def _gathered_by_wrapper(module: nn.Module) -> bool:

@@ -96,7 +96,8 @@ def scan(model: nn.Module) -> Scan:
         places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
         try:
             layer = _checked(_read(reader, module, shown, places), owned)
-            if any(_within(name, other) and _reads(outer, module) for other, outer in claimed.items() if outer):
+            inside_of = (outer for other, outer in claimed.items() if outer and _within(name, other))
+            if any(_reads(outer, module, found.parameters) for outer in inside_of):
                 claimed[name] = layer
                 continue  # a known layer inside of a registered one, whose reader has read it
             found.layers.append(
@@ -214,10 +215,10 @@ def _apart(module: nn.Module, layer: AttentionLayer) -> bool:
     )
 
 
-def _reads(layer: AttentionLayer, module: nn.Module) -> bool:
+def _reads(layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> bool:
     """Whether all of a layer's weights are a module's."""
-    own = {p.untyped_storage().data_ptr() for p in module.parameters() if plain(p)}
-    return all(view.untyped_storage().data_ptr() in own for view in views(layer))
+    own = set(module.modules())
+    return all(any(owner in own for _, owner, _ in held(view, parameters)) for view in views(layer))
 
 
 def _hooked(
