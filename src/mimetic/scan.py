@@ -73,7 +73,7 @@ def scan(model: nn.Module) -> Scan:
     aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
     alone: list[str] = []  # registered as no self-attention: what is inside is their own matter
-    around = {
+    wrappers = {
         child: parent
         for parent in modules.values()
         for name in WRAPPERS
@@ -102,7 +102,7 @@ def scan(model: nn.Module) -> Scan:
                 continue  # a known layer inside of a registered one, whose reader has read it
             found.layers.append(
                 replace(layer, caveats=(*layer.caveats, HOOKED))
-                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, around)
+                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, wrappers)
                 else layer
             )
             found.modules[shown], claimed[name] = module, layer
@@ -222,7 +222,7 @@ def _reads(layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> 
 
 
 def _hooked(
-    layer: AttentionLayer, module: nn.Module, parameters: Parameters, around: dict[nn.Module, nn.Module]
+    layer: AttentionLayer, module: nn.Module, parameters: Parameters, wrappers: dict[nn.Module, nn.Module]
 ) -> bool:
     """Whether the layer's module or a projection, a module that does little but hold weights of this layer, or what is
     wrapped around one of them, has forward hooks: what they do is not known."""
@@ -230,9 +230,9 @@ def _hooked(
     # a module that holds a weight among other things, BERT's self-attention in its block, is seen where it is a layer
     # itself
     near = {m for m in near if next(m.children(), None) is None or isinstance(m, nn.Linear)} | {module}
-    wrappers = set(near)
-    while wrappers := {around[m] for m in wrappers if m in around} - near:
-        near |= wrappers
+    outer = near
+    while outer := {wrappers[m] for m in outer if m in wrappers} - near:
+        near = near | outer
     return any(map(hooked, near))
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from mimetic.experiments.answers.common import markdown, measured
 from mimetic.experiments.configs.language import (
+    ASKED_AGAIN,
     CHOSEN,
     ENDS,
     EVERY,
@@ -160,7 +161,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     finals = _by_arm() if finals is None else finals
     values = finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
     rows, better = {}, {}
-    for arm, lr in RUNNER_UP.items():
+    for arm, lr in ASKED_AGAIN.items():
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
         if all(name in values for name in names.values()):
             change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
@@ -200,7 +201,7 @@ def second_sentence(table: pd.DataFrame | None = None) -> str:
                 f" {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
             )
         lines.append(f"* {says}")
-    lacking = [LABELS[arm] for arm in RUNNER_UP if arm in EVERY and arm not in few.index]
+    lacking = [LABELS[arm] for arm in ASKED_AGAIN if arm not in few.index]
     return "\n".join(lines) + (
         f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else ""
     )

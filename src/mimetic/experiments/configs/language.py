@@ -284,6 +284,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "tenth": {"init": "mimetic", "qk_alpha": 0.07, "qk_beta": 0.07, "vp_alpha": 0.04, "vp_beta": -0.04},
 }
 EVERY = TRIED | CONTROLS
+ASKED_AGAIN = {name: lr for name, lr in RUNNER_UP.items() if name in EVERY}  # at their second rate, in -rate
 KNOWN = EVERY | {"vp-minus": {"init": "mimetic-vp", "vp_beta": -0.4}}  # V.proj alone, with vision's sign
 
 
@@ -376,9 +377,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
     | at_other_rates({"gpt2": SINCOS_CHOSEN["gpt2"]}),
-    "tinyshakespeare-rate": at_rate(GENTLE)
-    | at_rate(CHOSEN["gpt2"])
-    | at_other_rates({name: lr for name, lr in RUNNER_UP.items() if name in EVERY}),
+    "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | at_other_rates(ASKED_AGAIN),
     "tinyshakespeare-halves": at_own_rate("gpt2", "vision", "qk", "vp-minus")
     | at_other_rates({"vp-minus": RUNNER_UP["vp-minus"]}),
     "share": _sweep(at_own_rate(*SIGNS)),

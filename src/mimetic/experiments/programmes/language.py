@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.configs.language import (
+    ASKED_AGAIN,
     CHOSEN,
     CONTROLS,
-    EVERY,
     GENTLE,
     OTHER_POSITIONS,
     RUNNER_UP,
@@ -104,7 +104,7 @@ SECOND = Study(
     "second",
     "The second rate of the search, where one seed cannot tell",
     "tinyshakespeare-rate",
-    tuple(rated(name, lr) for name, lr in RUNNER_UP.items() if name in EVERY),
+    tuple(rated(name, lr) for name, lr in ASKED_AGAIN.items()),
     {},
 )
 # On one machine, so the default, vision's signs and QK alone once more: those of CENTRAL are a GPU's
