@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mimetic
-from mimetic.adapters.views import GATE, HOOKED, INNER_NORM, OUT_NORM, QK_NORM, ROPE, UNSCALED
+from mimetic.adapters.views import GATE, HOOKED, INNER_NORM, NO_DROPOUT, OUT_NORM, QK_NORM, ROPE, UNSCALED
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.scan import attention_layers, scan
@@ -208,6 +208,14 @@ def test_what_was_put_in_the_place_of_a_dropout_is_seen():
         UnsupportedAttention, match=r"blocks\.1\.attn: proj_drop is a Sequential with weights of its own"
     ):
         attention_layers(model)
+
+
+@pytest.mark.parametrize("part", ["attn_drop", "proj_drop"])
+def test_what_is_no_dropout_in_the_place_of_one_is_a_caveat(part):
+    model = VisionTransformer(**VIT)
+    setattr(model.blocks[0].attn, part, nn.Tanh())
+    setattr(model.blocks[1].attn, part, timm.layers.DropPath(0.1))
+    assert [NO_DROPOUT in layer.caveats for layer in attention_layers(model)] == [True, False]
 
 
 def test_a_scale_of_ones_own_is_a_caveat_where_it_is_read():

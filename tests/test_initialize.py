@@ -392,6 +392,9 @@ def test_constants_of_tied_layers_are_counted_and_must_agree():
     mimetic_init_(model, mimetic.fit(model), generator=seeded())  # one value a layer, tied ones included
     with pytest.raises(ValueError, match=r"blocks\.1\.attn has the parameters of blocks\.0\.attn"):
         mimetic_init_(model, MimeticSpec(qk_alpha=(0.7, 0.3)))
+    nn.init.normal_(model.blocks[1].norm1.weight)
+    with pytest.raises(ValueError, match="fold=True\\) differ where their norms do"):
+        mimetic_init_(model, mimetic.fit(model, fold=True))
 
 
 def test_self_attention_tied_to_cross_attention_is_refused():
@@ -430,6 +433,22 @@ def test_an_output_matrix_beside_its_layer_is_no_other_modules():
     layers[1].output.dense.weight = first.output.dense.weight
     with pytest.raises(UnsupportedAttention, match=r"and 1 more, outside of attention"):
         mimetic_init_(layers)
+
+
+def test_a_self_attention_shared_beside_two_output_matrices_is_refused_by_name():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=30
+    )
+    model = transformers.BertModel(config)
+    first, second = (layer.attention for layer in model.encoder.layer)
+    second.self = first.self
+    with pytest.raises(UnsupportedAttention) as refused:
+        mimetic_init_(model)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 1 and "encoder.layer.0.attention.self: it is registered in several blocks" in lines[0]
+    second.output = first.output  # one layer, used twice
+    assert [w.name for w in mimetic_init_(model)] == ["encoder.layer.0.attention.self"]
 
 
 def test_one_module_under_two_names():
@@ -1378,6 +1397,11 @@ def test_what_is_inside_of_a_registered_class_is_its_readers_matter(adapters):
         ("query_transform", "key_transform"),
         ("W_pack", "o_proj"),
         ("q1", "k1", "v1"),
+        ("img_qkv", "img_proj"),
+        ("qkv_text_2",),
+        ("self_attn_q", "self_attn_k"),
+        ("attn1_q", "attn1_k", "attn1_v"),
+        ("query_weights", "key_weights"),
     ],
 )
 def test_projections_under_other_names_are_refused_not_passed_over(parts):
@@ -1398,6 +1422,7 @@ def test_towers_called_query_and_key_are_no_projections(names):
     assert [layer.name for layer in attention_layers(model)] == [f"{name}.self_attn" for name in names]
     model = nn.Module()
     model.query, model.key, model.attn = nn.Embedding(4, 16), nn.Embedding(4, 16), nn.MultiheadAttention(16, 2)
+    model.x_qkv_norm, model.lin = nn.LayerNorm(16), nn.Linear(16, 16)
     assert len(attention_layers(model)) == 1
 
 
@@ -1514,6 +1539,51 @@ def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mimetic_init_(nn.Sequential(Scaled(scale, name)))
+
+
+class Modulated(nn.Module):
+    """DiT's block with adaLN-Zero, as far as attention goes."""
+
+    def __init__(self, parts=6, name="adaLN_modulation", zero=True):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2)
+        self.add_module(name, nn.Sequential(nn.SiLU(), nn.Linear(16, parts * 16)))
+        if zero:
+            nn.init.zeros_(getattr(self, name)[1].weight)
+            nn.init.zeros_(getattr(self, name)[1].bias)
+
+
+def test_a_gate_that_starts_closed_is_warned_of():
+    for name in ("adaLN_modulation", "modulation", "img_mod"):
+        with pytest.warns(
+            MimeticWarning, match=rf"0\.attn: {name} beside it, which may gate its output \(adaLN-Zero\)"
+        ):
+            mimetic_init_(nn.Sequential(Modulated(name=name)))
+    for block in (Modulated(zero=False), Modulated(parts=2), Modulated(name="modulo")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mimetic_init_(nn.Sequential(block))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(nn.Sequential(Modulated()), vp=False)
+
+
+def test_parts_of_the_block_that_are_called_lora_are_warned_of():
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32), nn.TransformerEncoderLayer(16, 2, 32))
+    model[1].lora_q = nn.Linear(16, 4)
+    model[0].explorations = nn.Linear(16, 4)
+    with pytest.warns(MimeticWarning) as caught:
+        mimetic_init_(model)
+    assert [str(w.message).partition(" may be")[0] for w in caught] == ["1.self_attn: lora_q beside it"]
+
+
+@pytest.mark.parametrize("attribute", ["in_proj_weight", "out_proj.weight", "q_proj_weight"])
+def test_a_flattened_shard_is_named(attribute):
+    layer = nn.MultiheadAttention(16, 2, **({"kdim": 16, "vdim": 8} if attribute == "q_proj_weight" else {}))
+    holder, _, name = attribute.rpartition(".")
+    holder = layer.get_submodule(holder)
+    setattr(holder, name, nn.Parameter(getattr(holder, name).detach().flatten()[:100]))
+    untouched(nn.Sequential(layer), rf"0: {attribute} has shape \(100,\), not that of a matrix \(sharded or flattened")
 
 
 def test_constants_that_float16_cannot_hold_are_refused():

@@ -75,7 +75,10 @@ def plan(
             _check_size(layer, product, constants[layer.name])
     for layer, other in tied:
         if constants[layer.name] != constants[other]:
-            raise ValueError(f"{layer.name} has the parameters of {other}, so both need the same constants")
+            raise ValueError(
+                f"{layer.name} has the parameters of {other}, so both need the same constants (those of"
+                " fit(model, fold=True) differ where their norms do; fold=False gives the same)"
+            )
     notes = (
         [f"{_names([layer.name for layer in left])}: cross-attention, left alone (cross=True writes it too)"]
         if left
@@ -90,7 +93,9 @@ def plan(
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
     for layer in layers:
-        for caveat in (*layer.caveats, *(_scaled(layer, found.blocks.get(layer.name)) if vp else ())):
+        block = found.blocks.get(layer.name)
+        around = (*_low_rank(found.modules[layer.name], block), *(_scaled(layer, block) if vp else ()))
+        for caveat in (*layer.caveats, *around):
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
@@ -118,6 +123,12 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
             for name, p in block.named_parameters()
             if plain(p) and p.numel() in (1, layer.d_model) and (_SCALES.search(name) or name in norms)
         }
+    if block is not None and not layer.gains_known:
+        if gate := _zero_gate(block, layer.d_model):
+            return (
+                f"{gate} beside it, which may gate its output (adaLN-Zero), ends in a layer of zeros: W_V W_proj does"
+                " nothing until training opens that gate",
+            )
     for name, found in gains.items():
         size = found.detach().abs().float().median().item()
         if not 0.5 <= size <= 2:
@@ -130,6 +141,32 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
                 f"{what} is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",
             )
     return ()
+
+
+def _low_rank(*around: nn.Module | None) -> tuple[str, ...]:
+    """The caveat of a layer with parts called LoRA in it or in its block, which may be added to its projections."""
+    parts = [name for m in around if m is not None for name in (*m._modules, *m._parameters)]
+    found = next((name for name in parts if re.search(r"(^|_)[dl]ora(_|[A-Z0-9]|$)", name)), None)
+    return (
+        ()
+        if found is None
+        else (f"{found} beside it may be added to its projections: what it adds is not in these products",)
+    )
+
+
+_MODULATION = re.compile(r"ada_?(ln|norm|rms|layer_?norm)|(^|_)modulation|(^|_)mod$", re.IGNORECASE)
+
+
+def _zero_gate(block: nn.Module, d: int) -> str | None:
+    """The child of a block that makes shift, scale and gate of its parts (DiT's adaLN_modulation: 3 or 6 of d outputs)
+    in a layer that starts as zeros."""
+    for name, child in block.named_children():
+        last = next((m for m in reversed(list(child.modules())) if isinstance(m, nn.Linear)), None)
+        if last is None or not _MODULATION.search(name) or last.out_features % (3 * d):
+            continue
+        if all(plain(p) and not p.any() for p in last.parameters(recurse=False)):
+            return name
+    return None
 
 
 def _untie(

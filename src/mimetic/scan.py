@@ -89,7 +89,7 @@ def scan(model: nn.Module) -> Scan:
             if looks_like_attention(module):
                 suspects.append((name, unknown(module)))
             continue
-        claimed[name] = None
+        claimed |= dict.fromkeys((name, *aliases.get(module, ())))
         shown = clean_name(name) or type(module).__name__
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
@@ -106,6 +106,7 @@ def scan(model: nn.Module) -> Scan:
                 else layer
             )
             found.modules[shown], claimed[name] = module, layer
+            claimed |= dict.fromkeys(aliases.get(module, ()), layer)
             if block := next((a for _, a in places[0] if not isinstance(a, (nn.ModuleList, nn.ModuleDict))), None):
                 found.blocks[shown] = block
         except NotSelfAttention as reason:
@@ -195,6 +196,11 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
             f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once"
         )
     for other in others:
+        if other.proj.data_ptr() != layer.proj.data_ptr():  # BERT's self-attention, shared by blocks
+            raise UnsupportedAttention(
+                "it is registered in several blocks, and each has an output matrix of its own beside it, so W_V W_proj"
+                " cannot be set for all of them: give each block its own, or share the output matrix, too"
+            )
         layer = replace(layer, caveats=tuple(dict.fromkeys((*layer.caveats, *other.caveats))))
         alike = (_same(layer.in_gain, other.in_gain), _same(layer.out_gain, other.out_gain))
         if not all(alike) or layer.gains_known != other.gains_known:  # each place has a norm of its own

@@ -137,10 +137,13 @@ _LOOKS = re.compile(
 )
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
-    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn|att|self|mha)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
-    r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weight|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
+    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn[12]?|att|self|mha"
+    r"|self_attn|cross_attn)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weights?|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
     re.IGNORECASE,
 )
+# with other words around it, the one that is unmistakable: img_qkv, qkv_text, x_qkv_2
+_QKV = re.compile(r"(^|_)qkv(?=_|[0-9]|$)", re.IGNORECASE)
 _SHORT = {
     "query": "q",
     "querie": "q",
@@ -173,22 +176,29 @@ def has_projections(module: nn.Module) -> bool:
     """Whether a module has children or weights that are an attention layer's
     projections, by name or (in_proj) by name and shape.
     """
-    weights = [n for n, p in module.named_parameters(recurse=False) if not is_lazy(p) and p.ndim >= 2]
-    children = [n for n, m in module.named_children() if _ROLE.fullmatch(n) and not _another_part(m)]
+    weights = [n for n, p in module.named_parameters(recurse=False) if _is_matrix(p)]
+    children = [n for n, m in module.named_children() if _roles([n]) and not _another_part(n, m)]
     # not of both kinds together: a learned query beside a kv layer pools
     return any(parts <= _roles(names) for names in (children, weights) for parts in _PARTS) or _packed(module)
 
 
-def _another_part(module: nn.Module) -> bool:
+def _is_matrix(p: Tensor) -> bool:
+    return not is_lazy(p) and p.ndim >= 2
+
+
+def _another_part(name: str, module: nn.Module) -> bool:
     """Whether a child that is called like a projection is none: the query
-    tower of a retriever, an embedding of keys.
+    tower of a retriever, an embedding of keys, a norm behind x_qkv.
     """
+    if not _ROLE.fullmatch(name) and not any(is_lazy(p) or _is_matrix(p) for p in module.parameters()):
+        return True
     return isinstance(module, nn.Embedding) or any(find_reader(type(m)) for m in module.modules())
 
 
 def _roles(names: Iterable[str]) -> set[str]:
+    names = list(names)
     roles = (m["role"].lower() for m in map(_ROLE.fullmatch, names) if m)
-    return {_SHORT.get(role, role) for role in roles}
+    return {_SHORT.get(role, role) for role in roles} | {"qkv" for name in names if _QKV.search(name)}
 
 
 def _packed(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ Hiera, MaxViT and whatever else shares them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from torch import nn
@@ -12,6 +13,7 @@ from mimetic.adapters.views import (
     GATE,
     HOOKED,
     INNER_NORM,
+    NO_DROPOUT,
     OUT_NORM,
     QK_NORM,
     REDUCED,
@@ -187,6 +189,8 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
                 f"{name}: {part} is a {type(drop).__name__} with weights of its own: what it does is not in its"
                 " products; initialise before that"
             )
+        replaced = isinstance(drop, nn.Module) and not re.search("drop|identity", type(drop).__name__, re.IGNORECASE)
+        caveats += [NO_DROPOUT] * (replaced and NO_DROPOUT not in caveats)
         caveats += [HOOKED] * (isinstance(drop, nn.Module) and hooked(drop) and HOOKED not in caveats)
     scale = getattr(module, "scale", None)
     if getattr(module, "fused_attn", True) is False and isinstance(scale, float):  # fused, timm leaves it unread

@@ -11,6 +11,7 @@ from mimetic.adapters.views import (
     gain,
     lineage,
     linear_in,
+    matrix,
     own_parameter,
     pooling,
     split_out,
@@ -30,9 +31,11 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     """W_Q, W_K, W_V are (out, in) rows of in_proj_weight, or q/k/v_proj_weight where key or value widths differ."""
     d, heads = module.embed_dim, module.num_heads
     if module.in_proj_weight is not None:
-        ws = own_parameter(module, "in_proj_weight", name, "q").unflatten(0, (3, d)).unbind(0)
+        packed = matrix(own_parameter(module, "in_proj_weight", name, "q"), name, "in_proj_weight")
+        ws = packed.unflatten(0, (3, d)).unbind(0)
     else:
-        ws = [own_parameter(module, f"{part}_proj_weight", name, part) for part in "qkv"]
+        separate = {part: f"{part}_proj_weight" for part in "qkv"}
+        ws = [matrix(own_parameter(module, w, name, part), name, w) for part, w in separate.items()]
     q, k, v = (split_out(w.mT, heads, name) for w in ws)
     bs = (None,) * 3
     if module.in_proj_bias is not None:

@@ -39,6 +39,7 @@ CLAMPED = (
 )
 SINKS = "attention sinks take a part of every head's attention: W_V W_proj acts with what is left"
 HOOKED = "a forward hook sits on it or on one of its projections: what that hook changes is not in these products"
+NO_DROPOUT = "something other than a dropout sits in a dropout's place: what it does is not in these products"
 UNSCALED = (
     "this layer does not divide q k^T by sqrt(head_dim): its logits are larger or smaller than those of the paper's"
     " attention by a constant factor"
@@ -161,6 +162,16 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     return p.detach()  # not .data: autograd must see that what it keeps for a backward pass was written over
 
 
+def matrix(w: Tensor, name: str, what: str) -> Tensor:
+    """A weight as it is, or a refusal if it is one row of numbers."""
+    if w.ndim < 2:
+        raise UnsupportedAttention(
+            f"{name}: {what} has shape {tuple(w.shape)}, not that of a matrix (sharded or flattened, as FSDP does):"
+            " initialise before that"
+        )
+    return w
+
+
 def expanded(t: Tensor) -> bool:
     """Whether several entries of a tensor are one number in memory."""
     return any(s == 0 and n > 1 for s, n in zip(t.stride(), t.shape))
@@ -196,7 +207,7 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
             f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it:"
             " initialise before that"
         )
-    w = usable(layer.weight, name, f"{what}.weight")
+    w = matrix(usable(layer.weight, name, f"{what}.weight"), name, f"{what}.weight")
     plain_call = type(layer).__call__ is nn.Module.__call__
     if plain_call and (type(layer).forward in _PLAIN_FORWARDS or full_name(type(layer)) in _PLAIN_CLASSES):
         if w.ndim == 4:
