@@ -25,6 +25,7 @@ CAVEAT_NAMES = {
     views.CLAMPED: "clamped q, k and v",
     views.SINKS: "attention sinks",
     views.HOOKED: "hooks on projections",
+    views.NO_DROPOUT: "a part in the place of a dropout",
     views.UNSCALED: "another logit scale",
     views.OTHER_QUERIES: "further query matrices",
 }
