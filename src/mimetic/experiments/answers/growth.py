@@ -273,9 +273,11 @@ def _deep_rates() -> pd.DataFrame:
 
 def data_table(finals: pd.DataFrame) -> str:
     """The gain at each number of images in accuracy, in shares of the default's errors, and in test loss, and how far
-    accuracy on the training images is above that on test images, as a Markdown table; "" without pairs. Where a set is
-    read often enough to be learned by heart, test accuracy alone hides it."""
+    accuracy on the training images is above that on test images, and what the default itself gains from more images, as
+    a Markdown table; "" without pairs. Where a set is read often enough to be learned by heart, test accuracy alone
+    hides it."""
     rows = []
+    base = PAIR[0]  # the setting that all panels share has 10,000 images
     for name, (reference, arm) in panel_arms("data").items():
         gain, loss = (contrast(finals, {arm: 1, reference: -1}, metric) for metric in ("test_accuracy", "test_loss"))
         if len(gain):
@@ -286,6 +288,7 @@ def data_table(finals: pd.DataFrame) -> str:
                 for part in [finals[finals["arm"] == a]]
             ]
             low, high = mean_interval(loss)
+            more = [] if reference == base else contrast(finals, {reference: 1, base: -1})
             span = f"{loss.mean():+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(loss) > 1 else "")
             rows.append(
                 (
@@ -294,6 +297,7 @@ def data_table(finals: pd.DataFrame) -> str:
                     f"{100 * errors:.1f} %".replace("-", "−"),
                     span.replace("-", "−"),
                     *(f"{round(value):d}".replace("-", "−") for value in above),
+                    common.measured(more) if len(more) else "",
                 )
             )
     columns = [
@@ -303,6 +307,7 @@ def data_table(finals: pd.DataFrame) -> str:
         "test loss (less is better)",
         "training minus test accuracy, mimetic (points)",
         "the same, default (points)",
+        "the default alone: minus that with 10,000 images (points)",
     ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
