@@ -385,11 +385,11 @@ def test_the_gain_by_number_of_images():
     ]
     lines = growth.data_table(pd.DataFrame(rows)).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split(" | ")]
-    assert cells[0] == "2,000 images" and cells[2] == "10.0 %" and cells[4:6] == ["20", "25"]
+    assert cells[0] == "2,000 images" and cells[2] == "10.0 %" and cells[4] == "20 / 25"
     assert cells[1] == "+5.0 (+5.0 to +5.0, 5 pairs)" and cells[3] == "+0.000 (+0.000 to +0.000)"
-    assert cells[6] == "+0.0 (+0.0 to +0.0, 5 pairs)"
+    assert cells[5] == "+0.0 (+0.0 to +0.0, 5 pairs)"
     assert lines[3].split(" | ")[3] == "−0.100 (−0.100 to −0.100)"
-    assert lines[4].endswith("| 20 | 25 |  |") and lines[5].endswith(" | +3.0 (+3.0 to +3.0, 5 pairs) |")
+    assert lines[4].endswith("| 20 / 25 |  |") and lines[5].endswith(" | +3.0 (+3.0 to +3.0, 5 pairs) |")
     assert len(lines) == 6 and growth.data_table(EMPTY) == ""
 
 

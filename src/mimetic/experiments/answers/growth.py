@@ -296,7 +296,7 @@ def data_table(finals: pd.DataFrame) -> str:
                     common.measured(gain),
                     f"{100 * errors:.1f} %".replace("-", "−"),
                     span.replace("-", "−"),
-                    *(f"{round(value):d}".replace("-", "−") for value in above),
+                    " / ".join(f"{round(value):d}".replace("-", "−") for value in above),
                     common.measured(more) if len(more) else "",
                 )
             )
@@ -305,9 +305,8 @@ def data_table(finals: pd.DataFrame) -> str:
         "gain (points)",
         "of the default's errors",
         "test loss (less is better)",
-        "training minus test accuracy, mimetic (points)",
-        "the same, default (points)",
-        "the default alone: minus that with 10,000 images (points)",
+        "training minus test accuracy, mimetic / default (points)",
+        "default, minus that with 10,000 images (points)",
     ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
