@@ -235,11 +235,11 @@ def controls() -> str:
         table = common.study_table(study, finals, METRIC)
         of_vision = [label for label in table.index if label.startswith(LABELS["vision"])]
         for label in of_vision:
-            row, rate = table.loc[label], label.removeprefix(LABELS["vision"])
+            row, rate = table.loc[label], label.removeprefix(LABELS["vision"]).lstrip(",")
             arm = row["compared"][2]
-            against = changes(arm, study, POSITIONS), over_own_start(arm, study)
-            cells = (measured(values, METRIC) if len(values) else "–" for values in against)
             gain = effect_of(study, arm, row["compared"][1])
+            against = (gain - effect_of(POSITIONS, arm)).dropna(), over_own_start(arm, study)
+            cells = (measured(values, METRIC) if len(values) else "–" for values in against)
             says = f"{measured(gain, METRIC)}: *{common.word(row, METRIC, more=False)}*"
             rows.append((f"{name}{',' * bool(rate)}{rate}", f"{row['reference']:.3f}", says, *cells))
         if not of_vision:

@@ -169,8 +169,9 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
 }
 # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",), "from-sincos": ("gpt2",)}
-# kind -> where the rate that came second in the search is run, too: a loss may be the rate's
-SECOND_RATE = {"scaled": {"vision": 2e-3}}
+# kind -> where the rate that came second in the search is run, too: a loss, or a gain over the default, may be the
+# rate's
+SECOND_RATE = {"scaled": {"vision": 2e-3}, "from-sincos": {"gpt2": 4e-3}}
 SINCOS_CHOSEN = OTHER_POSITIONS["sincos"][1]
 
 
