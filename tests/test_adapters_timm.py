@@ -218,12 +218,42 @@ def test_what_is_no_dropout_in_the_place_of_one_is_a_caveat(part):
     assert [NO_DROPOUT in layer.caveats for layer in attention_layers(model)] == [True, False]
 
 
+def test_a_tied_layers_own_caveats_are_told():
+    model = VisionTransformer(**VIT)
+    for name in ("qkv", "proj"):
+        getattr(model.blocks[1].attn, name).weight = getattr(model.blocks[0].attn, name).weight
+    model.blocks[1].ls1 = timm.layers.LayerScale(D, 1e-5)
+    with pytest.warns(mimetic.MimeticWarning, match=r"^blocks\.1\.attn: LayerScale, or what else"):
+        mimetic.mimetic_init_(model)
+
+
+@pytest.mark.parametrize("closed", [0, 1])
+def test_every_block_around_a_shared_layer_is_looked_at(closed):
+    model = VisionTransformer(**VIT)
+    model.blocks[1].attn = model.blocks[0].attn
+    model.blocks[closed].ls1 = timm.layers.LayerScale(D, 1e-5)
+    with pytest.warns(mimetic.MimeticWarning, match=r"^blocks\.0\.attn: .*is about 1e-05"):
+        mimetic.mimetic_init_(model)
+
+
 def test_a_scale_of_ones_own_is_a_caveat_where_it_is_read():
     model = VisionTransformer(**VIT)
     for block in model.blocks:
         block.attn.scale = 1 / (D // H)
     model.blocks[1].attn.fused_attn = False
     assert [UNSCALED in layer.caveats for layer in attention_layers(model)] == [False, True]
+    model.blocks[1].attn.scale = 1
+    assert [UNSCALED in layer.caveats for layer in attention_layers(model)] == [False, True]
+    always_read = timm.models.convit.MHSA(D, H)  # has no fused attention
+    assert UNSCALED not in attention_layers(always_read)[0].caveats
+    always_read.scale = 1 / (D // H)
+    assert UNSCALED in attention_layers(always_read)[0].caveats
+
+
+def test_what_was_put_in_the_place_of_a_blocks_drop_path_makes_its_gains_unknown():
+    model = VisionTransformer(**VIT)
+    model.blocks[0].drop_path1 = nn.Linear(D, D)
+    assert [layer.gains_known for layer in attention_layers(model)] == [False, True]
 
 
 def test_subclass_that_computes_something_else_is_refused():

@@ -358,6 +358,13 @@ def test_more_names_that_show_attention_beside_a_known_layer(names):
         attention_layers(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": Mixer()}))
 
 
+def test_what_was_put_in_the_place_of_a_blocks_dropout_makes_its_gains_unknown():
+    layer = nn.TransformerEncoderLayer(D, H, 2 * D, norm_first=True)
+    assert attention_layers(layer)[0].gains_known
+    layer.dropout1 = nn.Linear(D, D)
+    assert not attention_layers(layer)[0].gains_known
+
+
 def test_a_lazy_layer_beside_a_known_one_is_not_passed_over():
     class MyAttention(nn.Module):
         def __init__(self):

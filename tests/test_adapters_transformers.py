@@ -6,10 +6,22 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.utils import prune
 
 import mimetic
-from mimetic.adapters.views import BIAS_GATE, CLAMPED, HOOKED, OTHER_QUERIES, OUT_NORM, QK_NORM, ROPE, SINKS, UNSCALED
+from mimetic.adapters.views import (
+    BIAS_GATE,
+    CLAMPED,
+    HOOKED,
+    NO_DROPOUT,
+    OTHER_QUERIES,
+    OUT_NORM,
+    QK_NORM,
+    ROPE,
+    SINKS,
+    UNSCALED,
+)
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.coverage.transformers_models import plan_transformers
@@ -419,6 +431,24 @@ def test_the_check_sees_a_missing_caveat(name, caveat):
     layer = next(x for x in attention_layers(model) if x.kind == "self")
     silent = dataclasses.replace(layer, caveats=tuple(c for c in layer.caveats if c != caveat))
     assert caveat in verify(model, lambda m: run(m, tokens=6), layers=[silent], fold=False)[0].problem
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_what_was_put_in_the_place_of_a_dropout_is_seen(kind):
+    model, _ = build(kind)
+
+    def place():
+        return model.h[0].attn if kind == "gpt2" else model.encoder.layer[0].attention.output
+
+    name = "resid_dropout" if kind == "gpt2" else "dropout"
+    assert not any(layer.caveats for layer in attention_layers(model))
+    getattr(place(), name).register_forward_hook(lambda module, args, output: 2 * output)
+    assert [HOOKED in layer.caveats for layer in attention_layers(model)] == [True, False]
+    setattr(place(), name, nn.Tanh())
+    assert [NO_DROPOUT in layer.caveats for layer in attention_layers(model)] == [True, False]
+    setattr(place(), name, nn.Sequential(nn.Linear(D, D), nn.Tanh()))
+    with pytest.raises(UnsupportedAttention, match=f"{name} is a Sequential with weights of its own"):
+        attention_layers(model)
 
 
 def test_nothing_seen_is_not_fine():

@@ -26,6 +26,8 @@ from mimetic import (
     semi_diagonal,
 )
 from mimetic.adapters import READERS
+from mimetic.adapters.torch_nn import ZERO
+from mimetic.adapters.views import HOOKED
 from mimetic.models.blocks import Block, SelfAttention
 from mimetic.models.vit import ViT, ViTConfig
 from mimetic.plan import plan
@@ -447,6 +449,14 @@ def test_a_self_attention_shared_beside_two_output_matrices_is_refused_by_name()
         mimetic_init_(model)
     lines = str(refused.value).splitlines()
     assert len(lines) == 1 and "encoder.layer.0.attention.self: it is registered in several blocks" in lines[0]
+    with_own = nn.Module()  # another class's output matrix beside it, found after the model's own and before
+    with_own.attn, with_own.out = first.self, nn.Linear(32, 32)
+    for place in ("last", "first"):
+        pair = nn.ModuleDict({"bert": transformers.BertModel(config), "own": with_own})
+        with_own.attn = pair["bert"].encoder.layer[0].attention.self
+        if place == "first":
+            pair._modules = {"own": pair._modules.pop("own"), **pair._modules}
+        assert unchanged_by(pair, mimetic_init_, UnsupportedAttention)
     second.output = first.output  # one layer, used twice
     assert [w.name for w in mimetic_init_(model)] == ["encoder.layer.0.attention.self"]
 
@@ -1501,6 +1511,74 @@ def test_a_class_may_be_registered_as_no_attention(adapters):
         assert [layer.name for layer in mimetic_init_(model)] == ["0"]
 
 
+def _pre_norm():
+    return nn.TransformerEncoderLayer(16, 2, 32, norm_first=True)
+
+
+class Contrastive(nn.Module):
+    """Two projections of an encoder's output that are called like attention's."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.query_proj, self.key_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.encoder = encoder
+
+
+def test_what_is_inside_of_a_class_that_is_left_alone_is_named(adapters):
+    model = nn.Sequential(nn.MultiheadAttention(16, 2), Contrastive(nn.TransformerEncoder(_pre_norm(), 2)))
+    untouched(model, "with None that it is no self-attention, nor anything inside of it")
+    adapters(Contrastive, None)
+    with pytest.warns(
+        MimeticWarning,
+        match=r"1: left alone, .*, and with it known attention inside of it \(1\.encoder\.layers\.0\.self_attn and 1",
+    ):
+        assert [layer.name for layer in mimetic_init_(model)] == ["0"]
+
+
+@pytest.mark.parametrize("first", ["probe", "encoder"])
+def test_what_is_also_outside_of_a_class_that_is_left_alone_is_written(adapters, first):
+    adapters(Contrastive, None)
+    model, encoder = nn.Module(), _pre_norm()
+    parts = {"probe": Contrastive(encoder), "encoder": encoder}
+    for name in sorted(parts, key=lambda name: name != first):
+        model.add_module(name, parts[name])
+    with pytest.warns(MimeticWarning, match="probe: left alone"):
+        assert [layer.name for layer in mimetic_init_(model)] == ["encoder.self_attn"]
+    assert attention_layers(model)[0].gains_known
+
+
+def test_a_hook_on_what_a_registered_reader_has_read_is_seen(adapters):
+    plain = READERS["torch.nn.modules.activation.MultiheadAttention"]
+
+    class TokenPoolMixer(nn.Module):  # its name would say of the layer inside that it pools
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(16, 2)
+
+    adapters(TokenPoolMixer, lambda module, name, ancestors: plain(module.attn, name, []))
+    model = nn.Sequential(TokenPoolMixer(), TokenPoolMixer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [layer.name for layer in mimetic_init_(model)] == ["0", "1"]
+    model[1].attn = nn.MultiheadAttention(16, 2, add_zero_attn=True)
+    model[0].attn.register_forward_hook(lambda module, args, output: output)
+    assert [layer.caveats for layer in attention_layers(model)] == [(HOOKED,), (ZERO,)]
+
+
+def test_a_list_of_the_layers_beside_their_blocks_hides_no_norm():
+    model = vit()
+    nn.init.normal_(model.blocks[1].norm1.weight)
+    folded = [layer.vp(fold=True) for layer in attention_layers(model)]
+    for position in ("last", "first"):
+        model.attentions = nn.ModuleList([block.attn for block in model.blocks])
+        if position == "first":
+            model._modules = {"attentions": model._modules.pop("attentions"), **model._modules}
+        again = [layer.vp(fold=True) for layer in attention_layers(model)]
+        assert all(map(torch.equal, folded, again))
+    model.blocks[0].self_attn = model.blocks[0].attn  # a second name in one block
+    assert torch.equal(attention_layers(model)[0].vp(fold=True), folded[0])
+
+
 def test_a_layer_scale_near_0_is_warned_of(adapters):
     scales = {"0": 1e-6, "1": 1e-6, "2": 0.25, "3": 1.0}
     adapters(
@@ -1570,11 +1648,11 @@ def test_a_gate_that_starts_closed_is_warned_of():
 
 def test_parts_of_the_block_that_are_called_lora_are_warned_of():
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32), nn.TransformerEncoderLayer(16, 2, 32))
-    model[1].lora_q = nn.Linear(16, 4)
+    model[1].LoRA_q = nn.Linear(16, 4)
     model[0].explorations = nn.Linear(16, 4)
     with pytest.warns(MimeticWarning) as caught:
         mimetic_init_(model)
-    assert [str(w.message).partition(" may be")[0] for w in caught] == ["1.self_attn: lora_q beside it"]
+    assert [str(w.message).partition(" may be")[0] for w in caught] == ["1.self_attn: LoRA_q beside it"]
 
 
 @pytest.mark.parametrize("attribute", ["in_proj_weight", "out_proj.weight", "q_proj_weight"])

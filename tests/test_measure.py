@@ -51,7 +51,17 @@ def test_numbers_of_a_record_are_plain_and_short():
 
 def test_a_bare_multiple_of_the_identity_is_beyond_any_chance():
     found = statistics(-0.4 * torch.eye(8))
-    assert found["z"] == found["sigmas"] == -float("inf") and found["null_mean"] == found["offdiag_sd"] == 0
+    assert (
+        found["z"] == -float("inf")
+        and found["null_mean"] == found["offdiag_sd"] == 0
+        and np.isclose(found["sigmas"], -7)
+    )
+    found = statistics(0.1 * torch.eye(300))  # though 0.1 is no binary number
+    assert found["z"] == float("inf") and np.isclose(found["sigmas"], 299)
+    nearly = 0.3 * torch.eye(64) + 1e-6 * torch.randn(64, 64, generator=seeded())
+    assert np.isclose(statistics(nearly)["sigmas"], 63, rtol=1e-3)
+    mixed = torch.diag(torch.linspace(-1, 1.01, 64))  # a diagonal whose mean is nothing beside its spread
+    assert 0 < statistics(mixed)["sigmas"] < 1
     assert for_json(found, 4)["z"] is None
     for product in (torch.zeros(8, 8), torch.ones(8, 8)):  # no diagonal
         assert np.isnan([statistics(product)[name] for name in ("z", "sigmas")]).all()

@@ -67,20 +67,20 @@ def statistics(A: Tensor) -> dict[str, float]:
     d = A.shape[0]
     diagonal = A.diagonal()
     mean, grand = diagonal.mean().item(), A.mean()
-    pairs = d * (d - 1)
-    # about its own mean first: subtracting squares of large numbers would lose a small spread
-    centre = (A.sum() - diagonal.sum()) / max(pairs, 1)
-    off_squares = (A - centre).square().sum() - (diagonal - centre).square().sum()
-    offdiag_sd = (off_squares / (pairs - 1)).clamp_min(0).sqrt().item() if d > 1 else float("nan")
+    # the rows of d + 1 entries between one diagonal entry and the next
+    others = A.flatten()[1:].view(d - 1, d + 1)[:, :-1] if d > 1 else A[:0]
+    offdiag_sd = others.std().item() if d > 1 else float("nan")
     centred = A - A.mean(0, keepdim=True) - A.mean(1, keepdim=True) + grand
     null_sd = (centred.square().sum() / (d - 1)).sqrt().item() / d if d > 1 else float("nan")
+    if null_sd <= ROUNDING * A.abs().max().item():  # one and the same number everywhere
+        null_sd = 0.0
+    sigmas = (mean - grand.item()) / null_sd if null_sd else float("nan")
     if offdiag_sd:
         z, null_mean, null_sd = (np.divide(x, offdiag_sd) for x in (mean, grand.item(), null_sd))
-        sigmas = float((z - null_mean) / null_sd) if null_sd else float("nan")
-    else:  # a multiple of the identity is as far beyond chance as can be; one and the same number everywhere is not
-        excess = mean - centre.item() if d > 1 else 0.0
-        z = sigmas = math.copysign(math.inf, excess) if excess else float("nan")
-        null_mean, null_sd = 0.0 if excess and not centre else float("nan"), float("nan")
+    else:  # of a multiple of the identity: nothing to divide by
+        excess = mean - others.mean().item() if d > 1 else 0.0
+        z = math.copysign(math.inf, excess) if excess else float("nan")
+        null_mean, null_sd = 0.0 if excess and not others.any() else float("nan"), float("nan")
     return {
         "diag_mean": mean,
         "diag_sd": diagonal.std().item() if d > 1 else float("nan"),
@@ -105,6 +105,7 @@ def for_json(value: Any, digits: int) -> Any:
     return value
 
 
+ROUNDING = 1e-14  # of float64, in units of the largest entry
 NARROW = "tokens of width 1, whose products are one number: there is nothing off the diagonal to compare it with"
 
 

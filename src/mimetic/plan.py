@@ -92,10 +92,11 @@ def plan(
     ]
     notes += [f"{_names(stuck)}: frozen (requires_grad is False), written all the same"] if stuck else []
     caveats: dict[str, list[str]] = {}
-    for layer in layers:
-        block = found.blocks.get(layer.name)
-        around = (*_low_rank(found.modules[layer.name], block), *(_scaled(layer, block) if vp else ()))
-        for caveat in (*layer.caveats, *around):
+    for layer in chosen:
+        blocks = found.blocks[layer.name]
+        scaled = [caveat for block in blocks or [None] for caveat in _scaled(layer, block)] if vp else []
+        low_rank = _low_rank(found.modules[layer.name], *blocks)
+        for caveat in dict.fromkeys((*layer.caveats, *low_rank, *scaled)):
             caveats.setdefault(caveat, []).append(layer.name)
     notes += [f"{_names(names)}: {caveat}" for caveat, names in caveats.items()]
     return Plan(list(constants), layers, [constants[layer.name] for layer in layers], tied, notes)
@@ -143,15 +144,13 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
     return ()
 
 
-def _low_rank(*around: nn.Module | None) -> tuple[str, ...]:
+def _low_rank(*around: nn.Module) -> tuple[str, ...]:
     """The caveat of a layer with parts called LoRA in it or in its block, which may be added to its projections."""
-    parts = [name for m in around if m is not None for name in (*m._modules, *m._parameters)]
-    found = next((name for name in parts if re.search(r"(^|_)[dl]ora(_|[A-Z0-9]|$)", name)), None)
-    return (
-        ()
-        if found is None
-        else (f"{found} beside it may be added to its projections: what it adds is not in these products",)
-    )
+    parts = [name for m in around for name in (*m._modules, *m._parameters)]
+    found = next((name for name in parts if re.search(r"(^|_)(?i:[dl]ora)(_|[A-Z0-9]|$)", name)), None)
+    if found is None:
+        return ()
+    return (f"{found} beside it may be added to its projections: what it adds is not in these products",)
 
 
 _MODULATION = re.compile(r"ada_?(ln|norm|rms|layer_?norm)|(^|_)modulation|(^|_)mod$", re.IGNORECASE)

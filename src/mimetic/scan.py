@@ -38,9 +38,15 @@ class Scan:
     # name -> reason: not self-attention in the paper's sense (pooling with a learned query, ...)
     passed_over: dict[str, str]
     modules: dict[str, nn.Module] = field(default_factory=dict)  # name of a layer -> its module
-    # name of a layer -> the nearest module around it that is no list
-    blocks: dict[str, nn.Module] = field(default_factory=dict)
+    # name of a layer -> the nearest modules around it that are no lists, one for each place where it is registered
+    blocks: dict[str, list[nn.Module]] = field(default_factory=dict)
     parameters: Parameters = field(default_factory=dict)  # of the whole model
+
+    def add_caveats(self, name: str, caveats: Iterable[str]) -> None:
+        """Further caveats of the layer of this name."""
+        place = next(i for i, layer in enumerate(self.layers) if layer.name == name)
+        every = dict.fromkeys((*self.layers[place].caveats, *caveats))
+        self.layers[place] = replace(self.layers[place], caveats=tuple(every))
 
     def require(self, model: nn.Module) -> list[AttentionLayer]:
         """The layers, or UnsupportedAttention if something was refused or nothing was found."""
@@ -49,8 +55,8 @@ class Scan:
             more = f"\n... and {len(self.refused) - 4} more" if len(self.refused) > 4 else ""
             if any("not a known attention class" in reason for reason in self.refused.values()):
                 more += (
-                    "\n(register_adapter teaches a class of your own, or with None that it is no self-attention; a part"
-                    " of the model can be passed by itself)"
+                    "\n(register_adapter teaches a class of your own, or with None that it is no self-attention, nor"
+                    " anything inside of it; a part of the model can be passed by itself)"
                 )
             raise UnsupportedAttention("cannot handle " + "\n".join(lines) + more)
         if not self.layers:
@@ -65,14 +71,15 @@ def scan(model: nn.Module) -> Scan:
     """Every attention layer of a model, the ones that are refused (with the reason), and the ones passed over."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
-    found = Scan([], {}, {}, parameters=_parameters(modules))
+    modules = dict(_outside(model))
+    seen = set(modules.values())
+    hidden = {name: module for name, module in model.named_modules() if module not in seen}
+    found = Scan([], {}, {}, parameters=_parameters(modules | hidden))
     claimed: dict[str, AttentionLayer | None] = {}
     cleaned = Counter(clean_name(name) for name, module in modules.items() if find_reader(type(module)))
     suspects: list[tuple[str, str]] = []
     aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
-    alone: list[str] = []  # registered as no self-attention: what is inside is their own matter
     wrappers = {
         child: parent
         for parent in modules.values()
@@ -80,10 +87,6 @@ def scan(model: nn.Module) -> Scan:
         if (child := parent._modules.get(name)) is not None
     }
     for name, module in modules.items():
-        if any(_within(name, other) for other in alone):
-            continue
-        if left_alone(type(module)):
-            alone.append(name)
         reader = find_reader(type(module))
         if reader is None:
             if looks_like_attention(module):
@@ -94,23 +97,32 @@ def scan(model: nn.Module) -> Scan:
         if cleaned[clean_name(name)] > 1:  # a part of the model is itself called like a wrapper
             shown = name or type(module).__name__
         places = [ancestors(modules, place) for place in (name, *aliases.get(module, ()))]
+        places.sort(key=_in_a_list)  # what a list of layers says of one, its block says better
+        # a registered layer around it, whose reader has read it
+        outer = next(
+            (layer for other, layer in claimed.items()
+             if layer and _within(name, other) and _reads(layer, module, found.parameters)),
+            None,
+        )  # fmt: skip
         try:
-            layer = _checked(_read(reader, module, shown, places), owned)
-            inside_of = (outer for other, outer in claimed.items() if outer and _within(name, other))
-            if any(_reads(outer, module, found.parameters) for outer in inside_of):
-                claimed[name] = layer
-                continue  # a known layer inside of a registered one, whose reader has read it
-            found.layers.append(
-                replace(layer, caveats=(*layer.caveats, HOOKED))
-                if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, wrappers)
-                else layer
-            )
-            found.modules[shown], claimed[name] = module, layer
-            claimed |= dict.fromkeys(aliases.get(module, ()), layer)
-            if block := next((a for _, a in places[0] if not isinstance(a, (nn.ModuleList, nn.ModuleDict))), None):
-                found.blocks[shown] = block
+            try:
+                layer = _checked(_read(reader, module, shown, places), owned)
+            except NotSelfAttention:
+                if outer is None:
+                    raise
+                layer = outer  # what it is called like matters no more: a reader has read it
+            if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, wrappers):
+                layer = replace(layer, caveats=(*layer.caveats, HOOKED))
+            claimed |= dict.fromkeys((name, *aliases.get(module, ())), layer)
+            if outer is not None:
+                found.add_caveats(outer.name, layer.caveats)
+                continue
+            found.layers.append(layer)
+            found.modules[shown] = module
+            around = (next((a for _, a in place if not isinstance(a, LISTS)), None) for place in places)
+            found.blocks[shown] = [block for block in dict.fromkeys(around) if block is not None]
         except NotSelfAttention as reason:
-            found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ")
+            found.passed_over[shown] = str(reason).removeprefix(f"{shown}: ") + _with_those_inside(module, hidden)
         except UnsupportedAttention as reason:
             found.refused[shown] = str(reason).removeprefix(f"{shown}: ")
         except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
@@ -126,6 +138,40 @@ def scan(model: nn.Module) -> Scan:
         if not (inside or around):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
     return found
+
+
+LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules and compute nothing
+
+
+def _in_a_list(place: Ancestors) -> bool:
+    return bool(place) and isinstance(place[0][1], LISTS)
+
+
+def _outside(module: nn.Module, name: str = "", seen: set[nn.Module] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """named_modules without what only lies inside of classes that were registered as no self-attention: that is their
+    own matter."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return
+    seen.add(module)
+    yield name, module
+    if left_alone(type(module)):
+        return
+    for attribute, child in module._modules.items():
+        if child is not None:
+            yield from _outside(child, f"{name}.{attribute}".lstrip("."), seen)
+
+
+def _with_those_inside(module: nn.Module, hidden: dict[str, nn.Module]) -> str:
+    """What is said of known layers inside of a class that was registered as no self-attention; "" of any other."""
+    if not left_alone(type(module)):
+        return ""
+    within = set(module.modules())
+    known = [clean_name(name) for name, m in hidden.items() if m in within and find_reader(type(m)) is not None]
+    if not known:
+        return ""
+    what = f"{known[0]} and {len(known) - 1} more" if len(known) > 1 else known[0]
+    return f", and with it known attention inside of it ({what})"
 
 
 @contextmanager
@@ -183,25 +229,34 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
     kinds, others = {layer.kind}, []
     for place in places[1:]:
         try:
-            others.append(reader(module, name, place))
-            kinds.add(others[-1].kind)
+            other = reader(module, name, place)
         except NotSelfAttention:
             kinds.add("pooling")
-        # not readable from there: a plain list of BERT's layers, without their output matrices
-        except UnsupportedAttention:
             continue
+        except UnsupportedAttention:
+            if not _in_a_list(place):
+                raise
+            continue  # a list of BERT's layers, without their output matrices
+        kinds.add(other.kind)
+        others.append((other, place))
     if len(kinds) > 1:
         attributes = sorted(p[0][0] for p in places if p)
         raise UnsupportedAttention(
             f"one module, called {' and '.join(attributes)}, is {' and '.join(sorted(kinds))} attention at once"
         )
-    for other in others:
+    for other, place in others:
         if other.proj.data_ptr() != layer.proj.data_ptr():  # BERT's self-attention, shared by blocks
             raise UnsupportedAttention(
                 "it is registered in several blocks, and each has an output matrix of its own beside it, so W_V W_proj"
                 " cannot be set for all of them: give each block its own, or share the output matrix, too"
             )
         layer = replace(layer, caveats=tuple(dict.fromkeys((*layer.caveats, *other.caveats))))
+        if _in_a_list(place) and not _in_a_list(places[0]):
+            continue  # the block knows what is around it, a list does not
+        if place and places[0] and place[0][1] is places[0][0][1]:  # a second name in one block
+            if other.gains_known and not layer.gains_known:
+                layer = replace(layer, in_gain=other.in_gain, out_gain=other.out_gain, gains_known=True)
+            continue
         alike = (_same(layer.in_gain, other.in_gain), _same(layer.out_gain, other.out_gain))
         if not all(alike) or layer.gains_known != other.gains_known:  # each place has a norm of its own
             layer = replace(layer, in_gain=None, out_gain=None, gains_known=False)
@@ -287,6 +342,8 @@ def _aliases(modules: dict[str, nn.Module]) -> dict[nn.Module, list[str]]:
     """The further names of modules that are registered in more than one place; named_modules gives the first."""
     further: dict[nn.Module, list[str]] = {}
     for parent_name, parent in modules.items():
+        if left_alone(type(parent)):
+            continue
         for attribute, child in parent._modules.items():  # named_children leaves out a second name, too
             if child is not None:
                 further.setdefault(child, []).append(f"{parent_name}.{attribute}".lstrip("."))

@@ -4,16 +4,13 @@ Hiera, MaxViT and whatever else shares them.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from torch import nn
 
 from mimetic.adapters.views import (
     GATE,
-    HOOKED,
     INNER_NORM,
-    NO_DROPOUT,
     OUT_NORM,
     QK_NORM,
     REDUCED,
@@ -22,13 +19,14 @@ from mimetic.adapters.views import (
     NotSelfAttention,
     as_written,
     bias,
+    dropout_caveats,
     full_name,
     fused_out,
     gain,
-    hooked,
     lineage,
     linear_in,
     linear_out,
+    only_drops,
     pooling,
     usable,
     weight,
@@ -181,19 +179,9 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
         )
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
-    caveats = []
-    for part in ("attn_drop", "proj_drop"):  # an adapter in their place, say
-        drop = getattr(module, part, None)
-        if isinstance(drop, nn.Module) and next(drop.parameters(), None) is not None:
-            raise UnsupportedAttention(
-                f"{name}: {part} is a {type(drop).__name__} with weights of its own: what it does is not in its"
-                " products; initialise before that"
-            )
-        replaced = isinstance(drop, nn.Module) and not re.search("drop|identity", type(drop).__name__, re.IGNORECASE)
-        caveats += [NO_DROPOUT] * (replaced and NO_DROPOUT not in caveats)
-        caveats += [HOOKED] * (isinstance(drop, nn.Module) and hooked(drop) and HOOKED not in caveats)
+    caveats = [*dropout_caveats(module, ("attn_drop", "proj_drop"), name)]
     scale = getattr(module, "scale", None)
-    if getattr(module, "fused_attn", True) is False and isinstance(scale, float):  # fused, timm leaves it unread
+    if not getattr(module, "fused_attn", False) and isinstance(scale, (int, float)):  # fused, timm leaves it unread
         caveats += [UNSCALED] * (abs(scale * q[0].shape[2] ** 0.5 - 1) > 1e-2)
     if any(_is_norm(module, a) for a in ("q_norm", "k_norm")):
         caveats.append(QK_NORM)
@@ -229,7 +217,8 @@ def _block_gains(ancestors, name, width):
     if OUT_NORM_BLOCKS.intersection(keys):
         return None, None, False, True
     attribute, norm, scale = next((PRE_NORM_BLOCKS[key] for key in keys if key in PRE_NORM_BLOCKS), ("", "", None))
-    if path != attribute or not as_written(block):
+    drops = (getattr(block, part, None) for part in ("drop_path", "drop_path1"))
+    if path != attribute or not as_written(block) or not all(map(only_drops, drops)):
         return None, None, False, False
     in_gain, norm_known = gain(getattr(block, norm), name, width)
     out_gain, scale_known = gain(getattr(block, scale, None) if scale else None, name, width)

@@ -12,6 +12,7 @@ from mimetic.adapters.views import (
     lineage,
     linear_in,
     matrix,
+    only_drops,
     own_parameter,
     pooling,
     split_out,
@@ -77,7 +78,9 @@ def _kind(ancestors) -> str:
 
 def _pre_norm(path, parent, name, width):
     """(gain, whether it is known) of the norm that feeds the layer, for the blocks whose order is known."""
-    blocks = [full_name(base) for base in lineage(type(parent))] if parent is not None and as_written(parent) else []
+    known = parent is not None and as_written(parent)
+    known = known and all(only_drops(getattr(parent, part, None)) for part in ("dropout", "dropout1"))
+    blocks = [full_name(base) for base in lineage(type(parent))] if known else []
     if "torchvision.models.vision_transformer.EncoderBlock" in blocks:
         return gain(parent.ln_1, name, width) if path == "self_attention" else (None, False)
     if any(f"torch.nn.modules.transformer.Transformer{part}Layer" in blocks for part in ("Encoder", "Decoder")):

@@ -26,12 +26,14 @@ from mimetic.adapters.views import (
     NotSelfAttention,
     as_written,
     bias,
+    dropout_caveats,
     forward_of,
     gain,
     hooked,
     library,
     lineage,
     linear_in,
+    only_drops,
     pooling,
     replaced_forward,
     split_out,
@@ -58,6 +60,9 @@ OUTPUTS = (
 SIBLINGS = ("output.dense", "output", "attention_output.dense", "dense", "out_proj")
 HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "dim_per_head")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
+DROPOUTS = (
+    "dropout", "attn_dropout", "attention_dropout", "attn_drop", "resid_dropout", "projection_dropout", "proj_drop",
+)  # fmt: skip
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 
 
@@ -75,9 +80,9 @@ def sibling(module, name, ancestors) -> AttentionLayer:
     """Three matrices here, the output matrix in a module beside this one (BERT and its many copies)."""
     names = _projections(module, name)
     K = _head_dim(module, name)
-    out, around_hooked = _sibling_output(ancestors, name)
+    out, around = _sibling_output(ancestors, name)
     layer = _layer(module, name, ancestors, *_three(module, names, K, name), out, K)
-    return replace(layer, caveats=(*layer.caveats, HOOKED)) if around_hooked else layer
+    return replace(layer, caveats=tuple(dict.fromkeys((*layer.caveats, *around))))
 
 
 def parts(module, name, ancestors) -> AttentionLayer:
@@ -195,8 +200,9 @@ def _output(module) -> nn.Module:
     return next(getattr(module, a) for a in OUTPUTS if isinstance(getattr(module, a, None), nn.Module))
 
 
-def _sibling_output(ancestors, name) -> tuple[nn.Module, bool]:
-    """The module of the output matrix, and whether a hook sits on what is around it."""
+def _sibling_output(ancestors, name) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module of the output matrix, and the caveats of what is around it: hooks, what is in the place of its
+    dropout."""
     for _, parent in ancestors[:1]:
         for path in SIBLINGS:
             chain = [parent]
@@ -215,7 +221,9 @@ def _sibling_output(ancestors, name) -> tuple[nn.Module, bool]:
                         " which uses it, is none of transformers' own (or its forward was replaced): what it does with"
                         " the matrix is not known"
                     )
-            return found, any(hooked(m) or hooked(unwrapped(m)) for m in chain[1:-1])
+            around = [HOOKED] * any(hooked(m) or hooked(unwrapped(m)) for m in chain[1:-1])
+            dropouts = [dropout_caveats(unwrapped(m), ("dropout",), name) for m in chain[1:-1]]
+            return found, tuple(dict.fromkeys((*around, *(caveat for found in dropouts for caveat in found))))
     raise UnsupportedAttention(
         f"{name}: the output matrix lies in a module beside this one; pass the block, not the bare layer"
     )
@@ -269,7 +277,9 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind,
-        caveats=caveats(module, short, K, kind) + ((OUT_NORM,) if sandwich else ()),
+        caveats=(
+            *caveats(module, short, K, kind), *dropout_caveats(module, DROPOUTS, name), *[OUT_NORM] * sandwich,
+        ),
     )  # fmt: skip
 
 
@@ -291,7 +301,8 @@ def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Ten
         if entry is None:
             continue
         # queries are normalised here, keys and values by the encoder's last norm
-        if kind == "cross" or not as_written(block):
+        drops = (getattr(block, part, None) for part in ("dropout", "drop_path", "resid_dropout"))
+        if kind == "cross" or not as_written(block) or not all(map(only_drops, drops)):
             return None, None, False, False
         order, norm, scale = entry
         if order == "config":  # OPT, XGLM and their kin decide by a flag

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import torch
@@ -274,6 +274,35 @@ def hooked(module: nn.Module) -> bool:
         getattr(hook, "__module__", None) != RECORDER
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     )
+
+
+_DROPS = re.compile("drop|identity", re.IGNORECASE)
+
+
+def only_drops(module: nn.Module | None) -> bool:
+    """Whether what is in the place of a dropout only drops: no weights of its own, no hook, and called a dropout."""
+    return not isinstance(module, nn.Module) or (
+        _DROPS.search(type(module).__name__) is not None
+        and next(module.parameters(), None) is None
+        and not hooked(module)
+    )
+
+
+def dropout_caveats(module: nn.Module, attributes: Iterable[str], name: str) -> tuple[str, ...]:
+    """The caveats of what was put in the place of a layer's dropouts or hooked on them; what has weights of its own
+    there (an adapter, say) is refused."""
+    found = []
+    for attribute in attributes:
+        part = getattr(module, attribute, None)
+        if not isinstance(part, nn.Module):
+            continue
+        if next(part.parameters(), None) is not None:
+            raise UnsupportedAttention(
+                f"{name}: {attribute} is a {type(part).__name__} with weights of its own: what it does is not in its"
+                " products; initialise before that"
+            )
+        found += [NO_DROPOUT] * (_DROPS.search(type(part).__name__) is None) + [HOOKED] * hooked(part)
+    return tuple(dict.fromkeys(found))
 
 
 def as_written(module: nn.Module) -> bool:
