@@ -24,7 +24,7 @@ VP = VISION.vp_alpha, VISION.vp_beta
 
 def truncation(
     d: int = 192,
-    ranks: Sequence[int] = (8, 16, 32, 64, 96, 128, 160, 192),
+    ranks: Sequence[int] = (8, 16, 24, 32, 64, 96, 128, 160, 192),
     draws: int = 5,
     seed: int = 0,
     **constants: float,
@@ -49,7 +49,8 @@ def orientations(d: int = 192, draws: int = 30, seed: int = 0) -> pd.DataFrame:
     untransposed.
 
     nn.Linear keeps (out, in), so v.weight must hold left.T and proj.weight right.T. Storing left and right as they are
-    computes right-to-left: R L has the trace and eigenvalues of L R, and another diagonal.
+    computes right-to-left: R L has the trace and eigenvalues of L R, and another diagonal. Columns beside those of
+    measure.statistics: first, last (mean of the diagonal's first and last five entries), mean eigenvalue.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -57,7 +58,8 @@ def orientations(d: int = 192, draws: int = 30, seed: int = 0) -> pd.DataFrame:
         left, right = factor(semi_diagonal(d, *VP, generator=generator))
         for stored, P in (("transposed (right)", left @ right), ("untransposed (wrong)", left.mT @ right.mT)):
             eigenvalue = torch.linalg.eigvals(P).real.mean().item()
-            rows.append({"stored": stored, "draw": draw, "mean eigenvalue": eigenvalue, **statistics(P)})
+            ends = {"first": P.diagonal()[:5].mean().item(), "last": P.diagonal()[-5:].mean().item()}
+            rows.append({"stored": stored, "draw": draw, "mean eigenvalue": eigenvalue, **ends, **statistics(P)})
     return pd.DataFrame(rows)
 
 

@@ -30,7 +30,7 @@ RESULTS = {
     "in part": "model refused: some layers",
     "refused": "refused, with the reason",
     "none": "no self-attention",
-    "not built": "could not be built small",
+    "not built": "could not be built small or run",
     "wrong": "silently wrong",
 }
 POSITIONS = {
@@ -96,7 +96,8 @@ def findings() -> str:
     """What was found so far: the one number, a table of what else was asked, and how many claims hold."""
     how_to_read = (
         "A row that begins with “…” names what differs from the nearest row above it that does not begin so (GPTs have"
-        " their learning rates searched anew for other positions); vision's signs, `mimetic.VISION`, throughout."
+        " their learning rates searched anew for other positions). The signs are vision's (`mimetic.VISION`: + in query"
+        " times key, − in value times projection), unless a row has them reversed."
         " *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits"
         " per byte fewer are better."
     )

@@ -53,6 +53,7 @@ def _linked(table: pd.DataFrame) -> list[str]:
 
 # The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without
 # arms: growth.better_rates
+SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
 SUMMARY = (
     ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", "timm", "mimetic"),
     ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", "timm", "mimetic"),
@@ -106,9 +107,12 @@ SUMMARY = (
     ),
     ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
+    ("12_recommenders", "with both signs reversed", "ml100k", programme.DEFAULT, programme.OPPOSITE),
     ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
     ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
+    ("12_recommenders", "with both signs reversed", "beauty", programme.DEFAULT, programme.OPPOSITE),
     ("12_recommenders", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
 )
 
@@ -139,8 +143,8 @@ def counts(table: pd.DataFrame) -> str:
     ours, asked = table["whose"] == OURS, table["whose"] == ASKED
     groups = (
         ("claims by others", table[~ours & ~asked]),
-        ("questions of a review of the paper", table[asked]),
-        ("questions of our own", table[ours]),
+        ("statements of a review of the paper", table[asked]),
+        ("statements of our own", table[ours]),
     )
     text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
     return f"{text[:1].upper()}{text[1:]}."
