@@ -390,7 +390,8 @@ def test_what_chapter_10_says_of_the_halves_with_learned_positions_follows_from_
     column = language.METRIC.column
     loss = {arm: contrast(finals, {arm: 1, "gpt2": -1}, column) for arm in ("vision", "qk", "vp-minus", second)}
     assert all(len(values) == 6 and side(values) == 1 for values in loss.values())
-    assert side(loss["vp-minus"] - loss["qk"] / 2) >= 0 and side(loss[second] - loss["qk"] / 2) >= 0
+    assert side(loss["vp-minus"] - loss["qk"] / 2) == 0 and side(loss[second] - loss["qk"] / 2) == 1
+    assert all(0.65 < loss[arm].mean() / loss["qk"].mean() < 0.75 for arm in ("vp-minus", second))
     assert side(loss["vision"] - loss["qk"]) == 0 and side(loss["vision"] - loss["qk"] - loss["vp-minus"]) == -1
     assert len(set(finals["device.name"])) == 1
 
@@ -405,3 +406,8 @@ def test_what_chapter_10_says_of_started_positions_on_the_second_text_follows_fr
     fixed = positions.effect_of(STUDIES["positions-wikitext2"], "vision")
     assert abs(gains[1].mean() - fixed.mean()) < 0.02  # much the same as with fixed positions
     assert side(positions.across("vision", STUDIES["from-sincos-wikitext2"], "gpt2", STUDIES["wikitext2"])) == -1
+    assert [side((gain - fixed).dropna()) for gain in gains] == [-1, 0]
+    shakespeare = STUDIES["from-sincos"]  # there the second rate takes nothing away
+    own, other = (positions.effect_of(shakespeare, "vision", name) for name in ("gpt2", gentle))
+    assert [len(own), len(other)] == [6, 6] and side(other) == -1 and side(other - own / 2) == -1
+    assert abs(other.mean() - own.mean()) < 0.02 and side(other - own) == 0

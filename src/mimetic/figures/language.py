@@ -171,7 +171,7 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
         ax.grid(color="#eeeeee")
         if len(groups) > 1:
             ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7.5)
-    axes[0, 0].set(ylabel="held-out bits per byte")
+    axes[0, 0].set(ylabel="validation bits per byte")
     if len(groups) == 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7.5)
     return figure

@@ -22,11 +22,14 @@ from mimetic.statistics import (
     corrected,
     mean_interval,
     paired_differences,
+    sign_flip_test,
+    smallest_p,
     steps_to_reach,
     summary,
 )
 from mimetic.training.records import load_runs
 
+UNCONFIRMED = " by the interval, which the exact test does not confirm"
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
 IN_PERCENT = Metric("", "", scale=100, digits=1)  # a share of something
@@ -133,6 +136,13 @@ def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
     return "gains" if ahead else "loses"
 
 
+def exact_p(pairs: int, low: float, high: float, p: float) -> str:
+    """ ", exact p 0.062" where the exact test and the interval do not say the same; "" where they do, or where so few
+    pairs cannot give a p below 0.05."""
+    says = low > 0 or high < 0
+    return "" if smallest_p(int(pairs)) > 0.05 or says == (p <= 0.05) else f", exact p {p:.3f}"
+
+
 def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
     """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are
     planned; said: words in place of the verdict."""
@@ -141,18 +151,20 @@ def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: 
         return f"{value} in the only pair so far"
     said = said or word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
-    return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few})"
+    exact = "" if "exact p" in said else exact_p(row["pairs"], row["low"], row["high"], row["p"])
+    return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few}{exact})"
 
 
 def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> str:
     """A mean of paired values with its 95 % interval and their number, and more: "+0.1 (+0.0 to +0.2, 5 pairs)"; of one
-    pair without an interval.
+    pair without an interval. Without more, the exact test's p where it says something else than the interval.
 
     Raises:
         ValueError: no values.
     """
     low, high = mean_interval(values)
     n = len(values)
+    more = more or exact_p(n, low, high, sign_flip_test(values))
     return f"{metric.signed(float(np.mean(values)))} ({metric.span(low, high)}, {n} pair{'s' * (n != 1)}{more})"
 
 
@@ -187,7 +199,8 @@ def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"* {name}: {value} in the only pair so far"
-    said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs)"
+    exact = exact_p(row["pairs"], row["low"], row["high"], row["p"])
+    said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact})"
     clear = row["low"] > 0 or row["high"] < 0
     if row["pairs"] < ENOUGH:
         says = "too few pairs for a verdict"

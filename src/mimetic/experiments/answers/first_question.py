@@ -101,16 +101,14 @@ def first_answer() -> str:
         if part.empty:
             lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue
-        several = part["seed"].nunique() > 1
         words = []
         for (product, layer), row in layer_signs(part).iterrows():
-            span = f" ({row['low']:+.2f} to {row['high']:+.2f})" * several
             at_mark = 4 * max(row["above"], row["below"]) == 3 * row["count"]
             said = (
-                f"{common.PRODUCTS[product]} in layer {layer}: z {row['z']:+.2f}{span}, above chance in {row['above']}"
+                f"{common.PRODUCTS[product]} in layer {layer} above chance in {row['above']}"
                 f" and below in {row['below']} of {row['count']}"
             )
-            words.append((said + ", exactly at the mark, so not counted" * at_mark).replace("-", "−"))
+            words.append(said + ", exactly at the mark, so not counted" * at_mark)
         seeds = part["seed"].nunique()
         lines.append(
             f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): **{signs_in_words(part)}**. {'; '.join(words)}."
@@ -201,12 +199,24 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
         factors = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
         how = "changes" if part["turns"].any() else "appears or vanishes"
         with_these = " and with ".join(factors) or "none of these"
-        parts.append(f"the sign of {product} {how} in half of the layers or more with {with_these}")
+        few = [
+            f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers})"
+            for row in part.drop(often.index).itertuples()
+        ]
+        parts.append(
+            f"the sign of {product} {how} in half of the layers or more with {with_these}"
+            + f", in fewer with {' and '.join(few)}" * bool(few)
+        )
     turned, means = changed["turns"].sum(), changed["means turn"].sum()
     by_mean = (
-        f" (A layer's mean does, with an interval without 0 on either side, in {means} of {changed['layers'].sum()}.)"
+        f" (Without the mark: in {means} of {changed['layers'].sum()} comparisons of a layer's mean its sign changes,"
+        " and both intervals leave out 0.)"
         if means > turned
         else ""
     )
-    by_mark = "By this mark no sign turns round." if turned == 0 else f"A sign turns round in {turned} of these."
+    by_mark = (
+        "No single change turns a + into a − or back."
+        if turned == 0
+        else f"A + turns into a −, or back, in {turned} of these."
+    )
     return f"{'; '.join(parts)}. {by_mark}{by_mean}"

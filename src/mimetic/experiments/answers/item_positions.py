@@ -7,13 +7,14 @@ from functools import partial
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import AGAINST_DEFAULT, COMMAND, TITLES
+from mimetic.experiments.answers.recommenders import AGAINST_DEFAULT, COMMAND, TITLES, VALIDATION_COLUMN
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import (
     DEFAULT,
     FIXED,
     FIXED_SEEDS,
     OPPOSITE,
+    RANDOM,
     RESCALED,
     VISION,
 )
@@ -23,8 +24,8 @@ from mimetic.training.records import load_runs
 
 
 def by_positions(data: str) -> str:
-    """What signs and sizes gain on a data set with learned and with fixed positions, and the change, at every learning
-    rate, as a Markdown table of the seeds that both have; "" without runs."""
+    """What signs and sizes gain on a data set with fixed positions, on both kinds of items, and how that differs from
+    learned positions, at every learning rate, as a Markdown table of the seeds that both have; "" without runs."""
     rows, mean = [], partial(common.measured, metric=METRIC)
     for fixed in (name for name in FIXED if name.startswith(data)):
         there, here = load_runs(fixed), load_runs(fixed.replace("-sincos", ""))
@@ -33,26 +34,28 @@ def by_positions(data: str) -> str:
         rate = f"{EXPERIMENTS[fixed].lr:g}"
         change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
         if len(change):
-            ends = [
-                runs[(runs["arm"] == DEFAULT) & runs["seed"].isin(change.index)][METRIC.column].mean()
-                for runs in (here, there)
-            ]
-            rows.append((f"at {rate}: default", *(f"{end:.4f}" for end in ends), mean(change)))
+            default = there[(there["arm"] == DEFAULT) & there["seed"].isin(change.index)]
+            ends = [f"{default[column].mean():.4f}" for column in (METRIC.column, VALIDATION_COLUMN)]
+            rows.append((f"at {rate}: default", *ends, mean(change)))
         for name, (reference, arm) in {
             **AGAINST_DEFAULT,
             "vision signs minus default at vision's norms": (RESCALED, VISION),
             "opposite minus vision signs": (VISION, OPPOSITE),
+            "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
+            "opposite signs minus random directions": (RANDOM, OPPOSITE),
         }.items():
             values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
             seeds = values[0].index.intersection(values[1].index)
             if len(seeds):
                 of_learned, of_fixed = (v.loc[seeds] for v in values)
-                rows.append((f"at {rate}: {name}", mean(of_learned), mean(of_fixed), mean(of_fixed - of_learned)))
+                before_last = contrast(there, {arm: 1, reference: -1}, VALIDATION_COLUMN).loc[seeds]
+                cells = (of_fixed, before_last, of_fixed - of_learned)
+                rows.append((f"at {rate}: {name}", *map(mean, cells)))
     columns = [
         "test NDCG@10: difference (95 % interval)",
-        "learned positions",
-        "fixed positions",
-        "fixed minus learned",
+        "fixed positions, last items",
+        "the same, last but one",
+        "fixed minus learned, last items",
     ]
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 

@@ -120,7 +120,7 @@ def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
 def searches() -> str:
     """The searches, in words."""
     found = {TEXT_POSITIONS[kind]: with_positions(kind, search=True) for kind in OTHER_POSITIONS}
-    return "The same search for the learning rate, anew (one seed; in brackets held-out bits per byte). " + " ".join(
+    return "The same search for the learning rate, anew (one seed; in brackets validation bits per byte). " + " ".join(
         f"With {name}: {searched_sentence(search)}" for name, search in found.items()
     )
 
@@ -150,7 +150,8 @@ def in_short() -> str:
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
                     pairs = f"{row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}"
                     rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
-                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {pairs}):"
+                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {pairs}"
+                        f"{common.exact_p(row['pairs'], row['low'], row['high'], row['p'])}):"
                         f" *{common.word(row, METRIC, more=False)}*"
                     )
     if not rows:
@@ -286,9 +287,16 @@ def started_on_wikitext2() -> str:
         "default": over_own_start("gpt2", study),
     }
     said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
+    fixed = effect_of(POSITIONS_WIKITEXT2, "vision")
+    beyond = [
+        f"{measured(values, METRIC)}{name.removeprefix(LABELS['vision'])}"
+        for name, row in table.iterrows()
+        if len(values := (effect_of(study, "vision", row["compared"][1]) - fixed).dropna())
+    ]
     return (
         f"On WikiText-2 with learned positions that start from sin-cos, where we expected a gain as with fixed ones:"
-        f" {'; '.join(found)}. Minus GPT-2's own start with learned positions: {'; '.join(said)}."
+        f" {'; '.join(found)}. The same minus that with fixed positions: {'; '.join(beyond)}. Minus GPT-2's own start"
+        f" with learned positions: {'; '.join(said)}."
     )
 
 

@@ -85,8 +85,9 @@ def second_answer(table: pd.DataFrame) -> str:
         words = [
             f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]}"
             f" ({row['times chance']:.0f} times chance;"
-            f" the imitation {common.percent(row['imitated'], 2)} after truncation,"
-            f" {common.percent(row['target'], 2)} before)"
+            f" the imitation {common.percent(row['imitated'], 2)}"
+            + f", {common.percent(row['target'], 2)} before truncation" * (row["product"] == "qk")
+            + ")"
             for _, row in part.iterrows()
         ]
         lines.append(
@@ -246,5 +247,5 @@ def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str
     )
     return (
         common.markdown(pd.DataFrame({"asked": rows, **columns})).replace(" %", "\u00a0%")
-        + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}.{beside(explained)}"
+        + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}."
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import markdown, measured
+from mimetic.experiments.answers.common import UNCONFIRMED, markdown, measured
 from mimetic.experiments.configs.language import (
     ASKED_AGAIN,
     CHOSEN,
@@ -27,13 +27,11 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
-UNCONFIRMED = " by the interval, which the exact test does not confirm"
-
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
 def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The search: held-out bits per byte of every arm (rows, in words) at
+    """The search: validation bits per byte of every arm (rows, in words) at
     every learning rate (columns); nan: not run.
     """
     finals = load_runs(SEARCH) if finals is None else finals
@@ -46,7 +44,7 @@ def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def best_rates(finals: pd.DataFrame | None = None) -> dict[str, float]:
-    """arm -> the rate with the fewest held-out bits per byte, of the arms that were run at all of RATES."""
+    """arm -> the rate with the fewest validation bits per byte, of the arms that were run at all of RATES."""
     table = rate_table(finals)
     whole = table[table[list(RATES)].notna().all(axis=1)] if len(table) else table
     return {arm: float(row.idxmin()) for arm, row in whole.iterrows()}
@@ -59,7 +57,7 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
         return "The search has no records yet: `python -m mimetic queue language-recipe`."
     parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
     lacking = [LABELS[arm] for arm in EVERY if arm not in best]
-    text = f"Chosen rate, with its held-out bits per byte: {'; '.join(parts)}."
+    text = f"Chosen rate, with its validation bits per byte: {'; '.join(parts)}."
     for end, pick in (("lowest", min), ("highest", max)):
         edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
         text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
@@ -258,12 +256,13 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
         lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
     return (
         f"All four pairs of signs at {GENTLE:g}"
-        " (V·proj's over both signs of QK; QK's apart, since they need not be the same):\n\n" + "\n".join(lines)
+        ". The effect of V·proj's sign is the mean over both signs of QK; that of QK's sign is given for each sign of"
+        " V·proj, since the two may differ:\n\n" + "\n".join(lines)
     )
 
 
 def beyond_size(finals: pd.DataFrame | None = None) -> str:
-    """Language signs at their better rate against the two controls of their
+    """Language signs at their second rate against the two controls of their
     size, in a sentence; "" without the runs.
     """
     finals = _by_arm() if finals is None else finals
@@ -276,7 +275,7 @@ def beyond_size(finals: pd.DataFrame | None = None) -> str:
         if not len(values):
             return ""
         said.append(f"{measured(values, METRIC)} against {LABELS[control]}")
-    return f"Language signs at {GENTLE:g} instead, their better rate: {' and '.join(said)}."
+    return f"Language signs at {GENTLE:g} instead, their second rate: {' and '.join(said)}."
 
 
 def twins_sentence() -> str:

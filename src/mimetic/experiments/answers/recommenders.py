@@ -223,10 +223,19 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
     """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size?"""
     if table.empty:
         return f"**{SHOWN[data]}**: no pair yet."
-    so = _size_or_sign(words_of(table)) or "these pairs do not say whether it is the size of the weights or the signs"
+    so = (
+        _size_or_sign(words_of(table), doubted(table))
+        or "these pairs do not say whether it is the size of the weights or the signs"
+    )
     if data == SIBLING_RUNS:  # what its comparison is worth stands further down, by hand
         so = so.replace("the sign matters", "a sign may matter (after 20 epochs; [below](#qualified) for 40, the plan)")
     return f"**{SHOWN[data]}**: {so}."
+
+
+def doubted(table: pd.DataFrame) -> bool:
+    """Whether the exact test does not confirm what the interval says of the two sets of signs."""
+    name = "opposite minus vision signs"
+    return name in table.index and bool(common.exact_p(*table.loc[name, ["pairs", "low", "high", "p"]]))
 
 
 def beyond_size(gains: Container[str]) -> list[str]:
@@ -238,12 +247,13 @@ def beyond_size(gains: Container[str]) -> list[str]:
     ]
 
 
-def _size_or_sign(words: Mapping[str, str]) -> str:
-    """The conclusion from the words of conclusion(), a clause; "" while they do not say."""
+def _size_or_sign(words: Mapping[str, str], doubted: bool = False) -> str:
+    """The conclusion from the words of conclusion(), a clause; "" while they do not say; doubted: see there."""
     better = {
         "gains": "opposite signs do better than vision's",
         "loses": "vision signs do better than the opposite",
     }.get(words.get("opposite minus vision signs", ""), "")
+    better += common.UNCONFIRMED if better and doubted else ""
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; neither the diagonal nor its sign adds anything that these pairs can show"

@@ -128,7 +128,8 @@ def summary() -> str:
         said, n = "no pair yet", len(values)
         if n:
             row = pd.Series(summary_of(values))
-            span = f" ({metric.span(row['low'], row['high'])})" if n > 1 else ""
+            exact = common.exact_p(n, row["low"], row["high"], row["p"])
+            span = f" ({metric.span(row['low'], row['high'])}{exact})" if n > 1 else ""
             word = common.word(row, metric, more=False)
             said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
         name = what if what[0].isupper() else f"… {what}"

@@ -10,13 +10,15 @@ import pandas as pd
 
 from mimetic.data.sequences import load_sequences, oracle
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import TITLES, arm_label
+from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label
 from mimetic.experiments.baselines import baselines_path, bursts_path, rank_metrics
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
     DEFAULT,
     SIBLING_PREFIX,
 )
+from mimetic.experiments.recommenders import METRIC
+from mimetic.statistics import contrast, sign_flip_test
 
 
 def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -52,6 +54,17 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return common.blank(
         out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
     )
+
+
+def sibling_sentence(runs: pd.DataFrame) -> str:
+    """The causal sibling's default minus BERT4Rec's on both kinds of held-out items, as a clause; "" without pairs."""
+    arms = {SIBLING_PREFIX + DEFAULT: 1, DEFAULT: -1}
+    said = [
+        f"{common.measured(values, METRIC, f', exact p {sign_flip_test(values):.3f}')} on the {items}"
+        for items, column in (("last", METRIC.column), ("last but one", VALIDATION_COLUMN))
+        if len(values := contrast(runs, arms, column))
+    ]
+    return ", ".join(said)
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:

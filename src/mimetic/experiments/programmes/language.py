@@ -119,7 +119,14 @@ OF_VISION = Study(
         "V·proj only, vision's sign": ("gpt2", "vp-minus"),
         f"V·proj only, vision's sign, at {RUNNER_UP['vp-minus']:g}": ("gpt2", rated("vp-minus", RUNNER_UP["vp-minus"])),
     },
-    _halves(over_vp=1, over_qk=0),
+    _halves(over_vp=1, over_qk=0)
+    | {
+        f"V·proj alone{at}, minus half of QK's": Contrast({arm: 1, "qk": -0.5, "gpt2": -0.5}, -1)
+        for at, arm in (
+            ("", "vp-minus"),
+            (f" at {RUNNER_UP['vp-minus']:g}", rated("vp-minus", RUNNER_UP["vp-minus"])),
+        )
+    },
 )
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
