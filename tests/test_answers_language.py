@@ -246,7 +246,7 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
         for arm in ("rescaled", "random-directions")
         for s in range(6)
     ]
-    assert "Language signs at 0.002 instead, their better rate: +0.3" in rates.beyond_size(
+    assert "Language signs at 0.002 instead, their second rate: +0.3" in rates.beyond_size(
         pd.concat([finals, pd.DataFrame(controls)])
     )
     assert rates.beyond_size(finals) == ""
