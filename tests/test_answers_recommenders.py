@@ -730,3 +730,15 @@ def test_short_runs_on_real_data_keep_the_experiment_but_for_what_is_said():
 
 def test_the_oracle_is_ahead_of_the_baselines():
     assert scores.oracle_level() > 2 * max(scores.baseline_levels("clusters").values())
+
+
+def test_the_sibling_beside_bert4rec_on_both_kinds_of_items():
+    rows = [
+        {"arm": arm, "seed": s, METRIC.column: 0.1 + gain + s / 1000, rec.VALIDATION_COLUMN: 0.1 - gain + s / 1000}
+        for arm, gain in (("bert", 0.0), ("short-next-bert", 0.01))
+        for s in range(6)
+    ]
+    said = scores.sibling_sentence(pd.DataFrame(rows))
+    assert "+0.0100 (" in said and "pairs, exact p 0.031) on the last, −0.0100 (" in said
+    assert said.endswith("exact p 0.031) on the last but one.")
+    assert scores.sibling_sentence(finals()).startswith("no pair yet (`python -m mimetic queue recommenders")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mimetic.data.sequences import load_sequences, oracle
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import TITLES, VALIDATION_COLUMN, arm_label
+from mimetic.experiments.answers.recommenders import COMMAND, TITLES, VALIDATION_COLUMN, arm_label
 from mimetic.experiments.baselines import baselines_path, bursts_path, rank_metrics
 from mimetic.experiments.programmes.recommenders import (
     CENTRAL,
@@ -57,14 +57,14 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def sibling_sentence(runs: pd.DataFrame) -> str:
-    """The causal sibling's default minus BERT4Rec's on both kinds of held-out items, as a clause; "" without pairs."""
+    """The causal sibling's default minus BERT4Rec's on both kinds of held-out items, as a sentence."""
     arms = {SIBLING_PREFIX + DEFAULT: 1, DEFAULT: -1}
     said = [
         f"{common.measured(values, METRIC, f', exact p {sign_flip_test(values):.3f}')} on the {items}"
         for items, column in (("last", METRIC.column), ("last but one", VALIDATION_COLUMN))
         if len(values := contrast(runs, arms, column))
     ]
-    return ", ".join(said)
+    return f"{', '.join(said) or f'no pair yet (`{COMMAND}`)'}."
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
