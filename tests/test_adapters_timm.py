@@ -21,7 +21,7 @@ from timm.models.eva import Eva  # noqa: E402
 from timm.models.hiera import Hiera  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer  # noqa: E402
 from timm.models.swin_transformer_v2 import SwinTransformerV2  # noqa: E402
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer  # noqa: E402
+from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer  # noqa: E402
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # noqa: E402
 from timm.models.vision_transformer_sam import VisionTransformerSAM  # noqa: E402
 
@@ -225,6 +225,15 @@ def test_a_tied_layers_own_caveats_are_told():
     model.blocks[1].ls1 = timm.layers.LayerScale(D, 1e-5)
     with pytest.warns(mimetic.MimeticWarning, match=r"^blocks\.1\.attn: LayerScale, or what else"):
         mimetic.mimetic_init_(model)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_caveats_of_every_place_of_a_shared_layer_are_told(first):
+    before, after = Block(D, H), ResPostBlock(D, H)
+    after.attn = before.attn
+    blocks = [before, after] if first == 0 else [after, before]
+    (layer,) = attention_layers(nn.Sequential(*blocks))
+    assert OUT_NORM in layer.caveats and not layer.gains_known
 
 
 @pytest.mark.parametrize("closed", [0, 1])

@@ -451,6 +451,14 @@ def test_what_was_put_in_the_place_of_a_dropout_is_seen(kind):
         attention_layers(model)
 
 
+def test_a_hook_within_a_compiled_output_is_seen():
+    model, _ = build("bert")
+    output = model.encoder.layer[0].attention.output
+    output.register_forward_hook(lambda module, args, out: 2 * out)
+    model.encoder.layer[0].attention.output = torch.compile(output)
+    assert [HOOKED in layer.caveats for layer in attention_layers(model)] == [True, False]
+
+
 def test_nothing_seen_is_not_fine():
     """A layer that the run does not reach is unverified, not right."""
     model, run = build("clip")

@@ -329,6 +329,16 @@ def test_parameters_of_the_older_fsdp_are_written_within_summon_only():
     assert len(plan(FullyShardedDataParallel("SUMMON_FULL_PARAMS"), MimeticSpec()).layers) == 2
 
 
+@pytest.mark.parametrize("state", [SimpleNamespace(), SimpleNamespace(_fsdp_param_group=SimpleNamespace())])
+def test_a_sharded_state_that_cannot_be_read_counts_as_gathered(state):
+    model = vit()
+    model._get_fsdp_state = lambda: state
+    with pytest.raises(UnsupportedAttention, match=r"blocks\.0\.attn: FSDP has gathered its parameters"):
+        mimetic_init_(model)
+    state._fsdp_param_group = SimpleNamespace(is_unsharded=False)
+    assert len(mimetic_init_(model)) == len(model.blocks)
+
+
 def test_what_is_written_is_seen_by_autograd():
     """What a pass has kept for its backward pass is not what is there any more."""
     model = nn.MultiheadAttention(16, 2)

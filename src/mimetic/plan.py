@@ -273,7 +273,8 @@ def _check_kept(model: nn.Module, found: Scan, layers: list[AttentionLayer]) -> 
             if found.modules[layer.name] in inside:
                 raise UnsupportedAttention(
                     f"{layer.name}: FSDP has gathered its parameters for a pass and will throw these copies away:"
-                    " initialise before sharding (or, with FullyShardedDataParallel, within summon_full_params)"
+                    " initialise before sharding (or, with FullyShardedDataParallel, within summon_full_params with"
+                    " writeback)"
                 )
 
 

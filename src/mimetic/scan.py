@@ -113,7 +113,7 @@ def scan(model: nn.Module) -> Scan:
                 layer = outer  # what it is called like matters no more: a reader has read it
             if HOOKED not in layer.caveats and _hooked(layer, module, found.parameters, wrappers):
                 layer = replace(layer, caveats=(*layer.caveats, HOOKED))
-            claimed |= dict.fromkeys((name, *aliases.get(module, ())), layer)
+            claimed[name] = layer
             if outer is not None:
                 found.add_caveats(outer.name, layer.caveats)
                 continue
