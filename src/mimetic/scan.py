@@ -128,16 +128,20 @@ def scan(model: nn.Module) -> Scan:
         except Exception as error:  # noqa: BLE001  a model in a state that the reader does not know: it must not fail without a name
             found.refused[shown] = f"cannot be read ({type(error).__name__}: {one_line(error, 200)})"
     for name, reason in suspects:
-        # a container around a known layer is not a layer of its own, unless it has projections beside it; nor is a part
-        # of one, unless it has projections that the layer does not read
-        inside = any(
-            _within(name, other) and (layer is None or not _apart(modules[name], layer))
-            for other, layer in claimed.items()
-        )
-        around = any(_within(other, name) for other in claimed) and not has_projections(modules[name])
-        if not (inside or around):
+        if _of_its_own(name, modules[name], claimed):
             found.refused[clean_name(name) or type(modules[name]).__name__] = reason
     return found
+
+
+def _of_its_own(name: str, module: nn.Module, claimed: dict[str, AttentionLayer | None]) -> bool:
+    """Whether an unknown module that looks like attention is a layer of its own: a container around a known one is not,
+    unless it has projections beside it; nor is a part of one, unless it has projections that the layer does not read.
+    """
+    inside = any(
+        _within(name, other) and (layer is None or not _apart(module, layer)) for other, layer in claimed.items()
+    )
+    around = any(_within(other, name) for other in claimed) and not has_projections(module)
+    return not (inside or around)
 
 
 LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules and compute nothing
