@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from mimetic import figures
+from mimetic import figures, pretrained
+from mimetic.experiments import report as written
 from mimetic.experiments.answers import claims as judge
 from mimetic.experiments.answers import common, published, share
 from mimetic.experiments.answers import reproduction as report
@@ -20,7 +21,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.pattern import effective
+from mimetic.experiments.pattern import effective, raw_verdicts
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import CENTRAL, RATE, SHARES, WIKITEXT2
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
@@ -82,7 +83,7 @@ def test_every_claim_has_a_verdict_and_a_chapter():
     assert {claim.part for claim in judge.CLAIMS} == set(judge.PARTS)
     for part in judge.PARTS:
         assert set(judge.claims(part)["part"]) == {part}
-    assert "06_cifar_claim" in pages and "statements of our own" in report.counts(table)
+    assert "06_cifar_claim" in pages and "questions of our own, put as statements," in report.counts(table)
 
 
 def test_the_report_opens_with_every_kind_of_model():
@@ -316,3 +317,16 @@ def test_what_was_run_counts_the_committed_records():
 def test_the_re_implementations_are_a_table():
     lines = published.implementations().splitlines()
     assert len(lines) > 8 and {line.count("|") for line in lines} == {5}
+
+
+def test_how_many_architectures_are_written_whole(monkeypatch):
+    counts = pd.DataFrame({"timm 1": range(1, 8)}, index=list(written.RESULTS.values()))
+    monkeypatch.setattr(written, "coverage_counts", lambda: counts)
+    assert written.coverage_sentence().endswith("it writes 3 of 10 in timm 1.")
+
+
+def test_raw_verdicts_name_the_models_that_have_the_signs_with_gains_or_without():
+    said = raw_verdicts(pretrained.load_measurements())
+    assert "DINOv2-type ViT-S/14 has QK + in 64/72 heads and V·proj − in 7/12 layers (2/12 with V·proj +), not" in said
+    assert "Whisper tiny.en encoder has QK + in 23/24 heads and V·proj − in 4/4 layers (0/4 with V·proj +)" in said
+    assert said.count(";") == 1

@@ -59,6 +59,18 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("model").round(2)
 
 
+def raw_verdicts(measurements: pd.DataFrame) -> str:
+    """What verdicts counts without any gains, in words: of the models that have the paper's signs with or without."""
+    tables = [verdicts(rows) for rows in (measurements[~measurements["fold"]], effective(measurements))]
+    raw, acting = (table["verdict"] == "the paper's signs" for table in tables)
+    said = [
+        f"{name} has QK + in {row['QK +']} heads and V·proj − in {row['V·proj −']} layers"
+        f" ({row['V·proj +']} with V·proj +){'' if raw[name] else ', not enough'}"
+        for name, row in tables[0][raw | acting].iterrows()
+    ]
+    return "; ".join(said)
+
+
 def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
     """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained),
     in percent: one row a model of the recorded sources, and last what mimetic_init_ writes; for QK over heads and for

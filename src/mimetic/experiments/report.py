@@ -86,6 +86,18 @@ def coverage_counts() -> pd.DataFrame:
     return pd.DataFrame(columns).rename(index=RESULTS).loc[list(RESULTS.values())].astype(int)
 
 
+def coverage_sentence() -> str:
+    """How many architectures with attention that could be run are written whole, from data/coverage."""
+    said = []
+    for name, counts in coverage_counts().items():
+        whole = counts[RESULTS["supported"]] + counts[RESULTS["with caveat"]]
+        every = whole + counts[RESULTS["in part"]] + counts[RESULTS["refused"]]
+        said.append(f"{whole} of {every} in {name}")
+    return (
+        f"Of the architectures with self-attention that could be built small and run, it writes {' and '.join(said)}."
+    )
+
+
 def one_number() -> str:
     """The book's one number, with what it hangs on."""
     finals = load_runs(LAB)

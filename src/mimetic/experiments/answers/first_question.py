@@ -126,7 +126,7 @@ FACTORS = {  # what differs between two of MODELS
     "the task (next item in place of masked items, 20 epochs in place of 40)": [
         (f"masked items, causal, {norm}", f"next item, causal, {norm}") for norm in ("post-LN", "pre-LN")
     ],
-    "the task, both after 40 epochs": [
+    "the task, where both were trained for 40 epochs": [
         (f"masked items, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")
     ],
     "longer training (40 epochs in place of 20)": [
@@ -205,7 +205,7 @@ def _sign_changes_in_short(table: pd.DataFrame) -> str:
         ]
         parts.append(
             f"the sign of {product} {how} in half of the layers or more with {with_these}"
-            + f", in fewer with {' and '.join(few)}" * bool(few)
+            + f", in fewer with {', '.join(few)}" * bool(few)
         )
     turned, means = changed["turns"].sum(), changed["means turn"].sum()
     by_mean = (

@@ -144,8 +144,8 @@ def counts(table: pd.DataFrame) -> str:
     ours, asked = table["whose"] == OURS, table["whose"] == ASKED
     groups = (
         ("claims by others", table[~ours & ~asked]),
-        ("statements of a review of the paper", table[asked]),
-        ("statements of our own", table[ours]),
+        ("questions of a review of the paper, put as statements,", table[asked]),
+        ("questions of our own, put as statements,", table[ours]),
     )
     text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
     return f"{text[:1].upper()}{text[1:]}."
