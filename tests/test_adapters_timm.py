@@ -261,8 +261,12 @@ def test_a_scale_of_ones_own_is_a_caveat_where_it_is_read():
 
 def test_what_was_put_in_the_place_of_a_blocks_drop_path_makes_its_gains_unknown():
     model = VisionTransformer(**VIT)
-    model.blocks[0].drop_path1 = nn.Linear(D, D)
+    model.blocks[0].drop_path1.register_forward_hook(lambda module, args, output: 2 * output)
     assert [layer.gains_known for layer in attention_layers(model)] == [False, True]
+    assert [HOOKED in layer.caveats for layer in attention_layers(model)] == [True, False]
+    model.blocks[0].drop_path1 = nn.Linear(D, D)
+    with pytest.raises(UnsupportedAttention, match="drop_path1 is a Linear with weights of its own"):
+        attention_layers(model)
 
 
 def test_subclass_that_computes_something_else_is_refused():

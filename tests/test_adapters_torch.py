@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from mimetic import MimeticSpec, MimeticWarning, mimetic_init_
+from mimetic.adapters.views import NO_DROPOUT
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.models.blocks import SelfAttention
@@ -361,8 +362,13 @@ def test_more_names_that_show_attention_beside_a_known_layer(names):
 def test_what_was_put_in_the_place_of_a_blocks_dropout_makes_its_gains_unknown():
     layer = nn.TransformerEncoderLayer(D, H, 2 * D, norm_first=True)
     assert attention_layers(layer)[0].gains_known
+    layer.dropout = nn.Linear(2 * D, 2 * D)  # of the MLP
+    assert attention_layers(layer)[0].gains_known and not attention_layers(layer)[0].caveats
+    layer.dropout1 = nn.Tanh()
+    assert not attention_layers(layer)[0].gains_known and attention_layers(layer)[0].caveats == (NO_DROPOUT,)
     layer.dropout1 = nn.Linear(D, D)
-    assert not attention_layers(layer)[0].gains_known
+    with pytest.raises(UnsupportedAttention, match="dropout1 is a Linear with weights of its own"):
+        attention_layers(layer)
 
 
 def test_a_lazy_layer_beside_a_known_one_is_not_passed_over():

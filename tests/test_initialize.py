@@ -467,6 +467,13 @@ def test_a_self_attention_shared_beside_two_output_matrices_is_refused_by_name()
         if place == "first":
             pair._modules = {"own": pair._modules.pop("own"), **pair._modules}
         assert unchanged_by(pair, mimetic_init_, UnsupportedAttention)
+    model = transformers.BertModel(config)  # a further name, with nothing beside it, is none of another layer
+    model.watched = model.encoder.layer[0].attention.self
+    model.all = nn.Sequential(*(layer.attention.self for layer in model.encoder.layer))
+    assert len(mimetic_init_(model)) == 2
+    model = transformers.BertModel(config)
+    first, second = (layer.attention for layer in model.encoder.layer)
+    second.self = first.self
     second.output = first.output  # one layer, used twice
     assert [w.name for w in mimetic_init_(model)] == ["encoder.layer.0.attention.self"]
 
@@ -1442,7 +1449,8 @@ def test_towers_called_query_and_key_are_no_projections(names):
     assert [layer.name for layer in attention_layers(model)] == [f"{name}.self_attn" for name in names]
     model = nn.Module()
     model.query, model.key, model.attn = nn.Embedding(4, 16), nn.Embedding(4, 16), nn.MultiheadAttention(16, 2)
-    model.x_qkv_norm, model.lin = nn.LayerNorm(16), nn.Linear(16, 16)
+    model.x_qkv_norm, model.qkv_lora, model.qkv_adapter = nn.LayerNorm(16), nn.Linear(16, 4), nn.Linear(16, 16)
+    model.qkv_scale = nn.Parameter(torch.ones(3, 16))
     assert len(attention_layers(model)) == 1
 
 

@@ -70,6 +70,8 @@ def statistics(A: Tensor) -> dict[str, float]:
     # the rows of d + 1 entries between one diagonal entry and the next
     others = A.flatten()[1:].view(d - 1, d + 1)[:, :-1] if d > 1 else A[:0]
     offdiag_sd = others.std().item() if d > 1 else float("nan")
+    if d > 1 and offdiag_sd <= ROUNDING * others.abs().max().item():
+        offdiag_sd = 0.0
     centred = A - A.mean(0, keepdim=True) - A.mean(1, keepdim=True) + grand
     null_sd = (centred.square().sum() / (d - 1)).sqrt().item() / d if d > 1 else float("nan")
     if null_sd <= ROUNDING * A.abs().max().item():  # one and the same number everywhere
@@ -79,6 +81,7 @@ def statistics(A: Tensor) -> dict[str, float]:
         z, null_mean, null_sd = (np.divide(x, offdiag_sd) for x in (mean, grand.item(), null_sd))
     else:  # of a multiple of the identity: nothing to divide by
         excess = mean - others.mean().item() if d > 1 else 0.0
+        excess = excess if abs(excess) > ROUNDING * A.abs().max().item() else 0.0
         z = math.copysign(math.inf, excess) if excess else float("nan")
         null_mean, null_sd = 0.0 if excess and not others.any() else float("nan"), float("nan")
     return {

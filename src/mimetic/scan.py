@@ -144,6 +144,13 @@ def _of_its_own(name: str, module: nn.Module, claimed: dict[str, AttentionLayer 
     return not (inside or around)
 
 
+def _matrix_beside(parent: nn.Module, module: nn.Module) -> bool:
+    """Whether a module holds a matrix itself or in a direct child other than this one, which may be used with it."""
+    owners = (parent, *(child for child in parent.children() if child is not module))
+    own = (p for owner in owners if find_reader(type(owner)) is None for p in owner.parameters(recurse=False))
+    return any(not is_lazy(p) and p.ndim >= 2 for p in own)
+
+
 LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules and compute nothing
 
 
@@ -171,7 +178,11 @@ def _with_those_inside(module: nn.Module, hidden: dict[str, nn.Module]) -> str:
     if not left_alone(type(module)):
         return ""
     within = set(module.modules())
-    known = [clean_name(name) for name, m in hidden.items() if m in within and find_reader(type(m)) is not None]
+    known = [
+        clean_name(name)
+        for name, m in hidden.items()
+        if m in within and find_reader(type(m)) is not None and not left_alone(type(m))
+    ]
     if not known:
         return ""
     what = f"{known[0]} and {len(known) - 1} more" if len(known) > 1 else known[0]
@@ -238,9 +249,9 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
             kinds.add("pooling")
             continue
         except UnsupportedAttention:
-            if not _in_a_list(place):
+            if place and _matrix_beside(place[0][1], module):
                 raise
-            continue  # a list of BERT's layers, without their output matrices
+            continue  # a further name for BERT's layer, away from its output matrix
         kinds.add(other.kind)
         others.append((other, place))
     if len(kinds) > 1:

@@ -142,8 +142,12 @@ _ROLE = re.compile(
     r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weights?|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
     re.IGNORECASE,
 )
-# with other words around it, the one that is unmistakable: img_qkv, qkv_text, x_qkv_2
-_QKV = re.compile(r"(^|_)qkv(?=_|[0-9]|$)", re.IGNORECASE)
+# with other words around it, the one that is unmistakable (img_qkv, qkv_text, x_qkv_2), unless it names what goes with
+# a projection
+_QKV = re.compile(
+    r"(?!.*(lora|adapter|scale|bias|emb|norm|table|prompt|gate|mask|drop|_pos|_rel))(?!pos|rel)(.*_)?qkv(_.*|[0-9].*)?",
+    re.IGNORECASE,
+)
 _SHORT = {
     "query": "q",
     "querie": "q",
@@ -198,7 +202,7 @@ def _another_part(name: str, module: nn.Module) -> bool:
 def _roles(names: Iterable[str]) -> set[str]:
     names = list(names)
     roles = (m["role"].lower() for m in map(_ROLE.fullmatch, names) if m)
-    return {_SHORT.get(role, role) for role in roles} | {"qkv" for name in names if _QKV.search(name)}
+    return {_SHORT.get(role, role) for role in roles} | {"qkv" for name in names if _QKV.fullmatch(name)}
 
 
 def _packed(module: nn.Module) -> bool:

@@ -198,6 +198,9 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
     else:
         in_gain, out_gain, known, post = _block_gains(ancestors, name, q[0].shape[0])
         caveats += [OUT_NORM] * post
+    if ancestors:
+        around = dropout_caveats(ancestors[0][1], ("drop_path", "drop_path1"), name)
+        caveats += [caveat for caveat in around if caveat not in caveats]
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], pb,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, caveats=tuple(caveats),

@@ -7,6 +7,7 @@ from torch import nn
 from mimetic.adapters.views import (
     CROSS,
     as_written,
+    dropout_caveats,
     full_name,
     gain,
     lineage,
@@ -47,7 +48,7 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
     in_gain, known = _pre_norm(path, parent, name, d)
-    caveats = []
+    caveats = [*dropout_caveats(parent, (_dropout(parent),), name)] if path in ("self_attn", "self_attention") else []
     if module.bias_k is not None:
         caveats.append("bias_k and bias_v add one learned token to keys and values, which is left as it is")
     if module.add_zero_attn:
@@ -76,10 +77,14 @@ def _kind(ancestors) -> str:
     return "cross" if decoder or beside or any(map(CROSS.search, around)) else "self"
 
 
+def _dropout(block: nn.Module) -> str:
+    """What the dropout behind attention is called: in torch's encoder and decoder, else as in torchvision."""
+    return "dropout1" if hasattr(block, "dropout1") else "dropout"
+
+
 def _pre_norm(path, parent, name, width):
     """(gain, whether it is known) of the norm that feeds the layer, for the blocks whose order is known."""
-    known = parent is not None and as_written(parent)
-    known = known and all(only_drops(getattr(parent, part, None)) for part in ("dropout", "dropout1"))
+    known = parent is not None and as_written(parent) and only_drops(getattr(parent, _dropout(parent), None))
     blocks = [full_name(base) for base in lineage(type(parent))] if known else []
     if "torchvision.models.vision_transformer.EncoderBlock" in blocks:
         return gain(parent.ln_1, name, width) if path == "self_attention" else (None, False)

@@ -62,6 +62,7 @@ HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads")
 DROPOUTS = (
     "dropout", "attn_dropout", "attention_dropout", "attn_drop", "resid_dropout", "projection_dropout", "proj_drop",
+    "output_dropout", "out_drop",
 )  # fmt: skip
 REDUCTIONS = ("sr_ratio", "sequence_reduction_ratio", "sequences_reduction_ratio", "spatial_reduction_ratio")
 
