@@ -451,6 +451,18 @@ def test_what_was_put_in_the_place_of_a_dropout_is_seen(kind):
         attention_layers(model)
 
 
+def test_what_was_put_in_the_place_of_a_blocks_dropout_is_seen():
+    model, _ = build("t5")
+    part = model.encoder.block[0].layer[0]
+    part.dropout = nn.Tanh()
+    first, *others = attention_layers(model)
+    assert NO_DROPOUT in first.caveats and not first.gains_known
+    assert not any(NO_DROPOUT in layer.caveats for layer in others)
+    part.dropout = nn.Linear(D, D)
+    with pytest.raises(UnsupportedAttention, match="dropout is a Linear with weights of its own"):
+        attention_layers(model)
+
+
 def test_a_hook_within_a_compiled_output_is_seen():
     model, _ = build("bert")
     output = model.encoder.layer[0].attention.output

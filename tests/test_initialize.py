@@ -1583,6 +1583,29 @@ def test_a_hook_on_what_a_registered_reader_has_read_is_seen(adapters):
     assert [layer.caveats for layer in attention_layers(model)] == [(HOOKED,), (ZERO,)]
 
 
+def test_a_list_that_is_a_block_has_a_norm_of_its_own():
+    block = _pre_norm()
+    for other in (
+        nn.ModuleList([nn.LayerNorm(16), block.self_attn, nn.Linear(16, 16)]),
+        nn.ModuleDict({"norm": nn.LayerNorm(16), "attn": block.self_attn}),
+    ):
+        for model in (nn.ModuleList([block, other]), nn.ModuleList([other, block])):
+            assert [layer.gains_known for layer in attention_layers(model)] == [False]
+
+
+def test_weights_that_a_class_that_is_left_alone_has_too_are_not_written(adapters):
+    adapters(Contrastive, None)
+    model = nn.Sequential(nn.MultiheadAttention(16, 2), Contrastive(_pre_norm()))
+    model[1].encoder.self_attn.in_proj_weight = model[0].in_proj_weight
+    untouched(model, "0: one of its weights is also 1.encoder.self_attn.in_proj_weight, outside of attention")
+
+
+def test_a_name_in_a_class_that_is_left_alone_says_nothing_of_the_layer(adapters):
+    adapters(Contrastive, None)
+    block = _pre_norm()
+    assert attention_layers(nn.ModuleList([block, Contrastive(block.self_attn)]))[0].gains_known
+
+
 def test_a_list_of_the_layers_beside_their_blocks_hides_no_norm():
     model = vit()
     nn.init.normal_(model.blocks[1].norm1.weight)
@@ -1671,6 +1694,9 @@ def test_parts_of_the_block_that_are_called_lora_are_warned_of():
     with pytest.warns(MimeticWarning) as caught:
         mimetic_init_(model)
     assert [str(w.message).partition(" may be")[0] for w in caught] == ["1.self_attn: LoRA_q beside it"]
+    model[0].self_attn.lora_A = nn.Parameter(torch.zeros(4, 16))
+    with pytest.warns(MimeticWarning, match=r"^0\.self_attn: lora_A beside it"):
+        mimetic_init_(model)
 
 
 @pytest.mark.parametrize("attribute", ["in_proj_weight", "out_proj.weight", "q_proj_weight"])

@@ -155,7 +155,8 @@ LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules and compute nothing
 
 
 def _in_a_list(place: Ancestors) -> bool:
-    return bool(place) and isinstance(place[0][1], LISTS)
+    """Whether a place is a list of attention layers and of nothing else, which may be a block."""
+    return bool(place) and isinstance(place[0][1], LISTS) and all(find_reader(type(m)) for m in place[0][1].children())
 
 
 def _outside(module: nn.Module, name: str = "", seen: set[nn.Module] | None = None) -> Iterator[tuple[str, nn.Module]]:

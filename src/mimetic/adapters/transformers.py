@@ -33,7 +33,6 @@ from mimetic.adapters.views import (
     library,
     lineage,
     linear_in,
-    only_drops,
     pooling,
     replaced_forward,
     split_out,
@@ -274,12 +273,12 @@ def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:
     if proj.shape[1] != v[0].shape[2]:
         raise UnsupportedAttention(f"{name}: values of size {v[0].shape[2]} meet an output matrix for {proj.shape[1]}")
     kind = _kind(module, ancestors)
-    in_gain, out_gain, known, sandwich = _block_gains(ancestors, name, kind, q[0].shape[0], proj)
+    in_gain, out_gain, known, around = _block_gains(ancestors, name, kind, q[0].shape[0], proj)
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], proj_bias,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, kind=kind,
         caveats=(
-            *caveats(module, short, K, kind), *dropout_caveats(module, DROPOUTS, name), *[OUT_NORM] * sandwich,
+            *caveats(module, short, K, kind), *dropout_caveats(module, DROPOUTS, name), *around,
         ),
     )  # fmt: skip
 
@@ -292,38 +291,38 @@ def _kind(module, ancestors) -> str:
     return "cross" if within or any(map(CROSS.search, [type(module).__name__, *paths])) else "self"
 
 
-def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Tensor | None, bool, bool]:
-    """(in_gain, out_gain, known, whether a norm follows proj) from the nearest block that the tables know."""
+def _block_gains(ancestors, name, kind, width, proj) -> tuple[Tensor | None, Tensor | None, bool, tuple[str, ...]]:
+    """(in_gain, out_gain, known, caveats of what follows proj) from the nearest block that the tables know."""
     for path, block in ancestors[:3]:
         shorts = list(map(_short, lineage(type(block))))
         if SANDWICH_BLOCKS.intersection(shorts):
-            return None, None, False, True
+            return None, None, False, (OUT_NORM,)
         entry = next((entry for short in shorts if (entry := BLOCKS.get(f"{short}:{path.split('.')[0]}"))), None)
         if entry is None:
             continue
         # queries are normalised here, keys and values by the encoder's last norm
-        drops = (getattr(block, part, None) for part in ("dropout", "drop_path", "resid_dropout"))
-        if kind == "cross" or not as_written(block) or not all(map(only_drops, drops)):
-            return None, None, False, False
+        around = dropout_caveats(block, ("dropout", "drop_path", "resid_dropout"), name)
+        if kind == "cross" or not as_written(block) or around:
+            return None, None, False, around
         order, norm, scale = entry
         if order == "config":  # OPT, XGLM and their kin decide by a flag
             order = "pre" if getattr(block, "do_layer_norm_before", True) else "post"
         if order == "post":
-            return None, None, True, False
+            return None, None, True, ()
         if norm and not hasattr(block, norm):  # a variant of the block with other norms (Falcon's new decoder)
-            return None, None, False, False
+            return None, None, False, ()
         norm = getattr(block, norm) if norm else None  # OLMo's has no gain
         in_gain, norm_known = gain(norm, name, width)
         if in_gain is not None and ONE_PLUS_GAIN.intersection(map(_short, lineage(type(norm)))):
             in_gain = 1 + in_gain
         scale, scale_known = gain(getattr(block, scale, None) if scale else None, name, proj.shape[2])
         if not (norm_known and scale_known):
-            return None, None, False, False
+            return None, None, False, ()
         constant = getattr(block, "residual_multiplier", 1)  # Granite
         if constant != 1:
             scale = constant * (torch.ones(proj.shape[2]).to(proj) if scale is None else scale)
-        return in_gain, scale, True, False
-    return None, None, False, False
+        return in_gain, scale, True, ()
+    return None, None, False, ()
 
 
 def _short(cls: type) -> str:
