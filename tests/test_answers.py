@@ -370,6 +370,20 @@ def test_twelve_layers_at_both_rates(monkeypatch):
     assert "better rate" not in growth.twelve(finals)
 
 
+def test_chapter_7_compares_position_embeddings_of_one_machine():
+    finals = load_runs("cifar10-lab10")
+    arms = [f"{position}-{arm}" for position in ("sincos2d-token", "none-avg", "learned-avg") for arm in PAIR]
+    there = common.of_one_machine(finals, [*PAIR, *arms])
+    assert all(set(there.loc[there["arm"] == arm, "device.name"]) == {"AMD EPYC"} for arm in (*PAIR, *arms))
+    assert there.groupby("arm").size().equals(finals.groupby("arm").size())
+    said = parts.accuracies(there)
+    assert said.count("AMD EPYC") == len(parts.POSITIONS) and "NVIDIA" not in said
+    gains = [
+        contrast(runs, {"learned-avg-mimetic": 1, "learned-avg-timm": -1}, "test_accuracy") for runs in (finals, there)
+    ]
+    assert [side(values) for values in gains] == [-1, 0]  # a loss on one of two machines
+
+
 def test_the_gain_by_number_of_images():
     rows = [
         {
