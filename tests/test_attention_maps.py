@@ -72,14 +72,15 @@ def test_products_are_those_of_measure():
     assert folded[0]["diag_mean"] == pytest.approx(9 * raw[0]["diag_mean"], rel=1e-3)
 
 
-def test_a_multiple_of_the_identity_has_no_z_and_can_be_stored():
+def test_a_bare_multiple_of_the_identity_can_be_stored():
     model = vit(depth=1)
     layer = attention_layers(model)[0]
     layer.v.copy_(torch.eye(16).view_as(layer.v))
     layer.proj.copy_(-0.05 * torch.eye(16).view_as(layer.proj))
     table = product_table(model)
     (row,) = [r for r in rows(table) if r["product"] == "vp" and not r["fold"]]
-    assert row["diag_mean"] == pytest.approx(-0.05) and row["offdiag_sd"] == 0 and row["sigmas"] is None
+    assert row["diag_mean"] == pytest.approx(-0.05) and row["offdiag_sd"] == 0
+    assert row["sigmas"] == pytest.approx(-15)  # d - 1
     assert json.dumps(table, allow_nan=False)
 
 

@@ -31,7 +31,8 @@ def measure(
     head, product; diag_mean, diag_sd, offdiag_sd of its (d, d) entries; z = diag_mean / offdiag_sd; and what it would
     be by chance: null_mean and null_sd, the exact mean and standard deviation of the mean diagonal over all ways to
     pair the product's rows with its columns at random (Hoeffding 1951), in units of the same offdiag_sd; for unrelated
-    random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd.
+    random matrices 0 and 1/sqrt(d). sigmas = (z - null_mean) / null_sd; a bare diagonal has it, too, though its z is
+    infinite.
 
     Args:
         model: a module, or a list of AttentionLayer.
