@@ -20,6 +20,7 @@ from mimetic.adapters.views import (
     NotSelfAttention,
     expanded,
     hooked,
+    is_matrix,
     replaced_forward,
 )
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
@@ -148,7 +149,7 @@ def _matrix_beside(parent: nn.Module, module: nn.Module) -> bool:
     """Whether a module holds a matrix itself or in a direct child other than this one, which may be used with it."""
     owners = (parent, *(child for child in parent.children() if child is not module))
     own = (p for owner in owners if find_reader(type(owner)) is None for p in owner.parameters(recurse=False))
-    return any(not is_lazy(p) and p.ndim >= 2 for p in own)
+    return any(map(is_matrix, own))
 
 
 LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules and compute nothing

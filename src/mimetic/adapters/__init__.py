@@ -22,6 +22,7 @@ from mimetic.adapters.views import (
     forward_of,
     full_name,
     fused_out,
+    is_matrix,
     library,
     linear_in,
     linear_out,
@@ -180,21 +181,17 @@ def has_projections(module: nn.Module) -> bool:
     """Whether a module has children or weights that are an attention layer's
     projections, by name or (in_proj) by name and shape.
     """
-    weights = [n for n, p in module.named_parameters(recurse=False) if _is_matrix(p)]
+    weights = [n for n, p in module.named_parameters(recurse=False) if is_matrix(p)]
     children = [n for n, m in module.named_children() if _roles([n]) and not _another_part(n, m)]
     # not of both kinds together: a learned query beside a kv layer pools
     return any(parts <= _roles(names) for names in (children, weights) for parts in _PARTS) or _packed(module)
-
-
-def _is_matrix(p: Tensor) -> bool:
-    return not is_lazy(p) and p.ndim >= 2
 
 
 def _another_part(name: str, module: nn.Module) -> bool:
     """Whether a child that is called like a projection is none: the query
     tower of a retriever, an embedding of keys, a norm behind x_qkv.
     """
-    if not _ROLE.fullmatch(name) and not any(is_lazy(p) or _is_matrix(p) for p in module.parameters()):
+    if not _ROLE.fullmatch(name) and not any(is_lazy(p) or is_matrix(p) for p in module.parameters()):
         return True
     return isinstance(module, nn.Embedding) or any(find_reader(type(m)) for m in module.modules())
 

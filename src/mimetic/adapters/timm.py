@@ -26,7 +26,6 @@ from mimetic.adapters.views import (
     lineage,
     linear_in,
     linear_out,
-    only_drops,
     pooling,
     usable,
     weight,
@@ -198,9 +197,10 @@ def _layer(module, name, ancestors, q, k, v) -> AttentionLayer:
     else:
         in_gain, out_gain, known, post = _block_gains(ancestors, name, q[0].shape[0])
         caveats += [OUT_NORM] * post
-    if ancestors:
-        around = dropout_caveats(ancestors[0][1], ("drop_path", "drop_path1"), name)
-        caveats += [caveat for caveat in around if caveat not in caveats]
+    around = dropout_caveats(ancestors[0][1], ("drop_path", "drop_path1"), name) if ancestors else ()
+    if around and pre_norm is None:  # what follows proj is not known
+        in_gain, out_gain, known = None, None, False
+    caveats += [caveat for caveat in around if caveat not in caveats]
     return AttentionLayer(
         name, q[0], k[0], v[0], proj, q[1], k[1], v[1], pb,
         in_gain=in_gain, out_gain=out_gain, gains_known=known, caveats=tuple(caveats),
@@ -220,8 +220,7 @@ def _block_gains(ancestors, name, width):
     if OUT_NORM_BLOCKS.intersection(keys):
         return None, None, False, True
     attribute, norm, scale = next((PRE_NORM_BLOCKS[key] for key in keys if key in PRE_NORM_BLOCKS), ("", "", None))
-    drops = (getattr(block, part, None) for part in ("drop_path", "drop_path1"))
-    if path != attribute or not as_written(block) or not all(map(only_drops, drops)):
+    if path != attribute or not as_written(block):
         return None, None, False, False
     in_gain, norm_known = gain(getattr(block, norm), name, width)
     out_gain, scale_known = gain(getattr(block, scale, None) if scale else None, name, width)

@@ -13,7 +13,6 @@ from mimetic.adapters.views import (
     lineage,
     linear_in,
     matrix,
-    only_drops,
     own_parameter,
     pooling,
     split_out,
@@ -47,8 +46,11 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     kind = _kind(ancestors)
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
-    in_gain, known = _pre_norm(path, parent, name, d)
-    caveats = [*dropout_caveats(parent, (_dropout(parent),), name)] if path in ("self_attn", "self_attention") else []
+    # behind attention: dropout1 in torch's encoder and decoder, else dropout, as in torchvision
+    known_names = path in ("self_attn", "self_attention")
+    dropouts = ("dropout1" if hasattr(parent, "dropout1") else "dropout",) if known_names else ()
+    caveats = [*dropout_caveats(parent, dropouts, name)]
+    in_gain, known = (None, False) if caveats else _pre_norm(path, parent, name, d)
     if module.bias_k is not None:
         caveats.append("bias_k and bias_v add one learned token to keys and values, which is left as it is")
     if module.add_zero_attn:
@@ -77,15 +79,9 @@ def _kind(ancestors) -> str:
     return "cross" if decoder or beside or any(map(CROSS.search, around)) else "self"
 
 
-def _dropout(block: nn.Module) -> str:
-    """What the dropout behind attention is called: in torch's encoder and decoder, else as in torchvision."""
-    return "dropout1" if hasattr(block, "dropout1") else "dropout"
-
-
 def _pre_norm(path, parent, name, width):
     """(gain, whether it is known) of the norm that feeds the layer, for the blocks whose order is known."""
-    known = parent is not None and as_written(parent) and only_drops(getattr(parent, _dropout(parent), None))
-    blocks = [full_name(base) for base in lineage(type(parent))] if known else []
+    blocks = [full_name(base) for base in lineage(type(parent))] if parent is not None and as_written(parent) else []
     if "torchvision.models.vision_transformer.EncoderBlock" in blocks:
         return gain(parent.ln_1, name, width) if path == "self_attention" else (None, False)
     if any(f"torch.nn.modules.transformer.Transformer{part}Layer" in blocks for part in ("Encoder", "Decoder")):

@@ -162,6 +162,11 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     return p.detach()  # not .data: autograd must see that what it keeps for a backward pass was written over
 
 
+def is_matrix(p: Tensor) -> bool:
+    """Whether a parameter is there and more than one row of numbers."""
+    return not is_lazy(p) and p.ndim >= 2
+
+
 def matrix(w: Tensor, name: str, what: str) -> Tensor:
     """A weight as it is, or a refusal if it is one row of numbers."""
     if w.ndim < 2:
@@ -277,15 +282,6 @@ def hooked(module: nn.Module) -> bool:
 
 
 _DROPS = re.compile("drop|identity", re.IGNORECASE)
-
-
-def only_drops(module: nn.Module | None) -> bool:
-    """Whether what is in the place of a dropout only drops: no weights of its own, no hook, and called a dropout."""
-    return not isinstance(module, nn.Module) or (
-        _DROPS.search(type(module).__name__) is not None
-        and next(module.parameters(), None) is None
-        and not hooked(module)
-    )
 
 
 def dropout_caveats(module: nn.Module, attributes: Iterable[str], name: str) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from mimetic.statistics import (
     corrected,
     mean_interval,
     paired_differences,
-    sign_flip_test,
     smallest_p,
     steps_to_reach,
     summary,
@@ -136,11 +135,12 @@ def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
     return "gains" if ahead else "loses"
 
 
-def exact_p(pairs: int, low: float, high: float, p: float) -> str:
-    """ ", exact p 0.062" where the exact test and the interval do not say the same; "" where they do, or where so few
-    pairs cannot give a p below 0.05."""
-    says = low > 0 or high < 0
-    return "" if smallest_p(int(pairs)) > 0.05 or says == (p <= 0.05) else f", exact p {p:.3f}"
+def exact_p(row: Mapping[str, float]) -> str:
+    """ ", exact p 0.062" where the exact test and the interval of a row (statistics.summary) do not say the same; ""
+    where they do, or where so few pairs cannot give a p below 0.05."""
+    says = row["low"] > 0 or row["high"] < 0
+    agree = says == (row["p"] <= 0.05)
+    return "" if agree or smallest_p(int(row["pairs"])) > 0.05 else f", exact p {row['p']:.3f}"
 
 
 def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
@@ -151,7 +151,7 @@ def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: 
         return f"{value} in the only pair so far"
     said = said or word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
-    exact = "" if "exact p" in said else exact_p(row["pairs"], row["low"], row["high"], row["p"])
+    exact = "" if "exact p" in said else exact_p(row)
     return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few}{exact})"
 
 
@@ -162,10 +162,11 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
     Raises:
         ValueError: no values.
     """
-    low, high = mean_interval(values)
-    n = len(values)
-    more = more or exact_p(n, low, high, sign_flip_test(values))
-    return f"{metric.signed(float(np.mean(values)))} ({metric.span(low, high)}, {n} pair{'s' * (n != 1)}{more})"
+    row = summary(values)
+    n, more = row["pairs"], more or exact_p(row)
+    return (
+        f"{metric.signed(row['difference'])} ({metric.span(row['low'], row['high'])}, {n} pair{'s' * (n != 1)}{more})"
+    )
 
 
 def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
@@ -199,7 +200,7 @@ def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
         return f"* {name}: {value} in the only pair so far"
-    exact = exact_p(row["pairs"], row["low"], row["high"], row["p"])
+    exact = exact_p(row)
     said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact})"
     clear = row["low"] > 0 or row["high"] < 0
     if row["pairs"] < ENOUGH:

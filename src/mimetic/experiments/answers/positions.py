@@ -151,7 +151,7 @@ def in_short() -> str:
                     pairs = f"{row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}"
                     rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
                         f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {pairs}"
-                        f"{common.exact_p(row['pairs'], row['low'], row['high'], row['p'])}):"
+                        f"{common.exact_p(row)}):"
                         f" *{common.word(row, METRIC, more=False)}*"
                     )
     if not rows:

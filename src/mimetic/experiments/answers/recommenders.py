@@ -235,7 +235,7 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
 def doubted(table: pd.DataFrame) -> bool:
     """Whether the exact test does not confirm what the interval says of the two sets of signs."""
     name = "opposite minus vision signs"
-    return name in table.index and bool(common.exact_p(*table.loc[name, ["pairs", "low", "high", "p"]]))
+    return name in table.index and bool(common.exact_p(table.loc[name]))
 
 
 def beyond_size(gains: Container[str]) -> list[str]:

@@ -128,8 +128,7 @@ def summary() -> str:
         said, n = "no pair yet", len(values)
         if n:
             row = pd.Series(summary_of(values))
-            exact = common.exact_p(n, row["low"], row["high"], row["p"])
-            span = f" ({metric.span(row['low'], row['high'])}{exact})" if n > 1 else ""
+            span = f" ({metric.span(row['low'], row['high'])}{common.exact_p(row)})" if n > 1 else ""
             word = common.word(row, metric, more=False)
             said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
         name = what if what[0].isupper() else f"… {what}"
