@@ -208,9 +208,10 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     second = rated("gpt2", RUNNER_UP["gpt2"])
     assert second in ARMS["wikitext2"] and named("wikitext2", arm=second).lr == RUNNER_UP["gpt2"]
     assert {*ARMS["tinyshakespeare"], "vp-minus"} == set(CHOSEN)  # the last is run beside what one machine made
-    halves = {name: named("tinyshakespeare-halves", arm=name).lr for name in ARMS["tinyshakespeare-halves"]}
     second = RUNNER_UP["vp-minus"]
-    assert halves.pop(rated("vp-minus", second)) == second and halves == {name: CHOSEN[name] for name in halves}
+    for experiment in ("tinyshakespeare-halves", "wikitext2-halves"):
+        halves = {name: named(experiment, arm=name).lr for name in ARMS[experiment]}
+        assert halves.pop(rated("vp-minus", second)) == second and halves == {name: CHOSEN[name] for name in halves}
     queue = QUEUES["language-recipe"]()
     search = [config for config in queue if config.lr < EDGE_RATE and config.experiment == "tinyshakespeare-recipe"]
     assert len(search) == 4 * len(KNOWN)

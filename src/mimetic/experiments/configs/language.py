@@ -19,6 +19,8 @@ tinyshakespeare-long
 tinyshakespeare-halves
     The default, vision's signs and each of their halves once more, all on one machine; V.proj alone at both rates that
     its search could not tell apart.
+wikitext2-halves
+    The same on the other text.
 tinyshakespeare-sincos
     The default, both sets of signs, each half of vision's and the controls of size with fixed sin-cos positions, since
     learned ones take vision's gain away (cifar10-lab10).
@@ -212,6 +214,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
     "share-recipe": replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
     "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
     "tinyshakespeare-halves": replace(LAB, experiment="tinyshakespeare-halves"),
+    "wikitext2-halves": replace(WIKITEXT2, experiment="wikitext2-halves"),
     "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
     "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
     **{
@@ -379,8 +382,10 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
     | at_other_rates({"gpt2": SINCOS_CHOSEN["gpt2"]}),
     "tinyshakespeare-rate": at_rate(GENTLE) | at_rate(CHOSEN["gpt2"]) | at_other_rates(ASKED_AGAIN),
-    "tinyshakespeare-halves": at_own_rate("gpt2", "vision", "qk", "vp-minus")
-    | at_other_rates({"vp-minus": RUNNER_UP["vp-minus"]}),
+    **dict.fromkeys(
+        ("tinyshakespeare-halves", "wikitext2-halves"),
+        at_own_rate("gpt2", "vision", "qk", "vp-minus") | at_other_rates({"vp-minus": RUNNER_UP["vp-minus"]}),
+    ),
     "share": _sweep(at_own_rate(*SIGNS)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
     "share-gpu": _sweep(SIGNS),
