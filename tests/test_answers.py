@@ -225,11 +225,19 @@ def test_steps_saved_worked_example():
     )
 
 
-def test_conditions_have_the_accuracies_themselves():
+def test_conditions_have_the_accuracies_themselves(monkeypatch):
+    again = EMPTY
+    monkeypatch.setattr(common, "replicas", lambda experiment: again)
     rows = []
     for i, (reference, arm) in enumerate(parts.CONDITIONS.values()):
         rows += [
-            {"arm": a, "seed": s, "test_accuracy": 0.5 + 0.01 * gain + 0.001 * s, "device.name": "one"}
+            {
+                "arm": a,
+                "seed": s,
+                "test_accuracy": 0.5 + 0.01 * gain + 0.001 * s,
+                "device.name": "one",
+                "experiment": "x",
+            }
             for s in range(5)
             for a, gain in ((reference, 0), (arm, i))
         ]
@@ -238,6 +246,15 @@ def test_conditions_have_the_accuracies_themselves():
     assert "(5 pairs each, on one; in brackets" in table
     assert "| learned positions, average pooling | 50.2 | 51.2 | +1.0 (+1.0 to +1.0) |" in table
     assert table.count("\n|") == 2 + len(parts.CONDITIONS) and "−" not in table
+    assert "Made again" not in table  # no other machine's
+    again = finals.assign(**{"device.name": "two"})
+    monkeypatch.setattr(common, "replicas", lambda experiment: again)
+    assert parts.conditions_table(finals) == table  # nothing else there
+    again = again.assign(test_accuracy=again["test_accuracy"] - 0.03 * (again["arm"] == "learned-avg-mimetic"))
+    last = "\n\nMade again on another machine (two), *learned positions, average pooling* has −2.0 (−2.0 to −2.0)."
+    assert parts.conditions_table(finals) == table + last
+    again = again[(again["seed"] < 4) | (again["arm"] != "learned-avg-mimetic")]
+    assert parts.conditions_table(finals) == table  # a pair is missing
     assert (
         parts.conditions_table(finals[finals["seed"] < 4])
         == parts.conditions_table(finals[:0].assign(**{"device.name": ""}))
@@ -492,7 +509,7 @@ def test_the_lead_by_epoch():
     curves = pd.DataFrame(rows)
     assert head_start.gap_by_epoch(curves)["difference"].tolist() == pytest.approx([0.062, 0.012, 0.032, 0.032])
     text = head_start.gap_sentence(curves)
-    assert "+6.2 points after the first epoch, smallest after epoch 2 (+1.2, " in text
+    assert "+6.2 points after the first epoch, at its smallest at epoch 2 (+1.2, " in text
     assert "it is more than a head start" in text
     behind = curves.assign(
         test_accuracy=curves["test_accuracy"] - 0.1 * ((curves["arm"] == "mimetic") & (curves["epoch"] == 4))
@@ -582,8 +599,8 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
     assert one_machine == "+4.1 points after 10 epochs, +2.1 after 30 (2 pairs; difference −2.0, −2.0 to −2.0)"
     assert (
         row["high"] < 0
-        and f"In a longer schedule the lead shrinks. Of the same seeds, each at the end of its own"
-        f" schedule: {one_machine}. ([Chapter 7]"
+        and "In a longer schedule the lead is smaller: at the end of runs planned for 10 or for 30 epochs, of the same"
+        f" seeds, it is {one_machine}. ([Chapter 7]"
         in head_start.shorter(here)
     )
     short = again = EMPTY
@@ -714,7 +731,7 @@ def test_what_large_weights_grow_by_themselves(monkeypatch):
 
 def test_chapter_9_says_what_the_records_say():
     """Its prose is written by hand: it holds as long as this does."""
-    products, _ = kept.load_anatomy()
+    products, maps = kept.load_anatomy()
     raw = kept.shares_kept(kept.recorded_products("cifar10-lab30", ("mimetic",), fold=False))
     decay = kept.left_by_decay("cifar10-lab30")
     assert len(raw) >= 5
@@ -738,8 +755,8 @@ def test_chapter_9_says_what_the_records_say():
     )
     assert (below.iloc[:-1] == 1).all() and below.iloc[-1] < 0.5
     layers = after[after["product"] == "qk"].groupby("layer")["diag_mean"].mean()
-    assert (layers.iloc[:3] > 0).all()
-    assert (layers.iloc[-2:] < 0).all()
+    by_seed = after[after["product"] == "qk"].groupby(["layer", "seed"])["diag_mean"].mean()
+    assert [side(by_seed[layer]) for layer in range(6)] == [1, 1, 1, 0, -1, -1]
     assert abs(layers.mean()) < 0.1 * layers.abs().max()
     written = (
         products[(products["arm"] == "mimetic") & (products["when"] == "after")]
@@ -748,7 +765,14 @@ def test_chapter_9_says_what_the_records_say():
         .abs()
     )
     assert layers.abs().max() < 0.06 * written["qk"]
-    assert after[after["product"] == "vp"]["diag_mean"].mean() > -0.06 * written["vp"]
+    assert after[after["product"] == "vp"]["diag_mean"].mean() > -0.05 * written["vp"]
+    z = products[(products["when"] == "after") & (products["product"] == "vp")].groupby("arm")["z"].mean()
+    assert 11 < z["mimetic"] / z["timm"] < 13
+    wider = maps.pivot_table(index=["arm", "layer", "seed"], columns="when", values="distance")
+    wider = wider["after"] - wider["before"]
+    assert [side(wider[arm].groupby("seed").mean()) for arm in ("mimetic", "timm")] == [1, -1]
+    assert [side(wider["timm"][layer]) for layer in range(6)] == [-1, -1, -1, 0, 0, 0]
+    assert [side(wider["mimetic"][layer]) for layer in range(6)] == [1, 1, 1, 1, 1, 0]
     grown = kept.grown().groupby(["arm", "product"]).mean()
     assert 0.9 < grown["random-directions", "vp"] / grown["timm", "vp"] < 1.3
     assert mean_interval(kept.grown()["random-directions", "vp"])[1] < 0

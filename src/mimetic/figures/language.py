@@ -178,12 +178,15 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
 
 
 @styled
-def share_and_gain(points: pd.DataFrame, *, sweep: str = "share") -> Figure:
+def share_and_gain(
+    points: pd.DataFrame, *, sweep: str = "share", named: Mapping[tuple[str, str], str] | None = None
+) -> Figure:
     """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the
     sweep alone, a colour a set of signs, its points named; right: every family with the paper's signs, every point at
     its share. Hollow: too few pairs for a claim.
 
-    points: as experiments.answers.share.gain_points gives them.
+    points: as experiments.answers.share.gain_points gives them. named: of (experiment, point), what stands beside it on
+    the right.
     """
     signs = "QK +, V·proj −"  # the paper's, as experiments.answers.share names them
     figure, axes = panels(7.4, 3.3, ncols=2)
@@ -201,6 +204,19 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share") -> Figure:
             rows = rows.assign(x=100 * beside * rows["share"])
             if part is right:
                 _mark_one_share(ax, name, rows)
+                for key, label in (named or {}).items():
+                    for _, row in rows[(rows["experiment"] == key[0]) & (rows["point"] == key[1])].iterrows():
+                        ax.annotate(
+                            label,
+                            (row["x"], 100 * row["gain"]),
+                            (41, 100 * row["gain"]),
+                            va="center",
+                            fontsize=7,
+                            color=color,
+                            bbox={"fc": "white", "ec": "none", "pad": 1},
+                            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": color, "shrinkB": 3},
+                            zorder=4,
+                        )
             for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
                 ax.errorbar(
                     some["x"],
@@ -212,6 +228,7 @@ def share_and_gain(points: pd.DataFrame, *, sweep: str = "share") -> Figure:
                     color=color,
                     mfc=color if enough else "white",
                     label=name,
+                    zorder=3 if name == "language" else 2,  # vision's are many and at one place
                 )
         ax.axhline(0, color="black", lw=0.8)
         if len(part):

@@ -84,7 +84,8 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
         span = f" ({common.IN_PERCENT.span(low, high)})" if len(earlier) > 1 else ""
-        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
+        unseen = ", not visibly" if low < 0 < high else ""
+        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}{unseen}")
     return f"earlier by less of the run: {', '.join(said)}".replace("-", "−") if said else ""
 
 
@@ -109,8 +110,8 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     tail = gap.iloc[-max(1, len(gap) // 4) :]
     text = (
         f"The lead is {points(first['difference'])} points after the first epoch,"
-        f" smallest after epoch {low} ({points(gap.loc[low, 'difference'])}"
-        f"{_span(gap.loc[low])})"
+        f" at its smallest at epoch {low} ({points(gap.loc[low, 'difference'])}"
+        f"{_span(gap.loc[low])}),"
         f" and {points(tail['difference'].min())} to {points(tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
@@ -167,9 +168,11 @@ def shorter(finals: pd.DataFrame) -> str:
     if not (said := schedules(finals)):
         return ""
     text, row = said[-1]
-    word = "shrinks" if row["high"] < 0 else "grows" if row["low"] > 0 else "may be another"
+    word = "smaller" if row["high"] < 0 else "larger" if row["low"] > 0 else "not visibly another"
+    long, short = EXPERIMENTS[CENTRAL.experiment].epochs, EXPERIMENTS[SHORT].epochs
     other = " ([Chapter 7](07_why.ipynb)'s lead is that of another machine's runs.)" if said[0][0] != text else ""
     return (
-        f"In a longer schedule the lead {word}. Of the same seeds, each at the end of its own schedule: {text}.{other}"
-        " What a hundred epochs would leave is open."
+        f"In a longer schedule the lead is {word}: at the end of runs planned for {short} or for {long} epochs, of the"
+        f" same seeds, it is {text}.{other} (This cannot be read off the figure: at its epoch {short} the learning rate"
+        f" is still high, in a run of {short} epochs it has fallen to 0 there.) What a hundred epochs would leave is open."
     )

@@ -242,8 +242,21 @@ def conditions_table(finals: pd.DataFrame) -> str:
     )
     return (
         f"The gain depends on what it is combined with, and on the default ({_made_with(finals, gains)}; in brackets"
-        f" the 95 % interval of the gain):\n\n{table}"
+        f" the 95 % interval of the gain):\n\n{table}{_otherwise(finals, gains)}"
     )
+
+
+def _otherwise(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
+    """The conditions whose gain lies on another side of 0, or on neither, where another machine made all their pairs
+    again, as a paragraph; "" without any."""
+    again, said = common.replicas(finals["experiment"].iloc[0]), []
+    for name, values in gains.items():
+        reference, arm = CONDITIONS[name]
+        other = contrast(again, {arm: 1, reference: -1}) if len(again) else values
+        if len(other) == len(values) and side(other) != side(values):
+            said.append(f"*{name}* has {common.with_interval(other)}")
+    machine = ", ".join(sorted(set(again["device.name"]))) if len(again) else ""
+    return f"\n\nMade again on another machine ({machine}), {'; '.join(said)}." if said else ""
 
 
 def learned_position(finals: pd.DataFrame) -> str:

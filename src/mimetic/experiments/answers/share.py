@@ -47,6 +47,7 @@ LEFT_OUT = (
     *(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")),
     "wikitext2-from-sincos",
     "tinyshakespeare-halves",  # the same as tinyshakespeare on another machine
+    "wikitext2-halves",
     "tinyshakespeare-rate",
     "ml100k-rate",
     "beauty-rate",
@@ -175,7 +176,7 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
             there = part.loc[[name for name in names if name in part.index]]
             if len(found := _slopes(there)):
                 by_seed[along] = found
-                others = [_slopes(there.drop(index=name)).mean() for name in there.index]
+                others = [_slopes(there.drop(index=name), least=2).mean() for name in there.index]
                 rows[signs, f"along {along}"] = _slope_row(found, len(there)) | {
                     "least without one point": min(others),
                     "most": max(others),
@@ -185,10 +186,10 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
 
 
-def _slopes(points: pd.DataFrame) -> pd.Series:
-    """The slope of every seed, in percentage points a doubling."""
+def _slopes(points: pd.DataFrame, least: int = 3) -> pd.Series:
+    """The slope of every seed, in percentage points a doubling; empty with fewer points than least."""
     dots = [(row.share, seed, gain) for row in points.itertuples() for seed, gain in row.by_seed.items()]
-    return 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]))
+    return 100 * slopes_per_doubling(pd.DataFrame(dots, columns=["x", "seed", "difference"]), least)
 
 
 def _slope_row(values: pd.Series, points: float) -> dict[str, Any]:
@@ -206,8 +207,8 @@ SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 toke
 
 def summary(points: pd.DataFrame, sweep: str = "share") -> str:
     """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the
-    correlation of gain and share, and the slopes, each also with one point left out and with the pairs that another
-    machine trained again; in words what is missing, where the points are too few."""
+    correlation of gain and share, and the slopes, each also with one point left out; in words what is missing, where
+    the points are too few."""
     fixed = held_fixed(points, sweep)
     enough = fixed[fixed["pairs"] >= FEW]
     if correlated(enough) is None:
@@ -215,7 +216,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
             f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval"
             " (it needs four): `python -m mimetic queue language` adds the others.*"
         )
-    every, again = slopes(points, sweep), slopes(retrained(points, sweep), sweep)
+    every = slopes(points, sweep)
     columns = {}
     for signs, part in enough.groupby("signs", sort=False):
         cells = {
@@ -237,9 +238,12 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
             cells[f"slope {name}"] = _slope(row)
             if np.isfinite(row.get("most", np.nan)):
                 cells[f"slope {name}, one point left out"] = POINTS.span(row["least without one point"], row["most"])
-            if (signs, name) in again.index and not np.isclose(again.loc[(signs, name), "slope"], row["slope"]):
-                cells[f"slope {name}, pairs made again in place of the first"] = _slope(again.loc[(signs, name)])
         columns[SIGN_NAMES.get(signs, signs)] = cells
+    return _by_signs(columns)
+
+
+def _by_signs(columns: dict[str, dict[str, str]]) -> str:
+    """A Markdown table with a column a set of signs, of {signs: {row: cell}}."""
     rows = dict.fromkeys(name for cells in columns.values() for name in cells)
     return markdown(
         pd.DataFrame(
@@ -266,29 +270,70 @@ def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     )
 
 
+def with_pairs_made_again(points: pd.DataFrame, sweep: str = "share") -> str:
+    """What the pairs that another machine made, in place of the first ones, do to the slopes and to the points that are
+    behind by their interval, as a Markdown table and a sentence; "" without any."""
+    other = retrained(points, sweep)
+    first, again = slopes(points, sweep), slopes(other, sweep)
+    columns: dict[str, dict[str, str]] = {}
+    for (signs, name), row in again.iterrows():
+        if not np.isclose(row["slope"], first.loc[(signs, name), "slope"]):
+            columns.setdefault(SIGN_NAMES.get(signs, signs), {})[f"slope {name}"] = _slope(row)
+    here = (points["experiment"] == sweep) & (points["pairs"] >= FEW)
+    behind = other[here & (points["high"] < 0)]
+    no_more = [
+        f"`{row.point}` with {SIGN_NAMES.get(row.signs, row.signs)}"
+        for row in behind.itertuples()
+        if mean_interval(list(row.by_seed.values()))[1] > 0
+    ]
+    if not columns:
+        return ""
+    which = f"{len(no_more)} no longer are: {', '.join(no_more)}" if no_more else "all still are"
+    return (
+        f"With these pairs in place of the first:\n\n{_by_signs(columns)}\n\nOf the {len(behind)} models and signs that"
+        f" are behind by the interval of their relative gain, {which}."
+    )
+
+
 # Models with about a third of their parameters in attention, in words -> (experiment, point)
 ONE_SHARE = {
     "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"),
-    "the same with learned positions": ("cifar10-lab10", "learned-avg"),
+    "ViT, CIFAR-10, 10 epochs, learned positions": ("cifar10-lab10", "learned-avg"),
     "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment),
-    "the same with fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
+    "GPT, tiny Shakespeare, fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
+}
+
+
+# the points of the right panel that are named there: the table's two GPTs
+NAMED_POINTS = {
+    (CENTRAL.experiment, CENTRAL.experiment): "GPT, learned positions",
+    (POSITIONS.experiment, POSITIONS.experiment): "GPT, sin-cos positions",
 }
 
 
 def at_one_share(points: pd.DataFrame) -> str:
-    """What mimetic initialization with the published signs gains in models of nearly one
-    share, as a Markdown table; "" without pairs.
+    """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table,
+    with what as many pairs of another machine gave; "" without pairs.
     """
-    published = points[points["signs"] == PUBLISHED].set_index(["experiment", "point"])
+    first, again = (
+        part[part["signs"] == PUBLISHED].set_index(["experiment", "point"])
+        for part in (points, gain_points(replicas_dir()))
+    )
     rows = []
     for name, key in ONE_SHARE.items():
-        if key in published.index:
-            row = published.loc[key]
-            span = f" ({IN_PERCENT.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
-            gain = f"{IN_PERCENT.signed(row['gain'])} %{span}"
-            rows.append((name, f"{100 * row['share']:.0f} %", gain, f"{row['pairs']}"))
+        if key not in first.index:
+            continue
+        rows.append((name, *_gain_cells(first.loc[key])))
+        if key in again.index and again.loc[key, "pairs"] == first.loc[key, "pairs"] > 1:
+            rows.append(("… made again on another machine", *_gain_cells(again.loc[key])))
     columns = ["model", "attention", "relative gain (95 % interval)", "pairs"]
     return markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+
+
+def _gain_cells(row: pd.Series) -> tuple[str, str, str]:
+    """A point's share, gain and pairs for the page."""
+    span = f" ({IN_PERCENT.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
+    return f"{100 * row['share']:.0f} %", f"{IN_PERCENT.signed(row['gain'])} %{span}", f"{row['pairs']}"
 
 
 def found(finals: pd.DataFrame) -> str:
