@@ -537,7 +537,8 @@ def test_figures_of_the_whole_programme():
     finals = invented()
     table, points = answers.ablation([s.name for s in QUESTIONS if s.name not in ("size", "data")], finals)
     (ax,) = figures.comparisons(table, points, band=answers.band(finals)).axes
-    assert len(ax.get_yticks()) == len(table) and table["pairs"].eq(3).all()
+    assert set(table.index) <= {text.get_text() for text in ax.texts} and table["pairs"].eq(3).all()
+    assert [text.get_text() for text in ax.texts].count("n = 3") == len(table)
     tables, dots, xlabels = growth.gain_panels(finals)
     assert list(tables) == ["width", "depth", "data"]
     assert tables["width"]["x"].tolist() == [64, 96, 128, 192]

@@ -105,7 +105,7 @@ def test_fewer_bits_are_a_gain(effect, words):
     assert len(points) == 3 * OTHERS
     assert ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
-    assert len(ax.get_yticks()) == OTHERS
+    assert [text.get_text() for text in ax.texts].count("n = 3") == OTHERS
 
 
 def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
@@ -179,13 +179,13 @@ def test_the_second_rate_of_the_search():
     assert list(table.index) == ["gpt2", "language"] and table.loc["language", "difference"] == pytest.approx(-0.1)
     # each at its better rate
     assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])
-    text = rates.second_sentence(table)
-    assert "language signs: 0.002 instead of 0.004 −0.100 (" in text
-    assert ": better; at the better of the two, against the default at the better of its own, +0.350" in text
-    assert "default (GPT-2's): 0.004 instead of 0.008 +0.020" in text
-    assert ": worse" in text
-    assert "not all in yet: " in text
-    assert "not in yet" in rates.second_sentence(rates.second_table(finals[finals["seed"] < 3]))
+    text = rates.second_rates(table)
+    assert re.search(
+        r"\| language signs \| 0.002 for 0.004 \| −0.100 \(.*\) \| 0.031 \| better \| \+0.350 \(.*\) \|", text
+    )
+    assert re.search(r"\| default \(GPT-2's\) \| 0.004 for 0.008 \| \+0.020 \(.*\) \| 0.062 \| worse by the interval, which the exact test does not confirm \| – \|", text)
+    assert "Not all in yet: mimetic's singular values" in text
+    assert rates.second_rates(rates.second_table(finals[finals["seed"] < 3])).count("\n| ") <= 2  # the other text alone
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
 
 
@@ -196,7 +196,7 @@ def test_a_second_rate_that_the_exact_test_does_not_confirm():
     ]
     finals = pd.DataFrame(rows, columns=["arm", "test_bits_per_byte", "seed"])
     table = rates.second_table(finals)  # five pairs: p cannot be below 0.062
-    assert "worse by the interval, which the exact test does not confirm" in rates.second_sentence(table)
+    assert "worse by the interval, which the exact test does not confirm" in rates.second_rates(table)
 
 
 def test_the_second_rate_on_the_other_text(monkeypatch):
@@ -208,12 +208,13 @@ def test_the_second_rate_on_the_other_text(monkeypatch):
         ]
         return lambda name: pd.DataFrame(rows, columns=["arm", "seed", "test_bits_per_byte"])
 
-    for effect, says in ((-0.02, ": better"), (0.02, ": worse"), (0.0, ": not to be told apart")):
+    nothing = rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"]))
+    for effect, says in ((-0.02, "better"), (0.02, "worse"), (0.0, "not to be told apart")):
         monkeypatch.setattr(rates, "load_runs", runs(effect))
-        text = rates.second_on_wikitext2()
-        assert text.startswith("* default (GPT-2's) on WikiText-2: 0.004 instead of 0.008 ") and text.endswith(says)
+        (row,) = (line for line in rates.second_rates(nothing).splitlines() if "on WikiText-2 |" in line)
+        assert row.startswith("| default (GPT-2's), on WikiText-2 | 0.004 for 0.008 | ") and f" | {says} | " in row
     monkeypatch.setattr(rates, "load_runs", runs(0.02, seeds=3))
-    assert "are not in yet" in rates.second_on_wikitext2()
+    assert "on WikiText-2 (`python" in rates.second_rates(nothing)
 
 
 def test_the_signs_at_one_rate_and_whether_they_add_up():
@@ -407,13 +408,7 @@ def test_samples_products_and_runs():
 def test_the_committed_gpts_have_visions_sign_but_in_the_first_layer(monkeypatch):
     monkeypatch.delenv("MIMETIC_RUNS")
     said = answers.signs_by_layer(("tinyshakespeare",))
-    assert re.fullmatch(
-        r"Layer by layer .*: tinyshakespeare: layer 0 \+ in 6, − in 0 of 6(, layer [123] \+ in 0, − in 6 of 6){3}\.",
-        said,
-    )
+    assert said.splitlines()[0] == "| V·proj of our GPTs, runs + / − | layer 0 | layer 1 | layer 2 | layer 3 | of |"
+    assert said.splitlines()[2] == "| tinyshakespeare | 6 / 0 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"
     said = answers.signs_by_layer(("tinyshakespeare-sincos",))  # with fixed positions in the first, too
-    assert re.fullmatch(
-        r"Layer by layer .*: tinyshakespeare-sincos: layer 0 \+ in 0, − in 5 of 6(, layer [123] \+ in 0, − in 6 of"
-        r" 6){3}\.",
-        said,
-    )
+    assert said.splitlines()[2] == "| tinyshakespeare-sincos | 0 / 5 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"

@@ -261,7 +261,7 @@ def test_better_lies_to_the_right_in_every_panel():
     figure = figures.families([(ACCURACY, table, points), (BITS, table, points)])
     accuracy, bits = figure.axes
     assert not accuracy.xaxis_inverted() and bits.xaxis_inverted()
-    assert "test accuracy minus the default's (points): better to the right" in accuracy.get_xlabel()
+    assert "test accuracy minus the default's (points):\nbetter to the right" in accuracy.get_xlabel()
     assert bits.get_xlabel().count("bits per byte") == 1
     faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() == "o"]
     assert faces[1] == "white" != faces[0]

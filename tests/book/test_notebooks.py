@@ -27,6 +27,7 @@ PORTABLE = (
     # the page: what is shown
     "hide-cell", "hide-input", "hide-output", "remove-cell", "remove-input", "remove-output", "scroll-output",
     "full-width", "margin", "output_scroll", "parameters",
+    "narrow",  # custom.css: a figure that is drawn for a telephone's width
 )  # fmt: skip
 
 every_notebook = pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -113,7 +113,8 @@ def findings() -> str:
         " *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs. Of bits"
         " per byte fewer are better."
     )
-    return f"{one_number()}\n\n{reproduction.summary()}\n\n{how_to_read} {reproduction.counts(claims())}"
+    table = f":::{{dropdown}} Every model in one table\n{how_to_read}\n\n{reproduction.summary()}\n:::"
+    return f"{one_number()}\n\n{table}\n\n{reproduction.counts(claims())}"
 
 
 WRITTEN = {"README.md": one_number, "book/index.md": findings}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import fill
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,8 @@ def comparisons(
     scale: float = 100,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Every comparison as one row: its pairs as small dots, their mean and interval above, their number at the right;
-    rows in groups. A hollow dot has too few pairs for a claim.
+    """Every comparison as one row: its label, below it mean and interval, below these its pairs as small dots, their
+    number at the right; rows in groups. Narrow enough for a telephone. A hollow dot has too few pairs for a claim.
 
     Args:
         table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are
@@ -38,7 +37,7 @@ def comparisons(
         points: columns label, difference: one row a pair.
         band: an interval that is shaded behind all rows, to compare them with.
     """
-    figure, axes = panels(7.4, 0.9 + _ROW * _height(table))
+    figure, axes = panels(_WIDTH, 0.7 + _ROW * _height(table))
     ax = axes[0, 0]
     _comparison_rows(ax, table, points, scale)
     if band is not None:
@@ -47,62 +46,41 @@ def comparisons(
     return figure
 
 
-_ROW = 0.3  # inches
-_LABEL = 31  # characters; longer labels take two lines, so that a narrow screen shows the rows beside them
+_WIDTH, _ROW, _HEADING = 4.8, 0.34, 0.8  # inches; inches; rows
 
 
-def _height(table: pd.DataFrame) -> int:
-    """Rows of a panel: one a comparison, one a group's heading."""
-    return len(table) + table["group"].nunique()
+def _height(table: pd.DataFrame) -> float:
+    """Rows of a panel: one a comparison, and the groups' headings."""
+    return len(table) + _HEADING * table["group"].nunique()
 
 
 def _comparison_rows(ax, table, points, scale) -> None:
-    y, ticks = 0.0, []
+    def write(x, y, text, **kwargs):
+        """Over the line at 0."""
+        box = dict(fc="white", ec="none", pad=0.8)
+        ax.text(x, y, text, transform=ax.get_yaxis_transform(), va="center", bbox=box, **kwargs)
+
+    y = 0.0
     for group, rows in table.groupby("group", sort=False):
-        y += 1
-        ax.text(
-            0.0,
-            y,
-            group,
-            transform=ax.get_yaxis_transform(),
-            fontsize=8.5,
-            fontweight="bold",
-            va="center",
-            ha="left",
-            bbox=dict(fc="white", ec="none", pad=1.5),
-        )
+        y += _HEADING
+        write(0.0, y - 0.1, group, fontsize=8.5, fontweight="bold")
         for label, row in rows.iterrows():
             y += 1
+            write(0.0, y - 0.32, label, fontsize=8)
             dots = scale * points.loc[(points["label"] == label) & (points["group"] == group), "difference"]
-            ax.plot(dots, np.full(len(dots), y + 0.16), ".", ms=4, color="#999999")
+            ax.plot(dots, np.full(len(dots), y + 0.2), ".", ms=4, color="#999999")
             if np.isfinite(row["low"]):
                 ax.plot([scale * row["low"], scale * row["high"]], [y, y], color=VP, lw=1.4)
             ax.plot(scale * row["difference"], y, "o", ms=4.5, mec=VP, mfc=VP if row["pairs"] >= ENOUGH else "white")
-            ax.text(
-                1.0,
-                y,
-                f"n = {row['pairs']:.0f}",
-                transform=ax.get_yaxis_transform(),
-                fontsize=7,
-                color="#777777",
-                ha="right",
-                va="center",
-            )
-            ticks.append((y, label))
+            write(1.0, y - 0.32, f"n = {row['pairs']:.0f}", fontsize=7, color="#777777", ha="right")
     ax.axvline(0, color="black", lw=0.8)
-    ax.set_yticks(
-        [t for t, _ in ticks],
-        [fill(label, _LABEL, break_on_hyphens=False) for _, label in ticks],
-        fontsize=8,
-        linespacing=1.05,
-    )
+    ax.set_yticks([])
     # one very wide interval of three pairs must not squeeze all the others: it is cut at the edge of the picture
     wide = table[table["pairs"] >= ENOUGH]
     low = scale * min(points["difference"].min(), wide["low"].min(), 0)
     high = scale * max(points["difference"].max(), wide["high"].max(), 0)
     room = 0.08 * (high - low) + 0.0005 * scale
-    ax.set(ylim=(y + 0.8, 0.2), xlim=(low - room, high + 2 * room))  # on the right the numbers of pairs
-    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(y + 0.5, 0.1), xlim=(low - room, high + room))
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color="#eeeeee")
 
@@ -115,12 +93,12 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
     Args:
         shown: metric, table and points of a panel (experiments.answers.reproduction.shown).
     """
-    heights = [_height(table) + 2.2 for _, table, _ in shown]  # and the axis below
-    figure, axes = panels(7.4, _ROW * sum(heights), nrows=len(shown), height_ratios=heights)
+    heights = [_height(table) + 1.8 for _, table, _ in shown]  # and the axis below
+    figure, axes = panels(_WIDTH, _ROW * sum(heights), nrows=len(shown), height_ratios=heights)
     for ax, (metric, table, points) in zip(axes[:, 0], shown):
         _comparison_rows(ax, table, points, metric.scale)
         unit = f" ({metric.difference})" if metric.difference not in metric.name else ""
-        ax.set_xlabel(f"last-epoch {metric.name} minus the default's{unit}: better to the right")
+        ax.set_xlabel(f"last-epoch {metric.name} minus the default's{unit}:\nbetter to the right")
         if metric.lower_is_better:
             ax.invert_xaxis()
     return figure

@@ -85,7 +85,7 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
     """
     arms = list(dict.fromkeys(products["arm"]))
     figure, axes = panels(7.4, 4.4, nrows=2, ncols=len(arms), sharex=True, sharey="row")
-    rows = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
+    rows = (("qk", r"$W_QW_K^\top$", QK), ("vp", "$W_VW_{proj}$", VP))
     for i, (product, name, color) in enumerate(rows):
         for ax, arm in zip(axes[i], arms):
             before_and_after(ax, products[(products["arm"] == arm) & (products["product"] == product)], "z", color)

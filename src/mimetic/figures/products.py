@@ -63,7 +63,7 @@ def z_by_layer(measurements: pd.DataFrame) -> Figure:
         ax.axhline(0, color="black", lw=0.6)
         ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
         means = qk.groupby("layer").z.mean()
-        ax.plot(means.index, means, "-", color=QK, lw=1.3, label="$W_QW_K^T$ (dots: heads, line: mean)")
+        ax.plot(means.index, means, "-", color=QK, lw=1.3, label=r"$W_QW_K^\top$ (dots: heads, line: mean)")
         ax.plot(vp.layer, vp.z, "s-", ms=3.5, lw=1.3, color=VP, label="$W_VW_{proj}$")
         ax.set_title(title, fontsize=8.5)
         ax.set_yscale("symlog", linthresh=1)
@@ -128,7 +128,7 @@ def truncation(table: pd.DataFrame) -> Figure:
     left.set(
         xlabel="rank kept, k/d",
         ylabel="mean diagonal",
-        title="Diagonal of $W_QW_K^T$",
+        title=r"Diagonal of $W_QW_K^\top$",
         xlim=(0, 1),
         ylim=(0, beta * 1.15),
     )
@@ -215,7 +215,7 @@ def measured_and_imitated(measured: pd.DataFrame, imitated: pd.DataFrame) -> Fig
     """Mean diagonal of both products by layer, of the model that was measured (dots) and of its imitation (crosses),
     with the off-diagonal spread as a bar to either side. Frames as measure.measure(model, heads=False) gives them."""
     figure, axes = panels(7.4, 2.6, ncols=2)
-    products = (("qk", QK, "$W_QW_K^T$, mean over heads"), ("vp", VP, "$W_VW_{proj}$"))
+    products = (("qk", QK, r"$W_QW_K^\top$, mean over heads"), ("vp", VP, "$W_VW_{proj}$"))
     for ax, (product, color, title) in zip(axes[0], products):
         for shift, marker, frame, label in (
             (-0.12, "o", measured, "measured"),

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mimetic.figures.style import NULL, QK, VP, before_and_after, panels, runs_and_mean, styled
 
-_PRODUCTS = (("qk", "$W_QW_K^T$", QK), ("vp", "$W_VW_{proj}$", VP))
+_PRODUCTS = (("qk", r"$W_QW_K^\top$", QK), ("vp", "$W_VW_{proj}$", VP))
 
 
 @styled

@@ -81,7 +81,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """
     figure, axes = panels(7.6, 2.7, ncols=3)
     colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
-    names = {"vp": "$W_VW_{proj}$", "qk": "$W_QW_K^T$", "untrained": "untrained"}
+    names = {"vp": "$W_VW_{proj}$", "qk": r"$W_QW_K^\top$", "untrained": "untrained"}
     titles = {"trained": "1 · a trained model, all layers", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         ax.axhline(0, color="black", lw=0.6)
@@ -121,7 +121,7 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
     """
     arms = list(dict.fromkeys(products["arm"]))
     figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True, sharey="row")
-    rows = (("$W_QW_K^T$:\ndiagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
+    rows = (("$W_QW_K^\\top$:\ndiagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
             ("$W_VW_{proj}$:\ndiagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
             ("mean distance attended\n(patches)", maps, "distance", "#009e73"))  # fmt: skip
     for i, (title, frame, column, color) in enumerate(rows):

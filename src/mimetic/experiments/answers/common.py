@@ -30,7 +30,7 @@ from mimetic.training.records import load_runs
 
 UNCONFIRMED = " by the interval, which the exact test does not confirm"
 NO_DIFFERENCE = "no difference that these pairs can show"
-PRODUCTS = {"qk": "$W_QW_K^T$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
+PRODUCTS = {"qk": r"$W_QW_K^\top$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
 IN_PERCENT = Metric("", "", scale=100, digits=1)  # a share of something
 
 

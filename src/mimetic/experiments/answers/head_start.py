@@ -174,5 +174,6 @@ def shorter(finals: pd.DataFrame) -> str:
     return (
         f"In a longer schedule the lead is {word}: at the end of runs planned for {short} or for {long} epochs, of the"
         f" same seeds, it is {text}.{other} (This cannot be read off the figure: at its epoch {short} the learning rate"
-        f" is still high, in a run of {short} epochs it has fallen to 0 there.) What a hundred epochs would leave is open."
+        f" is still high, in a run of {short} epochs it has fallen to 0 there.) What a hundred epochs would leave is"
+        " open."
     )

@@ -158,11 +158,11 @@ def signs_sentence() -> str:
 
 
 def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2")) -> str:
-    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after
-    training from the default (beyond two standard deviations of the null), in words: a model whose layers
-    differ may still be the same from seed to seed.
+    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
+    default (beyond two standard deviations of the null), as a Markdown table: a model whose layers differ may still be
+    the same from seed to seed.
     """
-    said = []
+    rows = []
     for experiment in experiments:
         products = recorded_products(experiment, ("gpt2",))
         after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
@@ -170,9 +170,9 @@ def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshake
             layers = after.groupby("layer")["sigmas"].agg(
                 plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size"
             )
-            signs = (f"layer {i} + in {row.plus}, − in {row.minus} of {row.runs}" for i, row in layers.iterrows())
-            said.append(f"{experiment}: {', '.join(signs)}")
-    return f"Layer by layer and over all seeds, in V·proj of our GPTs: {'; '.join(said)}." if said else ""
+            signs = {f"layer {i}": f"{row.plus} / {row.minus}" for i, row in layers.iterrows()}
+            rows.append({"V·proj of our GPTs, runs + / −": experiment, **signs, "of": f"{layers['runs'].max()}"})
+    return common.markdown(pd.DataFrame(rows).fillna("–")) if rows else ""
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:

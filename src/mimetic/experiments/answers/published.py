@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from mimetic.data.fetch import data_dir
@@ -18,15 +20,21 @@ def numbers() -> pd.DataFrame:
     return found
 
 
+def _linked(text: str) -> str:
+    """The sources that a text names, as links."""
+    text = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"OpenReview (\w{10})", r"[OpenReview](https://openreview.net/forum?id=\1)", text)
+
+
 def table() -> str:
     """numbers() as Markdown."""
-    return common.markdown(numbers())
+    return _linked(common.markdown(numbers()))
 
 
 def cifar() -> str:
     """The rows of numbers() on CIFAR as Markdown."""
     found = numbers()
-    return common.markdown(found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)])
+    return _linked(common.markdown(found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)]))
 
 
 def implementations() -> str:

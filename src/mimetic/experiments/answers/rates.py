@@ -179,47 +179,53 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def second_sentence(table: pd.DataFrame | None = None) -> str:
-    """What the second rates change, in words."""
+def second_rates(table: pd.DataFrame | None = None) -> str:
+    """What the second rates change, the default's on the other text last, as a Markdown table; which are not in yet."""
     table = second_table() if table is None else table
-    few = table[table["pairs"] >= ENOUGH] if len(table) else table
-    if few.empty:
-        return "The runs at the second rate are not in yet: `python -m mimetic queue language`."
-    lines = []
-    for arm, row in few.iterrows():
-        clear = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not to be told apart"
-        clear += UNCONFIRMED if clear != "not to be told apart" and row["p"] > 0.05 else ""
-        says = (
-            f"{LABELS[arm]}: {row['other rate']:g} instead of {row['rate']:g} {METRIC.signed(row['difference'])}"
-            f" ({METRIC.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs, p {row['p']:.3f}): {clear}"
-        )
+    enough = table[table["pairs"] >= ENOUGH] if len(table) else table
+    rows = []
+    for arm, row in enough.iterrows():
+        change, behind = _with_span(row["difference"], row["low"], row["high"]), "–"
         if arm != "gpt2" and np.isfinite(row["behind"]):
-            says += (
-                "; at the better of the two, against the default at the better of its own,"
-                f" {METRIC.signed(row['behind'])} ({METRIC.span(row['behind low'], row['behind high'])})"
-            )
-        lines.append(f"* {says}")
-    lacking = [LABELS[arm] for arm in ASKED_AGAIN if arm not in few.index]
-    return "\n".join(lines) + (
-        f"\n* not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)" if lacking else ""
-    )
-
-
-def second_on_wikitext2() -> str:
-    """What the default's second rate changes on the text that the rates were not searched on, as a list item; without
-    enough runs how to get them."""
+            behind = _with_span(row["behind"], row["behind low"], row["behind high"])
+        clear = 1 if row["low"] > 0 else -1 if row["high"] < 0 else 0
+        rates = f"{row['other rate']:g} for {row['rate']:g}"
+        rows.append((LABELS[arm], rates, change, f"{row['p']:.3f}", _moved(clear, row["p"]), behind))
     rate = RUNNER_UP["gpt2"]
-    change = contrast(load_runs(WIKITEXT2.experiment), {rated("gpt2", rate): 1, "gpt2": -1}, METRIC.column)
-    if len(change) < ENOUGH:
-        return (
-            "* on WikiText-2: the default's runs at its second rate are not in yet (`python -m mimetic queue language`)"
+    other = contrast(load_runs(WIKITEXT2.experiment), {rated("gpt2", rate): 1, "gpt2": -1}, METRIC.column)
+    lacking = [LABELS[arm] for arm in ASKED_AGAIN if arm not in enough.index]
+    if len(other) >= ENOUGH:
+        p = sign_flip_test(other)
+        rates = f"{rate:g} for {CHOSEN['gpt2']:g}"
+        rows.append(
+            (
+                OTHER_TEXT,
+                rates,
+                _with_span(other.mean(), *mean_interval(other)),
+                f"{p:.3f}",
+                _moved(side(other), p),
+                "–",
+            )
         )
-    says, p = {0: "not to be told apart", 1: "worse", -1: "better"}[side(change)], sign_flip_test(change)
-    says += UNCONFIRMED if side(change) and p > 0.05 else ""
-    return (
-        f"* {LABELS['gpt2']} on WikiText-2: {rate:g} instead of {CHOSEN['gpt2']:g}"
-        f" {measured(change, METRIC, f', p {p:.3f}')}: {says}"
-    )
+    else:
+        lacking.append(OTHER_TEXT)
+    columns = ["arm", "rate", "difference", "p", "its second rate is", "at the better of its two, minus the default"]
+    said = [markdown(pd.DataFrame(rows, columns=columns))] if rows else []
+    if lacking:
+        said.append(f"Not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`).")
+    return "\n\n".join(said)
+
+
+OTHER_TEXT = f"{LABELS['gpt2']}, on WikiText-2"
+
+
+def _with_span(mean: float, low: float, high: float) -> str:
+    return f"{METRIC.signed(mean)} ({METRIC.span(low, high)})"
+
+
+def _moved(clear: int, p: float) -> str:
+    """Whether more bits (1), fewer (-1) or neither (0) are shown, in words."""
+    return {0: "not to be told apart", 1: "worse", -1: "better"}[clear] + (UNCONFIRMED if clear and p > 0.05 else "")
 
 
 # The four pairs of signs at one rate: each arm's name where it was run at GENTLE

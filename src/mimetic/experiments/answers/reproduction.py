@@ -34,7 +34,8 @@ from mimetic.training.records import load_runs
 
 def claims_table(table: pd.DataFrame) -> str:
     """claims() as a Markdown table under the names of the parts, each verdict a link to its chapter."""
-    table = table.assign(verdict=_linked(table)).drop(columns="page").rename(columns={"found": "found (95 % interval)"})
+    table = table.assign(verdict=_linked(table)).rename(columns={"found": "found (95 % interval)"})
+    table = table[["part", "claim", "verdict", "found (95 % interval)", "whose"]]  # on a telephone the first two show
     rows = []
     for part, claims_of_it in table.groupby("part", sort=False):
         claims_of_it = claims_of_it.drop(columns="part")

@@ -70,7 +70,7 @@ def _construction() -> Judgement:
 CLAIMS = (
     Claim(
         PATTERN,
-        "In trained vision transformers $W_QW_K^T$ leans to +I and $W_VW_{proj}$ to −I",
+        r"In trained vision transformers $W_QW_K^\top$ leans to +I and $W_VW_{proj}$ to −I",
         PAPER,
         "02_looking_inside",
         _trained_vision,
