@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from mimetic import MimeticSpec, MimeticWarning, mimetic_init_
+from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, adapters, mimetic_init_
+from mimetic.adapters import fused_out, linear_in
 from mimetic.adapters.views import NO_DROPOUT
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
@@ -396,3 +397,62 @@ def test_a_norm_of_ones_own_in_torchs_block_is_not_known(norm_first):
     block = nn.TransformerEncoderLayer(8, 2, norm_first=norm_first)
     block.norm1 = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
     assert attention_layers(block)[0].gains_known != norm_first  # behind attention it does not matter
+
+
+def test_a_scripted_part_is_passed_by_and_scripted_attention_refused():
+    block = nn.Module()
+    block.attn, block.head = nn.MultiheadAttention(16, 2), torch.jit.script(nn.Linear(16, 4))
+    assert [layer.name for layer in attention_layers(block)] == ["attn"]
+    assert len(mimetic_init_(block)) == 1
+    encoder = torch.jit.script(nn.TransformerEncoderLayer(16, 2, 32))
+    for model, name in ((encoder, "self_attn"), (nn.Sequential(encoder), "0.self_attn")):
+        with pytest.raises(UnsupportedAttention, match=f"{name}: it is scripted or traced .*: initialise before that"):
+            attention_layers(model)
+
+
+class TwoInABlock(nn.Module):
+    """A user's block with two attentions one after the other, as axial ones have."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.row, self.col = Plain(), Plain()
+        self.mlp = nn.Linear(D, D)
+
+    def forward(self, x):
+        x = x + self.row(self.norm1(x))
+        x = x + self.col(self.norm2(x))
+        return x + self.mlp(x)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, H, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_gains_of_two_attentions_in_one_block_are_verified(monkeypatch, right):
+    def read(module, name, ancestors):
+        (q, _), (k, _), (v, _) = fused_out(module.qkv, H, name)
+        path, block = ancestors[0]
+        gain = (block.norm1 if path.endswith("row") is right else block.norm2).weight
+        return AttentionLayer(name, q, k, v, linear_in(module.proj, H, name)[0], in_gain=gain)
+
+    monkeypatch.setattr(adapters, "_CUSTOM", {Plain: read})
+    model = nn.Sequential(TwoInABlock(), TwoInABlock())
+    for block in model:
+        nn.init.uniform_(block.norm1.weight, 0.5, 1.5)
+    checks = verify(model, lambda m: m(tokens(2, 7, D)))
+    assert [check.ok for check in checks] == [right] * 4
+    assert all(check.fold_error < 1e-5 if right else check.fold_error > 0.1 for check in checks)
+
+
+def test_a_compiled_model_is_verified_without_its_compiled_code():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, H, 32, batch_first=True), 1, enable_nested_tensor=False)
+    (check,) = verify(torch.compile(model, backend="eager"), lambda m: m(tokens(2, 5, D)))
+    assert check.ok and check.vp_error < 1e-5

@@ -183,7 +183,10 @@ def test_the_second_rate_of_the_search():
     assert re.search(
         r"\| language signs \| 0.002 for 0.004 \| −0.100 \(.*\) \| 0.031 \| better \| \+0.350 \(.*\) \|", text
     )
-    assert re.search(r"\| default \(GPT-2's\) \| 0.004 for 0.008 \| \+0.020 \(.*\) \| 0.062 \| worse by the interval, which the exact test does not confirm \| – \|", text)
+    assert re.search(
+        r"\| default \(GPT-2's\) \| 0.004 for 0.008 \| \+0.020 \(.*\) \| 0.062 \| worse by the interval, .* \| – \|",
+        text,
+    )
     assert "Not all in yet: mimetic's singular values" in text
     assert rates.second_rates(rates.second_table(finals[finals["seed"] < 3])).count("\n| ") <= 2  # the other text alone
     assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty

@@ -119,6 +119,26 @@ def test_parameters_of_our_models_are_those_that_we_count():
         counts.share(1000)
 
 
+def test_an_mlp_in_another_numbered_part_of_the_block_counts():
+    transformers = pytest.importorskip("transformers")
+    model = transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    )
+    dense = sum(p.numel() for name, p in model.named_parameters() if "DenseReluDense" in name)
+    assert count_parameters(model).mlp == dense == 2 * 2 * 32 * 64
+
+
+def test_without_a_block_the_mlp_is_with_the_rest():
+    class Parallel(nn.Module):  # as SASRec is often written
+        def __init__(self):
+            super().__init__()
+            self.attentions = nn.ModuleList(nn.MultiheadAttention(16, 2) for _ in range(2))
+            self.forwards = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    found = audit(Parallel())
+    assert found.parameters.mlp == 0 and f"MLP and rest {found.parameters.rest:,}" in str(found)
+
+
 def test_share_by_catalogue_is_that_of_a_model_built_with_it():
     found = audit(recommender())
     for items in (100, 3_000, 20_000):

@@ -863,8 +863,9 @@ def test_a_registered_class_of_ones_own():
         check_targets(attention_layers(model), seeded())
     finally:
         del _CUSTOM[MyAttention]
-    with pytest.raises(TypeError, match="nn.Module subclass"):
-        mimetic.register_adapter(int, read)
+    for no_attention_class in (int, nn.Module):
+        with pytest.raises(TypeError, match="nn.Module subclass"):
+            mimetic.register_adapter(no_attention_class, read)
 
 
 # --- grouped-query attention ---
@@ -1654,7 +1655,10 @@ def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
     gate[0].resweight = nn.Parameter(torch.zeros(1))  # ReZero's: one number, 0 at the start
     with pytest.warns(MimeticWarning, match="0.attn: resweight beside it, which may scale its output, is about 0"):
         mimetic_init_(gate)
-    for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias")):
+    gate[0].resweight, gate[0].alpha = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(16))  # by its value
+    with pytest.warns(MimeticWarning, match="0.attn: alpha beside it, which may scale its output, is about 0"):
+        mimetic_init_(gate)
+    for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias"), (0.0, "pos_bias"), (0.0, "cls_token")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mimetic_init_(nn.Sequential(Scaled(scale, name)))

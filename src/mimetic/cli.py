@@ -93,6 +93,7 @@ class Train:
 @dataclass(frozen=True)
 class Coverage:
     """Try every attention architecture of a library: supported (products verified), or refused (with the reason).
+    Ten minutes of two cores; the table goes to data/coverage.
 
     example: python -m mimetic coverage timm
     """

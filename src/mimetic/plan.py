@@ -122,7 +122,9 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
         gains = {
             name: p
             for name, p in block.named_parameters()
-            if plain(p) and p.numel() in (1, layer.d_model) and (_SCALES.search(name) or name in norms)
+            if plain(p)
+            and p.numel() in (1, layer.d_model)
+            and (_SCALES.search(name) or name in norms or _closed(name, p))
         }
     if block is not None and not layer.gains_known:
         if gate := _zero_gate(block, layer.d_model):
@@ -142,6 +144,11 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
                 f"{what} is about {size:.1g}: W_V W_proj acts with that part of its size, until training changes it",
             )
     return ()
+
+
+def _closed(name: str, p: Tensor) -> bool:
+    """Whether a parameter of a block itself, whatever it is called, is likely a scale that starts at 0 (ReZero)."""
+    return "." not in name and not re.search("bias|norm|pos|token|emb", name, re.IGNORECASE) and not p.any()
 
 
 def _low_rank(*around: nn.Module) -> tuple[str, ...]:

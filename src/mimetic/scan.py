@@ -22,6 +22,7 @@ from mimetic.adapters.views import (
     hooked,
     is_matrix,
     replaced_forward,
+    wrapped,
 )
 from mimetic.attention import VIEWS, AttentionLayer, UnsupportedAttention
 from mimetic.messages import one_line
@@ -63,7 +64,9 @@ class Scan:
         if not self.layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
             raise UnsupportedAttention(
-                f"no attention layer found in {type(model).__name__}" + (f" ({why})" if why else "")
+                f"no attention layer found in {type(model).__name__}"
+                + (f" ({why})" if why else "")
+                + "; register_adapter teaches a class of your own"
             )
         return self.layers
 
@@ -81,12 +84,7 @@ def scan(model: nn.Module) -> Scan:
     suspects: list[tuple[str, str]] = []
     aliases = _aliases(modules)
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers()) if plain(t)}
-    wrappers = {
-        child: parent
-        for parent in modules.values()
-        for name in WRAPPERS
-        if (child := parent._modules.get(name)) is not None
-    }
+    wrappers = {child: parent for parent in modules.values() if (child := wrapped(parent)) is not None}
     for name, module in modules.items():
         reader = find_reader(type(module))
         if reader is None:

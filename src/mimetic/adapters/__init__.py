@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -55,14 +56,18 @@ def register_adapter(attention_class: type, reader: Reader | None) -> None:
             they override its forward.
         reader: function (module, name, ancestors) -> AttentionLayer whose q, k, v, proj are views into the module's
             parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of
-            mimetic.adapters make them from nn.Linear. ancestors are the modules around it, nearest first, each with the
-            path from it down to the module; a norm in front of the layer is in one of them (in_gain). None: the class
-            is no self-attention, for all its name; it is left alone with all that is inside of it, with a note.
+            mimetic.adapters make them from nn.Linear. ancestors are pairs (path, module): the modules around it,
+            nearest first, and the path from each down to this one; a norm in front of the layer is in one of them
+            (in_gain). There are none where the layer itself is what was passed in. None: the class is no
+            self-attention, for all its name; it is left alone with all that is inside of it, with a note.
 
     Raises:
-        TypeError: attention_class is no module class, or reader no function.
+        TypeError: attention_class is no module class, or nn.Module itself, or reader no function.
     """
-    if not (isinstance(attention_class, type) and issubclass(attention_class, nn.Module)):
+    if (
+        not (isinstance(attention_class, type) and issubclass(attention_class, nn.Module))
+        or attention_class is nn.Module
+    ):
         raise TypeError(f"attention_class must be a torch.nn.Module subclass, got {attention_class!r}")
     if reader is None:
         reader = _left_alone
@@ -166,7 +171,7 @@ def looks_like_attention(module: nn.Module) -> bool:
     """True for a module that owns weights, directly or in its direct children, and is named like attention or has
     children (or weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
     children, projections = dict(module.named_children()), has_projections(module)
-    if not (_LOOKS.search(type(module).__name__) or projections):
+    if not (_LOOKS.search(getattr(module, "original_name", type(module).__name__)) or projections):  # a scripted one's
         return False
     weights = list(module.parameters(recurse=False))
     for child in children.values():
@@ -231,6 +236,8 @@ _HINTS = (  # an attribute that gives the kind of attention away -> what it is
 
 def unknown(module: nn.Module) -> str:
     """Why a module that looks like attention is refused: it is not in the tables, and what it seems to be."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted or traced (torch.jit): initialise before that"
     reason = f"{type(module).__module__}.{type(module).__qualname__} is not a known attention class"
     names = [*(n for n, _ in module.named_children()), *(n for n, _ in module.named_parameters(recurse=False))]
     for pattern, hint in _HINTS:

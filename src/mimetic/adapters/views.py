@@ -58,9 +58,15 @@ OUT_NORM = (
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module of which this is such a wrapper; None if it is none."""
+    parts = module._modules  # a scripted module's has no get
+    return next((parts[name] for name in WRAPPERS if name in parts and parts[name] is not None), None)
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of such wrappers."""
-    while inner := next((m for name in WRAPPERS if (m := module._modules.get(name)) is not None), None):
+    while (inner := wrapped(module)) is not None:
         module = inner
     return module
 
@@ -148,7 +154,8 @@ def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     data = p.data if isinstance(p, nn.Parameter) else p
     if type(data) is not Tensor:
         raise UnsupportedAttention(
-            f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised)"
+            f"{name}: {what} is a {type(data).__name__}, not a plain tensor (sharded or quantised): initialise before"
+            " that"
         )
     if data.layout is not torch.strided:
         raise UnsupportedAttention(f"{name}: {what} is stored as {data.layout}, not as a plain matrix")

@@ -98,15 +98,22 @@ def count_state(state: Mapping[str, Tensor], names: StateNames) -> Parameters:
     return _count(entries, [names.proj.format(i).rsplit(".", 2)[0] for i in numbers], rows)
 
 
+def _block(layer: str, others: set[str]) -> str | None:
+    """The block of an attention layer: the innermost numbered part of its name in which there is another matrix, too
+    (others, names); T5's attention and MLP are numbered once more inside of a block. None if there is no such part."""
+    numbered = [layer[: m.end()] for m in re.finditer(r"(?<![^.])\d+(?=\.|$)", layer)]
+    inner_first = reversed(numbered)
+    return next((block for block in inner_first if any(name.startswith(f"{block}.") for name in others)), None)
+
+
 def _count(entries: list[tuple[str, tuple[int, ...], bool, bool]], layers: list[str], rows: int | None) -> Parameters:
     """Parameters from (name, shape, is attention, is an embedding table), the
     layers' names and the rows of the table.
     """
-    blocks = {m.group() for name in layers if (m := re.match(r"(.*\.)?\d+(?=\.|$)", name))}
-    counts, matrices, per_item = dict.fromkeys(("attention", "mlp", "embedding", "rest"), 0), set(), 0.0
-    for name, shape, attention, _ in entries:
-        if not attention and len(shape) >= 2:
-            matrices.add(name.rpartition(".")[0])
+    counts, per_item = dict.fromkeys(("attention", "mlp", "embedding", "rest"), 0), 0.0
+    matrices = {name.rpartition(".")[0] for name, shape, attention, _ in entries if not attention and len(shape) >= 2}
+    others = {name for name, shape, attention, table in entries if len(shape) >= 2 and not attention and not table}
+    blocks = {block for name in layers if (block := _block(name, others))}
     for name, shape, attention, table in entries:
         size, owner = int(np.prod(shape)), name.rpartition(".")[0]
         # the table, and what has one row an item beside it: a few rows may be padding and mask

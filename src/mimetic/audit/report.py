@@ -153,6 +153,8 @@ def report(found: Audit) -> list[str]:
     if found.parameters is not None:
         p = found.parameters
         parts = {"attention": p.attention, "MLP": p.mlp, "embedding": p.embedding, "rest": p.rest}
+        if not p.mlp:  # its layers lie where no block of an attention layer is
+            parts = {"attention": p.attention, "embedding": p.embedding, "MLP and rest": p.rest}
         lines += ["", "parameters   " + "   ".join(f"{k} {v:,} ({v / p.total:.1%})" for k, v in parts.items())]
         if shares := found.shares():
             lines += [
