@@ -323,3 +323,11 @@ def test_command_line_names_notebooks(book, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert notebooks.main(["execute", "3"]) == 1
     assert "no notebook '3' in book, which has 01_a, 02_b" in capsys.readouterr().err
+
+
+@every_notebook
+def test_a_figure_drawn_for_a_telephone_is_shown_at_its_width(path):
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            drawn_narrow = re.search(r"figures\.(comparisons|families)\b", cell.source) is not None
+            assert drawn_narrow == ("narrow" in cell.metadata.get("tags", [])), cell.source
