@@ -6,7 +6,7 @@ z + attention(normalise(z)), a post-norm block a norm of z + attention(z).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -47,25 +47,21 @@ def fold_errors(session: Session, run: Callable) -> dict[int, float]:
                 and not isinstance(chain[depth][1], (nn.ModuleList, nn.Sequential))
             ):
                 blocks[i] = chain[depth][1]
-        for apart in _one_a_block(blocks):
+        while blocks:  # one layer of a block at a time: its others are silenced
+            first = {block: i for i, block in reversed(blocks.items())}
+            group = {i: block for block, i in first.items()}
             try:
-                silent, one, two = (_block_run(session, run, apart, r, silent=r == 0) for r in range(3))
+                silent, one, two = (_block_run(session, run, group, r, silent=r == 0) for r in range(3))
             except (RuntimeError, ValueError, TypeError, IndexError):  # this ancestor cannot be called on other tokens
-                continue
-            for i in apart:
-                if all(i in r and r[i][0].shape == r[i][1].shape for r in (silent, one, two)):
-                    error = _fold_error(session.layers[i], session.c_H[i], silent[i], one[i], two[i])
-                    if error is not None:
-                        errors[i] = error
+                break
+            isolated = {i for i in group if all(i in r and r[i][0].shape == r[i][1].shape for r in (silent, one, two))}
+            for i in isolated:
+                error = _fold_error(session.layers[i], session.c_H[i], silent[i], one[i], two[i])
+                if error is not None:
+                    errors[i] = error
+            # what cannot be isolated for one of its layers cannot for another
+            blocks = {i: block for i, block in blocks.items() if i not in group and first[block] in isolated}
     return errors
-
-
-def _one_a_block(blocks: dict[int, nn.Module]) -> Iterator[dict[int, nn.Module]]:
-    """The layers in groups in which no block comes twice: all but one of the layers of a block are silenced."""
-    while blocks:
-        first = {block: i for i, block in reversed(blocks.items())}
-        yield {i: block for block, i in first.items()}
-        blocks = {i: block for i, block in blocks.items() if first[block] != i}
 
 
 def _block_run(session: Session, run: Callable, blocks: dict[int, nn.Module], r: int, silent: bool):
