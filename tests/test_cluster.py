@@ -13,7 +13,7 @@ from mimetic.experiments import cluster
 from mimetic.experiments.cluster import Job, Resources, parameters, report, submit
 from mimetic.experiments.configs import named
 from mimetic.experiments.runs import checkpoint_path, existing, run
-from mimetic.training.checkpoint import exclusive
+from mimetic.training.checkpoint import exclusive, save_checkpoint
 from mimetic.training.loop import TimeLimit
 
 submitit = pytest.importorskip("submitit")
@@ -135,7 +135,7 @@ def test_a_job_restarts_a_run_of_other_code_and_leaves_one_that_is_held(monkeypa
     checkpoint = checkpoint_path(toy())
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["source"] = "of yesterday"
-    torch.save(state, checkpoint)
+    save_checkpoint(checkpoint, state)
     with exclusive(checkpoint):
         assert Job()(toy()) == toy().name and existing(toy()) is None
     assert Job()(toy()) == toy().name and existing(toy())["resumed"] == 0

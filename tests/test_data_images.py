@@ -188,9 +188,13 @@ def test_fetch_goes_through_torchvision_with_its_checksum(tmp_path, monkeypatch,
 
 def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):
     path = tmp_path / "cifar10.npz"
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
-        load_images("cifar10")
+    whole = path.read_bytes()
+    flag = whole.rindex(b"PK\x01\x02") + 10  # how a member of the archive is packed
+    for damaged in (whole[:5000], whole[:flag] + b"\x63" + whole[flag + 1 :]):
+        path.write_bytes(damaged)
+        for read in (load_images, fetch_images):  # `data fetch` verifies what is there, too
+            with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
+                read("cifar10")
     np.savez(path, **{**small_cifar, "y_train": np.zeros(100, dtype=np.int64)})
     with pytest.raises(Unavailable, match="cifar10.npz does not hold the train images"):
         load_images("cifar10")
@@ -234,6 +238,29 @@ def test_augmentation_is_a_function_of_the_generator():
     assert not torch.equal(first, policy(x, generator(6)))
     assert first.dtype == torch.uint8 and first.shape == x.shape
     assert torch.equal(Augmentation()(x, generator()), x)
+
+
+def test_every_image_has_operations_of_its_own(monkeypatch):
+    drawn = []
+
+    def keep(x, op, sign, magnitude):
+        drawn.append((op.tolist(), magnitude))
+        return apply_ops(x, op, sign, magnitude)
+
+    monkeypatch.setattr(augment, "apply_ops", keep)
+    Augmentation(randaugment_ops=2, randaugment_magnitude=5)(random_images(400), generator())
+    assert [magnitude for _, magnitude in drawn] == [5, 5] and drawn[0] != drawn[1]
+    for ops, _ in drawn:
+        counts = np.bincount(ops, minlength=len(RANDAUGMENT_OPS))
+        assert len(counts) == len(RANDAUGMENT_OPS) and counts.min() > 10  # 29 are expected of each
+
+
+def test_pixels_are_normalised_by_the_images_that_are_trained_on(small_cifar):
+    part = load_images("cifar10", train_size=20)
+    x = part.x_train.double()
+    assert part.mean.flatten().tolist() == pytest.approx(x.mean((0, 2, 3)).tolist(), rel=1e-6)
+    assert part.sd.flatten().tolist() == pytest.approx(x.std((0, 2, 3), correction=0).tolist(), rel=1e-6)
+    assert not torch.equal(part.mean, load_images("cifar10").mean)
 
 
 @pytest.mark.parametrize("op", range(len(RANDAUGMENT_OPS)), ids=RANDAUGMENT_OPS)

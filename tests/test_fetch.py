@@ -1,5 +1,6 @@
 """Downloads: whole or not at all, the right file or none, one line when it cannot be had."""
 
+import errno
 import hashlib
 import http.server
 import os
@@ -201,3 +202,14 @@ def test_download_offline_asks_no_server(server, tmp_path, monkeypatch):
         download(f"{server.url}/file", tmp_path / "file", SHA256)
     assert server.requests == []
     assert os.listdir(tmp_path) == []
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    def full():
+        with atomic_path(tmp_path / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device.*a.json"):
+        full()
+    with pytest.raises(OSError, match="^a word$"), atomic_path(tmp_path / "a.json"):
+        raise OSError("a word")

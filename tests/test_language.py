@@ -113,6 +113,15 @@ def test_evaluation_is_over_every_token_but_the_first(context):
     assert out["perplexity"] == pytest.approx(DATA.vocab_size, rel=1e-5)
 
 
+def test_bytes_are_those_of_the_tokens_that_are_predicted():
+    data = on_device("toy", *encode_characters(TRAIN, "é" + TEST), "cpu")  # the first token has two, the last has one
+    whole = language.LanguageTask(data, named("pydoc", context=7, batch_size=5))
+    n, size = len(TEST), len(TEST.encode())
+    assert whole.evaluate(Uniform(), last=True)["bits_per_byte"] == pytest.approx(
+        n * math.log2(data.vocab_size) / size, rel=1e-6
+    )
+
+
 def test_evaluation_windows_do_not_overlap():
     n = len(TEST) - 1
     # windows of 6 start at every sixth token, which is the text's period
@@ -130,7 +139,7 @@ def test_before_the_last_epoch_a_part_from_everywhere_is_evaluated():
             return super().forward(ids)
 
     task(context=6, curve_tokens=18).evaluate(Spy(), last=False)
-    assert torch.cat(seen).shape == (4, 6)  # every third of the ten windows
+    assert torch.equal(torch.cat(seen), DATA.test[:60].view(10, 6)[::3])  # every third of the ten windows
     seen.clear()
     task(context=6, curve_tokens=None).evaluate(Spy(), last=False)
     assert sum(ids.numel() for ids in seen) == len(TEST) - 1

@@ -150,3 +150,21 @@ def test_mistakes_are_named():
             BERT4RecConfig(**SMALL | wrong)
     with pytest.raises(ValueError, match="12 positions, the model has 10"):
         build()(torch.ones(1, 12, dtype=torch.long))
+
+
+@pytest.mark.parametrize("only", ["embedding", "attention", "attention and MLP"])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_every_dropout_is_there_in_training_only(items, norm_first, only):
+    model = build(dropout=0.5, norm_first=norm_first)
+    calm = model(items)
+    model.drop.p = 0.5 if only == "embedding" else 0.0
+    dropped = []
+    for block in model.blocks:
+        block.attn.dropout = 0.5 if only == "attention" else 0.0
+        block.drop.p = 0.5 if only == "attention and MLP" else 0.0
+        block.drop.register_forward_hook(lambda *_: dropped.append(1))
+    assert torch.equal(model(items), calm)
+    dropped.clear()
+    torch.manual_seed(0)
+    assert not torch.allclose(model.train()(items), calm)
+    assert len(dropped) == 2 * len(model.blocks)  # after attention and after the MLP

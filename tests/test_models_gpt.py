@@ -234,6 +234,14 @@ def test_generation_follows_from_the_seed_and_leaves_the_model_alone():
     assert generate(model, [1], 5) == [7] * 5  # a model that is sure of itself
 
 
+def test_generation_sees_the_last_tokens():
+    model, seen = initialised(), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].tolist()))
+    ids = list(range(30))
+    out = generate(model, ids, 2)
+    assert seen == [ids[-24:], [*ids, out[0]][-24:]]
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -24,7 +24,7 @@ from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import vision as programme
 from mimetic.experiments.runs import check, checkpoint_path, existing, run
 from mimetic.experiments.vision import build_model, cost
-from mimetic.training.checkpoint import exclusive
+from mimetic.training.checkpoint import exclusive, save_checkpoint
 from mimetic.training.loop import TimeLimit
 from mimetic.training.records import RecordError, read_record, record_path
 
@@ -199,7 +199,7 @@ def test_a_run_that_fails_or_is_held_elsewhere_does_not_stop_the_others():
         run(stale, progress=False, time_limit=0)
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["source"] = "of yesterday"
-    torch.save(state, checkpoint)
+    save_checkpoint(checkpoint, state)
     with exclusive(checkpoint_path(held)):
         lines = []
         outcome = queue.work([bad, held, good, stale], processes=1, say=lines.append)

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import permutation_test, ttest_1samp
+from scipy.stats import permutation_test, t, ttest_1samp
 
 from mimetic.statistics import (
     compare,
@@ -140,6 +140,15 @@ def test_a_crossed_interval_covers_the_mean_of_both_samples():
             held[i, j] = low <= 1.0 <= high
     crossed, rows, columns = held.mean(0)
     assert 0.925 <= crossed <= 0.99 and rows < 0.925 and columns < 0.925
+
+
+def test_a_crossed_interval_worked_example():
+    """Effects of +-1 of rows, of columns and of both: variances of the mean 1/3, 1/3 and 1/9, which is subtracted."""
+    one, other = np.array([1.0, 1, -1, -1]), np.array([1.0, -1, 1, -1])
+    y = one[:, None] + other + np.outer(other, one)
+    df = (5 / 9) ** 2 / (2 * (1 / 3) ** 2 / 3 + (1 / 9) ** 2 / 9)
+    half = t.ppf(0.975, df) * (5 / 9) ** 0.5
+    assert crossed_interval(y) == pytest.approx((-half, half)) and half == pytest.approx(2.05, abs=0.005)
 
 
 def test_a_crossed_interval_is_never_narrower_than_either_sample_alone():

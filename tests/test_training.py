@@ -29,6 +29,7 @@ from mimetic.models import ViT, ViTConfig
 from mimetic.training import backend, loop
 from mimetic.training.backend import derive_seed
 from mimetic.training.checkpoint import (
+    BusyCheckpoint,
     CheckpointError,
     ForeignCheckpoint,
     aside,
@@ -173,21 +174,27 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="x.pt is damaged"):
         load_checkpoint(path, {"config": "a", "source": "b"})
     for other in ([1, 2], {"model": {}}):
-        torch.save(other, path)
+        save_checkpoint(path, other)
         with pytest.raises(CheckpointError, match="x.pt is no checkpoint of a run: delete it"):
             load_checkpoint(path, {"config": "a", "source": "b"})
 
 
 def test_a_changed_byte_of_a_weight_is_damage(tmp_path):
-    """torch.load itself takes it."""
+    """torch.load itself takes it, as it takes a whole checkpoint."""
     path = tmp_path / "x.pt"
     save_checkpoint(path, {"identity": {}, "model": {"w": torch.ones(1000)}})
     data = path.read_bytes()
     place = data.index(torch.ones(8).numpy().tobytes())
     path.write_bytes(data[:place] + bytes(16) + data[place + 16 :])
     assert not torch.load(path, weights_only=True)["model"]["w"].eq(1).all()
-    with pytest.raises(CheckpointError, match="x.pt is damaged .the checksum of .* differs"):
-        load_checkpoint(path, {})
+    every_kind = (data[:place] + bytes(16) + data[place + 16 :], data[:-1], data[:-60], data + b"x", b"", bytes(99))
+    for damaged in (
+        *every_kind,
+        *(data[:-i] + bytes([data[-i] ^ 255]) + data[len(data) - i + 1 :] for i in (1, 41, 99)),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="x.pt is damaged .its content does not match its digest"):
+            load_checkpoint(path, {})
 
 
 def test_checkpoint_loads_no_code(tmp_path):
@@ -197,8 +204,8 @@ def test_checkpoint_loads_no_code(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "evil"),)
 
-    torch.save({"identity": {}, "x": Evil()}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError):
+    save_checkpoint(tmp_path / "x.pt", {"identity": {}, "x": Evil()})
+    with pytest.raises(CheckpointError, match="Weights only load failed"):
         load_checkpoint(tmp_path / "x.pt", {})
     assert not (tmp_path / "evil").exists()
 
@@ -269,13 +276,101 @@ def test_force_that_is_stopped_goes_on_with_force():
     assert torch.load(checkpoint_path(tiny()), weights_only=True)["step"] == 1
 
 
+def test_a_checkpoint_that_a_kill_left_beside_its_record_is_removed(monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "remove_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny(), progress=False, checkpoint_seconds=0)
+    assert record_path("tiny", "timm", 0).is_file() and checkpoint_path(tiny()).is_file()
+    run(tiny(), progress=False)
+    assert not checkpoint_path(tiny()).exists()
+
+
+def test_every_seed_has_weights_an_order_and_an_augmentation_of_its_own():
+    configs = [tiny(seed=seed) for seed in (0, 1)]
+    one, two = (build_model(config) for config in configs)
+    assert not any(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()) if a.ndim > 1)
+    data = vision.load(tiny(), torch.device("cpu"))
+    tasks = [VisionTask(data, config) for config in configs]
+    (_, first), (_, other) = (task.batch(0, 0) for task in tasks)
+    assert not torch.equal(first, other)
+    seeds = {(task.batch(*at), task._generator.initial_seed())[1] for task in tasks for at in ((0, 0), (0, 1), (1, 0))}
+    assert len(seeds) == 6
+    passes = [torch.cat([tasks[0].batch(epoch, step)[1] for step in range(15)]) for epoch in (0, 1)]
+    assert not torch.equal(*passes) and torch.equal(*(labels.sort().values for labels in passes))
+
+
+def test_labels_are_smoothed_in_training_and_not_in_the_test():
+    data = vision.load(tiny(), torch.device("cpu"))
+    task = VisionTask(data, tiny(label_smoothing=0.2))
+    logits = torch.tensor([3.0, 1.0, 0.0, 0, 0, 0, 0, 0, 0, 0])
+
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return logits.expand(len(x), -1)
+
+    log_p = logits.log_softmax(0)
+    labels = torch.tensor([0, 1, 2, 2])
+    loss, _ = task.loss(Constant(), (torch.zeros(4, 1, 8, 8), labels))
+    assert loss.item() == pytest.approx((-(0.8 * log_p[labels] + 0.2 * log_p.mean())).mean().item(), rel=1e-5)
+    tested = task.evaluate(Constant(), last=True)
+    assert tested["loss"] == pytest.approx((-log_p[data.y_test]).mean().item(), rel=1e-5)
+
+
+def test_a_run_is_held_while_it_trains():
+    tried = []
+
+    def on_epoch(entry):
+        with pytest.raises(BusyCheckpoint, match="another process is training this run"):
+            with exclusive(checkpoint_path(tiny())):
+                pass
+        tried.append(entry["epoch"])
+
+    run(tiny(), progress=False, on_epoch=on_epoch)
+    assert tried == [1, 2]
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_read(monkeypatch):
+    record = run(tiny(), progress=False)
+    path = record_path("tiny", "timm", 0)
+    content = path.read_bytes()
+    path.unlink()
+
+    @contextlib.contextmanager
+    def later(checkpoint):
+        path.write_bytes(content)
+        yield
+
+    monkeypatch.setattr(runs, "exclusive", later)
+    monkeypatch.setattr(runs, "_train", None)  # training again would fail
+    assert run(tiny(), progress=False) == record
+
+
+@pytest.mark.parametrize("what", ["source", "torch", "backend"])
+def test_a_checkpoint_of_another_source_or_backend_or_torch_is_foreign(monkeypatch, what):
+    with pytest.raises(TimeLimit):
+        run(tiny(), progress=False, time_limit=0)
+    found = runs.source_hash(vision.SOURCE), runs.resolve_backend(runs.train_config(tiny())), runs.versions()
+    name, value = {
+        "source": ("source_hash", found[0] | {"sha256": "of yesterday"}),
+        "backend": ("resolve_backend", found[1] | {"precision": "float64"}),
+        "torch": ("versions", found[2] | {"torch": "1.0"}),
+    }[what]
+    monkeypatch.setattr(runs, name, lambda *_: value)
+    with pytest.raises(ForeignCheckpoint, match=f"written with another {what}: "):
+        run(tiny(), progress=False)
+
+
 def test_a_checkpoint_of_another_precision_is_foreign():
     with pytest.raises(TimeLimit):
         run(tiny(), progress=False, time_limit=0)
     checkpoint = checkpoint_path(tiny())
     state = torch.load(checkpoint, weights_only=True)
     state["identity"]["backend"] = "type cuda, precision bfloat16, compiled True"  # of the machine where it was begun
-    torch.save(state, checkpoint)
+    save_checkpoint(checkpoint, state)
     with pytest.raises(ForeignCheckpoint, match="written with another backend: train with force"):
         run(tiny(), progress=False)
     with pytest.raises(ForeignCheckpoint, match="written with another backend and threads: "):  # a setting is named
@@ -412,7 +507,7 @@ def test_a_run_that_moved_says_so():
     state = torch.load(path, weights_only=True)
     (here,) = state["result"]["machines"]
     state["result"]["machines"] = [here | {"name": "another processor"}]
-    torch.save(state, path)
+    save_checkpoint(path, state)
     machines = run(tiny(), progress=False)["device"]["machines"]
     assert [(m["name"], m["from_step"]) for m in machines] == [("another processor", 0), (here["name"], 1)]
     assert "machines" not in run(tiny(experiment="alone"), progress=False)["device"]

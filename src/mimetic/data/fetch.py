@@ -125,6 +125,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # of a full disk only the kind is said
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

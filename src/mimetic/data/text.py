@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,11 +106,11 @@ def load_text(
     path = cache_dir() / "text" / f"{name}-bpe{vocab_size}{'-validation' * validation}.npz"
     digest = hashlib.sha256(f"{train}\0{test}".encode()).hexdigest()
     arrays = _read_encoded(path, digest)
-    if arrays is None:
+    if arrays is None or len(arrays["lengths"]) != vocab_size:
         ids_train, ids_test, tokens = encode_bpe(train, test, vocab_size)
         joined = np.frombuffer(b"".join(tokens), dtype=np.uint8)
         arrays = {"train": ids_train, "test": ids_test, "bytes": joined, "lengths": np.array([len(t) for t in tokens])}
-        with atomic_path(path) as temporary:
+        with suppress(OSError), atomic_path(path) as temporary:  # to have them again; a folder may be read-only
             np.savez(temporary, digest=digest, **arrays)
     ends = np.cumsum(arrays["lengths"])
     tokens = tuple(arrays["bytes"][end - n : end].tobytes() for end, n in zip(ends, arrays["lengths"]))
@@ -247,7 +247,9 @@ def _read_encoded(path: Path, digest: str) -> dict[str, np.ndarray] | None:
             if str(file["digest"]) != digest:
                 return None
             return {key: file[key] for key in ("train", "test", "bytes", "lengths")}
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except MemoryError:  # says nothing of the file
+        raise
+    except Exception as error:  # noqa: BLE001  a damaged file makes zipfile and NumPy raise many kinds
         raise Unavailable(f"{path} is damaged ({one_line(error)}): delete it, and it is made again") from None
 
 

@@ -59,6 +59,11 @@ def check(config: RecommenderConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1 or (name == "mask_prob" and not value):
             raise ValueError(f"{name} is a probability, not {value!r}")
+    if config.compile != "off":
+        raise ValueError(
+            f"compile must be off for a recommender, not {config.compile!r}: the number of masked items changes from"
+            " batch to batch, and each number would be compiled anew"
+        )
     check_whole("passes", config.passes)
     check_whole("max_len", config.max_len, 2 if config.objective == "mask" else 1)  # a mask needs an item beside it
     _model_config(config)

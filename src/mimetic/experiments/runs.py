@@ -19,7 +19,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from time import monotonic
@@ -221,6 +221,10 @@ def run(
             return _train(config, source, None, {}, options, group)
         checkpoint = checkpoint_path(config)
         if not force and (record := group.agree(lambda: existing(config))):
+            if group.first and checkpoint.is_file():
+                with suppress(CheckpointError, OSError), exclusive(checkpoint):
+                    load_checkpoint(checkpoint, _identity(config, source))  # of this record, and not of one to come
+                    remove_checkpoint(checkpoint)
             return record
 
         def begin() -> tuple[dict[str, Any] | None, dict[str, str]]:

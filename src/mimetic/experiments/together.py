@@ -137,8 +137,13 @@ def _key(config: RunConfig, device: torch.device | str) -> tuple:
 
 
 def _arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """A model's state as NumPy arrays, which go from process to process by value."""
-    return {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()}
+    """A model's weights and buffers as NumPy arrays, which go from process to process by value; also those buffers that
+    no state dict has (rotary positions)."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in _tensors(model)}
+
+
+def _tensors(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: torch.device | str) -> torch.nn.Module:
@@ -146,7 +151,9 @@ def _model(config: RunConfig, data: Any, arrays: dict[str, np.ndarray], device: 
     with shapes_only():
         model = family(config).bare_model(config, data)
     model.to_empty(device=device)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    with torch.no_grad():
+        for name, value in _tensors(model):
+            value.copy_(torch.from_numpy(arrays[name]))
     return model
 
 

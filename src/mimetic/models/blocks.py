@@ -113,7 +113,7 @@ class Mlp(nn.Module):
 
 def check_mlp_ratio(mlp_ratio: float, d_model: int) -> None:
     """Raise ValueError unless an MLP of this ratio has units, and a finite number of them."""
-    if not 0 < mlp_ratio < float("inf") or round(d_model * mlp_ratio) < 1:
+    if not 0 < d_model * mlp_ratio < float("inf") or round(d_model * mlp_ratio) < 1:
         raise ValueError(
             f"mlp_ratio must be finite and give at least one hidden unit (d_model={d_model}), not {mlp_ratio!r}"
         )

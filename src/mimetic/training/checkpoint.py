@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +35,20 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """
     whole = io.BytesIO()  # torch's own writer says of a full disk only that a position is unexpected
     torch.save(state, whole)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(whole.getbuffer())
+    content = whole.getbuffer()[:-2]  # it is a zip archive, which ends with the length of its comment, 0
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.write(_seal(content))
+
+
+def _seal(content: bytes | memoryview) -> bytes:
+    """The end of the archive: a comment, and its length before it. torch.load does not compare the checksums of the
+    tensors, and those of a zip archive do not cover all of it."""
+    comment = b"sha256 " + hashlib.sha256(content).digest()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+_SEAL = len(_seal(b""))
 
 
 def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any] | None:
@@ -53,12 +65,12 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     path = Path(path)
     if not path.is_file():
         return None
+    written = path.read_bytes()  # an error of the disk is raised here: what follows is of the content
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums of the tensors
-            if (part := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {part} differs")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, OSError):  # says nothing of the file
+        if written[-_SEAL:] != _seal(written[:-_SEAL]):
+            raise ValueError("its content does not match its digest")
+        state = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # noqa: BLE001  a damaged file makes torch raise many kinds
         raise CheckpointError(f"{path} is damaged ({one_line(error, 120)}): delete it") from None
