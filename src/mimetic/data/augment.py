@@ -114,7 +114,11 @@ def _compiled_ops() -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
 
 
 def apply_ops(x_BCYX: Tensor, op_B: Tensor, sign_B: Tensor, magnitude: int) -> Tensor:
-    """``RANDAUGMENT_OPS[op]`` on each uint8 image, at ``magnitude`` 0..30 in the direction of ``sign`` (+-1)."""
+    """``RANDAUGMENT_OPS[op]`` on each uint8 image, at ``magnitude`` 0..30 in the direction of ``sign`` (+-1).
+
+    As torchvision's at the usual magnitude, 9; at others a pixel may be one grey level off where Brightness, Color or
+    Sharpness round (20 % of the pixels at 20).
+    """
     is_op = {name: op_B == i for i, name in enumerate(RANDAUGMENT_OPS)}
     x = _affine(x_BCYX, is_op, sign_B, magnitude)
     x = _lookup(x, is_op, sign_B, magnitude)

@@ -197,7 +197,7 @@ def source_hash(files: Iterable[str]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("mimetic", "torch", "torchvision", "numpy", "scikit-learn"):
+    for package in ("mimetic", "torch", "torchvision", "numpy", "scikit-learn", "tokenizers"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
