@@ -448,4 +448,4 @@ def _counted(model) -> dict[str, Any]:
 
 
 def _millions(n: int) -> str:
-    return f"{n / 1e6:,.0f} M" if n >= 1e8 else f"{n / 1e6:.3g} M"
+    return f"{n / 1e6:,.0f}\u00a0M" if n >= 1e8 else f"{n / 1e6:.3g}\u00a0M"  # on one line
