@@ -251,7 +251,10 @@ def test_conditions_have_the_accuracies_themselves(monkeypatch):
     monkeypatch.setattr(common, "replicas", lambda experiment: again)
     assert parts.conditions_table(finals) == table  # nothing else there
     again = again.assign(test_accuracy=again["test_accuracy"] - 0.03 * (again["arm"] == "learned-avg-mimetic"))
-    last = "\n\nMade again on another machine (two), *learned positions, average pooling* has −2.0 (−2.0 to −2.0)."
+    last = (
+        "\n\nMade again on another machine, *learned positions, average pooling* has −2.0 (−2.0 to −2.0) on two in"
+        " place of one."
+    )
     assert parts.conditions_table(finals) == table + last
     again = again[(again["seed"] < 4) | (again["arm"] != "learned-avg-mimetic")]
     assert parts.conditions_table(finals) == table  # a pair is missing

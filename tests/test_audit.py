@@ -12,6 +12,7 @@ from torch import nn
 import mimetic
 from mimetic import AttentionLayer, StateNames, UnsupportedAttention, attention_layers, audit
 from mimetic.audit import CHANCE, count_parameters
+from mimetic.audit.parameters import _block
 from mimetic.measure import fit
 from mimetic.models import BERT4Rec, BERT4RecConfig, ViT, ViTConfig, parameter_counts
 from mimetic.models.blocks import Block
@@ -126,6 +127,9 @@ def test_an_mlp_in_another_numbered_part_of_the_block_counts():
     )
     dense = sum(p.numel() for name, p in model.named_parameters() if "DenseReluDense" in name)
     assert count_parameters(model).mlp == dense == 2 * 2 * 32 * 64
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    others = {f"{attention}.relative_attention_bias.weight", "encoder.block.0.layer.1.DenseReluDense.wi.weight"}
+    assert _block(attention, others) == "encoder.block.0"  # what lies in the layer itself says nothing
 
 
 def test_without_a_block_the_mlp_is_with_the_rest():

@@ -192,9 +192,9 @@ def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):
     flag = whole.rindex(b"PK\x01\x02") + 10  # how a member of the archive is packed
     for damaged in (whole[:5000], whole[:flag] + b"\x63" + whole[flag + 1 :]):
         path.write_bytes(damaged)
-        for read in (load_images, fetch_images):  # `data fetch` verifies what is there, too
-            with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
-                read("cifar10")
+        with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
+            load_images("cifar10")
+        assert images.main(["cifar10"]) == 2  # `data fetch` verifies what is there
     np.savez(path, **{**small_cifar, "y_train": np.zeros(100, dtype=np.int64)})
     with pytest.raises(Unavailable, match="cifar10.npz does not hold the train images"):
         load_images("cifar10")

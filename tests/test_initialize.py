@@ -1640,6 +1640,9 @@ def test_a_layer_scale_near_0_is_warned_of(adapters):
         mimetic_init_(model, vp=False)
 
 
+NO_SCALES = ("pos_bias", "cls_token", "cls", "ln1_b", "query", "logit_scale", "temperature", "ff_gate")
+
+
 def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
     class Scaled(nn.Module):
         def __init__(self, scale, name):
@@ -1658,7 +1661,7 @@ def test_a_layer_scale_in_a_block_that_is_not_known_is_warned_of():
     gate[0].resweight, gate[0].alpha = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(16))  # by its value
     with pytest.warns(MimeticWarning, match="0.attn: alpha beside it, which may scale its output, is about 0"):
         mimetic_init_(gate)
-    for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias"), (0.0, "pos_bias"), (0.0, "cls_token")):
+    for scale, name in ((1.0, "layer_scale_1"), (1e-5, "relative_bias"), *((0.0, name) for name in NO_SCALES)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mimetic_init_(nn.Sequential(Scaled(scale, name)))

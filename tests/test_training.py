@@ -170,6 +170,9 @@ def test_checkpoint_of_another_run_or_damaged_is_refused(tmp_path):
     # of a version that named its parts otherwise
     with pytest.raises(CheckpointError, match="another arm, config, depth and 3 more: "):
         load_checkpoint(path, dict.fromkeys(("arm", "depth", "lr", "seed"), "a"))
+    torch.save({"identity": {"config": "a", "source": "b"}, "step": 3}, path)  # as earlier versions wrote it
+    with pytest.raises(ForeignCheckpoint, match="x.pt was written with another version: train with force"):
+        load_checkpoint(path, {"config": "a", "source": "b"})
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="x.pt is damaged"):
         load_checkpoint(path, {"config": "a", "source": "b"})

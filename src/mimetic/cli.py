@@ -124,7 +124,7 @@ class DataFetch:
 
     def __call__(self) -> None:
         from mimetic.data import sequences
-        from mimetic.data.images import DATASETS, fetch_images
+        from mimetic.data.images import DATASETS, fetch_images, load_images
         from mimetic.data.text import CORPORA, fetch_text
         from mimetic.pretrained.sources import SOURCES
 
@@ -136,10 +136,12 @@ class DataFetch:
                 raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
         for name in self.names:
             if name in DATASETS:
+                load_images(name)  # what is there already is verified, too
                 print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
             elif name in CORPORA:
                 print(f"{name}: {', '.join(map(str, fetch_text(name))) or 'part of Python'}")
             elif name in sequences.DATASETS:
+                sequences.load_sequences(name)
                 print(f"{name}: {sequences.fetch_sequences(name) or 'made when it is asked for'}")
             else:
                 from mimetic.pretrained import fetch

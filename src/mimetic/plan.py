@@ -146,9 +146,15 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
     return ()
 
 
+_CLOSED = re.compile(
+    r"(re)?_?zero\w*|((attn|attention|residual|branch|skip|res)_)?(alpha|gate|gain|scale)(_(attn|attention|residual))?",
+    re.IGNORECASE,
+)
+
+
 def _closed(name: str, p: Tensor) -> bool:
-    """Whether a parameter of a block itself, whatever it is called, is likely a scale that starts at 0 (ReZero)."""
-    return "." not in name and not re.search("bias|norm|pos|token|emb", name, re.IGNORECASE) and not p.any()
+    """Whether a parameter of a block itself is likely a scale that starts at 0 (ReZero), by a name less sure."""
+    return "." not in name and _CLOSED.fullmatch(name) is not None and not p.any()
 
 
 def _low_rank(*around: nn.Module) -> tuple[str, ...]:

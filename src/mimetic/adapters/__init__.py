@@ -171,7 +171,8 @@ def looks_like_attention(module: nn.Module) -> bool:
     """True for a module that owns weights, directly or in its direct children, and is named like attention or has
     children (or weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
     children, projections = dict(module.named_children()), has_projections(module)
-    if not (_LOOKS.search(getattr(module, "original_name", type(module).__name__)) or projections):  # a scripted one's
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    if not (_LOOKS.search(module.original_name if scripted else type(module).__name__) or projections):
         return False
     weights = list(module.parameters(recurse=False))
     for child in children.values():

@@ -102,8 +102,9 @@ def _block(layer: str, others: set[str]) -> str | None:
     """The block of an attention layer: the innermost numbered part of its name in which there is another matrix, too
     (others, names); T5's attention and MLP are numbered once more inside of a block. None if there is no such part."""
     numbered = [layer[: m.end()] for m in re.finditer(r"(?<![^.])\d+(?=\.|$)", layer)]
+    beside = {name for name in others if not name.startswith(f"{layer}.")}
     inner_first = reversed(numbered)
-    return next((block for block in inner_first if any(name.startswith(f"{block}.") for name in others)), None)
+    return next((block for block in inner_first if any(name.startswith(f"{block}.") for name in beside)), None)
 
 
 def _count(entries: list[tuple[str, tuple[int, ...], bool, bool]], layers: list[str], rows: int | None) -> Parameters:

@@ -164,7 +164,6 @@ def fetch_images(name: str) -> Path | None:
         return None
     path = cache_dir() / f"{name}.npz"
     if path.is_file():
-        _read(name, path)
         return path
     archive = cache_dir() / _ARCHIVES[name]
     remedy = f"Put {archive.name} into {path.parent} (MIMETIC_DATA names another folder), or choose digits: no download"
@@ -261,6 +260,7 @@ def main(names: Sequence[str]) -> int:
         if not names or set(names) - set(DATASETS):
             raise ValueError(f"without tyro, data fetch has {', '.join(DATASETS)}; got {', '.join(names) or 'no name'}")
         for name in names:
+            load_images(name)  # what is there already is verified, too
             print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
     except (ValueError, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -292,7 +292,6 @@ def fetch_sequences(name: str) -> Path | None:
         return None
     file, path = _FILES[name], cache_dir() / "sequences" / _FILES[name].kept
     if path.is_file():
-        _read(name, path)
         return path
     remedy = f"Put {path.name} into {path.parent} (MIMETIC_DATA names another folder), or choose clusters: no download"
     try:

@@ -222,7 +222,7 @@ def run(
         checkpoint = checkpoint_path(config)
         if not force and (record := group.agree(lambda: existing(config))):
             if group.first and checkpoint.is_file():
-                with suppress(CheckpointError, OSError), exclusive(checkpoint):
+                with suppress(CheckpointError, OSError, MemoryError), exclusive(checkpoint):
                     load_checkpoint(checkpoint, _identity(config, source))  # of this record, and not of one to come
                     remove_checkpoint(checkpoint)
             return record

@@ -66,6 +66,8 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     if not path.is_file():
         return None
     written = path.read_bytes()  # an error of the disk is raised here: what follows is of the content
+    if written[-22:-18] == b"PK\5\6" and written[-2:] == b"\0\0":  # a zip archive that ends without a comment
+        raise ForeignCheckpoint(f"{path} was written with another version: train with force (--force) to start again")
     try:
         if written[-_SEAL:] != _seal(written[:-_SEAL]):
             raise ValueError("its content does not match its digest")

@@ -83,9 +83,9 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
     said = []
     for mark, earlier in marks.items():
         low, high = mean_interval(earlier)
-        span = f" ({common.IN_PERCENT.span(low, high)})" if len(earlier) > 1 else ""
-        unseen = ", not visibly" if low < 0 < high else ""
-        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}{unseen}")
+        unseen = ": not visibly" if low < 0 < high else ""
+        span = f" ({common.IN_PERCENT.span(low, high)}{unseen})" if len(earlier) > 1 else ""
+        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
     return f"earlier by less of the run: {', '.join(said)}".replace("-", "−") if said else ""
 
 

@@ -254,9 +254,10 @@ def _otherwise(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
         reference, arm = CONDITIONS[name]
         other = contrast(again, {arm: 1, reference: -1}) if len(again) else values
         if len(other) == len(values) and side(other) != side(values):
-            said.append(f"*{name}* has {common.with_interval(other)}")
-    machine = ", ".join(sorted(set(again["device.name"]))) if len(again) else ""
-    return f"\n\nMade again on another machine ({machine}), {'; '.join(said)}." if said else ""
+            here, there = (set(runs.loc[runs["arm"].isin((reference, arm)), "device.name"]) for runs in (finals, again))
+            machines = f"{', '.join(sorted(there))} in place of {', '.join(sorted(here))}"
+            said.append(f"*{name}* has {common.with_interval(other)} on {machines}")
+    return f"\n\nMade again on another machine, {'; '.join(said)}." if said else ""
 
 
 def learned_position(finals: pd.DataFrame) -> str:

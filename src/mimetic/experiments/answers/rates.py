@@ -209,7 +209,14 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
         )
     else:
         lacking.append(OTHER_TEXT)
-    columns = ["arm", "rate", "difference", "p", "its second rate is", "at the better of its two, minus the default"]
+    columns = [
+        "arm",
+        "rate",
+        "difference",
+        "p",
+        "its second rate is",
+        "each at the better of its two: arm minus default",
+    ]
     said = [markdown(pd.DataFrame(rows, columns=columns))] if rows else []
     if lacking:
         said.append(f"Not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`).")

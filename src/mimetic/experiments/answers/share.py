@@ -286,13 +286,12 @@ def with_pairs_made_again(points: pd.DataFrame, sweep: str = "share") -> str:
         for row in behind.itertuples()
         if mean_interval(list(row.by_seed.values()))[1] > 0
     ]
-    if not columns:
+    if not columns and not no_more:
         return ""
     which = f"{len(no_more)} no longer are: {', '.join(no_more)}" if no_more else "all still are"
-    return (
-        f"With these pairs in place of the first:\n\n{_by_signs(columns)}\n\nOf the {len(behind)} models and signs that"
-        f" are behind by the interval of their relative gain, {which}."
-    )
+    table = f"With these pairs in place of the first:\n\n{_by_signs(columns)}"
+    asked = f"Of the {len(behind)} models and signs that are behind by the interval of their relative gain, {which}."
+    return table if behind.empty else f"{table}\n\n{asked}"
 
 
 # Models with about a third of their parameters in attention, in words -> (experiment, point)

@@ -56,7 +56,7 @@ class RecommenderConfig(RunConfig):
     objective: str = "mask"  # mask: masked items (BERT4Rec); next: the next item at every position (needs causal)
     mask_prob: float = 0.2  # of an item to be masked
     last_only: float = 0.1  # share of the sequences in which only the last item is masked, as when it is used
-    # torch.compile: off alone, as the number of masked items changes from batch to batch
+    # torch.compile: auto and on are refused, as the number of masked items changes from batch to batch
     compile: str = "off"
     weight_decay: float = 0.01  # AdamW's, on matrices only; this is BERT4Rec's
 
