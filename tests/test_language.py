@@ -406,6 +406,18 @@ def test_what_chapter_10_says_of_the_halves_with_learned_positions_follows_from_
     assert len(set(finals["device.name"])) == 1
 
 
+def test_what_chapter_10_says_of_the_halves_on_the_second_text_follows_from_the_records():
+    finals, second = load_runs("wikitext2-halves"), rated("vp-minus", RUNNER_UP["vp-minus"])
+    column, halves = language.METRIC.column, ("qk", "vp-minus", second)
+    loss = {arm: contrast(finals, {arm: 1, "gpt2": -1}, column) for arm in ("vision", *halves)}
+    assert all(len(values) == 6 and side(values) == 1 for values in loss.values())
+    assert all(side(loss["vision"] - loss[half]) == -1 for half in halves)
+    assert all(loss[half].mean() > 3 * loss["vision"].mean() for half in halves)
+    assert side(loss["vp-minus"] - loss["qk"]) == 0 and side(loss[second] - loss["qk"]) == 1
+    assert side(loss["vision"] - loss["qk"] - loss["vp-minus"]) == -1
+    assert len(set(finals["device.name"])) == 1
+
+
 def test_what_chapter_10_says_of_started_positions_on_the_second_text_follows_from_the_records():
     finals = load_runs("wikitext2-from-sincos")
     gentle = rated("gpt2", SINCOS_CHOSEN["gpt2"])
