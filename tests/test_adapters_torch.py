@@ -399,6 +399,7 @@ def test_a_norm_of_ones_own_in_torchs_block_is_not_known(norm_first):
     assert attention_layers(block)[0].gains_known != norm_first  # behind attention it does not matter
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_a_scripted_part_is_passed_by_and_scripted_attention_refused():
     block = nn.Module()
     block.attn, block.head = nn.MultiheadAttention(16, 2), torch.jit.script(nn.Linear(16, 4))

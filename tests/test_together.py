@@ -149,6 +149,7 @@ def test_each_run_is_what_it_is_alone(device, precision, capsys):
     assert "no CUDA graph" not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*RoPE rotates:mimetic.MimeticWarning")
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos", "rotary"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_each_run_of_text_is_what_it_is_alone(device, pos_embed):
