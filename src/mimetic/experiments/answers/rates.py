@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import UNCONFIRMED, markdown, measured
+from mimetic.experiments.answers.common import UNCONFIRMED, markdown, measured, with_interval
 from mimetic.experiments.configs.language import (
     ASKED_AGAIN,
     CHOSEN,
@@ -201,7 +201,7 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
             (
                 OTHER_TEXT,
                 rates,
-                _with_span(other.mean(), *mean_interval(other)),
+                with_interval(other, METRIC),
                 f"{p:.3f}",
                 _moved(side(other), p),
                 "–",
