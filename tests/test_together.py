@@ -131,6 +131,7 @@ def test_each_run_is_what_it_is_alone(device, precision, capsys):
     for config in configs:
         got, wanted = stored(config), run(config, store=False, progress=False)
         assert got["device"]["together"] == len(configs) and got["parameters"] == wanted["parameters"]
+        assert got["data"] == wanted["data"]
         for entry, alone in zip(got["curve"], wanted["curve"], strict=True):
             assert entry == pytest.approx(
                 alone, abs=2e-2 if precision == "bfloat16" else 2e-3 if device == "cuda" else 2e-5
@@ -180,7 +181,7 @@ def test_each_run_of_text_is_what_it_is_alone(device, pos_embed):
         assert [row[4] for row in got["anatomy"]["before"]["products"]["rows"]] == pytest.approx(
             [row[4] for row in wanted["anatomy"]["before"]["products"]["rows"]], rel=1e-3, abs=1e-6
         )
-        assert got["cases"]["bytes"] == wanted["cases"]["bytes"]
+        assert got["cases"]["bytes"] == wanted["cases"]["bytes"] and got["data"] == wanted["data"]
 
 
 def test_the_gradient_of_each_is_clipped_alone():

@@ -40,7 +40,7 @@ from mimetic.training.checkpoint import (
 from mimetic.training.config import TrainConfig
 from mimetic.training.loop import Diverged, TimeLimit, learning_rate, make_optimizer, train
 from mimetic.training.precision import InFloat32
-from mimetic.training.records import RecordError, load_runs, read_record, record_path
+from mimetic.training.records import RecordError, data_hash, load_runs, read_record, record_path
 from mimetic.training.step import Step
 
 
@@ -385,6 +385,36 @@ def test_a_checkpoint_of_another_precision_is_foreign():
     # put aside, until there is a record
     assert torch.load(aside(checkpoint), weights_only=True)["identity"] == state["identity"]
     assert runs.run_or_restart(tiny(), progress=False)["resumed"] == 1 and not aside(checkpoint).exists()
+
+
+def test_a_run_whose_data_have_changed_begins_anew(monkeypatch):
+    with pytest.raises(TimeLimit):
+        run(tiny(), progress=False, time_limit=0)
+    load = vision.load
+
+    def changed(config, device):
+        data = load(config, device)
+        data.x_test[-1, 0, 0, 0] += 1
+        return data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vision, "load", changed)
+        with pytest.raises(ForeignCheckpoint, match="written with another content of the data: train with force"):
+            run(tiny(), progress=False)
+        said = []
+        other = runs.run_or_restart(tiny(), said.append, progress=False)
+    assert [line.partition(": ")[0] for line in said] == ["tiny/timm-seed0 begins anew"]
+    assert other["resumed"] == 0 and not aside(checkpoint_path(tiny())).exists()
+    assert run(tiny(), progress=False, force=True)["data"] != other["data"]
+
+
+def test_the_digest_of_the_data_is_of_names_types_shapes_and_numbers():
+    x = torch.arange(6)
+    others = [{"x": x + 1}, {"x": x.view(2, 3)}, {"x": x.int()}, {"y": x}, {"x": x, "y": x}, {"x": x[:-1]}]
+    digests = {data_hash(data) for data in ({"x": x}, *others)}
+    assert len(digests) == 7
+    strided = torch.arange(12)[::2] // 2
+    assert data_hash({"y": x + 1, "x": strided}) == data_hash({"x": x, "y": x + 1})
 
 
 def test_a_run_for_another_folder_of_records_has_a_checkpoint_of_its_own(monkeypatch, tmp_path):

@@ -81,7 +81,8 @@ def prepare(
     _check_context(config, min(len(data.train), len(data.test)))
     model = model or build_model(config, data.vocab_size).to(device)
     task = LanguageTask(data, config)
-    return Prepared(task, model, lambda model: anatomy(model, data), task.cases)
+    text = {"train": data.train, "test": data.test, "token_bytes": data.token_bytes}
+    return Prepared(task, model, lambda model: anatomy(model, data), text, task.cases)
 
 
 def cost(config: LanguageConfig) -> float:

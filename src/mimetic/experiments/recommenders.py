@@ -75,7 +75,7 @@ def prepare(config: RecommenderConfig, device: torch.device) -> Prepared:
     if config.batch_size > data.num_users:
         raise ValueError(f"batch_size={config.batch_size} is more than the {data.num_users} users of {config.dataset}")
     task = RecommenderTask(data, config, device)
-    return Prepared(task, build_model(config).to(device), anatomy, task.cases)
+    return Prepared(task, build_model(config).to(device), anatomy, task.sequences(), task.cases)
 
 
 def cost(config: RecommenderConfig) -> float:
@@ -124,6 +124,11 @@ class RecommenderTask:
                 inputs = torch.nn.functional.pad(inputs, (0, 1), value=data.num_items + 1)
             target = torch.tensor([data.target(u, validation) for u in users])
             self._splits[validation] = tuple(t.to(self.device) for t in (inputs, pad_left(histories), target))
+
+    def sequences(self) -> dict[str, Tensor]:
+        """Every user's items, one user after the other (items), and how many each has (lengths)."""
+        each = [torch.from_numpy(items) for items in self.data.sequences]
+        return {"items": torch.cat(each), "lengths": torch.tensor([len(items) for items in each])}
 
     def windows(self, users: Tensor, size: int) -> Tensor:
         """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in

@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
@@ -53,6 +53,7 @@ from mimetic.training.precision import cast, products
 from mimetic.training.records import (
     RecordError,
     check_name,
+    data_hash,
     now,
     read_record,
     record_path,
@@ -99,6 +100,9 @@ class Prepared:
     model: nn.Module  # with its initial weights, on the device
     # what the record says of the weights, asked before and after training
     anatomy: Callable[[nn.Module], dict[str, Any]]
+    data: dict[
+        str, Tensor
+    ]  # what it is trained and tested on, for the record and the checkpoint: another is another run
     # the last evaluation case by case (users, windows of text): name -> numbers; so that an interval can be over cases,
     # too
     cases: Callable[[nn.Module], dict[str, list[float]]] | None = None
@@ -218,12 +222,13 @@ def run(
             )
         source = source_hash(family(config).SOURCE)
         if not store:
-            return _train(config, source, None, {}, options, group)
+            return _train(config, source, None, {}, options, group, force)
         checkpoint = checkpoint_path(config)
         if not force and (record := group.agree(lambda: existing(config))):
             if group.first and checkpoint.is_file():
                 with suppress(CheckpointError, OSError, MemoryError), exclusive(checkpoint):
-                    load_checkpoint(checkpoint, _identity(config, source))  # of this record, and not of one to come
+                    made_with = _identity(config, source) | ({DATA: record["data"]} if "data" in record else {})
+                    load_checkpoint(checkpoint, made_with)  # of this record, and not of one to come
                     remove_checkpoint(checkpoint)
             return record
 
@@ -236,18 +241,12 @@ def run(
             # so that this run's checkpoint is not taken for that of the one which made the record
             if replaced.is_file():
                 identity["record to replace"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
-            try:
-                load_checkpoint(checkpoint, identity)
-            except ForeignCheckpoint:  # this run begins anew
-                os.replace(checkpoint, aside(checkpoint))
-            except CheckpointError:  # damaged
-                remove_checkpoint(checkpoint)
             return None, identity
 
         record, identity = group.agree(begin)
         if record:
             return record
-        record = _train(config, source, checkpoint, identity, options, group)
+        record = _train(config, source, checkpoint, identity, options, group, force)
 
         def end() -> dict[str, Any]:
             stored = read_record(write_record(record))
@@ -271,8 +270,12 @@ def run_or_restart(config: RunConfig, say: Callable[[str], None] = print, **opti
         return run(config, force=True, **options)
 
 
+DATA = "content of the data"  # as load_checkpoint names it: "written with another ..."
+
+
 def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
-    """What a checkpoint must have been made with, so that going on from it is one run."""
+    """What a checkpoint must have been made with, so that going on from it is one run; besides DATA, which takes
+    reading."""
     backend = resolve_backend(train_config(config))
     parts = ("type", "precision", "products", "compiled")
     made_with = ", ".join(f"{k} {backend[k]}" for k in parts)
@@ -284,10 +287,23 @@ def _identity(config: RunConfig, source: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _train(config: RunConfig, source, checkpoint, identity, options, group: Group) -> dict[str, Any]:
+def _put_aside(checkpoint: Path, identity: dict[str, str]) -> None:
+    """Of a run that begins anew: a checkpoint of anything else, or a damaged one."""
+    try:
+        load_checkpoint(checkpoint, identity)
+    except ForeignCheckpoint:
+        os.replace(checkpoint, aside(checkpoint))
+    except CheckpointError:  # damaged
+        remove_checkpoint(checkpoint)
+
+
+def _train(config: RunConfig, source, checkpoint, identity, options, group: Group, force: bool) -> dict[str, Any]:
     clock, settings = monotonic(), train_config(config)
     prepared = family(config).prepare(config, resolve_device(config.device))
-    task, model = prepared.task, prepared.model
+    task, model, data = prepared.task, prepared.model, data_hash(prepared.data)
+    identity = identity | {DATA: data}
+    if checkpoint and force:
+        group.agree(lambda: _put_aside(checkpoint, identity))
     before = prepared.anatomy(model)
     setup = {"setup": monotonic() - clock}
     if options["time_limit"] is not None:
@@ -302,6 +318,7 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
         result,
         model,
         source=source,
+        data=data,
         unit=task.unit,
         seconds=seconds,
         anatomy={"before": before, "after": prepared.anatomy(model)},
@@ -323,6 +340,7 @@ def make_record(
     model: nn.Module,
     *,
     source: dict[str, Any],
+    data: str,
     unit: str,
     seconds: dict[str, float],
     anatomy: dict[str, Any],
@@ -345,6 +363,7 @@ def make_record(
         "device": device,
         "versions": versions(),
         "source": source,
+        "data": data,
         "started": result.started,
         "finished": now(),
         "resumed": result.resumed,

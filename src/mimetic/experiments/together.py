@@ -41,7 +41,7 @@ from mimetic.training.group import GroupStep
 from mimetic.training.loop import Result, learning_rate
 from mimetic.training.parallel import launched
 from mimetic.training.precision import cast, products
-from mimetic.training.records import now, source_hash, write_record
+from mimetic.training.records import data_hash, now, source_hash, write_record
 
 # What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are
 # (not how many an epoch has)
@@ -112,6 +112,7 @@ def end(config: RunConfig, arrays: dict[str, np.ndarray], before: dict[str, Any]
             result,
             prepared.model,
             anatomy={"before": before, "after": prepared.anatomy(prepared.model)},
+            data=data_hash(prepared.data),
             **rest,
         )
     )

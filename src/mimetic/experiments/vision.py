@@ -92,7 +92,8 @@ def prepare(
     model = model or build_model(config).to(device)
     looked_at = data.normalise(data.x_test[:ANATOMY_IMAGES])
     compiled = resolve_backend(train_config(config))["compiled"]
-    return Prepared(VisionTask(data, config, compiled=compiled), model, lambda model: anatomy(model, looked_at))
+    images = {name: getattr(data, name) for name in ("x_train", "y_train", "x_test", "y_test")}
+    return Prepared(VisionTask(data, config, compiled=compiled), model, lambda model: anatomy(model, looked_at), images)
 
 
 def cost(config: VisionConfig) -> float:

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from mimetic.data.fetch import atomic_path, data_dir
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 SCHEMA = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._+=-]*")  # of experiments and arms: they become file names
@@ -51,6 +52,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "resumed": int,  # how often the run went on from a checkpoint
     "digest": str,  # SHA-256 of all the rest
 }
+# newer ones have "data": SHA-256 of what they were trained and tested on (data_hash)
 
 
 class RecordError(ValueError):
@@ -171,7 +173,7 @@ def _rows(path: Path, *version: int) -> tuple[dict[str, Any], list[dict[str, Any
         | {f"{record['throughput']['unit']}_per_second": record["throughput"]["per_second"]}
         | {f"seconds.{key}": value for key, value in record["seconds"].items()}
         | {f"device.{key}": value for key, value in record["device"].items()}
-        | {"source": record["source"]["sha256"], "torch": record["versions"].get("torch")}
+        | {"source": record["source"]["sha256"], "torch": record["versions"].get("torch"), "data": record.get("data")}
         | {key: record[key] for key in ("started", "finished", "resumed")}
         | {"file": f"{path.parent.name}/{path.name}"}
     )
@@ -192,6 +194,16 @@ def source_hash(files: Iterable[str]) -> dict[str, Any]:
     hashes = {name: _file_hash(name) for name in sorted(files)}
     every = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
     return {"sha256": hashlib.sha256(every.encode()).hexdigest(), "files": hashes}
+
+
+def data_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a run is trained and tested on: names, types, shapes and numbers, wherever the tensors live."""
+    every = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.cpu().contiguous().numpy()
+        every.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        every.update(array.data)
+    return every.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -278,8 +278,8 @@ STUDIES = {
 }
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them
 # was ahead. So were those of the two long comparisons, because three pairs are too few for what is said of them; there
-# we expected that vision's signs stay ahead with fixed positions (by .02 to .04), and that with learned ones the default
-# and vision's signs cannot be told apart by six pairs either.
+# we expected that vision's signs stay ahead with fixed positions (by .02 to .04), and that with learned ones six pairs
+# cannot tell them from the default either.
 SEEDS = dict.fromkeys(STUDIES, CENTRAL_SEEDS) | dict.fromkeys(("rate", "share"), FIRST_SEEDS)
 
 SEARCH = "tinyshakespeare-recipe"
