@@ -104,6 +104,15 @@ def test_what_chapter_2_says_of_the_share_along_the_identity():
     assert 0.4 < dinov2["V·proj: largest"] / 12 / dinov2["V·proj: mean"] < 0.5
 
 
+def test_what_chapter_2_says_of_the_signs():
+    table = pattern.verdicts(pattern.effective())
+    positive, negative = (table[column].map(pattern.share) for column in ("QK +", "QK −"))
+    assert round(positive.min(), 2) == 0.59 and round(positive.max(), 2) == 0.92
+    assert round(negative.min(), 2) == 0.07 and round(negative.max(), 2) == 0.28
+    smollm2 = load_measurements(["smollm2-135m"]).query("fold and product == 'vp' and head == -1").set_index("layer")
+    assert (smollm2["sigmas"].loc[12:] > 2).all() and smollm2["sigmas"].loc[:11].lt(-2).any()
+
+
 def test_what_chapter_2_says_of_raw_queries_and_keys():
     qk = load_measurements(["dinov2-vit-s"]).query("product == 'qk'")
     raw, folded = ((qk.loc[qk["fold"] == fold, "sigmas"] > 2).sum() for fold in (False, True))

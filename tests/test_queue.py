@@ -153,7 +153,7 @@ def test_time_limit_saves_and_the_next_call_goes_on(tmp_path):
     assert "leaked" not in (tmp_path / "stderr").read_text(), (
         "what its workers leave behind must not reach the terminal"
     )
-    assert time.monotonic() - began < 3.0 + 4 + 25  # and the start of three processes
+    assert time.monotonic() - began < 3.0 + 4 + 60  # and the start of three processes on a busy machine
     assert queue.listing(runs).count("half done") == 2
     with pytest.raises(ValueError, match="minutes must be more than 0.25: with less time no run is begun"):
         queue.work(runs, minutes=0.01, say=lambda line: None)

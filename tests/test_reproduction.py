@@ -92,7 +92,9 @@ def test_the_report_opens_with_every_kind_of_model():
     assert all((ROOT / "book" / f"{row[0]}.ipynb").exists() for row in report.SUMMARY)
     central = compare(load_runs("cifar10-lab30"), {"x": ("timm", "mimetic")}).iloc[0]
     assert (
-        lines[2] == f"| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) | {ACCURACY.signed(central['difference'])}"
+        lines[2] == "| [ViT on CIFAR-10, 30 epochs](06_cifar_claim.ipynb) |"
+        f" {ACCURACY.level(load_runs('cifar10-lab30').query('arm == "timm"')['test_accuracy'].mean())} |"
+        f" {ACCURACY.signed(central['difference'])}"
         f" ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
     )
     assert "[… with rotary positions](10_gpt.ipynb)" in report.summary()
@@ -137,6 +139,18 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
     )
     assert [word(name, "bert", "mimetic") for name in ("ml100k", "beauty")] == ["gains"] * 2
     assert [word(name, "bert", "opposite") for name in ("ml100k", "beauty")] == ["gains"] * 2
+    assert [word(name, "bert", "mimetic") for name in ("ml100k-rate", "beauty-rate")] == ["gains", common.NO_DIFFERENCE]
+    turned = [
+        contrast(load_runs(name), {"opposite": 1, "bert": -1}, "test_ndcg10") for name in ("ml100k-rate", "beauty-rate")
+    ]
+    assert [side(values) for values in turned] == [1, 0]
+    causal = [
+        contrast(load_runs("ml100k"), {f"{length}next-mimetic": 1, f"{length}next-bert": -1}, "test_ndcg10")
+        for length in ("short-", "")
+    ]
+    assert [(side(values), len(values)) for values in causal] == [(-1, 5), (0, 3)]
+    over = [contrast(load_runs("cifar10-lab10"), {"mimetic": 1, other: -1}).mean() for other in ("timm", "torch")]
+    assert 0.35 < over[1] / over[0] < 0.4  # little more than a third
     assert [word(name, "timm-rescaled", "mimetic") for name in ("ml100k", "beauty")] == [common.NO_DIFFERENCE] * 2
     fixed = [
         contrast(load_runs(f"{name}-sincos"), {"opposite": 1, "bert": -1}, "test_ndcg10")
@@ -167,7 +181,7 @@ def test_how_many_measured_models_the_readme_counts():
     sides = pattern._sides(effective())
     both = ((sides["qk"] == "+") & (sides["vp"] == "−")).sum()
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
-    assert f"{words[both]} of the {words[len(sides)]} measured here" in (ROOT / "README.md").read_text()
+    assert f"{words[both].title()} of the {words[len(sides)]} measured here" in (ROOT / "README.md").read_text()
 
 
 def test_without_records_what_needs_training_is_open(no_records):

@@ -89,8 +89,8 @@ class MimeticSpec:
 
 
 VISION = MimeticSpec()
-"""The signs of trained vision transformers (Trockman & Kolter 2023) and the commonest constants of public code: alpha
-0.7 and beta +0.7 for W_Q W_K^T, alpha 0.4 and beta −0.4 for W_V W_proj."""
+"""The signs of trained vision transformers (Trockman & Kolter 2023) and the commonest constants of public code
+(alpha 0.7 and beta +0.7 for W_Q W_K^T, alpha 0.4 and beta −0.4 for W_V W_proj)."""
 LANGUAGE = MimeticSpec(qk_beta=0.7, vp_beta=0.4)
 """VISION's sizes with the signs of the one pretrained language model that was measured, SmolLM2-135M
 (data/pretrained/smollm2-135m.json): W_Q W_K^T positive in most heads, W_V W_proj positive in most layers, strongly so

@@ -126,6 +126,17 @@ def maps_at_init(
     return maps
 
 
+def maps_over_seeds(images: Tensor, seeds: Sequence[int], **shape: int) -> pd.DataFrame:
+    """map_statistics of maps_at_init with several seeds of the initializer, one after the other: and a column seed.
+
+    Args:
+        images: as maps_at_init takes them; shape: its d_model, num_heads and patch_size.
+    """
+    side = images.shape[-1] // shape.get("patch_size", 4)
+    tables = [map_statistics(maps_at_init(images, seed=seed, **shape), side).assign(seed=seed) for seed in seeds]
+    return pd.concat(tables, ignore_index=True)
+
+
 def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFrame:
     """Attention paid to the token itself, and the mean distance attended in
     patches, per map; uniform attention for scale.

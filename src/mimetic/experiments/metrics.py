@@ -25,6 +25,10 @@ class Metric:
             f"{self.name} {self.scale * entry[self.column]:.{self.digits + 1}f}{f' {self.unit}' if self.unit else ''}"
         )
 
+    def level(self, value: float) -> str:
+        """A stored value as shown: "61.2 %"."""
+        return f"{self.scale * value:.{self.digits}f}{f' {self.unit}' if self.unit else ''}"
+
     def signed(self, difference: float) -> str:
         """A difference of two stored values as shown, with its sign; none where a loss is too small to be shown."""
         shown = f"{self.scale * difference:+.{self.digits}f}"

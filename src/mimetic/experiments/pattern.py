@@ -59,6 +59,12 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("model").round(2)
 
 
+def share(count: str) -> float:
+    """The fraction that verdicts writes as "61/104"."""
+    found, of = count.split("/")
+    return int(found) / int(of)
+
+
 def raw_verdicts(measurements: pd.DataFrame) -> str:
     """What verdicts counts without any gains, in words: of the models that have the paper's signs with or without."""
     tables = [verdicts(rows) for rows in (measurements[~measurements["fold"]], effective(measurements))]

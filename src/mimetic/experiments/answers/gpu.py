@@ -313,7 +313,7 @@ def imagenet_cost(gpus: Sequence[int] = (8, 32)) -> str:
     for name in IMAGENET_MODELS:
         config = imagenet_config(name)
         image = flops.total(config)
-        shares = [(share, "measured on CIFAR") for share in _reached() if name == "ViT-Tiny"]
+        shares = [(share, "measured on CIFAR") for share in reached() if name == "ViT-Tiny"]
         for share, where in (*shares, (0.2, "assumed"), (0.4, "assumed")):
             run = imagenet_hours(name, share)
             rows.append(
@@ -335,7 +335,7 @@ def imagenet_hours(name: str, share: float) -> float:
     return flops.total(imagenet_config(name)) * IMAGENET_IMAGES * IMAGENET_EPOCHS / (share * flops.peak(CARD)) / 3600
 
 
-def _reached() -> list[float]:
+def reached() -> list[float]:
     """The highest share of its card's peak that a recorded run of this chapter reaches; empty without one."""
     measured = throughput(PAPER)
     known = measured["share of peak (%)"].dropna() if len(measured) else measured

@@ -45,7 +45,7 @@ def _trained_text() -> Judgement:
     along = pattern.identity_shares(products).loc[sides.index]
     found = "; ".join(
         f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads"
-        f" (median size {row.qk_size:.1f} spreads), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
+        f" (median size {row.qk_size:.1f} sd), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
         f" ({row.vp_size:.1f});"
         f" along I {along.loc[row.Index, 'QK: mean']:g} and {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
         for row in sides.itertuples()
@@ -62,7 +62,7 @@ def _construction() -> Judgement:
     full, kept = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
     found = (
         f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64),"
-        f" {kept['z']:.1f} off-diagonal spreads"
+        f" {kept['z']:.1f} off-diagonal sd"
     )
     return counted([kept["sigmas"] > CHANCE]), found
 

@@ -24,16 +24,16 @@ MEANING = {  # verdict: (what it means, how it is counted of one claim, of sever
     ),
     PART: (
         (
-            "of a claim with several parts some hold, whatever the others say, which the row tells; or there is a gain,"
-            " which is or may be smaller than the claim says"
+            "of a claim with several parts some hold, and the row says what the others do; or there is a gain that may"
+            " be smaller than claimed"
         ),
         "holds in part",
         "hold in part",
     ),
     NOT: (
         (
-            "all planned pairs are in, and the interval leaves out what the claim says; of a claim with several parts,"
-            " of one at least, and no part holds"
+            "all planned pairs are in, and the interval lies wholly on the other side; of a claim with several parts,"
+            " that of at least one does, and no part holds"
         ),
         "does not hold here",
         "do not hold here",
