@@ -127,8 +127,11 @@ class RecommenderTask:
 
     def sequences(self) -> dict[str, Tensor]:
         """Every user's items, one user after the other (items), and how many each has (lengths)."""
-        each = [torch.from_numpy(items) for items in self.data.sequences]
-        return {"items": torch.cat(each), "lengths": torch.tensor([len(items) for items in each])}
+        sequences = self.data.sequences
+        return {
+            "items": torch.from_numpy(np.concatenate(sequences)),
+            "lengths": torch.tensor([len(items) for items in sequences]),
+        }
 
     def windows(self, users: Tensor, size: int) -> Tensor:
         """(B, size): of each user's training items a window of the last ``size`` items before a random place, 0 in
