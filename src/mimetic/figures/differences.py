@@ -101,6 +101,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
         ax.set_xlabel(f"last-epoch {metric.name} minus the default's{unit}:\nbetter to the right")
         if metric.lower_is_better:
             ax.invert_xaxis()
+        ax.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
 
@@ -151,7 +152,7 @@ def gains(
         tables: title -> rows with columns x, difference, low, high.
         points: title -> rows with columns x, difference.
         log: titles whose x axis is logarithmic.
-        otherwise: title -> rows as in tables, of another recipe, drawn hollow.
+        otherwise: title -> rows as in tables, of another recipe that is their label, drawn hollow.
     """
     figure, axes = panels(7.4, 2.8, ncols=len(tables), sharey=True)
     for ax, (title, table) in zip(axes[0], tables.items()):
@@ -181,6 +182,15 @@ def gains(
                 mfc="white",
                 transform=ax.transData + ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans),
             )
+            for name, row in other.iterrows():
+                ax.annotate(
+                    f"{name},\n{row['pairs']:.0f} pairs",
+                    (row["x"], 100 * row["high"]),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=7,
+                )
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")

@@ -81,7 +81,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """
     figure, axes = panels(7.6, 2.7, ncols=3)
     colors = {"vp": VP, "qk": QK, "untrained": "#7a7a7a"}
-    names = {"vp": "$W_VW_{proj}$", "qk": r"$W_QW_K^\top$", "untrained": "$W_VW_{proj}$, default"}
+    names = {"vp": "$W_VW_{proj}$", "qk": r"$W_QW_K^\top$", "untrained": "timm's default"}
     titles = {"trained": "1 · a trained model, all layers", "made": "2 · made by a formula"}
     for ax, panel in zip(axes[0], ("trained", "made")):
         ax.axhline(0, color="black", lw=0.6)
@@ -102,7 +102,7 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame) -> Figure:
         )
         lines = {line.get_label(): line for line in ax.get_lines()}  # in one order in both panels
         shown = [name for name in names.values() if name in lines]
-        ax.legend([lines[name] for name in shown], shown, loc="lower right", fontsize=7.5)
+        ax.legend([lines[name] for name in shown], shown, loc="lower right", fontsize=7, handlelength=1)
     limits = [ax.get_ylim() for ax in axes[0, :2]]
     for ax in axes[0, :2]:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
