@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,9 +10,6 @@ from matplotlib.ticker import MaxNLocator
 
 from mimetic.figures import style
 from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, runs_and_mean, styled
-
-if TYPE_CHECKING:
-    pass
 
 
 @styled
