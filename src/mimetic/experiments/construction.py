@@ -19,7 +19,7 @@ from mimetic.models.vit import ViT, ViTConfig
 from mimetic.scan import attention_layers
 from mimetic.spec import VISION
 
-VP = VISION.vp_alpha, VISION.vp_beta
+QK, VP = (VISION.qk_alpha, VISION.qk_beta), (VISION.vp_alpha, VISION.vp_beta)
 
 
 def truncation(
@@ -27,15 +27,13 @@ def truncation(
     ranks: Sequence[int] = (8, 16, 24, 32, 64, 96, 128, 160, 192),
     draws: int = 5,
     seed: int = 0,
-    **constants: float,
 ) -> pd.DataFrame:
-    """What truncation to rank k does to alpha Z + beta I: rows (k, draw) with the columns of measure.statistics and
-    kept = ||A_k||_F^2 / ||A||_F^2. constants: alpha and beta, default 0.7 each."""
-    alpha, beta = constants.get("alpha", 0.7), constants.get("beta", 0.7)
+    """What truncation to rank k does to alpha Z + beta I, by VISION's constants of W_Q W_K^T: rows (k, draw) with the
+    columns of measure.statistics and kept = ||A_k||_F^2 / ||A||_F^2."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for draw in range(draws):
-        A = semi_diagonal(d, alpha, beta, generator=generator, dtype=torch.float64)
+        A = semi_diagonal(d, *QK, generator=generator, dtype=torch.float64)
         left, right = factor(A)  # the first k columns and rows are the rank-k factors
         for k in ranks:
             P = left[:, :k] @ right[:k]
