@@ -1,6 +1,6 @@
 """Small experiments on the construction itself, seconds each: what the book's chapter 3 states, as DataFrames.
 
-Run: they are functions, called by the chapter; every one takes a seed and gives the same numbers each time.
+Every one takes a seed and gives the same numbers each time.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
 
 @torch.no_grad()
 def maps_at_init(
-    images: Tensor, inits: Sequence[str] = ("timm", "mimetic"), position: Sequence[str] = ("none", "sincos2d"), *,
-    d_model: int = 192, num_heads: int = 3, patch_size: int = 4, seed: int = 0,
-) -> dict[tuple[str, str], Tensor]:  # fmt: skip
-    """First-layer attention maps of an untrained ViT, (init, position embedding) -> (B, H, N, N).
+    images: Tensor, *, d_model: int = 192, num_heads: int = 3, patch_size: int = 4, seed: int = 0
+) -> dict[tuple[str, str], Tensor]:
+    """First-layer attention maps of an untrained ViT, without positions and with sin-cos ones, by default and from
+    mimetic initialization: (init, position embedding) -> (B, H, N, N).
 
     Args:
         images: (B, C, size, size) floats, normalised as for training.
     """
     maps = {}
-    for init in inits:
-        for pos_embed in position:
+    for init in ("timm", "mimetic"):
+        for pos_embed in ("none", "sincos2d"):
             config = ViTConfig(
                 img_size=images.shape[-1], patch_size=patch_size, in_chans=images.shape[1], d_model=d_model, depth=1,
                 num_heads=num_heads, global_pool="avg", pos_embed=pos_embed,
