@@ -45,7 +45,8 @@ def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str
         x = {k: float(finals.loc[finals["arm"] == arms[k][0], column].iloc[0]) for k in table.index}
         tables[title] = table.assign(x=pd.Series(x))
         every = study_points(STUDIES[name], finals)
-        dots[title] = every[every["label"].isin(table.index)].assign(x=lambda t, x=x: t["label"].map(x))
+        shown = every[every["label"].isin(table.index)]
+        dots[title] = shown.assign(x=shown["label"].map(x))
         xlabels[title] = xlabel
     return tables, dots, xlabels
 
@@ -282,11 +283,10 @@ def data_table(finals: pd.DataFrame) -> str:
         gain, loss = (contrast(finals, {arm: 1, reference: -1}, metric) for metric in ("test_accuracy", "test_loss"))
         if len(gain):
             errors = gain.mean() / (1 - finals.loc[finals["arm"] == reference, "test_accuracy"].mean())
-            above = [
-                100 * (part["train_accuracy"] - part["test_accuracy"]).mean()
-                for a in (arm, reference)
-                for part in [finals[finals["arm"] == a]]
-            ]
+            above = []
+            for each in (arm, reference):
+                part = finals[finals["arm"] == each]
+                above.append(100 * (part["train_accuracy"] - part["test_accuracy"]).mean())
             low, high = mean_interval(loss)
             more = [] if reference == base else contrast(finals, {reference: 1, base: -1})
             span = f"{loss.mean():+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(loss) > 1 else "")
