@@ -197,7 +197,7 @@ def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:
         return "", [], []
     lines = []
     for name, row in table.iterrows():
-        apart = _compared(changes(row["compared"][2], study), "than with learned positions")
+        apart = _against_learned(changes(row["compared"][2], study))
         lines.append(f"* {name}: {common.finding(row, METRIC)}{apart}")
     against = [
         common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()
@@ -315,17 +315,17 @@ def rotary_answer() -> str:
     return text + "\n".join(lines + against)
 
 
-def _compared(apart: pd.Series, what: str) -> str:
-    """Whether a difference of differences is one, as a clause; "" without pairs."""
+def _against_learned(apart: pd.Series) -> str:
+    """Whether an arm's effect is another than with learned positions (changes), as a clause; "" without pairs."""
     if not len(apart):
         return ""
-    says = {
-        -1: f"better {what}",
-        1: f"worse {what}",
-        0: f"not to be told from what it is otherwise ({what.replace('than', 'compared')})",
-    }
     if len(apart) < ENOUGH:
-        return f"; {what.replace('than', 'compared')}: {measured(apart, METRIC)}, too few pairs"
+        return f"; compared with learned positions: {measured(apart, METRIC)}, too few pairs"
+    says = {
+        -1: "better than with learned positions",
+        1: "worse than with learned positions",
+        0: "not to be told from what it is otherwise (compared with learned positions)",
+    }
     return f"; {says[side(apart)]}, by {measured(apart, METRIC)}"
 
 
