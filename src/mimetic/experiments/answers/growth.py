@@ -114,16 +114,11 @@ def trends(dots: dict[str, pd.DataFrame]) -> str:
     return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
 
 
-def _by_size(dots: pd.DataFrame) -> pd.DataFrame:
-    """Gains, a row a seed and a column a size."""
-    return dots.pivot_table(index="seed", columns="x", values="difference")
-
-
 def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
     """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes
     between which its interval leaves out 0.
     """
-    wide, found = _by_size(dots), {}
+    wide, found = dots.pivot_table(index="seed", columns="x", values="difference"), {}
     for x, y in combinations(wide, 2):
         steps = (wide[y] - wide[x]).dropna()
         if len(steps) >= ENOUGH:
