@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import IN_PERCENT, markdown, pairs_of, replicas_dir, study_table, word
+from mimetic.experiments.answers.common import (
+    IN_PERCENT,
+    markdown,
+    pairs_of,
+    replicas_dir,
+    study_table,
+    with_interval,
+    word,
+)
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import NOT_ITS_OWN, OTHER_POSITIONS, SHARES, with_positions
@@ -351,9 +359,7 @@ def found(finals: pd.DataFrame) -> str:
     for point, cells in rows.items():
         arms = {f"{point.strip('`')}-{signs}": factor for signs, factor in (("language", 1), ("vision", -1))}
         if len(values := contrast(finals, arms, METRIC.column)) > 1:
-            cells["language minus vision signs"] = (
-                f"{METRIC.signed(values.mean())} ({METRIC.span(*mean_interval(values))})"
-            )
+            cells["language minus vision signs"] = with_interval(values, METRIC)
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
     return (
