@@ -89,10 +89,11 @@ def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expec
     )
 
 
-def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> Judgement:
+def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT, suffix: str = "") -> Judgement:
+    """Whether an arm is ahead on both data sets; suffix: of the experiments, after the data set's name."""
     return joined(
         {
-            title: against(data, arm, reference, len(recommender_programme.SEEDS[data]))
+            title: against(f"{data}{suffix}", arm, reference, len(recommender_programme.SEEDS[data]))
             for data, title in recommenders.TITLES.items()
         }
     )
@@ -100,17 +101,7 @@ def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT) -> J
 
 def _vision_signs() -> Judgement:
     verdict, found = _recommenders(recommender_programme.VISION)
-    there = joined(
-        {
-            title: against(
-                f"{data}-rate",
-                recommender_programme.VISION,
-                recommender_programme.DEFAULT,
-                len(recommender_programme.SEEDS[data]),
-            )
-            for data, title in recommenders.TITLES.items()
-        }
-    )
+    _, there = _recommenders(recommender_programme.VISION, suffix="-rate")
     crossed, own = {}, []
     for data, title in recommenders.TITLES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
@@ -120,7 +111,7 @@ def _vision_signs() -> Judgement:
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
     found = (
-        f"{found}. Both arms at three times the rate: {there[1]}."
+        f"{found}. Both arms at three times the rate: {there}."
         f" Vision's signs as they are against the default at three times the rate{itself}: {joined(crossed)[1]}"
     )
     return verdict, found
