@@ -208,47 +208,43 @@ GPU = replace(
     precision="auto",
 )
 EXPERIMENTS: dict[str, LanguageConfig] = {
-    "tinyshakespeare": LAB,
-    "wikitext2": WIKITEXT2,
-    "share": replace(WIKITEXT2, experiment="share", vocab_size=1_000),
-    "share-recipe": replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
-    "tinyshakespeare-rate": replace(LAB, experiment="tinyshakespeare-rate"),
-    "tinyshakespeare-halves": replace(LAB, experiment="tinyshakespeare-halves"),
-    "wikitext2-halves": replace(WIKITEXT2, experiment="wikitext2-halves"),
-    "tinyshakespeare-long": replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
-    "tinyshakespeare-narrow": replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
-    **{
-        name: replace(LAB, experiment=name, pos_embed=kind)
-        for kind in OTHER_POSITIONS
-        for name in [with_positions(kind)]
-    },
-    **{
-        name: replace(LAB, experiment=name, pos_embed=kind, validation=True, lr=1e-3)
-        for kind in OTHER_POSITIONS
-        for name in [with_positions(kind, search=True)]
-    },
-    "tinyshakespeare-sincos-long": replace(
-        LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"
-    ),
-    "wikitext2-sincos": replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
-    "wikitext2-from-sincos": replace(WIKITEXT2, experiment="wikitext2-from-sincos", pos_embed="from-sincos"),
-    "tinyshakespeare-recipe": replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
-    "wikitext2-gpu": GPU,
-    "share-gpu": replace(GPU, experiment="share-gpu"),
-    "pydoc": LanguageConfig(
-        "pydoc",
-        dataset="pydoc",
-        context=64,
-        d_model=64,
-        depth=3,
-        num_heads=2,
-        batch_size=16,
-        lr=2e-3,
-        weight_decay=0.1,
-        epochs=5,
-        steps_per_epoch=40,
-        threads=1,
-    ),
+    config.experiment: config
+    for config in (
+        LAB,
+        WIKITEXT2,
+        replace(WIKITEXT2, experiment="share", vocab_size=1_000),
+        replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
+        replace(LAB, experiment="tinyshakespeare-rate"),
+        replace(LAB, experiment="tinyshakespeare-halves"),
+        replace(WIKITEXT2, experiment="wikitext2-halves"),
+        replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
+        replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
+        *(replace(LAB, experiment=with_positions(kind), pos_embed=kind) for kind in OTHER_POSITIONS),
+        *(
+            replace(LAB, experiment=with_positions(kind, search=True), pos_embed=kind, validation=True, lr=1e-3)
+            for kind in OTHER_POSITIONS
+        ),
+        replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
+        replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
+        replace(WIKITEXT2, experiment="wikitext2-from-sincos", pos_embed="from-sincos"),
+        replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
+        GPU,
+        replace(GPU, experiment="share-gpu"),
+        LanguageConfig(
+            "pydoc",
+            dataset="pydoc",
+            context=64,
+            d_model=64,
+            depth=3,
+            num_heads=2,
+            batch_size=16,
+            lr=2e-3,
+            weight_decay=0.1,
+            epochs=5,
+            steps_per_epoch=40,
+            threads=1,
+        ),
+    )
 }
 
 # Constants that imitate our own trained GPT of another width, python -m mimetic.experiments.fitted: the products of

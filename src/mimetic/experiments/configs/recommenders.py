@@ -87,32 +87,35 @@ ML100K = RecommenderConfig(
 BEAUTY = replace(ML100K, experiment="beauty", dataset="beauty", items=1_000, max_len=20, batch_size=128)
 GPU = replace(ML100K, epochs=100, passes=10, batch_size=256, lr=1e-3, max_len=200, device="auto", precision="auto")
 EXPERIMENTS: dict[str, RecommenderConfig] = {
-    "ml100k": ML100K,
-    "beauty": BEAUTY,
-    "ml100k-recipe": replace(ML100K, experiment="ml100k-recipe", validation=True, lr=3e-3, epochs=20),
-    "beauty-recipe": replace(BEAUTY, experiment="beauty-recipe", validation=True, epochs=20),
-    "ml100k-rate": replace(ML100K, experiment="ml100k-rate", lr=3e-3),
-    "beauty-rate": replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
-    "ml100k-sincos": replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
-    "ml100k-sincos-rate": replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
-    "beauty-sincos": replace(BEAUTY, experiment="beauty-sincos", pos_embed="sincos"),
-    # the share of masks published for this data set
-    "ml1m": replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
-    "beauty-full": replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
-    "clusters": RecommenderConfig(
-        "clusters",
-        dataset="clusters",
-        objective="next",
-        causal=True,
-        d_model=32,
-        max_len=8,
-        epochs=10,
-        batch_size=50,
-        lr=3e-3,
-        dropout=0.0,
-        threads=1,
-        device="cpu",
-    ),
+    config.experiment: config
+    for config in (
+        ML100K,
+        BEAUTY,
+        replace(ML100K, experiment="ml100k-recipe", validation=True, lr=3e-3, epochs=20),
+        replace(BEAUTY, experiment="beauty-recipe", validation=True, epochs=20),
+        replace(ML100K, experiment="ml100k-rate", lr=3e-3),
+        replace(BEAUTY, experiment="beauty-rate", lr=3e-3),
+        replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
+        replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
+        replace(BEAUTY, experiment="beauty-sincos", pos_embed="sincos"),
+        # the share of masks published for this data set
+        replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
+        replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
+        RecommenderConfig(
+            "clusters",
+            dataset="clusters",
+            objective="next",
+            causal=True,
+            d_model=32,
+            max_len=8,
+            epochs=10,
+            batch_size=50,
+            lr=3e-3,
+            dropout=0.0,
+            threads=1,
+            device="cpu",
+        ),
+    )
 }
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned

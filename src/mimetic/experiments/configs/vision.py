@@ -108,17 +108,20 @@ PAPER = VisionConfig(
     lr=1e-3, weight_decay=0.05, warmup=0.1, randaugment_ops=2, randaugment_magnitude=9, curve_images=2_000,
 )  # fmt: skip
 EXPERIMENTS: dict[str, VisionConfig] = {
-    "cifar10-lab30": LAB,
-    "cifar10-lab10": replace(LAB, experiment="cifar10-lab10", epochs=10, epoch_images=10_000, curve_images=2_000),
-    "cifar10-recipe": replace(LAB, experiment="cifar10-recipe", epochs=10, validation=5_000, curve_images=1_000),
-    "cifar10-rates": replace(LAB, experiment="cifar10-rates", epochs=10, validation=5_000, curve_images=1_000),
-    "cifar10-paper": PAPER,
-    "cifar100-paper": replace(PAPER, experiment="cifar100-paper", dataset="cifar100"),
-    "cifar10-small": replace(PAPER, experiment="cifar10-small", d_model=384, num_heads=6),
-    "digits": VisionConfig(
-        "digits", dataset="digits", d_model=64, depth=4, num_heads=4, patch_size=2, epochs=10, batch_size=32,
-        crop_padding=1, padding_mode="zero", flip=False, threads=1,
-    ),
+    config.experiment: config
+    for config in (
+        LAB,
+        replace(LAB, experiment="cifar10-lab10", epochs=10, epoch_images=10_000, curve_images=2_000),
+        replace(LAB, experiment="cifar10-recipe", epochs=10, validation=5_000, curve_images=1_000),
+        replace(LAB, experiment="cifar10-rates", epochs=10, validation=5_000, curve_images=1_000),
+        PAPER,
+        replace(PAPER, experiment="cifar100-paper", dataset="cifar100"),
+        replace(PAPER, experiment="cifar10-small", d_model=384, num_heads=6),
+        VisionConfig(
+            "digits", dataset="digits", d_model=64, depth=4, num_heads=4, patch_size=2, epochs=10, batch_size=32,
+            crop_padding=1, padding_mode="zero", flip=False, threads=1,
+        ),
+    )
 }  # fmt: skip
 
 # Constants that imitate a pretrained ViT in six layers: python -m mimetic.experiments.fitted, with the LayerNorm
