@@ -170,11 +170,11 @@ def _turned(both: pd.DataFrame) -> str:
     wide = both.assign(point=point[0], signs=point[2]).pivot(
         index=["point", "seed"], columns="signs", values=["here", "there"]
     )
+    if ("here", "gpt2") not in wide:
+        return ""
     said = []
-    for signs in wide["here"].columns.drop("gpt2", errors="ignore"):
-        if ("here", "gpt2") not in wide:
-            continue
-        columns = [(where, arm) for where in ("here", "there") for arm in ("gpt2", signs) if (where, arm) in wide]
+    for signs in wide["here"].columns.drop("gpt2"):
+        columns = [(where, arm) for where in ("here", "there") for arm in ("gpt2", signs)]
         for (name, seed), row in wide.dropna(subset=columns).iterrows():
             gains = [row[where, signs] - row[where, "gpt2"] for where in ("here", "there")]
             if gains[0] * gains[1] < 0:
