@@ -215,18 +215,12 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
 def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:
     """seed -> the mean of the four differences of two arms: at both rates, on both kinds of items."""
     reference, arm = arms
-    return (
-        pd.concat(
-            [
-                contrast(runs, {arm: 1, reference: -1}, column)
-                for runs in (finals, other)
-                for column in (METRIC.column, VALIDATION_COLUMN)
-            ],
-            axis=1,
-        )
-        .dropna()
-        .mean(axis=1)
-    )
+    differences = [
+        contrast(runs, {arm: 1, reference: -1}, column)
+        for runs in (finals, other)
+        for column in (METRIC.column, VALIDATION_COLUMN)
+    ]
+    return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
 
 def at_best_epoch(curves: pd.DataFrame) -> str:
