@@ -263,7 +263,7 @@ def first_reached(
     as 1), in how many pairs it does, and the paired difference of that share to the default's with its 95 %
     interval; nan in the default's own row, the first.
     """
-    column, rows = VALIDATION_COLUMN, {}
+    column = VALIDATION_COLUMN
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
@@ -271,31 +271,32 @@ def first_reached(
         targets[:] = target
     own = common.first_passage(curves, DEFAULT, targets, column)
     epochs = curves.groupby("arm")["epoch"].max()
-    rows[arm_label(DEFAULT)] = {
-        "epochs": epochs[DEFAULT] * own.fillna(1.0).mean(),
-        "share of the run": own.fillna(1.0).mean(),
-        "reached": int(own.notna().sum()),
-        "pairs": len(own),
-    }
+    rows = {arm_label(DEFAULT): _reached(own, epochs[DEFAULT])}
     for arm in arms:
-        if (
-            arm == DEFAULT
-            or arm not in set(finals["arm"])
-            or (found := common.first_passage(curves, arm, targets, column)).empty
-        ):
+        if arm == DEFAULT or arm not in set(finals["arm"]):
+            continue
+        found = common.first_passage(curves, arm, targets, column)
+        if found.empty:
             continue
         difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
         low, high = mean_interval(difference)
-        rows[arm_label(arm)] = {
-            "epochs": epochs[arm] * found.fillna(1.0).mean(),
-            "share of the run": found.fillna(1.0).mean(),
-            "reached": int(found.notna().sum()),
-            "pairs": len(found),
+        rows[arm_label(arm)] = _reached(found, epochs[arm]) | {
             "earlier than the default by": -difference.mean(),
             "from": -high,
             "to": -low,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _reached(shares: pd.Series, epochs: int) -> dict[str, float]:
+    """The columns of first_reached that every arm has, from common.first_passage and the epochs of a run."""
+    mean = shares.fillna(1.0).mean()
+    return {
+        "epochs": epochs * mean,
+        "share of the run": mean,
+        "reached": int(shares.notna().sum()),
+        "pairs": len(shares),
+    }
 
 
 def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
