@@ -163,8 +163,7 @@ def versus_timm(device: str) -> str:
 
 def state() -> pd.DataFrame:
     """One row an experiment of the queue `paper`: runs wanted and there."""
-    runs = QUEUES["paper"]()
-    rows = [(config.experiment, existing(config) is not None) for config in runs]
+    rows = [(config.experiment, existing(config) is not None) for config in QUEUES["paper"]()]
     groups = pd.DataFrame(rows, columns=["experiment", "there"]).groupby("experiment", sort=False)["there"]
     return groups.agg(["size", "sum"]).rename(columns={"size": "runs", "sum": "recorded"})
 
@@ -288,10 +287,9 @@ def throughput_table() -> pd.DataFrame:
 def priority() -> str:
     """The order of the queue `paper`, in words."""
     runs = QUEUES["paper"]()
-    pairs = len(PAPER_SEEDS)
-    rest = len(runs) - pairs * len(PAIR) * len(PAPER)
+    rest = len(runs) - PAIRS * len(PAIR) * len(PAPER)
     return (
-        f"{len(runs)} runs: {pairs} pairs of each of {'; '.join(TITLES[name] for name in PAPER)}; then {rest} runs for"
+        f"{len(runs)} runs: {PAIRS} pairs of each of {'; '.join(TITLES[name] for name in PAPER)}; then {rest} runs for"
         " the first three questions of chapter 7 (which half, structure or scale, signs)."
     )
 
