@@ -90,25 +90,22 @@ def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
             dims = [src.layer_dims()[layer] for layer in kind["layer"]]
             shares = [100 * explained(row, d) for row, (d, _) in zip(kind.itertuples(), dims)]
             possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
-            found = {
-                "mean": np.mean(shares),
-                "median": np.median(shares),
-                "largest": max(shares),
-                "possible": np.mean(possible),
-            }
-            rows.setdefault(title, {}).update({f"{name}: {what}": value for what, value in found.items()})
+            rows.setdefault(title, {}).update(_summed_up(name, shares, np.mean(possible)))
     made = measure(untrained_layers(384, 1, 6, "mimetic"), heads=False)
     for product, name, possible in (("qk", "QK", 100 / 6), ("vp", "V·proj", 100.0)):
         shares = [100 * explained(row, 384) for row in made[made["product"] == product].itertuples()]
-        rows.setdefault(written, {}).update(
-            {
-                f"{name}: mean": np.mean(shares),
-                f"{name}: median": np.median(shares),
-                f"{name}: largest": max(shares),
-                f"{name}: possible": possible,
-            }
-        )
+        rows.setdefault(written, {}).update(_summed_up(name, shares, possible))
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
+
+
+def _summed_up(product: str, shares: list[float], possible: float) -> dict[str, float]:
+    """The columns of identity_shares on one product."""
+    return {
+        f"{product}: mean": np.mean(shares),
+        f"{product}: median": np.median(shares),
+        f"{product}: largest": max(shares),
+        f"{product}: possible": possible,
+    }
 
 
 def layer_scale_signs(layers: list[AttentionLayer] | None) -> pd.DataFrame:
