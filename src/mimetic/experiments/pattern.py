@@ -163,12 +163,13 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
     Returns: columns panel (trained, made), label (vp, qk, untrained), layer, apart (of trained: the layer given),
     offset, value (mean entry over the spread of the others; for QK of one head a layer).
     """
-    numbers = load_measurements([source])
+    keys = ["product", "layer", "head"]
     stored = load_profiles([source])
     fold = bool(stored["fold"].any())
+    numbers = load_measurements([source])
+    sds = numbers[numbers["fold"] == fold].set_index(keys)["offdiag_sd"]
     rows = []
-    for (product, i, head), part in stored[stored["fold"] == fold].groupby(["product", "layer", "head"]):  # noqa: B007  in the query
-        sd = numbers.query("fold == @fold and layer == @i and product == @product and head == @head").offdiag_sd.iloc[0]
+    for (product, i, head), part in stored[stored["fold"] == fold].groupby(keys):
         rows.append(
             pd.DataFrame(
                 {
@@ -177,7 +178,7 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
                     "layer": i,
                     "apart": i == layer,
                     "offset": part["offset"],
-                    "value": part["mean"] / sd,
+                    "value": part["mean"] / sds[product, i, head],
                 }
             )
         )
