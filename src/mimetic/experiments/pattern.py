@@ -204,13 +204,13 @@ def fold_profiles(source: str) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Series:
-    """How much W_Q, W_K and W_Q W_K^T of a head change (relative Frobenius norm) under W_Q -> W_Q
-    M, W_K -> W_K M^-T with a random invertible M: the attention is the same function before and
-    after, the single matrices are not the same.
+def gauge_freedom(layer: AttentionLayer) -> pd.Series:
+    """How much W_Q, W_K and W_Q W_K^T of the first head change (relative Frobenius norm) under W_Q -> W_Q M,
+    W_K -> W_K M^-T with a random invertible M: the attention is the same function before and after, the single
+    matrices are not the same.
     """
-    generator = torch.Generator().manual_seed(seed)
-    q, k = layer.w_q(head).double(), layer.w_k(head).double()
+    generator = torch.Generator().manual_seed(0)
+    q, k = layer.w_q(0).double(), layer.w_k(0).double()
     M = torch.randn(q.shape[1], q.shape[1], generator=generator, dtype=torch.float64)
     q2, k2 = q @ M, k @ torch.linalg.inv(M).mT
 
@@ -222,7 +222,7 @@ def gauge_freedom(layer: AttentionLayer, head: int = 0, seed: int = 0) -> pd.Ser
     )
 
 
-def pictures(layers: list[AttentionLayer] | None, layer: int, head: int, seed: int = 0) -> dict[str, Tensor]:
+def pictures(layers: list[AttentionLayer] | None, layer: int, head: int) -> dict[str, Tensor]:
     """W_Q W_K^T of a head, then W_V W_proj: trained (folded, raw) if layers are given, untrained, and written by
     mimetic_init_, all of the trained model's width and heads (384 and 6 without one); title -> (d, d) matrix.
 
@@ -240,6 +240,6 @@ def pictures(layers: list[AttentionLayer] | None, layer: int, head: int, seed: i
         d, heads = trained.d_model, trained.num_heads
         columns = {"trained, folded": (trained, True), "trained, raw": (trained, False)}
     for name, init in (("untrained", "timm"), ("mimetic", "mimetic")):
-        columns[name] = (untrained_layers(d, 1, heads, init, seed)[0], False)
+        columns[name] = (untrained_layers(d, 1, heads, init)[0], False)
     out = {f"QK · {name}": view.qk(min(head, view.num_heads - 1), fold) for name, (view, fold) in columns.items()}
     return out | {f"V·proj · {name}": view.vp(fold=fold) for name, (view, fold) in columns.items()}
