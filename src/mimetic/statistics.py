@@ -69,20 +69,18 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     return float(np.mean(np.abs(signs @ x) >= abs(x.sum()) - 1e-12 * np.abs(x).sum()))
 
 
-def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean difference; infinite for a single pair.
+def mean_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean difference; infinite for a single pair.
 
     Raises:
-        ValueError: no differences, or a confidence that is not between 0 and 1.
+        ValueError: no differences.
     """
     x = np.asarray(differences, dtype=float)
     if not x.size:
         raise ValueError("no differences")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if x.size == 1:
         return -np.inf, np.inf
-    half = stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / x.size**0.5
+    half = stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / x.size**0.5
     return float(x.mean() - half), float(x.mean() + half)
 
 
