@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from mimetic.coverage.architecture import examine, names
+from mimetic.coverage.architecture import examine, names, not_built
 from mimetic.coverage.build import TimeUp, short_error
 from mimetic.coverage.page import VERDICTS, page
 from mimetic.data.fetch import atomic_path, data_dir
@@ -62,13 +62,13 @@ def _worker(library: str, connection) -> None:
         try:
             row = examine(library, name)
         except TimeUp:
-            row = {"name": name, "model": name, "verdict": "not built", "finding": f"took more than {SECONDS} s"}
+            row = not_built(name, f"took more than {SECONDS} s")
         except Exception as e:  # noqa: BLE001  one model must not stop the table, and its error is shown in it
-            row = {"name": name, "model": name, "verdict": "not built", "finding": short_error(e)}
+            row = not_built(name, short_error(e))
         finally:
             alarm(0)
         gc.collect()
-        connection.send({"layers": 0, "error": None, **row})
+        connection.send(row)
 
 
 class _Process:
@@ -103,14 +103,7 @@ class _Process:
             return None
         self.stop()
         self._start()
-        return {
-            "name": self.name,
-            "model": self.name,
-            "verdict": "not built",
-            "finding": problem,
-            "layers": 0,
-            "error": None,
-        }
+        return not_built(self.name, problem)
 
     def stop(self):
         self.process.kill()

@@ -29,14 +29,18 @@ def names(library: str) -> list[str]:
     return sorted(CONFIG_MAPPING.keys())
 
 
+def not_built(name: str, why: str) -> dict:
+    """The row {layers, error, name, model, verdict, finding} of an architecture of which no more is known."""
+    return {"layers": 0, "error": None, "name": name, "model": name, "verdict": "not built", "finding": why}
+
+
 def examine(library: str, name: str) -> dict:
     """Build, run and verify one architecture.
 
     Returns:
-        A row {name, model, verdict, finding, layers, error}: verdict is one of VERDICTS, error the largest relative
-        error.
+        A row as of not_built: verdict is one of VERDICTS, error the largest relative error.
     """
-    row = {"name": name, "model": name, "verdict": "not built", "finding": "", "layers": 0, "error": None}
+    row = not_built(name, "")
     torch.manual_seed(0)
     try:
         plan = (plan_timm if library == "timm" else plan_transformers)(name)
@@ -85,9 +89,7 @@ def _unseen(library: str, name: str, small: nn.Module) -> str:
 
 
 def _nothing_known(found: Scan) -> dict:
-    if found.refused:
-        return {"verdict": "refused", "finding": _remarks(found)}
-    return {"verdict": "none", "finding": _remarks(found)}
+    return {"verdict": "refused" if found.refused else "none", "finding": _remarks(found)}
 
 
 def _remarks(found: Scan) -> str:
