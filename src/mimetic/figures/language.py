@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from mimetic.figures.style import (
     COLORS,
     LABELS,
-    QK,
+    PRODUCTS,
     TEXT_POSITIONS,
-    VP,
     before_and_after,
     interval_bars,
     one_each,
@@ -85,8 +84,7 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
     """
     arms = list(dict.fromkeys(products["arm"]))
     figure, axes = panels(7.4, 4.4, nrows=2, ncols=len(arms), sharex=True, sharey="row")
-    rows = (("qk", r"$W_QW_K^\top$", QK), ("vp", "$W_VW_{proj}$", VP))
-    for i, (product, name, color) in enumerate(rows):
+    for i, (product, name, color) in enumerate(PRODUCTS):
         for ax, arm in zip(axes[i], arms):
             before_and_after(ax, products[(products["arm"] == arm) & (products["product"] == product)], "z", color)
             ax.axhline(0, color="black", lw=0.7)

@@ -8,9 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import NULL, QK, VP, before_and_after, panels, runs_and_mean, styled
-
-_PRODUCTS = (("qk", r"$W_QW_K^\top$", QK), ("vp", "$W_VW_{proj}$", VP))
+from mimetic.figures.style import NULL, PRODUCTS, QK, VP, before_and_after, panels, runs_and_mean, styled
 
 
 @styled
@@ -22,7 +20,7 @@ def diagonals(products: pd.DataFrame) -> Figure:
     """
     names = list(dict.fromkeys(products["panel"]))
     figure, axes = panels(7.4, 4.0, nrows=2, ncols=len(names), sharex=True, sharey="row")
-    for row, (product, title, color) in enumerate(_PRODUCTS):
+    for row, (product, title, color) in enumerate(PRODUCTS):
         for ax, name in zip(axes[row], names):
             part = products[(products["panel"] == name) & (products["product"] == product)]
             band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
@@ -60,7 +58,7 @@ def explained(table: pd.DataFrame) -> Figure:
         ("explained", "o", "trained model"), ("imitated", "x", "imitation, truncated to the layer's rank"),
         ("target", "|", "its target, before"),
     )  # fmt: skip
-    for ax, (product, title, color) in zip(axes[0], _PRODUCTS):
+    for ax, (product, title, color) in zip(axes[0], PRODUCTS):
         part = table[table["product"] == product].set_index("model").loc[names]
         for column, marker, label in marks:
             size = 11 if marker == "|" else 6  # a bar is seen behind a dot

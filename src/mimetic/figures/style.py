@@ -20,6 +20,7 @@ COLORS = {
     "gpt2": "#7a7a7a", "vision": "#0072b2", "language": "#e69f00",
 }  # fmt: skip
 QK, VP, NULL, RIGHT, WRONG = "#d55e00", "#0072b2", "#d9d9d9", "#0072b2", "#cc79a7"
+PRODUCTS = (("qk", r"$W_QW_K^\top$", QK), ("vp", "$W_VW_{proj}$", VP))  # name, formula and colour of each
 LABELS = {  # of arms
     "timm": "default (trunc-normal .02)",
     "torch": "PyTorch default",
