@@ -48,27 +48,14 @@ def pair_model_bits(dataset: str = "pydoc", validation: bool = False) -> float:
     return float(bits.sum() / data.token_bytes[test[1:]].sum())
 
 
-def attention_before_training(
-    dataset: str = "pydoc",
-    arms: tuple[str, ...] = (
-        "gpt2",
-        "language",
-        "vision",
-        "qk",
-        "vp",
-        "gpt2-signs",
-        "both-minus",
-        "rescaled",
-        "random-directions",
-    ),
-    windows: int = 8,
-) -> pd.DataFrame:
+def attention_before_training(dataset: str = "pydoc", windows: int = 8) -> pd.DataFrame:
     """How much of its attention a token gives to itself, and how much to itself or an equal token before
     it, in percent, in the first and in the last layer of untrained models (those of "tinyshakespeare",
     seed 0), over windows of the evaluated text.
 
     Raises what data.text.load_text raises.
     """
+    arms = "gpt2", "language", "vision", "qk", "vp", "gpt2-signs", "both-minus", "rescaled", "random-directions"
     rows = {}
     for arm in arms:
         ids_BN, layers = _attention(dataset, arm, "learned", windows)
@@ -108,10 +95,7 @@ def attention_by_distance(
 
 
 def stream_before_training(
-    dataset: str = "pydoc",
-    positions: tuple[str, ...] = POSITIONS,
-    arms: tuple[str, ...] = ("gpt2", "vision"),
-    windows: int = 8,
+    dataset: str = "pydoc", positions: tuple[str, ...] = POSITIONS, windows: int = 8
 ) -> pd.DataFrame:
     """How large what enters the first block is, and what its attention adds to that, before training: root mean squares
     over windows of the evaluated text, a row a kind of positions; and the second in units of the first.
@@ -121,7 +105,7 @@ def stream_before_training(
     rows = {}
     for kind in positions:
         row: dict[tuple[str, str], float] = {}
-        for arm in arms:
+        for arm in ("gpt2", "vision"):
             ids_BN, model = _untrained(dataset, arm, kind, windows)
             row |= {
                 (what, LABELS[arm] if what != "enters" else ""): value
