@@ -184,12 +184,11 @@ def _machine_folders() -> list[str]:
     return sorted((f for f in folders if len(Path(f).parts) > 1), key=len, reverse=True)
 
 
-def local_paths(notebook: NotebookNode, folders: Iterable[str] | None = None) -> list[tuple[int, str]]:
-    """(cell number from 1, path) of every path in outputs or sources that lies in `folders`: by default this
-    checkout, environment, home and temporary folder, and the usual homes of any machine."""
-    given = [re.escape(str(folder)) for folder in (_machine_folders() if folders is None else folders)]
-    usual = [] if folders is not None else USUAL_FOLDERS
-    pattern = re.compile(rf"(?<![\w./~-])(?:{'|'.join(given + usual)})(?![\w-])[^\s'\"<>,;:)]*")
+def local_paths(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """(cell number from 1, path) of every path in outputs or sources that lies in this checkout, environment, home or
+    temporary folder, or in the usual homes of any machine."""
+    folders = [*map(re.escape, _machine_folders()), *USUAL_FOLDERS]
+    pattern = re.compile(rf"(?<![\w./~-])(?:{'|'.join(folders)})(?![\w-])[^\s'\"<>,;:)]*")
     found = []
     for number, cell in enumerate(notebook.cells, start=1):
         texts = itertools.chain([cell.source], _texts(cell.get("outputs", [])))
