@@ -274,12 +274,12 @@ def _side_by_side(shares: pd.Series) -> pd.Series:
     return 1 + 0.012 * (same.cumcount() - (same.transform("size") - 1) / 2)
 
 
-def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame, least: int = 5) -> None:
+def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame) -> None:
     """A band behind points that stand side by side because they have one share, if they are
     many. rows: share, and x where each is drawn.
     """
     for share, some in rows.groupby(rows["share"].round(2)):
-        if len(some) >= least:
+        if len(some) >= 5:
             ax.axvspan(some["x"].min() - 1, some["x"].max() + 1, color="#f2f2f2", zorder=0, lw=0)
             ax.annotate(
                 f"{name}: all at {100 * share:.0f} %",
