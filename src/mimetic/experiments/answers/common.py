@@ -31,6 +31,7 @@ from mimetic.training.records import load_runs
 UNCONFIRMED = " by the interval, which the exact test does not confirm"
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": r"$W_QW_K^\top$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
+SHORT = {"qk": "QK", "vp": "V·proj"}  # and in plain text
 IN_PERCENT = Metric("", "", scale=100, digits=1)  # a share of something
 
 
@@ -75,7 +76,7 @@ def label(arm: str) -> str:
     if arm in LABELS:
         return LABELS[arm]
     part, what, value = arm.rsplit("-", 2)
-    return f"{ {'qk': 'QK', 'vp': 'V·proj'}[part] } { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what] } {value}"
+    return f"{SHORT[part]} { {'alpha': '|α|', 'beta': '|β|', 'rank': 'rank'}[what] } {value}"
 
 
 def comparisons_of(study: Study) -> dict[str, tuple[str, str]]:

@@ -60,7 +60,7 @@ def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
 def signs_in_words(products: pd.DataFrame) -> str:
     """The signs of a model's trained products, layer by layer."""
     signs, common_signs, parts = layer_signs(products)["sign"], [], []
-    for product, name in (("qk", "QK"), ("vp", "V·proj")):
+    for product, name in common.SHORT.items():
         found = signs[product]
         common_signs.append(found.iloc[0] if found.nunique() == 1 else "none")
         if common_signs[-1] != "none":
@@ -88,7 +88,7 @@ def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -
         for (product, layer), found in layer_signs(part).iterrows():
             common_sign = f" ({found['sign']})" if found["sign"] != "none" else ""
             z = f"{found['z']:+.2f}".replace("-", "−")
-            row[f"{'QK' if product == 'qk' else 'V·proj'}, layer {layer}"] = f"{z}{common_sign}"
+            row[f"{common.SHORT[product]}, layer {layer}"] = f"{z}{common_sign}"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -151,7 +151,7 @@ def sign_changes() -> pd.DataFrame:
     for factor, pairs in FACTORS.items():
         there = [(signs[a], signs[b]) for a, b in pairs if a in signs and b in signs]
         means = [(sides[a], sides[b]) for a, b in pairs if a in signs and b in signs]
-        for product, name in (("qk", "QK"), ("vp", "V·proj")) if there else ():
+        for product, name in common.SHORT.items() if there else ():
             before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
             counts = {
                 "turns": (before != after) & (before != "none") & (after != "none"),

@@ -9,7 +9,7 @@ import pandas as pd
 from mimetic.audit import CHANCE
 from mimetic.data.images import TRAIN_SIZES
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.common import PRODUCTS, percent
+from mimetic.experiments.answers.common import PRODUCTS, SHORT, percent
 from mimetic.experiments.answers.vision import COMMAND
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
@@ -19,7 +19,6 @@ from mimetic.figures.style import LABELS
 from mimetic.statistics import mean_interval
 from mimetic.training.loop import learning_rate
 
-SHORT = {"qk": "QK", "vp": "V·proj"}  # where a name stands in the head of a table
 TEN_EPOCHS = "cifar10-lab10"  # chapter 7's runs
 # arm: the signs of QK and V·proj
 SIGNS = {"mimetic": ("+", "−"), "both-flipped": ("−", "+"), "qk-minus": ("−", "−"), "vp-plus": ("+", "+")}

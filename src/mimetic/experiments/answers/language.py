@@ -185,7 +185,7 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
         for when in ("before", "after"):
             part = products[(products["arm"] == arm) & (products["when"] == when)]
             row = {}
-            for product, name in (("qk", "QK"), ("vp", "V·proj")):
+            for product, name in common.SHORT.items():
                 these = part[part["product"] == product]
                 row |= {
                     f"{name} diagonal / spread": these["z"].mean(),

@@ -198,7 +198,7 @@ def beside(explained: pd.DataFrame) -> str:
     """
     others = explained[~_ours(explained) & (explained["model"] != WRITTEN)]
     spans = [
-        f"{100 * part.min():.1f} to {common.percent(part.max(), 1)} of {'QK' if product == 'qk' else 'V·proj'}"
+        f"{100 * part.min():.1f} to {common.percent(part.max(), 1)} of {common.SHORT[product]}"
         for product, part in others.groupby("product", sort=False)["explained"]
     ]
     low = (others[others["product"] == "qk"].groupby("model")["explained"].max() < EXPLAINED).all()

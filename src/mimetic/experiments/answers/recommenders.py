@@ -360,7 +360,7 @@ def kept_sentence(experiment: str = "ml100k") -> str:
             continue
         mean = part.groupby(["when", "product"])[["diag_mean", "offdiag_sd"]].mean()
         words = []
-        for product, name in (("qk", "QK"), ("vp", "V·proj")):
+        for product, name in common.SHORT.items():
             (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
             word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
             said = f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from"

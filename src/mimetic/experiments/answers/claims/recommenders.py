@@ -17,7 +17,7 @@ from mimetic.experiments.answers.claims.verdicts import (
     judged,
     sign_words,
 )
-from mimetic.experiments.answers.common import between_runs, measured, percent
+from mimetic.experiments.answers.common import SHORT, between_runs, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes import recommenders as recommender_programme
 from mimetic.experiments.runs import family
@@ -48,10 +48,7 @@ def _imitable() -> Judgement:
     parts = {}
     for data, title in recommenders.TITLES.items():
         part = ours[ours["model"] == questions.MODEL_NAMES[data]]
-        carried = [
-            f"{percent(row['explained'], 2)} of {'QK' if row['product'] == 'qk' else 'V·proj'}"
-            for _, row in part.iterrows()
-        ]
+        carried = [f"{percent(row['explained'], 2)} of {SHORT[row['product']]}" for _, row in part.iterrows()]
         found = f"the identity carries {' and '.join(carried)}" if carried else "no run yet"
         parts[title] = counted(part["explained"] >= EXPLAINED), found
     verdict, found = joined(parts)
