@@ -153,8 +153,8 @@ def test_all_processes_hear_what_the_first_decides(trained):
 
 def test_rows_of_a_batch():
     x, y = torch.arange(12).view(6, 2), torch.arange(6)
-    parts = [Group(rank, 3).rows((x, {"y": y})) for rank in range(3)]
-    assert torch.equal(torch.cat([p[0] for p in parts]), x) and torch.equal(torch.cat([p[1]["y"] for p in parts]), y)
+    parts = [Group(rank, 3).rows((x, (y,))) for rank in range(3)]
+    assert torch.equal(torch.cat([p[0] for p in parts]), x) and torch.equal(torch.cat([p[1][0] for p in parts]), y)
     assert ALONE.rows((x, y))[0] is x
     with pytest.raises(ValueError, match="a batch of 6 cannot be shared equally by 4 processes"):
         Group(0, 4).rows(x)

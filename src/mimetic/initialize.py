@@ -134,7 +134,7 @@ def mimetic_init_(
 
     written = {}
     jobs = _jobs(layers, constants, spec.noise, qk, vp, generator)
-    for (layer, _, part, g), lefts, right in _factor(jobs, generator):
+    for (layer, part, g), lefts, right in _factor(jobs, generator):
         diagonals = written.setdefault(layer.name, {"qk": [], "vp": []})[part]
         diagonals.append(float((lefts * right.mT).sum(-1).mean()))
         if part == "qk":
@@ -201,18 +201,18 @@ def _replicated_in(module: nn.Module) -> Any:
 
 
 def _jobs(layers, constants, noise, qk, vp, generator) -> Iterator[tuple[tuple, Tensor, int]]:
-    """((layer, constants, part, key head), targets (g, d, d), rank), each drawn when it is asked for."""
+    """((layer, part, key head), targets (g, d, d), rank), each drawn when it is asked for."""
     for layer, c in zip(layers, constants):
         if qk:
             group = layer.num_heads // layer.num_kv_heads
             for g in range(layer.num_kv_heads):
                 stack = _qk_targets(layer.d_model, group, c["qk_alpha"], c["qk_beta"], noise, generator)
-                yield (layer, c, "qk", g), stack, layer.head_dim
+                yield (layer, "qk", g), stack, layer.head_dim
         if vp:
             rank = layer.v.shape[1] * layer.v.shape[2]
             alpha = _drawn(c["vp_alpha"], c["vp_beta"]) if rank < layer.d_model else c["vp_alpha"]
             target = semi_diagonal(layer.d_model, alpha, c["vp_beta"], generator=generator, noise=noise)
-            yield (layer, c, "vp", 0), target[None], rank
+            yield (layer, "vp", 0), target[None], rank
 
 
 def _drawn(alpha: float, beta: float) -> float:

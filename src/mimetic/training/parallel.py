@@ -51,17 +51,15 @@ class Group:
         return said[0]
 
     def rows(self, batch: Any) -> Any:
-        """This process's rows of a tensor, or of every tensor in a tuple, list or dict.
+        """This process's rows of a tensor, or of every tensor in a tuple.
 
         Raises:
             ValueError: the number of rows is not a multiple of the number of processes.
         """
         if self.size == 1:
             return batch
-        if isinstance(batch, dict):
-            return {key: self.rows(value) for key, value in batch.items()}
-        if isinstance(batch, (tuple, list)):
-            return type(batch)(self.rows(value) for value in batch)
+        if isinstance(batch, tuple):
+            return tuple(self.rows(value) for value in batch)
         each, rest = divmod(len(batch), self.size)
         if rest:
             raise ValueError(f"a batch of {len(batch)} cannot be shared equally by {self.size} processes")
