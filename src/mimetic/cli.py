@@ -6,6 +6,8 @@ Every command is a dataclass whose fields are its options; what a command needs 
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,15 +68,16 @@ class Train:
     quiet: bool = False  # only the result
 
     def __call__(self) -> None:
-        from mimetic.experiments.runs import family, run
+        from mimetic.experiments.runs import existing, family, run
         from mimetic.training.loop import Diverged
         from mimetic.training.parallel import is_first
 
-        config = self.config
+        config, known = self.config, False
         if self.time_limit is not None and not self.store:
             raise Mistake("--time-limit saves and stops, and --no-store keeps nothing: choose one of them")
         try:
             config = with_arm(config)
+            known = self.store and not self.force and existing(config) is not None
             record = run(
                 config, force=self.force, store=self.store, progress=not self.quiet,
                 checkpoint_seconds=self.checkpoint_seconds, time_limit=self.time_limit,
@@ -87,6 +90,7 @@ class Train:
         print(
             f"{config.name}: {family(config).METRIC.show(final)}{' (of the validation part)' * bool(config.validation)}"
             f" after {final['epoch']} epochs ({speed['per_second']:.0f} {speed['unit']}/s, {seconds:.0f} s)"
+            + (" (this is the record that there is; --force trains it again)" if known else "")
         )
 
 
@@ -124,6 +128,7 @@ class DataFetch:
 
     def __call__(self) -> None:
         from mimetic.data import sequences
+        from mimetic.data.fetch import ChecksumError, Unavailable
         from mimetic.data.images import DATASETS, fetch_images, load_images
         from mimetic.data.text import CORPORA, fetch_text
         from mimetic.pretrained.sources import SOURCES
@@ -134,19 +139,26 @@ class DataFetch:
         for name in self.names:
             if name not in known:
                 raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
+        failed = []
         for name in self.names:
-            if name in DATASETS:
-                load_images(name)  # what is there already is verified, too
-                print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
-            elif name in CORPORA:
-                print(f"{name}: {', '.join(map(str, fetch_text(name))) or 'part of Python'}")
-            elif name in sequences.DATASETS:
-                sequences.load_sequences(name)
-                print(f"{name}: {sequences.fetch_sequences(name) or 'made when it is asked for'}")
-            else:
-                from mimetic.pretrained import fetch
+            try:
+                if name in DATASETS:
+                    load_images(name)  # what is there already is verified, too
+                    where = fetch_images(name) or "part of scikit-learn"
+                elif name in CORPORA:
+                    where = ", ".join(map(str, fetch_text(name))) or "part of Python"
+                elif name in sequences.DATASETS:
+                    sequences.load_sequences(name)
+                    where = sequences.fetch_sequences(name) or "made when it is asked for"
+                else:
+                    from mimetic.pretrained import fetch
 
-                print(f"{name}: {fetch(name)}")
+                    where = fetch(name)
+                print(f"{name}: {where}")
+            except (Unavailable, ChecksumError) as error:  # the others may be had
+                failed.append(str(error))
+        if failed:
+            raise Mistake("\nerror: ".join(failed))
 
 
 @dataclass(frozen=True)
@@ -339,7 +351,18 @@ _ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # wha
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 if what was asked for cannot be had."""
+    """Run the command line; returns the exit status: 0, 2 if what was asked for cannot be had, 1 if nobody reads what is
+    printed any more (``| head``)."""
+    try:
+        status = _main(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
+        return 1
+
+
+def _main(args: Sequence[str] | None) -> int:
     codecs.register_error("ascii_signs", lambda error: (_ASCII.get(error.object[error.start], "?"), error.start + 1))
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe, a Latin-1 terminal
         if hasattr(stream, "reconfigure"):
@@ -347,6 +370,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if " ".join(args[:2]) in COMMANDS:  # "bench init" is one command of two words
         args[:2] = [" ".join(args[:2])]
+    elif args and (seconds := [name.split()[1] for name in COMMANDS if name.startswith(f"{args[0]} ")]):
+        print(f"error: {args[0]} is followed by one of: {', '.join(seconds)}", file=sys.stderr)
+        return 2
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
         config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
@@ -362,8 +388,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except TimeLimit as stopped:
         if is_first():  # of the processes that train the run together
             print(f"{stopped}; the same command goes on from there")
+    except BrokenPipeError:
+        raise
     except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        again = ""
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and isinstance(command, (Train, Queue)):
+            again = "; make room, and the same command goes on from the last checkpoint"
+        print(f"error: {error}{again}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(STOPPED if isinstance(command, (Train, Queue, Sweep)) else "stopped", file=sys.stderr)

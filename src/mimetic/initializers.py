@@ -143,6 +143,12 @@ INITIALIZERS = (*DEFAULTS, "mimetic", "mimetic-qk", "mimetic-vp", *CONTROLS, "ti
 """
 
 
+def constants_of(name: str) -> list[str]:
+    """Which constants of a specification the initializer of this name reads."""
+    parts = {"mimetic-qk": ("qk",), "mimetic-vp": ("vp",)}.get(name, () if name in DEFAULTS else ("qk", "vp"))
+    return [constant for constant in MimeticSpec.constants() if constant.startswith(parts)]
+
+
 @torch.no_grad()
 def initialize_(
     model: nn.Module,

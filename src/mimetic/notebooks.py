@@ -110,6 +110,25 @@ def choose_ints(name: str, value: Any, low: int, high: int) -> list[int]:
     return numbers
 
 
+def note_changes(**parameters: tuple[Any, Any]) -> None:
+    """Say, in a notebook, which parameters have other values than on the published page, since text that is not
+    computed is of those: name=(its value, the published one). Says nothing where all are as published."""
+    changed = {name: pair for name, pair in parameters.items() if pair[0] != pair[1]}
+    if not changed:
+        return
+    from IPython.display import Markdown, display
+
+    said = ", ".join(
+        f"`{name} = {value!r}` (published: `{published!r}`)" for name, (value, published) in changed.items()
+    )
+    display(
+        Markdown(
+            f"**With {said}.** Tables, figures and computed sentences follow these values; all other text is of the"
+            " published page."
+        )
+    )
+
+
 # Outputs: what may be stored ------------------------------------------------------------------------------------------
 
 

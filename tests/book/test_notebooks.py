@@ -141,6 +141,25 @@ def test_tags_mean_something(path):
 
 
 @every_notebook
+def test_a_parameter_that_is_not_as_published_is_told(path, monkeypatch):
+    parameters, check = (cell.source for cell in _code(_read(path))[:2])
+    published, told = {}, []
+    exec(parameters, published)
+    values = {name: value for name, value in published.items() if name != "__builtins__"}
+    monkeypatch.setattr(notebooks, "note_changes", lambda **given: told.append(given))
+    exec(check, published)
+    assert told == [{name: (value, value) for name, value in values.items()}]
+
+
+def test_other_values_are_told_and_the_published_ones_are_not(capsys):
+    notebooks.note_changes(epochs=(3, 3), seeds=([0, 1], [0, 1]))
+    assert capsys.readouterr().out == ""
+    notebooks.note_changes(epochs=(1, 3), dataset=("cifar10", "digits"))
+    out = capsys.readouterr().out
+    assert "Markdown" in out  # as a plain console shows it
+
+
+@every_notebook
 def test_every_parameter_is_checked_at_once_and_the_choices_are_named(path):
     """The code cell after `parameters` passes with the published values, and refuses a wrong value for any of them."""
     notebook = _read(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
         return _pretrained(given, fold, name)
     match = re.fullmatch(r"([^/]+)/(.+?)(?:-seed(\d+))?", given)
     from mimetic.experiments.configs import EXPERIMENTS, from_record, named
-    from mimetic.training.records import NAME, read_record, record_path, runs_dir
+    from mimetic.training.records import NAME, read_record, record_files, record_path, runs_dir
 
     experiment, arm, seed = match.groups() if match else (given, "", None)
     if experiment in EXPERIMENTS:
@@ -112,6 +113,9 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     ):
         config = from_record(read_record(own)["config"])
     else:
+        own = [f"{p.parent.name}/{p.stem}" for p in record_files(runs_dir())]
+        if near := get_close_matches(given, [*SOURCES, *EXPERIMENTS, *own], 3):
+            raise ValueError(f"{given!r} is not known: did you mean {' or '.join(near)}?")
         raise ValueError(
             f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}), no run of an experiment "
             f"({', '.join(EXPERIMENTS)}): EXPERIMENT/ARM-seedN, and no finished run of another experiment in"

@@ -77,11 +77,12 @@ def offline() -> bool:
     return os.environ.get("MIMETIC_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
-def require_network(what: str, why: str = "not in the cache") -> None:
+def require_network(what: str, why: str = "not in the cache", url: str = "") -> None:
     """Raise :class:`Unavailable` if ``MIMETIC_OFFLINE`` is set, or if the cache could not keep what is fetched; call it
-    before anything touches the network."""
+    before anything touches the network. url: where it would come from."""
+    where = f" it from {url}" if url else " it"
     if offline():
-        raise Unavailable(f"{what}: {why}, and MIMETIC_OFFLINE is set")
+        raise Unavailable(f"{what}: {why}, and MIMETIC_OFFLINE is set (unset it to fetch{where})")
     try:
         check_writable(cache_dir(), "MIMETIC_DATA")
     except ValueError as error:
@@ -164,7 +165,7 @@ def download(url: str, path: str | Path, sha256: str, digest: Callable[[Path], s
         if (found := checked(path)) == sha256.lower():
             return path
         why = f"the file in {path.parent} is another one (SHA-256 {found}, expected {sha256.lower()})"
-    require_network(path.name, why)
+    require_network(path.name, why, url)
     request = urllib.request.Request(url, headers={"User-Agent": "mimetic"})
     with atomic_path(path) as temporary:
         try:

@@ -295,7 +295,7 @@ def fetch_sequences(name: str) -> Path | None:
         return path
     remedy = f"Put {path.name} into {path.parent} (MIMETIC_DATA names another folder), or choose clusters: no download"
     try:
-        require_network(path.name)
+        require_network(path.name, url=file.url)
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.member is None:
             return download(file.url, path, file.sha256)

@@ -15,10 +15,15 @@ from unittest.mock import patch
 
 import pandas as pd
 
+from mimetic.data import sequences
+from mimetic.data.images import DATASETS, fetch_images
+from mimetic.data.sequences import fetch_sequences
+from mimetic.data.text import CORPORA, fetch_text
 from mimetic.experiments.configs import RunConfig, named
 from mimetic.experiments.configs.recommenders import NEXT, OPPOSITE
 from mimetic.experiments.runs import check, run
 from mimetic.models.blocks import in_attention
+from mimetic.training.backend import resolve_device
 
 SIGNS: dict[str, dict[str, Any]] = {  # of a recommender
     "default": {"init": "bert"}, "vision": {"init": "mimetic"}, "opposite": OPPOSITE,
@@ -29,6 +34,22 @@ SHORT: dict[str, dict[str, Any]] = {
     name: {**NEXT, "lr": 3e-3, "epochs": 5, "passes": passes, "precision": "auto", "d_model": 32}
     for name, passes in (("ml100k", 2), ("beauty", 1))
 }
+
+
+def require(dataset: str, device: str = "cpu") -> None:
+    """Raise now what a live run with these data on this device would raise later: ValueError, Unavailable or
+    ChecksumError; what is not in the cache is fetched.
+
+    Args:
+        dataset: a data set of images, text or item sequences.
+    """
+    resolve_device(device)
+    fetch = next(
+        fetch
+        for names, fetch in ((DATASETS, fetch_images), (CORPORA, fetch_text), (sequences.DATASETS, fetch_sequences))
+        if dataset in names
+    )
+    fetch(dataset)
 
 
 def _trained(runs: Iterable[tuple[str, RunConfig]]) -> list[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,7 @@ import argparse
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
@@ -31,7 +32,7 @@ from mimetic.messages import STOPPED
 from mimetic.training.backend import resolve_backend, resolve_device
 from mimetic.training.checkpoint import CheckpointError
 from mimetic.training.parallel import launched
-from mimetic.training.records import RecordError
+from mimetic.training.records import RecordError, runs_dir
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
 LEAST_SECONDS, LEAST_SECONDS_COMPILED = 15.0, 90.0
@@ -248,15 +249,17 @@ class _Progress:
 
 
 def listing(runs: Sequence[RunConfig]) -> str:
-    """A table as text: every run of the queue, done or how far."""
-    lines = []
+    """A table as text: every run of the queue, done or how far; last how many there are of each."""
+    lines, counts = [], Counter()
     for config in runs:
         try:
             state = "done" if is_done(config) else "half done" if checkpoint_path(config).is_file() else "waiting"
         except RecordError as error:
             state = f"DAMAGED: {error}"
         lines.append(f"{config.name:48s} {state}")
-    return "\n".join(lines)
+        counts[state.partition(":")[0]] += 1
+    total = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return "\n".join([*lines, f"{len(lines)} runs: {total} (records in {runs_dir()})"])
 
 
 def run_queue(

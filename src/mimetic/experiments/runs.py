@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
-from mimetic.initializers import INITIALIZERS, RANKED, initialize_
+from mimetic.initializers import INITIALIZERS, RANKED, constants_of, initialize_
 from mimetic.messages import check_whole
 from mimetic.models.blocks import parameter_counts
 from mimetic.spec import MimeticSpec
@@ -138,6 +138,15 @@ def _check(config: RunConfig, store: bool) -> None:
     if config.qk_rank is not None and not 1 <= config.qk_rank <= head:
         raise ValueError(f"qk_rank must be from 1 to the head size, {head}, not {config.qk_rank!r}")
     mimetic_spec(config)
+    default = {f.name: f.default for f in fields(config)}
+    read = constants_of(config.init)
+    for name in MimeticSpec.constants():
+        if name not in read and getattr(config, name) != default[name]:
+            reading = [init for init in INITIALIZERS if name in constants_of(init)]
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} would change nothing with init={config.init!r}: choose one of"
+                f" {', '.join(reading)} (--init)"
+            )
     train_config(config)
     resolve_device(config.device)
     if store:

@@ -114,7 +114,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise
     # no JSON or UTF-8; numbers and nesting beyond what Python reads
     except (ValueError, OverflowError, RecursionError) as error:
-        raise RecordError(f"{_short(path)} is damaged: not JSON ({error})") from None
+        raise RecordError(f"{_short(path)} is damaged: not JSON ({error}){_remedy(path)}") from None
     return record
 
 
@@ -231,9 +231,13 @@ def _short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+def _remedy(path: Path) -> str:
+    return f" (in {path.parent.parent}; restore the file, or train the run again with --force)"
+
+
 def _validate(record: Any, path: Path) -> None:
     def damaged(why: str) -> RecordError:
-        return RecordError(f"{_short(path)} is damaged: {why}")
+        return RecordError(f"{_short(path)} is damaged: {why}{_remedy(path)}")
 
     if not isinstance(record, dict):
         raise damaged("not a JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from mimetic.experiments.configs import language, recommenders, vision
@@ -101,7 +102,12 @@ def with_arm(config: RunConfig) -> RunConfig:
     if config.arm in INITIALIZERS:  # an arm that has only another initializer is called by its name
         _refuse(config, [f"init={config.init!r}"] if config.init not in (config.arm, base.init) else [])
         return replace(config, init=config.arm, arm="")
-    raise ValueError(f"{config.experiment} has no arm {config.arm!r}; choose from {', '.join((*INITIALIZERS, *arms))}")
+    choices = list(dict.fromkeys((*arms, *INITIALIZERS)))
+    near = get_close_matches(config.arm, choices, 1)
+    raise ValueError(
+        f"{config.experiment} has no arm {config.arm!r}{f' (did you mean {near[0]}?)' if near else ''}; choose from"
+        f" {', '.join(choices)}"
+    )
 
 
 def check_named(config: RunConfig) -> None:
