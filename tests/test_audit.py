@@ -441,8 +441,10 @@ def test_a_finished_run_of_an_experiment_of_ones_own(data_folder, tmp_path, monk
     done = audit("mine/turned-seed1")
     assert done.name == "mine/turned-seed1" and done.parameters.items is not None
     for damaged in ("mine/", "mine/turned", "/turned-seed1", "Mine/turned-seed1", "../mine/turned-seed1"):
-        with pytest.raises(ValueError, match="is no file"):
+        with pytest.raises(ValueError, match="is no file|did you mean mine/turned-seed1"):
             audit(damaged)
+    with pytest.raises(ValueError, match=r"'whisper-tiny-encodr' is not known: did you mean whisper-tiny-encoder"):
+        audit("whisper-tiny-encodr")
 
 
 def test_wrong_kinds_of_names():

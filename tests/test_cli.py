@@ -73,7 +73,8 @@ def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
     assert "epoch 1/1" in first and "tiny/mimetic-seed3: test accuracy" in first
     assert (tmp_path / "runs" / "tiny" / "mimetic-seed3.json").is_file()
     assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3"]) == 0
-    assert capsys.readouterr().out == first.splitlines()[-1] + "\n"  # nothing is trained, the same result is shown
+    again = " (this is the record that there is; --force trains it again)\n"
+    assert capsys.readouterr().out == first.splitlines()[-1] + again  # nothing is trained, the same result is shown
     assert main(["train", "digits", *TINY, "--init", "mimetic", "--seed", "3", "--lr", "0.002"]) == 2
     assert "--force" in capsys.readouterr().err
 
@@ -129,8 +130,37 @@ def test_mistakes_are_one_line_and_status_2(command, words, capsys):
 )
 def test_misspelt_commands_and_options_are_status_2(command, capsys):
     with pytest.raises(SystemExit) as done:
-        main(command.split())
+        sys.exit(main(command.split()))
     assert done.value.code == 2 and capsys.readouterr().err
+
+
+def test_half_of_a_command_of_two_words_names_the_others(capsys):
+    assert main(["data", "--help"]) == 2 and "data is followed by one of: fetch" in capsys.readouterr().err
+
+
+def test_constants_that_would_change_nothing_are_refused(capsys):
+    for option, init in (("--qk-beta", "timm"), ("--vp-alpha", "mimetic-qk"), ("--qk-alpha", "mimetic-vp")):
+        assert main(["train", "digits", *TINY, "--init", init, option, "0.3"]) == 2
+        said = capsys.readouterr().err
+        assert f"would change nothing with init='{init}': choose one of mimetic, " in said and f" {init}," not in said
+
+
+def test_nobody_reads_on():
+    listing = subprocess.run(
+        f"{sys.executable} -m mimetic queue lab --list | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert listing.stdout.startswith("cifar10-lab30/timm-seed0") and listing.stderr == ""
+
+
+def test_each_of_several_data_sets_is_tried(monkeypatch, capsys):
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    assert main(["data", "fetch", "tinyshakespeare", "digits", "beauty"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "digits: part of scikit-learn\n" and err.count("error: ") == 2 and "beauty.txt" in err
 
 
 def test_data_fetch_digits(capsys):

@@ -198,7 +198,9 @@ def test_download_from_a_server_that_is_not_there(tmp_path):
 
 def test_download_offline_asks_no_server(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
-    with pytest.raises(Unavailable, match="^file: not in the cache, and MIMETIC_OFFLINE is set$"):
+    with pytest.raises(
+        Unavailable, match="^file: not in the cache, and MIMETIC_OFFLINE is set .unset it to fetch it from http"
+    ):
         download(f"{server.url}/file", tmp_path / "file", SHA256)
     assert server.requests == []
     assert os.listdir(tmp_path) == []

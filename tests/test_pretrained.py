@@ -368,7 +368,7 @@ def test_a_cached_file_that_is_not_right_is_fetched_again(monkeypatch, tmp_path,
 def test_offline_nothing_is_asked(monkeypatch, registry):
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
     for name in SOURCES:
-        with pytest.raises(Unavailable, match=f"^{name}: not in the cache, and MIMETIC_OFFLINE is set$"):
+        with pytest.raises(Unavailable, match=f"^{name}: not in the cache, and MIMETIC_OFFLINE is set .unset it"):
             pretrained.fetch(name)
     assert registry.calls == []
 
@@ -813,7 +813,9 @@ def test_command_line(monkeypatch, tmp_path, registry, capsys):
     assert " cached " in lines["minilm-l6"] and " cached " not in lines["gpt2"]
     monkeypatch.setenv("MIMETIC_OFFLINE", "1")
     assert main(["data", "fetch", "minilm-l6", "gpt2"]) == 2
-    assert capsys.readouterr().err == "error: gpt2: not in the cache, and MIMETIC_OFFLINE is set\n"
+    assert (
+        capsys.readouterr().err == "error: gpt2: not in the cache, and MIMETIC_OFFLINE is set (unset it to fetch it)\n"
+    )
     assert main(["pretrained", "measure", "gpt3"]) == 2
     assert "choose from vit_tiny_patch16_224" in capsys.readouterr().err
     assert main(["pretrained", "measure", "gpt2"]) == 2

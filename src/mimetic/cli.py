@@ -351,8 +351,8 @@ _ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # wha
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 if what was asked for cannot be had, 1 if nobody reads what is
-    printed any more (``| head``)."""
+    """Run the command line; returns the exit status: 0, or 2 if what was asked for cannot be had, or 1 if nobody reads
+    what is printed any more (``| head``)."""
     try:
         status = _main(args)
         sys.stdout.flush()

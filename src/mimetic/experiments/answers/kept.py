@@ -6,12 +6,13 @@ import math
 
 import pandas as pd
 
+from mimetic.attention_maps import patch_distances
 from mimetic.audit import CHANCE
-from mimetic.data.images import TRAIN_SIZES
+from mimetic.data.images import IMAGE_SHAPES, TRAIN_SIZES
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import PRODUCTS, SHORT, percent
-from mimetic.experiments.answers.vision import COMMAND
-from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs import EXPERIMENTS, named
+from mimetic.experiments.programmes import command_for
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
 from mimetic.experiments.recorded import recorded_products, records_of, table_of
 from mimetic.experiments.runs import train_config
@@ -68,11 +69,17 @@ def beyond_chance(products: pd.DataFrame, arm: str, product: str, when: str = "a
     return (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
 
 
+def uniform_distance(experiment: str) -> float:
+    """How far, in patches, a head of the experiment's model looks that attends everywhere alike."""
+    config = named(experiment)
+    return float(patch_distances(IMAGE_SHAPES[config.dataset][1] // config.patch_size).mean())
+
+
 def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> str:
     """What training leaves of the written diagonals, beside what weight decay alone leaves, and what the default grows,
     as a Markdown table; else which command makes the runs."""
     if products.empty or not set(PAIR) <= set(products["arm"]):
-        return f"*The runs are not in yet. `{COMMAND}` makes them, and this page follows.*"
+        return f"*The runs are not in yet. `{command_for(experiment)}` makes them, and this page follows.*"
     unfolded = recorded_products(experiment, PAIR[1:], fold=False)  # decay acts on weights, not on the gains of norms
     folded, raw, spread = shares_kept(products), shares_kept(unfolded), shares_kept(unfolded, what="offdiag_sd")
 

@@ -18,6 +18,7 @@ from mimetic.experiments.answers.common import study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
+from mimetic.experiments.programmes import command_for
 from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
@@ -256,7 +257,7 @@ def samples(experiment: str = CENTRAL.experiment) -> str:
         if not path.is_file():
             return (
                 f"<p><em>No samples yet: the record of {experiment}/{arm}, seed 0, is not in."
-                f" <code>{COMMAND}</code> makes it.</em></p>"
+                f" <code>{command_for(experiment)}</code> makes it.</em></p>"
             )
         record = read_record(path)
         sample, final = record["anatomy"]["after"]["sample"], record["final"]

@@ -37,6 +37,7 @@ from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import NOT_ITS_OWN, OTHER_POSITIONS, SHARES, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.metrics import Metric
+from mimetic.experiments.programmes import command_for
 from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
@@ -222,7 +223,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
     if correlated(enough) is None:
         return (
             f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval"
-            " (it needs four): `python -m mimetic queue language` adds the others.*"
+            f" (it needs four): `{command_for(sweep)}` adds the others.*"
         )
     every = slopes(points, sweep)
     columns = {}

@@ -14,7 +14,16 @@ import torch
 from mimetic.experiments.answers import common
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.programmes.vision import CENTRAL, CENTRAL_SEEDS, FIRST_SEEDS, MORE_SEEDS, PAIR, STUDIES
+from mimetic.experiments.programmes import command_for
+from mimetic.experiments.programmes.vision import (
+    CENTRAL,
+    CENTRAL_SEEDS,
+    FIRST_SEEDS,
+    MORE_SEEDS,
+    PAIR,
+    PAPER_SEEDS,
+    STUDIES,
+)
 from mimetic.figures.style import LABELS
 from mimetic.initializers import initialize_
 from mimetic.models.blocks import Block
@@ -242,6 +251,7 @@ def paper_scale() -> str:
     )
 
 
-def planned(finals: pd.DataFrame) -> str:
-    """How many of the central comparison's runs are in; "" when all are."""
-    return common.missing(CENTRAL, finals, CENTRAL_SEEDS, COMMAND)
+def planned(finals: pd.DataFrame, experiment: str = CENTRAL.experiment) -> str:
+    """How many of the central comparison's runs are in, or of the same at paper scale; "" when all are."""
+    seeds = CENTRAL_SEEDS if experiment == CENTRAL.experiment else PAPER_SEEDS
+    return common.missing(CENTRAL, finals, seeds, command_for(experiment))
