@@ -77,7 +77,7 @@ def test_profile_names_every_phase_and_kind(capsys):
     assert all(value > 0 for value in result["phases"].values()) and sum(result["kinds"].values()) == pytest.approx(1)
     assert result["kinds"]["matrix products"] > 0.1 and math.isnan(result["busy"]) and result["images_per_second"] > 0
     assert "matrix products" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="pydoc has no images; choose a vision experiment"):
+    with pytest.raises(ValueError, match="cifar10-paper, .* which have images; not 'pydoc'"):
         bench_profile("pydoc")
     with pytest.raises(ValueError, match="steps must be at least 1"):
         bench_profile(steps=0)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from mimetic.data.fetch import Unavailable
 from mimetic.data.images import ImageData
-from mimetic.experiments.configs import named
-from mimetic.experiments.configs.vision import EXPERIMENTS, VisionConfig
+from mimetic.experiments.configs import EXPERIMENTS, named
+from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.helpers import cores
 from mimetic.experiments.runs import train_config
 from mimetic.experiments.vision import VisionTask, build_model, vit_config
@@ -49,8 +49,9 @@ class Bench:
     def __init__(self, experiment: str, steps: int, device: str) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        if experiment not in EXPERIMENTS:
-            raise ValueError(f"experiment must be one of images, {', '.join(EXPERIMENTS)}; not {experiment!r}")
+        of_images = [name for name, config in EXPERIMENTS.items() if isinstance(config, VisionConfig)]
+        if experiment not in of_images:
+            raise ValueError(f"experiment must be one of {', '.join(of_images)}, which have images; not {experiment!r}")
         self.config, self.device, self.steps = named(experiment), resolve_device(device), steps
         self.settings = train_config(self.config)
         self.gpu = self.device.type == "cuda"
