@@ -19,7 +19,7 @@ from mimetic.experiments import queue, workers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
-from mimetic.experiments.helpers import gpu_is_lost
+from mimetic.experiments.processes import gpu_is_lost
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import vision as programme
 from mimetic.experiments.runs import check, checkpoint_path, existing, run

@@ -25,7 +25,7 @@ from mimetic.data.fetch import Unavailable
 from mimetic.data.images import ImageData
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.helpers import cores
+from mimetic.experiments.processes import cores
 from mimetic.experiments.runs import train_config
 from mimetic.experiments.vision import VisionTask, build_model, vit_config
 from mimetic.flops import peak as card_peak

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimetic.data.fetch import Unavailable, check_writable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import until_terminated
+from mimetic.experiments.processes import until_terminated
 from mimetic.experiments.runs import check, check_processes, existing, run_or_restart
 from mimetic.training.checkpoint import BusyCheckpoint
 

@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 
 from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import until_terminated
+from mimetic.experiments.processes import until_terminated
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, train_config
 from mimetic.experiments.together import groups, work_together

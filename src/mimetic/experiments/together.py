@@ -30,7 +30,7 @@ from mimetic.experiments.configs import with_arm
 from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
-from mimetic.experiments.helpers import Helpers, Job, cores, gpu_is_lost, in_a_line, until_terminated
+from mimetic.experiments.processes import Helpers, Job, cores, gpu_is_lost, in_a_line, until_terminated
 from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
 from mimetic.models.blocks import shapes_only
 from mimetic.models.stacked import stack

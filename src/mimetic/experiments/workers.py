@@ -19,7 +19,7 @@ import torch
 from mimetic.attention import MimeticWarning
 from mimetic.data.fetch import Unavailable
 from mimetic.experiments.configs import RunConfig
-from mimetic.experiments.helpers import gpu_is_lost, in_a_line, leave_with_parent
+from mimetic.experiments.processes import gpu_is_lost, in_a_line, leave_with_parent
 from mimetic.experiments.runs import run_or_restart
 from mimetic.training.checkpoint import BusyCheckpoint, CheckpointError
 from mimetic.training.loop import TimeLimit

@@ -155,18 +155,18 @@ def _attention(dataset: str, arm: str, positions: str, windows: int) -> tuple[Te
     return ids_BN, layers
 
 
-def path() -> Path:
+def yardsticks_path() -> Path:
     return data_dir() / "language" / "yardsticks.json"
 
 
 def stored_bits(dataset: str, split: str = "test") -> float:
     """pair_model_bits of a corpus, as it was computed and stored; split: test or validation."""
-    return json.loads(path().read_text(encoding="utf-8"))["pair_model_bits"][dataset][split]
+    return json.loads(yardsticks_path().read_text(encoding="utf-8"))["pair_model_bits"][dataset][split]
 
 
 def stored_entering() -> dict[str, float]:
     """entering of the ViT of "cifar10-lab10" from mimetic initialization, as it was computed and stored."""
-    return json.loads(path().read_text(encoding="utf-8"))["entering"]["cifar10-lab10"]
+    return json.loads(yardsticks_path().read_text(encoding="utf-8"))["entering"]["cifar10-lab10"]
 
 
 def main() -> None:
@@ -178,7 +178,7 @@ def main() -> None:
         "pair_model_bits": {name: bits},
         "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}},
     }
-    with atomic_path(path()) as part:
+    with atomic_path(yardsticks_path()) as part:
         part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(found)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.vision import points
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
@@ -109,10 +108,10 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     first, low = gap.iloc[0], gap["difference"].idxmin()
     tail = gap.iloc[-max(1, len(gap) // 4) :]
     text = (
-        f"The lead is {points(first['difference'])} points after the first epoch,"
-        f" at its smallest at epoch {low} ({points(gap.loc[low, 'difference'])}"
+        f"The lead is {ACCURACY.signed(first['difference'])} points after the first epoch,"
+        f" at its smallest at epoch {low} ({ACCURACY.signed(gap.loc[low, 'difference'])}"
         f"{_span(gap.loc[low])}),"
-        f" and {points(tail['difference'].min())} to {points(tail['difference'].max())} in the last {len(tail)} epochs."
+        f" and {ACCURACY.span(tail['difference'].min(), tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
         return text + " Too few pairs for a verdict."
@@ -152,10 +151,10 @@ def schedules(finals: pd.DataFrame) -> list[tuple[str, pd.Series]]:
             row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])
             where = "" if made == machines else f", the shorter runs on {', '.join(sorted(made))}"
             text = (
-                f"{points(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs,"
-                f" {points(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs}"
+                f"{ACCURACY.signed(there[seeds].mean())} points after {EXPERIMENTS[SHORT].epochs} epochs,"
+                f" {ACCURACY.signed(here[seeds].mean())} after {EXPERIMENTS[CENTRAL.experiment].epochs}"
                 f" ({row['pairs']} pairs{where};"
-                f" difference {points(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
+                f" difference {ACCURACY.signed(row['difference'])}, {ACCURACY.span(row['low'], row['high'])})"
             )
             said.append((text, pd.Series(row)))
     return said

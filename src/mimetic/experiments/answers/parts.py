@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common, machines
-from mimetic.experiments.answers.vision import COMMAND, found, points
+from mimetic.experiments.answers.vision import COMMAND, found
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side
@@ -124,7 +124,7 @@ def _cell(values: pd.Series | tuple) -> str:
     """The mean of paired values with its interval; of one pair without; a dash without pairs."""
     if not len(values):
         return "–"
-    return common.with_interval(values) if len(values) > 1 else points(values.iloc[0])
+    return common.with_interval(values) if len(values) > 1 else ACCURACY.signed(values.iloc[0])
 
 
 def precision(finals: pd.DataFrame) -> str:
@@ -273,7 +273,7 @@ def learned_position(finals: pd.DataFrame) -> str:
         if min(map(len, values)) < ENOUGH:
             return ""
         average, token = (
-            f"{points(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values
+            f"{ACCURACY.signed(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values
         )
         said.append(f"with {name} {average} under average pooling and {token} with a class token")
     return f"on CIFAR-10 mimetic initialization changes the accuracy {said[0]}, {said[1]}"

@@ -51,14 +51,9 @@ def ablation(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     return common.stacked((STUDIES[name], finals) for name in names)
 
 
-def points(value: float) -> str:
-    """A difference of accuracies in percentage points, with its sign."""
-    return ACCURACY.signed(value)
-
-
 def ahead(value: float) -> str:
     """A difference of accuracies against something, in words."""
-    return f"{points(abs(value))[1:]} points {'ahead of' if value > 0 else 'behind'}"
+    return f"{ACCURACY.signed(abs(value))[1:]} points {'ahead of' if value > 0 else 'behind'}"
 
 
 def found(study_name: str, finals: pd.DataFrame) -> str:
@@ -93,7 +88,7 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         verdict = f"so at this scale, with this recipe, mimetic initialization is worse than this default ({tested})"
     else:
         verdict = f"which chance can explain ({tested})"
-    interval = f", 95 % interval {points(row.low)} to {points(row.high)}" if n > 1 else ""
+    interval = f", 95 % interval {ACCURACY.signed(row.low)} to {ACCURACY.signed(row.high)}" if n > 1 else ""
     seeds = f"{n} paired seed{'s' if n > 1 else ''}"
     return (
         f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{interval},"
@@ -121,7 +116,7 @@ def pilot(finals: pd.DataFrame) -> str:
     """
     if not fresh_pairs(finals):
         return ""
-    seen = " and ".join(points(gain) for gain in PILOT.values())
+    seen = " and ".join(ACCURACY.signed(gain) for gain in PILOT.values())
     return (
         f"Two pairs were seen before: seeds {' and '.join(map(str, PILOT))}, 20 epochs of what became the base,"
         f" judged on the test images ({seen} points; the longer runs replaced their records,"
@@ -145,7 +140,7 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     few = f", too few for a claim: the smallest possible p is {least:.3f}" if len(fresh) < ENOUGH else ""
     return (
         f"Without seeds {' and '.join(map(str, PILOT))}, which had been tried in shorter runs:"
-        f" {points(fresh.mean())} points ({points(low)} to {points(high)}, {len(fresh)} pairs{few})."
+        f" {ACCURACY.signed(fresh.mean())} points ({ACCURACY.span(low, high)}, {len(fresh)} pairs{few})."
     )
 
 

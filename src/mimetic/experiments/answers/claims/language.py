@@ -26,16 +26,16 @@ from mimetic.experiments.answers.common import IN_PERCENT, comparisons_of
 from mimetic.experiments.answers.vision import ALL_SEEDS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
-from mimetic.experiments.programmes import language as language_programme
+from mimetic.experiments.programmes import language as programme
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
 TEXT = "Language"
-CORPORA = (language_programme.CENTRAL, language_programme.WIKITEXT2)
-FIXED = (language_programme.POSITIONS, language_programme.POSITIONS_WIKITEXT2)
-STARTED = (language_programme.FROM_SINCOS, language_programme.FROM_SINCOS_WIKITEXT2)
+CORPORA = (programme.CENTRAL, programme.WIKITEXT2)
+FIXED = (programme.POSITIONS, programme.POSITIONS_WIKITEXT2)
+STARTED = (programme.FROM_SINCOS, programme.FROM_SINCOS_WIKITEXT2)
 
 
 def _relative(row: pd.Series) -> str:
@@ -84,7 +84,7 @@ def _language_gains_less() -> Judgement:
 
 def _seeds(study: Study) -> int:
     """How many pairs of a study of GPTs are planned."""
-    return len(language_programme.SEEDS[study.name])
+    return len(programme.SEEDS[study.name])
 
 
 def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgement:
@@ -136,7 +136,7 @@ def _beyond_learned() -> Judgement:
 def _share_guess() -> Judgement:
     points = share.gain_points()
     points = points[(points["experiment"] == "share") & (points["signs"] == share.PUBLISHED)]
-    there, wanted = int((points["pairs"] >= share.FEW).sum()), len(language_programme.SHARES)
+    there, wanted = int((points["pairs"] >= share.FEW).sum()), len(programme.SHARES)
     if there < wanted:
         return OPEN, f"{there} of {wanted} points of the sweep are in"
     found = share.correlated(share.held_fixed(points))
@@ -160,21 +160,21 @@ CLAIMS = (
         " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)",
         PAPER,
         "10_gpt",
-        lambda: _texts("vision", CORPORA, language_programme.LONG),
+        lambda: _texts("vision", CORPORA, programme.LONG),
     ),
     Claim(
         TEXT,
         "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)",
         OURS,
         "10_gpt",
-        lambda: _texts("language", CORPORA, language_programme.LONG),
+        lambda: _texts("language", CORPORA, programme.LONG),
     ),
     Claim(
         TEXT,
         "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)",
         OURS,
         "10_gpt",
-        lambda: _texts("vision", FIXED, language_programme.POSITIONS_LONG),
+        lambda: _texts("vision", FIXED, programme.POSITIONS_LONG),
     ),
     Claim(
         TEXT,
@@ -189,7 +189,7 @@ CLAIMS = (
         " (tiny Shakespeare)",
         OURS,
         "10_gpt",
-        lambda: _over(FIXED[0], language_programme.SIZES),
+        lambda: _over(FIXED[0], programme.SIZES),
     ),
     Claim(
         TEXT,
@@ -211,7 +211,7 @@ CLAIMS = (
         " with the same positions in a random order it gains less, or loses",
         OURS,
         "10_gpt",
-        lambda: _gains_less(language_programme.SHUFFLED, "in a random order"),
+        lambda: _gains_less(programme.SHUFFLED, "in a random order"),
     ),
     Claim(
         TEXT,
@@ -219,14 +219,14 @@ CLAIMS = (
         " values",
         OURS,
         "10_gpt",
-        lambda: _over(language_programme.SHUFFLED, language_programme.SIZES),
+        lambda: _over(programme.SHUFFLED, programme.SIZES),
     ),
     Claim(
         TEXT,
         "It is what all fixed positions have in common: without their mean it gains less, or loses",
         OURS,
         "10_gpt",
-        lambda: _gains_less(language_programme.CENTRED, "without their mean"),
+        lambda: _gains_less(programme.CENTRED, "without their mean"),
     ),
     Claim(
         TEXT,
@@ -234,7 +234,7 @@ CLAIMS = (
         " with learned positions it gains, too, if tokens and positions are multiplied by √d",
         OURS,
         "10_gpt",
-        lambda: _gpt(language_programme.SCALED),
+        lambda: _gpt(programme.SCALED),
     ),
     Claim(
         TEXT,
@@ -242,21 +242,21 @@ CLAIMS = (
         " with learned ones that start from sines and cosines it gains less, or loses",
         OURS,
         "10_gpt",
-        lambda: _gains_less(language_programme.FROM_SINCOS, "learned from there"),
+        lambda: _gains_less(programme.FROM_SINCOS, "learned from there"),
     ),
     Claim(
         TEXT,
         "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses",
         OURS,
         "10_gpt",
-        lambda: _gains_less(language_programme.FROM_NOISE, "starting from noise"),
+        lambda: _gains_less(programme.FROM_NOISE, "starting from noise"),
     ),
     Claim(
         TEXT,
         "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)",
         OURS,
         "10_gpt",
-        lambda: _gpt(language_programme.ROTARY),
+        lambda: _gpt(programme.ROTARY),
     ),
     Claim(
         TEXT,

@@ -19,7 +19,7 @@ from mimetic.experiments.answers.claims.verdicts import (
 )
 from mimetic.experiments.answers.common import SHORT, between_runs, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.programmes import recommenders as recommender_programme
+from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.runs import family
 from mimetic.statistics import crossed_interval
 from mimetic.training.records import load_runs
@@ -31,7 +31,7 @@ def _worth_imitating() -> Judgement:
     parts = {}
     for data, title in recommenders.TITLES.items():
         products = first_question.trained(data)
-        seeds, planned = products["seed"].nunique(), len(recommender_programme.SEEDS[data])
+        seeds, planned = products["seed"].nunique(), len(programme.SEEDS[data])
         found = "no run yet"
         if seeds:
             whole = (sign(products.loc[products["product"] == product, "sigmas"]) for product in ("qk", "vp"))
@@ -63,9 +63,9 @@ def _meaningful_share() -> Judgement:
 
 def _fixed_vision() -> Judgement:
     """With what comes of it at three times the rate, where that was run."""
-    verdict, found = _fixed_items(recommender_programme.VISION)
+    verdict, found = _fixed_items(programme.VISION)
     own, there = load_runs("ml100k-sincos"), load_runs("ml100k-sincos-rate")
-    arms, metric = (recommender_programme.VISION, recommender_programme.DEFAULT), family(EXPERIMENTS["ml100k"]).METRIC
+    arms, metric = (programme.VISION, programme.DEFAULT), family(EXPERIMENTS["ml100k"]).METRIC
     both, crossed = (between_runs(runs, there, arms, metric.column) for runs in (there, own))
     if verdict != OPEN and len(both) > 1:
         found += (
@@ -75,9 +75,9 @@ def _fixed_vision() -> Judgement:
     return verdict, found
 
 
-def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expected: int = 1) -> Judgement:
+def _fixed_items(arm: str, reference: str = programme.DEFAULT, expected: int = 1) -> Judgement:
     """Whether an arm is ahead (or, expected=-1, behind) on both data sets with fixed positions."""
-    pairs = len(recommender_programme.FIXED_SEEDS)
+    pairs = len(programme.FIXED_SEEDS)
     return joined(
         {
             title: against(f"{data}-sincos", arm, reference, pairs, expected=expected)
@@ -86,25 +86,25 @@ def _fixed_items(arm: str, reference: str = recommender_programme.DEFAULT, expec
     )
 
 
-def _recommenders(arm: str, reference: str = recommender_programme.DEFAULT, suffix: str = "") -> Judgement:
+def _recommenders(arm: str, reference: str = programme.DEFAULT, suffix: str = "") -> Judgement:
     """Whether an arm is ahead on both data sets; suffix: of the experiments, after the data set's name."""
     return joined(
         {
-            title: against(f"{data}{suffix}", arm, reference, len(recommender_programme.SEEDS[data]))
+            title: against(f"{data}{suffix}", arm, reference, len(programme.SEEDS[data]))
             for data, title in recommenders.TITLES.items()
         }
     )
 
 
 def _vision_signs() -> Judgement:
-    verdict, found = _recommenders(recommender_programme.VISION)
-    _, there = _recommenders(recommender_programme.VISION, suffix="-rate")
+    verdict, found = _recommenders(programme.VISION)
+    _, there = _recommenders(programme.VISION, suffix="-rate")
     crossed, own = {}, []
     for data, title in recommenders.TITLES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
-        values = between_runs(runs, other, (recommender_programme.VISION, recommender_programme.DEFAULT), metric.column)
-        crossed[title] = judged(values, metric, len(recommender_programme.SEEDS[data]))
-        changed = between_runs(other, runs, (recommender_programme.DEFAULT,) * 2, metric.column)
+        values = between_runs(runs, other, (programme.VISION, programme.DEFAULT), metric.column)
+        crossed[title] = judged(values, metric, len(programme.SEEDS[data]))
+        changed = between_runs(other, runs, (programme.DEFAULT,) * 2, metric.column)
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
     found = (
@@ -114,29 +114,29 @@ def _vision_signs() -> Judgement:
     return verdict, found
 
 
-def _sibling(reference: str, arm: str = recommender_programme.OPPOSITE, expected: int = 1) -> Judgement:
-    planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
-    prefix = recommender_programme.SIBLING_PREFIX
+def _sibling(reference: str, arm: str = programme.OPPOSITE, expected: int = 1) -> Judgement:
+    planned = len(programme.FIRST_SEEDS) + len(programme.MORE_SEEDS)
+    prefix = programme.SIBLING_PREFIX
     verdict, found = against("ml100k", prefix + arm, prefix + reference, planned, expected=expected)
     users = recommenders.user_differences("ml100k", prefix + arm, prefix + reference)
     found += f", over seeds and users {recommenders.interval(*crossed_interval(users))}" if len(users) > 1 else ""
-    prefix = recommender_programme.LONG_SIBLING_PREFIX
-    later = against("ml100k", prefix + arm, prefix + reference, len(recommender_programme.FIRST_SEEDS))[1]
+    prefix = programme.LONG_SIBLING_PREFIX
+    later = against("ml100k", prefix + arm, prefix + reference, len(programme.FIRST_SEEDS))[1]
     return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
 
 
 CONTROLS = {
-    "over the default at that size": recommender_programme.RESCALED,
-    "over random directions": recommender_programme.RANDOM,
+    "over the default at that size": programme.RESCALED,
+    "over random directions": programme.RANDOM,
 }
 
 
 def _sibling_structure() -> Judgement:
-    prefix = recommender_programme.SIBLING_PREFIX
-    planned = len(recommender_programme.FIRST_SEEDS) + len(recommender_programme.MORE_SEEDS)
+    prefix = programme.SIBLING_PREFIX
+    planned = len(programme.FIRST_SEEDS) + len(programme.MORE_SEEDS)
     return joined(
         {
-            name: against("ml100k", prefix + recommender_programme.OPPOSITE, prefix + control, planned)
+            name: against("ml100k", prefix + programme.OPPOSITE, prefix + control, planned)
             for name, control in CONTROLS.items()
         }
     )
@@ -145,9 +145,7 @@ def _sibling_structure() -> Judgement:
 def _item_structure() -> Judgement:
     return joined(
         {
-            f"{title}, {name}": against(
-                data, recommender_programme.VISION, control, len(recommender_programme.SEEDS[data])
-            )
+            f"{title}, {name}": against(data, programme.VISION, control, len(programme.SEEDS[data]))
             for data, title in recommenders.TITLES.items()
             for name, control in CONTROLS.items()
         }
@@ -183,14 +181,14 @@ CLAIMS = (
         "BERT4Rec gains with the opposite signs",
         OURS,
         "12_recommenders",
-        lambda: _recommenders(recommender_programme.OPPOSITE),
+        lambda: _recommenders(programme.OPPOSITE),
     ),
     Claim(
         ITEMS,
         "BERT4Rec gains more with the opposite signs than with vision's",
         OURS,
         "12_recommenders",
-        lambda: _recommenders(recommender_programme.OPPOSITE, recommender_programme.VISION),
+        lambda: _recommenders(programme.OPPOSITE, programme.VISION),
     ),
     Claim(
         ITEMS,
@@ -204,16 +202,14 @@ CLAIMS = (
         "With fixed positions it gains more with them than from the size of the weights or their singular values",
         OURS,
         "12_recommenders",
-        lambda: joined(
-            {name: _fixed_items(recommender_programme.VISION, control) for name, control in CONTROLS.items()}
-        ),
+        lambda: joined({name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}),
     ),
     Claim(
         ITEMS,
         "With fixed positions and the opposite signs it loses",
         OURS,
         "12_recommenders",
-        lambda: _fixed_items(recommender_programme.OPPOSITE, expected=-1),
+        lambda: _fixed_items(programme.OPPOSITE, expected=-1),
     ),
     Claim(
         ITEMS,
@@ -221,14 +217,14 @@ CLAIMS = (
         " QK − (in layer 1) and V·proj +",
         OURS,
         "12_recommenders",
-        lambda: _sibling(recommender_programme.DEFAULT),
+        lambda: _sibling(programme.DEFAULT),
     ),
     Claim(
         ITEMS,
         "With vision's signs that sibling loses",
         OURS,
         "12_recommenders",
-        lambda: _sibling(recommender_programme.DEFAULT, recommender_programme.VISION, -1),
+        lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
     ),
     Claim(
         ITEMS,
@@ -242,6 +238,6 @@ CLAIMS = (
         "The sibling gains more with the opposite signs than with vision's",
         OURS,
         "12_recommenders",
-        lambda: _sibling(recommender_programme.VISION),
+        lambda: _sibling(programme.VISION),
     ),
 )
