@@ -493,7 +493,7 @@ def test_contrasts_are_worked_out_seed_by_seed():
     expected = (wide["mimetic"] - wide["random-directions"]).mean()
     assert table.loc["mimetic minus random directions", "difference"] == pytest.approx(expected) and expected > 0.02
     text = answers.found("structure", finals)
-    assert f"* mimetic minus random directions: {answers.points(expected)} points" in text and "; a difference" in text
+    assert f"* mimetic minus random directions: {ACCURACY.signed(expected)} points" in text and "; a difference" in text
     turned = finals.assign(test_accuracy=finals["test_accuracy"] + 0.06 * (finals["arm"] == "untransposed"))
     assert "**against our expectation**" in answers.found("structure", turned)
     assert "too few pairs for a verdict" in answers.found("structure", finals[finals["seed"] < 3])
