@@ -190,6 +190,8 @@ def test_nothing_yet_everywhere(monkeypatch):
     table, points = answers.ablation(["which-half", "signs"], EMPTY)
     assert table.empty and points.empty and answers.numbers(table).empty
     products, maps = kept.load_anatomy("nothing-of-this-name")
+    assert "`python -m mimetic queue paper`" in kept.in_short(products, "cifar10-paper")
+    assert kept.uniform_distance("cifar10-paper") > 1.9 * kept.uniform_distance("cifar10-lab30") > 7
     assert "not in yet" in kept.in_short(products) and kept.table(products, maps) == "" == kept.by_layer(products)
     assert answers.by_arm(EMPTY).empty
     monkeypatch.setattr(answers, "load_runs", lambda name: EMPTY)

@@ -13,6 +13,7 @@ import torch
 
 from mimetic import attention_layers
 from mimetic.attention_maps import attention_map
+from mimetic.data.fetch import Unavailable
 from mimetic.experiments import construction, live, pattern, report
 from mimetic.experiments.configs import named
 from mimetic.models.blocks import SelfAttention
@@ -176,6 +177,31 @@ def test_live_runs_refuse_bad_values_before_training():
         live.live_images("mnist")
     with pytest.raises(ValueError, match="timm, torch"):
         live.live_images("digits", arms=("kaiming",))
+
+
+def test_what_a_live_run_lacks_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIMETIC_DATA", str(tmp_path))
+    monkeypatch.setenv("MIMETIC_OFFLINE", "1")
+    for dataset in ("digits", "pydoc", "clusters"):
+        live.require(dataset)
+    for dataset in ("cifar10", "tinyshakespeare", "ml100k"):
+        with pytest.raises(Unavailable, match="MIMETIC_OFFLINE is set"):
+            live.require(dataset)
+    with pytest.raises(ValueError, match="device must be one of"):
+        live.require("digits", "gpu")
+
+
+def test_attention_before_training_over_several_seeds():
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    shape = {"d_model": 24, "num_heads": 2, "patch_size": 2}
+    table = construction.maps_over_seeds(images, range(2), **shape)
+    assert set(table["seed"]) == {0, 1} and len(table) == 2 * 5
+    one = construction.map_statistics(construction.maps_at_init(images, seed=1, **shape), side=4)
+    pd.testing.assert_frame_equal(
+        table[table["seed"] == 1].drop(columns="seed").reset_index(drop=True), one, check_exact=True
+    )
+    mimetic = table.query("init == 'mimetic'")["attention to itself"]
+    assert (mimetic > 1 / 16).all() and mimetic.nunique() == 4
 
 
 def test_live_runs_are_paired():

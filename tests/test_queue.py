@@ -20,7 +20,7 @@ from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.fitted import from_pretrained
 from mimetic.experiments.processes import gpu_is_lost
-from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes import QUEUES, command_for
 from mimetic.experiments.programmes import vision as programme
 from mimetic.experiments.runs import check, checkpoint_path, existing, run
 from mimetic.experiments.vision import build_model, cost
@@ -406,6 +406,24 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
     assert with_arm(dataclasses.replace(base, experiment="mine", arm="nope")).arm == "nope"  # not an experiment of ours
     whole = dataclasses.replace(named("cifar10-lab10", arm="swapped"), experiment="mine")
     assert with_arm(whole) == whole  # the arm's own settings, all given
+
+
+def test_the_command_that_makes_the_runs_of_an_experiment():
+    for experiment, name in {
+        "cifar10-lab30": "lab",
+        "cifar10-paper": "paper",
+        "tinyshakespeare": "language",
+        "wikitext2-gpu": "language-gpu",
+        "share-gpu": "language-gpu",
+        "cifar10-recipe": "recipe",
+    }.items():
+        assert command_for(experiment) == f"python -m mimetic queue {name}"
+
+
+def test_no_run_of_a_queue_has_constants_that_its_initializer_does_not_read():
+    for name in ("lab", "paper", "language", "language-gpu", "recommenders", "recommenders-gpu"):
+        for config in {config.arm or config.init: config for config in QUEUES[name]()}.values():
+            check(config, store=False)
 
 
 def test_all_questions_make_equal_numbers_of_steps():

@@ -89,8 +89,8 @@ def _cost(row: pd.Series) -> str:
     target = "is met" if minutes <= TARGET_MINUTES else "is missed"
     return (
         f"A run of {TITLES[row['experiment']]} {took}; our target of {TARGET_MINUTES:.0f}, set for an H100, {target}."
-        f" (In a benchmark a training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images a second"
-        f" and {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
+        f" (In a benchmark a training step takes {1e3 * row['step']:.0f} ms, {row['images_per_second']:,.0f} images a"
+        f" second and {percent(row['peak'])} of the card's peak.) {versus_timm(row['device'])}".rstrip()
     )
 
 
