@@ -134,6 +134,13 @@ def test_misspelt_commands_and_options_are_status_2(command, capsys):
     assert done.value.code == 2 and capsys.readouterr().err
 
 
+def test_a_misspelt_setting_is_looked_for_in_its_own_experiment(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--epoch", "3"])
+    said = capsys.readouterr().err
+    assert "--epochs" in said and "train digits --help" in said and "pydoc" not in said
+
+
 def test_half_of_a_command_of_two_words_names_the_others(capsys):
     assert main(["data", "--help"]) == 2 and "data is followed by one of: fetch" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
@@ -47,8 +47,11 @@ Experiment = subcommand_type_from_defaults(
 )  # fmt: skip
 
 
+Config = TypeVar("Config")
+
+
 @dataclass(frozen=True)
-class Train:
+class Train(Generic[Config]):
     """Train one run of an experiment, or show its record if it is there already.
 
     examples:
@@ -59,8 +62,8 @@ class Train:
     A run that was stopped goes on where it was when the same command is given again.
     """
 
-    config: Experiment
-    """which experiment; its settings follow its name"""
+    config: Config
+    """which experiment; its settings follow its name and begin at its values"""
     force: bool = False  # train again, even if there is a record; stopped, the same command goes on
     store: bool = True  # keep a record (data/runs) and a checkpoint (data/cache/checkpoints)
     checkpoint_seconds: float = 30.0  # how often to save the state
@@ -333,7 +336,7 @@ class Sweep:
 
 
 COMMANDS = {
-    "train": Train,
+    "train": Train[Experiment],
     "audit": AuditModel,
     "queue": Queue,
     "sweep": Sweep,
@@ -373,10 +376,17 @@ def _main(args: Sequence[str] | None) -> int:
     elif args and (seconds := [name.split()[1] for name in COMMANDS if name.startswith(f"{args[0]} ")]):
         print(f"error: {args[0]} is followed by one of: {', '.join(seconds)}", file=sys.stderr)
         return 2
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
-    )  # fmt: skip
+    if args[:1] == ["train"] and (config := EXPERIMENTS.get((*args[1:], "")[0])):
+        # an option that it does not know is then not looked for in all the other experiments
+        command = tyro.cli(
+            Train[type(config)], default=Train(config), prog=f"python -m mimetic train {args[1]}", args=args[2:],
+            config=(OmitArgPrefixes,),
+        )  # fmt: skip
+    else:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
+            config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
+        )  # fmt: skip
     from mimetic.data.fetch import ChecksumError, Unavailable
     from mimetic.training.checkpoint import CheckpointError
     from mimetic.training.loop import TimeLimit
