@@ -565,7 +565,7 @@ def test_products_and_sentences_from_records(records):
     table = first_question.sign_table()
     assert list(table.index) == ["BERT4Rec, post-LN", "BERT4Rec, pre-LN"] and (table["seeds"] == 1).all()
     assert first_question.sign_question().startswith(
-        "**In short:** the sign of QK appears or vanishes in half of the layers or more with "
+        "Change by change: the sign of QK appears or vanishes in half of the layers or more with "
     )
     assert "inf" not in first_question.first_answer()
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()

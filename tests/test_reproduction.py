@@ -145,6 +145,20 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
         contrast(load_runs(name), {"opposite": 1, "bert": -1}, "test_ndcg10") for name in ("ml100k-rate", "beauty-rate")
     ]
     assert [side(values) for values in turned] == [1, 0]
+    # on the last but one items of MovieLens the reversed signs alone are ahead of both controls, at both rates
+    for name in ("ml100k", "ml100k-rate"):
+        ahead = {
+            arm: [
+                side(contrast(load_runs(name), {arm: 1, control: -1}, "test_validation_ndcg10"))
+                for control in ("timm-rescaled", "random-directions")
+            ]
+            for arm in ("mimetic", "opposite")
+        }
+        assert ahead["opposite"] == [1, 1] and min(ahead["mimetic"]) < 1
+    causal_but_one = contrast(
+        load_runs("ml100k"), {"short-next-mimetic": 1, "short-next-bert": -1}, "test_validation_ndcg10"
+    )
+    assert side(causal_but_one) == 0
     causal = [
         contrast(load_runs("ml100k"), {f"{length}next-mimetic": 1, f"{length}next-bert": -1}, "test_ndcg10")
         for length in ("short-", "")

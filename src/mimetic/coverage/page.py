@@ -7,11 +7,11 @@ from mimetic.adapters import views
 VERDICTS = {  # best first
     "supported": "supported: every product verified",
     "with caveat": "supported, with a caveat (RoPE, QK-norm, …)",
-    "in part": "in part: some layers verified, others refused",
+    "in part": "in part: some layers refused (so nothing is written), the others verified",
     "refused": "refused, with the reason",
     "none": "no self-attention",
     "not built": "could not be built small or run",
-    "wrong": "wrong product",
+    "wrong": "silently wrong",
 }
 
 CAVEAT_NAMES = {

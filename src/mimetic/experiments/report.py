@@ -27,7 +27,7 @@ LAB = CENTRAL.experiment
 RESULTS = {
     "supported": "product verified",
     "with caveat": "verified, with a warning",
-    "in part": "model refused: some layers",
+    "in part": "refused for some of its layers",
     "refused": "refused, with the reason",
     "none": "no self-attention",
     "not built": "could not be built small or run",
@@ -111,7 +111,8 @@ def findings() -> str:
         " learning rates searched anew for other positions). *Default*: the mean result of the default, which is timm's"
         " truncated normal for ViTs, GPT-2's for GPTs and BERT's for BERT4Rec, unless a row names another. The signs"
         " are vision's (`mimetic.VISION`: + in query times key, − in value times projection), unless a row has them"
-        " reversed. *Gains*, *loses*: five pairs or more and a 95 % interval without 0; *ahead*, *behind*: fewer pairs."
+        " reversed. Recommenders are judged on the users' last items. *Gains*, *loses*: five pairs or more and a 95 %"
+        " interval without 0; *ahead*, *behind*: fewer pairs."
         " Of bits per byte fewer are better."
     )
     table = f":::{{dropdown}} Every model in one table\n{how_to_read}\n\n{reproduction.summary()}\n:::"

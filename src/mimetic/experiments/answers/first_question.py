@@ -185,7 +185,7 @@ def sign_question() -> str:
             " Heads of one model, and layers, are not independent of each other,"
             " and a threshold makes a yes or no of a number that is not."
         )
-    return "\n\n".join(filter(None, [f"**In short:** {_sign_changes_in_short(table)}", thin, gap]))
+    return "\n\n".join(filter(None, [f"Change by change: {_sign_changes_in_short(table)}", thin, gap]))
 
 
 def _sign_changes_in_short(table: pd.DataFrame) -> str:

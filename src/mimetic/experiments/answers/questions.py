@@ -238,7 +238,10 @@ def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str
         "Layers worth imitating?",
         f"Can matrix operations imitate them? (energy along the identity in {', '.join(common.PRODUCTS.values())})",
         f"A meaningful share, {common.percent(MEANINGFUL)} or more of the parameters?",
-        *("last-epoch NDCG@10: default" if name == "default" else f"{name}, minus that" for name in gains.index),
+        *(
+            "NDCG@10 of the default (last epoch, last items)" if name == "default" else f"{name}, minus that"
+            for name in gains.index
+        ),
     ]
     elsewhere = ", ".join(
         f"{common.percent(share, 1)} with {n:,} items ({name})"

@@ -70,8 +70,8 @@ def _rate(data: str) -> Study:
 def _norm(data: str) -> Study:
     comparisons = {
         "pre-LN instead of post-LN (default)": (DEFAULT, "pre-ln-bert"),
-        "vision signs, pre-LN": ("pre-ln-bert", "pre-ln-mimetic"),
-        "opposite signs, pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
+        "vision signs minus default, both pre-LN": ("pre-ln-bert", "pre-ln-mimetic"),
+        "opposite signs minus default, both pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
     }
     of_the_gains = {
         "gain of vision signs, pre-LN minus post-LN": Contrast(
@@ -125,8 +125,8 @@ SIBLING = Study(
     "ml100k",
     tuple(f"{SIBLING_PREFIX}{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
-        "vision signs, next item": ("short-next-bert", "short-next-mimetic"),
-        "opposite signs, next item": ("short-next-bert", "short-next-opposite"),
+        "vision signs minus default, both next item": ("short-next-bert", "short-next-mimetic"),
+        "opposite signs minus default, both next item": ("short-next-bert", "short-next-opposite"),
         "fitted to the sibling of Beauty, next item": ("short-next-bert", "short-next-fit-beauty"),
         "default at vision's norms (no diagonal), next item": ("short-next-bert", "short-next-timm-rescaled"),
         "random directions (no diagonal), next item": ("short-next-bert", "short-next-random-directions"),
