@@ -93,7 +93,7 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     )  # 2.1 - 0.2 against 2.0
     text = positions.answer()
     assert "* vision signs: gains: −0.200 bits per byte (" in text
-    assert "; better than with learned positions, by −0.400 (" in text
+    assert "; this difference is lower than that with learned positions: −0.400 (" in text
     assert "* default at mimetic's norms: gains: −0.050" in text
     assert "vision signs minus default at mimetic's norms: −0.150" in text
     assert "vision signs minus random directions: −0.200" in text
@@ -174,7 +174,7 @@ def test_rotary_positions():
         "* vision signs with fixed positions minus the default with rotary ones: −0.200 (−0.208 to −0.192, 6 pairs)"
     )
     assert "* language signs: loses: +0.100" in text
-    assert "; better than with learned positions, by −0.300 (" in text
+    assert "; this difference is lower than that with learned positions: −0.300 (" in text
     assert "* language signs minus vision signs, each at its own rate: +0.200" in text
     assert (
         "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"

@@ -92,7 +92,7 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
                 ax.set_title(LABELS.get(arm, arm))
             else:
                 ax.set_xlabel("layer")
-        axes[i, 0].set_ylabel(f"{name}: diagonal / spread", fontsize=8)
+        axes[i, 0].set_ylabel(f"{name}: diagonal /\noff-diagonal sd", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

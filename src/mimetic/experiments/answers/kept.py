@@ -116,7 +116,7 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
                 for name, value in (
                     ("mean diagonal", _number(these["diag_mean"].mean())),
                     ("spread of the other entries", f"{these['offdiag_sd'].mean():.3f}"),
-                    ("diagonal / spread", _number(these["z"].mean(), 2)),
+                    ("diagonal / off-diagonal sd", _number(these["z"].mean(), 2)),
                     (f"{unit} above chance", percent(above)),
                     (f"{unit} below chance", percent(below)),
                 ):

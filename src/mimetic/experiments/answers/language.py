@@ -109,7 +109,7 @@ def fitted_sentence() -> str:
     }
     spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
     return (
-        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} spreads for QK"
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} off-diagonal sd for QK"
         f" (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has"
         f" {sqrt(d):.0f}."
         " What it tests is mostly that size; it says little about diagonals."
@@ -189,7 +189,7 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
             for product, name in common.SHORT.items():
                 these = part[part["product"] == product]
                 row |= {
-                    f"{name} diagonal / spread": these["z"].mean(),
+                    f"{name} diagonal / off-diagonal sd": these["z"].mean(),
                     f"{name} above chance (%)": 100 * (these["sigmas"] > CHANCE).mean(),
                     f"{name} below chance (%)": 100 * (these["sigmas"] < -CHANCE).mean(),
                 }

@@ -322,11 +322,11 @@ def _against_learned(apart: pd.Series) -> str:
     if len(apart) < ENOUGH:
         return f"; compared with learned positions: {measured(apart, METRIC)}, too few pairs"
     says = {
-        -1: "better than with learned positions",
-        1: "worse than with learned positions",
-        0: "not to be told from what it is otherwise (compared with learned positions)",
+        -1: "lower than that with learned positions",
+        1: "higher than that with learned positions",
+        0: "not to be told from that with learned positions",
     }
-    return f"; {says[side(apart)]}, by {measured(apart, METRIC)}"
+    return f"; this difference is {says[side(apart)]}: {measured(apart, METRIC)}"
 
 
 def missing() -> str:

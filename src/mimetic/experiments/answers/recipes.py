@@ -86,6 +86,11 @@ def rates_sentence(finals: pd.DataFrame) -> str:
         f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)"
         for arm in table.index[gains > SEED_WORTH]
     ]
+    if len(set(table.idxmax(axis=1))) == 1 and table.idxmax(axis=1).iloc[0] == common_lr:
+        return (
+            f"Every arm is best at {common_lr:g}, the common rate; we had expected a lower one for those with large"
+            " weights. (One seed, which is worth about a point.)"
+        )
     text = (
         f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
         if unfair
