@@ -220,7 +220,9 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     second = RUNNER_UP["vp-minus"]
     for experiment in ("tinyshakespeare-halves", "wikitext2-halves"):
         halves = {name: named(experiment, arm=name).lr for name in ARMS[experiment]}
-        assert halves.pop(rated("vp-minus", second)) == second and halves == {name: CHOSEN[name] for name in halves}
+        # the others' own rate, so that all four can be compared at one
+        assert {halves.pop(rated(name, second)) for name in ("vp-minus", "gpt2")} == {second}
+        assert halves["vision"] == halves["qk"] == second and halves == {name: CHOSEN[name] for name in halves}
     queue = QUEUES["language-recipe"]()
     search = [config for config in queue if config.lr < EDGE_RATE and config.experiment == "tinyshakespeare-recipe"]
     assert len(search) == 4 * len(KNOWN)
