@@ -571,6 +571,17 @@ def test_products_and_sentences_from_records(records):
     assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
 
 
+def test_the_chapter_opens_with_both_kinds_of_items():
+    runs = {data: load_runs(data) for data in rec.TITLES}
+    table, points = rec.at_a_glance(runs)
+    assert len(table) == 16 and len(points) == 8 * 10 + 8 * 6
+    row = table[table["group"] == "MovieLens-100K, last but one"].loc["opposite signs"]
+    values = contrast(runs["ml100k"], {"opposite": 1, "bert": -1}, "test_validation_ndcg10")
+    assert row["difference"] == pytest.approx(values.mean()) and row["pairs"] == 10
+    nothing, none = rec.at_a_glance({data: frame[:0] for data, frame in runs.items()})
+    assert nothing.empty and none.empty
+
+
 def test_other_users_are_an_interval_of_their_own(records):
     difference = rec.user_differences("ml100k", "mimetic")
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]

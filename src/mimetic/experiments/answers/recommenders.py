@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,7 @@ from mimetic.experiments.programmes.recommenders import (
     STUDIES,
     VISION,
 )
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
@@ -337,6 +339,33 @@ def against(name: str, finals: pd.DataFrame) -> str:
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables and points of several studies on one data set (for figures.comparisons)."""
     return common.stacked(((STUDIES[name], finals) for name in names), METRIC)
+
+
+# What the chapter opens with: both signs, and both controls of their size
+AT_A_GLANCE = {
+    "vision signs": VISION,
+    "opposite signs": OPPOSITE,
+    "default at vision's norms (no diagonal)": RESCALED,
+    "random directions (no diagonal)": RANDOM,
+}
+
+
+def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of AT_A_GLANCE minus the default, on each data set and kind of items (figures.comparisons)."""
+    panels = []
+    for data, runs in finals.items():
+        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
+            study = Study(
+                "at-a-glance",
+                f"{TITLES[data]}, {items}",
+                data,
+                (DEFAULT, *AT_A_GLANCE.values()),
+                {name: (DEFAULT, arm) for name, arm in AT_A_GLANCE.items()},
+            )
+            panels.append(common.stacked([(study, runs)], replace(METRIC, column=column)))
+    tables, points = zip(*panels, strict=True)
+    there = [table for table in tables if len(table)]
+    return pd.concat(there) if there else tables[0], pd.concat(points, ignore_index=True)
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
