@@ -397,6 +397,13 @@ def test_chapter_10_says_of_the_reason_what_the_records_say():
     assert side(positions.effect_of(STUDIES["scaled"], "lr-0.002-vision")) == 1
 
 
+def test_chapter_10_opens_with_both_sets_of_signs_and_no_control():
+    table, points = positions.at_a_glance()
+    assert {name.split(" signs")[0] for name in table.index} == {"language", "vision"} and len(points) == 6 * len(table)
+    assert list(dict.fromkeys(table["group"].str.partition(",")[0])) == ["tiny Shakespeare", "WikiText-2"]
+    assert table["group"].nunique() == 7 and not table["group"].str.contains("random|noise|mean|√").any()
+
+
 def test_what_chapter_10_says_of_the_halves_with_learned_positions_follows_from_the_records():
     finals, second = load_runs("tinyshakespeare-halves"), rated("vp-minus", RUNNER_UP["vp-minus"])
     column = language.METRIC.column

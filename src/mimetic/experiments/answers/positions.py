@@ -66,6 +66,25 @@ def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
+AT_A_GLANCE = ("learned", "sincos", "from-sincos", "rotary")  # what the chapter opens with: no controls
+
+
+def at_a_glance() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both sets of signs against the default of the same positions, a group a kind of positions and a text: table and
+    points for figures.comparisons."""
+    studies = []
+    for text in ("tiny Shakespeare", "WikiText-2"):
+        for kind in AT_A_GLANCE:
+            question = f"{text}, {TEXT_POSITIONS[kind]}"
+            if question in STUDIES:
+                study = STUDIES[question]
+                every = common.comparisons_of(study)
+                of_signs = {name: pair for name, pair in every.items() if name.split(" signs")[0] in SIGNED}
+                study = replace(study, question=question, comparisons=of_signs)
+                studies.append((study, load_runs(study.experiment)))
+    return common.stacked(studies, METRIC)
+
+
 def effect_of(study: Study, arm: str, reference: str = "gpt2") -> pd.Series:
     """seed -> an arm minus a reference, the default (bits per byte); empty without runs."""
     return contrast(load_runs(study.experiment), {arm: 1, reference: -1}, METRIC.column)
