@@ -21,6 +21,7 @@ from mimetic.experiments.configs.language import (
     ENDS,
     EVERY,
     FITTED,
+    GENTLE,
     KNOWN,
     OTHER_POSITIONS,
     RUNNER_UP,
@@ -411,7 +412,16 @@ def test_what_chapter_10_says_of_the_halves_with_learned_positions_follows_from_
     assert all(len(values) == 6 and side(values) == 1 for values in loss.values())
     assert side(loss["vp-minus"] - loss["qk"] / 2) == 0 and side(loss[second] - loss["qk"] / 2) == 1
     assert all(0.65 < loss[arm].mean() / loss["qk"].mean() < 0.75 for arm in ("vp-minus", second))
-    assert side(loss["vision"] - loss["qk"]) == 0 and side(loss["vision"] - loss["qk"] - loss["vp-minus"]) == -1
+    assert side(loss["vision"] - loss["qk"]) == 0
+    # with all at one rate
+    gentle = {
+        arm: contrast(finals, {arm: 1, rated("gpt2", GENTLE): -1}, column) for arm in ("vision", "qk", second, "gpt2")
+    }
+    assert all(len(values) == 6 for values in gentle.values())
+    assert [side(gentle[arm]) for arm in ("vision", "qk", "gpt2")] == [0, 1, -1]
+    assert (
+        gentle["qk"].mean() < 0.25 * loss["qk"].mean() and side(gentle["vision"] - gentle["qk"] - gentle[second]) == 0
+    )
     assert len(set(finals["device.name"])) == 1
 
 
@@ -423,7 +433,12 @@ def test_what_chapter_10_says_of_the_halves_on_the_second_text_follows_from_the_
     assert all(side(loss["vision"] - loss[half]) == -1 for half in halves)
     assert all(loss[half].mean() > 3 * loss["vision"].mean() for half in halves)
     assert side(loss["vp-minus"] - loss["qk"]) == 0 and side(loss[second] - loss["qk"]) == 1
-    assert side(loss["vision"] - loss["qk"] - loss["vp-minus"]) == -1
+    costs = [
+        contrast(load_runs(f"{text}-halves"), {rated("gpt2", GENTLE): 1, "gpt2": -1}, column)
+        for text in ("tinyshakespeare", "wikitext2")
+    ]
+    assert [len(values) for values in costs] == [6, 6] and 0.08 < costs[1].mean() / costs[0].mean() < 0.13
+    assert side(loss["vision"] - loss["qk"] - loss[second] + costs[1]) == -1
     assert len(set(finals["device.name"])) == 1
 
 
