@@ -233,6 +233,9 @@ def head_starts(sets: Mapping[str, pd.DataFrame]) -> str:
                 if len(lead):
                     way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,}"
                     way += f" ({METRIC.signed(lead.min())})"
+                elif (gap.iloc[-1] < 0).all():
+                    behind = gap.index[(gap >= 0).any(axis=1)]
+                    way = f"from step {gap.index[gap.index > max(behind, default=0)][0]:,} to the end"
                 ends = (f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in steps)
                 rows.append((f"{kind}, {LABELS[arm]}", *ends, way))
     columns = [
