@@ -376,8 +376,9 @@ def _main(args: Sequence[str] | None) -> int:
     elif args and (seconds := [name.split()[1] for name in COMMANDS if name.startswith(f"{args[0]} ")]):
         print(f"error: {args[0]} is followed by one of: {', '.join(seconds)}", file=sys.stderr)
         return 2
-    if args[:1] == ["train"] and (config := EXPERIMENTS.get((*args[1:], "")[0])):
+    if args[:1] == ["train"] and len(args) > 1 and args[1] in EXPERIMENTS:
         # an option that it does not know is then not looked for in all the other experiments
+        config = EXPERIMENTS[args[1]]
         command = tyro.cli(
             Train[type(config)], default=Train(config), prog=f"python -m mimetic train {args[1]}", args=args[2:],
             config=(OmitArgPrefixes,),

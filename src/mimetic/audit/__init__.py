@@ -113,8 +113,8 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     ):
         config = from_record(read_record(own)["config"])
     else:
-        own = [f"{p.parent.name}/{p.stem}" for p in record_files(runs_dir())]
-        if near := get_close_matches(given, [*SOURCES, *EXPERIMENTS, *own], 3):
+        recorded = [f"{path.parent.name}/{path.stem}" for path in record_files(runs_dir())]
+        if near := get_close_matches(given, [*SOURCES, *EXPERIMENTS, *recorded], 3):
             raise ValueError(f"{given!r} is not known: did you mean {' or '.join(near)}?")
         raise ValueError(
             f"{given!r} is no file, no pretrained model ({', '.join(SOURCES)}), no run of an experiment "

@@ -15,10 +15,7 @@ from unittest.mock import patch
 
 import pandas as pd
 
-from mimetic.data import sequences
-from mimetic.data.images import DATASETS, fetch_images
-from mimetic.data.sequences import fetch_sequences
-from mimetic.data.text import CORPORA, fetch_text
+from mimetic.data import images, sequences, text
 from mimetic.experiments.configs import RunConfig, named
 from mimetic.experiments.configs.recommenders import NEXT, OPPOSITE
 from mimetic.experiments.runs import check, run
@@ -44,12 +41,12 @@ def require(dataset: str, device: str = "cpu") -> None:
         dataset: a data set of images, text or item sequences.
     """
     resolve_device(device)
-    fetch = next(
-        fetch
-        for names, fetch in ((DATASETS, fetch_images), (CORPORA, fetch_text), (sequences.DATASETS, fetch_sequences))
-        if dataset in names
-    )
-    fetch(dataset)
+    if dataset in images.DATASETS:
+        images.fetch_images(dataset)
+    elif dataset in text.CORPORA:
+        text.fetch_text(dataset)
+    else:
+        sequences.fetch_sequences(dataset)
 
 
 def _trained(runs: Iterable[tuple[str, RunConfig]]) -> list[tuple[str, dict[str, Any]]]:

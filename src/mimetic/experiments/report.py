@@ -106,16 +106,7 @@ def one_number() -> str:
 
 def findings() -> str:
     """What was found so far: the one number, a table of what else was asked, and how many claims hold."""
-    how_to_read = (
-        "Rows that begin with “…” are variants of the last full row above them, and name what differs (GPTs have their"
-        " learning rates searched anew for other positions). *Default*: the mean result of the default, which is timm's"
-        " truncated normal for ViTs, GPT-2's for GPTs and BERT's for BERT4Rec, unless a row names another. The signs"
-        " are vision's (`mimetic.VISION`: + in query times key, − in value times projection), unless a row has them"
-        " reversed. Recommenders are judged on the users' last items. *Gains*, *loses*: five pairs or more and a 95 %"
-        " interval without 0; *ahead*, *behind*: fewer pairs."
-        " Of bits per byte fewer are better."
-    )
-    table = f":::{{dropdown}} Every model in one table\n{how_to_read}\n\n{reproduction.summary()}\n:::"
+    table = f":::{{dropdown}} Every model in one table\n{reproduction.HOW_TO_READ}\n\n{reproduction.summary()}\n:::"
     return f"{one_number()}\n\n{table}\n\n{reproduction.counts(claims())}"
 
 

@@ -100,9 +100,8 @@ class Prepared:
     model: nn.Module  # with its initial weights, on the device
     # what the record says of the weights, asked before and after training
     anatomy: Callable[[nn.Module], dict[str, Any]]
-    data: dict[
-        str, Tensor
-    ]  # what it is trained and tested on, for the record and the checkpoint: another is another run
+    # what it is trained and tested on, for the record and the checkpoint: with other data it is another run
+    data: dict[str, Tensor]
     # the last evaluation case by case (users, windows of text): name -> numbers; so that an interval can be over cases,
     # too
     cases: Callable[[nn.Module], dict[str, list[float]]] | None = None

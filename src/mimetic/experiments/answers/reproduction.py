@@ -127,6 +127,17 @@ SUMMARY = (
 )
 
 
+HOW_TO_READ = (
+    "Rows that begin with “…” are variants of the last full row above them, and name what differs (GPTs have their"
+    " learning rates searched anew for other positions). *Default*: the mean result of the default, which is timm's"
+    " truncated normal for ViTs, GPT-2's for GPTs and BERT's for BERT4Rec, unless a row names another. The signs"
+    " are vision's (`mimetic.VISION`: + in query times key, − in value times projection), unless a row has them"
+    " reversed. Recommenders are judged on the users' last items. *Gains*, *loses*: five pairs or more and a 95 %"
+    " interval without 0; *ahead*, *behind*: fewer pairs."
+    " Of bits per byte fewer are better."
+)
+
+
 def summary() -> str:
     """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a
     row that begins with a small letter changes one thing of the nearest row above that does not. Where the same pairs,

@@ -21,7 +21,7 @@ from mimetic.experiments.answers.common import SHORT, between_runs, measured, pe
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.runs import family
-from mimetic.statistics import crossed_interval
+from mimetic.statistics import contrast, crossed_interval
 from mimetic.training.records import load_runs
 
 ITEMS = "Recommenders"
@@ -65,8 +65,9 @@ def _fixed_vision() -> Judgement:
     """With what comes of it at three times the rate, where that was run."""
     verdict, found = _fixed_items(programme.VISION)
     own, there = load_runs("ml100k-sincos"), load_runs("ml100k-sincos-rate")
-    arms, metric = (programme.VISION, programme.DEFAULT), family(EXPERIMENTS["ml100k"]).METRIC
-    both, crossed = (between_runs(runs, there, arms, metric.column) for runs in (there, own))
+    metric = family(EXPERIMENTS["ml100k"]).METRIC
+    both = contrast(there, {programme.VISION: 1, programme.DEFAULT: -1}, metric.column)
+    crossed = between_runs(own, there, (programme.VISION, programme.DEFAULT), metric.column)
     if verdict != OPEN and len(both) > 1:
         found += (
             f". MovieLens, both arms at three times the rate: {measured(both, metric)};"

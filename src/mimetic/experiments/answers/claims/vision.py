@@ -134,25 +134,19 @@ def _imagenet() -> Judgement:
     return OPEN, f"not run; one pair of runs of ViT-Tiny is {least:.0f} to {most:.0f} GPU hours in arithmetic alone"
 
 
-POOLINGS = (("average pooling", "avg"), ("class token", "token"))
-
-
 def _other_positions() -> Judgement:
-    parts = {
-        f"{kind}, {pooling}": _lab(f"{kind}-{short}-mimetic", f"{kind}-{short}-timm")
-        for pooling, short in POOLINGS
+    pairs = {
+        f"{kind}, {pooling}": (f"{kind}-{short}-mimetic", f"{kind}-{short}-timm")
+        for pooling, short in (("average pooling", "avg"), ("class token", "token"))
         for kind in ("learned", "none")
     }
+    parts = {name: _lab(*pair) for name, pair in pairs.items()}
     verdict, found = joined(parts)
     words = [word for word, _ in parts.values()]
     if {HOLDS, NOT} <= set(words):
         found = f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: {found}"
-    again = {
-        f"{kind}, {pooling}": contrast(runs, {f"{kind}-{short}-mimetic": 1, f"{kind}-{short}-timm": -1})
-        for runs in [common.replicas("cifar10-lab10")]
-        for pooling, short in POOLINGS
-        for kind in ("learned", "none")
-    }
+    replicas = common.replicas("cifar10-lab10")
+    again = {name: contrast(replicas, {arm: 1, reference: -1}) for name, (arm, reference) in pairs.items()}
     if verdict != OPEN and (once_more := [f"{name} {measured(v)}" for name, v in again.items() if len(v) >= ENOUGH]):
         found += f". The same pairs again, on a CPU: {'; '.join(once_more)}"
     return verdict, found
