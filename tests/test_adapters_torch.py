@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -139,6 +140,15 @@ def test_the_check_sees_a_wrong_reading(defect):
     wrong = dataclasses.replace(layer, **DEFECTS[defect](layer, model.attn))
     (check,) = verify(model, lambda m: m(tokens(5, 6, D)), layers=[wrong], fold=False)
     assert check.problem.startswith("wrong"), check
+
+
+@pytest.mark.parametrize("part", ["q_bias", "k_bias", "v_bias", "proj_bias"])
+def test_the_check_sees_a_bias_that_a_reader_leaves_out(part):
+    model = Block(batch_first=True)
+    (layer,) = attention_layers(model)
+    (check,) = verify(model, lambda m: m(tokens(5, 6, D)), layers=[dataclasses.replace(layer, **{part: None})])
+    what = "attn.out_proj.bias" if part == "proj_bias" else "attn.in_proj_bias"
+    assert check.problem == f"wrong: {what} is not all in the layer's biases"
 
 
 def test_a_model_that_cannot_be_read_is_not_verified():
@@ -347,6 +357,10 @@ def test_a_sparse_or_complex_weight_is_refused_in_a_line():
         ("self_q", "self_k", "self_v"),
         ("Q_mat", "K_mat", "V_mat"),
         ("query_layers", "key_layers"),
+        ("linears_q", "linears_k", "linears_v"),
+        ("i2q", "i2k"),
+        ("theta", "phi", "g"),
+        ("attn_in", "attn_out"),
     ],
 )
 def test_more_names_that_show_attention_beside_a_known_layer(names):
@@ -354,10 +368,160 @@ def test_more_names_that_show_attention_beside_a_known_layer(names):
         def __init__(self):
             super().__init__()
             for name in names:
-                setattr(self, name, nn.Parameter(torch.ones(8, 8)) if name.endswith("_weight") else nn.Linear(8, 8))
+                linear = nn.Linear(8, 24 if name == "attn_in" else 8)
+                setattr(self, name, nn.Parameter(torch.ones(8, 8)) if name.endswith("_weight") else linear)
 
     with pytest.raises(UnsupportedAttention, match="b: .*Mixer is not a known attention class"):
         attention_layers(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": Mixer()}))
+
+
+class Mixes(nn.Module):
+    """Attention that no name gives away."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+
+class MixesByLibrary(Mixes):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(self.a(x), self.b(x), self.c(x))
+
+
+class MixesByHand(Mixes):
+    def forward(self, x):
+        return (self.a(x) @ self.b(x).mT).softmax(-1) @ self.c(x)
+
+
+class Scores(Mixes):
+    """A softmax, and no attention."""
+
+    def forward(self, x):
+        return (self.a(x) + self.b(x)).softmax(-1) @ self.c(x)
+
+
+def test_attention_that_only_its_code_gives_away_is_not_passed_over():
+    known = nn.MultiheadAttention(8, 2)
+    for mixer in (MixesByLibrary(), MixesByHand()):
+        with pytest.raises(UnsupportedAttention, match="b: .*MixesBy.* is not a known attention class"):
+            attention_layers(nn.ModuleDict({"a": known, "b": mixer}))
+    assert [layer.name for layer in attention_layers(nn.ModuleDict({"a": known, "b": Scores()}))] == ["a"]
+
+    around = MixesByLibrary()
+    around.inner = known
+    with pytest.raises(UnsupportedAttention, match="MixesByLibrary is not a known"):
+        attention_layers(around)
+
+
+# --- what the code of a block calls its layers with, under names that say nothing or something else ------------------
+
+
+class Calls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)
+        self.norm, self.probe = nn.LayerNorm(16), nn.Parameter(torch.zeros(1, 1, 16))
+
+
+class Decoder(Calls):
+    def forward(self, x, seen, mask=None):
+        x = x + self.one(x, x, x, attn_mask=mask)[0]
+        x = self.norm(x)
+        return x + self.two(x, seen, seen)[0]
+
+
+class BothSelf(Calls):
+    """As DETR adds its positions."""
+
+    def place(self, x, where):
+        return x if where is None else x + where
+
+    def forward(self, src, pos):
+        q = k = self.place(src, pos)
+        for _ in range(2):
+            src = src + self.one(q, k, value=src)[0]
+        a, b = self.norm(src), self.norm(src)
+        return self.two(query=a, key=b, value=src)[0]
+
+
+class Pools(Calls):
+    def forward(self, x):
+        probe = self.probe.expand(x.shape[0], -1, -1)
+        return self.two(probe, self.one(x, x, x)[0], x)[0]
+
+
+class Unsaid(Calls):
+    """Context that may be the tokens themselves; a class token that asks: the names decide."""
+
+    def forward(self, x, context=None):
+        if context is None:
+            context = x
+        x = self.one(x, context, context)[0]
+        return self.two(x[:, :1], x, x)[0]
+
+
+class PassedOn(Calls):
+    def forward(self, query, value):
+        return self.one(query, value, value)[0]
+
+
+class Target(Calls):
+    def forward(self, item, history):
+        return self.one(item, history, history)[0]
+
+
+class Around(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.first, self.then = block, nn.Linear(16, 16)
+
+    def forward(self, x, memory):
+        return self.then(self.first(x, x))
+
+
+class AroundTwo(Around):
+    def forward(self, x, memory):
+        return self.then(self.first(x, memory))
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds"),
+    [
+        (Decoder(), ["self", "cross"]),
+        (BothSelf(), ["self", "self"]),
+        (Unsaid(), ["self", "self"]),
+        (PassedOn(), ["self", "self"]),
+        (Target(), ["cross", "self"]),
+        (Around(Target()), ["self", "self"]),
+        (Around(PassedOn()), ["self", "self"]),
+        (AroundTwo(PassedOn()), ["cross", "self"]),
+        (nn.DataParallel(Decoder()), ["self", "cross"]),
+    ],
+)
+def test_the_code_of_a_block_says_what_its_layers_are_called_with(model, kinds):
+    assert [layer.kind for layer in attention_layers(model)] == kinds
+
+
+def test_a_query_that_comes_from_no_argument_is_learned():
+    found = scan(Pools())
+    assert [layer.name for layer in found.layers] == ["one"]
+    assert "Pools pools with a learned query" in found.passed_over["two"]
+
+
+def test_what_the_code_says_counts_before_the_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cross_attn, self.self_attn = nn.MultiheadAttention(16, 2), nn.MultiheadAttention(16, 2)
+
+        def forward(self, x, y):
+            x = self.cross_attn(x, x, x)[0]
+            return self.self_attn(x, y, y)[0]
+
+    assert [layer.kind for layer in attention_layers(Named())] == ["self", "cross"]
+    changed = Named()
+    changed.forward = lambda x: x  # the class's code is not what runs
+    assert [layer.kind for layer in attention_layers(changed)] == ["cross", "self"]
 
 
 def test_what_was_put_in_the_place_of_a_blocks_dropout_makes_its_gains_unknown():
@@ -439,10 +603,11 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("right", [True, False])
 def test_the_gains_of_two_attentions_in_one_block_are_verified(monkeypatch, right):
     def read(module, name, ancestors):
-        (q, _), (k, _), (v, _) = fused_out(module.qkv, H, name)
+        weights, biases = zip(*fused_out(module.qkv, H, name))
+        proj, proj_bias = linear_in(module.proj, H, name)
         path, block = ancestors[0]
         gain = (block.norm1 if path.endswith("row") is right else block.norm2).weight
-        return AttentionLayer(name, q, k, v, linear_in(module.proj, H, name)[0], in_gain=gain)
+        return AttentionLayer(name, *weights, proj, *biases, proj_bias, in_gain=gain)
 
     monkeypatch.setattr(adapters, "_CUSTOM", {Plain: read})
     model = nn.Sequential(TwoInABlock(), TwoInABlock())

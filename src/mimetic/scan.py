@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import Reader, find_reader, has_projections, left_alone, looks_like_attention, unknown
+from mimetic.adapters.calls import attends
 from mimetic.adapters.views import (
     HOOKED,
     WRAPPERS,
@@ -134,12 +135,14 @@ def scan(model: nn.Module) -> Scan:
 
 def _of_its_own(name: str, module: nn.Module, claimed: dict[str, AttentionLayer | None]) -> bool:
     """Whether an unknown module that looks like attention is a layer of its own: a container around a known one is not,
-    unless it has projections beside it; nor is a part of one, unless it has projections that the layer does not read.
+    unless it attends itself or has projections beside it; nor is a part of one, unless it has projections that the
+    layer does not read.
     """
     inside = any(
         _within(name, other) and (layer is None or not _apart(module, layer)) for other, layer in claimed.items()
     )
-    around = any(_within(other, name) for other in claimed) and not has_projections(module)
+    itself = has_projections(module) or attends(type(module), spelt_out=False)
+    around = any(_within(other, name) for other in claimed) and not itself
     return not (inside or around)
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
+from mimetic.adapters.calls import attends
 from mimetic.adapters.views import (
     NotSelfAttention,
     Reader,
@@ -143,7 +144,7 @@ _LOOKS = re.compile(
 )
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
-    r"(to|attn_w|mha_w|w|fc|lin|linear|dense|proj|project|projection|c|in|in_proj|add|fused|attn[12]?|att|self|mha"
+    r"(to|i2|x2|h2|attn_w|mha_w|w|fc|lin|linears?|dense|proj|project|projection|c|in|in_proj|add|fused|attn[12]?|att|self|mha"
     r"|self_attn|cross_attn)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
     r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weights?|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
     re.IGNORECASE,
@@ -164,15 +165,17 @@ _SHORT = {
     "qkvo": "qkv",
     "w_pack": "qkv",
 }
-_PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"})
+_PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"}, {"theta", "phi", "g"})
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """True for a module that owns weights, directly or in its direct children, and is named like attention or has
-    children (or weights of its own) that are (qkv, q_proj beside k_proj, ...)."""
+    """True for a module that owns weights, directly or in its direct children, and is named like attention, calls a
+    library's attention function, or has children (or weights of its own) that are named like its projections (qkv,
+    q_proj beside k_proj, ...)."""
     children, projections = dict(module.named_children()), has_projections(module)
     scripted = isinstance(module, torch.jit.ScriptModule)
-    if not (_LOOKS.search(module.original_name if scripted else type(module).__name__) or projections):
+    named = _LOOKS.search(module.original_name if scripted else type(module).__name__)
+    if not (named or projections or (not scripted and attends(type(module)))):
         return False
     weights = list(module.parameters(recurse=False))
     for child in children.values():
@@ -205,7 +208,8 @@ def _another_part(name: str, module: nn.Module) -> bool:
 def _roles(names: Iterable[str]) -> set[str]:
     names = list(names)
     roles = (m["role"].lower() for m in map(_ROLE.fullmatch, names) if m)
-    return {_SHORT.get(role, role) for role in roles} | {"qkv" for name in names if _QKV.fullmatch(name)}
+    spelt = {"theta", "phi", "g"} & set(names)  # non-local blocks
+    return {_SHORT.get(role, role) for role in roles} | {"qkv" for name in names if _QKV.fullmatch(name)} | spelt
 
 
 def _packed(module: nn.Module) -> bool:
@@ -219,7 +223,8 @@ def _packed(module: nn.Module) -> bool:
         w = next((w for w in found if isinstance(w, Tensor)), None)
         return () if w is None or is_lazy(w) else tuple(w.shape)
 
-    first, last = shape("in_proj_weight", "in_proj", "c_attn"), shape("out_proj", "o_proj", "c_proj", "proj", "out")
+    first = shape("in_proj_weight", "in_proj", "c_attn", "attn_in", "attn_in_proj")
+    last = shape("out_proj", "o_proj", "c_proj", "proj", "out", "attn_out", "attn_out_proj")
     if len(first) != 2 or len(last) != 2 or any(isinstance(m, _ConvNd) for m in module.modules()):
         return False
     return first in ((3 * last[1], last[0]), (last[1], 3 * last[0]))  # the second as transformers' Conv1D stores them

@@ -4,6 +4,7 @@ import re
 
 from torch import nn
 
+from mimetic.adapters.calls import tokens_of_call
 from mimetic.adapters.views import (
     CROSS,
     as_written,
@@ -15,6 +16,7 @@ from mimetic.adapters.views import (
     matrix,
     own_parameter,
     pooling,
+    replaced_forward,
     split_out,
     unwrapped,
 )
@@ -61,9 +63,16 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
 
 
 def _kind(ancestors) -> str:
-    """The kind ("self" or "cross") by what the layer, which does not know what it is called with, and its block are
-    called; raises NotSelfAttention if it pools.
+    """The kind ("self" or "cross"), which the layer does not know: by the code of its block and, where that does not
+    say, by what it and its block are called; raises NotSelfAttention if it pools.
     """
+    chain = [(path.split(".")[0], unwrapped(a)) for path, a in ancestors]
+    said = next((i for i, (_, a) in enumerate(chain) if replaced_forward(a)), len(chain))
+    called_with = tokens_of_call((attribute, type(a)) for attribute, a in chain[:said])
+    if called_with == "pooling":
+        pooling(chain[0][1])
+    if called_with is not None:
+        return called_with
     # its own name, that of the list that holds it; all names down from the block if there are containers in between
     own, holder = next(((path.split(".")[0], a) for path, a in ancestors if not path[0].isdigit()), ("", None))
     names, block = next(((path.split("."), a) for path, a in ancestors if type(a) not in CONTAINERS), ([own], holder))
