@@ -604,6 +604,21 @@ def caveats_of(model):
     return {caveat for layer in attention_layers(model) if layer.kind == "self" for caveat in layer.caveats}
 
 
+@pytest.mark.parametrize("kind", ["mpt", "olmo"])
+def test_clamped_projections_are_verified_without_the_clamp(kind):
+    t = transformers
+    if kind == "mpt":
+        sizes = dict(d_model=D, n_heads=H, n_layers=1, vocab_size=64)
+        model = t.MptModel(t.MptConfig(**sizes, attn_config={"clip_qkv": 1e-3}))
+    else:
+        model = t.OlmoModel(t.OlmoConfig(**TEXT, clip_qkv=1e-3))
+    run = lambda m: m(torch.arange(8)[None], use_cache=False)  # noqa: E731
+    for check in verify(model, run):
+        assert check.ok and CLAMPED in check.needs, check
+    layers = [dataclasses.replace(layer, caveats=()) for layer in attention_layers(model)]
+    assert not any(check.ok for check in verify(model, run, layers=layers))
+
+
 def test_caveats_that_a_config_asks_for():
     t = transformers
     gpt = dict(n_embd=D, n_head=H, n_layer=LAYERS, n_positions=32, **IDS)

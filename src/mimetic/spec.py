@@ -45,11 +45,11 @@ class MimeticSpec:
                     f" {value!r}"
                 )
             values = ()
-            if isinstance(value, Real):
+            if _is_number(value):
                 values = (value,)
             elif isinstance(value, Iterable) and getattr(value, "ndim", 1):  # a tensor or array of one number has none
                 values = tuple(value)
-            if not values or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
+            if not values or not all(_is_number(v) and math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if tiny := next((v for v in values if 0 < abs(v) < LEAST), None):
                 raise ValueError(
@@ -86,6 +86,11 @@ class MimeticSpec:
                 value = value[i]
             out[name] = float(value)
         return out
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, and not the switch that qk=True is elsewhere."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 VISION = MimeticSpec()

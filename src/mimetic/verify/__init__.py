@@ -7,8 +7,8 @@ leaves the module is recorded. Differences between runs remove every bias, mask 
     y - y' = sum_h c_h (x - x') W_V,h W_proj,h    and    l - l' - l'' + l''' = s (u - u') W_Q,h W_K,h^T (v - v')^T
 
 must hold for every head, with one scale s a layer. RoPE rotates by position alone: there the second line holds between
-queries and keys of the same position. Norms and gates inside the module are taken out, and a layer that has them must
-carry the caveat that says so.
+queries and keys of the same position. Norms, gates and clamps inside the module are taken out, and a layer that has
+them must carry the caveat that says so. A bias beside a weight that is read must be read, too.
 
 Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_model.
 """
@@ -16,6 +16,8 @@ Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.adapters.views import BIAS_GATE, GATE, QK_NORM, ROPE, UNSCALED
-from mimetic.attention import AttentionLayer
+from mimetic.attention import VIEWS, AttentionLayer
 from mimetic.construct import double
-from mimetic.scan import evaluating, scan
+from mimetic.scan import Parameters, evaluating, held, scan, views
 from mimetic.verify.fold import fold_errors
 from mimetic.verify.record import Record, Session
 from mimetic.verify.tokens import arrange, relative_error
@@ -79,7 +81,8 @@ def verify(
     Raises:
         UnsupportedAttention: no layers were given, and attention_layers(model) refuses the model.
     """
-    layers = scan(model).require(model) if layers is None else layers
+    found = scan(model)
+    layers = found.require(model) if layers is None else layers
     # of compiled code no hook sees the inside
     with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         session = Session(model, layers, seed)
@@ -90,7 +93,8 @@ def verify(
         if fold:
             errors = fold_errors(session, run)
             checks = [_with_fold(check, errors.get(i), tolerance) for i, check in enumerate(checks)]
-    return checks
+    beside = zip(checks, layers, session.attention)
+    return [_with_biases(check, layer, module, found.parameters) for check, layer, module in beside]
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
@@ -236,3 +240,25 @@ def _with_fold(check: Check, error: float | None, tolerance: float) -> Check:
     if not problem and not error <= tolerance:
         problem = f"wrong: the folded W_V W_proj differs from the block's forward (relative error {error:.1e})"
     return replace(check, fold_error=error, problem=problem)
+
+
+_BIAS = re.compile(r"(.*\.)?((in_|out_)?proj_|qkv?_|kv?_|v_)?bias")
+
+
+def _with_biases(check: Check, layer: AttentionLayer, module: nn.Module, parameters: Parameters) -> Check:
+    """The check, with the problem of a bias beside one of the layer's weights that is not, or not all, in its biases:
+    it would be left as it is where biases are zeroed."""
+    biases = [view for view in VIEWS if view.endswith("_bias")]
+    read = Counter()
+    for view in views(layer, biases):
+        read.update({id(p): view.numel() for _, _, p in held(view, parameters)})
+    owners = {owner for view in views(layer, set(VIEWS).difference(biases)) for _, owner, _ in held(view, parameters)}
+    forgotten = (
+        name
+        for entries in parameters.values()
+        for name, owner, p in entries
+        if (owner in owners or owner is module) and _BIAS.fullmatch(name) and read[id(p)] < p.numel()
+    )
+    if check.ok and (name := next(forgotten, None)):
+        return replace(check, problem=f"wrong: {name} is not all in the layer's biases")
+    return check

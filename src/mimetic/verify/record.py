@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mimetic.adapters.views import INNER_NORM, QK_NORM, VALUE_NORM
+from mimetic.adapters.views import CLAMPED, INNER_NORM, QK_NORM, VALUE_NORM
 from mimetic.attention import AttentionLayer
 from mimetic.scan import ancestors, clean_name
 from mimetic.verify.tokens import (
@@ -181,6 +181,7 @@ class Session:
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}
+_CLAMPS = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm}
 
 
@@ -209,6 +210,9 @@ class _Identity(TorchFunctionMode):
             return self._sdpa(rec, c_H, *args, **kwargs)
         if func is F.normalize:
             rec.taken_out.add(QK_NORM)
+            return args[0]
+        if func in _CLAMPS and CLAMPED in self.session.layers[i].caveats and not rec.softmaxes:
+            rec.taken_out.add(CLAMPED)
             return args[0]
         if func in _SOFTMAX:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
