@@ -1,6 +1,7 @@
 """torch.nn.MultiheadAttention, alone and inside torch's, torchvision's and other people's blocks."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, adapters, mimetic_init_
-from mimetic.adapters import fused_out, linear_in
-from mimetic.adapters.views import NO_DROPOUT
+from mimetic.adapters import fused_out, linear_in, linear_out
+from mimetic.adapters.views import NO_DROPOUT, QK_NORM, ROPE
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.models.blocks import SelfAttention
@@ -413,6 +414,106 @@ def test_attention_that_only_its_code_gives_away_is_not_passed_over():
         attention_layers(around)
 
 
+# --- attention written by hand, of which a reader says what the code computes ---------------------------------------
+
+
+class Handmade(nn.Module):
+    caveats = ()
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
+
+    def heads(self, x):
+        return [part(x).unflatten(-1, (H, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)]
+
+    def out(self, y):
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def rotated(t):
+    angles = torch.arange(t.shape[-2])[:, None] / 10 ** (torch.arange(t.shape[-1] // 2) / 2)
+    a, b = t.chunk(2, -1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+
+
+class NormByFunction(Handmade):
+    caveats = (ROPE, QK_NORM)
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        q, k = (F.rms_norm(rotated(t), t.shape[-1:]) for t in (q, k))
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+class NormUnsaid(NormByFunction):
+    caveats = (ROPE,)
+
+
+class Einsum(Handmade):
+    caveats = (ROPE,)
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        logits = torch.einsum("bhid, bhjd -> bhij", rotated(q), rotated(k)) * q.shape[-1] ** -0.5
+        return self.out(torch.einsum("bhij,bhjd->bhid", logits.softmax(-1), v))
+
+
+class EinsumHeadsLast(Handmade):
+    def forward(self, x):
+        q, k, v = (t.transpose(1, 2) for t in self.heads(x))
+        logits = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
+        return self.o(torch.einsum("bhij,bjhd->bihd", logits.softmax(-1), v).flatten(2))
+
+
+class SoftCapped(Handmade):
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        logits = q @ k.mT * q.shape[-1] ** -0.5
+        return self.out((50 * torch.tanh(logits / 50)).softmax(-1) @ v)
+
+
+class SequenceFirst(Handmade):
+    def forward(self, x):
+        q, k, v = self.heads(x.transpose(0, 1))
+        return self.out(F.scaled_dot_product_attention(q, k, v)).transpose(0, 1)
+
+
+class HeadByHead(Handmade):
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        one = lambda h: (q[:, h] @ k[:, h].mT * q.shape[-1] ** -0.5).softmax(-1) @ v[:, h]  # noqa: E731
+        return self.o(torch.cat([one(h) for h in range(H)], -1))
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        (NormByFunction, ""),
+        (NormUnsaid, "wrong: missing caveat: QK-norm"),
+        (Einsum, ""),
+        (EinsumHeadsLast, ""),
+        (SoftCapped, ""),
+        (SequenceFirst, ""),
+        (HeadByHead, "unverified: 4 softmaxes"),
+    ],
+)
+def test_attention_in_many_spellings_is_verified(monkeypatch, made, problem):
+    def read(module, name, ancestors, swap=False):
+        q, k, v = (linear_out(part, H, name)[0] for part in (module.q, module.k, module.v))
+        if swap:
+            q, k = k, q
+        return AttentionLayer(name, q, k, v, linear_in(module.o, H, name)[0], caveats=module.caveats)
+
+    model = nn.Sequential(made())
+    monkeypatch.setattr(adapters, "_CUSTOM", {made: read})
+    (check,) = verify(model, lambda m: m(tokens(3, 7, D)))
+    assert check.problem.startswith(problem) and check.ok == (problem == "")
+    monkeypatch.setattr(adapters, "_CUSTOM", {made: lambda *a: read(*a, swap=True)})
+    (check,) = verify(model, lambda m: m(tokens(3, 7, D)))
+    assert not check.ok
+
+
 # --- what the code of a block calls its layers with, under names that say nothing or something else ------------------
 
 
@@ -500,6 +601,101 @@ class AroundTwo(Around):
 )
 def test_the_code_of_a_block_says_what_its_layers_are_called_with(model, kinds):
     assert [layer.kind for layer in attention_layers(model)] == kinds
+
+
+class HeadMajor(nn.TransformerEncoderLayer):
+    """Reads the rows of in_proj_weight in another order."""
+
+    def _sa_block(self, x, *_, **__):
+        heads = self.self_attn.num_heads
+        qkv = F.linear(x, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias).unflatten(-1, (heads, 3, -1))
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)
+        return self.self_attn.out_proj(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Scaled(nn.TransformerEncoderLayer):
+    def __init__(self):
+        super().__init__(16, 2, 32, batch_first=True, norm_first=True)
+        self.ls1 = nn.Parameter(torch.full((16,), 1e-5))
+
+    def reset_parameters(self):
+        nn.init.normal_(self.self_attn.in_proj_weight)
+
+    def _sa_block(self, *args, **kwargs):
+        return self.ls1 * super()._sa_block(*args, **kwargs)
+
+
+def test_what_a_subclass_of_torchs_block_changes_is_seen():
+    with pytest.raises(UnsupportedAttention, match="self_attn: HeadMajor, .*computes with its in_proj_weight itself"):
+        attention_layers(HeadMajor(16, 2, 32))
+    (layer,) = attention_layers(Scaled())
+    assert not layer.gains_known
+    with pytest.warns(MimeticWarning, match="ls1 beside it, which may scale its output, is about 1e-05"):
+        mimetic_init_(Scaled())
+
+
+def test_a_part_that_is_called_module_does_not_hide_its_class():
+    class CrossAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.MultiheadAttention(16, 2)
+
+    model = nn.ModuleDict({"layer1": CrossAttention(), "layer2": nn.DataParallel(nn.MultiheadAttention(16, 2))})
+    assert [layer.kind for layer in attention_layers(model)] == ["cross", "self"]
+
+
+def test_to_refuse_a_parametrised_layer_changes_nothing():
+    layer = nn.MultiheadAttention(16, 2)
+    nn.utils.parametrizations.spectral_norm(layer, "in_proj_weight")
+    before = [t.clone() for t in layer.state_dict().values()]
+    with pytest.raises(UnsupportedAttention, match="q is no view of a parameter .*: initialise before that"):
+        mimetic_init_(layer)
+    assert all(map(torch.equal, before, layer.state_dict().values()))
+
+
+class Hook:
+    """What accelerate's hooks say of themselves."""
+
+    def __init__(self, offload=False, hooks=()):
+        self.offload, self.hooks = offload, hooks
+
+
+@pytest.mark.parametrize("hook", [Hook(True), Hook(hooks=(Hook(), Hook(True)))])
+def test_offloaded_weights_are_refused_also_where_they_are_in_place(hook):
+    layer = nn.MultiheadAttention(16, 2)
+    layer.out_proj._hf_hook = hook
+    with pytest.raises(UnsupportedAttention, match="put in their place anew for every pass: initialise before that"):
+        attention_layers(layer)
+    layer.out_proj._hf_hook = Hook()
+    assert len(attention_layers(layer)) == 1
+
+
+def test_what_an_adapter_keeps_as_it_was_is_left_alone():
+    kept = nn.Module()
+    kept.original_module = nn.MultiheadAttention(16, 2)
+    kept.modules_to_save = nn.ModuleDict({"default": nn.MultiheadAttention(16, 2)})
+    with pytest.warns(MimeticWarning, match="attn.original_module: left alone, .*beside the copy that it trains"):
+        written = mimetic_init_(nn.ModuleDict({"attn": kept}))
+    assert [layer.name for layer in written] == ["attn.modules_to_save.default"]
+
+
+class ZeroCentredNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(16))
+
+
+def test_a_norms_own_gain_is_no_scale_and_a_vector_behind_attention_is_one():
+    block = nn.Module()
+    block.norm, block.attn = ZeroCentredNorm(), nn.MultiheadAttention(16, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mimetic_init_(block)
+        block.attn_scale = nn.Parameter(torch.tensor(0.25))  # may be the temperature
+        mimetic_init_(block)
+    block.attn_scale = nn.Parameter(torch.full((16,), 1e-4))
+    with pytest.warns(MimeticWarning, match="attn_scale beside it, which may scale its output, is about 0.0001"):
+        mimetic_init_(block)
 
 
 def test_a_query_that_comes_from_no_argument_is_learned():

@@ -213,7 +213,7 @@ def test_constants_may_be_numpys():
     )
 
 
-@pytest.mark.parametrize("value", [None, "0.7", float("nan"), True, (0.7, False)])
+@pytest.mark.parametrize("value", [None, "0.7", float("nan"), True, (0.7, False), b"\x01", 10**400, np.ones((1, 2))])
 def test_constants_that_are_none_are_named(value):
     with pytest.raises(ValueError, match="qk_beta must be a finite number or a sequence of them, one a layer; got"):
         MimeticSpec(qk_beta=value)

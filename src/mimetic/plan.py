@@ -106,6 +106,8 @@ _SCALES = re.compile(
     r"(^|[._])(ls_?\w?|\w*layer_?scale\w*|gamma(_\w)?|lambda_?\d?|res_?(scale|weight)\w*|skip_?(gain|weight))([._]|$)",
     re.IGNORECASE,
 )
+# one number under these names may be the temperature of the softmax
+_VECTORS = re.compile(r"attn_?(scale|gain|gamma)|attention_?(scale|gain)", re.IGNORECASE)
 
 
 def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
@@ -114,17 +116,16 @@ def _scaled(layer: AttentionLayer, block: nn.Module | None) -> tuple[str, ...]:
     and where a norm follows, its gain."""
     gains = {} if layer.out_gain is None else {"": layer.out_gain}
     if layer.out_gain is None and not layer.gains_known and block is not None:
-        norms = {
-            f"{name}.weight"
-            for name, m in block.named_modules()
-            if OUT_NORM in layer.caveats and isinstance(m, (nn.LayerNorm, nn.RMSNorm))
-        }
+        norms = {name: m for name, m in block.named_modules() if "norm" in type(m).__name__.lower()}
+        inside = {f"{name}.{part}" for name, m in norms.items() for part in m._parameters}
+        torchs = {f"{name}.weight" for name, m in norms.items() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
+        behind = torchs if OUT_NORM in layer.caveats else set()
         gains = {
             name: p
             for name, p in block.named_parameters()
             if plain(p)
             and p.numel() in (1, layer.d_model)
-            and (_SCALES.search(name) or name in norms or _closed(name, p))
+            and (name in behind or (name not in inside and _called_a_scale(name, p)))
         }
     if block is not None and not layer.gains_known:
         if gate := _zero_gate(block, layer.d_model):
@@ -150,6 +151,12 @@ _CLOSED = re.compile(
     r"(re)?_?zero\w*|((attn|attention|residual|branch|skip|res)_)?(alpha|gate|gain|scale)(_(attn|attention|residual))?",
     re.IGNORECASE,
 )
+
+
+def _called_a_scale(name: str, p: Tensor) -> bool:
+    """Whether a parameter of a block, and of no norm, is called like a LayerScale or another scale of a branch."""
+    vector = p.numel() > 1 and _VECTORS.fullmatch(name)
+    return bool(_SCALES.search(name) or vector or _closed(name, p))
 
 
 def _closed(name: str, p: Tensor) -> bool:

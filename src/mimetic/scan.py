@@ -241,6 +241,13 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
             f"it is the base layer of a {type(parent).__name__}, and what that adds is not in its weights: initialise"
             " before wrapping"
         )
+    if path == "original_module" and hasattr(parent, "modules_to_save"):  # PEFT's names
+        raise NotSelfAttention(f"{type(parent).__name__} keeps it as it was, beside the copy that it trains")
+    if any(map(_offloaded, module.modules())):
+        raise UnsupportedAttention(
+            "its weights are kept elsewhere (offloaded) and put in their place anew for every pass: initialise before"
+            " that"
+        )
     layer = reader(module, name, places[0])
     if not isinstance(layer, AttentionLayer):
         raise UnsupportedAttention(f"its reader gave a {type(layer).__name__}, not an AttentionLayer")
@@ -279,6 +286,12 @@ def _read(reader: Reader, module: nn.Module, name: str, places: list[Ancestors])
         if not all(alike) or layer.gains_known != other.gains_known:  # each place has a norm of its own
             layer = replace(layer, in_gain=None, out_gain=None, gains_known=False)
     return replace(layer, name=name)  # a reader of one's own may not have passed it on
+
+
+def _offloaded(module: nn.Module) -> bool:
+    """Whether accelerate's hook on a module takes its weights from somewhere else for each pass."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(h, "offload", False) for h in (hook, *getattr(hook, "hooks", ())))
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -325,7 +338,8 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
             )
         if view is not None and view.untyped_storage().data_ptr() not in owned:
             raise UnsupportedAttention(
-                f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy)"
+                f"{layer.name}: {name} is no view of a parameter (it is computed: parametrised, pruned, or a copy):"
+                " initialise before that"
             )
         if view is not None and expanded(view):
             raise UnsupportedAttention(
@@ -395,8 +409,8 @@ def ancestors(modules: dict[str, nn.Module], name: str) -> list[tuple[str, nn.Mo
     chain = []
     for cut in range(len(parts) - 1, -1, -1):
         parent = modules.get(".".join(parts[:cut]))
-        if parent is not None and parts[cut] not in WRAPPERS:
-            chain.append((".".join(p for p in parts[cut:] if p not in WRAPPERS), parent))
+        if parent is not None and (parts[cut] not in WRAPPERS or wrapped(parent) is None):
+            chain.append((".".join(p for p in parts[cut:] if p not in WRAPPERS) or parts[cut], parent))
     return chain
 
 

@@ -47,9 +47,9 @@ class MimeticSpec:
             values = ()
             if _is_number(value):
                 values = (value,)
-            elif isinstance(value, Iterable) and getattr(value, "ndim", 1):  # a tensor or array of one number has none
+            elif isinstance(value, Iterable) and not isinstance(value, bytes) and getattr(value, "ndim", 1) == 1:
                 values = tuple(value)
-            if not values or not all(_is_number(v) and math.isfinite(v) for v in values):
+            if not values or not all(map(_is_number, values)):
                 raise ValueError(f"{name} must be a finite number or a sequence of them, one a layer; got {value!r}")
             if tiny := next((v for v in values if 0 < abs(v) < LEAST), None):
                 raise ValueError(
@@ -89,8 +89,11 @@ class MimeticSpec:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number, and not the switch that qk=True is elsewhere."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether it is a finite number, and not the switch that qk=True is elsewhere."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 VISION = MimeticSpec()

@@ -21,13 +21,13 @@ from mimetic.adapters.calls import attends
 from mimetic.adapters.views import (
     NotSelfAttention,
     Reader,
-    forward_of,
     full_name,
     fused_out,
     is_matrix,
     library,
     linear_in,
     linear_out,
+    overridden,
 )
 from mimetic.attention import UnsupportedAttention
 
@@ -87,34 +87,14 @@ def find_reader(cls: type) -> Reader | None:
     for base in cls.__mro__:
         if base in _CUSTOM:
             # an abstract base says nothing of a forward
-            known = base.forward is nn.Module.forward or not _overridden(cls, base)
+            known = base.forward is nn.Module.forward or not overridden(cls, base)
             return _CUSTOM[base] if known else _changed(base)
         if reader := READERS.get(full_name(base)):
             owner = next((c for c in base.__mro__ if "forward" in vars(c)), base)
             if library(base.forward) not in (owner.__module__.partition(".")[0], "torch"):
                 return _patched
-            return reader if not _overridden(cls, base) else _changed(base)
+            return reader if not overridden(cls, base) else _changed(base)
     return None
-
-
-# methods that may be overridden
-_NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?init_weights|prune_heads")
-
-
-def _overridden(cls: type, base: type) -> bool:
-    """Whether a subclass has another forward than its base, or another of the
-    methods that the base has beyond nn.Module's.
-    """
-    mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name in vars(c)}
-    theirs = {
-        name
-        for c in base.__mro__
-        if c not in nn.Module.__mro__
-        for name, value in vars(c).items()
-        if callable(value) or isinstance(value, property)
-    }
-    changed = mine & (theirs | {"__call__", "__getattr__"}) - {"forward"}
-    return forward_of(cls) is not forward_of(base) or not all(map(_NOT_COMPUTING.fullmatch, changed))
 
 
 def _left_alone(module, name, ancestors):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from mimetic.adapters.views import library
+
 # what libraries call softmax(q k^T) v
 _ATTENDS = re.compile(r"scaled_dot_product_attention|flash_attn_\w*func|memory_efficient_attention|flex_attention")
 _TRANSPOSES = {"transpose", "swapaxes", "swapdims", "permute", "mT", "T", "t"}
@@ -37,6 +39,17 @@ def attends(cls: type, spelt_out: bool = True) -> bool:
         if spelt_out and "softmax" in names and names & _TRANSPOSES and (names & _MULTIPLIES or _has_operator(code)):
             return True
     return False
+
+
+# methods that work on weights and not with them
+_SETS_UP = re.compile(r"init|reset|load|state_dict|from_", re.IGNORECASE)
+
+
+@cache
+def reads(cls: type, attribute: str) -> bool:
+    """Whether a method of a class computes with an attribute of this name itself; torch's own are not asked."""
+    own = (m for m in _methods(cls) if library(m) != "torch" and not _SETS_UP.search(m.__name__))
+    return any(attribute in _names(method.__code__) for method in own)
 
 
 class Call(NamedTuple):

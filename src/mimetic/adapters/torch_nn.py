@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from mimetic.adapters.calls import tokens_of_call
+from mimetic.adapters.calls import reads, tokens_of_call
 from mimetic.adapters.views import (
     CROSS,
     as_written,
@@ -20,7 +20,7 @@ from mimetic.adapters.views import (
     split_out,
     unwrapped,
 )
-from mimetic.attention import AttentionLayer
+from mimetic.attention import AttentionLayer, UnsupportedAttention
 
 POOLING = re.compile(
     r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE
@@ -33,7 +33,14 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of 
 def multihead_attention(module, name, ancestors) -> AttentionLayer:
     """W_Q, W_K, W_V are (out, in) rows of in_proj_weight, or q/k/v_proj_weight where key or value widths differ."""
     d, heads = module.embed_dim, module.num_heads
-    if module.in_proj_weight is not None:
+    for block in (type(unwrapped(a)) for _, a in ancestors[:2]):
+        if reads(block, "in_proj_weight"):
+            raise UnsupportedAttention(
+                f"{name}: {block.__name__}, which holds it, computes with its in_proj_weight itself, so which rows are"
+                " queries, keys and values is not known: register_adapter that class"
+            )
+    # looked for among the parameters: to ask a parametrised one would compute it anew
+    if "in_proj_weight" not in module._parameters or module.in_proj_weight is not None:
         packed = matrix(own_parameter(module, "in_proj_weight", name, "q"), name, "in_proj_weight")
         ws = packed.unflatten(0, (3, d)).unbind(0)
     else:
@@ -41,7 +48,7 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
         ws = [matrix(own_parameter(module, w, name, part), name, w) for part, w in separate.items()]
     q, k, v = (split_out(w.mT, heads, name) for w in ws)
     bs = (None,) * 3
-    if module.in_proj_bias is not None:
+    if "in_proj_bias" not in module._parameters or module.in_proj_bias is not None:
         bs = own_parameter(module, "in_proj_bias", name, "q_bias").view(3, heads, -1).unbind(0)
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)

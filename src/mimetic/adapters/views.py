@@ -58,10 +58,15 @@ OUT_NORM = (
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+# whose attribute "module" is what they wrap; anybody may call a part so
+_WRAP = re.compile(r"parallel|fsdp|ddp|wrap|ema|averag|engine|trainer|lightning", re.IGNORECASE)
+
+
 def wrapped(module: nn.Module) -> nn.Module | None:
     """The module of which this is such a wrapper; None if it is none."""
     parts = module._modules  # a scripted module's has no get
-    return next((parts[name] for name in WRAPPERS if name in parts and parts[name] is not None), None)
+    names = WRAPPERS if _WRAP.search(type(module).__name__) else [name for name in WRAPPERS if name != "module"]
+    return next((parts[name] for name in names if name in parts and parts[name] is not None), None)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -194,7 +199,8 @@ def own_parameter(module: nn.Module, attribute: str, name: str, view: str) -> Te
     every forward, even where it starts in the memory of what it is computed from (torch.nn.utils.spectral_norm)."""
     if attribute not in module._parameters:
         raise UnsupportedAttention(
-            f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy)"
+            f"{name}: {view} is no view of a parameter (it is computed: parametrised, pruned, or a copy): initialise"
+            " before that"
         )
     return usable(module._parameters[attribute], name, attribute)
 
@@ -213,7 +219,9 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
     """The weight of a plain nn.Linear (out, in), transformers Conv1D or 1x1 nn.Conv2d, as an (in, out) view."""
     layer = getattr(layer, "_orig_mod", layer)
     if torch.nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-        raise UnsupportedAttention(f"{name}: {what} is parametrised or has no plain weight ({full_name(type(layer))})")
+        raise UnsupportedAttention(
+            f"{name}: {what} is parametrised or has no plain weight ({full_name(type(layer))}): initialise before that"
+        )
     if replaced_forward(layer):
         raise UnsupportedAttention(
             f"{name}: the forward of {what} was replaced on this one module, so its weight may not be all of it:"
@@ -229,7 +237,10 @@ def weight(layer: nn.Module, name: str, what: str) -> Tensor:
         return w.mT
     if is_conv1d(layer):
         return w
-    raise UnsupportedAttention(f"{name}: {what} is a {full_name(type(layer))}, not a plain nn.Linear")
+    raise UnsupportedAttention(
+        f"{name}: {what} is a {full_name(type(layer))}, not a plain nn.Linear (if it computes the same, a reader may"
+        " give a view of its weight itself)"
+    )
 
 
 def bias(layer: nn.Module, name: str, what: str) -> Tensor | None:
@@ -308,12 +319,35 @@ def dropout_caveats(module: nn.Module, attributes: Iterable[str], name: str) -> 
     return tuple(dict.fromkeys(found))
 
 
+# methods that may be overridden
+_NOT_COMPUTING = re.compile(r"__(?!call__|getattr__).*__|_?reset_parameters|_?init_weights|prune_heads")
+
+
+def overridden(cls: type, base: type) -> bool:
+    """Whether a subclass has another forward than its base, or another of the methods that the base has beyond
+    nn.Module's."""
+    mine = {name for c in cls.__mro__[: cls.__mro__.index(base)] for name in vars(c)}
+    theirs = {
+        name
+        for c in base.__mro__
+        if c not in nn.Module.__mro__
+        for name, value in vars(c).items()
+        if callable(value) or isinstance(value, property)
+    }
+    changed = mine & (theirs | {"__call__", "__getattr__"}) - {"forward"}
+    return forward_of(cls) is not forward_of(base) or not all(map(_NOT_COMPUTING.fullmatch, changed))
+
+
 def as_written(module: nn.Module) -> bool:
-    """Whether a module's forward is that of a library's class: not a subclass's own, not
-    replaced on the class or on this one module.
+    """Whether a module computes what a library's class does: nothing of that is a subclass's own, nor replaced on the
+    class or on this one module.
     """
     module = getattr(module, "_orig_mod", module)
-    return library(forward_of(type(module))) in _LIBRARIES and not replaced_forward(module)
+    cls = type(module)
+    base = next((c for c in cls.__mro__ if c.__module__.partition(".")[0] in _LIBRARIES), None)
+    if base is None or library(forward_of(cls)) not in _LIBRARIES or replaced_forward(module):
+        return False
+    return base is cls or not overridden(cls, base)
 
 
 def gain(module: nn.Module | nn.Parameter | None, name: str, width: int) -> tuple[Tensor | None, bool]:

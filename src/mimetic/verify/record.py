@@ -7,6 +7,7 @@ Shape suffixes: B batch, N query tokens, M key tokens, H heads, K head_dim, D d_
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -66,6 +67,7 @@ class Session:
         self.c_H = [1 + torch.rand(layer.num_heads, generator=generator_for(seed, i)) for i, layer in enumerate(layers)]
         self.stack: list[int] = []
         self.take_out_pre_norms = True
+        self.norms = 0  # modules called like a norm that are running now
         self.records: list[Record] = []
 
     def _proj_owner(self, i: int) -> nn.Module:
@@ -99,6 +101,8 @@ class Session:
             handles.append(module.register_forward_hook(leave, always_call=True))
             for child_name, child in module.named_modules():
                 if child is not module and "norm" in type(child).__name__.lower() and not list(child.children()):
+                    handles.append(child.register_forward_pre_hook(self._norm_begins))
+                    handles.append(child.register_forward_hook(self._norm_ends, always_call=True))
                     handles.append(child.register_forward_hook(self._take_out(i, child_name)))
         for i, module in enumerate(self.outputs):
 
@@ -119,26 +123,36 @@ class Session:
                 yield self.records
         finally:
             self.stack.clear()
+            self.norms = 0
             for handle in handles:
                 handle.remove()
 
+    def _norm_begins(self, module, args):
+        self.norms += 1
+
+    def _norm_ends(self, module, args, output):
+        self.norms -= 1
+
     def _take_out(self, i: int, name: str):
         def hook(module, args, output):
-            rec = self.records[i]
-            if rec.projected:
-                pass  # a post-norm inside the attention class (ALBERT)
-            elif rec.softmaxes:
-                rec.taken_out.add(INNER_NORM)
-            elif rec.entered is not None and torch.equal(args[0], rec.entered):
-                if not self.take_out_pre_norms:  # a pre-norm inside the attention class (TinyViT)
-                    return output
-            elif name.split(".")[-1].startswith("v"):
-                rec.taken_out.add(VALUE_NORM)
-            else:
-                rec.taken_out.add(QK_NORM)
-            return args[0] if isinstance(output, Tensor) else output
+            return args[0] if isinstance(output, Tensor) and self.takes_out(i, args[0], name) else output
 
         return hook
+
+    def takes_out(self, i: int, x: Tensor, name: str = "") -> bool:
+        """Whether a norm of layer i, of what is given, is to be the identity; notes the caveat that it calls for."""
+        rec = self.records[i]
+        if rec.projected:
+            pass  # a post-norm inside the attention class (ALBERT)
+        elif rec.softmaxes:
+            rec.taken_out.add(INNER_NORM)
+        elif rec.entered is not None and torch.equal(x, rec.entered):
+            return self.take_out_pre_norms  # a pre-norm inside the attention class (TinyViT)
+        elif name.split(".")[-1].startswith("v"):
+            rec.taken_out.add(VALUE_NORM)
+        else:
+            rec.taken_out.add(QK_NORM)
+        return True
 
     def run(self, run: Callable, r: int) -> list[Record]:
         def inject(i, module, args, kwargs):
@@ -180,8 +194,10 @@ class Session:
 
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
+_TANH = {torch.tanh, Tensor.tanh, F.tanh}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}
 _CLAMPS = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip}
+_NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm}
 
 
@@ -211,6 +227,11 @@ class _Identity(TorchFunctionMode):
         if func is F.normalize:
             rec.taken_out.add(QK_NORM)
             return args[0]
+        if func in _NORMS and not self.session.norms and self.session.takes_out(i, args[0]):
+            return args[0]
+        # a soft cap of the logits
+        if func in _TANH and self.products and not rec.softmaxes and args[0].shape == self.products[-1][2]:
+            return args[0]
         if func in _CLAMPS and CLAMPED in self.session.layers[i].caveats and not rec.softmaxes:
             rec.taken_out.add(CLAMPED)
             return args[0]
@@ -226,6 +247,8 @@ class _Identity(TorchFunctionMode):
         if func in _PRODUCTS and len(args) >= 2:
             left, right = args[-2:] if func in (torch.baddbmm, Tensor.baddbmm) else args[:2]
             self.products = [*self.products[-7:], (left, right, out.shape)]
+        elif func is torch.einsum and (factors := _factors(*args)) is not None:
+            self.products = [*self.products[-7:], (*factors, out.shape)]
         return out
 
     def _sdpa(
@@ -254,6 +277,24 @@ class _Identity(TorchFunctionMode):
                     break
         eye = F.one_hot(torch.arange(N, device=logits.device) % M, M).to(logits)
         return _per_head(eye.expand(logits.shape).clone(), c_H)
+
+
+def _factors(equation: str, *operands: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two factors of an einsum as those of a matrix product (..., N, K) @ (..., K, M); None of any other einsum."""
+    terms = re.fullmatch(r"(\w+),(\w+)->(\w*)(\w)(\w)", equation.replace(" ", "") if isinstance(equation, str) else "")
+    if terms is None or len(operands) != 2:
+        return None
+    left, right, batch, row, column = terms.groups()
+    summed = set(left) & set(right) - set(batch) - {row, column}
+    if len(summed) != 1:
+        return None
+    k = summed.pop()
+    if sorted(left) != sorted(batch + row + k) or sorted(right) != sorted(batch + k + column):
+        return None
+    return (
+        operands[0].permute([left.index(c) for c in batch + row + k]),
+        operands[1].permute([right.index(c) for c in batch + k + column]),
+    )
 
 
 def _per_head(t: Tensor, c_H: Tensor) -> Tensor:

@@ -142,7 +142,10 @@ def arrange(t: Tensor, H: int, tokens_BN: torch.Size):
         t = t.unflatten(0, (-1, H))
     if t.ndim == 4 and t.shape[1] == H and t.shape[0] * t.shape[2] == B * N:
         b, n = t.shape[0], t.shape[2]
-        return t, [lambda x: x.reshape(b, n, -1)]
+        ways = [lambda x: x.reshape(b, n, -1)]
+        if (b, n) == (N, B):  # sequence first, which only nn.MultiheadAttention says of itself
+            ways.append(lambda x: x.transpose(0, 1))
+        return t, ways
     if t.ndim != 5:
         return None
     if t.shape[1] == H:  # (B, H, windows, n, *)
