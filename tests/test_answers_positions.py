@@ -17,6 +17,7 @@ from mimetic.experiments.programmes.language import (
     CENTRED,
     FROM_NOISE,
     FROM_SINCOS,
+    OF_VISION,
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
@@ -134,6 +135,18 @@ def test_a_random_order():
         "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096, 6 pairs): *gains* | +0.100 (" in text
     )
     assert text.splitlines()[2].endswith(" | −0.100 (−0.104 to −0.096, 6 pairs) |")  # 1.925 against 2.025
+
+
+def test_learned_positions_are_those_of_the_same_machine_where_they_were_run_there():
+    put(CENTRAL, {"language": 0.4, "vision": 0.2})
+    put(POSITIONS, {"language": 0.03, "vision": -0.2}, level=2.1)
+    assert positions.changes("vision").mean() == pytest.approx(-0.4)
+    assert positions.over_own_start("vision", POSITIONS).mean() == pytest.approx(-0.1)
+    put(OF_VISION, {"vision": 0.1, "vp-minus": 0.05}, level=2.05)
+    assert positions.changes("vision").mean() == pytest.approx(-0.3)
+    assert positions.changes("language").mean() == pytest.approx(-0.37)  # not run there
+    assert positions.over_own_start("vision", POSITIONS).mean() == pytest.approx(-0.15)
+    assert positions.learned("vision", POSITIONS_WIKITEXT2) is WIKITEXT2
 
 
 def test_the_default_is_taken_at_its_better_rate(monkeypatch):

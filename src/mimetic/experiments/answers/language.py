@@ -68,6 +68,28 @@ def found(study: Study) -> str:
     return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
 
 
+def side_by_side(studies: Mapping[str, Study]) -> str:
+    """The findings of several studies of the same arms, a column each (its title -> the study), as a Markdown table;
+    below it how many runs are missing."""
+    columns, gaps = {}, []
+    for title, study in studies.items():
+        finals = load_runs(study.experiment)
+        gaps.append(progress(study, finals))
+        lines = {
+            f"{name}, minus the default": common.finding(row, METRIC, bool(gaps[-1]))
+            for name, row in study_table(study, finals, METRIC).iterrows()
+        }
+        for name, row in common.contrast_table(study, finals, METRIC).iterrows():
+            lines[name] = common.contrast_line(name, row, METRIC).removeprefix(f"* {name}: ")
+        columns[title] = pd.Series(lines, dtype=object)
+    order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index))
+    table = pd.DataFrame(columns, index=order).fillna("–").rename_axis(METRIC.difference).reset_index()
+    if table.empty:
+        return f"**We found** nothing yet. {' '.join(gaps)}"
+    short = table.map(lambda cell: cell.replace(f" {METRIC.difference} (", " ("))  # the title says it
+    return "\n\n".join((common.markdown(short), *filter(None, gaps)))
+
+
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
     """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with
     fewer bits (wins counts larger metrics).

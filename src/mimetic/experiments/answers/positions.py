@@ -21,6 +21,8 @@ from mimetic.experiments.programmes.language import (
     FROM_SINCOS_WIKITEXT2,
     GENTLER,
     LONG,
+    OF_VISION,
+    OF_VISION_WIKITEXT2,
     POSITIONS,
     POSITIONS_LONG,
     POSITIONS_WIKITEXT2,
@@ -90,10 +92,19 @@ def effect_of(study: Study, arm: str, reference: str = "gpt2") -> pd.Series:
     return contrast(load_runs(study.experiment), {arm: 1, reference: -1}, METRIC.column)
 
 
-def changes(arm: str, study: Study = POSITIONS, other: Study = LEARNED) -> pd.Series:
-    """seed -> what an arm does to the default in one study, less what it does in another (bits per byte); empty without
-    runs of both. A seed has the same windows of text in both."""
-    return (effect_of(study, arm) - effect_of(other, arm)).dropna()
+def learned(arm: str, study: Study) -> Study:
+    """The study of the same text with GPT-2's own positions to hold an arm against: the one that was run on a CPU, as
+    all other positions were, if the arm is in it, else the one of a GPU."""
+    own, twin = (
+        (CENTRAL, OF_VISION) if study.experiment.startswith(CENTRAL.experiment) else (WIKITEXT2, OF_VISION_WIKITEXT2)
+    )
+    return twin if {"gpt2", arm} <= set(load_runs(twin.experiment).get("arm", ())) else own
+
+
+def changes(arm: str, study: Study = POSITIONS, other: Study | None = None) -> pd.Series:
+    """seed -> what an arm does to the default in one study, less what it does in another, by default with GPT-2's own
+    positions (bits per byte); empty without runs of both. A seed has the same windows of text in both."""
+    return (effect_of(study, arm) - effect_of(other or learned(arm, study), arm)).dropna()
 
 
 def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
@@ -115,7 +126,8 @@ def over_own_start(arm: str, study: Study) -> pd.Series:
     """seed -> an arm minus GPT-2's own start on the same text, which has learned positions (bits per byte), on
     WikiText-2 at the better of its two rates; empty without runs of both."""
     own = CENTRAL if study.experiment.startswith(CENTRAL.experiment) else WIKITEXT2
-    return across(arm, study, better_rate(own), own)
+    rate = better_rate(own)
+    return across(arm, study, rate, learned(rate, study))
 
 
 def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
@@ -139,7 +151,7 @@ def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
 def searches() -> str:
     """The searches, in words."""
     found = {TEXT_POSITIONS[kind]: with_positions(kind, search=True) for kind in OTHER_POSITIONS}
-    return "The same search for the learning rate, anew (one seed; in brackets validation bits per byte). " + " ".join(
+    return "One seed; in brackets validation bits per byte. " + " ".join(
         f"With {name}: {searched_sentence(search)}" for name, search in found.items()
     )
 
