@@ -45,35 +45,10 @@ def invented(gain=0.03, seeds=(0, 1, 2), experiment="cifar10-lab10", noise=0.004
 EMPTY = load_runs("nothing-of-this-name")
 
 
-def test_arms_that_one_machine_made_are_compared_with_that_machines_others(monkeypatch):
-    def runs(device, arms, seeds, accuracy):
-        return pd.DataFrame(
-            [
-                {"experiment": "x", "arm": arm, "seed": s, "test_accuracy": accuracy, "device.name": device}
-                for arm in arms
-                for s in seeds
-            ]
-        )
-
-    finals = pd.concat([runs("a card", PAIR, range(3), 0.5), runs("a CPU", ["other"], range(3), 0.7)])
-    again = pd.concat([runs("a CPU", ["timm"], range(4), 0.6), runs("a CPU", ["mimetic"], range(2), 0.6)])
-    monkeypatch.setattr(common, "replicas", lambda experiment: again)
-    found = common.of_one_machine(finals, PAIR)
-    # the mimetic arm has not all its seeds there, and the fourth is no seed of these runs
-    assert found.groupby("arm")["test_accuracy"].agg(["mean", "size"]).to_dict("index") == {
-        "timm": {"mean": pytest.approx(0.6), "size": 3},
-        "mimetic": {"mean": pytest.approx(0.5), "size": 3},
-        "other": {"mean": pytest.approx(0.7), "size": 3},
-    }
-    monkeypatch.setattr(common, "replicas", lambda experiment: EMPTY)
-    assert common.of_one_machine(finals, PAIR).equals(finals.reset_index(drop=True))
-    assert common.of_one_machine(EMPTY, PAIR).empty and parts.noise_only() == "" == parts.accuracies(EMPTY)
-
-
-def test_the_accuracies_with_every_position_embedding():
-    lines = parts.accuracies(load_runs("cifar10-lab10")).splitlines()
-    assert len(lines) == 2 + len(parts.POSITIONS) and "| fixed noise, as large | 51.4 | 52.9 | AMD EPYC |" in lines
+def test_both_noises_beside_the_controls_of_size(monkeypatch):
     assert "minus random directions +0.3 (" in parts.noise_only()
+    monkeypatch.setattr(common, "replicas", lambda experiment: EMPTY)
+    assert parts.noise_only() == ""
 
 
 def test_whether_one_rate_suits_every_arm():
@@ -394,21 +369,6 @@ def test_twelve_layers_at_both_rates(monkeypatch):
     assert "better rate" not in growth.twelve(finals)
 
 
-def test_chapter_7_compares_position_embeddings_of_one_machine():
-    finals = load_runs("cifar10-lab10")
-    positions = ("sincos2d-token", "learned-token", "none-avg", "learned-avg")
-    arms = [f"{position}-{arm}" for position in positions for arm in PAIR]
-    there = common.of_one_machine(finals, [*PAIR, *arms])
-    assert all(set(there.loc[there["arm"] == arm, "device.name"]) == {"AMD EPYC"} for arm in (*PAIR, *arms))
-    assert there.groupby("arm").size().equals(finals.groupby("arm").size())
-    said = parts.accuracies(there)
-    assert said.count("AMD EPYC") == len(parts.POSITIONS) and "NVIDIA" not in said
-    for pool, sides in (("avg", [-1, 0]), ("token", [0, 0])):  # average pooling: a loss on one of two machines
-        difference = {f"learned-{pool}-mimetic": 1, f"learned-{pool}-timm": -1}
-        gains = [contrast(runs, difference, "test_accuracy") for runs in (finals, there)]
-        assert [side(values) for values in gains] == sides
-
-
 def test_the_gain_by_number_of_images():
     rows = [
         {
@@ -558,6 +518,15 @@ def test_figures_of_the_whole_programme():
     ]
     assert len(figures.gains(tables, dots, xlabels=xlabels, log=["data"]).axes) == 3
     assert "p" in answers.numbers(table)
+    table, points = parts.every_arm(finals)
+    assert {"V·proj without its noise", "sin-cos in a random order, average (CPU)"} <= set(table.index)
+    assert set(table.index) == set(points["label"]) and table.index.is_unique
+    # the numbers of both figures; the gain of mimetic initialization, three rows of the first, once
+    constants, _ = answers.ablation(["constants"], finals)
+    assert len(parts.every_number(finals)) == len(table) - 2 + len(constants)
+    assert parts.every_number(EMPTY).empty
+    assert answers.between("constants", finals).startswith("* QK without a diagonal and V·proj, minus V·proj only: ")
+    assert "QK |α|" not in answers.between("constants", finals)
     assert any(
         line.startswith("| d 192 | 12 | 50.") and "3 pairs) |" in line
         for line in growth.sizes_table(finals).splitlines()

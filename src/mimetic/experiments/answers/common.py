@@ -58,19 +58,6 @@ def replicas(experiment: str) -> pd.DataFrame:
     return load_runs(experiment, folder=replicas_dir())
 
 
-def of_one_machine(finals: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
-    """An experiment's runs with those of data/replicas in place of each of these arms that has all its seeds there:
-    so arms that one machine made are compared with what the same machine made of the others."""
-    if finals.empty:
-        return finals
-    again = replicas(finals["experiment"].iloc[0])
-    for arm in arms:
-        here, there = finals[finals["arm"] == arm], again[again["arm"] == arm] if len(again) else again
-        if len(here) and set(here["seed"]) <= set(there["seed"] if len(there) else ()):
-            finals = pd.concat([finals[finals["arm"] != arm], there[there["seed"].isin(here["seed"])]])
-    return finals.reset_index(drop=True)
-
-
 def label(arm: str) -> str:
     """An arm in words."""
     if arm in LABELS:

@@ -5,17 +5,19 @@ what the constants' sensitivity amounts to.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
 from mimetic.experiments.answers import common, machines
-from mimetic.experiments.answers.vision import COMMAND, found
+from mimetic.experiments.answers.vision import COMMAND, found, numbers
 from mimetic.experiments.metrics import ACCURACY
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side
 
 # What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the
-# sentence says otherwise
+# sentence says otherwise. Positions have their own tables (patch_positions)
 ASKED: dict[str, dict[str, Mapping[str, float]]] = {
     "One half alone": {
         "queries and keys": {"mimetic-qk": 1, "timm": -1},
@@ -52,15 +54,6 @@ ASKED: dict[str, dict[str, Mapping[str, float]]] = {
         "": {"swapped": 1, "timm": -1},
         "against mimetic initialization": {"swapped": 1, "mimetic": -1},
     },
-    "The gain with another position embedding, average pooling": {
-        "learned": {"learned-avg-mimetic": 1, "learned-avg-timm": -1},
-        "none": {"none-avg-mimetic": 1, "none-avg-timm": -1},
-    },
-    "With a class token": {
-        "sin-cos": {"sincos2d-token-mimetic": 1, "sincos2d-token-timm": -1},
-        "learned": {"learned-token-mimetic": 1, "learned-token-timm": -1},
-        "none": {"none-token-mimetic": 1, "none-token-timm": -1},
-    },
     "Against other defaults": {"PyTorch's": {"mimetic": 1, "torch": -1}, "Xavier": {"mimetic": 1, "xavier": -1}},
 }
 
@@ -81,6 +74,7 @@ TAKEN_APART = {
     "random-directions": "mimetic initialization's singular values, random directions",
 }
 ON_A_CPU = {TRACE: "V·proj with a trace of noise, |α| 0.001", NOISE_ONLY: "both noises, neither diagonal"}
+NOT_MADE = "–"
 AGAINST = {
     "against timm's default": "timm",
     "against PyTorch's default": "torch",
@@ -99,10 +93,51 @@ def taken_apart(finals: pd.DataFrame) -> str:
     for name, arm, runs in asked:
         values = [contrast(runs, {arm: 1, other: -1}) if arm != other else () for other in AGAINST.values()]
         if any(map(len, values)):
-            rows.append((name, *map(_cell, values), f"{max(map(len, values))}"))
+            rows.append((name, *map(cell, values), f"{max(map(len, values))}"))
     if not rows:
         return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
     return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
+
+
+# The figure's rows that no question has: one part taken away, against the default; and positions that were run on a CPU
+# only, beside the question's others
+FIGURE = ("which-half", "structure", "signs", "default", "fit", "position")
+WITHOUT = Study(
+    "without",
+    "Without one of the parts",
+    "cifar10-lab10",
+    ("timm", "qk-alpha-0", "qk-beta-0", "vp-alpha-0", "vp-beta-0"),
+    {
+        "QK without its noise": ("timm", "qk-alpha-0"),
+        "QK without its diagonal": ("timm", "qk-beta-0"),
+        "V·proj without its noise": ("timm", "vp-alpha-0"),
+        "V·proj without its diagonal": ("timm", "vp-beta-0"),
+    },
+)
+OTHER_POSITIONS = replace(
+    STUDIES["position"],
+    comparisons={
+        "sin-cos in a random order, average (CPU)": ("shuffled-avg-timm", "shuffled-avg-mimetic"),
+        "learned from sin-cos, average (CPU)": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
+        "learned from sin-cos, class token (CPU)": ("from-sincos-token-timm", "from-sincos-token-mimetic"),
+    },
+)
+
+
+def _of_the_figure() -> list[Study]:
+    studies = [STUDIES[name] for name in FIGURE]
+    return [studies[0], WITHOUT, *studies[1:], OTHER_POSITIONS]
+
+
+def every_arm(finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table and the points of the chapter's first figure (figures.comparisons)."""
+    return common.stacked((study, finals) for study in _of_the_figure())
+
+
+def every_number(finals: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of both figures, as a table for the page."""
+    table, _ = common.stacked((study, finals) for study in (*_of_the_figure(), STUDIES["constants"]))
+    return numbers(table)
 
 
 def noise_only() -> str:
@@ -120,10 +155,10 @@ def noise_only() -> str:
     return f"Both noises, neither diagonal (on a CPU): {said}."
 
 
-def _cell(values: pd.Series | tuple) -> str:
+def cell(values: pd.Series | tuple) -> str:
     """The mean of paired values with its interval; of one pair without; a dash without pairs."""
     if not len(values):
-        return "–"
+        return NOT_MADE
     return common.with_interval(values) if len(values) > 1 else ACCURACY.signed(values.iloc[0])
 
 
@@ -170,36 +205,7 @@ CONDITIONS = {
 }
 
 
-# average pooling: position embedding -> (the default there, mimetic initialization there)
-POSITIONS = {
-    "sin-cos": PAIR,
-    "sin-cos in a random order": ("shuffled-avg-timm", "shuffled-avg-mimetic"),
-    "learned, starting from sin-cos": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
-    "fixed noise, as large": ("noise-avg-timm", "noise-avg-mimetic"),
-    "learned, starting from that noise": ("from-noise-avg-timm", "from-noise-avg-mimetic"),
-    "learned, starting small": ("learned-avg-timm", "learned-avg-mimetic"),
-    "none": ("none-avg-timm", "none-avg-mimetic"),
-}
-
-
-def accuracies(finals: pd.DataFrame) -> str:
-    """The accuracies themselves with every position embedding, as a Markdown table; "" before all have their pairs."""
-    seeds = {name: contrast(finals, {arm: 1, reference: -1}).index for name, (reference, arm) in POSITIONS.items()}
-    if min(map(len, seeds.values())) < ENOUGH:
-        return ""
-    rows = [
-        (
-            name,
-            *(f"{100 * _mean(finals, arm, seeds[name]):.1f}" for arm in pair),
-            ", ".join(sorted(set(finals.loc[finals["arm"].isin(pair), "device.name"]))),
-        )
-        for name, pair in POSITIONS.items()
-    ]
-    columns = ["position embedding (average pooling)", "default (%)", "mimetic (%)", "made on"]
-    return common.markdown(pd.DataFrame(rows, columns=columns))
-
-
-def _mean(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
+def mean_of(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
     """Mean accuracy of an arm over these seeds."""
     return finals[finals["arm"] == arm].set_index("seed").loc[seeds, ACCURACY.column].mean()
 
@@ -216,24 +222,13 @@ def _made_with(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
     return f"{min(map(len, gains.values()))} pairs each, on {devices}"
 
 
-def without_position(finals: pd.DataFrame) -> str:
-    """Whether there is a gain without any position, against what we expected, in a sentence; else ""."""
-    values = contrast(finals, {"none-token-mimetic": 1, "none-token-timm": -1})
-    if len(values) < ENOUGH or side(values) <= 0:
-        return ""
-    return (
-        "With a class token there is a gain without any position, **against our expectation**: position makes the gain"
-        " larger, but there it is not all of it."
-    )
-
-
 def conditions_table(finals: pd.DataFrame) -> str:
     """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies
     themselves; "" without runs.
     """
     gains, rows = _gains_by_condition(finals), []
     for name, values in gains.items():
-        reference, arm = (_mean(finals, arm, values.index) for arm in CONDITIONS[name])
+        reference, arm = (mean_of(finals, arm, values.index) for arm in CONDITIONS[name])
         rows.append((name, f"{100 * reference:.1f}", f"{100 * arm:.1f}", common.with_interval(values)))
     if not rows:
         return ""

@@ -63,6 +63,15 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
     return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND))
 
 
+def between(study_name: str, finals: pd.DataFrame) -> str:
+    """A study's differences between arms alone, as Markdown, for a page that shows its comparisons in a figure; and how
+    many runs are missing.
+    """
+    study = STUDIES[study_name]
+    lines = [common.contrast_line(name, row) for name, row in common.contrast_table(study, finals).iterrows()]
+    return "\n\n".join(filter(None, ("\n".join(lines), common.missing(study, finals, ALL_SEEDS, COMMAND))))
+
+
 def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     """The central claim's answer in words; its verdict follows from the
     interval, beside which the exact test stands.

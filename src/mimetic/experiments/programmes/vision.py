@@ -128,11 +128,12 @@ QUESTIONS = (  # in the order of the queue
         {
             "average pooling: gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
             "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
+            # with a class token, and of the default alone: added when their runs were in
             "class token: gain with sin-cos minus gain without position": _gains("sincos2d_token", "none_token"),
             "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d_token", "learned_token"),
             "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d_token"),
             "the default alone: sin-cos and average pooling minus learned and class token": _minus(
-                "timm", "learned-token-timm", 1
+                "timm", "learned-token-timm"
             ),
         },
         base="sin-cos, average",

@@ -1,0 +1,263 @@
+"""What chapter 7 says of a ViT's position embedding and pooling: the gain with each, and what we expected beside what
+was found. Runs that another machine made again (data/replicas) have a column of their own, since a gain is that of two
+runs of one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mimetic.experiments.answers import common
+from mimetic.experiments.answers.parts import NOT_MADE, cell, mean_of
+from mimetic.experiments.answers.vision import ALL_SEEDS, COMMAND
+from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import PAIR, STUDIES
+from mimetic.statistics import ENOUGH, contrast, side
+
+AGAINST = "**against our expectation**"
+
+
+def _pair(prefix: str) -> tuple[str, str]:
+    return f"{prefix}-timm", f"{prefix}-mimetic"
+
+
+# pooling -> position embedding -> (the default there, mimetic initialization there)
+POSITIONS = {
+    "average": {
+        "sin-cos": PAIR,
+        "sin-cos in a random order": _pair("shuffled-avg"),
+        "learned, starting from sin-cos": _pair("from-sincos-avg"),
+        "fixed noise, as large": _pair("noise-avg"),
+        "learned, starting from that noise": _pair("from-noise-avg"),
+        "learned, starting small": _pair("learned-avg"),
+        "none": _pair("none-avg"),
+    },
+    "class token": {
+        "sin-cos": _pair("sincos2d-token"),
+        "learned, starting from sin-cos": _pair("from-sincos-token"),
+        "learned, starting small": _pair("learned-token"),
+        "none": _pair("none-token"),
+    },
+}
+ARMS = tuple(arm for embeddings in POSITIONS.values() for pair in embeddings.values() for arm in pair)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A difference, and what we expected of it before its runs: in words, and as a sign (0: none that shows). Without
+    words there was no expectation."""
+
+    difference: str
+    arms: Mapping[str, float]
+    expected: str = ""
+    sign: int = 0
+
+
+def _gain(pair: tuple[str, str]) -> dict[str, float]:
+    return dict(zip(pair, (-1, 1)))
+
+
+def _of(study: str, name: str) -> Mapping[str, float]:
+    return STUDIES[study].contrasts[name].arms
+
+
+# pooling -> what was asked, in this order
+ASKED = {
+    "average": (
+        Asked(
+            "sin-cos minus none",
+            _of("position", "average pooling: gain with sin-cos minus gain without position"),
+            "the gain needs positions from the start",
+            1,
+        ),
+        Asked(
+            "sin-cos minus learned, starting small",
+            _of("position", "average pooling: gain with sin-cos minus gain with a learned one"),
+            "the same",
+            1,
+        ),
+        Asked(
+            "the gain in a random order itself",
+            _gain(POSITIONS["average"]["sin-cos in a random order"]),
+            "it needs alike neighbours: none in a random order",
+        ),
+        Asked(
+            "sin-cos minus random order",
+            _of("neighbours", "gain with sin-cos minus gain with the same in a random order"),
+            "the same",
+            1,
+        ),
+        Asked(
+            "sin-cos, fixed minus learned from there",
+            _of("start", "gain with fixed sin-cos minus gain with learned ones that start there"),
+            "positions need not stay fixed: no difference",
+        ),
+        Asked(
+            "learned from sin-cos minus starting small",
+            _of(
+                "start", "gain with learned ones that start from sin-cos minus gain with learned ones that start small"
+            ),
+            "a start from sin-cos gains more than a small one",
+            1,
+        ),
+        Asked(
+            "learned from noise minus starting small",
+            _of(
+                "start",
+                "gain with learned ones that start from noise as large minus gain with learned ones that start small",
+            ),
+            "so does one from noise",
+            1,
+        ),
+        Asked(
+            "random order minus fixed noise",
+            _of("fixed-noise", "gain with sin-cos in a random order minus gain with fixed noise"),
+            "fixed noise gains as much as a random order",
+        ),
+        Asked(
+            "noise, fixed minus learned from there",
+            _of("fixed-noise", "gain with fixed noise minus gain with learned ones that start from it"),
+        ),
+        Asked(
+            "the default's accuracy: random order minus fixed noise",
+            _of("fixed-noise", "the default alone: sin-cos in a random order minus fixed noise"),
+        ),
+        Asked("mimetic initialization's: the same", _of("fixed-noise", "mimetic alone: the same")),
+    ),
+    "class token": (
+        Asked(
+            "the gain without positions itself",
+            _gain(POSITIONS["class token"]["none"]),
+            "it needs positions here, too: none without",
+        ),
+        Asked(
+            "sin-cos minus none",
+            _of("position", "class token: gain with sin-cos minus gain without position"),
+        ),
+        Asked(
+            "sin-cos minus learned, starting small",
+            _of("position", "class token: gain with sin-cos minus gain with a learned one"),
+        ),
+        Asked(
+            "sin-cos, fixed minus learned from there",
+            _of("start-token", "class token: gain with fixed sin-cos minus gain with learned ones that start there"),
+            "as with average pooling: no difference",
+        ),
+        Asked(
+            "learned from sin-cos minus starting small",
+            _of(
+                "start-token",
+                "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start"
+                " small",
+            ),
+            "a start from sin-cos gains more",
+            1,
+        ),
+    ),
+    "both": (
+        Asked(
+            "sin-cos: average minus class token",
+            _of("position", "sin-cos: gain with average pooling minus gain with class token"),
+        ),
+        Asked(
+            "the default's accuracy: sin-cos, average minus learned, class token",
+            _of("position", "the default alone: sin-cos and average pooling minus learned and class token"),
+        ),
+    ),
+}
+
+
+def by_machine(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Machine -> its runs with all these embeddings, those of data/replicas among them; first the machine that made
+    most of the arms. {} without runs."""
+    if finals.empty:
+        return {}
+    runs = pd.concat([finals, common.replicas(finals["experiment"].iloc[0])])
+    runs = runs[runs["arm"].isin(ARMS)].drop_duplicates(["device.name", "arm", "seed"])
+    made = {name: part.reset_index(drop=True) for name, part in runs.groupby("device.name")}
+    return dict(sorted(made.items(), key=lambda item: (-item[1]["arm"].nunique(), item[0])))
+
+
+def gains(finals: pd.DataFrame) -> str:
+    """The accuracies of both arms and the gain with every position embedding and pooling, as a Markdown table with its
+    caption; which runs are missing.
+    """
+    machines, rows, pairs = by_machine(finals), [], set()
+    for pooling, embeddings in POSITIONS.items():
+        for name, pair in embeddings.items():
+            found = {machine: contrast(runs, _gain(pair)) for machine, runs in machines.items()}
+            there = [machine for machine, values in found.items() if len(values)]
+            if there:
+                pairs |= {len(values) for values in found.values() if len(values)}
+                seeds = found[there[0]].index
+                accuracies = (f"{100 * mean_of(machines[there[0]], arm, seeds):.1f}" for arm in pair)
+                rows.append((pooling, name, *accuracies, *map(_whole, found.values())))
+    missing = common.missing(
+        Study("positions", "", "cifar10-lab10", ARMS), finals, ALL_SEEDS, COMMAND, "Of these position embeddings "
+    )
+    if not rows:
+        return missing
+    columns = ["pooling", "position embedding", "default (%)", "mimetic (%)", *(f"gain, {name}" for name in machines)]
+    many = f"{min(pairs)} to {max(pairs)}" if len(pairs) > 1 else f"{max(pairs)}"
+    text = (
+        f"{common.markdown(pd.DataFrame(rows, columns=columns))}\n\n*After ten epochs; gains in points with 95 %"
+        f" intervals, {many} pair{'s' * (max(pairs) > 1)} each, made on the machine that heads the"
+        f" column ({NOT_MADE}: not made there). The accuracies are of the first machine that made the row.*"
+    )
+    return f"{text}\n\n{missing}".rstrip()
+
+
+def expectations(finals: pd.DataFrame) -> str:
+    """What we expected of differences between gains beside what was found, and below it the differences of which we
+    expected nothing, as two Markdown tables.
+    """
+    expected, others = _differences(finals, True), _differences(finals, False)
+    text = common.markdown(expected) if len(expected) else ""
+    if len(others):
+        text += f"\n\nDifferences of which we expected nothing:\n\n{common.markdown(others)}"
+    return text.strip() or "*No two gains to compare yet.*"
+
+
+def _differences(finals: pd.DataFrame, expected: bool) -> pd.DataFrame:
+    """One row a difference of which we expected something, or of which we did not: its words, what was found on every
+    machine, and what that says."""
+    machines, rows = by_machine(finals), []
+    for pooling, questions in ASKED.items():
+        for asked in questions:
+            found = [contrast(runs, asked.arms) for runs in machines.values()]
+            said = [_verdict(values, asked) for values in found]
+            words = list(dict.fromkeys(word for word in said if word))
+            if len(words) > 1:
+                words = [f"{machine}: {word}" for machine, word in zip(machines, said) if word]
+            if words and bool(asked.expected) == expected:
+                row = {
+                    "pooling": pooling,
+                    "we expected": asked.expected,
+                    "gains, one minus the other": asked.difference,
+                }
+                row |= dict(zip(machines, map(_whole, found))) | {"so": "; ".join(words)}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    return table if expected else table.drop(columns="we expected", errors="ignore")
+
+
+def _whole(values: pd.Series) -> str:
+    """A cell whose interval a narrow column does not break."""
+    return cell(values).replace(" to ", "\u00a0to\u00a0")
+
+
+def _verdict(values: pd.Series, asked: Asked) -> str:
+    """What a difference says of our expectation; "" without pairs."""
+    if not len(values):
+        return ""
+    if len(values) < ENOUGH:
+        return "too few pairs for a verdict"
+    found = side(values)
+    if not asked.expected:
+        return "a difference" if found else "these pairs cannot say"
+    if found == asked.sign:
+        return "as expected" if found else "as expected, by what these pairs can show"
+    return AGAINST if found else "these pairs cannot say"
