@@ -109,6 +109,22 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
     assert "| vision signs | +0.0000 (" in table and "| opposite minus vision signs |  | +0.0205 (" in table
 
 
+def test_what_other_metrics_say():
+    runs = finals(bert=BASE, mimetic=BETTER, opposite=BETTER)
+    runs = runs.assign(test_recall10=runs["test_ndcg10"], test_mrr=runs["test_ndcg10"])
+    assert rec.other_metrics({"ml100k": runs}) == (
+        "Recall@10 and MRR say the same as NDCG@10 in 3 of the 3 comparisons behind the answer."
+    )
+    runs.loc[runs["arm"] == "mimetic", "test_mrr"] = MIXED
+    runs.loc[runs["arm"] == "opposite", "test_recall10"] = MIXED
+    assert rec.other_metrics({"ml100k": runs, "beauty": finals()}) == (
+        "Recall@10 and MRR say the same as NDCG@10 in 1 of the 3 comparisons behind the answer. Not so: on"
+        " MovieLens-100K, vision signs (*gains*; by MRR *no difference*), opposite signs (*gains*; by Recall@10 *no"
+        " difference*)."
+    )
+    assert "no comparison has 5 pairs" in rec.other_metrics({"ml100k": runs[runs["seed"] < 4], "beauty": finals()})
+
+
 def test_the_siblings_table():
     runs = finals(
         bert=BASE,
@@ -383,11 +399,23 @@ def test_both_rates_and_both_items_are_shown():
     assert table.loc["default", "last items, 0.003"] == "0.1105"
     assert table.loc["opposite signs", "last items, 0.003"] == ""
     assert convergence.elsewhere("ml100k", finals(), finals()).empty
+    signs = convergence.sides({"ml100k": common}, {"ml100k": other}).loc["vision signs"]
+    assert dict(signs.droplevel(0)) == dict(zip(table, ("+", "−", "+", "−", "0")))
+    few = convergence.sides({"ml100k": common[common["seed"] < 4]}, {"ml100k": finals()})
+    assert few.loc["vision signs"].tolist() == ["", ""]
+    assert convergence.sides({"ml100k": finals()}, {"ml100k": finals()}).empty
+    far = finals(bert=BASE, mimetic=[v + d for v, d in zip(BASE, (0.001, 0.01, 0.01, 0.01, 0.01, -0.0001))])
+    assert convergence.sides({"ml100k": far}, {"ml100k": finals()}).iloc[0, 0] == "(+)"
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
     assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all()
     assert change.index[0] == "default (BERT's trunc-normal .02), 0.003 minus 0.001"
     assert change.loc["default at 0.003 minus opposite signs at 0.001"].eq("+0.0105 (−0.0009 to +0.0219), 6").all()
+    assert convergence.rate_sentence({"ml100k": common}, {"ml100k": other}) == (
+        "The default, 0.003 minus 0.001: +0.0105 (+0.0101 to +0.0109) on MovieLens-100K, last items;"
+        " +0.0105 (+0.0101 to +0.0109) on MovieLens-100K, last but one."
+    )
+    assert convergence.rate_sentence({"ml100k": common}, {"ml100k": finals()}).startswith("No run of the default")
     assert convergence.rate_table({"ml100k": common}, {"ml100k": load_runs("nothing")}).empty
     assert convergence.rate_table({"ml100k": load_runs("nothing")}, {"ml100k": load_runs("nothing")}).empty
 
@@ -646,6 +674,8 @@ def test_scores_have_baselines_and_runs(records):
     assert names[0] == "popularity"
     assert names[1].startswith("item-kNN, ")
     assert any(name.startswith("BERT4Rec, default") for name in names)
+    few = [name for _, name in scores.score_table({"ml100k": load_runs("ml100k")}, every_arm=False).index]
+    assert few == [name for name in names if "BERT4Rec" not in name or "default" in name]
 
 
 def test_fitted_constants_of_a_record(records):

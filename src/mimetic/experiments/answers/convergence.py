@@ -15,7 +15,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import compare, contrast, mean_interval, side
+from mimetic.statistics import contrast, mean_interval, side, summary
 from mimetic.training.records import load_runs
 
 # What a difference of NDCG@10 must be to count, by the rule of the recipe search: about the spread of the difference of
@@ -193,23 +193,61 @@ def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFr
         other: those of the same arms at the other one.
     """
     columns = {}
-    for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
-        for name, runs in ((data, finals), (f"{data}-rate", other)):
-            table = compare(runs, COMPARED, column)
-            if len(table):
-                default = runs.loc[runs["arm"] == DEFAULT, column]
-                cells = {"default": f"{default.mean():.4f}" if len(default) else ""}
-                for label, row in table.iterrows():
-                    several = f"{METRIC.shown(row)}, {row['pairs']:.0f}"
-                    cells[label] = several if row["pairs"] > 1 else f"{METRIC.signed(row['difference'])}, one pair"
-                columns[f"{items}, {EXPERIMENTS[name].lr:g}"] = cells
-    if not (finals.empty or other.empty):
-        means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
-        columns["mean of the four"] = {
-            name: f"{common.with_interval(v, METRIC)}, {len(v)}" for name, v in means.items() if len(v) > 1
-        }
+    for place, (runs, column) in _places(data, finals, other).items():
+        default = runs.loc[runs["arm"] == DEFAULT, column] if len(runs) else ()
+        columns[place] = {"default": f"{default.mean():.4f}"} if len(default) else {}
+    for place, found in _differences(data, finals, other).items():
+        cells = columns.setdefault(place, {})
+        for name, values in found.items():
+            several = f"{common.with_interval(values, METRIC)}, {len(values)}"
+            cells[name] = several if len(values) > 1 else f"{METRIC.signed(values.iloc[0])}, one pair"
+    columns = {place: cells for place, cells in columns.items() if set(cells) - {"default"}}
     order = [name for name in ("default", *COMPARED) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns, dtype=object).reindex(order).fillna("")
+
+
+def _places(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
+    """Where the comparisons were made: kind of item and learning rate -> runs and column."""
+    return {
+        f"{items}, {EXPERIMENTS[name].lr:g}": (runs, column)
+        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN))
+        for name, runs in ((data, finals), (f"{data}-rate", other))
+    }
+
+
+def _differences(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
+    """The paired differences of COMPARED in every one of _places, and the mean of each seed's four; without what has no
+    pair (the mean: fewer than two)."""
+    found = {
+        place: {name: contrast(runs, {arm: 1, ref: -1}, column) for name, (ref, arm) in COMPARED.items()}
+        for place, (runs, column) in _places(data, finals, other).items()
+        if len(runs)
+    }
+    found = {place: {name: v for name, v in cells.items() if len(v)} for place, cells in found.items()}
+    if not (finals.empty or other.empty):
+        means = {name: _mean_of_all(finals, other, arms) for name, arms in COMPARED.items()}
+        found["mean of the four"] = {name: v for name, v in means.items() if len(v) > 1}
+    return found
+
+
+def sides(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """elsewhere() of all data sets in signs: on which side of 0 a comparison's interval lies, "0" for both, in brackets
+    where the exact test does not say so; "" with too few pairs. Empty without a pair."""
+    columns = {
+        (TITLES[data], place): {name: _side_sign(values) for name, values in cells.items()}
+        for data, runs in finals.items()
+        for place, cells in _differences(data, runs, others[data]).items()
+        if cells
+    }
+    table = pd.DataFrame(columns, dtype=object)
+    return table.reindex([name for name in COMPARED if name in table.index]).fillna("")
+
+
+def _side_sign(values: pd.Series) -> str:
+    if len(values) < common.ENOUGH:
+        return ""
+    sign = {1: "+", -1: "−", 0: "0"}[side(values)]
+    return f"({sign})" if common.exact_p(summary(values)) else sign
 
 
 def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:
@@ -221,6 +259,17 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
         for column in (METRIC.column, VALIDATION_COLUMN)
     ]
     return pd.concat(differences, axis=1).dropna().mean(axis=1)
+
+
+def rate_sentence(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> str:
+    """What the other learning rate does to the default, on every data set and kind of item: rate_table's first row."""
+    name = arm_label(DEFAULT)
+    table = rate_table(finals, others)
+    table = table[table.index.str.startswith(f"{name}, ")] if len(table) else table
+    if table.empty:
+        return "No run of the default at the other learning rate is in yet."
+    said = [f"{value.rpartition(', ')[0]} on {place}" for place, value in table.iloc[0].items() if value]
+    return f"The default, {table.index[0].removeprefix(f'{name}, ')}: {'; '.join(said)}."
 
 
 def at_best_epoch(curves: pd.DataFrame) -> str:

@@ -77,6 +77,8 @@ HALVES = {
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
 VALIDATION_COLUMN = "test_validation_ndcg10"
+# on the last items, as NDCG@10: is the next item among the first ten; the mean of 1 / rank, without a cut
+OTHER_METRICS = {"Recall@10": "test_recall10", "MRR": "test_mrr"}
 draw = partial(common.draw, command=COMMAND)
 
 
@@ -304,6 +306,30 @@ def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
     rows = {name: rows[name] for name in order if name in rows}
     columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
     return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
+
+
+def other_metrics(finals: Mapping[str, pd.DataFrame]) -> str:
+    """Which comparisons that the answer rests on (COMPARED, with enough pairs) say something else by the other two
+    metrics of the records, in a sentence."""
+    number, others = 0, {}
+    for data, table in compared(finals, COMPARED).items():
+        runs = _sibling(finals, SIBLING_PREFIX) if data == SIBLING_RUNS else finals[data]
+        for name, row in table[table["pairs"] >= ENOUGH].iterrows() if len(table) else ():
+            number += 1
+            says = common.word(row, METRIC)
+            by = {
+                metric: common.word(compare(runs, {name: COMPARED[name]}, column).loc[name])
+                for metric, column in OTHER_METRICS.items()
+            }
+            if changed := [f"by {metric} *{word}*" for metric, word in by.items() if word != says]:
+                others.setdefault(data, []).append(f"{name} (*{says}*; {', '.join(changed)})")
+    metrics = " and ".join(OTHER_METRICS)
+    if not number:
+        return f"What {metrics} say is not known yet: no comparison has {ENOUGH} pairs."
+    alike = number - sum(map(len, others.values()))
+    text = f"{metrics} say the same as NDCG@10 in {alike} of the {number} comparisons behind the answer"
+    said = "; ".join(f"on {SHOWN[data]}, {', '.join(names)}" for data, names in others.items())
+    return f"{text}. Not so: {said}.".replace(common.NO_DIFFERENCE, "no difference") if others else f"{text}."
 
 
 def interval(low: float, high: float) -> str:

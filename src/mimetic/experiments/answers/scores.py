@@ -21,8 +21,8 @@ from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import contrast, sign_flip_test
 
 
-def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison and the causal sibling's
+def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> pd.DataFrame:
+    """Baselines, every recorded arm of the central comparison (or its default alone) and the causal sibling's
     default: test NDCG@10, mean and sd over seeds.
     """
     rows = [
@@ -36,7 +36,7 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if row["split"] == "test" and row["dataset"] in finals
     ]
     for data, table in finals.items():
-        for arm in (*CENTRAL[data].arms, SIBLING_PREFIX + DEFAULT):
+        for arm in (*(CENTRAL[data].arms if every_arm else (DEFAULT,)), SIBLING_PREFIX + DEFAULT):
             part = table[table["arm"] == arm]
             if len(part):
                 model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
