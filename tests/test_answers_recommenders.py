@@ -48,6 +48,10 @@ def gains(runs):
     return rec.against_default(rec.compared(runs, rec.COMPARED))
 
 
+def numbers(runs, *names):
+    return rec.numbers(["central-ml100k", *names], runs["ml100k"]).droplevel(0)
+
+
 def test_the_answer_follows_from_the_pairs(no_rates):
     runs = {"ml100k": finals(bert=BASE, mimetic=BETTER, opposite=MIXED), "beauty": finals()}
     assert gains(runs)["ml100k"].to_dict() == {
@@ -60,17 +64,15 @@ def test_the_answer_follows_from_the_pairs(no_rates):
         "* **MovieLens-100K**: these pairs do not say whether it is the size of the weights or the signs.\n* **Amazon"
         " Beauty (1,000 items)**: no pair yet."
     )
-    table = rec.in_numbers(runs)
-    assert "| default | 0.1000 |  |" in table
-    assert "| vision signs | +0.0105 (+0.0101 to +0.0109), up in 6 of 6 pairs, p 0.031 |  |" in table
     three, one = ({"ml100k": finals(bert=BASE[:n], mimetic=BETTER[:n])} for n in (3, 1))
     assert re.fullmatch(r"\+0\.0102 \(.*\): \*ahead so far\*", gains(three).loc["vision signs", "ml100k"])
-    assert "p 0.250" in rec.in_numbers(three)
+    assert numbers(three).loc["vision signs", "p"] == 0.25
     assert gains(one).loc["vision signs", "ml100k"] == "+0.0100: *only one pair so far*"
-    assert "| vision signs | +0.0100, one pair |" in rec.in_numbers(one)
+    assert numbers(one).loc["vision signs", ["difference", "low"]].tolist() == [0.01, ""]
     worse = {"ml100k": finals(bert=BETTER, mimetic=BETTER, opposite=BASE)}
     assert re.fullmatch(r"−0\.0105 \(.*\): \*loses\*", gains(worse).loc["opposite signs", "ml100k"])
-    assert "| opposite minus vision signs | −0.0105 (" in rec.in_numbers(worse)
+    row = numbers(worse).loc["opposite minus vision signs"]
+    assert row["difference"] == -0.0105 and row["p"] == 0.031 and row["p_holm"] == ""
 
 
 def test_what_an_imitation_gains():
@@ -105,8 +107,9 @@ def test_the_sibling_has_a_sentence_and_a_column_of_its_own(no_rates):
         "* **MovieLens-100K, causal next-item sibling**: a sign may matter (after 20 epochs; [below](#qualified) for"
         " 40, the plan): opposite signs do better than vision's.\n" in text
     )
-    table = rec.in_numbers({"ml100k": runs})
-    assert "| vision signs | +0.0000 (" in table and "| opposite minus vision signs |  | +0.0205 (" in table
+    table = numbers({"ml100k": runs}, "next")["difference"]
+    assert table["vision signs"] == 0 and table["opposite minus vision signs, next item"] == 0.0205
+    assert "opposite minus vision signs" not in table
 
 
 def test_what_other_metrics_say():
@@ -155,10 +158,15 @@ def test_positions_side_by_side(monkeypatch):
         " −0.0105 (−0.0109 to −0.0101, 6 pairs) |"
     )
     assert "12 of 90 of these runs are in" in item_positions.fixed_missing()
+    short = item_positions.answer().splitlines()
+    assert (
+        short[2] == lines[3].replace("at 0.001", "MovieLens-100K at 0.001").replace(", 6 pairs", "") and short[3] == ""
+    )
     assert item_positions.by_positions("beauty") == ""
-    assert item_positions.answer().startswith("MovieLens-100K:\n\n| ") and "Beauty" not in item_positions.answer()
+    assert item_positions.whole().startswith("MovieLens-100K:\n\n| ") and "Beauty" not in item_positions.whole()
     monkeypatch.setattr(item_positions, "load_runs", lambda name: finals())
     assert item_positions.by_positions("ml100k") == "" and item_positions.answer().startswith("*0 of 90 of these runs")
+    assert item_positions.whole() == "No table yet."
 
 
 SIGNS = ("mimetic", "opposite")
@@ -297,9 +305,8 @@ def test_chapter_12_says_what_the_records_say():
     curves = load_runs("ml100k", curves=True)
     start = convergence.start_table("ml100k", sets["ml100k", ""], curves, ("bert", *controls))
     assert (start["from"].iloc[1:] > 0).all() and len(start) == 3
-    for data in ("ml100k", "beauty"):
-        shares = [int(share) for share in re.findall(r"(\d+) % kept", rec.kept_sentence(data))]
-        assert len(shares) == 4 and min(shares) > 50
+    shares = [int(share) for share in re.findall(r"(\d+) % kept", rec.kept_table())]
+    assert len(shares) == 8 and min(shares) > 50
     # how large: one draw each; the last digits differ by the release of PyTorch and by LAPACK
     sizes = [spread(name, *shape) for name in ("mimetic", "bert", "xavier") for shape in ((64, 2), (768, 12))]
     assert [value for pair in sizes[:2] for value in pair] == pytest.approx([0.14, 0.09, 0.0465, 0.0255], rel=0.04)
@@ -440,7 +447,11 @@ def test_comparisons_as_tables():
         ["central-ml100k", "norm-ml100k"], finals(bert=BASE, mimetic=BETTER, pre_ln_bert=MIXED)
     )
     assert list(table.index) == ["vision signs", "pre-LN instead of post-LN (default)"] and len(points) == 12
-    assert rec.numbers(table)["difference"].tolist() == [0.0105, 0.0]
+    names = ["central-ml100k", "norm-ml100k"]
+    shown = rec.numbers(names, finals(bert=BASE, mimetic=BETTER, random_directions=BASE, pre_ln_bert=MIXED))
+    assert shown["difference"].tolist() == [0.0105, 0.0, 0.0, 0.0105]  # below the rows, two more of the answer
+    assert shown["p_holm"].tolist() == [0.062, 1.0, "", ""]
+    assert rec.numbers(names, finals()).empty
 
 
 def curve(values, arm="bert", seed=0):
@@ -596,7 +607,7 @@ def test_products_and_sentences_from_records(records):
         "Change by change: the sign of QK appears or vanishes in half of the layers or more with "
     )
     assert "inf" not in first_question.first_answer()
-    assert "Opposite signs: no run yet" in rec.kept_sentence() and "% kept" in rec.kept_sentence()
+    assert "opposite signs | no run yet | no run yet |" in rec.kept_table() and "% kept" in rec.kept_table()
 
 
 def test_the_chapter_opens_with_both_kinds_of_items():
@@ -615,10 +626,10 @@ def test_other_users_are_an_interval_of_their_own(records):
     runs = load_runs("ml100k").set_index("arm")["test_ndcg10"]
     assert difference.shape == (1, 600) and difference.mean() == pytest.approx(runs["mimetic"] - runs["bert"], abs=1e-6)
     assert len(rec.user_differences("ml100k", "opposite")) == 0
-    assert "over seeds and users" not in rec.in_numbers({"ml100k": load_runs("ml100k")})  # one seed
+    assert set(numbers({"ml100k": load_runs("ml100k")})[rec.USERS]) == {""}  # one seed
     run(named("ml100k", arm="bert", seed=1), progress=False)
     run(named("ml100k", arm="mimetic", seed=1), progress=False)
-    assert "| vision signs, over seeds and users | (" in rec.in_numbers({"ml100k": load_runs("ml100k")})
+    assert numbers({"ml100k": load_runs("ml100k")}).loc["vision signs", rec.USERS].startswith("(")
 
 
 def test_whether_the_recipe_is_fair(monkeypatch):

@@ -79,6 +79,7 @@ COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: lab
 VALIDATION_COLUMN = "test_validation_ndcg10"
 # on the last items, as NDCG@10: is the next item among the first ten; the mean of 1 / rank, without a cut
 OTHER_METRICS = {"Recall@10": "test_recall10", "MRR": "test_mrr"}
+USERS = "over seeds and users"  # the column of numbers() with such an interval
 draw = partial(common.draw, command=COMMAND)
 
 
@@ -285,29 +286,6 @@ def _size_or_sign(words: Mapping[str, str], doubted: bool = False) -> str:
     )
 
 
-def in_numbers(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The comparisons that the answer rests on, of all data sets, as a Markdown table, a column a data set; for the
-    sign patterns also with other users taken into account; "" without a pair."""
-    tables, rows = compared(finals, COMPARED), {}
-    for data, table in tables.items():
-        for name, row in table.iterrows():
-            reference, arm = COMPARED[name]
-            if reference == DEFAULT:
-                rows.setdefault("default", {}).setdefault(data, f"{row['reference']:.4f}")
-            rows.setdefault(name, {})[data] = _cell(row)
-            experiment, prefix = ("ml100k", SIBLING_PREFIX) if data == SIBLING_RUNS else (data, "")
-            if name in OVER_USERS:
-                users = user_differences(experiment, prefix + arm, prefix + reference)
-                if len(users) > 1:
-                    rows.setdefault(f"{name}, over seeds and users", {})[data] = interval(*crossed_interval(users))
-    if not rows:
-        return ""
-    order = ("default", *(label for name in COMPARED for label in (name, f"{name}, over seeds and users")))
-    rows = {name: rows[name] for name in order if name in rows}
-    columns = {SHOWN[data]: [cells.get(data, "") for cells in rows.values()] for data in tables}
-    return common.markdown(pd.DataFrame({"test NDCG@10: difference (95 % interval)": list(rows), **columns}))
-
-
 def other_metrics(finals: Mapping[str, pd.DataFrame]) -> str:
     """Which comparisons that the answer rests on (COMPARED, with enough pairs) say something else by the other two
     metrics of the records, in a sentence."""
@@ -334,12 +312,6 @@ def other_metrics(finals: Mapping[str, pd.DataFrame]) -> str:
 
 def interval(low: float, high: float) -> str:
     return f"({METRIC.span(low, high)})"
-
-
-def _cell(row: pd.Series) -> str:
-    if row["pairs"] == 1:
-        return f"{METRIC.signed(row['difference'])}, one pair"
-    return f"{METRIC.shown(row)}, up in {row['wins']:.0f} of {row['pairs']:.0f} pairs, p {row['p']:.3f}"
 
 
 def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.ndarray:
@@ -394,9 +366,43 @@ def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Da
     return pd.concat(there) if there else tables[0], pd.concat(points, ignore_index=True)
 
 
-def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of compare for the page, p corrected over all its rows."""
-    return common.rounded(table, digits=4)
+def numbers(names: list[str], finals: pd.DataFrame) -> pd.DataFrame:
+    """The rows of comparison() in numbers, p corrected over all of them; below them, uncorrected, what of COMPARED they
+    lack, so that no comparison of the answer is without its p. Of OVER_USERS also the interval over seeds and users.
+    """
+    table = comparison(names, finals)[0]
+    there = set(table["compared"]) if len(table) else set()
+    more = _uncorrected(names, there)
+    parts = []
+    for rows, corrected in ((table, True), (common.study_table(more, finals, METRIC), False)):
+        if len(rows):
+            users = [_over_users(*compared) for compared in rows["compared"]]
+            part = common.rounded(rows.assign(**{USERS: users}), 4, ("pairs", "wins", USERS))
+            parts.append(part if corrected else part.assign(p_holm=""))
+    return pd.concat(parts) if parts else table
+
+
+def _uncorrected(names: list[str], there: Container[tuple[str, str, str]]) -> Study:
+    """The comparisons of COMPARED, of BERT4Rec and of the sibling if it is among the studies, that are not there."""
+    experiment = STUDIES[names[0]].experiment
+    prefixes = {"": "", SIBLING_PREFIX: ", next item"} if STUDIES["next"].name in names else {"": ""}
+    pairs = {
+        f"{label}{end}": (prefix + reference, prefix + arm)
+        for prefix, end in prefixes.items()
+        for label, (reference, arm) in COMPARED.items()
+    }
+    lacking = {label: arms for label, arms in pairs.items() if (experiment, *arms) not in there}
+    return Study("more", "Against each other, not corrected", experiment, (DEFAULT,), lacking)
+
+
+def _over_users(experiment: str, reference: str, arm: str) -> str:
+    """The interval over seeds and users of a comparison of OVER_USERS, of BERT4Rec or of the sibling; "" of others, and
+    without two seeds."""
+    plain = tuple(name.removeprefix(SIBLING_PREFIX) for name in (reference, arm))
+    if plain not in {COMPARED[name] for name in OVER_USERS}:
+        return ""
+    users = user_differences(experiment, arm, reference)
+    return interval(*crossed_interval(users)) if len(users) > 1 else ""
 
 
 def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
@@ -405,24 +411,21 @@ def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def kept_sentence(experiment: str = "ml100k") -> str:
-    """What training keeps of the written diagonals and how much the other entries grow, for both sign patterns."""
-    parts = []
-    for arm in (VISION, OPPOSITE):
-        part = recorded_products(experiment, [arm])
-        if part.empty:
-            parts.append(f"{arm_label(arm)}: no run yet")
-            continue
-        mean = part.groupby(["when", "product"])[["diag_mean", "offdiag_sd"]].mean()
-        words = []
-        for product, name in common.SHORT.items():
-            (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
-            word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
-            said = f"{name} from {start:+.3f} to {end:+.3f} ({word}), while the other entries' spread goes from"
-            words.append(f"{said} {spread:.3f} to {grown:.3f}".replace("-", "−"))
-        parts.append(f"{arm_label(arm)}: {'; '.join(words)}")
-    return (
-        f"{TITLES[experiment]}, mean diagonals before and after training. "
-        + ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts)
-        + "."
-    )
+def kept_table() -> str:
+    """What training keeps of the written diagonals and how much the other entries grow, for both sign patterns on every
+    data set, as a Markdown table."""
+    rows = []
+    for experiment, title in TITLES.items():
+        for arm in (VISION, OPPOSITE):
+            part = recorded_products(experiment, [arm])
+            if part.empty:
+                rows.append((f"{title}, {arm_label(arm)}", *["no run yet"] * len(common.SHORT)))
+                continue
+            mean = part.groupby(["when", "product"])[["diag_mean", "offdiag_sd"]].mean()
+            cells = []
+            for product in common.SHORT:
+                (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
+                word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
+                cells.append(f"{start:+.3f} ({spread:.3f}) to {end:+.3f} ({grown:.3f}): {word}".replace("-", "−"))
+            rows.append((f"{title}, {arm_label(arm)}", *cells))
+    return common.markdown(pd.DataFrame(rows, columns=["", *common.SHORT.values()]))
