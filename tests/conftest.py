@@ -1,9 +1,11 @@
 """Every test runs with one thread, without a network and with an empty data folder of its own.
 
-A test marked `network` runs only with --network, and then with the caller's network and data folder.
+A test marked `network` runs only with --network, and then with the caller's network and data folder. One marked `gpu`
+runs where there is a GPU: `pytest -m gpu tests` for these alone.
 """
 
 import os
+from functools import cache
 
 import pytest
 
@@ -25,11 +27,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--network"):
-        return
     for item in items:
-        if item.get_closest_marker("network"):
+        if item.get_closest_marker("network") and not config.getoption("--network"):
             item.add_marker(pytest.mark.skip(reason="needs --network"))
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

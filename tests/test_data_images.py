@@ -293,7 +293,7 @@ def test_mixed_batch_equals_one_by_one():
 
 @pytest.mark.parametrize(
     "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+    ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)],
 )
 def test_compiled_randaugment_is_the_same(device, monkeypatch):
     """On a CPU without the compiler of its last step, which takes half a minute. On a GPU all of it: there a product

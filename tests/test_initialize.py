@@ -968,7 +968,7 @@ def test_a_block_by_itself_and_a_frozen_position_embedding():
         assert torch.equal(model.pos_embed, torch.linspace(0, 1, 64)), name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_same_weights_on_a_gpu():
     model, reference = vit().cuda(), vit()
     mimetic_init_(model, generator=seeded())

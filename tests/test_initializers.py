@@ -230,7 +230,7 @@ def test_weights_on_another_device_are_made_on_the_cpu(name, monkeypatch):
         assert (p, p.data_ptr()) == before[n] and torch.equal(p, reference.get_parameter(n)), n
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cpu", "cuda"])  # of the generator
 @pytest.mark.parametrize("name", initializers.INITIALIZERS)
 def test_the_same_whole_model_on_a_gpu(name, device):

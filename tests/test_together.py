@@ -25,7 +25,7 @@ from mimetic.training.checkpoint import exclusive
 from mimetic.training.group import clip_each_
 from mimetic.training.records import read_record, record_path
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(autouse=True)

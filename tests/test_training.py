@@ -837,7 +837,7 @@ def test_explicit_bfloat16_attention_is_the_fused_one():
     assert causal(x.bfloat16()).shape == (2, 9, 32)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_the_same_run_twice_on_a_gpu_and_stopped_in_between(tmp_path, monkeypatch, compiled):
     monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "runs"))
@@ -858,7 +858,7 @@ def test_the_same_run_twice_on_a_gpu_and_stopped_in_between(tmp_path, monkeypatc
     assert record["resumed"] == 1 and record["curve"] == curves[0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_nothing_waits_for_the_gpu_inside_an_epoch(compiled):
     """Between the first and the last step of an epoch any synchronisation is an error."""
