@@ -112,21 +112,26 @@ def choose_ints(name: str, value: Any, low: int, high: int) -> list[int]:
 
 def note_changes(**parameters: tuple[Any, Any]) -> None:
     """Say, in a notebook, which parameters have other values than on the published page, since text that is not
-    computed is of those: name=(its value, the published one). Says nothing where all are as published."""
-    changed = {name: pair for name, pair in parameters.items() if pair[0] != pair[1]}
-    if not changed:
-        return
-    from IPython.display import Markdown, display
+    computed is of those: name=(its value, the published one); and where MIMETIC_RUNS names no folder, so that every
+    run would seem to be missing. Says nothing where all are as published."""
+    from mimetic.training.records import runs_dir
 
-    said = ", ".join(
+    changed = {name: pair for name, pair in parameters.items() if pair[0] != pair[1]}
+    values = ", ".join(
         f"`{name} = {value!r}` (published: `{published!r}`)" for name, (value, published) in changed.items()
     )
-    display(
-        Markdown(
-            f"**With {said}.** Tables, figures and computed sentences follow these values; all other text is of the"
+    said = []
+    if changed:
+        said.append(
+            f"**With {values}.** Tables, figures and computed sentences follow these values; all other text is of the"
             " published page."
         )
-    )
+    if not runs_dir().is_dir():
+        said.append(f"**There is no folder {runs_dir()}**, which MIMETIC_RUNS names: no record is read on this page.")
+    if said:
+        from IPython.display import Markdown, display
+
+        display(Markdown("\n\n".join(said)))
 
 
 # Outputs: what may be stored ------------------------------------------------------------------------------------------

@@ -159,6 +159,17 @@ def test_other_values_are_told_and_the_published_ones_are_not(capsys):
     assert "Markdown" in out  # as a plain console shows it
 
 
+def test_records_that_are_looked_for_where_no_folder_is_are_told(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr("IPython.display.display", lambda shown: told.append(shown.data))
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path))
+    notebooks.note_changes(epochs=(3, 3))
+    assert told == []
+    monkeypatch.setenv("MIMETIC_RUNS", str(tmp_path / "agian"))
+    notebooks.note_changes(epochs=(1, 3))
+    assert "With `epochs = 1`" in told[0] and f"There is no folder {tmp_path / 'agian'}" in told[0]
+
+
 @every_notebook
 def test_every_parameter_is_checked_at_once_and_the_choices_are_named(path):
     """The code cell after `parameters` passes with the published values, and refuses a wrong value for any of them."""
