@@ -634,6 +634,36 @@ def test_what_a_subclass_of_torchs_block_changes_is_seen():
         mimetic_init_(Scaled())
 
 
+class MadeBefore(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn, self.ins = nn.MultiheadAttention(16, 2), nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+
+
+class MadeByMatrices(MadeBefore):
+    def forward(self, x):
+        a, b = self.ins[0](x), self.ins[1](x)
+        return self.attn(a, b, self.ins[2](x))[0]
+
+
+class MadeByOne(MadeBefore):
+    def forward(self, x):
+        x = self.ins[0](x)
+        return self.attn(x, x, self.ins[2](x))[0]
+
+
+class MadeByNorms(MadeBefore):
+    def forward(self, x):
+        return self.attn(self.norms[0](x), self.norms[1](x), x)[0]
+
+
+def test_queries_and_keys_that_a_block_has_made_with_matrices_are_refused():
+    with pytest.raises(UnsupportedAttention, match="attn: MadeByMatrices, .*makes queries and keys with ins before it"):
+        attention_layers(MadeByMatrices())
+    assert len(attention_layers(MadeByOne())) == len(attention_layers(MadeByNorms())) == 1
+
+
 def test_a_part_that_is_called_module_does_not_hide_its_class():
     class CrossAttention(nn.Module):
         def __init__(self):

@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from tokenize import TokenError
 from types import CodeType
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class Call(NamedTuple):
 
     kind: str | None
     given: bool = False  # queries and keys are the first two arguments of forward: whoever calls that decides
+    made_by: tuple[str, ...] = ()  # the attributes that made queries and keys, where they are two different parts
 
 
 def tokens_of_call(chain: Iterable[tuple[str, type]]) -> str | None:
@@ -76,6 +78,12 @@ def tokens_of_call(chain: Iterable[tuple[str, type]]) -> str | None:
         if not call.given:
             break
     return kind
+
+
+def made_by(cls: type, attribute: str) -> set[str]:
+    """The attributes of a class with which it makes different queries and keys before it calls the attention that it
+    holds under this name."""
+    return {part for call in _calls(cls).get(attribute, ()) for part in call.made_by}
 
 
 def _methods(cls: type) -> Iterator[Callable]:
@@ -110,7 +118,7 @@ def _calls(cls: type) -> dict[str, set[Call]]:
     for method in _methods(cls):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(method))).body[0]
-        except (OSError, TypeError, SyntaxError, IndexError):  # typed in a shell, compiled, a lambda within a line
+        except (OSError, TypeError, SyntaxError, IndexError, TokenError):  # typed in a shell, compiled, ...
             continue
         if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for attribute, call in _Reading(tree).calls:
@@ -128,6 +136,7 @@ class _Reading:
         # name -> (what it stands for, the arguments in it); equal values are equal strings
         self.known = {a.arg: (a.arg, frozenset([a.arg])) for a in every[1:]}
         self.numbers: dict[str, str] = {}
+        self.makers: dict[str, ast.expr | None] = {}  # name -> what was called to make it
         self.calls: list[tuple[str, Call]] = []
         self._block(tree.body, sure=True)
 
@@ -170,6 +179,7 @@ class _Reading:
                 meaning, depends = f"{target.id}#{len(self.numbers)}", depends | old[1]
                 self.numbers[meaning] = meaning
             self.known[target.id] = meaning, depends
+            self.makers[target.id] = self._maker(value)
 
     def _meaning(self, value: ast.expr) -> str:
         """A short name for what an expression stands for, the same for the same expression of the same values."""
@@ -181,6 +191,18 @@ class _Reading:
                 node.id = self.known.get(node.id, (node.id,))[0]
         return self.numbers.setdefault(ast.dump(named), f"#{len(self.numbers)}")
 
+    def _maker(self, value: ast.expr) -> ast.expr | None:
+        """The part of the module, self.part or self.part[...], whose output an expression is; None of any other."""
+        if isinstance(value, ast.Name):
+            return self.makers.get(value.id)
+        return value.func if isinstance(value, ast.Call) and self._attribute(value.func) else None
+
+    def _attribute(self, node: ast.expr | None) -> str | None:
+        """part of self.part and of self.part[...]."""
+        node = node.value if isinstance(node, ast.Subscript) else node
+        mine = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.me
+        return node.attr if mine else None
+
     def _depends(self, node: ast.AST) -> frozenset[str]:
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ("", frozenset()))[1]
@@ -191,9 +213,7 @@ class _Reading:
         return frozenset().union(*map(self._depends, ast.iter_child_nodes(node)))
 
     def _call(self, node: ast.AST) -> None:
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-            return
-        if not (isinstance(node.func.value, ast.Name) and node.func.value.id == self.me):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and self._attribute(node.func)):
             return
         given = dict(zip(("query", "key"), node.args)) | {k.arg: k.value for k in node.keywords if k.arg}
         if "query" in given and "key" in given and not any(isinstance(a, ast.Starred) for a in node.args):
@@ -204,7 +224,9 @@ class _Reading:
             return Call("self")
         asking, asked = self._depends(query), self._depends(key)
         if asking & asked or not asked:
-            return Call(None)
+            makers = [self._maker(query), self._maker(key)]
+            apart = all(makers) and ast.dump(makers[0]) != ast.dump(makers[1])
+            return Call(None, made_by=tuple(map(self._attribute, makers)) if apart else ())
         if not asking:
             return Call("pooling")
         unsaid = any(map(_PASSED_ON.fullmatch, asking | asked))

@@ -4,13 +4,14 @@ import re
 
 from torch import nn
 
-from mimetic.adapters.calls import reads, tokens_of_call
+from mimetic.adapters.calls import made_by, reads, tokens_of_call
 from mimetic.adapters.views import (
     CROSS,
     as_written,
     dropout_caveats,
     full_name,
     gain,
+    is_matrix,
     lineage,
     linear_in,
     matrix,
@@ -39,6 +40,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
                 f"{name}: {block.__name__}, which holds it, computes with its in_proj_weight itself, so which rows are"
                 " queries, keys and values is not known: register_adapter that class"
             )
+    if ancestors:
+        _check_not_made_before(unwrapped(ancestors[0][1]), ancestors[0][0].split(".")[0], name)
     # looked for among the parameters: to ask a parametrised one would compute it anew
     if "in_proj_weight" not in module._parameters or module.in_proj_weight is not None:
         packed = matrix(own_parameter(module, "in_proj_weight", name, "q"), name, "in_proj_weight")
@@ -67,6 +70,17 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     return AttentionLayer(
         name, q, k, v, proj, *bs, pb, in_gain=in_gain, gains_known=known, kind=kind, caveats=tuple(caveats)
     )
+
+
+def _check_not_made_before(block: nn.Module, attribute: str, name: str) -> None:
+    """UnsupportedAttention if a block makes queries and keys with matrices of its own before it calls the layer."""
+    made = sorted(made_by(type(block), attribute))
+    parts = [getattr(block, part, None) for part in made]
+    if made and all(isinstance(part, nn.Module) and any(map(is_matrix, part.parameters())) for part in parts):
+        raise UnsupportedAttention(
+            f"{name}: {type(block).__name__}, which holds it, makes queries and keys with {' and '.join(made)} before"
+            " it calls the layer: the products of the two together are not the layer's"
+        )
 
 
 def _kind(ancestors) -> str:
