@@ -80,9 +80,10 @@ def mimetic_init_(
     embedding, small ViTs and GPTs gained; with learned positions that start small they did not, nor did GPTs with
     rotary ones (the book's chapters 7 and 10).
 
-    A layer is found by its class, and what is not known by what its class or its parts are called: one whose names say
-    nothing of attention is not seen, so count what comes back. nn.MultiheadAttention does not know what it is called
-    with: whether it is self- or cross-attention is read from names, too (self_attn, cross_attn, multihead_attn of a
+    A layer is found by its class, and what is not known by what its class or its parts are called and by whether its
+    code calls an attention function or spells one out: what shows neither is not seen, so count what comes back.
+    nn.MultiheadAttention does not know what it is called with: whether it is self- or cross-attention is read from the
+    code of the block around it and, where that does not say, from names (self_attn, cross_attn, multihead_attn of a
     decoder, ...).
 
     Args:
