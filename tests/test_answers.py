@@ -63,7 +63,7 @@ def test_whether_one_rate_suits_every_arm():
     )
     text = recipes.rates_sentence(finals)
     assert text.startswith("Better by more than 1 point at another rate: Xavier (best at 0.002, +2.0 points). ")
-    assert text.endswith("(One seed, which is worth about a point.)")
+    assert text.endswith("(One seed; another would change a number by about a point.)")
     # level: the lowest counts
     assert (
         "A lower rate than the default's suits default at mimetic's norms, mimetic's singular values, random"
@@ -525,7 +525,7 @@ def test_figures_of_the_whole_programme():
     constants, _ = answers.ablation(["constants"], finals)
     assert len(parts.every_number(finals)) == len(table) - 2 + len(constants)
     assert parts.every_number(EMPTY).empty
-    assert answers.between("constants", finals).startswith("* QK without a diagonal and V·proj, minus V·proj only: ")
+    assert answers.between("constants", finals).startswith("* QK's noise alone, beside V·proj, minus V·proj only: ")
     assert "QK |α|" not in answers.between("constants", finals)
     assert any(
         line.startswith("| d 192 | 12 | 50.") and "3 pairs) |" in line

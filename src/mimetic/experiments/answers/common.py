@@ -191,14 +191,15 @@ def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
     exact = exact_p(row)
     said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact})"
     clear = row["low"] > 0 or row["high"] < 0
+    expected = row["expected"]
     if row["pairs"] < ENOUGH:
         says = "too few pairs for a verdict"
     elif not clear:
-        says = "these pairs cannot say"
-    elif row["expected"]:
-        says = "as expected" if row["expected"] * row["difference"] > 0 else "**against our expectation**"
+        says = "as expected, by what these pairs can show" if expected == 0 else "these pairs cannot say"
+    elif pd.notna(expected):
+        says = "as expected" if expected * row["difference"] > 0 else "**against our expectation**"
     else:
-        says = "a difference"
+        says = f"a difference{' by the interval, which the exact test does not confirm' * bool(exact)}"
     return f"* {name}: {said}; {says}"
 
 

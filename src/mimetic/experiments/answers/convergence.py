@@ -13,7 +13,7 @@ from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATIO
 from mimetic.experiments.answers.scores import baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
-from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
+from mimetic.experiments.programmes.recommenders import DEFAULT, RANDOM, RESCALED, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import contrast, mean_interval, side, summary
 from mimetic.training.records import load_runs
@@ -161,13 +161,13 @@ def fairness_sentence(data: str = "ml100k") -> str:
 
 
 def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What the other learning rate changes for the default and both sign patterns, and the default at the other rate
-    against both sign patterns at the common one: mean over all seeds that have both, 95 % interval, number of seeds, as
-    text; a column a data set and kind of held-out item. Empty without runs at both rates."""
+    """What the other learning rate changes for the default, both sign patterns and both size controls, and the default
+    at the other rate against both sign patterns at the common one: mean over all seeds that have both, 95 % interval,
+    number of seeds, as text; a column a data set and kind of held-out item. Empty without runs at both rates."""
     rows: dict[str, dict[str, str]] = {}
     for data, runs in finals.items():
         other, (here, there) = others[data], (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
-        pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in SIGN_ARMS}
+        pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in (*SIGN_ARMS, RESCALED, RANDOM)}
         pairs |= {
             f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm)
             for arm in SIGN_ARMS
@@ -299,7 +299,8 @@ def at_best_epoch(curves: pd.DataFrame) -> str:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """A table of first_reached for the page."""
-    table = table.rename(columns={"earlier than the default by": "earlier than the default by (share of the run)"})
+    said = "earlier than the default by (share of the run)"
+    table = table.rename(columns={"earlier than the default by": said, "from": "95 % interval from"})
     return common.blank(table.round({"epochs": 1} | {name: 3 for name in table if name != "epochs"}))
 
 

@@ -32,13 +32,14 @@ from mimetic.training.records import load_runs
 ASKED = {
     **AGAINST_DEFAULT,
     "vision signs minus default at vision's norms": (RESCALED, VISION),
+    "vision signs minus random directions": (RANDOM, VISION),
     "opposite minus vision signs": (VISION, OPPOSITE),
     "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
     "opposite signs minus random directions": (RANDOM, OPPOSITE),
 }
 IN_SHORT = (*SIGN_PAIRS, "opposite minus vision signs")  # of these, what the positions change
 COLUMNS = (
-    "test NDCG@10: difference (95 % interval)",
+    "NDCG@10: difference (95 % interval)",
     "fixed positions, last items",
     "the same, last but one",
     "fixed minus learned, last items",

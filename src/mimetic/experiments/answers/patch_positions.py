@@ -126,6 +126,13 @@ ASKED = {
             _of("fixed-noise", "the default alone: sin-cos in a random order minus fixed noise"),
         ),
         Asked("mimetic initialization's: the same", _of("fixed-noise", "mimetic alone: the same")),
+        Asked("the default's accuracy: sin-cos minus random order", {"timm": 1, "shuffled-avg-timm": -1}),
+        Asked("mimetic initialization's: the same", {"mimetic": 1, "shuffled-avg-mimetic": -1}),
+        Asked("the default's accuracy: random order minus none", {"shuffled-avg-timm": 1, "none-avg-timm": -1}),
+        Asked(
+            "mimetic initialization in a random order minus the default without positions",
+            {"shuffled-avg-mimetic": 1, "none-avg-timm": -1},
+        ),
     ),
     "class token": (
         Asked(

@@ -89,7 +89,7 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     if len(set(table.idxmax(axis=1))) == 1 and table.idxmax(axis=1).iloc[0] == common_lr:
         return (
             f"Every arm is best at {common_lr:g}, the common rate; we had expected a lower one for those with large"
-            " weights. (One seed, which is worth about a point.)"
+            " weights. (One seed; another would change a number by about a point.)"
         )
     text = (
         f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
@@ -99,4 +99,4 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     lower = [LABELS[arm] for arm in LARGE if table.loc[LABELS[arm]].idxmax() < table.loc[LABELS[PAIR[0]]].idxmax()]
     suits = ", ".join(lower) or "none of the arms with large weights, **against our expectation**"
     text += f" A lower rate than the default's suits {suits}."
-    return f"{text} (One seed, which is worth about a point.)"
+    return f"{text} (One seed; another would change a number by about a point.)"

@@ -53,7 +53,12 @@ SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"la
 # gained two thirds, QK nothing, and the whole more than both. With learned positions, where the whole loses as much as
 # QK alone, we expected V.proj alone to lose less than half of that
 def _halves(
-    over_vp: int, over_qk: int, over_sum: int = 0, vp: str = "vp-minus", default: str = "gpt2", at: str = ""
+    over_vp: int | None = None,
+    over_qk: int | None = None,
+    over_sum: int | None = None,
+    vp: str = "vp-minus",
+    default: str = "gpt2",
+    at: str = "",
 ) -> dict[str, Contrast]:
     """Vision's signs against each of their halves, with what we expected of it, and against the sum of both; with which
     arms for V.proj alone and the default the sum is made, since all four must have one rate (at: which, in words)."""
@@ -135,7 +140,7 @@ OF_VISION = Study(
     "tinyshakespeare-halves",
     tuple(ARMS["tinyshakespeare-halves"]),
     EACH_HALF | ALL_GENTLE,
-    _halves(over_vp=1, over_qk=0, **OF_ALL_GENTLE)
+    _halves(over_vp=1, over_sum=0, **OF_ALL_GENTLE)
     | {
         f"V·proj alone{at}, minus half of QK's": Contrast({arm: 1, "qk": -0.5, "gpt2": -0.5}, -1)
         for at, arm in VP_MINUS.items()
@@ -149,7 +154,7 @@ OF_VISION_WIKITEXT2 = Study(
     "wikitext2-halves",
     tuple(ARMS["wikitext2-halves"]),
     EACH_HALF | ALL_GENTLE,
-    _halves(over_vp=0, over_qk=-1, over_sum=-1, **OF_ALL_GENTLE)
+    _halves(over_qk=-1, over_sum=-1, **OF_ALL_GENTLE)
     | {f"V·proj alone{at}, minus QK alone": Contrast({arm: 1, "qk": -1}, -1) for at, arm in VP_MINUS.items()},
 )
 LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))

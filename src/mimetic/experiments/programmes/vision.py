@@ -38,12 +38,12 @@ def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = No
     )
 
 
-def _gains(one: str, other: str, expected: int = 0) -> Contrast:
+def _gains(one: str, other: str, expected: int | None = None) -> Contrast:
     """The gain of mimetic initialization in one setting minus that in another."""
     return Contrast(dict(zip((*_pair(one), *_pair(other)), (-1, 1, 1, -1))), expected)
 
 
-def _minus(one: str, other: str, expected: int = 0) -> Contrast:
+def _minus(one: str, other: str, expected: int | None = None) -> Contrast:
     return Contrast({one: 1, other: -1}, expected)
 
 
@@ -58,7 +58,7 @@ QUESTIONS = (  # in the order of the queue
         {
             "V·proj only minus QK only": _minus("mimetic-vp", "mimetic-qk"),
             "both, beyond the sum of the halves": Contrast(
-                {"mimetic": 1, "mimetic-qk": -1, "mimetic-vp": -1, "timm": 1}
+                {"mimetic": 1, "mimetic-qk": -1, "mimetic-vp": -1, "timm": 1}, 0
             ),
         },
     ),
@@ -185,7 +185,7 @@ QUESTIONS = (  # in the order of the queue
             ),
         ),
         None,
-        {"QK without a diagonal and V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
+        {"QK's noise alone, beside V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
 )
 PRECISION = _paired(
