@@ -1,7 +1,9 @@
 """torch.nn.MultiheadAttention, alone and inside torch's, torchvision's and other people's blocks."""
 
 import dataclasses
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, adapters, mimetic_init_
-from mimetic.adapters import fused_out, linear_in, linear_out
+from mimetic.adapters import calls, fused_out, linear_in, linear_out
 from mimetic.adapters.views import NO_DROPOUT, QK_NORM, ROPE
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
@@ -545,7 +547,7 @@ class BothSelf(Calls):
         return self.two(query=a, key=b, value=src)[0]
 
 
-class Pools(Calls):
+class Asks(Calls):
     def forward(self, x):
         probe = self.probe.expand(x.shape[0], -1, -1)
         return self.two(probe, self.one(x, x, x)[0], x)[0]
@@ -626,7 +628,7 @@ class Scaled(nn.TransformerEncoderLayer):
 
 
 def test_what_a_subclass_of_torchs_block_changes_is_seen():
-    with pytest.raises(UnsupportedAttention, match="self_attn: HeadMajor, .*computes with its in_proj_weight itself"):
+    with pytest.raises(UnsupportedAttention, match="self_attn: HeadMajor, .*uses its in_proj_weight itself"):
         attention_layers(HeadMajor(16, 2, 32))
     (layer,) = attention_layers(Scaled())
     assert not layer.gains_known
@@ -729,9 +731,132 @@ def test_a_norms_own_gain_is_no_scale_and_a_vector_behind_attention_is_one():
 
 
 def test_a_query_that_comes_from_no_argument_is_learned():
-    found = scan(Pools())
+    found = scan(Asks())
     assert [layer.name for layer in found.layers] == ["one"]
-    assert "Pools pools with a learned query" in found.passed_over["two"]
+    assert "Asks pools with a learned query" in found.passed_over["two"]
+
+
+class Unfollowed(Calls):
+    """Queries that come from tokens in ways that are not followed: nothing is said of them."""
+
+    def by_append(self, x):
+        parts = []
+        parts.append(self.norm(x))
+        return self.one(torch.stack(parts).mean(0), x, x)[0]
+
+    def forward(self, x):
+        h = torch.zeros(x.shape)
+        h[:, 1:] = x[:, :-1]
+        return self.two(h, x, x)[0]
+
+
+class Kept(Calls):
+    def forward(self, x):
+        self.last = self.norm(x)
+        y = self.one(self.last, x, x)[0]
+        return self.two(self.stored(), y, y)[0]
+
+    def stored(self):
+        return self.last
+
+
+class Comprehended(Calls):
+    def forward(self, x, memory):
+        x = sum(self.one(h, x, x)[0] for h in x.chunk(2, 1))
+        if (y := memory) is not None:
+            x = self.two(y, x, x)[0]
+        return x
+
+
+class Rebound(Calls):
+    def forward(self, x, mem, way=1):
+        k = x
+        match way:
+            case 1:
+                k = mem
+        with torch.no_grad():
+            x = self.one(x, k, k)[0]
+        y = k = x
+        if (k := mem) is not None:
+            y = self.two(y, k, k)[0]
+        return y
+
+
+class Memory(Calls):
+    def forward(self, x):
+        return self.one(x, self.probe, self.probe)[0] + self.two(x, self.cache, self.cache)[0]
+
+
+@pytest.mark.parametrize("block", [Unfollowed, Kept, Comprehended, Rebound])
+def test_what_is_not_followed_is_left_to_names(block):
+    assert [layer.kind for layer in attention_layers(block())] == ["self", "self"]
+    assert calls.tokens_of_call([("two", block())]) is None
+
+
+def test_what_a_module_holds_is_a_memory_and_what_it_keeps_may_be_anything():
+    assert [layer.kind for layer in attention_layers(Memory())] == ["cross", "self"]
+
+
+def lazily_wrapped():
+    class Config(dict):
+        __getattr__ = dict.__getitem__
+
+    def forward(self, x):
+        return self.one(x, x, x)[0]
+
+    forward.__wrapped__ = forward  # around itself
+    return type("Odd", (Calls,), {"config": Config(width=1), "forward": forward})()
+
+
+def test_odd_classes_are_read_or_left_to_names():
+    assert [layer.kind for layer in attention_layers(lazily_wrapped())] == ["self", "self"]
+    without_source = {"nn": nn, "Calls": Calls}
+    exec("class Typed(Calls):\n  def forward(self, x, y):\n    return self.one(x, y, y)[0]", without_source)
+    assert attention_layers(without_source["Typed"]())[0].kind == "self"
+
+
+def test_no_class_is_kept_alive():
+    def make():
+        class Short(Decoder):
+            pass
+
+        assert len(attention_layers(Short())) == 2
+        return weakref.ref(Short)
+
+    gone = make()
+    gc.collect()
+    assert gone() is None
+
+
+class TwoTowers(Calls):
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, batch):
+        image, text = self.image(batch["image"]), self.text(batch["text"])
+        return self.one(text, image, image)[0]
+
+
+class Mentions(Calls):
+    def freeze(self):
+        self.one.in_proj_weight.requires_grad_(False)
+
+    def forward(self, x):
+        x = x.to(self.one.in_proj_weight.dtype)
+        return self.one(x, x, x)[0]
+
+
+class Router(Mixes):
+    """One product with a transposed matrix and a softmax, as in routers and heads of contrastive losses."""
+
+    def forward(self, x):
+        return (x @ self.a.weight.t()).softmax(-1)[..., :1] * self.b(self.c(x))
+
+
+def test_towers_and_routers_and_mentions_of_a_weight_are_no_reason_to_refuse():
+    assert len(attention_layers(TwoTowers())) == len(attention_layers(Mentions())) == 2
+    assert len(attention_layers(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": Router()}))) == 1
 
 
 def test_what_the_code_says_counts_before_the_name():

@@ -141,7 +141,7 @@ def _of_its_own(name: str, module: nn.Module, claimed: dict[str, AttentionLayer 
     inside = any(
         _within(name, other) and (layer is None or not _apart(module, layer)) for other, layer in claimed.items()
     )
-    itself = has_projections(module) or attends(type(module), spelt_out=False)
+    itself = has_projections(module) or attends(type(module), False)
     around = any(_within(other, name) for other in claimed) and not itself
     return not (inside or around)
 

@@ -1,19 +1,23 @@
 """What a class's code says of attention, where names leave it open: whether it attends itself, and with which tokens it
-calls nn.MultiheadAttention, which does not know. Only read, never run; where there is no source, nothing is said.
+calls nn.MultiheadAttention, which does not know. Only read, never run; where there is no source, or it does something
+that is not followed here, nothing is said.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import dis
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from contextlib import suppress
+from functools import wraps
+from itertools import count, pairwise
 from tokenize import TokenError
 from types import CodeType
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -29,7 +33,21 @@ _PASSED_ON = re.compile(r"(.*_)?(q|k|v|quer(y|ies)|keys?|values?)(_.*)?", re.IGN
 _OF_ITS_FORM = {"shape", "size", "dtype", "device", "ndim", "dim", "numel", "new_zeros", "new_ones", "new_full"}
 
 
-@cache
+def _kept(function: Callable) -> Callable:
+    """functools.cache by class, which lets go of a class, and what its functions close over, with its last user."""
+    kept = WeakKeyDictionary()
+
+    @wraps(function)
+    def of(cls: type, *args):
+        found = kept.setdefault(cls, {})
+        if args not in found:
+            found[args] = function(cls, *args)
+        return found[args]
+
+    return of
+
+
+@_kept
 def attends(cls: type, spelt_out: bool = True) -> bool:
     """Whether one of a class's own methods calls a library's attention function or (spelt_out), which is less sure,
     has a softmax, a matrix product and a transposed factor."""
@@ -37,20 +55,29 @@ def attends(cls: type, spelt_out: bool = True) -> bool:
         names = set(_names(code))
         if any(map(_ATTENDS.fullmatch, names)):
             return True
-        if spelt_out and "softmax" in names and names & _TRANSPOSES and (names & _MULTIPLIES or _has_operator(code)):
+        if spelt_out and "softmax" in names and names & _TRANSPOSES and _products(code) > 1:
             return True
     return False
 
 
-# methods that work on weights and not with them
-_SETS_UP = re.compile(r"init|reset|load|state_dict|from_", re.IGNORECASE)
-
-
-@cache
+@_kept
 def reads(cls: type, attribute: str) -> bool:
-    """Whether a method of a class computes with an attribute of this name itself; torch's own are not asked."""
-    own = (m for m in _methods(cls) if library(m) != "torch" and not _SETS_UP.search(m.__name__))
-    return any(attribute in _names(method.__code__) for method in own)
+    """Whether forward, or a method that it calls, uses what is in an attribute of this name; torch's own are not
+    asked."""
+    methods = {m.__name__: m for m in _methods(cls)}
+    todo, run = ["forward"], set()
+    while todo:
+        if (name := todo.pop()) in methods and name not in run:
+            run.add(name)
+            todo += _names(methods[name].__code__)
+    return any(library(methods[name]) != "torch" and _uses(methods[name].__code__, attribute) for name in run)
+
+
+def _uses(code: CodeType, attribute: str) -> bool:
+    steps = pairwise(dis.get_instructions(code))
+    return any(a.argval == attribute and b.argval not in _OF_ITS_FORM for a, b in steps) or any(
+        _uses(c, attribute) for c in code.co_consts if isinstance(c, CodeType)
+    )
 
 
 class Call(NamedTuple):
@@ -59,25 +86,34 @@ class Call(NamedTuple):
     kind: str | None
     given: bool = False  # queries and keys are the first two arguments of forward: whoever calls that decides
     made_by: tuple[str, ...] = ()  # the attributes that made queries and keys, where they are two different parts
+    holds: frozenset[str] = frozenset()  # the attributes that stand for tokens: learned ones, if the module holds them
 
 
-def tokens_of_call(chain: Iterable[tuple[str, type]]) -> str | None:
+def tokens_of_call(chain: Iterable[tuple[str, nn.Module]]) -> str | None:
     """What an attention layer is called with: "self" (queries and keys are the same expression), "cross" (they come
-    from different arguments), "pooling" (queries come from no argument: they are learned), or None where the code does
-    not say, or says several.
+    from different arguments, or keys from what a module holds), "pooling" (queries come from what a module holds:
+    parameters, buffers, embeddings), or None where the code does not say, or says several.
 
     Args:
-        chain: (attribute, class that holds under it what comes before), from the layer outwards. The next one is asked
+        chain: (attribute, module that holds under it what comes before), from the layer outwards. The next one is asked
             where a class passes on the first two arguments that it is called with.
     """
     kind = None
-    for attribute, cls in chain:
-        calls = _calls(cls).get(attribute, set())
+    for attribute, module in chain:
+        calls = _calls(type(module)).get(attribute, set())
         call = next(iter(calls)) if len(calls) == 1 else Call(None)
+        if not all(_holds(module, name) for name in call.holds):
+            return kind
         kind = call.kind or kind
         if not call.given:
             break
     return kind
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of a module is a part of it, or a number, and no tokens that it keeps."""
+    parts = (module._parameters, module._buffers, module._modules)
+    return any(name in part for part in parts) or isinstance(vars(module).get(name), (int, float))
 
 
 def made_by(cls: type, attribute: str) -> set[str]:
@@ -91,11 +127,14 @@ def _methods(cls: type) -> Iterator[Callable]:
     seen = set()
     for base in cls.__mro__:
         if base in nn.Module.__mro__:
-            return
+            continue
         for name, value in vars(base).items():
-            value = inspect.unwrap(value.__func__ if isinstance(value, (staticmethod, classmethod)) else value)
-            if inspect.isfunction(value) and name not in seen:
-                seen.add(name)
+            if name in seen or not inspect.isroutine(value):  # others may do anything when asked for __wrapped__
+                continue
+            seen.add(name)
+            with suppress(ValueError):  # wrapped around itself
+                value = inspect.unwrap(value.__func__ if isinstance(value, (staticmethod, classmethod)) else value)
+            if inspect.isfunction(value):
                 yield value
 
 
@@ -106,24 +145,74 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _has_operator(code: CodeType) -> bool:
-    """Whether there is a matrix product written with @."""
-    return any(step.opname == "BINARY_OP" and step.argrepr == "@" for step in dis.get_instructions(code))
+def _products(code: CodeType) -> int:
+    """How many matrix products are written in a method."""
+    own = sum(
+        step.argval in _MULTIPLIES or (step.opname == "BINARY_OP" and step.argrepr == "@")
+        for step in dis.get_instructions(code)
+    )
+    return own + sum(_products(c) for c in code.co_consts if isinstance(c, CodeType))
 
 
-@cache
+@_kept
 def _calls(cls: type) -> dict[str, set[Call]]:
     """attribute -> its calls, those with queries and keys."""
     found: dict[str, set[Call]] = {}
     for method in _methods(cls):
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method))).body[0]
-        except (OSError, TypeError, SyntaxError, IndexError, TokenError):  # typed in a shell, compiled, ...
+            source = inspect.getsource(method)
+            # dedent fails where a comment or a string begins in the first column
+            tree = ast.parse(f"if 1:\n{source}").body[0].body[0] if source[:1].isspace() else ast.parse(source).body[0]
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+            IndexError,
+            TokenError,
+            SyntaxError,
+            RecursionError,
+        ):  # typed in a shell
             continue
-        if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            for attribute, call in _Reading(tree).calls:
-                found.setdefault(attribute, set()).add(call)
+        # another name: the file was changed since
+        if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) and tree.name == method.__code__.co_name:
+            with suppress(RecursionError):  # an expression of a thousand terms
+                for attribute, call in _Reading(tree).calls:
+                    found.setdefault(attribute, set()).add(call)
     return found
+
+
+_UNTOLD = "?"
+
+
+def _untold(tree: ast.AST) -> Iterator[str]:
+    """What a method binds or changes otherwise than by an assignment to a name, which is all that is followed."""
+    own = [*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs]
+    names = {a.arg for a in own[1:]}  # and not self, torch, ...
+    names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        targets = []
+        if isinstance(node, (ast.NamedExpr, ast.comprehension)):
+            targets = [node.target]
+        elif isinstance(node, ast.withitem):
+            targets = [node.optional_vars] if node.optional_vars else []
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            targets = [node] if isinstance(node, ast.Attribute) else [node.value]
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # called for what it changes
+            targets = [node.value.func.value] if isinstance(node.value.func, ast.Attribute) else []
+        elif isinstance(node, ast.arg) and node not in own:  # *args, or of an inner function
+            yield node.arg
+        elif isinstance(node, (ast.MatchAs, ast.MatchStar, ast.ExceptHandler)) or (
+            node is not tree and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        ):
+            yield from [node.name] if node.name else []
+        elif isinstance(node, (ast.Global, ast.Nonlocal)):
+            yield from node.names
+        for target in targets:
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            yield from (ast.unparse(t) for t in ast.walk(target) if isinstance(t, ast.Attribute))
+            if not isinstance(target, ast.Attribute):
+                yield from (t.id for t in ast.walk(target) if isinstance(t, ast.Name) and t.id in names)
 
 
 class _Reading:
@@ -135,15 +224,18 @@ class _Reading:
         self.first_two = [frozenset([a.arg]) for a in every[1:3]] if tree.name == "forward" else []
         # name -> (what it stands for, the arguments in it); equal values are equal strings
         self.known = {a.arg: (a.arg, frozenset([a.arg])) for a in every[1:]}
+        self.untold = set(_untold(tree))
         self.numbers: dict[str, str] = {}
-        self.makers: dict[str, ast.expr | None] = {}  # name -> what was called to make it
+        self.versions = count()
+        # name -> what was called to make it, and with what
+        self.makers: dict[str, tuple[ast.expr, list[str]] | None] = {}
         self.calls: list[tuple[str, Call]] = []
         self._block(tree.body, sure=True)
 
     def _block(self, body: list[ast.stmt], sure: bool) -> None:
         for statement in body:
             inner = [part for field in ("body", "orelse", "finalbody") for part in getattr(statement, field, [])]
-            inner += [part for handler in getattr(statement, "handlers", []) for part in handler.body]
+            inner += [part for field in ("handlers", "cases") for h in getattr(statement, field, []) for part in h.body]
             if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 continue
             for node in self._expressions(statement, inner):
@@ -172,30 +264,31 @@ class _Reading:
             for i, part in enumerate(target.elts):
                 alike = len(parts) == len(target.elts)
                 self._assign(part, parts[i] if alike else ast.Subscript(value, ast.Constant(i), ast.Load()), sure)
-        elif isinstance(target, ast.Name):
+        elif isinstance(target, ast.Name) and target.id not in self.untold:
             old = self.known.get(target.id)
             meaning, depends = self._meaning(value), self._depends(value)
             if not sure and old is not None:  # perhaps not run: it may be either
-                meaning, depends = f"{target.id}#{len(self.numbers)}", depends | old[1]
-                self.numbers[meaning] = meaning
+                meaning, depends = f"{target.id}#{next(self.versions)}", depends | old[1]
             self.known[target.id] = meaning, depends
-            self.makers[target.id] = self._maker(value)
+            self.makers[target.id] = self._maker(value) if sure else None
 
     def _meaning(self, value: ast.expr) -> str:
         """A short name for what an expression stands for, the same for the same expression of the same values."""
         if isinstance(value, ast.Name):
             return self.known.get(value.id, (value.id,))[0]
-        named = ast.parse(ast.unparse(value), mode="eval")
+        named = copy.deepcopy(value)
         for node in ast.walk(named):
             if isinstance(node, ast.Name):
                 node.id = self.known.get(node.id, (node.id,))[0]
         return self.numbers.setdefault(ast.dump(named), f"#{len(self.numbers)}")
 
-    def _maker(self, value: ast.expr) -> ast.expr | None:
-        """The part of the module, self.part or self.part[...], whose output an expression is; None of any other."""
+    def _maker(self, value: ast.expr) -> tuple[ast.expr, list[str]] | None:
+        """The part of the module, self.part or self.part[...], whose output an expression is, and what that part was
+        called with; None of any other."""
         if isinstance(value, ast.Name):
             return self.makers.get(value.id)
-        return value.func if isinstance(value, ast.Call) and self._attribute(value.func) else None
+        mine = isinstance(value, ast.Call) and self._attribute(value.func)
+        return (value.func, list(map(self._meaning, value.args))) if mine else None
 
     def _attribute(self, node: ast.expr | None) -> str | None:
         """part of self.part and of self.part[...]."""
@@ -204,13 +297,24 @@ class _Reading:
         return node.attr if mine else None
 
     def _depends(self, node: ast.AST) -> frozenset[str]:
+        """The arguments, and as self.name the module's own attributes, that an expression is made of."""
+        if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) in self.untold:
+            return frozenset([_UNTOLD])
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ("", frozenset()))[1]
         if isinstance(node, ast.Attribute) and node.attr in _OF_ITS_FORM:
             return frozenset()
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len":
-            return frozenset()
-        return frozenset().union(*map(self._depends, ast.iter_child_nodes(node)))
+        if isinstance(node, ast.Attribute) and (mine := self._attribute(node)):
+            return frozenset([f"self.{mine}"])
+        parts = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == "len":
+                return frozenset()
+            if self._attribute(node.func):  # a part of the module, or a method: what it gives is made of what it gets
+                parts.remove(node.func)
+                if not parts:
+                    return frozenset([_UNTOLD])
+        return frozenset().union(*map(self._depends, parts))
 
     def _call(self, node: ast.AST) -> None:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and self._attribute(node.func)):
@@ -223,11 +327,16 @@ class _Reading:
         if self._meaning(query) == self._meaning(key):
             return Call("self")
         asking, asked = self._depends(query), self._depends(key)
-        if asking & asked or not asked:
-            makers = [self._maker(query), self._maker(key)]
-            apart = all(makers) and ast.dump(makers[0]) != ast.dump(makers[1])
-            return Call(None, made_by=tuple(map(self._attribute, makers)) if apart else ())
-        if not asking:
-            return Call("pooling")
+        if _UNTOLD in asking | asked:
+            return Call(None)
+        own = frozenset(name for name in asking | asked if name.startswith("self."))
+        holds = frozenset(name.removeprefix("self.") for name in (asking if asking <= own else asked) & own)
+        asking, asked = asking - own, asked - own
+        if asking & asked or not (asking or asked):
+            (a, of_a), (b, of_b) = (self._maker(query) or (None, None), self._maker(key) or (None, None))
+            apart = a and b and of_a == of_b and ast.dump(a) != ast.dump(b)
+            return Call(None, made_by=(self._attribute(a), self._attribute(b)) if apart else ())
+        if not (asking and asked):
+            return Call(("cross" if asking else "pooling") if holds else None, holds=holds)
         unsaid = any(map(_PASSED_ON.fullmatch, asking | asked))
         return Call(None if unsaid else "cross", [asking, asked] == self.first_two)

@@ -1,6 +1,7 @@
 """torch.nn.MultiheadAttention, packed and separate in_proj, and so torchvision's ViT and nn.Transformer."""
 
 import re
+from itertools import takewhile
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     for block in (type(unwrapped(a)) for _, a in ancestors[:2]):
         if reads(block, "in_proj_weight"):
             raise UnsupportedAttention(
-                f"{name}: {block.__name__}, which holds it, computes with its in_proj_weight itself, so which rows are"
+                f"{name}: {block.__name__}, which holds it, uses its in_proj_weight itself, so which rows are"
                 " queries, keys and values is not known: register_adapter that class"
             )
     if ancestors:
@@ -76,7 +77,8 @@ def _check_not_made_before(block: nn.Module, attribute: str, name: str) -> None:
     """UnsupportedAttention if a block makes queries and keys with matrices of its own before it calls the layer."""
     made = sorted(made_by(type(block), attribute))
     parts = [getattr(block, part, None) for part in made]
-    if made and all(isinstance(part, nn.Module) and any(map(is_matrix, part.parameters())) for part in parts):
+    parts = [m for part in parts for m in (part if isinstance(part, nn.ModuleList) else [part])]
+    if made and all(isinstance(m, nn.Module) and any(map(is_matrix, m.parameters(recurse=False))) for m in parts):
         raise UnsupportedAttention(
             f"{name}: {type(block).__name__}, which holds it, makes queries and keys with {' and '.join(made)} before"
             " it calls the layer: the products of the two together are not the layer's"
@@ -87,11 +89,10 @@ def _kind(ancestors) -> str:
     """The kind ("self" or "cross"), which the layer does not know: by the code of its block and, where that does not
     say, by what it and its block are called; raises NotSelfAttention if it pools.
     """
-    chain = [(path.split(".")[0], unwrapped(a)) for path, a in ancestors]
-    said = next((i for i, (_, a) in enumerate(chain) if replaced_forward(a)), len(chain))
-    called_with = tokens_of_call((attribute, type(a)) for attribute, a in chain[:said])
+    chain = ((path.split(".")[0], unwrapped(a)) for path, a in ancestors)
+    called_with = tokens_of_call(takewhile(lambda place: not replaced_forward(place[1]), chain))
     if called_with == "pooling":
-        pooling(chain[0][1])
+        pooling(unwrapped(ancestors[0][1]))
     if called_with is not None:
         return called_with
     # its own name, that of the list that holds it; all names down from the block if there are containers in between

@@ -261,7 +261,7 @@ def learned_position(finals: pd.DataFrame) -> str:
     """
     said = []
     for name, prefixes in {
-        "a learned position embedding": ("learned-avg-", "learned-token-"),
+        "a learned position embedding that starts small": ("learned-avg-", "learned-token-"),
         "a sin-cos one": ("", "sincos2d-token-"),
     }.items():
         values = [contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}) for prefix in prefixes]

@@ -211,8 +211,8 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
         lacking.append(OTHER_TEXT)
     columns = [
         "arm",
-        "rate",
-        "difference",
+        "second rate, for the first",
+        "second minus first (bits per byte)",
         "p",
         "its second rate is",
         "each at the better of its two: arm minus default",
