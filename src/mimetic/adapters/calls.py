@@ -50,7 +50,7 @@ def _kept(function: Callable) -> Callable:
 @_kept
 def attends(cls: type, spelt_out: bool = True) -> bool:
     """Whether one of a class's own methods calls a library's attention function or (spelt_out), which is less sure,
-    has a softmax, a matrix product and a transposed factor."""
+    has a softmax, two matrix products and a transposed factor."""
     for code in (method.__code__ for method in _methods(cls)):
         names = set(_names(code))
         if any(map(_ATTENDS.fullmatch, names)):

@@ -283,9 +283,6 @@ READERS = {
     "timm.models.davit.ChannelAttention": refuse("channel attention: it mixes channels, not tokens"),
     "timm.models.davit.ChannelAttentionV2": refuse("channel attention: it mixes channels, not tokens"),
     "timm.models.edgenext.CrossCovarianceAttn": refuse("cross-covariance attention: it mixes channels, not tokens"),
-    "timm.models.efficientvim.HSMSSD": refuse(
-        "state-space mixing: its softmax weighs states that all tokens share, there is no q k^T"
-    ),
     "timm.models.iformer.SHMA": refuse(
         "a sigmoid follows v and batch norm q, k, v and proj: the matrices are not the layer's own"
     ),
