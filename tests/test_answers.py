@@ -897,3 +897,22 @@ def test_the_nearest_evidence_for_a_larger_model():
 
 def test_a_bar_in_a_cell_does_not_end_it():
     assert common.markdown(pd.DataFrame({"|α|": ["a|b"]})) == "| \\|α\\| |\n| --- |\n| a\\|b |"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected", "says"),
+    [
+        (0.01, 0.03, 0.031, 1, "as expected"),
+        (0.01, 0.03, 0.031, -1, "**against our expectation**"),
+        (0.01, 0.03, 0.031, 0, "**against our expectation**"),
+        (0.01, 0.03, 0.031, None, "a difference"),
+        (0.01, 0.03, 0.062, None, "a difference by the interval, which the exact test does not confirm"),
+        (-0.01, 0.03, 0.5, 1, "these pairs cannot say"),
+        (-0.01, 0.03, 0.5, 0, "as expected, by what these pairs can show"),
+        (-0.01, 0.03, 0.5, None, "these pairs cannot say"),
+    ],
+)
+def test_a_contrast_is_held_against_what_was_expected(low, high, p, expected, says):
+    row = {"difference": (low + high) / 2, "low": low, "high": high, "pairs": 6, "p": p, "expected": expected}
+    rows = pd.DataFrame.from_dict({"it": row, "other": row | {"expected": 1}}, orient="index")  # None becomes NaN
+    assert common.contrast_line("it", rows.loc["it"]).partition("; ")[2] == says
