@@ -160,6 +160,10 @@ def not_attention(module, name, ancestors):
     raise NotSelfAttention("it weighs channels or branches, not tokens")
 
 
+def states(module, name, ancestors):
+    raise NotSelfAttention("it mixes states that all tokens share: there is no q k^T")
+
+
 def refuse(reason):
     def read(module, name, ancestors):
         raise UnsupportedAttention(f"{name}: {reason}")
@@ -267,6 +271,7 @@ READERS = {
     # attention by name only
     "timm.layers.selective_kernel.SelectiveKernelAttn": not_attention,
     "timm.layers.split_attn.SplitAttn": not_attention,
+    "timm.models.efficientvim.HSMSSD": states,
     # known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj
     "timm.layers.diff_attention.DiffAttention": refuse(
         "differential attention: each head subtracts two attention maps"
