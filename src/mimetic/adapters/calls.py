@@ -154,6 +154,10 @@ def _products(code: CodeType) -> int:
     return own + sum(_products(c) for c in code.co_consts if isinstance(c, CodeType))
 
 
+# what comes of a source that is not there, was changed since, or is too deep
+_UNREADABLE = (OSError, TypeError, ValueError, IndexError, TokenError, SyntaxError, RecursionError)
+
+
 @_kept
 def _calls(cls: type) -> dict[str, set[Call]]:
     """attribute -> its calls, those with queries and keys."""
@@ -163,15 +167,7 @@ def _calls(cls: type) -> dict[str, set[Call]]:
             source = inspect.getsource(method)
             # dedent fails where a comment or a string begins in the first column
             tree = ast.parse(f"if 1:\n{source}").body[0].body[0] if source[:1].isspace() else ast.parse(source).body[0]
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-            IndexError,
-            TokenError,
-            SyntaxError,
-            RecursionError,
-        ):  # typed in a shell
+        except _UNREADABLE:
             continue
         # another name: the file was changed since
         if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) and tree.name == method.__code__.co_name:
