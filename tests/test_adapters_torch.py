@@ -672,8 +672,12 @@ def test_a_part_that_is_called_module_does_not_hide_its_class():
             super().__init__()
             self.module = nn.MultiheadAttention(16, 2)
 
-    model = nn.ModuleDict({"layer1": CrossAttention(), "layer2": nn.DataParallel(nn.MultiheadAttention(16, 2))})
-    assert [layer.kind for layer in attention_layers(model)] == ["cross", "self"]
+    class SemanticCrossAttention(CrossAttention):
+        pass
+
+    parts = CrossAttention(), SemanticCrossAttention(), nn.DataParallel(nn.MultiheadAttention(16, 2))
+    model = nn.ModuleDict({f"layer{i}": part for i, part in enumerate(parts)})
+    assert [layer.kind for layer in attention_layers(model)] == ["cross", "cross", "self"]
 
 
 def test_to_refuse_a_parametrised_layer_changes_nothing():

@@ -59,7 +59,7 @@ WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 # whose attribute "module" is what they wrap; anybody may call a part so
-_WRAP = re.compile(r"parallel|fsdp|ddp|wrap|ema|averag|engine|trainer|lightning", re.IGNORECASE)
+_WRAP = re.compile(r"(?i:parallel|fsdp|ddp|wrap|averag|engine|trainer|lightning)|EMA|Ema")
 
 
 def wrapped(module: nn.Module) -> nn.Module | None:
