@@ -67,8 +67,8 @@ def test_one_pair_has_no_interval_and_none_no_row(again):
     ("values", "expected", "sign", "word"),
     [
         ((0.1, 0.2, 0.1, 0.2, 0.1), "more", 1, "as expected"),
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "less", -1, patch_positions.AGAINST),
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "none", 0, patch_positions.AGAINST),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), "less", -1, common.AGAINST),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), "none", 0, common.AGAINST),
         ((0.1, 0.2, 0.1, 0.2, 0.1), "", 0, "a difference"),
         ((0.1, -0.1, 0.1, -0.1, 0.0), "more", 1, "these pairs cannot say"),
         ((0.1, -0.1, 0.1, -0.1, 0.0), "none", 0, "as expected, by what these pairs can show"),
@@ -108,7 +108,7 @@ def test_chapter_7_says_of_positions_what_the_records_say():
     none = {"none-avg-mimetic": 1, "none-avg-timm": -1}  # and without positions on the other
     assert [side(contrast(machines[name], none)) for name in (OLD, NEW)] == [-1, 0]
     said = patch_positions.expectations(finals)
-    against = [line.split(" | ")[2] for line in said.splitlines() if patch_positions.AGAINST in line]
+    against = [line.split(" | ")[2] for line in said.splitlines() if common.AGAINST in line]
     assert against == [
         "the gain in a random order itself",
         "random order minus fixed noise",

@@ -183,24 +183,32 @@ def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
+AGAINST = "**against our expectation**"
+
+
+def outcome(row: Mapping[str, float], expected: float | None) -> str:
+    """What a difference (statistics.summary) says of what we expected of it (study.Contrast)."""
+    if row["pairs"] < ENOUGH:
+        return "too few pairs for a verdict"
+    if not (row["low"] > 0 or row["high"] < 0):
+        return "as expected, by what these pairs can show" if expected == 0 else "these pairs cannot say"
+    if pd.notna(expected):
+        return "as expected" if expected * row["difference"] > 0 else AGAINST
+    return f"a difference{' by the interval, which the exact test does not confirm' * bool(exact_p(row))}"
+
+
+def contrast_words(row: pd.Series, metric: Metric = ACCURACY) -> str:
     """One contrast in words, and whether it is what we expected."""
     value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
-        return f"* {name}: {value} in the only pair so far"
-    exact = exact_p(row)
-    said = f"{value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact})"
-    clear = row["low"] > 0 or row["high"] < 0
-    expected = row["expected"]
-    if row["pairs"] < ENOUGH:
-        says = "too few pairs for a verdict"
-    elif not clear:
-        says = "as expected, by what these pairs can show" if expected == 0 else "these pairs cannot say"
-    elif pd.notna(expected):
-        says = "as expected" if expected * row["difference"] > 0 else "**against our expectation**"
-    else:
-        says = f"a difference{' by the interval, which the exact test does not confirm' * bool(exact)}"
-    return f"* {name}: {said}; {says}"
+        return f"{value} in the only pair so far"
+    span = f"{metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact_p(row)}"
+    return f"{value} ({span}); {outcome(row, row['expected'])}"
+
+
+def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
+    """One contrast as a list item."""
+    return f"* {name}: {contrast_words(row, metric)}"
 
 
 def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[int, int]:

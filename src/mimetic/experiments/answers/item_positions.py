@@ -8,35 +8,13 @@ from functools import partial
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import (
-    AGAINST_DEFAULT,
-    COMMAND,
-    SIGN_PAIRS,
-    TITLES,
-    VALIDATION_COLUMN,
-)
+from mimetic.experiments.answers.recommenders import COMMAND, COMPARED, SIGN_PAIRS, TITLES, VALIDATION_COLUMN
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.programmes.recommenders import (
-    DEFAULT,
-    FIXED,
-    FIXED_SEEDS,
-    OPPOSITE,
-    RANDOM,
-    RESCALED,
-    VISION,
-)
+from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS
 from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import contrast
 from mimetic.training.records import load_runs
 
-ASKED = {
-    **AGAINST_DEFAULT,
-    "vision signs minus default at vision's norms": (RESCALED, VISION),
-    "vision signs minus random directions": (RANDOM, VISION),
-    "opposite minus vision signs": (VISION, OPPOSITE),
-    "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
-    "opposite signs minus random directions": (RANDOM, OPPOSITE),
-}
 IN_SHORT = (*SIGN_PAIRS, "opposite minus vision signs")  # of these, what the positions change
 COLUMNS = (
     "NDCG@10: difference (95 % interval)",
@@ -57,7 +35,7 @@ def _rows(fixed: str) -> dict[str, tuple[str, str, str]]:
         default = there[(there["arm"] == DEFAULT) & there["seed"].isin(change.index)]
         ends = [f"{default[column].mean():.4f}" for column in (METRIC.column, VALIDATION_COLUMN)]
         rows["default"] = (*ends, mean(change))
-    for name, (reference, arm) in ASKED.items():
+    for name, (reference, arm) in COMPARED.items():
         values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
         seeds = values[0].index.intersection(values[1].index)
         if len(seeds):
@@ -87,7 +65,7 @@ def _rate(fixed: str) -> str:
 def by_positions(data: str) -> str:
     """What signs and sizes gain on a data set with fixed positions, on both kinds of items, and how that differs from
     learned positions, at every learning rate, as a Markdown table of the seeds that both have; "" without runs."""
-    return _table(data, ("default", *ASKED), _rate)
+    return _table(data, ("default", *COMPARED), _rate)
 
 
 def answer() -> str:

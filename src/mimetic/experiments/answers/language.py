@@ -80,7 +80,7 @@ def side_by_side(studies: Mapping[str, Study]) -> str:
             for name, row in study_table(study, finals, METRIC).iterrows()
         }
         for name, row in common.contrast_table(study, finals, METRIC).iterrows():
-            lines[name] = common.contrast_line(name, row, METRIC).removeprefix(f"* {name}: ")
+            lines[name] = common.contrast_words(row, METRIC)
         columns[title] = pd.Series(lines, dtype=object)
     order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index))
     table = pd.DataFrame(columns, index=order).fillna("–").rename_axis(METRIC.difference).reset_index()

@@ -15,9 +15,7 @@ from mimetic.experiments.answers.parts import NOT_MADE, cell, mean_of
 from mimetic.experiments.answers.vision import ALL_SEEDS, COMMAND
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import PAIR, STUDIES
-from mimetic.statistics import ENOUGH, contrast, side
-
-AGAINST = "**against our expectation**"
+from mimetic.statistics import contrast, summary
 
 
 def _pair(prefix: str) -> tuple[str, str]:
@@ -258,13 +256,4 @@ def _whole(values: pd.Series) -> str:
 
 def _verdict(values: pd.Series, asked: Asked) -> str:
     """What a difference says of our expectation; "" without pairs."""
-    if not len(values):
-        return ""
-    if len(values) < ENOUGH:
-        return "too few pairs for a verdict"
-    found = side(values)
-    if not asked.expected:
-        return "a difference" if found else "these pairs cannot say"
-    if found == asked.sign:
-        return "as expected" if found else "as expected, by what these pairs can show"
-    return AGAINST if found else "these pairs cannot say"
+    return common.outcome(summary(values), asked.sign if asked.expected else None) if len(values) else ""

@@ -92,12 +92,16 @@ def effect_of(study: Study, arm: str, reference: str = "gpt2") -> pd.Series:
     return contrast(load_runs(study.experiment), {arm: 1, reference: -1}, METRIC.column)
 
 
+def _own(study: Study) -> tuple[Study, Study]:
+    """The studies of the same text with GPT-2's own positions: that of a GPU, and that of a CPU."""
+    shakespeare = study.experiment.startswith(CENTRAL.experiment)
+    return (CENTRAL, OF_VISION) if shakespeare else (WIKITEXT2, OF_VISION_WIKITEXT2)
+
+
 def learned(arm: str, study: Study) -> Study:
     """The study of the same text with GPT-2's own positions to hold an arm against: the one that was run on a CPU, as
     all other positions were, if the arm is in it, else the one of a GPU."""
-    own, twin = (
-        (CENTRAL, OF_VISION) if study.experiment.startswith(CENTRAL.experiment) else (WIKITEXT2, OF_VISION_WIKITEXT2)
-    )
+    own, twin = _own(study)
     return twin if {"gpt2", arm} <= set(load_runs(twin.experiment).get("arm", ())) else own
 
 
@@ -125,8 +129,7 @@ def better_rate(study: Study) -> str:
 def over_own_start(arm: str, study: Study) -> pd.Series:
     """seed -> an arm minus GPT-2's own start on the same text, which has learned positions (bits per byte), on
     WikiText-2 at the better of its two rates; empty without runs of both."""
-    own = CENTRAL if study.experiment.startswith(CENTRAL.experiment) else WIKITEXT2
-    rate = better_rate(own)
+    rate = better_rate(_own(study)[0])
     return across(arm, study, rate, learned(rate, study))
 
 
