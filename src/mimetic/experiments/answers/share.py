@@ -55,6 +55,7 @@ SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
 LEFT_OUT = (
     *(with_positions(kind) for kind in OTHER_POSITIONS if kind not in ("sincos", "rotary")),
     "wikitext2-from-sincos",
+    "tinyshakespeare-from-sincos-long",
     "tinyshakespeare-halves",  # the same as tinyshakespeare on another machine
     "wikitext2-halves",
     "tinyshakespeare-rate",

@@ -36,6 +36,9 @@ tinyshakespeare-KIND, tinyshakespeare-KIND-recipe
     from-noise   the same from noise as large: must positions be fixed, alike where they are near, or only large?
 wikitext2-sincos, tinyshakespeare-sincos-long
     The default and both sets of signs with fixed positions on the other text, and for 6,000 steps.
+tinyshakespeare-from-sincos-long
+    The default, at both rates that its search could not tell apart, and vision's signs with learned positions that
+    start from sines and cosines, for 6,000 steps.
 wikitext2-from-sincos
     The default and vision's signs with learned positions that start from sines and cosines, on the other text; and the
     default at the rate that it has with fixed ones.
@@ -193,6 +196,7 @@ LAB = LanguageConfig(
     precision="bfloat16",
 )
 WIKITEXT2 = replace(LAB, experiment="wikitext2", dataset="wikitext2", tokenizer="bpe", vocab_size=2_000)
+LONG = replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200)
 GPU = replace(
     WIKITEXT2,
     experiment="wikitext2-gpu",
@@ -217,14 +221,17 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
         replace(LAB, experiment="tinyshakespeare-rate"),
         replace(LAB, experiment="tinyshakespeare-halves"),
         replace(WIKITEXT2, experiment="wikitext2-halves"),
-        replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200),
+        LONG,
         replace(LAB, experiment="tinyshakespeare-narrow", d_model=96, num_heads=3, epochs=20),
         *(replace(LAB, experiment=with_positions(kind), pos_embed=kind) for kind in OTHER_POSITIONS),
         *(
             replace(LAB, experiment=with_positions(kind, search=True), pos_embed=kind, validation=True, lr=1e-3)
             for kind in OTHER_POSITIONS
         ),
-        replace(LAB, experiment="tinyshakespeare-sincos-long", epochs=30, steps_per_epoch=200, pos_embed="sincos"),
+        *(
+            replace(LONG, experiment=f"{with_positions(kind)}-long", pos_embed=kind)
+            for kind in ("sincos", "from-sincos")
+        ),
         replace(WIKITEXT2, experiment="wikitext2-sincos", pos_embed="sincos"),
         replace(WIKITEXT2, experiment="wikitext2-from-sincos", pos_embed="from-sincos"),
         replace(LAB, experiment="tinyshakespeare-recipe", validation=True, lr=1e-3),
@@ -374,6 +381,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         for kind, (arms, chosen) in OTHER_POSITIONS.items()
     },
     "tinyshakespeare-sincos-long": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
+    "tinyshakespeare-from-sincos-long": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
+    | at_other_rates(SECOND_RATE["from-sincos"]),
     "wikitext2-sincos": at_own_rate(*SIGNS, chosen=SINCOS_CHOSEN),
     "wikitext2-from-sincos": at_own_rate("gpt2", "vision", chosen=OTHER_POSITIONS["from-sincos"][1])
     | at_other_rates({"gpt2": SINCOS_CHOSEN["gpt2"]}),
