@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +58,9 @@ class Result:
 
     curve: list[dict[str, float]]  # one dict an epoch: epoch (from 1), step, lr, train_loss, train_*, test_*
     # compile (the first step of a compiled model), train, evaluate, save
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("compile", "train", "evaluate", "save"), 0.0)
+    )
     units_per_second: float = 0.0
     resumed: int = 0  # how often the run went on from a checkpoint
     started: str | None = None  # what was passed as ``started`` when the run first began
@@ -145,59 +147,34 @@ def train(
             f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch"
         )
     backend, steps = resolve_backend(config), task.steps_per_epoch
-    began = saved = time.monotonic()
-    cost = 0.0  # seconds that the last checkpoint took
-    result = Result(curve=[], seconds=dict.fromkeys(("compile", "train", "evaluate", "save"), 0.0), started=started)
+    saver = _Saver(checkpoint, checkpoint_seconds, label or "the run", group)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     with settings(config, backend, seed), products(backend):
         optimizer = make_optimizer(model, config)
-        step = 0
         state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
-        if state is not None:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            set_rng_state(state["rng"])
-            step = state["step"]
-            result = Result(**state["result"])
-            result.resumed += 1
+        step = state["step"] if state else 0
+        result = _restore(state, model, optimizer) if state else Result(curve=[], started=started)
         here = {"name": backend["name"], "processes": group.size}
         if not result.machines or {k: result.machines[-1][k] for k in here} != here:
             result.machines.append(here | {"from_step": step})
         if group.size > 1:  # what is random in the model differs by process; and by step, when a run is gone on with
             torch.manual_seed(derive_seed(seed, "global", group.rank, step))
-
-        def save(must: bool = False) -> None:
-            nonlocal saved, cost
-            before = time.monotonic()
-            if checkpoint and group.first:
-                try:
-                    save_checkpoint(checkpoint, {
-                        "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                        "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
-                    })  # fmt: skip
-                except OSError as error:
-                    if must:
-                        raise
-                    warnings.warn(
-                        f"{label or 'the run'} is not saved ({error}); it goes on, and may be lost", stacklevel=2
-                    )
-            saved = time.monotonic()
-            cost = saved - before
-            result.seconds["save"] += cost
-
-        forward, evaluated = group.wrap(model), model  # every process evaluates the whole test set: nothing to wait for
-        if backend["compiled"]:
-            # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any
-            # batch size
-            forward = torch.compile(forward, dynamic=False)
-            evaluated = forward if group.size == 1 else torch.compile(model, dynamic=False)
+        forward, evaluated = _compiled(model, backend, group)
         # a graph holds one shape of batch, and no other process
         captures = backend["type"] == "cuda" and backend["compiled"] and group.size == 1 and task.mean_over_rows
         trained = Step(model, forward, task.loss, optimizer, config.grad_clip, backend, captures, group)
-        if state is not None:
-            trained.sums = {name: value.to(_device(model)) for name, value in state["sums"].items()}
+        if state:
+            device = next(model.parameters()).device
+            trained.sums = {name: value.to(device) for name, value in state["sums"].items()}
+
+        def save(must: bool = False) -> None:
+            result.seconds["save"] += saver.save(must, lambda: {
+                "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
+            })  # fmt: skip
+
         compiling = backend["compiled"]
-        bar = Progress(label, step, config.epochs * steps, progress and group.first)
-        try:
+        with closing(Progress(label, step, config.epochs * steps, progress and group.first)) as bar:
             for epoch in range(len(result.curve), config.epochs):
                 model.train()
                 clock = time.perf_counter()
@@ -211,11 +188,10 @@ def train(
                         result.seconds["compile"] += time.perf_counter() - clock
                         clock, compiling = time.perf_counter(), False
                     bar.advance(trained.sums, step - epoch * steps)
-                    now = time.monotonic()
-                    out_of_time = time_limit is not None and now - began > time_limit
-                    if time_limit is not None and group.size > 1:  # clocks differ, and all must stop at the same step
+                    out_of_time = deadline is not None and time.monotonic() > deadline
+                    if deadline is not None and group.size > 1:  # clocks differ, and all must stop at the same step
                         out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
-                    if out_of_time or now - saved > checkpoint_seconds:
+                    if out_of_time or saver.due():
                         # what the card has still to do is training, and no part of saving
                         if backend["type"] == "cuda":
                             torch.cuda.synchronize()
@@ -232,10 +208,8 @@ def train(
                 clock = time.perf_counter()
                 model.eval()
                 with torch.no_grad(), cast(backend):
-                    entry |= {
-                        f"test_{name}": float(value)
-                        for name, value in task.evaluate(evaluated, epoch + 1 == config.epochs).items()
-                    }
+                    tested = task.evaluate(evaluated, epoch + 1 == config.epochs)
+                    entry |= {f"test_{name}": float(value) for name, value in tested.items()}
                 if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
                     raise Diverged(f"{label or 'training'}: {bad[0]} is {entry[bad[0]]} in epoch {epoch + 1}")
                 result.seconds["evaluate"] += time.perf_counter() - clock
@@ -243,15 +217,60 @@ def train(
                 result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
                 result.units_per_second = step * task.units_per_step / result.seconds["train"]
                 trained.reset()
-                if time.monotonic() - saved > min(checkpoint_seconds, cost / CHECKPOINT_SHARE):
+                if saver.cheap():
                     save()
                 bar.epoch(result, config.epochs, task.unit)
                 if on_epoch is not None:
                     on_epoch(result.curve[-1])
-        finally:
-            bar.close()
     return result
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.AdamW) -> Result:
+    """Put a checkpoint's state where it was; what training had given until then."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    set_rng_state(state["rng"])
+    result = Result(**state["result"])
+    result.resumed += 1
+    return result
+
+
+def _compiled(model: nn.Module, backend: dict[str, Any], group: Group) -> tuple[nn.Module, nn.Module]:
+    """The model as it is trained and as it is evaluated: every process evaluates the whole test set, and waits for no
+    other."""
+    forward = group.wrap(model)
+    if not backend["compiled"]:
+        return forward, model
+    # dynamic=False: the larger batch of the evaluation would make PyTorch compile all later graphs for any batch size
+    forward = torch.compile(forward, dynamic=False)
+    return forward, forward if group.size == 1 else torch.compile(model, dynamic=False)
+
+
+class _Saver:
+    """Writes the checkpoints of a run, in the first of its processes, and knows when the next one is due."""
+
+    def __init__(self, path: str | Path | None, every: float, label: str, group: Group) -> None:
+        self.path, self.every, self.label = path if group.first else None, every, label
+        self.last, self.cost = time.monotonic(), 0.0  # when a checkpoint was written, and how many seconds that took
+
+    def due(self) -> bool:
+        """Whether the time between checkpoints has passed."""
+        return time.monotonic() - self.last > self.every
+
+    def cheap(self) -> bool:
+        """Whether that, or so much of it that another one costs little (CHECKPOINT_SHARE)."""
+        return time.monotonic() - self.last > min(self.every, self.cost / CHECKPOINT_SHARE)
+
+    def save(self, must: bool, state: Callable[[], dict[str, Any]]) -> float:
+        """Write ``state()``; seconds that it took. What cannot be written is raised if it must, else said."""
+        before = time.monotonic()
+        if self.path:
+            try:
+                save_checkpoint(self.path, state())
+            except OSError as error:
+                if must:
+                    raise
+                warnings.warn(f"{self.label} is not saved ({error}); it goes on, and may be lost", stacklevel=4)
+        self.last = time.monotonic()
+        self.cost = self.last - before
+        return self.cost
