@@ -79,6 +79,16 @@ def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
 
 
+def test_a_warning_is_one_line_without_code(monkeypatch, capsys):
+    def full(path, state):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("mimetic.training.loop.save_checkpoint", full)
+    assert main(["train", "digits", *TINY, "--checkpoint-seconds", "0"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "is not saved" in line]
+    assert said and all(line.startswith("warning: tiny/timm-seed0 is not saved (No space left") for line in said)
+
+
 def test_no_store_leaves_nothing(tmp_path, capsys):
     assert main(["train", "digits", *TINY, "--no-store", "--quiet"]) == 0
     assert capsys.readouterr().out.count("\n") == 1

@@ -9,10 +9,12 @@ import codecs
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
@@ -365,6 +367,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _warn(otherwise: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
+    """What is said to a user, without the line of code that says it."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *where)
+
+
 def _main(args: Sequence[str] | None) -> int:
     codecs.register_error("ascii_signs", lambda error: (_ASCII.get(error.object[error.start], "?"), error.start + 1))
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe, a Latin-1 terminal
@@ -395,7 +405,9 @@ def _main(args: Sequence[str] | None) -> int:
     from mimetic.training.records import RecordError
 
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            command()
     except TimeLimit as stopped:
         if is_first():  # of the processes that train the run together
             print(f"{stopped}; the same command goes on from there")
