@@ -14,6 +14,8 @@ import operator
 import torch
 from torch import Tensor
 
+from mimetic.messages import check_choice
+
 NOISES = ("normal", "uniform")
 
 
@@ -47,8 +49,7 @@ def semi_diagonal(
     if (size := _integer(d)) < 1:
         raise ValueError(f"d must be a positive integer, got {d!r}")
     d = size
-    if noise not in NOISES:
-        raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}")
+    check_choice("noise", noise, NOISES)
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ValueError(f"alpha and beta must be finite, got {alpha!r} and {beta!r}")
     if dtype not in (torch.float32, torch.float64):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mimetic import lapack
 from mimetic.attention import AttentionLayer, MimeticWarning
 from mimetic.construct import check_generator, semi_diagonal
+from mimetic.messages import check_choice
 from mimetic.plan import plan
 from mimetic.spec import VISION, MimeticSpec
 
@@ -108,8 +109,7 @@ def mimetic_init_(
         MimeticWarning: RoPE, QK-norm, a LayerScale near 0, hooks on projections and other things that change the
             effect; frozen layers; layers that were left alone.
     """
-    if biases not in BIASES:
-        raise ValueError(f"biases must be one of {', '.join(BIASES)}; got {biases!r}")
+    check_choice("biases", biases, BIASES)
     for flag, value in (("qk", qk), ("vp", vp), ("cross", cross)):
         if not isinstance(value, bool):  # "no" would count as true
             raise TypeError(f"{flag} must be True or False; got {value!r}")

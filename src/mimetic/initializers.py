@@ -20,6 +20,7 @@ from mimetic.attention import AttentionLayer, MimeticWarning, wide
 from mimetic.construct import check_generator
 from mimetic.defaults import DEFAULTS, Generator
 from mimetic.initialize import first_process_generator, mimetic_init_
+from mimetic.messages import check_choice
 from mimetic.plan import plan
 from mimetic.scan import plain
 from mimetic.spec import VISION, MimeticSpec
@@ -182,12 +183,10 @@ def initialize_(
         MimeticWarning: parameters that the default has no rule for (a module's own tokens, gains and the like); and
             what ``mimetic_init_`` warns of.
     """
-    if name not in INITIALIZERS:
-        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}; got {name!r}")
+    check_choice("init", name, INITIALIZERS)
     if qk_rank is not None and name not in RANKED:
         raise ValueError(f"qk_rank is for {' and '.join(RANKED)}; {name} takes none")
-    if default not in DEFAULTS:
-        raise ValueError(f"default must be one of {', '.join(DEFAULTS)}; got {default!r}")
+    check_choice("default", default, DEFAULTS)
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(spec, MimeticSpec):

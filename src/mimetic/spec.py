@@ -10,6 +10,7 @@ from numbers import Real
 from torch import Tensor
 
 from mimetic.construct import NOISES
+from mimetic.messages import check_choice
 
 # of a constant that is not 0: the factors are made in float32; its square root must fit into half precision, its square
 # into single
@@ -32,8 +33,7 @@ class MimeticSpec:
     noise: str = "normal"  #: "normal" N(0, 1/d) or "uniform" of the same variance
 
     def __post_init__(self):
-        if self.noise not in NOISES:
-            raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
+        check_choice("noise", self.noise, NOISES)
         for name in self.constants():
             value = getattr(self, name)
             if isinstance(value, Tensor) and value.ndim <= 1:

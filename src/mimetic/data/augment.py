@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimetic.messages import one_line
+from mimetic.messages import check_choice, one_line
 
 PADDINGS = ("reflect", "zero")
 RANDAUGMENT_OPS = (
@@ -40,8 +40,7 @@ class Augmentation:
     compiled: bool = False  # RandAugment through torch.compile: on a GPU a few kernels instead of hundreds
 
     def __post_init__(self) -> None:
-        if self.padding_mode not in PADDINGS:
-            raise ValueError(f"padding_mode must be one of {', '.join(PADDINGS)}, not {self.padding_mode!r}")
+        check_choice("padding_mode", self.padding_mode, PADDINGS)
         if self.crop_padding < 0 or self.randaugment_ops < 0:
             raise ValueError("crop_padding and randaugment_ops must not be negative")
         if not 0 <= self.randaugment_magnitude < _BINS:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, link_or_copy, require_network
-from mimetic.messages import one_line
+from mimetic.messages import check_choice, one_line
 
 DATASETS = ("cifar10", "cifar100", "digits")
 # Which images a subset holds must not change with the run: one fixed seed for every run.
@@ -103,8 +103,7 @@ def load_images(
 
 def check_dataset(name: str, train_size: int | None = None, validation: int = 0) -> None:
     """Raise ValueError unless ``load_images`` with these arguments makes sense; reads no data."""
-    if name not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
+    check_choice("dataset", name, DATASETS)
     classes, largest = NUM_CLASSES[name], TRAIN_SIZES[name]
     left = largest - (train_size or largest)
     if validation and (validation < 0 or validation % classes or validation > left):

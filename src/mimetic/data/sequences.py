@@ -32,6 +32,7 @@ from mimetic.data.fetch import (
     require_network,
     sha256_of,
 )
+from mimetic.messages import check_choice
 
 DATASETS = ("ml100k", "ml1m", "beauty", "clusters")
 LEAST_INTERACTIONS = 5  # of a user
@@ -123,8 +124,7 @@ class SequenceData:
 
 def check_sequences(name: str, items: int | None = None) -> None:
     """Raise ValueError unless ``load_sequences`` with these arguments makes sense; reads no data."""
-    if name not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {name!r}")
+    check_choice("dataset", name, DATASETS)
     most = SYNTHETIC_ITEMS if name == "clusters" else _FILES[name].counts[1]
     if items is None:
         return

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, download
-from mimetic.messages import one_line
+from mimetic.messages import check_choice, one_line
 
 TOKENIZERS = ("char", "bpe")
 BYTES = 256  # the smallest byte-level vocabulary: no merges
@@ -119,10 +119,8 @@ def load_text(
 
 def check_text(name: str, tokenizer: str = "char", vocab_size: int = 0) -> None:
     """Raise ValueError unless ``load_text`` with these arguments makes sense; reads no data."""
-    if name not in CORPORA:
-        raise ValueError(f"dataset must be one of {', '.join(CORPORA)}, not {name!r}")
-    if tokenizer not in TOKENIZERS:
-        raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
+    check_choice("dataset", name, CORPORA)
+    check_choice("tokenizer", tokenizer, TOKENIZERS)
     if tokenizer == "char" and vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size}: the vocabulary of 'char' is the characters of the corpus; use 0, or"

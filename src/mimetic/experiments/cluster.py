@@ -23,6 +23,7 @@ from mimetic.data.fetch import Unavailable, check_writable
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.processes import until_terminated
 from mimetic.experiments.runs import check, check_processes, existing, run_or_restart
+from mimetic.messages import check_choice
 from mimetic.training.checkpoint import BusyCheckpoint
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def submit(
         Unavailable: submitit is not installed, or there is no Slurm here.
         RecordError: a record of the queue is damaged.
     """
-    if executor not in EXECUTORS:
-        raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, not {executor!r}")
+    check_choice("executor", executor, EXECUTORS)
     for name, value, low in [
         ("at_once", at_once, 1),
         *((n, getattr(resources, n), n != "gpus") for n in ("minutes", "gpus", "nodes", "cpus")),

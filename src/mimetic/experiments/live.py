@@ -19,6 +19,7 @@ from mimetic.data import images, sequences, text
 from mimetic.experiments.configs import RunConfig, named
 from mimetic.experiments.configs.recommenders import NEXT, OPPOSITE
 from mimetic.experiments.runs import check, run
+from mimetic.messages import check_choice
 from mimetic.models.blocks import in_attention
 from mimetic.training.backend import resolve_device
 
@@ -116,8 +117,7 @@ def live_sequences(
         changes: of the config: d_model, depth, epochs, ... or objective="mask", causal=False, BERT4Rec, which learns
             later.
     """
-    if data not in (choices := ("clusters", *SHORT)):
-        raise ValueError(f"data must be one of {', '.join(choices)}, not {data!r}")
+    check_choice("data", data, ("clusters", *SHORT))
     for name in signs:
         if name not in SIGNS:
             raise ValueError(f"signs must be of {', '.join(SIGNS)}, not {name!r}")

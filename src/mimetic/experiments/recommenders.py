@@ -28,7 +28,7 @@ from mimetic.experiments.configs.recommenders import RecommenderConfig
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 from mimetic.experiments.runs import COMMON_SOURCE, Prepared, initialized
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 from mimetic.models.bert4rec import BERT4Rec, BERT4RecConfig
 from mimetic.training.backend import derive_seed
 
@@ -49,8 +49,7 @@ EVALUATION_BATCH = 256  # users
 def check(config: RecommenderConfig) -> None:
     """Raise ValueError, naming the choices, unless the config's data, objective and model make sense; reads no data."""
     check_sequences(config.dataset, config.items)
-    if config.objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}")
+    check_choice("objective", config.objective, OBJECTIVES)
     if config.objective == "next" and not config.causal:
         raise ValueError(
             "objective='next' needs causal=True: where attention sees both sides, the next item is its own answer"

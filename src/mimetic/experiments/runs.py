@@ -33,7 +33,7 @@ from mimetic.data.fetch import cache_dir, check_writable, data_dir
 from mimetic.experiments.configs import check_named, with_arm
 from mimetic.experiments.configs.base import MACHINE, RunConfig
 from mimetic.initializers import INITIALIZERS, RANKED, constants_of, initialize_
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import parameter_counts
 from mimetic.spec import MimeticSpec
 from mimetic.training.backend import derive_seed, resolve_backend, resolve_device
@@ -126,8 +126,7 @@ def _check(config: RunConfig, store: bool) -> None:
     check_name("experiment", config.experiment)
     if config.arm:
         check_name("arm", config.arm)
-    if config.init not in INITIALIZERS:
-        raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}, not {config.init!r}")
+    check_choice("init", config.init, INITIALIZERS)
     check_whole("seed", config.seed, 0)
     check_whole("batch_size", config.batch_size)
     family(config).check(config)
@@ -150,14 +149,19 @@ def _check(config: RunConfig, store: bool) -> None:
     resolve_device(config.device)
     if store:
         check_named(config)
-        if not record_path(config.experiment, config.arm or config.init, config.seed).exists():
+        if not path_of(config).exists():
             _check_folders(config)
 
 
 def _check_folders(config: RunConfig) -> None:
     """Raise ValueError unless the run's record and checkpoint can be written."""
-    check_writable(record_path(config.experiment, config.arm or config.init, config.seed).parent, "MIMETIC_RUNS")
+    check_writable(path_of(config).parent, "MIMETIC_RUNS")
     check_writable(checkpoint_path(config).parent, "MIMETIC_DATA")
+
+
+def path_of(config: RunConfig) -> Path:
+    """Where the record of a run is, or will be."""
+    return record_path(config.experiment, config.arm_name, config.seed)
 
 
 def checkpoint_path(config: RunConfig) -> Path:
@@ -245,7 +249,7 @@ def run(
             identity = _identity(config, source)
             if not force:
                 return existing(config), identity  # another process may have finished it meanwhile
-            replaced = record_path(config.experiment, config.arm or config.init, config.seed)
+            replaced = path_of(config)
             # so that this run's checkpoint is not taken for that of the one which made the record
             if replaced.is_file():
                 identity["record to replace"] = hashlib.sha256(replaced.read_bytes()).hexdigest()
@@ -358,7 +362,7 @@ def make_record(
     """What is written of a finished run (see training.records)."""
     return {
         "experiment": config.experiment,
-        "arm": config.arm or config.init,
+        "arm": config.arm_name,
         "seed": config.seed,
         "config": asdict(config),
         "curve": result.curve,
@@ -395,7 +399,7 @@ def existing(config: RunConfig) -> dict[str, Any] | None:
     Raises:
         RecordError: it is damaged, or a run of another config has this name.
     """
-    path = record_path(config.experiment, config.arm or config.init, config.seed)
+    path = path_of(config)
     if not path.is_file():
         return None
     record = read_record(path)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.models.positions import sincos
 
@@ -55,8 +55,7 @@ class BERT4RecConfig:
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
-        if self.pos_embed not in POS_EMBED:
-            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        check_choice("pos_embed", self.pos_embed, POS_EMBED)
         if self.pos_embed == "sincos" and self.d_model % 2:
             raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
 

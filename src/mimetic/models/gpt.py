@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import Block, check_mlp_ratio
 from mimetic.models.positions import centred, noise, shuffled_order, sincos
 from mimetic.scan import evaluating
@@ -48,8 +48,7 @@ class GPTConfig:
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
-        if self.pos_embed not in POS_EMBED:
-            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        check_choice("pos_embed", self.pos_embed, POS_EMBED)
         if self.pos_embed in ("sincos", "shuffled", "centred", "from-sincos") and self.d_model % 2:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
         if self.pos_embed == "rotary" and self.d_model // self.num_heads % 2:

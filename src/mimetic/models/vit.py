@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
 from mimetic.models.positions import noise, shuffled_order, sincos2d
 
@@ -50,10 +50,8 @@ class ViTConfig:
             raise ValueError(f"patch_size={self.patch_size} does not divide img_size={self.img_size}")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
-        if self.global_pool not in GLOBAL_POOL:
-            raise ValueError(f"global_pool must be one of {', '.join(GLOBAL_POOL)}, not {self.global_pool!r}")
-        if self.pos_embed not in POS_EMBED:
-            raise ValueError(f"pos_embed must be one of {', '.join(POS_EMBED)}, not {self.pos_embed!r}")
+        check_choice("global_pool", self.global_pool, GLOBAL_POOL)
+        check_choice("pos_embed", self.pos_embed, POS_EMBED)
         if self.pos_embed in ("sincos2d", "shuffled", "from-sincos") and self.d_model % 4:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs a d_model divisible by 4, not {self.d_model}")
 

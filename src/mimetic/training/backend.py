@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mimetic.data.fetch import Unavailable
+from mimetic.messages import check_choice
 from mimetic.training.config import DEVICES, TrainConfig
 from mimetic.training.precision import cpu_has_bfloat16
 
@@ -35,8 +36,7 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ValueError: unknown name, or this machine has no such device.
     """
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    check_choice("device", name, DEVICES)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")

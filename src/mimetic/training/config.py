@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mimetic.messages import check_whole
+from mimetic.messages import check_choice, check_whole
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -30,8 +30,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("compile", COMPILE)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         check_whole("epochs", self.epochs)
         check_whole("threads", self.threads)
         if self.threads > MOST_THREADS:

@@ -213,7 +213,7 @@ def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
 
 def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[int, int]:
     """How many of a study's runs are in, and how many there are to be."""
-    wanted = {(config.arm or config.init, config.seed) for config in study.runs(seeds)}
+    wanted = {(config.arm_name, config.seed) for config in study.runs(seeds)}
     return len(wanted & set(zip(finals["arm"], finals["seed"]))), len(wanted)
 
 

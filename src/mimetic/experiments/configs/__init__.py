@@ -9,6 +9,7 @@ from typing import Any
 
 from mimetic.experiments.configs import language, recommenders, vision
 from mimetic.experiments.configs.base import FREE, RunConfig
+from mimetic.messages import check_choice
 
 _FAMILIES = (vision, language, recommenders)
 EXPERIMENTS: dict[str, RunConfig] = {
@@ -24,8 +25,7 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     Raises:
         ValueError: unknown experiment, arm or field; the message names the choices.
     """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, not {experiment!r}")
+    check_choice("experiment", experiment, EXPERIMENTS)
     base = EXPERIMENTS[experiment]
     for name in changes:
         if name not in base.known():

@@ -52,9 +52,14 @@ class RunConfig:
     compile: str = "auto"  # torch.compile: auto (on cuda), on, off
 
     @property
+    def arm_name(self) -> str:
+        """What the arm is called: one that has only another initializer by its name."""
+        return self.arm or self.init
+
+    @property
     def name(self) -> str:
         """experiment/arm-seedN"""
-        return f"{self.experiment}/{self.arm or self.init}-seed{self.seed}"
+        return f"{self.experiment}/{self.arm_name}-seed{self.seed}"
 
     @classmethod
     def known(cls) -> list[str]:
