@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
-from mimetic.models.blocks import Block, check_mlp_ratio
+from mimetic.models.blocks import Block, check_heads, check_mlp_ratio
 from mimetic.models.positions import sincos
 
 PADDING = 0
@@ -50,8 +50,7 @@ class BERT4RecConfig:
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "d_model", "depth", "num_heads"):
             check_whole(name, getattr(self, name))
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+        check_heads(self.num_heads, self.d_model)
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")

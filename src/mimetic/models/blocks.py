@@ -73,8 +73,7 @@ class SelfAttention(nn.Module):
         rotary: int = 0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or d_model % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide d_model={d_model}")
+        check_heads(num_heads, d_model)
         self.num_heads = num_heads
         self.head_dim = d_model // num_heads
         self.causal = causal
@@ -109,6 +108,12 @@ class Mlp(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x_BND)))
+
+
+def check_heads(num_heads: int, d_model: int) -> None:
+    """Raise ValueError unless so many heads share the width equally."""
+    if num_heads < 1 or d_model % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide d_model={d_model}")
 
 
 def check_mlp_ratio(mlp_ratio: float, d_model: int) -> None:

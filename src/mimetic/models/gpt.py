@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
-from mimetic.models.blocks import Block, check_mlp_ratio
+from mimetic.models.blocks import Block, check_heads, check_mlp_ratio
 from mimetic.models.positions import centred, noise, shuffled_order, sincos
 from mimetic.scan import evaluating
 
@@ -46,8 +46,7 @@ class GPTConfig:
         for name in ("vocab_size", "context", "d_model", "depth", "num_heads"):
             check_whole(name, getattr(self, name))
         check_mlp_ratio(self.mlp_ratio, self.d_model)
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+        check_heads(self.num_heads, self.d_model)
         check_choice("pos_embed", self.pos_embed, POS_EMBED)
         if self.pos_embed in ("sincos", "shuffled", "centred", "from-sincos") and self.d_model % 2:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
-from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_mlp_ratio
+from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_heads, check_mlp_ratio
 from mimetic.models.positions import noise, shuffled_order, sincos2d
 
 GLOBAL_POOL = ("token", "avg")
@@ -48,8 +48,7 @@ class ViTConfig:
         check_mlp_ratio(self.mlp_ratio, self.d_model)
         if self.img_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide img_size={self.img_size}")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
+        check_heads(self.num_heads, self.d_model)
         check_choice("global_pool", self.global_pool, GLOBAL_POOL)
         check_choice("pos_embed", self.pos_embed, POS_EMBED)
         if self.pos_embed in ("sincos2d", "shuffled", "from-sincos") and self.d_model % 4:
