@@ -1,4 +1,4 @@
-"""What chapter 10 says of fixed positions follows the records, also when few or none are there."""
+"""What chapter 10 says of other positions follows the records, also when few or none are there."""
 
 import json
 from dataclasses import asdict, replace
@@ -67,8 +67,9 @@ def put(study, effects, seeds=range(6), level=2.0):
 
 
 def test_nothing_yet():
-    table, points = positions.comparisons()
-    assert table.empty and points.empty and positions.in_short() == ""
+    for table, points in (positions.comparisons(), positions.by_kind()):
+        assert table.empty and points.empty
+    assert positions.in_short() == ""
     assert "no pair of runs is in yet" in positions.answer()
     assert positions.controls().count("no pair yet (`python -m mimetic queue language`)") == 5
     assert "no pair is in yet" in positions.rotary_answer()
@@ -100,14 +101,28 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     assert "vision signs minus random directions: −0.200" in text
     assert "the default +0.100 (" in text and "vision signs −0.100 (" in text
     table, points = positions.comparisons()
-    assert len(table) == 2 + 4
-    assert len(points) == 6 * 6
+    assert len(table) == 4  # of GPT-2's own positions nothing
+    assert len(points) == 4 * 6
     assert len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
     put(POSITIONS_WIKITEXT2, {"vision": -0.02, "language": -0.01})
     assert "| WikiText-2, language signs | not run | −0.010 (" in positions.in_short()
     put(POSITIONS_LONG, {"vision": -0.05}, seeds=(0, 1, 2))
     assert "| tiny Shakespeare, 6,000 steps, vision signs | not run | −0.04" in positions.in_short()
     assert "3 pairs): *ahead* | not run | not run |" in positions.in_short()
+
+
+def test_the_second_page_opens_with_vision_signs_and_every_kind_of_positions():
+    put(CENTRAL, {"language": 0.4, "vision": 0.2})
+    put(POSITIONS, {"vision": -0.2})
+    put(WIKITEXT2, {"lr-0.004-gpt2": -0.02, "vision": 0.03})
+    table, points = positions.by_kind()
+    assert dict(zip(zip(table["group"], table.index), table["difference"].round(3))) == {
+        ("tiny Shakespeare", TEXT_POSITIONS["learned"]): 0.2,
+        ("tiny Shakespeare", TEXT_POSITIONS["sincos"]): -0.2,
+        ("WikiText-2", f"{TEXT_POSITIONS['learned']}, over the default at 0.004"): 0.05,
+    }
+    assert len(points) == 3 * 6
+    assert set(positions.OF_KIND) == set(TEXT_POSITIONS)
 
 
 def test_a_random_order():

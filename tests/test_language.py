@@ -312,8 +312,8 @@ def test_the_recipe_never_saw_the_evaluation_text():
 
 
 def test_chapter_10_says_what_the_records_say():
-    """Its answer, and what it says of the result with learned positions, are written
-    by hand: they hold as long as this does.
+    """The answers of its two pages, and what the first says of the result with learned
+    positions, are written by hand: they hold as long as this does.
     """
     learned, fixed, rotary = [("central", "wikitext2"), ("positions", "positions-wikitext2"), ("rotary",)]
     sides = {
@@ -361,7 +361,7 @@ def test_chapter_10_says_what_the_records_say():
 
 
 def test_chapter_10_says_of_the_reason_what_the_records_say():
-    """Its paragraph "What does it take?" is written by hand: it holds as long as this does."""
+    """What its second page says it takes is written by hand: it holds as long as this does."""
     effect = {
         kind: side(positions.effect_of(STUDIES[kind], "vision"))
         for kind in ("positions", "shuffled", "centred", "scaled", "rotary", "from-sincos", "from-noise")

@@ -98,7 +98,7 @@ def test_the_report_opens_with_every_kind_of_model():
         f" {ACCURACY.signed(central['difference'])}"
         f" ({ACCURACY.span(central['low'], central['high'])}) points: *gains* | 6 |"
     )
-    assert "[… with rotary positions](10_gpt.ipynb)" in report.summary()
+    assert "[… with rotary positions](10b_positions.ipynb)" in report.summary()
 
 
 def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_says():

@@ -1,5 +1,5 @@
-"""What chapter 10 says of a GPT with other positions: does mimetic initialization fail with language, or with what
-enters a GPT's first block?
+"""What chapter 10 says of a GPT with other positions, in the figure that opens it and on its second page: does mimetic
+initialization fail with language, or with what enters a GPT's first block?
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pandas as pd
 from mimetic.experiments.answers import common, rates
 from mimetic.experiments.answers.common import measured
 from mimetic.experiments.answers.language import COMMAND
-from mimetic.experiments.configs.language import OTHER_POSITIONS, SIGNS, TIE, with_positions
+from mimetic.experiments.configs.language import OTHER_POSITIONS, RUNNER_UP, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
@@ -39,16 +39,16 @@ from mimetic.training.records import load_runs
 
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-# GPTConfig.pos_embed -> its study
+# GPTConfig.pos_embed -> its study, in the order of by_kind
 OF_KIND = {
     "learned": LEARNED,
-    "sincos": POSITIONS,
-    "shuffled": SHUFFLED,
-    "centred": CENTRED,
     "scaled": SCALED,
-    "rotary": ROTARY,
-    "from-sincos": FROM_SINCOS,
     "from-noise": FROM_NOISE,
+    "rotary": ROTARY,
+    "shuffled": SHUFFLED,
+    "sincos": POSITIONS,
+    "centred": CENTRED,
+    "from-sincos": FROM_SINCOS,
 }
 CONTROLS = (SHUFFLED, CENTRED, SCALED, FROM_SINCOS, FROM_NOISE)
 STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
@@ -59,13 +59,23 @@ STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in
 
 
 def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every arm against the default of the same positions, a group a kind of positions:
-    table and points for figures.comparisons.
-    """
-    return common.stacked(
-        ((replace(study, question=question), load_runs(study.experiment)) for question, study in STUDIES.items()),
-        METRIC,
-    )
+    """Every arm against the default of the same positions, of the two kinds with which more than signs was run: table
+    and points for figures.comparisons."""
+    return common.stacked(((study, load_runs(study.experiment)) for study in (POSITIONS, SHUFFLED)), METRIC)
+
+
+def by_kind() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Vision's signs against the default of the same positions, at the better of its rates, a group a text and a row a
+    kind of positions: table and points for figures.comparisons."""
+    studies = []
+    for question, study in STUDIES.items():
+        text, _, kind = question.partition(", ")
+        rate = better_rate(study)
+        name = kind if rate == "gpt2" else f"{kind}, over the default at {RUNNER_UP['gpt2']:g}"
+        studies.append(
+            (replace(study, question=text, comparisons={name: (rate, "vision")}), load_runs(study.experiment))
+        )
+    return common.stacked(studies, METRIC)
 
 
 AT_A_GLANCE = ("learned", "sincos", "from-sincos", "rotary")  # what the chapter opens with: no controls
@@ -160,7 +170,7 @@ def searches() -> str:
 
 
 KINDS = ("learned", "sincos", "from-sincos", "rotary")
-# What the table on top of the chapter compares: text -> the study of each of KINDS, None where it was not run
+# What the table on top of the page compares: text -> the study of each of KINDS, None where it was not run
 TEXTS: dict[str, tuple[Study | None, ...]] = {
     "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY),
     "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
@@ -169,7 +179,7 @@ TEXTS: dict[str, tuple[Study | None, ...]] = {
 
 
 def in_short() -> str:
-    """What the two sets of signs do with every one of KINDS, for the top of the chapter: a Markdown table, and how the
+    """What the two sets of signs do with every one of KINDS, for the top of the page: a Markdown table, and how the
     better of them stands to GPT-2's own start; "" without a pair."""
     rows: dict[str, dict[str, str]] = {}
     for text, studies in TEXTS.items():

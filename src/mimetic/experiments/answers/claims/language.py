@@ -173,14 +173,14 @@ CLAIMS = (
         TEXT,
         "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _texts("vision", FIXED, programme.POSITIONS_LONG),
     ),
     Claim(
         TEXT,
         "With learned positions that start from sines and cosines it gains by them, too (1,200 steps)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         _started,
     ),
     Claim(
@@ -188,21 +188,21 @@ CLAIMS = (
         "With fixed positions it gains more than from the size of the weights or their singular values"
         " (tiny Shakespeare)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _over(FIXED[0], programme.SIZES),
     ),
     Claim(
         TEXT,
         "With fixed positions each half of vision's signs gains by itself (tiny Shakespeare)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: joined({name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}),
     ),
     Claim(
         TEXT,
         "With fixed positions both halves together gain more than either alone (tiny Shakespeare)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _over(FIXED[0], HALVES),
     ),
     Claim(
@@ -210,7 +210,7 @@ CLAIMS = (
         "It is partly because neighbours have positions that are alike:"
         " with the same positions in a random order it gains less, or loses",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gains_less(programme.SHUFFLED, "in a random order"),
     ),
     Claim(
@@ -218,14 +218,14 @@ CLAIMS = (
         "With the same positions in a random order it gains more than from the size of the weights or their singular"
         " values",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _over(programme.SHUFFLED, programme.SIZES),
     ),
     Claim(
         TEXT,
         "It is what all fixed positions have in common: without their mean it gains less, or loses",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gains_less(programme.CENTRED, "without their mean"),
     ),
     Claim(
@@ -233,7 +233,7 @@ CLAIMS = (
         "It is the size of what enters the first block:"
         " with learned positions it gains, too, if tokens and positions are multiplied by √d",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gpt(programme.SCALED),
     ),
     Claim(
@@ -241,28 +241,28 @@ CLAIMS = (
         "It is that fixed positions are not learned:"
         " with learned ones that start from sines and cosines it gains less, or loses",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gains_less(programme.FROM_SINCOS, "learned from there"),
     ),
     Claim(
         TEXT,
         "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gains_less(programme.FROM_NOISE, "starting from noise"),
     ),
     Claim(
         TEXT,
         "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)",
         OURS,
-        "10_gpt",
+        "10b_positions",
         lambda: _gpt(programme.ROTARY),
     ),
     Claim(
         TEXT,
         "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions",
         OURS,
-        "10_gpt",
+        "10b_positions",
         _beyond_learned,
     ),
     Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
