@@ -1,5 +1,5 @@
 """Every claim about mimetic initialization that this book tests: whose it is, what was found, and a verdict (chapter
-13). A module a part of the book.
+13). A module a part of the book, with the rows {(part, whose, page): {what it says: the function that judges it}}.
 """
 
 from __future__ import annotations
@@ -7,11 +7,16 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.experiments.answers.claims import language, pattern, recommenders, vision
-from mimetic.experiments.answers.claims.verdicts import ASKED, MEANING, OURS
+from mimetic.experiments.answers.claims.verdicts import ASKED, MEANING, OURS, Claim
 
 __all__ = ["ASKED", "CLAIMS", "MEANING", "OURS", "PARTS", "claims"]
 
-CLAIMS = (*pattern.CLAIMS, *vision.CLAIMS, *language.CLAIMS, *recommenders.CLAIMS)
+CLAIMS = tuple(
+    Claim(part, says, whose, page, judge)
+    for module in (pattern, vision, language, recommenders)
+    for (part, whose, page), judges in module.CLAIMS.items()
+    for says, judge in judges.items()
+)
 PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 
@@ -21,14 +26,5 @@ def claims(part: str | None = None) -> pd.DataFrame:
     for claim in CLAIMS:
         if part in (None, claim.part):
             verdict, found = claim.judge()
-            rows.append(
-                {
-                    "part": claim.part,
-                    "claim": claim.says,
-                    "whose": claim.whose,
-                    "found": found,
-                    "verdict": verdict,
-                    "page": claim.page,
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append((claim.part, claim.says, claim.whose, found, verdict, claim.page))
+    return pd.DataFrame(rows, columns=["part", "claim", "whose", "found", "verdict", "page"])

@@ -16,7 +16,6 @@ from mimetic.experiments.answers.claims.verdicts import (
     PAPER,
     PART,
     UNDECIDED,
-    Claim,
     Judgement,
     against,
     joined,
@@ -146,124 +145,59 @@ def _share_guess() -> Judgement:
     return HOLDS if low > 0 else NOT if high < 0 else UNDECIDED, share.correlation_words(*found)
 
 
-CLAIMS = (
-    Claim(
-        TEXT,
-        "Language models gain less than vision models (here: GPTs with learned positions, a ViT with sin-cos ones)",
-        PAPER,
-        "10_gpt",
-        _language_gains_less,
-    ),
-    Claim(
-        TEXT,
+CLAIMS = {
+    (TEXT, PAPER, "10_gpt"): {
+        "Language models gain less than vision models"
+        " (here: GPTs with learned positions, a ViT with sin-cos ones)": _language_gains_less,
         "A GPT gains too, though less"
-        " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)",
-        PAPER,
-        "10_gpt",
-        lambda: _texts("vision", CORPORA, programme.LONG),
-    ),
-    Claim(
-        TEXT,
-        "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)",
-        OURS,
-        "10_gpt",
-        lambda: _texts("language", CORPORA, programme.LONG),
-    ),
-    Claim(
-        TEXT,
-        "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)",
-        OURS,
-        "10b_positions",
-        lambda: _texts("vision", FIXED, programme.POSITIONS_LONG),
-    ),
-    Claim(
-        TEXT,
-        "With learned positions that start from sines and cosines it gains by them, too (1,200 steps)",
-        OURS,
-        "10b_positions",
-        _started,
-    ),
-    Claim(
-        TEXT,
+        " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)": lambda: (
+            _texts("vision", CORPORA, programme.LONG)
+        ),
+    },
+    (TEXT, OURS, "10_gpt"): {
+        "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)": lambda: _texts(
+            "language", CORPORA, programme.LONG
+        ),
+    },
+    (TEXT, OURS, "10b_positions"): {
+        "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)": lambda: (
+            _texts("vision", FIXED, programme.POSITIONS_LONG)
+        ),
+        "With learned positions that start from sines and cosines it gains by them, too (1,200 steps)": _started,
         "With fixed positions it gains more than from the size of the weights or their singular values"
-        " (tiny Shakespeare)",
-        OURS,
-        "10b_positions",
-        lambda: _over(FIXED[0], programme.SIZES),
-    ),
-    Claim(
-        TEXT,
-        "With fixed positions each half of vision's signs gains by itself (tiny Shakespeare)",
-        OURS,
-        "10b_positions",
-        lambda: joined({name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}),
-    ),
-    Claim(
-        TEXT,
-        "With fixed positions both halves together gain more than either alone (tiny Shakespeare)",
-        OURS,
-        "10b_positions",
-        lambda: _over(FIXED[0], HALVES),
-    ),
-    Claim(
-        TEXT,
+        " (tiny Shakespeare)": lambda: _over(FIXED[0], programme.SIZES),
+        "With fixed positions each half of vision's signs gains by itself (tiny Shakespeare)": lambda: joined(
+            {name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}
+        ),
+        "With fixed positions both halves together gain more than either alone (tiny Shakespeare)": lambda: _over(
+            FIXED[0], HALVES
+        ),
         "It is partly because neighbours have positions that are alike:"
-        " with the same positions in a random order it gains less, or loses",
-        OURS,
-        "10b_positions",
-        lambda: _gains_less(programme.SHUFFLED, "in a random order"),
-    ),
-    Claim(
-        TEXT,
+        " with the same positions in a random order it gains less, or loses": lambda: _gains_less(
+            programme.SHUFFLED, "in a random order"
+        ),
         "With the same positions in a random order it gains more than from the size of the weights or their singular"
-        " values",
-        OURS,
-        "10b_positions",
-        lambda: _over(programme.SHUFFLED, programme.SIZES),
-    ),
-    Claim(
-        TEXT,
-        "It is what all fixed positions have in common: without their mean it gains less, or loses",
-        OURS,
-        "10b_positions",
-        lambda: _gains_less(programme.CENTRED, "without their mean"),
-    ),
-    Claim(
-        TEXT,
+        " values": lambda: _over(programme.SHUFFLED, programme.SIZES),
+        "It is what all fixed positions have in common: without their mean it gains less, or loses": lambda: (
+            _gains_less(programme.CENTRED, "without their mean")
+        ),
         "It is the size of what enters the first block:"
-        " with learned positions it gains, too, if tokens and positions are multiplied by √d",
-        OURS,
-        "10b_positions",
-        lambda: _gpt(programme.SCALED),
-    ),
-    Claim(
-        TEXT,
+        " with learned positions it gains, too, if tokens and positions are multiplied by √d": lambda: _gpt(
+            programme.SCALED
+        ),
         "It is that fixed positions are not learned:"
-        " with learned ones that start from sines and cosines it gains less, or loses",
-        OURS,
-        "10b_positions",
-        lambda: _gains_less(programme.FROM_SINCOS, "learned from there"),
-    ),
-    Claim(
-        TEXT,
-        "It takes more than large positions: with learned ones that start from noise as large it gains less, or loses",
-        OURS,
-        "10b_positions",
-        lambda: _gains_less(programme.FROM_NOISE, "starting from noise"),
-    ),
-    Claim(
-        TEXT,
-        "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)",
-        OURS,
-        "10b_positions",
-        lambda: _gpt(programme.ROTARY),
-    ),
-    Claim(
-        TEXT,
-        "With fixed positions and vision's signs it predicts better than from GPT-2's own start with learned positions",
-        OURS,
-        "10b_positions",
-        _beyond_learned,
-    ),
-    Claim(TEXT, "The gain follows attention's share of the parameters", GUESS, "11_share", _share_guess),
-)
+        " with learned ones that start from sines and cosines it gains less, or loses": lambda: _gains_less(
+            programme.FROM_SINCOS, "learned from there"
+        ),
+        "It takes more than large positions:"
+        " with learned ones that start from noise as large it gains less, or loses": lambda: _gains_less(
+            programme.FROM_NOISE, "starting from noise"
+        ),
+        "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)": lambda: _gpt(
+            programme.ROTARY
+        ),
+        "With fixed positions and vision's signs it predicts better"
+        " than from GPT-2's own start with learned positions": _beyond_learned,
+    },
+    (TEXT, GUESS, "11_share"): {"The gain follows attention's share of the parameters": _share_guess},
+}

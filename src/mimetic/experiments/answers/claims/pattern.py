@@ -7,7 +7,7 @@ import pandas as pd
 from mimetic.audit import CHANCE, CLEAR, EXPLAINED
 from mimetic.audit.report import sign
 from mimetic.experiments import pattern
-from mimetic.experiments.answers.claims.verdicts import OURS, PAPER, REVIEW, Claim, Judgement, counted, sign_words
+from mimetic.experiments.answers.claims.verdicts import OURS, PAPER, REVIEW, Judgement, counted, sign_words
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.construction import constants_table
 from mimetic.measure import LAYER_HEAD
@@ -67,26 +67,14 @@ def _construction() -> Judgement:
     return counted([kept["sigmas"] > CHANCE]), found
 
 
-CLAIMS = (
-    Claim(
-        PATTERN,
-        r"In trained vision transformers $W_QW_K^\top$ leans to +I and $W_VW_{proj}$ to −I",
-        PAPER,
-        "02_looking_inside",
-        _trained_vision,
-    ),
-    Claim(
-        PATTERN,
-        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too",
-        REVIEW,
-        "02_looking_inside",
-        _trained_text,
-    ),
-    Claim(
-        PATTERN,
-        "αZ + βI, cut to the rank that a head has, is still semi-diagonal",
-        OURS,
-        "03_construction",
-        _construction,
-    ),
-)
+CLAIMS = {
+    (PATTERN, PAPER, "02_looking_inside"): {
+        r"In trained vision transformers $W_QW_K^\top$ leans to +I and $W_VW_{proj}$ to −I": _trained_vision,
+    },
+    (PATTERN, REVIEW, "02_looking_inside"): {
+        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too": _trained_text,
+    },
+    (PATTERN, OURS, "03_construction"): {
+        "αZ + βI, cut to the rank that a head has, is still semi-diagonal": _construction,
+    },
+}

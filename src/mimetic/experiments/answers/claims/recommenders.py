@@ -9,7 +9,6 @@ from mimetic.experiments.answers.claims.verdicts import (
     ASKED,
     OPEN,
     OURS,
-    Claim,
     Judgement,
     against,
     counted,
@@ -153,92 +152,30 @@ def _item_structure() -> Judgement:
     )
 
 
-CLAIMS = (
-    Claim(ITEMS, "A trained BERT4Rec has layers worth imitating", ASKED, "12_recommenders", _worth_imitating),
-    Claim(ITEMS, "An initialization can imitate these layers", ASKED, "12_recommenders", _imitable),
-    Claim(
-        ITEMS,
-        "These layers are a meaningful share of its parameters, a tenth or more",
-        ASKED,
-        "12_recommenders",
-        _meaningful_share,
-    ),
-    Claim(
-        ITEMS,
-        "BERT4Rec gains with vision's signs (this row and those below: learning rate 0.001, the users' last items)",
-        OURS,
-        "12_recommenders",
-        _vision_signs,
-    ),
-    Claim(
-        ITEMS,
-        "BERT4Rec gains more than from the size of the weights or their singular values",
-        OURS,
-        "12_recommenders",
-        _item_structure,
-    ),
-    Claim(
-        ITEMS,
-        "BERT4Rec gains with the opposite signs",
-        OURS,
-        "12_recommenders",
-        lambda: _recommenders(programme.OPPOSITE),
-    ),
-    Claim(
-        ITEMS,
-        "BERT4Rec gains more with the opposite signs than with vision's",
-        OURS,
-        "12_recommenders",
-        lambda: _recommenders(programme.OPPOSITE, programme.VISION),
-    ),
-    Claim(
-        ITEMS,
-        "With fixed sin-cos positions it gains with vision's signs",
-        OURS,
-        "12_recommenders",
-        _fixed_vision,
-    ),
-    Claim(
-        ITEMS,
-        "With fixed positions it gains more with them than from the size of the weights or their singular values",
-        OURS,
-        "12_recommenders",
-        lambda: joined({name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}),
-    ),
-    Claim(
-        ITEMS,
-        "With fixed positions and the opposite signs it loses",
-        OURS,
-        "12_recommenders",
-        lambda: _fixed_items(programme.OPPOSITE, expected=-1),
-    ),
-    Claim(
-        ITEMS,
+CLAIMS = {
+    (ITEMS, ASKED, "12_recommenders"): {
+        "A trained BERT4Rec has layers worth imitating": _worth_imitating,
+        "An initialization can imitate these layers": _imitable,
+        "These layers are a meaningful share of its parameters, a tenth or more": _meaningful_share,
+    },
+    (ITEMS, OURS, "12_recommenders"): {
+        "BERT4Rec gains with vision's signs"
+        " (this row and those below: learning rate 0.001, the users' last items)": _vision_signs,
+        "BERT4Rec gains more than from the size of the weights or their singular values": _item_structure,
+        "BERT4Rec gains with the opposite signs": lambda: _recommenders(programme.OPPOSITE),
+        "BERT4Rec gains more with the opposite signs than with vision's": lambda: _recommenders(
+            programme.OPPOSITE, programme.VISION
+        ),
+        "With fixed sin-cos positions it gains with vision's signs": _fixed_vision,
+        "With fixed positions it gains more with them"
+        " than from the size of the weights or their singular values": lambda: joined(
+            {name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}
+        ),
+        "With fixed positions and the opposite signs it loses": lambda: _fixed_items(programme.OPPOSITE, expected=-1),
         "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds,"
-        " QK − (in layer 1) and V·proj +",
-        OURS,
-        "12_recommenders",
-        lambda: _sibling(programme.DEFAULT),
-    ),
-    Claim(
-        ITEMS,
-        "With vision's signs that sibling loses",
-        OURS,
-        "12_recommenders",
-        lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
-    ),
-    Claim(
-        ITEMS,
-        "The sibling gains more than from the size of the weights or their singular values",
-        OURS,
-        "12_recommenders",
-        _sibling_structure,
-    ),
-    Claim(
-        ITEMS,
-        "The sibling gains more with the opposite signs than with vision's",
-        OURS,
-        "12_recommenders",
-        lambda: _sibling(programme.VISION),
-    ),
-)
+        " QK − (in layer 1) and V·proj +": lambda: _sibling(programme.DEFAULT),
+        "With vision's signs that sibling loses": lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
+        "The sibling gains more than from the size of the weights or their singular values": _sibling_structure,
+        "The sibling gains more with the opposite signs than with vision's": lambda: _sibling(programme.VISION),
+    },
+}

@@ -14,7 +14,6 @@ from mimetic.experiments.answers.claims.verdicts import (
     PAPER,
     REVIEW,
     UNDECIDED,
-    Claim,
     Judgement,
     against,
     joined,
@@ -152,132 +151,59 @@ def _other_positions() -> Judgement:
     return verdict, found
 
 
-CLAIMS = (
-    Claim(
-        VISION,
-        "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)",
-        PAPER,
-        "06_cifar_claim",
-        lambda: against("cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)),
-    ),
-    Claim(
-        VISION,
-        "It also trains faster: in the same schedule it passes the default's final accuracy earlier",
-        PAPER,
-        "06_cifar_claim",
-        _sooner,
-    ),
-    Claim(
-        VISION,
-        "On CIFAR-10 the gain is over 5 % (read as points; here: ViT-Tiny, 50,000 images, 100 epochs, our recipe)",
-        PAPER,
-        "05b_gpu",
-        lambda: against("cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05),
-    ),
-    Claim(
-        VISION,
-        "There is a gain on CIFAR-100, too",
-        PAPER,
-        "05b_gpu",
-        lambda: against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS),
-    ),
-    Claim(
-        VISION,
-        "There is one on SVHN and Tiny ImageNet, too",
-        PAPER,
-        "05b_gpu",
-        lambda: (OPEN, "not run: neither data set is prepared here"),
-    ),
-    Claim(VISION, "On ImageNet the gain is over 4 %", PAPER, "05c_imagenet", _imagenet),
-    Claim(VISION, "The gain grows with the model", REVIEW, "08_size_and_data", lambda: _trend(("width", "depth"), 1)),
-    Claim(
-        VISION,
-        "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)",
-        OURS,
-        "08_size_and_data",
-        _deep,
-    ),
-    Claim(
-        VISION,
+CLAIMS = {
+    (VISION, PAPER, "06_cifar_claim"): {
+        "A small ViT ends with a higher accuracy on CIFAR-10 (here: 10,000 images, 30 epochs)": lambda: against(
+            "cifar10-lab30", "mimetic", "timm", len(CENTRAL_SEEDS)
+        ),
+        "It also trains faster: in the same schedule it passes the default's final accuracy earlier": _sooner,
+    },
+    (VISION, PAPER, "05b_gpu"): {
+        "On CIFAR-10 the gain is over 5 %"
+        " (read as points; here: ViT-Tiny, 50,000 images, 100 epochs, our recipe)": lambda: against(
+            "cifar10-paper", "mimetic", "timm", PAPER_PAIRS, least=0.05
+        ),
+        "There is a gain on CIFAR-100, too": lambda: against("cifar100-paper", "mimetic", "timm", PAPER_PAIRS),
+        "There is one on SVHN and Tiny ImageNet, too": lambda: (OPEN, "not run: neither data set is prepared here"),
+    },
+    (VISION, PAPER, "05c_imagenet"): {"On ImageNet the gain is over 4 %": _imagenet},
+    (VISION, REVIEW, "08_size_and_data"): {
+        "The gain grows with the model": lambda: _trend(("width", "depth"), 1),
+    },
+    (VISION, OURS, "08_size_and_data"): {
+        "It is there at twelve layers, ViT-Tiny's depth, too (10 epochs, at the rate chosen for six)": _deep,
         "It is there at twelve layers and half that rate"
-        " (five pairs, and five that were added when those had been seen)",
-        OURS,
-        "08_size_and_data",
-        _deep_half,
-    ),
-    Claim(
-        VISION,
-        "It is there at twelve layers with each arm at the better of the two rates",
-        OURS,
-        "08_size_and_data",
-        _deep_better,
-    ),
-    Claim(VISION, "The gain grows when images are few", COURSE, "08_size_and_data", lambda: _trend(("data",), -1)),
-    Claim(WHY, "Queries and keys alone gain", OURS, "07_why", lambda: _lab("mimetic-qk")),
-    Claim(WHY, "Values and projection alone gain", OURS, "07_why", lambda: _lab("mimetic-vp")),
-    Claim(WHY, "It is more than the size of the weights", OURS, "07_why", lambda: _lab("mimetic", "timm-rescaled")),
-    Claim(WHY, "It is more than the singular values", OURS, "07_why", lambda: _lab("mimetic", "random-directions")),
-    Claim(
-        WHY,
-        "The two diagonals are part of it: without either, the noise of both products gains less",
-        OURS,
-        "07_why",
-        _pattern,
-    ),
-    Claim(
-        WHY,
-        "V·proj's diagonal is part of it (without it the product is smaller, too)",
-        OURS,
-        "07_why",
-        lambda: _lab("mimetic", "vp-beta-0"),
-    ),
-    Claim(WHY, "QK's diagonal is part of it", OURS, "07_why", lambda: _lab("mimetic", "qk-beta-0")),
-    Claim(WHY, "It is there over PyTorch's default, too", OURS, "07_why", lambda: _lab("mimetic", "torch")),
-    Claim(WHY, "It is there without sin-cos positions, too", OURS, "07_why", _other_positions),
-    Claim(
-        WHY,
+        " (five pairs, and five that were added when those had been seen)": _deep_half,
+        "It is there at twelve layers with each arm at the better of the two rates": _deep_better,
+    },
+    (VISION, COURSE, "08_size_and_data"): {"The gain grows when images are few": lambda: _trend(("data",), -1)},
+    (WHY, OURS, "07_why"): {
+        "Queries and keys alone gain": lambda: _lab("mimetic-qk"),
+        "Values and projection alone gain": lambda: _lab("mimetic-vp"),
+        "It is more than the size of the weights": lambda: _lab("mimetic", "timm-rescaled"),
+        "It is more than the singular values": lambda: _lab("mimetic", "random-directions"),
+        "The two diagonals are part of it: without either, the noise of both products gains less": _pattern,
+        "V·proj's diagonal is part of it (without it the product is smaller, too)": lambda: _lab(
+            "mimetic", "vp-beta-0"
+        ),
+        "QK's diagonal is part of it": lambda: _lab("mimetic", "qk-beta-0"),
+        "It is there over PyTorch's default, too": lambda: _lab("mimetic", "torch"),
+        "It is there without sin-cos positions, too": _other_positions,
         "It is because near places have positions that are alike:"
-        " with sin-cos positions in a random order it gains less",
-        OURS,
-        "07_why",
-        lambda: _less_than_fixed("shuffled"),
-    ),
-    Claim(
-        WHY,
-        "It is because positions stay fixed: with learned ones that start from sin-cos it gains less",
-        OURS,
-        "07_why",
-        lambda: _less_than_fixed("from-sincos"),
-    ),
-    Claim(
-        WHY,
-        "It takes more than large positions: with learned ones that start from noise as large it gains less",
-        OURS,
-        "07_why",
-        lambda: _less_than_fixed("from-noise"),
-    ),
-    Claim(
-        WHY,
-        "It takes more than large positions that stay fixed: with fixed noise as large it gains less",
-        OURS,
-        "07_why",
-        lambda: _less_than_fixed("noise"),
-    ),
-    Claim(
-        WHY,
-        "It is there with a class token and learned positions that start from sin-cos, too",
-        OURS,
-        "07_why",
-        lambda: _lab("from-sincos-token-mimetic", "from-sincos-token-timm"),
-    ),
-    Claim(
-        WHY,
-        "With both signs flipped it is worse than the default",
-        OURS,
-        "07_why",
-        lambda: _lab("both-flipped", expected=-1),
-    ),
-    Claim(
-        WHY, "V·proj stored untransposed, as in public code, is worse than the formula", OURS, "07_why", _untransposed
-    ),
-)
+        " with sin-cos positions in a random order it gains less": lambda: _less_than_fixed("shuffled"),
+        "It is because positions stay fixed: with learned ones that start from sin-cos it gains less": lambda: (
+            _less_than_fixed("from-sincos")
+        ),
+        "It takes more than large positions: with learned ones that start from noise as large it gains less": lambda: (
+            _less_than_fixed("from-noise")
+        ),
+        "It takes more than large positions that stay fixed: with fixed noise as large it gains less": lambda: (
+            _less_than_fixed("noise")
+        ),
+        "It is there with a class token and learned positions that start from sin-cos, too": lambda: _lab(
+            "from-sincos-token-mimetic", "from-sincos-token-timm"
+        ),
+        "With both signs flipped it is worse than the default": lambda: _lab("both-flipped", expected=-1),
+        "V·proj stored untransposed, as in public code, is worse than the formula": _untransposed,
+    },
+}
