@@ -11,7 +11,7 @@ from mimetic.experiments.answers.common import comparisons_of, study_points, stu
 from mimetic.experiments.answers.head_start import gap_by_epoch
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
-from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES
+from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES, gain, pair
 from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, slopes_per_doubling
 from mimetic.training.records import load_runs
 
@@ -53,7 +53,7 @@ def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str
 
 def at_other_rates(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For figures.gains, by panel: the gain at twelve layers and half the rate; {} without a pair."""
-    arms = {"half the rate": (f"{DEEP}-half-timm", f"{DEEP}-half-mimetic")}
+    arms = {"half the rate": pair(f"{DEEP}-half")}
     table = compare(finals, arms)
     return {"depth": table.assign(x=12.0)} if len(table) else {}
 
@@ -131,7 +131,7 @@ def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
 def twelve(finals: pd.DataFrame) -> str:
     """What mimetic initialization gains at twelve layers, at the rate chosen for six, at half of it, and with each arm
     at the better of the two by held-back images, as a Markdown table; "" without runs."""
-    full, half = ({f"{DEEP}{rate}-mimetic": 1, f"{DEEP}{rate}-timm": -1} for rate in ("", "-half"))
+    full, half = gain(DEEP), gain(f"{DEEP}-half")
     better, words = better_rates(finals)
     added = before_and_after_the_look(contrast(finals, half))
     split = before_and_after_the_look(better) if len(better) else (better, better)
@@ -247,9 +247,7 @@ def nearest(finals: pd.DataFrame) -> str:
     """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all
     images, as a Markdown table; "" without pairs.
     """
-    gains = {
-        words: contrast(finals, {f"{prefix}-mimetic": 1, f"{prefix}-timm": -1}) for words, prefix in NEAREST.items()
-    }
+    gains = {words: contrast(finals, gain(prefix)) for words, prefix in NEAREST.items()}
     gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
     rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
     columns = ["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from mimetic.experiments.answers import common, machines
 from mimetic.experiments.answers.vision import COMMAND, found, numbers
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE
+from mimetic.experiments.programmes.vision import NOISE_ONLY, STUDIES, TRACE, gain, pair
 from mimetic.statistics import ENOUGH, contrast, mean_interval, side
 
 # What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the
@@ -117,9 +118,9 @@ WITHOUT = Study(
 OTHER_POSITIONS = replace(
     STUDIES["position"],
     comparisons={
-        "sin-cos in a random order, average (CPU)": ("shuffled-avg-timm", "shuffled-avg-mimetic"),
-        "learned from sin-cos, average (CPU)": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
-        "learned from sin-cos, class token (CPU)": ("from-sincos-token-timm", "from-sincos-token-mimetic"),
+        "sin-cos in a random order, average (CPU)": pair("shuffled-avg"),
+        "learned from sin-cos, average (CPU)": pair("from-sincos-avg"),
+        "learned from sin-cos, class token (CPU)": pair("from-sincos-token"),
     },
 )
 
@@ -186,20 +187,14 @@ def made_on(finals: pd.DataFrame, experiment: str = "cifar10-lab10") -> str:
 
 # what the gain hangs on: condition -> (the default there, mimetic initialization there)
 CONDITIONS = {
-    "sin-cos positions, average pooling": PAIR,
-    "learned positions, average pooling": ("learned-avg-timm", "learned-avg-mimetic"),
-    "learned positions that start from sin-cos, average pooling (on a CPU)": (
-        "from-sincos-avg-timm",
-        "from-sincos-avg-mimetic",
-    ),
-    "no positions, average pooling": ("none-avg-timm", "none-avg-mimetic"),
-    "sin-cos positions, class token": ("sincos2d-token-timm", "sincos2d-token-mimetic"),
-    "learned positions that start from sin-cos, class token (on a CPU)": (
-        "from-sincos-token-timm",
-        "from-sincos-token-mimetic",
-    ),
-    "learned positions, class token": ("learned-token-timm", "learned-token-mimetic"),
-    "no positions, class token": ("none-token-timm", "none-token-mimetic"),
+    "sin-cos positions, average pooling": pair("base"),
+    "learned positions, average pooling": pair("learned-avg"),
+    "learned positions that start from sin-cos, average pooling (on a CPU)": pair("from-sincos-avg"),
+    "no positions, average pooling": pair("none-avg"),
+    "sin-cos positions, class token": pair("sincos2d-token"),
+    "learned positions that start from sin-cos, class token (on a CPU)": pair("from-sincos-token"),
+    "learned positions, class token": pair("learned-token"),
+    "no positions, class token": pair("none-token"),
     "as in the first row, over PyTorch's default": ("torch", "mimetic"),
     "as in the first row, 0.4 for QK and 0.7 for V·proj, as in some public code": ("timm", "swapped"),
 }
@@ -217,7 +212,7 @@ def _gains_by_condition(finals: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _made_with(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
-    arms = {arm for pair in CONDITIONS.values() for arm in pair}
+    arms = set(chain(*CONDITIONS.values()))
     devices = " and ".join(sorted(finals.loc[finals["arm"].isin(arms), "device.name"].unique()))
     return f"{min(map(len, gains.values()))} pairs each, on {devices}"
 
@@ -261,10 +256,10 @@ def learned_position(finals: pd.DataFrame) -> str:
     """
     said = []
     for name, prefixes in {
-        "a learned position embedding that starts small": ("learned-avg-", "learned-token-"),
-        "a sin-cos one": ("", "sincos2d-token-"),
+        "a learned position embedding that starts small": ("learned-avg", "learned-token"),
+        "a sin-cos one": ("base", "sincos2d-token"),
     }.items():
-        values = [contrast(finals, {f"{prefix}mimetic": 1, f"{prefix}timm": -1}) for prefix in prefixes]
+        values = [contrast(finals, gain(prefix)) for prefix in prefixes]
         if min(map(len, values)) < ENOUGH:
             return ""
         average, token = (

@@ -14,33 +14,28 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.answers.parts import NOT_MADE, cell, mean_of
 from mimetic.experiments.answers.vision import ALL_SEEDS, COMMAND
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import PAIR, STUDIES
+from mimetic.experiments.programmes.vision import STUDIES, gain, pair
 from mimetic.statistics import contrast, summary
 
-
-def _pair(prefix: str) -> tuple[str, str]:
-    return f"{prefix}-timm", f"{prefix}-mimetic"
-
-
-# pooling -> position embedding -> (the default there, mimetic initialization there)
+# pooling -> position embedding -> what the names of its arms begin with (programmes.vision.pair)
 POSITIONS = {
     "average": {
-        "sin-cos": PAIR,
-        "sin-cos in a random order": _pair("shuffled-avg"),
-        "learned, starting from sin-cos": _pair("from-sincos-avg"),
-        "fixed noise, as large": _pair("noise-avg"),
-        "learned, starting from that noise": _pair("from-noise-avg"),
-        "learned, starting small": _pair("learned-avg"),
-        "none": _pair("none-avg"),
+        "sin-cos": "base",
+        "sin-cos in a random order": "shuffled-avg",
+        "learned, starting from sin-cos": "from-sincos-avg",
+        "fixed noise, as large": "noise-avg",
+        "learned, starting from that noise": "from-noise-avg",
+        "learned, starting small": "learned-avg",
+        "none": "none-avg",
     },
     "class token": {
-        "sin-cos": _pair("sincos2d-token"),
-        "learned, starting from sin-cos": _pair("from-sincos-token"),
-        "learned, starting small": _pair("learned-token"),
-        "none": _pair("none-token"),
+        "sin-cos": "sincos2d-token",
+        "learned, starting from sin-cos": "from-sincos-token",
+        "learned, starting small": "learned-token",
+        "none": "none-token",
     },
 }
-ARMS = tuple(arm for embeddings in POSITIONS.values() for pair in embeddings.values() for arm in pair)
+ARMS = tuple(arm for embeddings in POSITIONS.values() for prefix in embeddings.values() for arm in pair(prefix))
 
 
 @dataclass(frozen=True)
@@ -52,10 +47,6 @@ class Asked:
     arms: Mapping[str, float]
     expected: str = ""
     sign: int = 0
-
-
-def _gain(pair: tuple[str, str]) -> dict[str, float]:
-    return dict(zip(pair, (-1, 1)))
 
 
 def _of(study: str, name: str) -> Mapping[str, float]:
@@ -79,7 +70,7 @@ ASKED = {
         ),
         Asked(
             "the gain in a random order itself",
-            _gain(POSITIONS["average"]["sin-cos in a random order"]),
+            gain("shuffled-avg"),
             "it needs alike neighbours: none in a random order",
         ),
         Asked(
@@ -135,7 +126,7 @@ ASKED = {
     "class token": (
         Asked(
             "the gain without positions itself",
-            _gain(POSITIONS["class token"]["none"]),
+            gain("none-token"),
             "it needs positions here, too: none without",
         ),
         Asked(
@@ -192,13 +183,13 @@ def gains(finals: pd.DataFrame) -> str:
     """
     machines, rows, pairs = by_machine(finals), [], set()
     for pooling, embeddings in POSITIONS.items():
-        for name, pair in embeddings.items():
-            found = {machine: contrast(runs, _gain(pair)) for machine, runs in machines.items()}
+        for name, prefix in embeddings.items():
+            found = {machine: contrast(runs, gain(prefix)) for machine, runs in machines.items()}
             there = [machine for machine, values in found.items() if len(values)]
             if there:
                 pairs |= {len(values) for values in found.values() if len(values)}
                 seeds = found[there[0]].index
-                accuracies = (f"{100 * mean_of(machines[there[0]], arm, seeds):.1f}" for arm in pair)
+                accuracies = (f"{100 * mean_of(machines[there[0]], arm, seeds):.1f}" for arm in pair(prefix))
                 rows.append((pooling, name, *accuracies, *map(_whole, found.values())))
     missing = common.missing(
         Study("positions", "", "cifar10-lab10", ARMS), finals, ALL_SEEDS, COMMAND, "Of these position embeddings "

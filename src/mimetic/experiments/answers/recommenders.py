@@ -57,7 +57,7 @@ VARIANTS = {  # what the arms of a changed model begin with
     "pre-ln-": "pre-LN, ",
 }
 SIGN_PAIRS = {"vision signs": (DEFAULT, VISION), "opposite signs": (DEFAULT, OPPOSITE)}
-AGAINST_DEFAULT = SIGN_PAIRS | {
+AGAINST_DEFAULT = SIGN_PAIRS | {  # both signs, and both controls of their size
     "default at vision's norms (no diagonal)": (DEFAULT, RESCALED),
     "random directions (no diagonal)": (DEFAULT, RANDOM),
 }
@@ -339,17 +339,9 @@ def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd
     return common.stacked(((STUDIES[name], finals) for name in names), METRIC)
 
 
-# What the chapter opens with: both signs, and both controls of their size
-AT_A_GLANCE = {
-    "vision signs": VISION,
-    "opposite signs": OPPOSITE,
-    "default at vision's norms (no diagonal)": RESCALED,
-    "random directions (no diagonal)": RANDOM,
-}
-
-
 def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table and points of AT_A_GLANCE minus the default, on each data set and kind of items (figures.comparisons)."""
+    """Table and points of AGAINST_DEFAULT, on each data set and kind of items (figures.comparisons): what the chapter
+    opens with."""
     panels = []
     for data, runs in finals.items():
         for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
@@ -357,8 +349,8 @@ def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Da
                 "at-a-glance",
                 f"{TITLES[data]}, {items}",
                 data,
-                (DEFAULT, *AT_A_GLANCE.values()),
-                {name: (DEFAULT, arm) for name, arm in AT_A_GLANCE.items()},
+                (DEFAULT, *(arm for _, arm in AGAINST_DEFAULT.values())),
+                AGAINST_DEFAULT,
             )
             panels.append(common.stacked([(study, runs)], replace(METRIC, column=column)))
     tables, points = zip(*panels, strict=True)

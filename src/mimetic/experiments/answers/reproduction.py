@@ -26,6 +26,7 @@ from mimetic.experiments.programmes.language import (
     WIKITEXT2,
 )
 from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import PAIR, pair
 from mimetic.experiments.runs import existing, family
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.statistics import summary as summary_of
@@ -56,41 +57,22 @@ def _linked(table: pd.DataFrame) -> list[str]:
 # arms: growth.better_rates
 SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
 SUMMARY = (
-    ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", "timm", "mimetic"),
-    ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", "timm", "mimetic"),
+    ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", *PAIR),
+    ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", *PAIR),
     ("07_why", "over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
     ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
-    (
-        "07_why",
-        "with learned positions in place of sin-cos ones",
-        "cifar10-lab10",
-        "learned-avg-timm",
-        "learned-avg-mimetic",
-    ),
-    (
-        "07_why",
-        "with learned positions that start from sin-cos",
-        "cifar10-lab10",
-        "from-sincos-avg-timm",
-        "from-sincos-avg-mimetic",
-    ),
+    ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", *pair("learned-avg")),
+    ("07_why", "with learned positions that start from sin-cos", "cifar10-lab10", *pair("from-sincos-avg")),
     (
         "07_why",
         "with learned positions that start from sin-cos, and a class token",
         "cifar10-lab10",
-        "from-sincos-token-timm",
-        "from-sincos-token-mimetic",
+        *pair("from-sincos-token"),
     ),
-    ("08_size_and_data", "with twelve layers", "cifar10-lab10", "depth12-timm", "depth12-mimetic"),
-    (
-        "08_size_and_data",
-        "with twelve layers, at half the learning rate",
-        "cifar10-lab10",
-        "depth12-half-timm",
-        "depth12-half-mimetic",
-    ),
+    ("08_size_and_data", "with twelve layers", "cifar10-lab10", *pair("depth12")),
+    ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", *pair("depth12-half")),
     ("08_size_and_data", "with twelve layers, each arm at the better of these rates", "cifar10-lab10", "", ""),
-    ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", "timm", "mimetic"),
+    ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", *PAIR),
     ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
     ("10b_positions", "after 6,000 steps in place of 1,200", LONG.experiment, "gpt2", "vision"),
     ("10b_positions", "with fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
@@ -228,11 +210,11 @@ SHOWN = (  # every one against the default of its model
                 "both signs flipped": "both-flipped",
             },
             {
-                "mimetic, learned positions": ("learned-avg-timm", "learned-avg-mimetic"),
-                "mimetic, learned positions from sin-cos": ("from-sincos-avg-timm", "from-sincos-avg-mimetic"),
-                "mimetic, no positions": ("none-avg-timm", "none-avg-mimetic"),
-                "mimetic, twelve layers": ("depth12-timm", "depth12-mimetic"),
-                "mimetic, twelve layers, half the rate": ("depth12-half-timm", "depth12-half-mimetic"),
+                "mimetic, learned positions": pair("learned-avg"),
+                "mimetic, learned positions from sin-cos": pair("from-sincos-avg"),
+                "mimetic, no positions": pair("none-avg"),
+                "mimetic, twelve layers": pair("depth12"),
+                "mimetic, twelve layers, half the rate": pair("depth12-half"),
             },
         ),
     ),

@@ -11,6 +11,7 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.programmes.study import Contrast, Study, once
@@ -24,23 +25,27 @@ PAPER_SEEDS = tuple(range(5))
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)  # three pairs for every question first, then two more each
 
 
-def _pair(prefix: str) -> tuple[str, ...]:
-    return PAIR if prefix == "base" else tuple(f"{prefix.replace('_', '-')}-{init}" for init in PAIR)
+def pair(prefix: str) -> tuple[str, str]:
+    """The default and mimetic initialization in one setting; prefix of the arms' names ("base": none)."""
+    return PAIR if prefix == "base" else (f"{prefix}-{PAIR[0]}", f"{prefix}-{PAIR[1]}")
+
+
+def gain(prefix: str) -> dict[str, float]:
+    """Mimetic initialization minus the default in one setting, as a sum of arms (statistics.contrast)."""
+    return dict(zip(pair(prefix), (-1, 1)))
 
 
 def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = None, **settings: str) -> Study:
     """Mimetic initialization against the default in several settings: prefix of the arms'
-    names ("base": none) -> the setting in words.
+    names (see pair; _ for -) -> the setting in words.
     """
-    pairs = {words: _pair(prefix) for prefix, words in settings.items()}
-    return Study(
-        name, question, "cifar10-lab10", tuple(arm for pair in pairs.values() for arm in pair), pairs, contrasts or {}
-    )
+    pairs = {words: pair(prefix.replace("_", "-")) for prefix, words in settings.items()}
+    return Study(name, question, "cifar10-lab10", tuple(chain(*pairs.values())), pairs, contrasts or {})
 
 
 def _gains(one: str, other: str, expected: int | None = None) -> Contrast:
     """The gain of mimetic initialization in one setting minus that in another."""
-    return Contrast(dict(zip((*_pair(one), *_pair(other)), (-1, 1, 1, -1))), expected)
+    return Contrast(dict(zip((*pair(one), *pair(other)), (-1, 1, 1, -1))), expected)
 
 
 def _minus(one: str, other: str, expected: int | None = None) -> Contrast:
@@ -126,12 +131,12 @@ QUESTIONS = (  # in the order of the queue
         "position",
         "What do position embedding and pooling do?",
         {
-            "average pooling: gain with sin-cos minus gain without position": _gains("base", "none_avg", 1),
-            "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned_avg", 1),
+            "average pooling: gain with sin-cos minus gain without position": _gains("base", "none-avg", 1),
+            "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned-avg", 1),
             # with a class token, and of the default alone: added when their runs were in
-            "class token: gain with sin-cos minus gain without position": _gains("sincos2d_token", "none_token"),
-            "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d_token", "learned_token"),
-            "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d_token"),
+            "class token: gain with sin-cos minus gain without position": _gains("sincos2d-token", "none-token"),
+            "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d-token", "learned-token"),
+            "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d-token"),
             "the default alone: sin-cos and average pooling minus learned and class token": _minus(
                 "timm", "learned-token-timm"
             ),
@@ -210,7 +215,7 @@ DEEPER_AGAIN = replace(
     name="deeper-again",
     arms=("depth12-timm", "depth12-half-timm", "depth12-half-mimetic"),
     comparisons={
-        "half of it": ("depth12-half-timm", "depth12-half-mimetic"),
+        "half of it": pair("depth12-half"),
         "each at its better rate": ("depth12-timm", "depth12-half-mimetic"),
     },
 )
@@ -219,7 +224,7 @@ DEEPER_AGAIN = replace(
 NEIGHBOURS = _paired(
     "neighbours",
     "Is it that neighbours have positions that are alike?",
-    {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled_avg", 1)},
+    {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled-avg", 1)},
     base="sin-cos",
     shuffled_avg="the same in a random order",
 )
@@ -229,12 +234,12 @@ START = _paired(
     "start",
     "Must positions be fixed, or only large?",
     {
-        "gain with fixed sin-cos minus gain with learned ones that start there": _gains("base", "from_sincos_avg"),
+        "gain with fixed sin-cos minus gain with learned ones that start there": _gains("base", "from-sincos-avg"),
         "gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains(
-            "from_sincos_avg", "learned_avg", 1
+            "from-sincos-avg", "learned-avg", 1
         ),
         "gain with learned ones that start from noise as large minus gain with learned ones that start small": _gains(
-            "from_noise_avg", "learned_avg", 1
+            "from-noise-avg", "learned-avg", 1
         ),
     },
     base="fixed sin-cos",
@@ -248,8 +253,8 @@ FIXED_NOISE = _paired(
     "fixed-noise",
     "Is noise enough if it stays fixed?",
     {
-        "gain with sin-cos in a random order minus gain with fixed noise": _gains("shuffled_avg", "noise_avg"),
-        "gain with fixed noise minus gain with learned ones that start from it": _gains("noise_avg", "from_noise_avg"),
+        "gain with sin-cos in a random order minus gain with fixed noise": _gains("shuffled-avg", "noise-avg"),
+        "gain with fixed noise minus gain with learned ones that start from it": _gains("noise-avg", "from-noise-avg"),
         "the default alone: sin-cos in a random order minus fixed noise": _minus("shuffled-avg-timm", "noise-avg-timm"),
         "mimetic alone: the same": _minus("shuffled-avg-mimetic", "noise-avg-mimetic"),
     },
@@ -264,10 +269,10 @@ START_TOKEN = _paired(
     "Do learned positions that start from sin-cos gain with a class token, too?",
     {
         "class token: gain with fixed sin-cos minus gain with learned ones that start there": _gains(
-            "sincos2d_token", "from_sincos_token"
+            "sincos2d-token", "from-sincos-token"
         ),
         "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start small": (
-            _gains("from_sincos_token", "learned_token", 1)
+            _gains("from-sincos-token", "learned-token", 1)
         ),
     },
     sincos2d_token="fixed sin-cos, class token",

@@ -27,7 +27,7 @@ from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.programmes import language as programme
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import CENTRAL_SEEDS
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, gain, pair
 from mimetic.statistics import ENOUGH, contrast, side
 from mimetic.training.records import load_runs
 
@@ -69,11 +69,11 @@ def _language_gains_less() -> Judgement:
     ]
     found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {'; '.join(said)}" if said else ""
     finals = load_runs("cifar10-lab10")
-    same = contrast(finals, {"learned-avg-mimetic": 1, "learned-avg-timm": -1})
+    same = contrast(finals, gain("learned-avg"))
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
-        same = same / finals[finals["arm"] == "learned-avg-timm"].set_index("seed")["test_accuracy"]
-        gain = judged(same, IN_PERCENT, len(ALL_SEEDS), unit="%")[1]
-        found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {gain}"
+        same = same / finals[finals["arm"] == pair("learned-avg")[0]].set_index("seed")["test_accuracy"]
+        changed = judged(same, IN_PERCENT, len(ALL_SEEDS), unit="%")[1]
+        found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {changed}"
         if side(same) <= 0:
             return PART, f"{found}: with those no gain is seen in vision, either"
     if (fixed["low"] > 0).any():

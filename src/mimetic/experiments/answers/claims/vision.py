@@ -30,7 +30,7 @@ from mimetic.experiments.answers.growth import (
 from mimetic.experiments.answers.head_start import on_the_way, on_the_way_sentence, steps_saved
 from mimetic.experiments.answers.vision import ALL_SEEDS
 from mimetic.experiments.metrics import ACCURACY, Metric
-from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS
+from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS, gain, pair
 from mimetic.statistics import ENOUGH, contrast, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
@@ -40,6 +40,12 @@ PAPER_PAIRS, DEEPER_PAIRS = len(PAPER_SEEDS), len(ALL_SEEDS) + len(DEEPER_SEEDS)
 
 def _lab(arm: str, reference: str = "timm", expected: int = 1) -> Judgement:
     return against("cifar10-lab10", arm, reference, len(ALL_SEEDS), expected=expected)
+
+
+def _gains(prefix: str) -> Judgement:
+    """Whether mimetic initialization gains in the setting that this prefix names."""
+    reference, arm = pair(prefix)
+    return _lab(arm, reference)
 
 
 def _untransposed() -> Judgement:
@@ -87,19 +93,18 @@ def _pattern() -> Judgement:
 
 def _less_than_fixed(kind: str) -> Judgement:
     """Whether mimetic initialization gains less with positions of another kind than with fixed sin-cos ones."""
-    arms = f"{kind}-avg-mimetic", f"{kind}-avg-timm"
-    there = contrast(load_runs("cifar10-lab10"), dict(zip(arms, (1, -1))))
+    there = contrast(load_runs("cifar10-lab10"), gain(f"{kind}-avg"))
     # of the machine that made those
-    fixed = contrast(common.replicas("cifar10-lab10"), {"mimetic": 1, "timm": -1})
+    fixed = contrast(common.replicas("cifar10-lab10"), gain("base"))
     verdict, found = judged((fixed - there).dropna(), ACCURACY, len(ALL_SEEDS))
     if len(there):
-        found = f"gain with fixed ones in order minus gain with these: {found}; with these {_lab(*arms)[1]}"
+        found = f"gain with fixed ones in order minus gain with these: {found}; with these {_gains(f'{kind}-avg')[1]}"
     return verdict, found
 
 
 def _deep() -> Judgement:
-    verdict, found = _lab("depth12-mimetic", "depth12-timm")
-    again = contrast(common.replicas("cifar10-lab10"), {"depth12-mimetic": 1, "depth12-timm": -1})
+    verdict, found = _gains("depth12")
+    again = contrast(common.replicas("cifar10-lab10"), gain("depth12"))
     if len(again) and verdict != OPEN:
         found += f". The same pairs again, on a CPU: {measured(again)}"
     return verdict, found
@@ -113,10 +118,11 @@ def _deep_better() -> Judgement:
 
 def _deep_half() -> Judgement:
     finals = load_runs("cifar10-lab10")
-    verdict, found = against("cifar10-lab10", "depth12-half-mimetic", "depth12-half-timm", DEEPER_PAIRS)
+    reference, arm = pair("depth12-half")
+    verdict, found = against("cifar10-lab10", arm, reference, DEEPER_PAIRS)
     if not len(finals):
         return verdict, found
-    values, cost = contrast(finals, {"depth12-half-mimetic": 1, "depth12-half-timm": -1}), half_costs(finals)[0]
+    values, cost = contrast(finals, gain("depth12-half")), half_costs(finals)[0]
     first, added = before_and_after_the_look(values)
     if len(first) >= ENOUGH and len(added) >= ENOUGH:
         found += (
@@ -134,18 +140,18 @@ def _imagenet() -> Judgement:
 
 
 def _other_positions() -> Judgement:
-    pairs = {
-        f"{kind}, {pooling}": (f"{kind}-{short}-mimetic", f"{kind}-{short}-timm")
+    prefixes = {
+        f"{kind}, {pooling}": f"{kind}-{short}"
         for pooling, short in (("average pooling", "avg"), ("class token", "token"))
         for kind in ("learned", "none")
     }
-    parts = {name: _lab(*pair) for name, pair in pairs.items()}
+    parts = {name: _gains(prefix) for name, prefix in prefixes.items()}
     verdict, found = joined(parts)
     words = [word for word, _ in parts.values()]
     if {HOLDS, NOT} <= set(words):
         found = f"a gain in {words.count(HOLDS)} of {len(words)}, a loss in {words.count(NOT)}: {found}"
     replicas = common.replicas("cifar10-lab10")
-    again = {name: contrast(replicas, {arm: 1, reference: -1}) for name, (arm, reference) in pairs.items()}
+    again = {name: contrast(replicas, gain(prefix)) for name, prefix in prefixes.items()}
     if verdict != OPEN and (once_more := [f"{name} {measured(v)}" for name, v in again.items() if len(v) >= ENOUGH]):
         found += f". The same pairs again, on a CPU: {'; '.join(once_more)}"
     return verdict, found
@@ -200,8 +206,8 @@ CLAIMS = {
         "It takes more than large positions that stay fixed: with fixed noise as large it gains less": lambda: (
             _less_than_fixed("noise")
         ),
-        "It is there with a class token and learned positions that start from sin-cos, too": lambda: _lab(
-            "from-sincos-token-mimetic", "from-sincos-token-timm"
+        "It is there with a class token and learned positions that start from sin-cos, too": lambda: _gains(
+            "from-sincos-token"
         ),
         "With both signs flipped it is worse than the default": lambda: _lab("both-flipped", expected=-1),
         "V·proj stored untransposed, as in public code, is worse than the formula": _untransposed,
