@@ -1,10 +1,12 @@
 """What chapter 7 says of position embeddings, on every machine that made the runs."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mimetic.experiments.answers import common, patch_positions
-from mimetic.experiments.programmes.vision import PAIR
+from mimetic.experiments.programmes.study import Contrast
+from mimetic.experiments.programmes.vision import ASKED_OF_POSITIONS, PAIR
 from mimetic.statistics import contrast, side
 from mimetic.training.records import load_runs
 
@@ -64,22 +66,36 @@ def test_one_pair_has_no_interval_and_none_no_row(again):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected", "sign", "word"),
+    ("values", "expected", "word"),
     [
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "more", 1, "as expected"),
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "less", -1, common.AGAINST),
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "none", 0, common.AGAINST),
-        ((0.1, 0.2, 0.1, 0.2, 0.1), "", 0, "a difference"),
-        ((0.1, -0.1, 0.1, -0.1, 0.0), "more", 1, "these pairs cannot say"),
-        ((0.1, -0.1, 0.1, -0.1, 0.0), "none", 0, "as expected, by what these pairs can show"),
-        ((0.1, -0.1, 0.1, -0.1, 0.0), "", 0, "these pairs cannot say"),
-        ((0.1, 0.2), "more", 1, "too few pairs for a verdict"),
-        ((), "more", 1, ""),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), 1, "as expected"),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), -1, common.AGAINST),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), 0, common.AGAINST),
+        ((0.1, 0.2, 0.1, 0.2, 0.1), None, "a difference"),
+        ((0.1, -0.1, 0.1, -0.1, 0.0), 1, "these pairs cannot say"),
+        ((0.1, -0.1, 0.1, -0.1, 0.0), 0, "as expected, by what these pairs can show"),
+        ((0.1, -0.1, 0.1, -0.1, 0.0), None, "these pairs cannot say"),
+        ((0.1, 0.2), 1, "too few pairs for a verdict"),
+        ((), 1, ""),
     ],
 )
-def test_a_verdict_follows_the_interval_and_the_expectation(values, expected, sign, word):
-    asked = patch_positions.Asked("difference", {}, expected, sign)
-    assert patch_positions._verdict(pd.Series(values, dtype=float), asked) == word
+def test_a_verdict_follows_the_interval_and_the_expectation(monkeypatch, again, values, expected, word):
+    asked = Contrast({"mimetic": 1, "timm": -1}, expected, "" if expected is None else "what we expected")
+    monkeypatch.setattr(patch_positions, "ASKED_OF_POSITIONS", {"average": [("the difference", asked)]})
+    finals = pd.concat([runs("a CPU", PAIR[:1], range(6)), runs("a CPU", PAIR[1:], range(len(values)))])
+    of_the_others = finals["arm"] == "mimetic"
+    finals.loc[of_the_others, "test_accuracy"] += np.array(values)
+    said = patch_positions.expectations(finals)
+    if not word:
+        assert said == "*No two gains to compare yet.*"
+        return
+    assert said.splitlines()[-1].endswith(f"| {word} |") and said.count("the difference |") == 1
+    assert ("we expected |" in said) == (expected is not None) == ("expected nothing" not in said)
+
+
+def test_what_was_expected_is_said():
+    for questions in ASKED_OF_POSITIONS.values():
+        assert all((asked.expected is not None) == bool(asked.words) for _, asked in questions)
 
 
 def test_machines_that_differ_each_have_their_word(again):
@@ -116,5 +132,5 @@ def test_chapter_7_says_of_positions_what_the_records_say():
         "sin-cos, fixed minus learned from there",
     ]
     assert said.count("as expected") == 6 and ": as expected" not in said
-    asked = sum(map(len, patch_positions.ASKED.values()))
+    asked = sum(map(len, ASKED_OF_POSITIONS.values()))
     assert said.count("\n| ") == asked + 3

@@ -5,16 +5,13 @@ runs of one machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import pandas as pd
 
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.parts import NOT_MADE, cell, mean_of
 from mimetic.experiments.answers.vision import ALL_SEEDS, COMMAND
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import STUDIES, gain, pair
+from mimetic.experiments.programmes.vision import ASKED_OF_POSITIONS, gain, pair
 from mimetic.statistics import contrast, summary
 
 # pooling -> position embedding -> what the names of its arms begin with (programmes.vision.pair)
@@ -36,134 +33,6 @@ POSITIONS = {
     },
 }
 ARMS = tuple(arm for embeddings in POSITIONS.values() for prefix in embeddings.values() for arm in pair(prefix))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A difference, and what we expected of it before its runs: in words, and as a sign (0: none that shows). Without
-    words there was no expectation."""
-
-    difference: str
-    arms: Mapping[str, float]
-    expected: str = ""
-    sign: int = 0
-
-
-def _of(study: str, name: str) -> Mapping[str, float]:
-    return STUDIES[study].contrasts[name].arms
-
-
-# pooling -> what was asked, in this order
-ASKED = {
-    "average": (
-        Asked(
-            "sin-cos minus none",
-            _of("position", "average pooling: gain with sin-cos minus gain without position"),
-            "the gain needs positions from the start",
-            1,
-        ),
-        Asked(
-            "sin-cos minus learned, starting small",
-            _of("position", "average pooling: gain with sin-cos minus gain with a learned one"),
-            "the same",
-            1,
-        ),
-        Asked(
-            "the gain in a random order itself",
-            gain("shuffled-avg"),
-            "it needs alike neighbours: none in a random order",
-        ),
-        Asked(
-            "sin-cos minus random order",
-            _of("neighbours", "gain with sin-cos minus gain with the same in a random order"),
-            "the same",
-            1,
-        ),
-        Asked(
-            "sin-cos, fixed minus learned from there",
-            _of("start", "gain with fixed sin-cos minus gain with learned ones that start there"),
-            "positions need not stay fixed: no difference",
-        ),
-        Asked(
-            "learned from sin-cos minus starting small",
-            _of(
-                "start", "gain with learned ones that start from sin-cos minus gain with learned ones that start small"
-            ),
-            "a start from sin-cos gains more than a small one",
-            1,
-        ),
-        Asked(
-            "learned from noise minus starting small",
-            _of(
-                "start",
-                "gain with learned ones that start from noise as large minus gain with learned ones that start small",
-            ),
-            "so does one from noise",
-            1,
-        ),
-        Asked(
-            "random order minus fixed noise",
-            _of("fixed-noise", "gain with sin-cos in a random order minus gain with fixed noise"),
-            "fixed noise gains as much as a random order",
-        ),
-        Asked(
-            "noise, fixed minus learned from there",
-            _of("fixed-noise", "gain with fixed noise minus gain with learned ones that start from it"),
-        ),
-        Asked(
-            "the default's accuracy: random order minus fixed noise",
-            _of("fixed-noise", "the default alone: sin-cos in a random order minus fixed noise"),
-        ),
-        Asked("mimetic initialization's: the same", _of("fixed-noise", "mimetic alone: the same")),
-        Asked("the default's accuracy: sin-cos minus random order", {"timm": 1, "shuffled-avg-timm": -1}),
-        Asked("mimetic initialization's: the same", {"mimetic": 1, "shuffled-avg-mimetic": -1}),
-        Asked("the default's accuracy: random order minus none", {"shuffled-avg-timm": 1, "none-avg-timm": -1}),
-        Asked(
-            "mimetic initialization in a random order minus the default without positions",
-            {"shuffled-avg-mimetic": 1, "none-avg-timm": -1},
-        ),
-    ),
-    "class token": (
-        Asked(
-            "the gain without positions itself",
-            gain("none-token"),
-            "it needs positions here, too: none without",
-        ),
-        Asked(
-            "sin-cos minus none",
-            _of("position", "class token: gain with sin-cos minus gain without position"),
-        ),
-        Asked(
-            "sin-cos minus learned, starting small",
-            _of("position", "class token: gain with sin-cos minus gain with a learned one"),
-        ),
-        Asked(
-            "sin-cos, fixed minus learned from there",
-            _of("start-token", "class token: gain with fixed sin-cos minus gain with learned ones that start there"),
-            "as with average pooling: no difference",
-        ),
-        Asked(
-            "learned from sin-cos minus starting small",
-            _of(
-                "start-token",
-                "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start"
-                " small",
-            ),
-            "a start from sin-cos gains more",
-            1,
-        ),
-    ),
-    "both": (
-        Asked(
-            "sin-cos: average minus class token",
-            _of("position", "sin-cos: gain with average pooling minus gain with class token"),
-        ),
-        Asked(
-            "the default's accuracy: sin-cos, average minus learned, class token",
-            _of("position", "the default alone: sin-cos and average pooling minus learned and class token"),
-        ),
-    ),
-}
 
 
 def by_machine(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -221,19 +90,15 @@ def _differences(finals: pd.DataFrame, expected: bool) -> pd.DataFrame:
     """One row a difference of which we expected something, or of which we did not: its words, what was found on every
     machine, and what that says."""
     machines, rows = by_machine(finals), []
-    for pooling, questions in ASKED.items():
-        for asked in questions:
+    for pooling, questions in ASKED_OF_POSITIONS.items():
+        for difference, asked in questions:
             found = [contrast(runs, asked.arms) for runs in machines.values()]
-            said = [_verdict(values, asked) for values in found]
+            said = [common.outcome(summary(v), asked.expected) if len(v) else "" for v in found]
             words = list(dict.fromkeys(word for word in said if word))
             if len(words) > 1:
                 words = [f"{machine}: {word}" for machine, word in zip(machines, said) if word]
-            if words and bool(asked.expected) == expected:
-                row = {
-                    "pooling": pooling,
-                    "we expected": asked.expected,
-                    "gains, one minus the other": asked.difference,
-                }
+            if words and (asked.expected is not None) == expected:
+                row = {"pooling": pooling, "we expected": asked.words, "gains, one minus the other": difference}
                 row |= dict(zip(machines, map(_whole, found))) | {"so": "; ".join(words)}
                 rows.append(row)
     table = pd.DataFrame(rows)
@@ -243,8 +108,3 @@ def _differences(finals: pd.DataFrame, expected: bool) -> pd.DataFrame:
 def _whole(values: pd.Series) -> str:
     """A cell whose interval a narrow column does not break."""
     return cell(values).replace(" to ", "\u00a0to\u00a0")
-
-
-def _verdict(values: pd.Series, asked: Asked) -> str:
-    """What a difference says of our expectation; "" without pairs."""
-    return common.outcome(summary(values), asked.sign if asked.expected else None) if len(values) else ""

@@ -11,10 +11,12 @@ from mimetic.experiments.configs import RunConfig, named
 @dataclass(frozen=True)
 class Contrast:
     """What a study asks of its arms beyond "better than the reference": a sum of arms times coefficients, and what we
-    expected of it before the runs: 1 above 0, -1 below, 0 neither (no difference), None nothing."""
+    expected of it before the runs: 1 above 0, -1 below, 0 neither (no difference), None nothing; in words, where a page
+    says them."""
 
     arms: Mapping[str, float]
     expected: int | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,17 @@ def gain(prefix: str) -> dict[str, float]:
     return dict(zip(pair(prefix), (-1, 1)))
 
 
-def _paired(name: str, question: str, contrasts: dict[str, Contrast] | None = None, **settings: str) -> Study:
+def _paired(name: str, question: str, **settings: str) -> Study:
     """Mimetic initialization against the default in several settings: prefix of the arms'
     names (see pair; _ for -) -> the setting in words.
     """
     pairs = {words: pair(prefix.replace("_", "-")) for prefix, words in settings.items()}
-    return Study(name, question, "cifar10-lab10", tuple(chain(*pairs.values())), pairs, contrasts or {})
+    return Study(name, question, "cifar10-lab10", tuple(chain(*pairs.values())), pairs)
 
 
-def _gains(one: str, other: str, expected: int | None = None) -> Contrast:
+def _gains(one: str, other: str, expected: int | None = None, words: str = "") -> Contrast:
     """The gain of mimetic initialization in one setting minus that in another."""
-    return Contrast(dict(zip((*pair(one), *pair(other)), (-1, 1, 1, -1))), expected)
+    return Contrast(dict(zip((*pair(one), *pair(other)), (-1, 1, 1, -1))), expected, words)
 
 
 def _minus(one: str, other: str, expected: int | None = None) -> Contrast:
@@ -130,17 +130,6 @@ QUESTIONS = (  # in the order of the queue
     _paired(
         "position",
         "What do position embedding and pooling do?",
-        {
-            "average pooling: gain with sin-cos minus gain without position": _gains("base", "none-avg", 1),
-            "average pooling: gain with sin-cos minus gain with a learned one": _gains("base", "learned-avg", 1),
-            # with a class token, and of the default alone: added when their runs were in
-            "class token: gain with sin-cos minus gain without position": _gains("sincos2d-token", "none-token"),
-            "class token: gain with sin-cos minus gain with a learned one": _gains("sincos2d-token", "learned-token"),
-            "sin-cos: gain with average pooling minus gain with class token": _gains("base", "sincos2d-token"),
-            "the default alone: sin-cos and average pooling minus learned and class token": _minus(
-                "timm", "learned-token-timm"
-            ),
-        },
         base="sin-cos, average",
         learned_avg="learned, average",
         none_avg="no position, average",
@@ -193,12 +182,9 @@ QUESTIONS = (  # in the order of the queue
         {"QK's noise alone, beside V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
 )
-PRECISION = _paired(
-    "precision",
-    "Does bfloat16 change the answer?",
-    {"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
-    base="bfloat16",
-    float32="float32",
+PRECISION = replace(
+    _paired("precision", "Does bfloat16 change the answer?", base="bfloat16", float32="float32"),
+    contrasts={"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
 )
 # Added when cifar10-rates had shown, by one seed, no loss at half the rate
 DEEPER = _paired(
@@ -224,7 +210,6 @@ DEEPER_AGAIN = replace(
 NEIGHBOURS = _paired(
     "neighbours",
     "Is it that neighbours have positions that are alike?",
-    {"gain with sin-cos minus gain with the same in a random order": _gains("base", "shuffled-avg", 1)},
     base="sin-cos",
     shuffled_avg="the same in a random order",
 )
@@ -233,15 +218,6 @@ NEIGHBOURS = _paired(
 START = _paired(
     "start",
     "Must positions be fixed, or only large?",
-    {
-        "gain with fixed sin-cos minus gain with learned ones that start there": _gains("base", "from-sincos-avg"),
-        "gain with learned ones that start from sin-cos minus gain with learned ones that start small": _gains(
-            "from-sincos-avg", "learned-avg", 1
-        ),
-        "gain with learned ones that start from noise as large minus gain with learned ones that start small": _gains(
-            "from-noise-avg", "learned-avg", 1
-        ),
-    },
     base="fixed sin-cos",
     from_sincos_avg="learned, starting from sin-cos",
     from_noise_avg="learned, starting from noise as large",
@@ -252,12 +228,6 @@ START = _paired(
 FIXED_NOISE = _paired(
     "fixed-noise",
     "Is noise enough if it stays fixed?",
-    {
-        "gain with sin-cos in a random order minus gain with fixed noise": _gains("shuffled-avg", "noise-avg"),
-        "gain with fixed noise minus gain with learned ones that start from it": _gains("noise-avg", "from-noise-avg"),
-        "the default alone: sin-cos in a random order minus fixed noise": _minus("shuffled-avg-timm", "noise-avg-timm"),
-        "mimetic alone: the same": _minus("shuffled-avg-mimetic", "noise-avg-mimetic"),
-    },
     shuffled_avg="sin-cos in a random order",
     noise_avg="fixed noise, as large",
     from_noise_avg="learned, starting from that noise",
@@ -267,18 +237,72 @@ FIXED_NOISE = _paired(
 START_TOKEN = _paired(
     "start-token",
     "Do learned positions that start from sin-cos gain with a class token, too?",
-    {
-        "class token: gain with fixed sin-cos minus gain with learned ones that start there": _gains(
-            "sincos2d-token", "from-sincos-token"
-        ),
-        "class token: gain with learned ones that start from sin-cos minus gain with learned ones that start small": (
-            _gains("from-sincos-token", "learned-token", 1)
-        ),
-    },
     sincos2d_token="fixed sin-cos, class token",
     from_sincos_token="learned, starting from sin-cos, class token",
     learned_token="learned, starting small, class token",
 )
+# What is asked of the studies of positions and pooling together: pooling -> what is compared, in the order of the page
+ASKED_OF_POSITIONS = {
+    "average": (
+        ("sin-cos minus none", _gains("base", "none-avg", 1, "the gain needs positions from the start")),
+        ("sin-cos minus learned, starting small", _gains("base", "learned-avg", 1, "the same")),
+        (
+            "the gain in a random order itself",
+            Contrast(gain("shuffled-avg"), 0, "it needs alike neighbours: none in a random order"),
+        ),
+        ("sin-cos minus random order", _gains("base", "shuffled-avg", 1, "the same")),
+        (
+            "sin-cos, fixed minus learned from there",
+            _gains("base", "from-sincos-avg", 0, "positions need not stay fixed: no difference"),
+        ),
+        (
+            "learned from sin-cos minus starting small",
+            _gains("from-sincos-avg", "learned-avg", 1, "a start from sin-cos gains more than a small one"),
+        ),
+        (
+            "learned from noise minus starting small",
+            _gains("from-noise-avg", "learned-avg", 1, "so does one from noise"),
+        ),
+        (
+            "random order minus fixed noise",
+            _gains("shuffled-avg", "noise-avg", 0, "fixed noise gains as much as a random order"),
+        ),
+        ("noise, fixed minus learned from there", _gains("noise-avg", "from-noise-avg")),
+        ("the default's accuracy: random order minus fixed noise", _minus("shuffled-avg-timm", "noise-avg-timm")),
+        ("mimetic initialization's: the same", _minus("shuffled-avg-mimetic", "noise-avg-mimetic")),
+        ("the default's accuracy: sin-cos minus random order", _minus("timm", "shuffled-avg-timm")),
+        ("mimetic initialization's: the same", _minus("mimetic", "shuffled-avg-mimetic")),
+        ("the default's accuracy: random order minus none", _minus("shuffled-avg-timm", "none-avg-timm")),
+        (
+            "mimetic initialization in a random order minus the default without positions",
+            _minus("shuffled-avg-mimetic", "none-avg-timm"),
+        ),
+    ),
+    "class token": (
+        (
+            "the gain without positions itself",
+            Contrast(gain("none-token"), 0, "it needs positions here, too: none without"),
+        ),
+        # these two, and what is asked of both: added when their runs were in
+        ("sin-cos minus none", _gains("sincos2d-token", "none-token")),
+        ("sin-cos minus learned, starting small", _gains("sincos2d-token", "learned-token")),
+        (
+            "sin-cos, fixed minus learned from there",
+            _gains("sincos2d-token", "from-sincos-token", 0, "as with average pooling: no difference"),
+        ),
+        (
+            "learned from sin-cos minus starting small",
+            _gains("from-sincos-token", "learned-token", 1, "a start from sin-cos gains more"),
+        ),
+    ),
+    "both": (
+        ("sin-cos: average minus class token", _gains("base", "sincos2d-token")),
+        (
+            "the default's accuracy: sin-cos, average minus learned, class token",
+            _minus("timm", "learned-token-timm"),
+        ),
+    ),
+}
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
 STUDIES = {
