@@ -1,5 +1,5 @@
-"""What the recommender chapter (12) says of the training: did it last long enough, at a fair recipe, how soon does an
-arm get there, and what another learning rate and other items change."""
+"""What the second recommender chapter (12b) says of the training: did it last long enough, at a fair recipe, how soon
+does an arm get there, and what another learning rate and other items change."""
 
 from __future__ import annotations
 

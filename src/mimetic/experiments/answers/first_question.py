@@ -1,5 +1,5 @@
 """The first of the three questions of chapter 12, layers worth imitating: which signs do trained recommenders have, and
-with which changes of the model do they turn?"""
+with which changes of the model do they turn (chapter 12b)?"""
 
 from __future__ import annotations
 

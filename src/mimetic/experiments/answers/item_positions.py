@@ -1,4 +1,4 @@
-"""What other positions do to a recommender (chapter 12): signs and sizes with fixed sines and cosines."""
+"""What other positions do to a recommender (chapter 12b): signs and sizes with fixed sines and cosines."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the recommender chapter (12) says of the experiment: the verdict, and what training keeps."""
+"""What the recommender chapters (12, 12b) say of the experiment: the verdict, what qualifies it, what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -232,8 +232,10 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
         _size_or_sign(words_of(table), doubted(table))
         or "these pairs do not say whether it is the size of the weights or the signs"
     )
-    if data == SIBLING_RUNS:  # what its comparison is worth stands further down, by hand
-        so = so.replace("the sign matters", "a sign may matter (after 20 epochs; [below](#qualified) for 40, the plan)")
+    if data == SIBLING_RUNS:  # what its comparison is worth stands in 12b, by hand
+        so = so.replace(
+            "the sign matters", "a sign may matter (after 20 epochs; [next page](12b_qualified.ipynb) for 40, the plan)"
+        )
     return f"**{SHOWN[data]}**: {so}."
 
 
@@ -353,16 +355,53 @@ def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Da
                 AGAINST_DEFAULT,
             )
             panels.append(common.stacked([(study, runs)], replace(METRIC, column=column)))
+    return _one_below_the_other(panels)
+
+
+def _one_below_the_other(panels: list[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables and points of several panels as one of each; tables without a row have no columns to join by."""
     tables, points = zip(*panels, strict=True)
     there = [table for table in tables if len(table)]
     return pd.concat(there) if there else tables[0], pd.concat(points, ignore_index=True)
 
 
-def numbers(names: list[str], finals: pd.DataFrame) -> pd.DataFrame:
+# What 12b opens with. Two questions: of a heading, (reference arm, arm)
+CHANGEABLE = {
+    "Do larger weights gain? (default at vision's norms)": (DEFAULT, RESCALED),
+    "Does the sign matter? (opposite minus vision)": (VISION, OPPOSITE),
+}
+# asked under several circumstances: of a label, how the experiment's name ends and the arms' begin, by which items
+CIRCUMSTANCES = {
+    "as in chapter 12": ("", "", METRIC.column),
+    "last but one items": ("", "", VALIDATION_COLUMN),
+    "three times the rate": ("-rate", "", METRIC.column),
+    "causal, next item": ("", SIBLING_PREFIX, METRIC.column),
+    "pre-LN": ("", "pre-ln-", METRIC.column),
+    "fixed positions": ("-sincos", "", METRIC.column),
+}
+
+
+def under_circumstances() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of CHANGEABLE on each data set under every one of CIRCUMSTANCES (figures.comparisons)."""
+    panels = []
+    for question, arms in CHANGEABLE.items():
+        for data, title in TITLES.items():
+            for label, (end, prefix, column) in CIRCUMSTANCES.items():
+                pair = tuple(prefix + arm for arm in arms)
+                name = f"{title.split(' (')[0]}, {label}"
+                study = Study("under-circumstances", question, data + end, pair, {name: pair})
+                panels.append(common.stacked([(study, load_runs(data + end))], replace(METRIC, column=column)))
+    return _one_below_the_other(panels)
+
+
+def numbers(names: list[str], finals: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of comparison() in numbers, p corrected over all of them; below them, uncorrected, what of COMPARED they
     lack, so that no comparison of the answer is without its p. Of OVER_USERS also the interval over seeds and users.
+
+    Args:
+        beside: studies of the same runs that are shown elsewhere, so that p is corrected over their rows, too.
     """
-    table = comparison(names, finals)[0]
+    table = comparison([*names, *beside], finals)[0]
     there = set(table["compared"]) if len(table) else set()
     more = _uncorrected(names, there)
     parts = []
@@ -371,13 +410,18 @@ def numbers(names: list[str], finals: pd.DataFrame) -> pd.DataFrame:
             users = [_over_users(*compared) for compared in rows["compared"]]
             part = common.rounded(rows.assign(**{USERS: users}), 4, ("pairs", "wins", USERS))
             parts.append(part if corrected else part.assign(p_holm=""))
-    return pd.concat(parts) if parts else table
+    if not parts:
+        return table
+    shown = pd.concat(parts)
+    return shown[~shown.index.isin([STUDIES[name].question for name in beside], level=0)]
 
 
 def _uncorrected(names: list[str], there: Container[tuple[str, str, str]]) -> Study:
-    """The comparisons of COMPARED, of BERT4Rec and of the sibling if it is among the studies, that are not there."""
+    """The comparisons of COMPARED, of BERT4Rec and of the sibling as far as their studies are named, that are not
+    there."""
     experiment = STUDIES[names[0]].experiment
-    prefixes = {"": "", SIBLING_PREFIX: ", next item"} if STUDIES["next"].name in names else {"": ""}
+    prefixes = {"": ""} if CENTRAL[experiment].name in names else {}
+    prefixes |= {SIBLING_PREFIX: ", next item"} if STUDIES["next"].name in names else {}
     pairs = {
         f"{label}{end}": (prefix + reference, prefix + arm)
         for prefix, end in prefixes.items()

@@ -90,22 +90,22 @@ SUMMARY = (
     ),
     ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
-    ("12_recommenders", "both arms at three times the rate", "ml100k-rate", programme.DEFAULT, programme.VISION),
+    ("12b_qualified", "both arms at three times the rate", "ml100k-rate", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "with both signs reversed", "ml100k", programme.DEFAULT, programme.OPPOSITE),
-    ("12_recommenders", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
+    ("12b_qualified", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
     (
-        "12_recommenders",
+        "12b_qualified",
         "with fixed sin-cos positions, both arms at three times the rate",
         "ml100k-sincos-rate",
         programme.DEFAULT,
         programme.VISION,
     ),
-    ("12_recommenders", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
+    ("12b_qualified", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
     ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
-    ("12_recommenders", "both arms at three times the rate", "beauty-rate", programme.DEFAULT, programme.VISION),
+    ("12b_qualified", "both arms at three times the rate", "beauty-rate", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "with both signs reversed", "beauty", programme.DEFAULT, programme.OPPOSITE),
-    ("12_recommenders", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
+    ("12b_qualified", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
 )
 
 

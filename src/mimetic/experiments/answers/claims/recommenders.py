@@ -1,4 +1,4 @@
-"""What this book tests of recommenders (chapter 12)."""
+"""What this book tests of recommenders (chapters 12 and 12b)."""
 
 from __future__ import annotations
 
@@ -166,6 +166,8 @@ CLAIMS = {
         "BERT4Rec gains more with the opposite signs than with vision's": lambda: _recommenders(
             programme.OPPOSITE, programme.VISION
         ),
+    },
+    (ITEMS, OURS, "12b_qualified"): {
         "With fixed sin-cos positions it gains with vision's signs": _fixed_vision,
         "With fixed positions it gains more with them"
         " than from the size of the weights or their singular values": lambda: joined(
