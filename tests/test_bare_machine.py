@@ -93,18 +93,19 @@ def test_command_line_without_tyro(machine):
         "queue papers",
         "data fetch cifar10",
         "data fetch gpt2",
+        "data fetch pydoc clusters",
         "bench profile --experiment digits --steps 2 --device cpu",
         "bench profile --steps 0",
         "train digits",
     )
     done = python(machine, "-c", COMMANDS, json.dumps([line.split() for line in lines]))
     assert done.returncode == 0, done.stderr
-    listed, no_queue, there, no_images, profile, no_steps, needs_it = json.loads(done.stdout)
+    listed, no_queue, there, no_model, made, profile, no_steps, needs_it = json.loads(done.stdout)
     assert listed[0] == 0 and listed[1].splitlines()[0].split() == ["cifar10-paper/timm-seed0", "waiting"], listed
     assert no_queue[0] == 2 and "queue must be one of lab, paper, recipe" in no_queue[2]
     assert there[:2] == [0, f"cifar10: {machine[0] / 'cache' / 'cifar10.npz'}\n"], there
-    assert no_images[0] == 2
-    assert no_images[2] == "error: without tyro, data fetch has cifar10, cifar100, digits; got gpt2\n"
+    assert no_model[0] == 2 and no_model[2].startswith("error: 'gpt2' is not known; choose from cifar10, cifar100, ")
+    assert made[:2] == [0, "pydoc: part of Python\nclusters: made when it is asked for\n"], made
     assert profile[0] == 0 and "backward" in profile[1], profile
     assert no_steps[0] == 2 and no_steps[2] == "error: steps must be at least 1, not 0\n"
     assert needs_it[0] == 2 and needs_it[2].startswith("error: without tyro there are queue, bench and data fetch;")

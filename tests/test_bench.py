@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mimetic import figures
-from mimetic.bench import bench_init, bench_profile, bench_train, commands, load_bench, store_bench
+from mimetic import commands, figures
+from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
 from mimetic.bench.profile import LARGEST, kind_of, largest
 from mimetic.bench.train import Bench, _loader
 from mimetic.experiments.answers import speed
@@ -37,8 +37,8 @@ def test_bench_refuses_too_many_layers():
 def test_options_are_read_without_tyro(monkeypatch):
     seen = []
     monkeypatch.setattr(commands.BenchTrain, "__call__", lambda self: seen.append(self))
-    assert commands.main(["train", "--workers", "2", "--store", "--experiment", "digits"]) == 0
-    assert commands.main(["train"]) == 0
+    assert commands.main(["bench", "train", "--workers", "2", "--store", "--experiment", "digits"]) == 0
+    assert commands.main(["bench", "train"]) == 0
     assert seen == [commands.BenchTrain("digits", workers=2, store=True), commands.BenchTrain()]
 
 

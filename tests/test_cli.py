@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mimetic import cli
+from mimetic import cli, commands
 from mimetic.cli import main
 from mimetic.experiments.programmes import QUEUES
 
@@ -65,6 +65,20 @@ def test_every_setting_has_a_help_of_its_own(experiment, capsys):
     assert {"epochs", "batch-size", "weight-decay", "num-heads", "init", "compile", "device", "dataset"} <= set(helps)
     assert not {name for name, said in helps.items() if said in ("", "training", "machine", "data", "model")}
     assert helps["weight-decay"].startswith("AdamW's") and helps["compile"].startswith("torch.compile: auto")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("queue", "stop after this time, everything saved"), ("bench train", "one on every core but one, two at least")],
+)
+def test_helps_without_tyro_are_the_same(command, says, capsys):
+    for line in (cli.main, commands.main):
+        with pytest.raises(SystemExit) as done:
+            line([*command.split(), "--help"])
+        out = " ".join(capsys.readouterr().out.replace("│", "").split())
+        assert (
+            done.value.code == 0 and says in out and f"example: python -m mimetic {command}" in out.replace("s:", ":")
+        )
 
 
 def test_train_writes_a_record_and_then_reads_it(tmp_path, capsys):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from mimetic.commands import main
 from mimetic.data import augment, images
 from mimetic.data.augment import RANDAUGMENT_OPS, Augmentation, apply_ops, magnitudes, random_crop_flip
 from mimetic.data.fetch import Unavailable
@@ -194,7 +195,7 @@ def test_damaged_file_is_refused_by_name(small_cifar, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(Unavailable, match="cifar10.npz is not a whole cifar10 file"):
             load_images("cifar10")
-        assert images.main(["cifar10"]) == 2  # `data fetch` verifies what is there
+        assert main(["data", "fetch", "cifar10"]) == 2  # `data fetch` verifies what is there
     np.savez(path, **{**small_cifar, "y_train": np.zeros(100, dtype=np.int64)})
     with pytest.raises(Unavailable, match="cifar10.npz does not hold the train images"):
         load_images("cifar10")

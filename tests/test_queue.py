@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimetic import cli
+from mimetic import cli, commands
 from mimetic.data.fetch import Unavailable
 from mimetic.experiments import queue, workers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named, with_arm
@@ -302,7 +302,7 @@ def test_compilation_can_be_turned_off_for_all_runs(monkeypatch):
     seen = []
     monkeypatch.setattr(queue, "queue_runs", lambda name: toy(2))
     monkeypatch.setattr(queue, "work", lambda runs, **options: seen.extend(runs) or queue.Outcome())
-    queue.main(["paper", "--compile", "off"])
+    assert commands.main(["queue", "paper", "--compile", "off"]) == 0
     assert [config.compile for config in seen] == ["off", "off"]
 
 
@@ -325,10 +325,9 @@ def test_both_command_lines_end_what_fails_with_one_line_and_status_2(end, says,
     monkeypatch.setattr(queue, "work", work)
     monkeypatch.setattr(queue, "work_together", lambda *_, **__: (work().finished, work().failed))
     monkeypatch.setattr(queue, "resolve_device", lambda name: torch.device("cuda"))
-    assert queue.main(["lab", *together]) == 2
-    assert capsys.readouterr().err == f"error: {says}\n"
-    assert cli.main(["queue", "lab", *together]) == 2
-    assert capsys.readouterr().err == f"error: {says}\n"
+    for main in (cli.main, commands.main):
+        assert main(["queue", "lab", *together]) == 2
+        assert capsys.readouterr().err == f"error: {says}\n"
 
 
 def test_time_left_counts_what_this_call_has_done():

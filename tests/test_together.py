@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mimetic.commands import main
 from mimetic.experiments import together, vision
 from mimetic.experiments.configs import named
-from mimetic.experiments.queue import main
 from mimetic.experiments.runs import run
 from mimetic.models import gpt
 from mimetic.models.gpt import GPT, GPTConfig
@@ -380,8 +380,8 @@ def test_its_helpers_end_with_it(tmp_path, number):
 
 
 def test_command_line(capsys):
-    assert main(["recommenders", "--together", "4"]) == 2
+    assert main(["queue", "recommenders", "--together", "4"]) == 2
     assert "only ViTs and GPTs can be trained together" in capsys.readouterr().err
-    assert main(["lab", "--together", "0"]) == 2
+    assert main(["queue", "lab", "--together", "0"]) == 2
     if not torch.cuda.is_available():
-        assert main(["lab", "--together", "60"]) == 2 and "PyTorch finds none here" in capsys.readouterr().err
+        assert main(["queue", "lab", "--together", "60"]) == 2 and "PyTorch finds none here" in capsys.readouterr().err

@@ -5,24 +5,18 @@ Every command is a dataclass whose fields are its options; what a command needs 
 
 from __future__ import annotations
 
-import codecs
-import errno
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import tyro
-from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional
+from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, PositionalRequiredArgs
 from tyro.extras import subcommand_type_from_defaults
 
-from mimetic.bench.commands import BenchInit, BenchProfile, BenchTrain, Mistake
+from mimetic.commands import BenchInit, BenchProfile, BenchTrain, DataFetch, Mistake, Queue, carry_out, one_name
 from mimetic.experiments.configs import EXPERIMENTS, with_arm
-from mimetic.messages import STOPPED
 
 EXAMPLES = """Mimetic initialization of self-attention layers: train, measure speed and coverage, fetch data.
 
@@ -72,6 +66,8 @@ class Train(Generic[Config]):
     time_limit: float | None = None  # seconds after which to save and stop
     quiet: bool = False  # only the result
 
+    goes_on = True  # when it was stopped, with the same command
+
     def __call__(self) -> None:
         from mimetic.experiments.runs import existing, family, run
         from mimetic.training.loop import Diverged
@@ -113,57 +109,6 @@ class Coverage:
         from mimetic import coverage
 
         coverage.main(self.library)
-
-
-@dataclass(frozen=True)
-class DataFetch:
-    """Download data sets or pretrained attention weights to the cache (MIMETIC_DATA, or data/cache), verified.
-
-    Data sets: cifar10, cifar100; tinyshakespeare, wikitext2; ml100k, ml1m, beauty. Nothing to download: digits (part of
-    scikit-learn), pydoc (part of Python), clusters (synthetic). Any other name is a pretrained model; `python -m
-    mimetic pretrained list` shows them.
-
-    examples:
-      python -m mimetic data fetch cifar10
-      python -m mimetic data fetch tinyshakespeare wikitext2 ml100k beauty
-      python -m mimetic data fetch gpt2 minilm-l6
-    """
-
-    names: Positional[tuple[str, ...]]
-
-    def __call__(self) -> None:
-        from mimetic.data import sequences
-        from mimetic.data.fetch import ChecksumError, Unavailable
-        from mimetic.data.images import DATASETS, fetch_images, load_images
-        from mimetic.data.text import CORPORA, fetch_text
-        from mimetic.pretrained.sources import SOURCES
-
-        known = (*DATASETS, *CORPORA, *sequences.DATASETS, *SOURCES)
-        if not self.names:
-            raise Mistake(f"name what to fetch: {', '.join(known)}")
-        for name in self.names:
-            if name not in known:
-                raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
-        failed = []
-        for name in self.names:
-            try:
-                if name in DATASETS:
-                    load_images(name)  # what is there already is verified, too
-                    where = fetch_images(name) or "part of scikit-learn"
-                elif name in CORPORA:
-                    where = ", ".join(map(str, fetch_text(name))) or "part of Python"
-                elif name in sequences.DATASETS:
-                    sequences.load_sequences(name)
-                    where = sequences.fetch_sequences(name) or "made when it is asked for"
-                else:
-                    from mimetic.pretrained import fetch
-
-                    where = fetch(name)
-                print(f"{name}: {where}")
-            except (Unavailable, ChecksumError) as error:  # the others may be had
-                failed.append(str(error))
-        if failed:
-            raise Mistake("\nerror: ".join(failed))
 
 
 @dataclass(frozen=True)
@@ -254,48 +199,6 @@ class AuditModel:
 
 
 @dataclass(frozen=True)
-class Queue:
-    """Work off a named list of runs: finished ones are skipped, half-done ones go on. May be stopped at any moment.
-
-    names:
-      lab                  every question at laboratory scale: 402 runs, 20 hours
-                           of two CPU cores (--together 60: 20 minutes of a GPU)
-      recipe               the search that chose the laboratory's recipe, 10 runs
-      paper                ViT-Tiny, 50,000 images, 100 epochs, for a GPU
-      language             GPTs on text: 544 runs, over a day of one core
-      recommenders         BERT4Rec: 398 runs, 30 hours of one core
-      language-recipe, recommenders-recipe    the searches for their recipes
-      language-gpu, recommenders-gpu          larger ones, for a GPU
-
-    examples:
-      python -m mimetic queue lab --minutes 9
-      python -m mimetic queue lab --together 60
-      python -m mimetic queue lab --list
-    """
-
-    name: Positional[str]
-    # stop after this time, everything saved (with --together: begin nothing that would take longer); default: when all
-    # is done
-    minutes: float | None = None
-    # runs side by side; default: one on each GPU, else two; with --together: helpers on the CPU
-    processes: int | None = None
-    # train up to so many runs of one shape in the same kernels: for small vision and text runs on a GPU
-    together: int | None = None
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile: off for a GPU machine without a C compiler
-    list: bool = False  # only show what is done and what is left
-
-    def __call__(self) -> None:
-        from mimetic.experiments.queue import run_queue
-
-        try:
-            outcome = run_queue(self.name, self.minutes, self.processes, self.list, self.together, self.compile)
-        except ValueError as error:
-            raise Mistake(error) from None
-        if outcome and outcome.failed:
-            raise Mistake("; ".join(f"{name}: {why}" for name, why in outcome.failed.items()))
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Submit a queue to a cluster, one Slurm job a run (submitit); finished runs are not submitted, stopped ones go on.
 
@@ -315,6 +218,8 @@ class Sweep:
     at_once: int = 8  # how many jobs may run at a time
     folder: Path = Path("_build/sweep")  # of the jobs' logs; the machines must share it
     wait: bool = False  # until all jobs have ended
+
+    goes_on = True  # when it was stopped, with the same command
 
     def __call__(self) -> None:
         from mimetic.experiments.cluster import Resources, report, submit
@@ -340,86 +245,33 @@ class Sweep:
 COMMANDS = {
     "train": Train[Experiment],
     "audit": AuditModel,
-    "queue": Queue,
+    "queue": PositionalRequiredArgs[Queue],
     "sweep": Sweep,
     "coverage": Coverage,
     "bench init": BenchInit,
     "bench train": BenchTrain,
     "bench profile": BenchProfile,
-    "data fetch": DataFetch,
+    "data fetch": PositionalRequiredArgs[DataFetch],
     "pretrained list": PretrainedList,
     "pretrained measure": PretrainedMeasure,
 }
 
 
-_ASCII = {"−": "-", "·": ".", "α": "alpha", "β": "beta", "±": "+-"}  # what is printed where the output is not UTF-8
-
-
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 if what was asked for cannot be had, or 1 if nobody reads
-    what is printed any more (``| head``)."""
-    try:
-        status = _main(args)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
-        return 1
+    """Run the command line; returns the exit status (commands.carry_out)."""
+    return carry_out(partial(_read, args))
 
 
-def _warn(otherwise: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
-    """What is said to a user, without the line of code that says it."""
-    if category is UserWarning:
-        print(f"warning: {message}", file=sys.stderr)
-    else:
-        otherwise(message, category, *where)
-
-
-def _main(args: Sequence[str] | None) -> int:
-    codecs.register_error("ascii_signs", lambda error: (_ASCII.get(error.object[error.start], "?"), error.start + 1))
-    for stream in (sys.stdout, sys.stderr):  # a Windows pipe, a Latin-1 terminal
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="ascii_signs")
-    args = list(sys.argv[1:] if args is None else args)
-    if " ".join(args[:2]) in COMMANDS:  # "bench init" is one command of two words
-        args[:2] = [" ".join(args[:2])]
-    elif args and (seconds := [name.split()[1] for name in COMMANDS if name.startswith(f"{args[0]} ")]):
-        print(f"error: {args[0]} is followed by one of: {', '.join(seconds)}", file=sys.stderr)
-        return 2
+def _read(args: Sequence[str] | None) -> Any:
+    args = one_name(args, COMMANDS)
     if args[:1] == ["train"] and len(args) > 1 and args[1] in EXPERIMENTS:
         # an option that it does not know is then not looked for in all the other experiments
         config = EXPERIMENTS[args[1]]
-        command = tyro.cli(
+        return tyro.cli(
             Train[type(config)], default=Train(config), prog=f"python -m mimetic train {args[1]}", args=args[2:],
             config=(OmitArgPrefixes,),
         )  # fmt: skip
-    else:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
-            config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
-        )  # fmt: skip
-    from mimetic.data.fetch import ChecksumError, Unavailable
-    from mimetic.training.checkpoint import CheckpointError
-    from mimetic.training.loop import TimeLimit
-    from mimetic.training.parallel import is_first
-    from mimetic.training.records import RecordError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = partial(_warn, warnings.showwarning)
-            command()
-    except TimeLimit as stopped:
-        if is_first():  # of the processes that train the run together
-            print(f"{stopped}; the same command goes on from there")
-    except BrokenPipeError:
-        raise
-    except (Mistake, Unavailable, ChecksumError, CheckpointError, RecordError, OSError) as error:
-        again = ""
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and isinstance(command, (Train, Queue)):
-            again = "; make room, and the same command goes on from the last checkpoint"
-        print(f"error: {error}{again}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(STOPPED if isinstance(command, (Train, Queue, Sweep)) else "stopped", file=sys.stderr)
-        return 130
-    return 0
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="python -m mimetic", description=EXAMPLES, args=args,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
+    )  # fmt: skip

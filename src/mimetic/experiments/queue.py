@@ -4,7 +4,6 @@
     python -m mimetic queue lab --minutes 9        for nine minutes, then save and stop
     python -m mimetic queue lab --list             what is done and what is left
     python -m mimetic queue lab --together 60      many small runs at once, on a GPU (experiments.together)
-    python -m mimetic.experiments.queue paper      the same on a machine that has torch, torchvision and NumPy only
 
 The queue keeps no state of its own. A run is done when its record exists, half done when its checkpoint does; a run
 that another process holds is passed over. So the queue and its workers can be killed at any moment, on any machine.
@@ -12,25 +11,20 @@ that another process holds is passed over. So the queue and its workers can be k
 
 from __future__ import annotations
 
-import argparse
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 
-from mimetic.data.fetch import ChecksumError, Unavailable
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.processes import until_terminated
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.runs import check, checkpoint_path, existing, family, train_config
 from mimetic.experiments.together import groups, work_together
 from mimetic.experiments.workers import Worker, cards
-from mimetic.messages import STOPPED
 from mimetic.training.backend import resolve_backend, resolve_device
-from mimetic.training.checkpoint import CheckpointError
 from mimetic.training.parallel import launched
 from mimetic.training.records import RecordError, runs_dir
 
@@ -302,52 +296,3 @@ def run_queue(
 def side_by_side(runs: Sequence[RunConfig]) -> int:
     """How many runs at a time: one on each GPU, which one run can fill; else two, on two cores."""
     return len(cards()) if any(resolve_device(config.device).type == "cuda" for config in runs) else 2
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of this module, with the standard library only; returns the exit status, as cli.main."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mimetic.experiments.queue", description="Work off a named list of runs."
-    )
-    parser.add_argument("name")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="stop after this time, everything saved (with --together: begin nothing that would take longer)",
-    )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        help="runs side by side (default: one on each GPU, else two); with --together: helpers on the CPU",
-    )
-    parser.add_argument(
-        "--together",
-        type=int,
-        help="train up to so many vision or text runs of one shape in the same kernels (for a GPU)",
-    )
-    parser.add_argument(
-        "--compile",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="torch.compile: off for a GPU machine without a C compiler",
-    )
-    parser.add_argument("--list", action="store_true", help="only show what is done and what is left")
-    options = parser.parse_args(arguments)
-    try:
-        outcome = run_queue(
-            options.name, options.minutes, options.processes, options.list, options.together, options.compile
-        )
-    except (ValueError, Unavailable, ChecksumError, CheckpointError, OSError) as error:  # RecordError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
-        return 130
-    if outcome and outcome.failed:
-        print(f"error: {'; '.join(f'{name}: {why}' for name, why in outcome.failed.items())}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
