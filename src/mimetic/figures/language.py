@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from mimetic.figures.style import (
     COLORS,
     LABELS,
-    PRODUCTS,
     TEXT_POSITIONS,
-    before_and_after,
+    by_layer,
+    diagonal_rows,
     interval_bars,
     one_each,
     panels,
@@ -82,17 +82,7 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
 
     products: columns arm, seed, when, layer, product, z (mean diagonal / off-diagonal sd).
     """
-    arms = list(dict.fromkeys(products["arm"]))
-    figure, axes = panels(7.4, 4.4, nrows=2, ncols=len(arms), sharex=True, sharey="row")
-    for i, (product, name, color) in enumerate(PRODUCTS):
-        for ax, arm in zip(axes[i], arms):
-            before_and_after(ax, products[(products["arm"] == arm) & (products["product"] == product)], "z", color)
-            ax.axhline(0, color="black", lw=0.7)
-            if i == 0:
-                ax.set_title(LABELS.get(arm, arm))
-            else:
-                ax.set_xlabel("layer")
-        axes[i, 0].set_ylabel(f"{name}: diagonal /\noff-diagonal sd", fontsize=8)
+    figure, axes = by_layer(4.4, diagonal_rows(products), "arm")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import NULL, PRODUCTS, QK, VP, before_and_after, panels, runs_and_mean, styled
+from mimetic.figures.style import NULL, PRODUCTS, QK, VP, by_layer, diagonal_rows, panels, runs_and_mean, styled
 
 
 @styled
@@ -18,30 +18,18 @@ def diagonals(products: pd.DataFrame) -> Figure:
 
     products: columns panel, when, layer, product, z, null_mean, null_sd.
     """
-    names = list(dict.fromkeys(products["panel"]))
-    figure, axes = panels(7.4, 4.0, nrows=2, ncols=len(names), sharex=True, sharey="row")
-    for row, (product, title, color) in enumerate(PRODUCTS):
-        for ax, name in zip(axes[row], names):
-            part = products[(products["panel"] == name) & (products["product"] == product)]
+    figure, axes = by_layer(4.0, diagonal_rows(products), "panel")
+    for row, (product, _, _) in zip(axes, PRODUCTS):
+        for ax, (_, part) in zip(row, products[products["product"] == product].groupby("panel", sort=False)):
             band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
-            low, high = band["null_mean"] - 2 * band["null_sd"], band["null_mean"] + 2 * band["null_sd"]
-            for layer in band.index:
+            for layer, mean, sd in band.itertuples():
                 ax.fill_between(
-                    [layer - 0.35, layer + 0.35],
-                    low[layer],
-                    high[layer],
-                    color=NULL,
-                    lw=0,
-                    label="chance" if not layer else None,
-                )
-            before_and_after(ax, part, "z", color)
-            ax.axhline(0, color="black", lw=0.6)
+                    [layer - 0.35, layer + 0.35], mean - 2 * sd, mean + 2 * sd,
+                    color=NULL, lw=0, label="_" if layer else "chance",
+                )  # fmt: skip
             ax.set(xlim=(-0.6, part["layer"].max() + 0.6))
-            if row == 0:
-                ax.set_title(name, fontsize=8.5)
-            else:
-                ax.set_xlabel("layer")
-        axes[row, 0].set_ylabel(f"{title}\ndiagonal / off-diagonal sd", fontsize=8)
+    for ax, name in zip(axes[0], products["panel"].unique()):
+        ax.set_title(name, fontsize=8.5)  # they are long
     axes[0, 0].legend(fontsize=7)
     return figure
 

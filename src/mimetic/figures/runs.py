@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures import style
-from mimetic.figures.style import COLORS, LABELS, QK, VP, panels, runs_and_mean, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, by_layer, diagonal_rows, panels, runs_and_mean, styled
 
 
 @styled
@@ -116,20 +115,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
         maps: columns arm, seed, when, layer, head, distance (patches).
         uniform_distance: of a head that attends everywhere alike.
     """
-    arms = list(dict.fromkeys(products["arm"]))
-    figure, axes = panels(7.4, 6.4, nrows=3, ncols=len(arms), sharex=True, sharey="row")
-    rows = (("$W_QW_K^\\top$:\ndiagonal / off-diagonal sd", products[products["product"] == "qk"], "z", QK),
-            ("$W_VW_{proj}$:\ndiagonal / off-diagonal sd", products[products["product"] == "vp"], "z", VP),
-            ("mean distance attended\n(patches)", maps, "distance", "#009e73"))  # fmt: skip
-    for i, (title, frame, column, color) in enumerate(rows):
-        for ax, arm in zip(axes[i], arms):
-            style.before_and_after(ax, frame[frame["arm"] == arm], column, color)
-            ax.axhline(uniform_distance if column == "distance" else 0, color="black", lw=0.7)
-            if i == 0:
-                ax.set_title(LABELS.get(arm, arm))
-            if i == len(rows) - 1:
-                ax.set_xlabel("layer")
-        axes[i, 0].set_ylabel(title, fontsize=8)
+    distance = ("mean distance attended\n(patches)", maps, "distance", "#009e73", uniform_distance)
+    figure, axes = by_layer(6.4, [*diagonal_rows(products), distance], "arm")
     axes[2, -1].text(  # mimetic heads look nearer: there is room
         0.02,
         uniform_distance,

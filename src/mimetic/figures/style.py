@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 import matplotlib as mpl
@@ -127,12 +127,36 @@ def runs_and_mean(
     ax.plot(mean.index, mean, color=color, lw=2, label=f"{LABELS.get(arm, arm)} ({n} seed{'s' * (n != 1)})")
 
 
-def before_and_after(ax, frame, column: str, color: str) -> None:
-    """A number by layer, before training to the left and hollow, after it to the right and filled: small dots are rows,
-    large ones their means. frame: columns when ("before", "after"), layer and the number."""
-    for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
-        part = frame[frame["when"] == when]
-        ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)
-        mean = part.groupby("layer")[column].mean()
-        ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+def by_layer(height: float, rows: Sequence[tuple], columns: str) -> tuple[Figure, np.ndarray]:
+    """Numbers by layer, before training to the left and hollow, after it to the right and filled: small dots are rows
+    of a frame, large ones their means.
+
+    Args:
+        rows: of panels: label, frame (with columns when ("before", "after"), layer and the number), the number's
+            column, color, and where a line lies.
+        columns: name of the frames' column that has a panel in each row for each of its values.
+    """
+    names = list(dict.fromkeys(rows[0][1][columns]))
+    figure, axes = panels(7.4, height, nrows=len(rows), ncols=len(names), sharex=True, sharey="row")
+    for line, (label, frame, column, color, zero) in zip(axes, rows):
+        for ax, name in zip(line, names):
+            for when, shift, face in (("before", -0.14, "white"), ("after", 0.14, color)):
+                part = frame[(frame[columns] == name) & (frame["when"] == when)]
+                ax.plot(part["layer"] + shift, part[column], ".", ms=3, color=color, alpha=0.35)
+                mean = part.groupby("layer")[column].mean()
+                ax.plot(mean.index + shift, mean, "o", ms=5, mfc=face, mec=color, label=f"{when} training")
+            ax.axhline(zero, color="black", lw=0.7)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        line[0].set_ylabel(label, fontsize=8)
+    for top, bottom, name in zip(axes[0], axes[-1], names):
+        top.set_title(LABELS.get(name, name))
+        bottom.set_xlabel("layer")
+    return figure, axes
+
+
+def diagonal_rows(products: pd.DataFrame) -> list[tuple]:
+    """Rows for by_layer: the diagonals of either product. products: with columns product and z."""
+    return [
+        (f"{name}:\ndiagonal / off-diagonal sd", products[products["product"] == product], "z", color, 0)
+        for product, name, color in PRODUCTS
+    ]
