@@ -162,7 +162,7 @@ def _receive(
     say,
 ) -> None:
     """Take one message of a worker: an epoch, or the end of its run."""
-    name = worker.config.name
+    config, name = worker.config, worker.config.name
     try:
         kind, content = worker.connection.recv()
     except (EOFError, OSError):  # a process that dies before it has read its run resets the connection
@@ -172,52 +172,47 @@ def _receive(
         kind, content = "failed", f"its process ended with exit code {code}"
         if code == -signal.SIGKILL:
             content = "its process was killed, as an operating system does when memory runs out"
-    if kind == "epoch":
-        epochs = worker.config.epochs
-        progress.first.setdefault(name, (content["epoch"] - 1) / epochs)
-        progress.share[name] = content["epoch"] / epochs
-        shown = family(worker.config).METRIC.show(content)
-        say(progress.line(f"{name}  epoch {content['epoch']}/{epochs}  loss {content['train_loss']:.3f}  {shown}"))
-        return
-    if kind == "says":
-        say(content)
-        return
-    config, worker.config = worker.config, None
-    if kind == "lost":  # the next run gets a new process
+    if kind not in ("epoch", "says"):
+        worker.config = None
+    if kind == "lost":
         worker.stop()
         workers.remove(worker)
-    if kind == "there":
-        progress.share[name] = 1.0
-        say(progress.line(f"{name}  done by another process"))
-    elif kind == "done":
-        outcome.finished.append(name)
-        progress.share[name] = 1.0
-        say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
-    elif kind == "busy":
-        # of a queue that was killed, its worker is just ending; of another queue that is at work, it may be done when
-        # all others are
-        waiting += [config] * (name not in again)
-        say(
-            f"{name}  passed over: another process is training it"
-            + (", asked for again later" if name not in again else "")
-        )
-        again.add(name)
-        time.sleep(1.0)
-    elif kind == "lost" and name not in again:
-        waiting.insert(0, config)
-        again.add(name)
-        say(f"{name}  {content}: once more, in a new process")
-    elif kind in ("failed", "lost"):
-        outcome.failed[name] = content
-        say(f"{name}  FAILED: {content}")
-    elif kind in ("unavailable", "full"):  # others would come to the same
-        alike = [c for c in waiting if kind == "full" or c.dataset == config.dataset]
-        waiting[:] = [c for c in waiting if c not in alike]
-        outcome.failed[name] = content
-        say(
-            f"{name}  FAILED: {content}"
-            + (f"; {len(alike)} other runs that it would happen to are not begun" if alike else "")
-        )
+    first_time = name not in again
+    match kind:
+        case "epoch":
+            progress.first.setdefault(name, (content["epoch"] - 1) / config.epochs)
+            progress.share[name] = content["epoch"] / config.epochs
+            done = f"epoch {content['epoch']}/{config.epochs}  loss {content['train_loss']:.3f}"
+            say(progress.line(f"{name}  {done}  {family(config).METRIC.show(content)}"))
+        case "says":
+            say(content)
+        case "there":
+            progress.share[name] = 1.0
+            say(progress.line(f"{name}  done by another process"))
+        case "done":
+            outcome.finished.append(name)
+            progress.share[name] = 1.0
+            say(progress.line(f"{name}  done, {family(config).METRIC.show(content)}"))
+        case "busy":
+            # of a queue that was killed, its worker is just ending; of another queue that is at work, it may be done
+            # when all others are
+            waiting += [config] * first_time
+            again.add(name)
+            say(f"{name}  passed over: another process is training it" + ", asked for again later" * first_time)
+            time.sleep(1.0)
+        case "lost" if first_time:
+            waiting.insert(0, config)
+            again.add(name)
+            say(f"{name}  {content}: once more, in a new process")
+        case "failed" | "lost":
+            outcome.failed[name] = content
+            say(f"{name}  FAILED: {content}")
+        case "unavailable" | "full":  # others would come to the same
+            alike = [c for c in waiting if kind == "full" or c.dataset == config.dataset]
+            waiting[:] = [c for c in waiting if c not in alike]
+            outcome.failed[name] = content
+            others = f"; {len(alike)} other runs that it would happen to are not begun" if alike else ""
+            say(f"{name}  FAILED: {content}{others}")
 
 
 class _Progress:
