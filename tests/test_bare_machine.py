@@ -105,6 +105,7 @@ def test_command_line_without_tyro(machine):
     assert no_queue[0] == 2 and "queue must be one of lab, paper, recipe" in no_queue[2]
     assert there[:2] == [0, f"cifar10: {machine[0] / 'cache' / 'cifar10.npz'}\n"], there
     assert no_model[0] == 2 and no_model[2].startswith("error: 'gpt2' is not known; choose from cifar10, cifar100, ")
+    assert no_model[2].endswith("(pretrained models need pandas)\n")
     assert made[:2] == [0, "pydoc: part of Python\nclusters: made when it is asked for\n"], made
     assert profile[0] == 0 and "backward" in profile[1], profile
     assert no_steps[0] == 2 and no_steps[2] == "error: steps must be at least 1, not 0\n"

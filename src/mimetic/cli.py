@@ -1,6 +1,7 @@
 """The command line: ``python -m mimetic``, or ``mimetic`` once installed.
 
-Every command is a dataclass whose fields are its options; what a command needs is imported when it runs.
+Every command is a dataclass whose fields are its options; what a command needs is imported when it runs. Those that a
+bare GPU machine has too are in commands.py.
 """
 
 from __future__ import annotations

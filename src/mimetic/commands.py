@@ -93,17 +93,18 @@ class DataFetch:
         from mimetic.data.images import DATASETS, fetch_images, load_images
         from mimetic.data.text import CORPORA, fetch_text
 
+        lacking = ""
         try:
             from mimetic.pretrained import SOURCES, fetch
-        except ImportError:  # a bare machine has not what reads pretrained weights
-            SOURCES = {}
+        except ImportError as error:  # on a bare machine
+            SOURCES, lacking = {}, f" (pretrained models need {error.name})"
 
         known = (*DATASETS, *CORPORA, *sequences.DATASETS, *SOURCES)
         if not self.names:
             raise Mistake(f"name what to fetch: {', '.join(known)}")
         for name in self.names:
             if name not in known:
-                raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}")
+                raise Mistake(f"{name!r} is not known; choose from {', '.join(known)}{lacking}")
         failed = []
         for name in self.names:
             try:
