@@ -9,9 +9,7 @@ Shape suffixes: N images, C channels, Y X pixels.
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,17 +249,3 @@ def _channel_statistics(x: np.ndarray) -> tuple[list[float], list[float]]:
         means.append(mean)
         sds.append(max(float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum())), 1e-6))
     return means, sds
-
-
-def main(names: Sequence[str]) -> int:
-    """``data fetch`` of images with the standard library only, for a bare GPU machine; returns the exit status."""
-    try:
-        if not names or set(names) - set(DATASETS):
-            raise ValueError(f"without tyro, data fetch has {', '.join(DATASETS)}; got {', '.join(names) or 'no name'}")
-        for name in names:
-            load_images(name)  # what is there already is verified, too
-            print(f"{name}: {fetch_images(name) or 'part of scikit-learn'}")
-    except (ValueError, Unavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
