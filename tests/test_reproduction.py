@@ -181,7 +181,7 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
         text.partition("At laboratory scale mimetic")[2].partition("no pair of runs is in yet.")[0]
         for text in pages_text()
     )
-    assert len(set(short)) == 1 and 300 < len(short[0]) < len(long) / 2
+    assert len(set(short)) == 1 and 300 < len(short[0]) < 0.6 * len(long)
     assert [line.split("*")[2] for line in short[0].splitlines() if line[:1] == "*"] == [
         line.split("*")[2] for line in long.splitlines() if line[:1] == "*"
     ]
