@@ -62,8 +62,8 @@ def test_differences_that_two_machines_made(monkeypatch):
     table = machines.asked_again(
         {
             "A question": {
-                "the other way": {"timm": 1, "mimetic": -1},
-                "of an arm without runs": {"xavier": 1, "timm": -1},
+                "the other way": ("mimetic", "timm"),
+                "of an arm without runs": ("timm", "xavier"),
             }
         }
     )

@@ -76,7 +76,7 @@ def test_nothing_yet():
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
     # on tiny Shakespeare, the same two on WikiText-2, and fixed ones once more in longer runs
     assert positions.missing().count("runs are in") == len(OTHER_POSITIONS) + 2 + 1
-    assert positions.changes("vision").empty and positions.across("vision", POSITIONS, "gpt2", CENTRAL).empty
+    assert positions.changes("vision").empty and positions.effect_of(POSITIONS, "vision", "gpt2", CENTRAL).empty
 
 
 def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():

@@ -24,7 +24,7 @@ from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.experiments.runs import check, run
 from mimetic.measure import fit_layer
 from mimetic.models.blocks import Block
-from mimetic.statistics import contrast, crossed_interval, side, summary
+from mimetic.statistics import contrast, crossed_interval, difference, side, summary
 from mimetic.training.records import load_runs, read_record, record_path
 
 
@@ -215,7 +215,7 @@ def test_chapters_12_and_12b_say_what_the_records_say():
     assert summary(between["", last])["p"] == pytest.approx(0.062, abs=0.001)
     # the learning rate
     moved = {
-        (data, column): common.between_runs(sets[data, "-rate"], sets[data, ""], ("bert", "bert"), column)
+        (data, column): difference(sets[data, "-rate"], "bert", "bert", column, sets[data, ""])
         for data in ("ml100k", "beauty")
         for column in (last, before)
     }
@@ -224,7 +224,7 @@ def test_chapters_12_and_12b_say_what_the_records_say():
     assert 0.8 < moved["ml100k", last].mean() / max(given) < 1.2
     assert all(side(gain("ml100k", arm, rate="-rate")) == 1 for arm in ("mimetic", "opposite", *controls))
     lower = [
-        common.between_runs(sets["beauty", "-rate"], sets["beauty", ""], (arm, arm), column)
+        difference(sets["beauty", "-rate"], arm, arm, column, sets["beauty", ""])
         for arm in ("bert", "mimetic", "opposite", *controls)
         for column in (last, before)
     ]

@@ -326,9 +326,9 @@ def test_chapter_10_says_what_the_records_say():
         < 0.2 * positions.effect_of(STUDIES["central"], "vision").mean()
     )
     for with_fixed, own in zip(fixed, learned):
-        assert side(positions.across("vision", STUDIES[with_fixed], "gpt2", STUDIES[own])) == -1
+        assert side(positions.effect_of(STUDIES[with_fixed], "vision", "gpt2", STUDIES[own])) == -1
     started = [
-        positions.across("vision", STUDIES["from-sincos"], arm, STUDIES[other])
+        positions.effect_of(STUDIES["from-sincos"], "vision", arm, STUDIES[other])
         for arm, other in (("gpt2", "central"), ("vision", "positions"))
     ]
     assert [side(values) for values in started] == [-1, 0] and [len(values) for values in started] == [6, 6]
@@ -453,7 +453,7 @@ def test_what_chapter_10_says_of_started_positions_on_the_second_text_follows_fr
     assert side(own_minus_gentle) == 1  # the rate that was searched on the other text is too high for the default
     fixed = positions.effect_of(STUDIES["positions-wikitext2"], "vision")
     assert abs(gains[1].mean() - fixed.mean()) < 0.02  # much the same as with fixed positions
-    assert side(positions.across("vision", STUDIES["from-sincos-wikitext2"], "gpt2", STUDIES["wikitext2"])) == -1
+    assert side(positions.effect_of(STUDIES["from-sincos-wikitext2"], "vision", "gpt2", STUDIES["wikitext2"])) == -1
     assert [side((gain - fixed).dropna()) for gain in gains] == [-1, 0]
     shakespeare = STUDIES["from-sincos"]  # there the second rate takes nothing away
     own, other = (positions.effect_of(shakespeare, "vision", name) for name in ("gpt2", gentle))

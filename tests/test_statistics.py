@@ -5,8 +5,10 @@ from scipy.stats import permutation_test, t, ttest_1samp
 
 from mimetic.statistics import (
     compare,
+    contrast,
     corrected,
     crossed_interval,
+    difference,
     holm,
     mean_interval,
     paired_differences,
@@ -31,11 +33,29 @@ def test_pairs_by_seed_and_leaves_out_what_has_no_partner():
     assert paired_differences(RUNS, arms=("mimetic", "timm")).difference.tolist() == pytest.approx([0.05, -0.1])
 
 
-def test_bad_frames_are_refused():
-    with pytest.raises(ValueError, match="no runs of arm 'torch'; there are timm, mimetic"):
-        paired_differences(RUNS, arms=("timm", "torch"))
-    with pytest.raises(ValueError, match="two runs of one arm and seed"):
-        paired_differences(pd.concat([RUNS, RUNS.iloc[:1]]))
+def test_a_difference_of_two_arms_may_be_of_two_experiments():
+    assert difference(RUNS, "mimetic", "timm").to_dict() == pytest.approx({0: -0.05, 1: 0.1})
+    others = RUNS.assign(test_accuracy=RUNS["test_accuracy"] - 0.3)
+    assert difference(RUNS, "timm", "timm", others=others).to_dict() == pytest.approx({0: 0.3, 1: 0.3, 2: 0.3})
+    weights = {"mimetic": 1, "timm": -1}
+    assert difference(RUNS, "mimetic", "timm").equals(contrast(RUNS, weights))
+
+
+def test_without_runs_of_an_arm_nothing_is_paired():
+    nothing = pd.DataFrame(columns=["arm", "seed"])  # load_runs without records: no metric either
+    for runs in (RUNS, nothing):
+        assert difference(runs, "torch", "timm").empty and difference(runs, "timm", "torch").empty
+        assert contrast(runs, {"torch": 1, "timm": -1, "mimetic": 1}).empty
+        pairs = paired_differences(runs, arms=("timm", "torch"))
+        assert pairs.empty and list(pairs) == ["timm", "torch", "difference"]
+        assert compare(runs, {"torch": ("timm", "torch")}).empty
+
+
+def test_two_runs_of_one_seed_are_refused():
+    twice = pd.concat([RUNS, RUNS.iloc[:1]])
+    for pair in (paired_differences, lambda runs: difference(runs, "mimetic", "timm")):
+        with pytest.raises(ValueError, match="two runs of one seed of arm 'timm'"):
+            pair(twice)
 
 
 def test_smallest_p_is_that_of_the_exact_test():

@@ -18,25 +18,35 @@ from scipy import stats
 MOST_PAIRS = 20  # 2^20 sign patterns; more pairs than that are not exact any more
 
 
+def by_seed(runs: pd.DataFrame, arm: str, column: str = "test_accuracy") -> pd.Series:
+    """seed -> a metric of an arm's runs; empty without runs.
+
+    Args:
+        runs: one row a run, columns arm, seed and the metric (training.records.load_runs).
+
+    Raises:
+        ValueError: two runs of one seed.
+    """
+    runs = runs[runs["arm"] == arm]
+    if runs["seed"].duplicated().any():
+        raise ValueError(f"two runs of one seed of arm {arm!r}: compare one experiment at a time")
+    # a table without runs has no metrics either
+    return runs.set_index("seed")[column].sort_index() if len(runs) else pd.Series(dtype=float)
+
+
+def difference(
+    runs: pd.DataFrame, arm: str, reference: str, column: str = "test_accuracy", others: pd.DataFrame | None = None
+) -> pd.Series:
+    """seed -> a metric of an arm minus that of its reference, of the seeds that have a run in both; empty if there is
+    none. others: the runs that the reference is of, if not these."""
+    return (by_seed(runs, arm, column) - by_seed(runs if others is None else others, reference, column)).dropna()
+
+
 def paired_differences(
     finals: pd.DataFrame, metric: str = "test_accuracy", arms: Sequence[str] = ("timm", "mimetic")
 ) -> pd.DataFrame:
-    """One row a seed that has a run in both arms: the metric of each, and difference = second arm minus first.
-
-    Args:
-        finals: one row a run, columns arm, seed and the metric (training.records.load_runs).
-
-    Raises:
-        ValueError: an arm has no runs (the message says which there are), or an arm has two runs of one seed.
-    """
-    there = list(dict.fromkeys(finals["arm"]))
-    for arm in arms:
-        if arm not in there:
-            raise ValueError(f"no runs of arm {arm!r}; there are {', '.join(there) or 'none'}")
-    if finals.duplicated(["arm", "seed"]).any():
-        raise ValueError("two runs of one arm and seed: compare one experiment at a time")
-    wide = finals.pivot(index="seed", columns="arm", values=metric)[list(arms)].dropna()
-    wide.columns.name = None
+    """One row a seed that has a run in both arms: the metric of each, and difference = second arm minus first."""
+    wide = pd.DataFrame({arm: by_seed(finals, arm, metric) for arm in arms}).dropna()
     return wide.assign(difference=wide[arms[1]] - wide[arms[0]])
 
 
@@ -138,18 +148,12 @@ def compare(finals: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], metric: 
         in how many pairs the arm is ahead.
     """
     rows = {}
-    for label, arms in pairs.items():
-        if not set(arms) <= set(finals["arm"]):
-            continue
-        table = paired_differences(finals, metric, arms)
-        if table.empty:
-            continue
-        d = table["difference"]
-        rows[label] = {
-            "reference": table[arms[0]].mean(),
-            "arm": table[arms[1]].mean(),
-            "wins": int((d > 0).sum()),
-        } | summary(d)
+    for label, (reference, arm) in pairs.items():
+        table = paired_differences(finals, metric, (reference, arm))
+        if len(table):
+            d = table["difference"]
+            means = {"reference": table[reference].mean(), "arm": table[arm].mean()}
+            rows[label] = means | {"wins": int((d > 0).sum())} | summary(d)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -161,14 +165,9 @@ def corrected(table: pd.DataFrame) -> pd.Series:
 
 
 def contrast(finals: pd.DataFrame, arms: Mapping[str, float], metric: str = "test_accuracy") -> pd.Series:
-    """seed -> sum of coefficient times metric over arms, of the seeds that have a
-    run in all of them; empty if there is none.
-
-    A difference of two arms is {a: 1, b: -1}; a difference of differences has four arms.
-    """
-    if not set(arms) <= set(finals["arm"]):
-        return pd.Series(dtype=float)
-    wide = finals[finals["arm"].isin(list(arms))].pivot(index="seed", columns="arm", values=metric).dropna()
+    """seed -> sum of coefficient times metric over arms, such as a difference of differences, of the seeds that have a
+    run in all of them; empty if there is none. Of two arms: difference."""
+    wide = pd.DataFrame({arm: by_seed(finals, arm, metric) for arm in sorted(arms)}).dropna()
     return (wide * pd.Series(arms, dtype=float)).sum(axis=1)
 
 

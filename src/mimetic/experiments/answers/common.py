@@ -20,8 +20,8 @@ from mimetic.statistics import (
     compare,
     contrast,
     corrected,
+    difference,
     mean_interval,
-    paired_differences,
     smallest_p,
     steps_to_reach,
     summary,
@@ -85,14 +85,11 @@ def study_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -
 
 def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """One row a pair: label, group, seed, difference."""
-    rows = []
-    for name, arms in comparisons_of(study).items():
-        if set(arms) <= set(finals["arm"]):
-            pairs = paired_differences(finals, metric.column, arms)
-            rows += [
-                {"label": name, "group": study.question, "seed": s, "difference": d}
-                for s, d in pairs["difference"].items()
-            ]
+    rows = [
+        {"label": name, "group": study.question, "seed": seed, "difference": value}
+        for name, (reference, arm) in comparisons_of(study).items()
+        for seed, value in difference(finals, arm, reference, metric.column).items()
+    ]
     return pd.DataFrame(rows, columns=["label", "group", "seed", "difference"])
 
 
@@ -155,15 +152,6 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
     return (
         f"{metric.signed(row['difference'])} ({metric.span(row['low'], row['high'])}, {n} pair{'s' * (n != 1)}{more})"
     )
-
-
-def between_runs(there: pd.DataFrame, here: pd.DataFrame, arms: tuple[str, str], column: str) -> pd.Series:
-    """A metric of an arm of one experiment minus that of an arm of another, of the seeds that both have."""
-    values = [
-        runs[runs["arm"] == arm].set_index("seed")[column] if len(runs) else pd.Series(dtype=float)
-        for runs, arm in zip((there, here), arms)
-    ]
-    return (values[0] - values[1]).dropna()
 
 
 def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:

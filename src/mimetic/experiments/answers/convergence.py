@@ -8,14 +8,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.common import between_runs
 from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, arm_label
 from mimetic.experiments.answers.scores import baseline_levels
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, RANDOM, RESCALED, SIBLING_PREFIX
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import contrast, mean_interval, side, summary
+from mimetic.statistics import difference, mean_interval, side, summary
 from mimetic.training.records import load_runs
 
 # What a difference of NDCG@10 must be to count, by the rule of the recipe search: about the spread of the difference of
@@ -145,7 +144,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
             says = f"{METRIC.signed(gain)} over the common rate with seed 0"
             change = pd.Series(dtype=float)
             if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr:
-                change = between_runs(there, here, (arm, arm), VALIDATION_COLUMN)
+                change = difference(there, arm, arm, VALIDATION_COLUMN, here)
             if len(change) > 1:
                 chance = (
                     "that is not confirmed" if side(change) <= 0 else "it is confirmed, so the recipe is unfair to it"
@@ -174,8 +173,8 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
             if arm != DEFAULT
         }
         for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
-            for name, arms in pairs.items():
-                change = between_runs(other, runs, arms, column)
+            for name, (arm, reference) in pairs.items():
+                change = difference(other, arm, reference, column, runs)
                 if len(change) > 1:
                     rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = (
                         f"{common.with_interval(change, METRIC)}, {len(change)}"
@@ -219,7 +218,7 @@ def _differences(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> dict[s
     """The paired differences of COMPARED in every one of _places, and the mean of each seed's four; without what has no
     pair (the mean: fewer than two)."""
     found = {
-        place: {name: contrast(runs, {arm: 1, ref: -1}, column) for name, (ref, arm) in COMPARED.items()}
+        place: {name: difference(runs, arm, reference, column) for name, (reference, arm) in COMPARED.items()}
         for place, (runs, column) in _places(data, finals, other).items()
         if len(runs)
     }
@@ -254,7 +253,7 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
     """seed -> the mean of the four differences of two arms: at both rates, on both kinds of items."""
     reference, arm = arms
     differences = [
-        contrast(runs, {arm: 1, reference: -1}, column)
+        difference(runs, arm, reference, column)
         for runs in (finals, other)
         for column in (METRIC.column, VALIDATION_COLUMN)
     ]

@@ -12,7 +12,7 @@ from mimetic.experiments.answers.head_start import gap_by_epoch
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
 from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES, gain, pair
-from mimetic.statistics import ENOUGH, compare, contrast, mean_interval, rests_on, slopes_per_doubling
+from mimetic.statistics import ENOUGH, compare, contrast, difference, mean_interval, rests_on, slopes_per_doubling
 from mimetic.training.records import load_runs
 
 # Panels of the gain against a number: study, whether a default arm belongs to it, the number's column, the axis's name
@@ -80,7 +80,7 @@ def sizes_table(finals: pd.DataFrame) -> str:
             f"{finals.loc[finals['arm'] == arms[name][0], 'parameters.total'].iloc[0]:,.0f}",
             f"{100 * row['reference']:.1f}",
             f"{100 * row['arm']:.1f}",
-            common.measured(contrast(finals, {arms[name][1]: 1, arms[name][0]: -1})),
+            common.measured(difference(finals, arms[name][1], arms[name][0])),
             f"{100 * row['difference'] / (1 - row['reference']):.1f}".replace("-", "−"),
         )
         for name, row in table.iterrows()
@@ -173,7 +173,7 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
     }
     columns = {}
     for where, (runs, arms) in sets.items():
-        if len(gain := contrast(runs, {arms["mimetic"]: 1, arms["timm"]: -1})):
+        if len(gain := difference(runs, arms["mimetic"], arms["timm"])):
             columns[where] = (100 * gain).round(1)
     return common.blank(pd.DataFrame(columns)) if columns else pd.DataFrame()
 
@@ -215,7 +215,7 @@ def _few_machines(finals: pd.DataFrame, names: tuple[str, str]) -> tuple[pd.Seri
         finals[finals["arm"].isin(names)],
         *(part.drop_duplicates(["arm", "seed"]) for _, part in runs.groupby("device.name")),
     ]
-    found = [(contrast(part, {names[1]: 1, names[0]: -1}), sorted(part["device.name"].unique())) for part in sets]
+    found = [(difference(part, names[1], names[0]), sorted(part["device.name"].unique())) for part in sets]
     values, devices = min(found, key=lambda pair: (-len(pair[0]), len(pair[1])))
     return values, " and ".join(devices)
 
@@ -273,7 +273,7 @@ def data_table(finals: pd.DataFrame) -> str:
     rows = []
     base = PAIR[0]  # the setting that all panels share has 10,000 images
     for name, (reference, arm) in panel_arms("data").items():
-        gain, loss = (contrast(finals, {arm: 1, reference: -1}, metric) for metric in ("test_accuracy", "test_loss"))
+        gain, loss = (difference(finals, arm, reference, metric) for metric in ("test_accuracy", "test_loss"))
         if len(gain):
             errors = gain.mean() / (1 - finals.loc[finals["arm"] == reference, "test_accuracy"].mean())
             above = []
@@ -281,7 +281,7 @@ def data_table(finals: pd.DataFrame) -> str:
                 part = finals[finals["arm"] == each]
                 above.append(100 * (part["train_accuracy"] - part["test_accuracy"]).mean())
             low, high = mean_interval(loss)
-            more = [] if reference == base else contrast(finals, {reference: 1, base: -1})
+            more = [] if reference == base else difference(finals, reference, base)
             span = f"{loss.mean():+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(loss) > 1 else "")
             rows.append(
                 (

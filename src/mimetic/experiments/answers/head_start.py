@@ -10,7 +10,7 @@ from mimetic.experiments.answers import common
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.vision import CENTRAL, PAIR
-from mimetic.statistics import ENOUGH, contrast, mean_interval, paired_differences, summary
+from mimetic.statistics import ENOUGH, difference, mean_interval, paired_differences, summary
 from mimetic.training.records import load_runs
 
 
@@ -19,8 +19,6 @@ def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     (linear between epochs; missing: never); and how much earlier the mimetic arm does, as a share of the run (a run
     that never does counts as 1)."""
     columns = ["default at the end (%)", "mimetic", "default", "earlier by"]
-    if not set(PAIR) <= set(finals["arm"]):
-        return pd.DataFrame(columns=columns)
     targets = paired_differences(finals)[PAIR[0]]
     default, mimetic = (
         common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR
@@ -92,7 +90,7 @@ def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mime
     """Arm minus reference of the same seed, by epoch: difference, low, high (95 % interval over seeds), pairs."""
     rows = {}
     for epoch, part in curves.groupby("epoch"):
-        values = contrast(part, {arm: 1, reference: -1})
+        values = difference(part, arm, reference)
         if len(values):
             rows[epoch] = summary(values)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch")
@@ -139,13 +137,13 @@ def schedules(finals: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     """How the lead at the end of the central runs compares with that of the same seeds at the end of the shorter
     schedule, in words, and the difference as summary has it: of all its runs, and of those that the machine of these
     made (data/replicas)."""
-    if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment} or not set(PAIR) <= set(finals["arm"]):
+    if finals.empty or set(finals["experiment"]) != {CENTRAL.experiment}:
         return []
-    here, machines, said = paired_differences(finals)["difference"], set(finals["device.name"]), []
+    here, machines, said = difference(finals, PAIR[1], PAIR[0]), set(finals["device.name"]), []
     again = common.replicas(SHORT)
     of_these = again[again["device.name"].isin(machines)] if len(again) else again
     for runs in (load_runs(SHORT), of_these):
-        there = contrast(runs, {PAIR[1]: 1, PAIR[0]: -1})
+        there = difference(runs, PAIR[1], PAIR[0])
         seeds = there.index.intersection(here.index)
         if len(seeds) > 1:
             row, made = summary(here[seeds] - there[seeds]), set(runs.loc[runs["arm"].isin(PAIR), "device.name"])

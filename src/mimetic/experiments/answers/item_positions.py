@@ -12,7 +12,7 @@ from mimetic.experiments.answers.recommenders import COMMAND, COMPARED, SIGN_PAI
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import contrast
+from mimetic.statistics import difference
 from mimetic.training.records import load_runs
 
 IN_SHORT = (*SIGN_PAIRS, "opposite minus vision signs")  # of these, what the positions change
@@ -30,17 +30,17 @@ def _rows(fixed: str) -> dict[str, tuple[str, str, str]]:
     there, here = load_runs(fixed), load_runs(fixed.replace("-sincos", ""))
     if there.empty or here.empty:
         return rows
-    change = common.between_runs(there, here, (DEFAULT, DEFAULT), METRIC.column)
+    change = difference(there, DEFAULT, DEFAULT, METRIC.column, here)
     if len(change):
         default = there[(there["arm"] == DEFAULT) & there["seed"].isin(change.index)]
         ends = [f"{default[column].mean():.4f}" for column in (METRIC.column, VALIDATION_COLUMN)]
         rows["default"] = (*ends, mean(change))
     for name, (reference, arm) in COMPARED.items():
-        values = [contrast(runs, {arm: 1, reference: -1}, METRIC.column) for runs in (here, there)]
+        values = [difference(runs, arm, reference, METRIC.column) for runs in (here, there)]
         seeds = values[0].index.intersection(values[1].index)
         if len(seeds):
             of_learned, of_fixed = (v.loc[seeds] for v in values)
-            before_last = contrast(there, {arm: 1, reference: -1}, VALIDATION_COLUMN).loc[seeds]
+            before_last = difference(there, arm, reference, VALIDATION_COLUMN).loc[seeds]
             rows[name] = tuple(map(mean, (of_fixed, before_last, of_fixed - of_learned)))
     return rows
 

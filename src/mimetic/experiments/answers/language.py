@@ -23,7 +23,7 @@ from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, SEEDS,
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
-from mimetic.statistics import contrast
+from mimetic.statistics import difference
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -50,7 +50,7 @@ def fresh(compared: tuple[str, str, str]) -> pd.Series:
     experiment, reference, arm.
     """
     experiment, reference, arm = compared
-    values = contrast(load_runs(experiment), {arm: 1, reference: -1}, METRIC.column)
+    values = difference(load_runs(experiment), arm, reference, METRIC.column)
     return values[[seed for seed in values.index if seed not in FIRST_SEEDS]]
 
 

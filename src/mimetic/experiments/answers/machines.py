@@ -13,7 +13,7 @@ from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import PAIR
 from mimetic.figures.style import LABELS
-from mimetic.statistics import contrast, mean_interval, side
+from mimetic.statistics import difference, mean_interval, side
 from mimetic.training.records import load_runs
 
 KEY = ["arm", "seed"]
@@ -96,22 +96,22 @@ def replicas_sentence(experiment: str = "cifar10-lab10", among: Collection[str] 
     return text
 
 
-def asked_again(asked: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
+def asked_again(asked: Mapping[str, Mapping[str, tuple[str, str]]]) -> pd.DataFrame:
     """Differences between arms in points, here and on the machine of data/replicas, with the seeds that both have (two
     or more): a row a difference, here and there with 95 % intervals, pairs; and whether the two intervals leave out 0
     on the same side, in words.
 
     Args:
-        asked: question -> name of an answer -> a sum of arms (see parts.ASKED).
+        asked: question -> name of an answer -> reference arm, arm (see parts.ASKED).
     """
     here, there = load_runs("cifar10-lab10"), common.replicas("cifar10-lab10")
     if here.empty or there.empty:
         return pd.DataFrame()
     there = there[~there["device.name"].isin(here.loc[here["arm"] == "timm", "device.name"])]
     rows = {}
-    for question, answers in {"The gain": {"mimetic initialization": {"mimetic": 1, "timm": -1}}, **asked}.items():
-        for name, arms in answers.items():
-            values = [contrast(runs, arms) for runs in (here, there)]
+    for question, answers in {"The gain": {"mimetic initialization": PAIR}, **asked}.items():
+        for name, (reference, arm) in answers.items():
+            values = [difference(runs, arm, reference) for runs in (here, there)]
             seeds = values[0].index.intersection(values[1].index)
             if len(seeds) >= 2:
                 first, again = (v.loc[seeds] for v in values)

@@ -4,7 +4,6 @@ what the constants' sensitivity amounts to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
 
@@ -15,47 +14,47 @@ from mimetic.experiments.answers.vision import COMMAND, found, numbers
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import NOISE_ONLY, STUDIES, TRACE, gain, pair
-from mimetic.statistics import ENOUGH, contrast, mean_interval, side
+from mimetic.statistics import ENOUGH, contrast, difference, mean_interval, side
 
-# What is asked on another machine, too: sentence -> name of an arm -> a sum of arms; against the default unless the
-# sentence says otherwise. Positions have their own tables (patch_positions)
-ASKED: dict[str, dict[str, Mapping[str, float]]] = {
+# What is asked on another machine, too: sentence -> name of an arm -> (reference arm, arm); against the default
+# unless the sentence says otherwise. Positions have their own tables (patch_positions)
+ASKED: dict[str, dict[str, tuple[str, str]]] = {
     "One half alone": {
-        "queries and keys": {"mimetic-qk": 1, "timm": -1},
-        "values and projection": {"mimetic-vp": 1, "timm": -1},
+        "queries and keys": ("timm", "mimetic-qk"),
+        "values and projection": ("timm", "mimetic-vp"),
     },
     "Without the diagonal of one product, against mimetic initialization": {
-        "of QK": {"qk-beta-0": 1, "mimetic": -1},
-        "of V·proj": {"vp-beta-0": 1, "mimetic": -1},
+        "of QK": ("mimetic", "qk-beta-0"),
+        "of V·proj": ("mimetic", "vp-beta-0"),
     },
     "Without the noise of one product, against mimetic initialization": {
-        "of QK": {"qk-alpha-0": 1, "mimetic": -1},
-        "of V·proj": {"vp-alpha-0": 1, "mimetic": -1},
+        "of QK": ("mimetic", "qk-alpha-0"),
+        "of V·proj": ("mimetic", "vp-alpha-0"),
     },
     "What queries and keys add to values and projection": {
-        "with their diagonal": {"mimetic": 1, "mimetic-vp": -1},
-        "without": {"qk-beta-0": 1, "mimetic-vp": -1},
+        "with their diagonal": ("mimetic-vp", "mimetic"),
+        "without": ("mimetic-vp", "qk-beta-0"),
     },
     "Only the size": {
-        "the default at mimetic's norms": {"timm-rescaled": 1, "timm": -1},
-        "its singular values in random directions": {"random-directions": 1, "timm": -1},
+        "the default at mimetic's norms": ("timm", "timm-rescaled"),
+        "its singular values in random directions": ("timm", "random-directions"),
     },
     "A wrong sign, against mimetic initialization": {
-        "of QK": {"qk-minus": 1, "mimetic": -1},
-        "of V·proj": {"vp-plus": 1, "mimetic": -1},
-        "both": {"both-flipped": 1, "mimetic": -1},
+        "of QK": ("mimetic", "qk-minus"),
+        "of V·proj": ("mimetic", "vp-plus"),
+        "both": ("mimetic", "both-flipped"),
     },
     "A wrong sign, against the default": {
-        "of QK": {"qk-minus": 1, "timm": -1},
-        "of V·proj": {"vp-plus": 1, "timm": -1},
-        "both": {"both-flipped": 1, "timm": -1},
+        "of QK": ("timm", "qk-minus"),
+        "of V·proj": ("timm", "vp-plus"),
+        "both": ("timm", "both-flipped"),
     },
-    "V·proj stored untransposed, as in public code": {"": {"untransposed": 1, "timm": -1}},
+    "V·proj stored untransposed, as in public code": {"": ("timm", "untransposed")},
     "Constants exchanged (QK 0.4, V·proj 0.7)": {
-        "": {"swapped": 1, "timm": -1},
-        "against mimetic initialization": {"swapped": 1, "mimetic": -1},
+        "": ("timm", "swapped"),
+        "against mimetic initialization": ("mimetic", "swapped"),
     },
-    "Against other defaults": {"PyTorch's": {"mimetic": 1, "torch": -1}, "Xavier": {"mimetic": 1, "xavier": -1}},
+    "Against other defaults": {"PyTorch's": ("torch", "mimetic"), "Xavier": ("xavier", "mimetic")},
 }
 
 
@@ -92,7 +91,7 @@ def taken_apart(finals: pd.DataFrame) -> str:
     asked += [(f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()]
     rows = []
     for name, arm, runs in asked:
-        values = [contrast(runs, {arm: 1, other: -1}) if arm != other else () for other in AGAINST.values()]
+        values = [difference(runs, arm, other) if arm != other else () for other in AGAINST.values()]
         if any(map(len, values)):
             rows.append((name, *map(cell, values), f"{max(map(len, values))}"))
     if not rows:
@@ -147,8 +146,8 @@ def noise_only() -> str:
     """
     runs = common.replicas("cifar10-lab10")
     against = {
-        "the default at mimetic's norms": contrast(runs, {NOISE_ONLY: 1, "timm-rescaled": -1}),
-        "random directions": contrast(runs, {NOISE_ONLY: 1, "random-directions": -1}),
+        "the default at mimetic's norms": difference(runs, NOISE_ONLY, "timm-rescaled"),
+        "random directions": difference(runs, NOISE_ONLY, "random-directions"),
     }
     if not all(map(len, against.values())):
         return ""
@@ -207,7 +206,7 @@ def mean_of(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
 
 def _gains_by_condition(finals: pd.DataFrame) -> dict[str, pd.Series]:
     """Condition -> the gain of every pair; {} while a condition has too few of them."""
-    gains = {name: contrast(finals, {arm: 1, reference: -1}) for name, (reference, arm) in CONDITIONS.items()}
+    gains = {name: difference(finals, arm, reference) for name, (reference, arm) in CONDITIONS.items()}
     return gains if min(map(len, gains.values())) >= ENOUGH else {}
 
 
@@ -242,7 +241,7 @@ def _otherwise(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
     again, said = common.replicas(finals["experiment"].iloc[0]), []
     for name, values in gains.items():
         reference, arm = CONDITIONS[name]
-        other = contrast(again, {arm: 1, reference: -1}) if len(again) else values
+        other = difference(again, arm, reference) if len(again) else values
         if len(other) == len(values) and side(other) != side(values):
             here, there = (set(runs.loc[runs["arm"].isin((reference, arm)), "device.name"]) for runs in (finals, again))
             machines = f"{', '.join(sorted(there))} in place of {', '.join(sorted(here))}"

@@ -34,7 +34,7 @@ from mimetic.experiments.programmes.language import (
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
-from mimetic.statistics import ENOUGH, contrast, side
+from mimetic.statistics import ENOUGH, difference, side
 from mimetic.training.records import load_runs
 
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
@@ -97,9 +97,11 @@ def at_a_glance() -> tuple[pd.DataFrame, pd.DataFrame]:
     return common.stacked(studies, METRIC)
 
 
-def effect_of(study: Study, arm: str, reference: str = "gpt2") -> pd.Series:
-    """seed -> an arm minus a reference, the default (bits per byte); empty without runs."""
-    return contrast(load_runs(study.experiment), {arm: 1, reference: -1}, METRIC.column)
+def effect_of(study: Study, arm: str, reference: str = "gpt2", other: Study | None = None) -> pd.Series:
+    """seed -> an arm minus a reference, the default, of the same study or of another one (bits per byte); empty without
+    runs of both."""
+    others = load_runs(other.experiment) if other else None
+    return difference(load_runs(study.experiment), arm, reference, METRIC.column, others)
 
 
 def _own(study: Study) -> tuple[Study, Study]:
@@ -121,18 +123,11 @@ def changes(arm: str, study: Study = POSITIONS, other: Study | None = None) -> p
     return (effect_of(study, arm) - effect_of(other or learned(arm, study), arm)).dropna()
 
 
-def across(arm: str, study: Study, other_arm: str, other: Study) -> pd.Series:
-    """seed -> an arm of one study minus an arm of another (bits per byte); empty without runs of both."""
-    return common.between_runs(
-        load_runs(study.experiment), load_runs(other.experiment), (arm, other_arm), METRIC.column
-    )
-
-
 def better_rate(study: Study) -> str:
     """At which of its two rates the default is taken in a study, as its arm is called there: the other one where its
     runs are better by what they can show (a choice by the text that judges, which flatters the default), else the
     searched one."""
-    change = contrast(load_runs(study.experiment), {GENTLER: 1, "gpt2": -1}, METRIC.column)
+    change = effect_of(study, GENTLER)
     return GENTLER if len(change) >= ENOUGH and side(change) < 0 else "gpt2"
 
 
@@ -140,7 +135,7 @@ def over_own_start(arm: str, study: Study) -> pd.Series:
     """seed -> an arm minus GPT-2's own start on the same text, which has learned positions (bits per byte), on
     WikiText-2 at the better of its two rates; empty without runs of both."""
     rate = better_rate(_own(study)[0])
-    return across(arm, study, rate, learned(rate, study))
+    return effect_of(study, arm, rate, learned(rate, study))
 
 
 def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
@@ -351,7 +346,7 @@ def rotary_answer() -> str:
     text, lines, against = _arms(ROTARY, "rotary")
     if not lines:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
-    beyond = across("vision", POSITIONS, "gpt2", ROTARY)
+    beyond = effect_of(POSITIONS, "vision", other=ROTARY)
     if len(beyond):
         against.append(
             f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"

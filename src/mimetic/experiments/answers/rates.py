@@ -24,7 +24,7 @@ from mimetic.experiments.configs.language import (
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import CENTRAL, SEARCH, SECOND, WIKITEXT2
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, contrast, mean_interval, side, sign_flip_test, summary
+from mimetic.statistics import ENOUGH, contrast, difference, mean_interval, side, sign_flip_test, summary
 from mimetic.training.records import load_runs
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     for arm, lr in ASKED_AGAIN.items():
         names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
         if all(name in values for name in names.values()):
-            change = contrast(finals, {names[lr]: 1, arm: -1}, METRIC.column)
+            change = difference(finals, names[lr], arm, METRIC.column)
             if not len(change):
                 continue
             better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
@@ -173,7 +173,7 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
             )
     for arm in rows:
         if arm != "gpt2":
-            behind = contrast(finals, {better[arm]: 1, better.get("gpt2", "gpt2"): -1}, METRIC.column)
+            behind = difference(finals, better[arm], better.get("gpt2", "gpt2"), METRIC.column)
             low, high = mean_interval(behind) if len(behind) else (np.nan, np.nan)
             rows[arm] |= {"behind": behind.mean() if len(behind) else np.nan, "behind low": low, "behind high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -192,7 +192,7 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
         rates = f"{row['other rate']:g} for {row['rate']:g}"
         rows.append((LABELS[arm], rates, change, f"{row['p']:.3f}", _moved(clear, row["p"]), behind))
     rate = RUNNER_UP["gpt2"]
-    other = contrast(load_runs(WIKITEXT2.experiment), {rated("gpt2", rate): 1, "gpt2": -1}, METRIC.column)
+    other = difference(load_runs(WIKITEXT2.experiment), rated("gpt2", rate), "gpt2", METRIC.column)
     lacking = [LABELS[arm] for arm in ASKED_AGAIN if arm not in enough.index]
     if len(other) >= ENOUGH:
         p = sign_flip_test(other)
@@ -284,7 +284,7 @@ def beyond_size(finals: pd.DataFrame | None = None) -> str:
         return ""
     said = []
     for control in ("rescaled", "random-directions"):
-        values = contrast(finals, {better: 1, control: -1}, METRIC.column)
+        values = difference(finals, better, control, METRIC.column)
         if not len(values):
             return ""
         said.append(f"{measured(values, METRIC)} against {LABELS[control]}")

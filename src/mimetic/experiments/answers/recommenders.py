@@ -32,7 +32,7 @@ from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recommenders import METRIC
 from mimetic.experiments.recorded import cases_of, recorded_products, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, contrast, crossed_interval
+from mimetic.statistics import ENOUGH, compare, crossed_interval, difference
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -108,7 +108,7 @@ def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
     rows = []
     for name, (reference, arm) in asked.items():
         values = [
-            contrast(runs, {arm: 1, reference: -1}, column)
+            difference(runs, arm, reference, column)
             for runs, column in ((short, METRIC.column), (short, VALIDATION_COLUMN), (long, METRIC.column))
         ]
         users = user_differences("ml100k", SIBLING_PREFIX + arm, SIBLING_PREFIX + reference)

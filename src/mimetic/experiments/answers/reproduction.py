@@ -28,7 +28,7 @@ from mimetic.experiments.programmes.language import (
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import PAIR, pair
 from mimetic.experiments.runs import existing, family
-from mimetic.statistics import ENOUGH, contrast, side
+from mimetic.statistics import ENOUGH, difference, side
 from mimetic.statistics import summary as summary_of
 from mimetic.training.records import load_runs
 
@@ -127,15 +127,15 @@ def summary() -> str:
     rows = []
     for page, what, experiment, reference, arm in SUMMARY:
         metric = family(EXPERIMENTS[experiment]).METRIC
-        runs, asked = load_runs(experiment), {arm: 1, reference: -1}
-        values = contrast(runs, asked, metric.column) if arm else better_rates(runs)[0]
+        runs, asked = load_runs(experiment), (arm, reference, metric.column)
+        values = difference(runs, *asked) if arm else better_rates(runs)[0]
         said, n = "no pair yet", len(values)
         if n:
             row = pd.Series(summary_of(values))
             span = f" ({metric.span(row['low'], row['high'])}{common.exact_p(row)})" if n > 1 else ""
             word = common.word(row, metric, more=False)
             said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
-            again = contrast(common.replicas(experiment), asked, metric.column) if arm else values
+            again = difference(common.replicas(experiment), *asked) if arm else values
             if len(again) >= ENOUGH and side(again) != side(values):
                 said += f"; the same on another machine {common.with_interval(again, metric)}"
         level = runs.loc[(runs["arm"] == reference) & runs["seed"].isin(values.index), metric.column] if n else []

@@ -18,7 +18,7 @@ from mimetic.experiments.programmes.recommenders import (
     SIBLING_PREFIX,
 )
 from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import contrast, sign_flip_test
+from mimetic.statistics import difference, sign_flip_test
 
 
 def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> pd.DataFrame:
@@ -58,11 +58,10 @@ def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> p
 
 def sibling_sentence(runs: pd.DataFrame) -> str:
     """The causal sibling's default minus BERT4Rec's on both kinds of held-out items, as a sentence."""
-    arms = {SIBLING_PREFIX + DEFAULT: 1, DEFAULT: -1}
     said = [
         f"{common.measured(values, METRIC, f', exact p {sign_flip_test(values):.3f}')} on the {items}"
         for items, column in (("last", METRIC.column), ("last but one", VALIDATION_COLUMN))
-        if len(values := contrast(runs, arms, column))
+        if len(values := difference(runs, SIBLING_PREFIX + DEFAULT, DEFAULT, column))
     ]
     return f"{', '.join(said) or f'no pair yet (`{COMMAND}`)'}."
 

@@ -43,7 +43,7 @@ from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
 from mimetic.models.vit import ViT, ViTConfig
-from mimetic.statistics import ENOUGH, contrast, correlation, mean_interval, slopes_per_doubling
+from mimetic.statistics import ENOUGH, correlation, difference, mean_interval, slopes_per_doubling
 from mimetic.training.records import runs
 
 # the constants of mimetic initialization, whatever their signs
@@ -359,8 +359,8 @@ def found(finals: pd.DataFrame) -> str:
     if not rows:
         return ""
     for point, cells in rows.items():
-        arms = {f"{point.strip('`')}-{signs}": factor for signs, factor in (("language", 1), ("vision", -1))}
-        if len(values := contrast(finals, arms, METRIC.column)) > 1:
+        arms = (f"{point.strip('`')}-{signs}" for signs in ("language", "vision"))
+        if len(values := difference(finals, *arms, METRIC.column)) > 1:
             cells["language minus vision signs"] = with_interval(values, METRIC)
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""

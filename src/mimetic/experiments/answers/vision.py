@@ -31,7 +31,7 @@ from mimetic.scan import attention_layers
 from mimetic.statistics import (
     ENOUGH,
     compare,
-    contrast,
+    difference,
     mean_interval,
     paired_differences,
     smallest_p,
@@ -76,11 +76,10 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     """The central claim's answer in words; its verdict follows from the
     interval, beside which the exact test stands.
     """
-    pairs = paired_differences(finals) if set(PAIR) <= set(finals["arm"]) else pd.DataFrame()
-    if pairs.empty:
+    if (table := compare(finals, {"central": PAIR})).empty:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
-    row = compare(finals, {"central": PAIR}).iloc[0]
-    n, p = len(pairs), row.p
+    row = table.iloc[0]
+    n, p = int(row.pairs), row.p
     mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
     least = f"; {n} pairs cannot give less" if p <= smallest_p(n) * 1.001 else ""
     tested = (
@@ -137,11 +136,7 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     """The gain of the pairs whose seeds had not been seen before the recipe
     was frozen, as a sentence; "" without them.
     """
-    fresh = (
-        paired_differences(finals).drop(index=list(PILOT), errors="ignore")["difference"]
-        if set(PAIR) <= set(finals["arm"])
-        else ()
-    )
+    fresh = difference(finals, "mimetic", "timm").drop(index=list(PILOT), errors="ignore")
     if len(fresh) < 2:
         return ""
     low, high = mean_interval(fresh)
@@ -174,8 +169,6 @@ def by_arm(curves: pd.DataFrame) -> pd.DataFrame:
 
 def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
     """One row a seed, in percent."""
-    if not set(PAIR) <= set(finals["arm"]):
-        return pd.DataFrame(columns=[*PAIR, "difference"])
     return (100 * paired_differences(finals)).round(2)
 
 
@@ -183,7 +176,7 @@ def band(finals: pd.DataFrame) -> tuple[float, float] | None:
     """The 95 % interval of mimetic minus default, which the ablation figure shows behind
     every row; None before there are two pairs.
     """
-    values = contrast(finals, {"mimetic": 1, "timm": -1})
+    values = difference(finals, "mimetic", "timm")
     return mean_interval(values) if len(values) > 1 else None
 
 

@@ -16,11 +16,11 @@ from mimetic.experiments.answers.claims.verdicts import (
     judged,
     sign_words,
 )
-from mimetic.experiments.answers.common import SHORT, between_runs, measured, percent
+from mimetic.experiments.answers.common import SHORT, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.runs import family
-from mimetic.statistics import contrast, crossed_interval
+from mimetic.statistics import contrast, crossed_interval, difference
 from mimetic.training.records import load_runs
 
 ITEMS = "Recommenders"
@@ -66,7 +66,7 @@ def _fixed_vision() -> Judgement:
     own, there = load_runs("ml100k-sincos"), load_runs("ml100k-sincos-rate")
     metric = family(EXPERIMENTS["ml100k"]).METRIC
     both = contrast(there, {programme.VISION: 1, programme.DEFAULT: -1}, metric.column)
-    crossed = between_runs(own, there, (programme.VISION, programme.DEFAULT), metric.column)
+    crossed = difference(own, programme.VISION, programme.DEFAULT, metric.column, there)
     if verdict != OPEN and len(both) > 1:
         found += (
             f". MovieLens, both arms at three times the rate: {measured(both, metric)};"
@@ -102,9 +102,9 @@ def _vision_signs() -> Judgement:
     crossed, own = {}, []
     for data, title in recommenders.TITLES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
-        values = between_runs(runs, other, (programme.VISION, programme.DEFAULT), metric.column)
+        values = difference(runs, programme.VISION, programme.DEFAULT, metric.column, other)
         crossed[title] = judged(values, metric, len(programme.SEEDS[data]))
-        changed = between_runs(other, runs, (programme.DEFAULT,) * 2, metric.column)
+        changed = difference(other, programme.DEFAULT, programme.DEFAULT, metric.column, runs)
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
     found = (
