@@ -43,11 +43,10 @@ class Metric:
         shown = replace(self, digits=self.digits + 1) if finer else self
         return f"{shown.signed(low)} to {shown.signed(high)}"
 
-    def shown(self, row: Mapping[str, float]) -> str:
-        """A difference of stored values with its interval as shown, of a row of
-        statistics.compare: "+0.2 (+0.1 to +0.3)".
-        """
-        return f"{self.signed(row['difference'])} ({self.span(row['low'], row['high'])})"
+    def shown(self, mean: float, low: float, high: float, more: str = "") -> str:
+        """A mean of differences of stored values with its interval as shown, and more: "+0.2 (+0.1 to +0.3)"; the mean
+        alone where there is no interval, as of one pair."""
+        return f"{self.signed(mean)} ({self.span(low, high)}{more})" if math.isfinite(low) else self.signed(mean)
 
     def better(self, difference: float) -> bool:
         """Whether an arm that differs by this from its reference is ahead."""

@@ -4,9 +4,10 @@ points, findings in words, what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ UNCONFIRMED = " by the interval, which the exact test does not confirm"
 NO_DIFFERENCE = "no difference that these pairs can show"
 PRODUCTS = {"qk": r"$W_QW_K^\top$", "vp": "$W_VW_{proj}$"}  # the two products in formulas
 SHORT = {"qk": "QK", "vp": "V·proj"}  # and in plain text
+VALUES = ["difference", "low", "high"]  # what Metric.shown takes of a row of statistics.summary or compare
 IN_PERCENT = Metric("", "", scale=100, digits=1)  # a share of something
 
 
@@ -128,16 +130,27 @@ def exact_p(row: Mapping[str, float]) -> str:
     return "" if agree or smallest_p(int(row["pairs"])) > 0.05 else f", exact p {row['p']:.3f}"
 
 
+def estimate(row: Mapping[str, float], metric: Metric = ACCURACY, more: str = "", unit: str = "") -> str:
+    """A mean of paired values with its 95 % interval and their number, of a row of statistics.summary or compare, and
+    more: "+0.1 (+0.0 to +0.2, 5 pairs)"; unit: behind the mean."""
+    value, span = f"{metric.signed(row['difference'])} {unit}", metric.span(row["low"], row["high"])
+    return f"{value.rstrip()} ({span}, {plural(row['pairs'], 'pair')}{more})"
+
+
 def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
     """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are
     planned; said: words in place of the verdict."""
-    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
-        return f"{value} in the only pair so far"
+        return _only_pair(row, metric)
     said = said or word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
     exact = "" if "exact p" in said else exact_p(row)
-    return f"{said}: {value} ({metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{few}{exact})"
+    return f"{said}: {estimate(row, metric, few + exact, metric.difference)}"
+
+
+def _only_pair(row: Mapping[str, float], metric: Metric) -> str:
+    value = f"{metric.signed(row['difference'])} {metric.difference}"
+    return f"{value.rstrip()} in the only pair so far"
 
 
 def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> str:
@@ -148,15 +161,12 @@ def measured(values: pd.Series, metric: Metric = ACCURACY, more: str = "") -> st
         ValueError: no values.
     """
     row = summary(values)
-    n, more = row["pairs"], more or exact_p(row)
-    return (
-        f"{metric.signed(row['difference'])} ({metric.span(row['low'], row['high'])}, {n} pair{'s' * (n != 1)}{more})"
-    )
+    return estimate(row, metric, more or exact_p(row))
 
 
 def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:
-    """A mean of paired values with its 95 % interval: "+0.1 (+0.0 to +0.2)"."""
-    return f"{metric.signed(values.mean())} ({metric.span(*mean_interval(values))})"
+    """A mean of paired values with its 95 % interval: "+0.1 (+0.0 to +0.2)"; of one value without."""
+    return metric.shown(values.mean(), *mean_interval(values))
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
@@ -187,11 +197,9 @@ def outcome(row: Mapping[str, float], expected: float | None) -> str:
 
 def contrast_words(row: pd.Series, metric: Metric = ACCURACY) -> str:
     """One contrast in words, and whether it is what we expected."""
-    value = f"{metric.signed(row['difference'])} {metric.difference}".rstrip()
     if row["pairs"] == 1:
-        return f"{value} in the only pair so far"
-    span = f"{metric.span(row['low'], row['high'])}, {row['pairs']:.0f} pairs{exact_p(row)}"
-    return f"{value} ({span}); {outcome(row, row['expected'])}"
+        return _only_pair(row, metric)
+    return f"{estimate(row, metric, exact_p(row), metric.difference)}; {outcome(row, row['expected'])}"
 
 
 def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
@@ -242,6 +250,16 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def plural(number: float, noun: str) -> str:
+    """A number of things: "1 pair", "5 pairs"."""
+    return f"{number:.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def minus(text: str) -> str:
+    """Numbers as the book writes them, with a minus sign."""
+    return text.replace("-", "−")
+
+
 def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs", "wins")) -> pd.DataFrame:
     """A table of compare for the page, its values to so many digits, p corrected over all its rows (Holm). A comparison
     that answers several questions counts once; one pair has no interval."""
@@ -263,7 +281,7 @@ def blank(table: pd.DataFrame) -> pd.DataFrame:
 def pairs_of(table: pd.DataFrame) -> str:
     """How many pairs the rows of a table of compare have: "5 pairs", "3 to 5 pairs"."""
     fewest, most = int(table["pairs"].min()), int(table["pairs"].max())
-    return f"{fewest} to {most} pairs" if fewest < most else f"{most} pair{'s' * (most != 1)}"
+    return f"{fewest} to {most} pairs" if fewest < most else plural(most, "pair")
 
 
 def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: str) -> pd.Series:
@@ -277,7 +295,11 @@ def first_passage(curves: pd.DataFrame, arm: str, targets: pd.Series, column: st
     return pd.Series(found, dtype=float)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table of text as Markdown, whose long cells wrap on the page; its index is left out."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+def markdown(rows: pd.DataFrame | Sequence[Any], columns: Sequence[str] | None = None) -> str:
+    """A table of text as Markdown, whose long cells wrap on the page; a DataFrame's index is left out; "" without rows.
+    columns: their names, where rows are tuples of cells."""
+    table = pd.DataFrame(rows, columns=columns)
+    if table.empty:
+        return ""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -30,11 +30,10 @@ def converged(curves: pd.DataFrame, data: str) -> str:
         return f"No run of the default on {TITLES[data]} is in yet."
     level, change, fifth = _last_fifths(part)
     word = "level" if abs(change) < WORTH else "still rising" if change > 0 else "falling"
-    seeds = part["seed"].nunique()
     return (
         f"On {TITLES[data]} the default's validation NDCG@10 is {word} at the end:"
         f" {level:.4f} in the last {fifth} epochs, {METRIC.signed(change)} against the {fifth} before"
-        f" ({seeds} seed{'s' if seeds > 1 else ''})."
+        f" ({common.plural(part['seed'].nunique(), 'seed')})."
     )
 
 
@@ -163,7 +162,18 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
     """What the other learning rate changes for the default, both sign patterns and both size controls, and the default
     at the other rate against both sign patterns at the common one: mean over all seeds that have both, 95 % interval,
     number of seeds, as text; a column a data set and kind of held-out item. Empty without runs at both rates."""
-    rows: dict[str, dict[str, str]] = {}
+    rows = {
+        name: {place: f"{common.with_interval(change, METRIC)}, {len(change)}" for place, change in cells.items()}
+        for name, cells in _rate_changes(finals, others).items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _rate_changes(
+    finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]
+) -> dict[str, dict[str, pd.Series]]:
+    """The cells of rate_table: what is compared -> data set and kind of held-out item -> a difference a seed."""
+    rows: dict[str, dict[str, pd.Series]] = {}
     for data, runs in finals.items():
         other, (here, there) = others[data], (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
         pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in (*SIGN_ARMS, RESCALED, RANDOM)}
@@ -176,10 +186,8 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
             for name, (arm, reference) in pairs.items():
                 change = difference(other, arm, reference, column, runs)
                 if len(change) > 1:
-                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = (
-                        f"{common.with_interval(change, METRIC)}, {len(change)}"
-                    )
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = change
+    return rows
 
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -262,13 +270,12 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
 
 def rate_sentence(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> str:
     """What the other learning rate does to the default, on every data set and kind of item: rate_table's first row."""
-    name = arm_label(DEFAULT)
-    table = rate_table(finals, others)
-    table = table[table.index.str.startswith(f"{name}, ")] if len(table) else table
-    if table.empty:
-        return "No run of the default at the other learning rate is in yet."
-    said = [f"{value.rpartition(', ')[0]} on {place}" for place, value in table.iloc[0].items() if value]
-    return f"The default, {table.index[0].removeprefix(f'{name}, ')}: {'; '.join(said)}."
+    start = f"{arm_label(DEFAULT)}, "
+    for name, cells in _rate_changes(finals, others).items():
+        if name.startswith(start):
+            said = [f"{common.with_interval(change, METRIC)} on {place}" for place, change in cells.items()]
+            return f"The default, {name.removeprefix(start)}: {'; '.join(said)}."
+    return "No run of the default at the other learning rate is in yet."
 
 
 def at_best_epoch(curves: pd.DataFrame) -> str:

@@ -87,7 +87,7 @@ def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -
         row: dict[str, object] = {"seeds": part["seed"].nunique()}
         for (product, layer), found in layer_signs(part).iterrows():
             common_sign = f" ({found['sign']})" if found["sign"] != "none" else ""
-            z = f"{found['z']:+.2f}".replace("-", "−")
+            z = common.minus(f"{found['z']:+.2f}")
             row[f"{common.SHORT[product]}, layer {layer}"] = f"{z}{common_sign}"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -110,9 +110,7 @@ def first_answer() -> str:
             )
             words.append(said + ", exactly at the mark, so not counted" * at_mark)
         seeds = part["seed"].nunique()
-        lines.append(
-            f"* {title} ({seeds} seed{'s' if seeds > 1 else ''}): **{signs_in_words(part)}**. {'; '.join(words)}."
-        )
+        lines.append(f"* {title} ({common.plural(seeds, 'seed')}): **{signs_in_words(part)}**. {'; '.join(words)}.")
     return "\n".join(lines)
 
 

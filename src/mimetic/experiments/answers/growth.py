@@ -11,10 +11,12 @@ from mimetic.experiments.answers.common import comparisons_of, study_points, stu
 from mimetic.experiments.answers.head_start import gap_by_epoch
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP, DEEP_RATES
+from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes.vision import DEEPER_SEEDS, PAIR, STUDIES, gain, pair
 from mimetic.statistics import ENOUGH, compare, contrast, difference, mean_interval, rests_on, slopes_per_doubling
 from mimetic.training.records import load_runs
 
+LOSS = Metric("test_loss", "test loss")
 # Panels of the gain against a number: study, whether a default arm belongs to it, the number's column, the axis's name
 GAIN_PANELS = {
     "width": (
@@ -81,7 +83,7 @@ def sizes_table(finals: pd.DataFrame) -> str:
             f"{100 * row['reference']:.1f}",
             f"{100 * row['arm']:.1f}",
             common.measured(difference(finals, arms[name][1], arms[name][0])),
-            f"{100 * row['difference'] / (1 - row['reference']):.1f}".replace("-", "−"),
+            common.minus(f"{100 * row['difference'] / (1 - row['reference']):.1f}"),
         )
         for name, row in table.iterrows()
     ]
@@ -89,7 +91,7 @@ def sizes_table(finals: pd.DataFrame) -> str:
         "*d*: width (depth 6), or depth (*d* 96)", "parameters", "default (%)", "mimetic (%)", "gain (points)",
         "in % of the default's errors",
     ]  # fmt: skip
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 def trends(dots: dict[str, pd.DataFrame]) -> str:
@@ -111,7 +113,7 @@ def trends(dots: dict[str, pd.DataFrame]) -> str:
         "where one size decides it",
         "sizes whose gains differ, not corrected",
     ]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
@@ -156,7 +158,7 @@ def twelve(finals: pd.DataFrame) -> str:
         "mean (95 % interval)",
         "pairs above 0",
     ]
-    return common.markdown(pd.DataFrame(said, columns=columns)) if said else ""
+    return common.markdown(said, columns)
 
 
 def repeated(finals: pd.DataFrame) -> pd.DataFrame:
@@ -251,7 +253,7 @@ def nearest(finals: pd.DataFrame) -> str:
     gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
     rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
     columns = ["ten epochs at laboratory scale, one setting changed", "mimetic minus default (points)"]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 def _deep_rates() -> pd.DataFrame:
@@ -280,16 +282,14 @@ def data_table(finals: pd.DataFrame) -> str:
             for each in (arm, reference):
                 part = finals[finals["arm"] == each]
                 above.append(100 * (part["train_accuracy"] - part["test_accuracy"]).mean())
-            low, high = mean_interval(loss)
             more = [] if reference == base else difference(finals, reference, base)
-            span = f"{loss.mean():+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(loss) > 1 else "")
             rows.append(
                 (
                     name,
                     common.measured(gain),
-                    f"{100 * errors:.1f} %".replace("-", "−"),
-                    span.replace("-", "−"),
-                    " / ".join(f"{round(value):d}".replace("-", "−") for value in above),
+                    common.minus(common.percent(errors, 1)),
+                    LOSS.shown(loss.mean(), *mean_interval(loss)),
+                    common.minus(" / ".join(f"{round(value):d}" for value in above)),
                     common.measured(more) if len(more) else "",
                 )
             )
@@ -301,7 +301,7 @@ def data_table(finals: pd.DataFrame) -> str:
         "training minus test accuracy, mimetic / default (points)",
         "default, minus that with 10,000 images (points)",
     ]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:

@@ -43,7 +43,7 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
     low, high = mean_interval(table["earlier by"])
     span = (
-        f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)".replace("-", "−")
+        common.minus(f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)")
         if len(share) > 1
         else ""
     )
@@ -83,7 +83,7 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
         unseen = ": not visibly" if low < 0 < high else ""
         span = f" ({common.IN_PERCENT.span(low, high)}{unseen})" if len(earlier) > 1 else ""
         said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
-    return f"earlier by less of the run: {', '.join(said)}".replace("-", "−") if said else ""
+    return common.minus(f"earlier by less of the run: {', '.join(said)}") if said else ""
 
 
 def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mimetic") -> pd.DataFrame:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from functools import partial
 
-import pandas as pd
-
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, COMPARED, SIGN_PAIRS, TITLES, VALIDATION_COLUMN
 from mimetic.experiments.configs import EXPERIMENTS
@@ -55,7 +53,7 @@ def _table(start: str, names: Container[str], title: Callable[[str], str]) -> st
         for name, cells in _rows(fixed).items()
         if name in names
     ]
-    return common.markdown(pd.DataFrame(rows, columns=list(COLUMNS))) if rows else ""
+    return common.markdown(rows, COLUMNS)
 
 
 def _rate(fixed: str) -> str:

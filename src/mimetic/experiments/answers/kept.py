@@ -96,10 +96,8 @@ def in_short(products: pd.DataFrame, experiment: str = CENTRAL.experiment) -> st
         ("spread of the other entries (weights alone), after / before", *(_share(spread[p]) for p in PRODUCTS)),
         ("**Default**: mean diagonal after training", *means(PAIR[0], "after")),
     ]
-    seeds = products["seed"].nunique()
-    return common.markdown(
-        pd.DataFrame(rows, columns=[f"mean over {seeds} seed{'s' * (seeds != 1)} (95 % interval)", *PRODUCTS.values()])
-    )
+    seeds = common.plural(products["seed"].nunique(), "seed")
+    return common.markdown(rows, [f"mean over {seeds} (95 % interval)", *PRODUCTS.values()])
 
 
 def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
@@ -125,7 +123,7 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
             cells.setdefault("attention to itself", []).append(percent(looks["itself"].mean()))
         columns[LABELS.get(arm, arm).split(" (")[0]] = {name: " → ".join(pair) for name, pair in cells.items()}
     found = pd.DataFrame(columns)
-    return common.markdown(found.reset_index(names="before → after training")) if len(found) else ""
+    return common.markdown(found.reset_index(names="before → after training"))
 
 
 def by_layer(products: pd.DataFrame) -> str:
@@ -146,7 +144,7 @@ def by_layer(products: pd.DataFrame) -> str:
                     value += f" ({percent(above)} / {percent(below)})"
                 row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = value
         rows.append(row)
-    return common.markdown(pd.DataFrame(rows)) if rows else ""
+    return common.markdown(rows)
 
 
 def kept_by_sign() -> dict[str, pd.DataFrame]:
@@ -168,7 +166,7 @@ def either_sign() -> str:
         (f"QK {signs[0]}, V·proj {signs[1]}", *(_share(kept[arm][p]) for p in PRODUCTS)) for arm, signs in SIGNS.items()
     ]
     rows.append(("weight decay alone", *[percent(left_by_decay(TEN_EPOCHS), 1)] * 2))
-    return common.markdown(pd.DataFrame(rows, columns=["signs written; left of the diagonal", *PRODUCTS.values()]))
+    return common.markdown(rows, ["signs written; left of the diagonal", *PRODUCTS.values()])
 
 
 def grown() -> pd.Series:
@@ -193,11 +191,11 @@ def by_itself() -> str:
         for arm, name in WITHOUT.items()
     ]
     columns = ["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()]
-    return common.markdown(pd.DataFrame(rows, columns=columns))
+    return common.markdown(rows, columns)
 
 
 def _number(value: float, digits: int = 3) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    return common.minus(f"{round(value, digits) + 0.0:+.{digits}f}")
 
 
 def _interval(values: pd.Series) -> str:

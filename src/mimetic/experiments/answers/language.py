@@ -129,7 +129,7 @@ def fitted_sentence() -> str:
         part: [b * sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
         for part in ("qk", "vp")
     }
-    spans = {part: f"{min(r):+.1f} to {max(r):+.1f}".replace("-", "−") for part, r in ratios.items()}
+    spans = {part: common.minus(f"{min(r):+.1f} to {max(r):+.1f}") for part, r in ratios.items()}
     return (
         f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} off-diagonal sd for QK"
         f" (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has"
@@ -195,7 +195,7 @@ def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshake
             )
             signs = {f"layer {i}": f"{row.plus} / {row.minus}" for i, row in layers.iterrows()}
             rows.append({"V·proj of our GPTs, runs + / −": experiment, **signs, "of": f"{layers['runs'].max()}"})
-    return common.markdown(pd.DataFrame(rows).fillna("–")) if rows else ""
+    return common.markdown(pd.DataFrame(rows).fillna("–"))
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
@@ -266,7 +266,7 @@ def head_starts(sets: Mapping[str, pd.DataFrame]) -> str:
         "at the end",
         "longest stretch on the way with every seed ahead",
     ]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
     pairs = (
         "the two runs of a pair always on one of them"
         if not mixed
-        else f"{len(mixed)} pair{'s' * (len(mixed) != 1)} on two of them"
+        else f"{common.plural(len(mixed), 'pair')} on two of them"
     )
     return f"The runs were made on {machines}; {pairs}."
 

@@ -96,7 +96,7 @@ def taken_apart(finals: pd.DataFrame) -> str:
             rows.append((name, *map(cell, values), f"{max(map(len, values))}"))
     if not rows:
         return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
-    return common.markdown(pd.DataFrame(rows, columns=["points after ten epochs (95 % interval)", *AGAINST, "pairs"]))
+    return common.markdown(rows, ["points after ten epochs (95 % interval)", *AGAINST, "pairs"])
 
 
 # The figure's rows that no question has: one part taken away, against the default; and positions that were run on a CPU
@@ -157,9 +157,7 @@ def noise_only() -> str:
 
 def cell(values: pd.Series | tuple) -> str:
     """The mean of paired values with its interval; of one pair without; a dash without pairs."""
-    if not len(values):
-        return NOT_MADE
-    return common.with_interval(values) if len(values) > 1 else ACCURACY.signed(values.iloc[0])
+    return common.with_interval(values) if len(values) else NOT_MADE
 
 
 def precision(finals: pd.DataFrame) -> str:
@@ -226,9 +224,7 @@ def conditions_table(finals: pd.DataFrame) -> str:
         rows.append((name, f"{100 * reference:.1f}", f"{100 * arm:.1f}", common.with_interval(values)))
     if not rows:
         return ""
-    table = common.markdown(
-        pd.DataFrame(rows, columns=["after ten epochs", "default (%)", "mimetic (%)", "gain (points)"])
-    )
+    table = common.markdown(rows, ["after ten epochs", "default (%)", "mimetic (%)", "gain (points)"])
     return (
         f"The gain depends on what it is combined with, and on the default ({_made_with(finals, gains)}; in brackets"
         f" the 95 % interval of the gain):\n\n{table}{_otherwise(finals, gains)}"

@@ -187,18 +187,15 @@ def in_short() -> str:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
-                    pairs = f"{row['pairs']:.0f} pair{'s' if row['pairs'] != 1 else ''}"
                     rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
-                        f"{METRIC.signed(row['difference'])} ({METRIC.span(row['low'], row['high'])}, {pairs}"
-                        f"{common.exact_p(row)}):"
-                        f" *{common.word(row, METRIC, more=False)}*"
+                        f"{common.estimate(row, METRIC, common.exact_p(row))}: *{common.word(row, METRIC, more=False)}*"
                     )
     if not rows:
         return ""
     order = [f"{text}, {LABELS[arm]}" for text in TEXTS for arm in ("gpt2", *SIGNED)]
-    table = pd.DataFrame(
+    table = common.markdown(
         [(name, *(rows[name].get(kind, "not run") for kind in KINDS)) for name in order if name in rows],
-        columns=["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
+        ["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
     )
     said = []
     for kind, studies in {
@@ -209,9 +206,9 @@ def in_short() -> str:
         found = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
         said += [f"with {kind} {', '.join(found)}"] if found else []
     if not said:
-        return common.markdown(table)
+        return table
     beyond = "Vision signs minus GPT-2's own start, the default with learned positions:"
-    return f"{common.markdown(table)}\n\n{beyond} {'; '.join(said)}."
+    return f"{table}\n\n{beyond} {'; '.join(said)}."
 
 
 def longer() -> dict[str, pd.DataFrame]:
@@ -291,7 +288,7 @@ def controls() -> str:
         "the same, minus that with fixed positions in order",
         "vision signs minus GPT-2's own start",
     ]
-    return f"{common.markdown(pd.DataFrame(rows, columns=columns))}\n\n{_in_a_random_order()}".rstrip()
+    return f"{common.markdown(rows, columns)}\n\n{_in_a_random_order()}".rstrip()
 
 
 def _in_a_random_order() -> str:

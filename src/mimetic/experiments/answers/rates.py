@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.experiments.answers.common import UNCONFIRMED, markdown, measured, with_interval
+from mimetic.experiments.answers.common import UNCONFIRMED, VALUES, markdown, measured, with_interval
 from mimetic.experiments.configs.language import (
     ASKED_AGAIN,
     CHOSEN,
@@ -75,7 +75,7 @@ def ends(finals: pd.DataFrame | None = None) -> str:
         for (point, arm), (best, cost) in found.items()
     ]
     columns = ["model", "arm", "its rate", "best of half, its own and twice", "it would save (bits per byte)"]
-    table = markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    table = markdown(rows, columns)
     if len(found) < len(ENDS) * len(SIGNS):
         return f"Not all of these runs are in yet: `python -m mimetic queue language-recipe`.\n\n{table}".strip()
     at_edge = sum(best in (min(end_rates(arm)), max(end_rates(arm))) for (_, arm), (best, _) in found.items())
@@ -185,9 +185,9 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
     enough = table[table["pairs"] >= ENOUGH] if len(table) else table
     rows = []
     for arm, row in enough.iterrows():
-        change, behind = _with_span(row["difference"], row["low"], row["high"]), "–"
+        change, behind = METRIC.shown(*row[VALUES]), "–"
         if arm != "gpt2" and np.isfinite(row["behind"]):
-            behind = _with_span(row["behind"], row["behind low"], row["behind high"])
+            behind = METRIC.shown(*row[["behind", "behind low", "behind high"]])
         clear = 1 if row["low"] > 0 else -1 if row["high"] < 0 else 0
         rates = f"{row['other rate']:g} for {row['rate']:g}"
         rows.append((LABELS[arm], rates, change, f"{row['p']:.3f}", _moved(clear, row["p"]), behind))
@@ -197,16 +197,7 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
     if len(other) >= ENOUGH:
         p = sign_flip_test(other)
         rates = f"{rate:g} for {CHOSEN['gpt2']:g}"
-        rows.append(
-            (
-                OTHER_TEXT,
-                rates,
-                with_interval(other, METRIC),
-                f"{p:.3f}",
-                _moved(side(other), p),
-                "–",
-            )
-        )
+        rows.append((OTHER_TEXT, rates, with_interval(other, METRIC), f"{p:.3f}", _moved(side(other), p), "–"))
     else:
         lacking.append(OTHER_TEXT)
     columns = [
@@ -217,17 +208,11 @@ def second_rates(table: pd.DataFrame | None = None) -> str:
         "its second rate is",
         "each at the better of its two: arm minus default",
     ]
-    said = [markdown(pd.DataFrame(rows, columns=columns))] if rows else []
-    if lacking:
-        said.append(f"Not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`).")
-    return "\n\n".join(said)
+    gap = f"Not all in yet: {', '.join(lacking)} (`python -m mimetic queue language`)." if lacking else ""
+    return "\n\n".join(filter(None, (markdown(rows, columns), gap)))
 
 
 OTHER_TEXT = f"{LABELS['gpt2']}, on WikiText-2"
-
-
-def _with_span(mean: float, low: float, high: float) -> str:
-    return f"{METRIC.signed(mean)} ({METRIC.span(low, high)})"
 
 
 def _moved(clear: int, p: float) -> str:

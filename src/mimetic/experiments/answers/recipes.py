@@ -21,7 +21,7 @@ def recipe(finals: pd.DataFrame) -> str:
         return ""
     first = finals.iloc[0]
     config = first.filter(like="config.").rename(lambda name: name.removeprefix("config."))
-    threads = f"{first['device.threads']} thread{'s' if first['device.threads'] > 1 else ''}"
+    threads = common.plural(first["device.threads"], "thread")
     return (
         f"Recipe, the same for both arms: AdamW, peak learning rate {config['lr']:g},"
         f" weight decay {config['weight_decay']:g},"

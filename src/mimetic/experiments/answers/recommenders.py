@@ -122,7 +122,7 @@ def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
         "last but one items",
         "last items, 40 epochs",
     ]
-    return common.markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return common.markdown(rows, columns)
 
 
 def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -136,7 +136,7 @@ def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
         pairs = {name: (arm, fitted) for name, arm in references.items()}
         table = compare(runs, pairs, METRIC.column) if fitted and len(runs) else pd.DataFrame()
         if len(table) and table["pairs"].min() >= ENOUGH:
-            parts = (f"{METRIC.shown(row)} against {name}" for name, row in table.iterrows())
+            parts = (f"{METRIC.shown(*row[common.VALUES])} against {name}" for name, row in table.iterrows())
             said.append(f"{SHOWN[data]}: {', '.join(parts)}.")
     return " ".join(said)
 
@@ -153,8 +153,7 @@ def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for name in AGAINST_DEFAULT:
             if name in table.index:
                 row = table.loc[name]
-                span = f" {interval(row['low'], row['high'])}" if row["pairs"] > 1 else ""
-                cells[name] = f"{METRIC.signed(row['difference'])}{span}: *{common.word(row, METRIC)}*"
+                cells[name] = f"{METRIC.shown(*row[common.VALUES])}: *{common.word(row, METRIC)}*"
         columns[data] = cells
     rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
     return pd.DataFrame(columns, index=rows, dtype=object).fillna("")
@@ -168,7 +167,7 @@ def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
     for data, table in compared(finals, HALVES).items():
         words = words_of(table)
         if "gains" in (words.get("QK alone"), words.get("V·proj alone")):
-            values = ", ".join(f"{name} {METRIC.shown(table.loc[name])}" for name in words)
+            values = ", ".join(f"{name} {METRIC.shown(*table.loc[name, common.VALUES])}" for name in words)
             said.append(f"Of vision's two products on {SHOWN[data]}: {values}.")
     return " ".join(said)
 
@@ -229,13 +228,9 @@ def conclusion(data: str, table: pd.DataFrame) -> str:
     if table.empty:
         return f"**{SHOWN[data]}**: no pair yet."
     so = (
-        _size_or_sign(words_of(table), doubted(table))
+        _size_or_sign(words_of(table), doubted(table), data)
         or "these pairs do not say whether it is the size of the weights or the signs"
     )
-    if data == SIBLING_RUNS:  # what its comparison is worth stands in 12b, by hand
-        so = so.replace(
-            "the sign matters", "a sign may matter (after 20 epochs; [next page](12b_qualified.ipynb) for 40, the plan)"
-        )
     return f"**{SHOWN[data]}**: {so}."
 
 
@@ -254,7 +249,7 @@ def beyond_size(gains: Container[str]) -> list[str]:
     ]
 
 
-def _size_or_sign(words: Mapping[str, str], doubted: bool = False) -> str:
+def _size_or_sign(words: Mapping[str, str], doubted: bool, data: str) -> str:
     """The conclusion from the words of conclusion(), a clause; "" while they do not say; doubted: see there."""
     better = {
         "gains": "opposite signs do better than vision's",
@@ -283,9 +278,10 @@ def _size_or_sign(words: Mapping[str, str], doubted: bool = False) -> str:
     if not better:
         return ""
     asked = any(f"{name} minus {control}" in words for name in SIGN_PAIRS for control in CONTROLS)
-    return (
-        f"the sign matters: {better}" + "; that one of them gains beyond the size of its weights is not shown" * asked
-    )
+    matters = "the sign matters"
+    if data == SIBLING_RUNS:  # what its comparison is worth stands in 12b, by hand
+        matters = "a sign may matter (after 20 epochs; [next page](12b_qualified.ipynb) for 40, the plan)"
+    return f"{matters}: {better}" + "; that one of them gains beyond the size of its weights is not shown" * asked
 
 
 def other_metrics(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -462,6 +458,6 @@ def kept_table() -> str:
             for product in common.SHORT:
                 (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
                 word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
-                cells.append(f"{start:+.3f} ({spread:.3f}) to {end:+.3f} ({grown:.3f}): {word}".replace("-", "−"))
+                cells.append(common.minus(f"{start:+.3f} ({spread:.3f}) to {end:+.3f} ({grown:.3f}): {word}"))
             rows.append((f"{title}, {arm_label(arm)}", *cells))
-    return common.markdown(pd.DataFrame(rows, columns=["", *common.SHORT.values()]))
+    return common.markdown(rows, ["", *common.SHORT.values()])

@@ -132,20 +132,16 @@ def summary() -> str:
         said, n = "no pair yet", len(values)
         if n:
             row = pd.Series(summary_of(values))
-            span = f" ({metric.span(row['low'], row['high'])}{common.exact_p(row)})" if n > 1 else ""
-            word = common.word(row, metric, more=False)
-            said = f"{metric.signed(row['difference'])}{span} {metric.difference}: *{word}*"
+            value = metric.shown(*row[common.VALUES], common.exact_p(row))
+            said = f"{value} {metric.difference}: *{common.word(row, metric, more=False)}*"
             again = difference(common.replicas(experiment), *asked) if arm else values
             if len(again) >= ENOUGH and side(again) != side(values):
                 said += f"; the same on another machine {common.with_interval(again, metric)}"
         level = runs.loc[(runs["arm"] == reference) & runs["seed"].isin(values.index), metric.column] if n else []
         name = what if what[0].isupper() else f"… {what}"
         rows.append((f"[{name}]({page}.ipynb)", metric.level(level.mean()) if len(level) else "", said, f"{n}"))
-    return common.markdown(
-        pd.DataFrame(
-            rows, columns=["trained", "default", "mimetic initialization minus the default (95 % interval)", "pairs"]
-        )
-    )
+    columns = ["trained", "default", "mimetic initialization minus the default (95 % interval)", "pairs"]
+    return common.markdown(rows, columns)
 
 
 def counts(table: pd.DataFrame) -> str:
@@ -171,9 +167,7 @@ def _counts(table: pd.DataFrame) -> str:
 
 def meaning() -> str:
     """What the verdicts mean, as a Markdown table."""
-    return common.markdown(
-        pd.DataFrame({"verdict": MEANING.keys(), "means": [means for means, _, _ in MEANING.values()]})
-    )
+    return common.markdown([(verdict, means) for verdict, (means, _, _) in MEANING.items()], ["verdict", "means"])
 
 
 # --- the figure ------------------------------------------------------------------------------------------------------

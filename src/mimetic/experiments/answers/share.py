@@ -16,7 +16,7 @@ the same achievement.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pandas as pd
 
 from mimetic.experiments.answers.common import (
     IN_PERCENT,
+    VALUES,
     markdown,
     pairs_of,
     replicas_dir,
@@ -172,7 +173,7 @@ def mostly_gains(points: pd.DataFrame) -> bool:
 
 
 def correlation_words(r: float, low: float, high: float, n: int) -> str:
-    return f"r = {r:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, n = {n}".replace("-", "−")
+    return f"r = {R.signed(r)}, 95 % interval {R.span(low, high)}, n = {n}"
 
 
 def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
@@ -236,7 +237,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
         if (found := correlated(part)) is None:
             continue
         r, low, high, _ = found
-        cells["correlation $r$ of gain and log share"] = f"{R.signed(r)} ({R.span(low, high)})"
+        cells["correlation $r$ of gain and log share"] = R.shown(r, low, high)
         others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
         if others:
             cells["with one point left out"] = R.span(min(others), max(others))
@@ -245,7 +246,7 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
             cells[f"with `{SAME_MODEL}` of chapter 10 as a point"] = R.signed(eight[0])
         for name in every.loc[signs].index if signs in every.index else ():
             row = every.loc[(signs, name)]
-            cells[f"slope {name}"] = _slope(row)
+            cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
             if np.isfinite(row.get("most", np.nan)):
                 cells[f"slope {name}, one point left out"] = POINTS.span(row["least without one point"], row["most"])
         columns[SIGN_NAMES.get(signs, signs)] = cells
@@ -255,17 +256,8 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
 def _by_signs(columns: dict[str, dict[str, str]]) -> str:
     """A Markdown table with a column a set of signs, of {signs: {row: cell}}."""
     rows = dict.fromkeys(name for cells in columns.values() for name in cells)
-    return markdown(
-        pd.DataFrame(
-            [(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows],
-            columns=["mean (95 % interval)", *columns],
-        )
-    )
-
-
-def _slope(row: pd.Series) -> str:
-    """A row of slopes for the page."""
-    return f"{POINTS.signed(row['slope'])} ({POINTS.span(row['low'], row['high'])})"
+    cells = [(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows]
+    return markdown(cells, ["mean (95 % interval)", *columns])
 
 
 def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
@@ -288,7 +280,8 @@ def with_pairs_made_again(points: pd.DataFrame, sweep: str = "share") -> str:
     columns: dict[str, dict[str, str]] = {}
     for (signs, name), row in again.iterrows():
         if not np.isclose(row["slope"], first.loc[(signs, name), "slope"]):
-            columns.setdefault(SIGN_NAMES.get(signs, signs), {})[f"slope {name}"] = _slope(row)
+            cells = columns.setdefault(SIGN_NAMES.get(signs, signs), {})
+            cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
     here = (points["experiment"] == sweep) & (points["pairs"] >= FEW)
     behind = other[here & (points["high"] < 0)]
     no_more = [
@@ -336,7 +329,7 @@ def at_one_share(points: pd.DataFrame) -> str:
         if key in again.index and again.loc[key, "pairs"] == first.loc[key, "pairs"] > 1:
             rows.append(("… made again on another machine", *_gain_cells(again.loc[key])))
     columns = ["model", "attention", "relative gain (95 % interval)", "pairs"]
-    return markdown(pd.DataFrame(rows, columns=columns)) if rows else ""
+    return markdown(rows, columns)
 
 
 def _gain_cells(row: pd.Series) -> tuple[str, str, str]:
@@ -352,17 +345,15 @@ def found(finals: pd.DataFrame) -> str:
     rows: dict[str, dict[str, str]] = {}
     for label, row in table.iterrows():
         point, signs = label.rsplit(", ", 1)
-        span = f" ({METRIC.span(row['low'], row['high'])})" if row["pairs"] > 1 else ""
-        rows.setdefault(f"`{point}`", {})[signs] = (
-            f"{METRIC.signed(row['difference'])}{span}, {word(row, METRIC, more=False)}"
-        )
+        value = METRIC.shown(*row[VALUES])
+        rows.setdefault(point, {})[signs] = f"{value}, {word(row, METRIC, more=False)}"
     if not rows:
         return ""
     for point, cells in rows.items():
-        arms = (f"{point.strip('`')}-{signs}" for signs in ("language", "vision"))
+        arms = (f"{point}-{signs}" for signs in ("language", "vision"))
         if len(values := difference(finals, *arms, METRIC.column)) > 1:
             cells["language minus vision signs"] = with_interval(values, METRIC)
-    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename("`{}`".format).reset_index(names="model")
     few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
     return (
         f"**We found**, in bits per byte (above 0 is behind the default; {pairs_of(table)}{few}):\n\n{markdown(frame)}"
@@ -392,11 +383,8 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
         for row in points.itertuples()
     ]
     out["attention (%)"] = (100 * points["share"].astype(float)).round(1)
-    gains = [
-        f"{100 * row.gain:+.2f}" + (f" ({100 * row.low:+.2f} to {100 * row.high:+.2f})" if np.isfinite(row.low) else "")
-        for row in points.itertuples()
-    ]
-    out["gain (%)"] = [gain.replace("-", "−") for gain in gains]
+    finer = replace(IN_PERCENT, digits=2)
+    out["gain (%)"] = [finer.shown(row.gain, row.low, row.high) for row in points.itertuples()]
     out["pairs"] = points["pairs"]
     out["parameters"] = points["parameters"].map(_millions)
     return out.set_index(["family", "signs", "model"]).sort_index(level=0, sort_remaining=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.bench.records import load_bench
-from mimetic.experiments.answers.common import markdown, percent
+from mimetic.experiments.answers.common import markdown, percent, plural
 from mimetic.experiments.answers.gpu import TITLES
 
 VIT_B = {"d_model": 768, "depth": 12, "num_heads": 12}
@@ -35,7 +35,7 @@ def init_table() -> str:
         name = f"{model}{' (ViT-B/16)' * bool((size == list(VIT_B.values())).all())}"
         row = {
             "model; machine, threads, runs": (
-                f"{name}; {device}, {threads} thread{'s' * (threads != 1)}, {len(part)} run{'s' * (len(part) != 1)}"
+                f"{name}; {device}, {plural(threads, 'thread')}, {plural(len(part), 'run')}"
             )
         }
         row |= {
@@ -50,11 +50,7 @@ def init_table() -> str:
                 "largest difference": f"{part['difference'].max():.1e}",
             }
         )
-    return (
-        markdown(pd.DataFrame(rows))
-        if rows
-        else "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
-    )
+    return markdown(rows) or "*No measurement is stored yet: `python -m mimetic bench init --store`.*"
 
 
 def head_table() -> pd.DataFrame:
@@ -100,7 +96,7 @@ def train_table() -> str:
                 "peak (%)": _share(part["peak"]),
             }
         )
-    return markdown(pd.DataFrame(rows))
+    return markdown(rows)
 
 
 def newer_step() -> str:

@@ -87,9 +87,7 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
         f" with p = {p:.3f}{least}"
     )
     if n < ENOUGH:
-        verdict = (
-            f"{n} pair{'s' if n > 1 else ''} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
-        )
+        verdict = f"{common.plural(n, 'pair')} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
     elif row.low > 0:
         verdict = f"so at this scale, with this recipe, mimetic initialization is better than this default ({tested})"
     elif row.high < 0:
@@ -97,7 +95,7 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     else:
         verdict = f"which chance can explain ({tested})"
     interval = f", 95 % interval {ACCURACY.signed(row.low)} to {ACCURACY.signed(row.high)}" if n > 1 else ""
-    seeds = f"{n} paired seed{'s' if n > 1 else ''}"
+    seeds = common.plural(n, "paired seed")
     return (
         f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{interval},"
         f" ahead in {row.wins:.0f} of {n}; {verdict}."
@@ -111,7 +109,7 @@ def number(finals: pd.DataFrame) -> str:
         return f"no pair of runs is in yet (`{COMMAND}` makes them)"
     row = table.iloc[0]
     span = f" (95 % interval {ACCURACY.span(row.low, row.high)}; exact p {row.p:.3f})" if row.pairs > 1 else ""
-    seeds = f"{row.pairs:.0f} paired seed{'s' if row.pairs != 1 else ''}"
+    seeds = common.plural(row.pairs, "paired seed")
     return (
         f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization,"
         f" **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{span}"
@@ -188,10 +186,7 @@ def fitted_table() -> pd.DataFrame:
         for product in ("qk", "vp")
     }
     table = pd.DataFrame(
-        {
-            key: {f"layer {i}": f"{a:g}, {b:+g}".replace("-", "−") for i, (a, b) in row.items()}
-            for key, row in rows.items()
-        }
+        {key: {f"layer {i}": common.minus(f"{a:g}, {b:+g}") for i, (a, b) in row.items()} for key, row in rows.items()}
     ).T
     return table.rename(index={"qk": "QK: α, β", "vp": "V·proj: α, β"}, level=1)
 
