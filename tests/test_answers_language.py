@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from shutil import rmtree
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from mimetic.experiments.configs.language import (
     end_rates,
     searched,
 )
-from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEEDS, SHARE, STRUCTURE, WIKITEXT2
+from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEARCH, SEEDS, SHARE, STRUCTURE, WIKITEXT2
 from mimetic.experiments.recorded import recorded_products
 from mimetic.figures.style import LABELS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
@@ -126,6 +127,16 @@ def test_one_rate_for_all():
     assert {name.rpartition("-")[2] for name in RATE.arms} == set(SIGNS)
 
 
+def put_runs(experiment, finals):
+    """Records of these runs, and no others of the experiment."""
+    rmtree(runs_dir() / experiment, ignore_errors=True)
+    for row in finals.to_dict("records"):
+        final = TEMPLATE["final"] | {"test_bits_per_byte": row["test_bits_per_byte"]}
+        config = TEMPLATE["config"] | {"lr": row.get("config.lr", TEMPLATE["config"]["lr"])}
+        run = {"experiment": experiment, "arm": row["arm"], "seed": row.get("seed", 0), "config": config}
+        write_record(TEMPLATE | run | {"curve": [*TEMPLATE["curve"][:-1], final], "final": final})
+
+
 def search(**values):
     """Finals of a search in which an arm has these values at RATES."""
     rows = [
@@ -155,17 +166,21 @@ def test_the_rates_at_the_ends_of_the_sweep():
         for lr in end_rates(arm)
     }
     finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
-    assert rates.ends(finals).count("| – |") == 6
+    put_runs("share-recipe", finals)
+    assert rates.ends().count("| – |") == 6
     other = finals.assign(
         test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9)
     )
-    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends(other)
-    assert "In 1 of the 6 rows the best is the lowest or the highest rate tried" in rates.ends(other)
-    assert rates.ends(finals[:-1]).startswith("Not all of these runs are in yet")
-    assert rates.ends(finals[:0]).endswith("`.")
+    put_runs("share-recipe", other)
+    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends()
+    assert "In 1 of the 6 rows the best is the lowest or the highest rate tried" in rates.ends()
+    put_runs("share-recipe", finals[:-1])
+    assert rates.ends().startswith("Not all of these runs are in yet")
+    put_runs("share-recipe", finals[:0])
+    assert rates.ends().endswith("`.")
 
 
-def test_the_second_rate_of_the_search(monkeypatch):
+def test_the_second_rate_of_the_search():
     noise = {s: 0.001 * (s - 2.5) for s in range(6)}
     level = {"gpt2": 2.5, "lr-0.004-gpt2": 2.52, "language": 2.95, "lr-0.002-language": 2.85}
     finals = pd.DataFrame(
@@ -175,11 +190,12 @@ def test_the_second_rate_of_the_search(monkeypatch):
             for s in noise
         ]
     )
-    table = rates.second_table(finals)
+    put_runs(CENTRAL.experiment, finals)
+    table = rates.second_table()
     assert list(table.index) == ["gpt2", "language"] and table.loc["language", "difference"] == pytest.approx(-0.1)
     # each at its better rate
     assert table.loc["language", "behind"] == pytest.approx(0.35) and pd.isna(table.loc["gpt2", "behind"])
-    text = rates.second_rates(table)
+    text = rates.second_rates()
     assert re.search(
         r"\| language signs \| 0.002 for 0.004 \| −0.100 \(.*\) \| 0.031 \| better \| \+0.350 \(.*\) \|", text
     )
@@ -188,10 +204,11 @@ def test_the_second_rate_of_the_search(monkeypatch):
         text,
     )
     assert "Not all in yet: mimetic's singular values" in text
-    monkeypatch.setattr(rates, "load_runs", lambda name: finals[:0])
-    nothing = rates.second_rates(rates.second_table(finals[finals["seed"] < 3]))
+    put_runs(CENTRAL.experiment, finals[finals["seed"] < 3])
+    nothing = rates.second_rates()
     assert nothing.startswith("Not all in yet: default (GPT-2's), language signs, ") and "|" not in nothing
-    assert rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"])).empty
+    put_runs(CENTRAL.experiment, finals[:0])
+    assert rates.second_table().empty
 
 
 def test_a_second_rate_that_the_exact_test_does_not_confirm():
@@ -200,26 +217,25 @@ def test_a_second_rate_that_the_exact_test_does_not_confirm():
         (arm, value, seed + 4) for arm, value, seed in rows[:2]
     ]
     finals = pd.DataFrame(rows, columns=["arm", "test_bits_per_byte", "seed"])
-    table = rates.second_table(finals)  # five pairs: p cannot be below 0.062
-    assert "worse by the interval, which the exact test does not confirm" in rates.second_rates(table)
+    put_runs(CENTRAL.experiment, finals)  # five pairs: p cannot be below 0.062
+    assert "worse by the interval, which the exact test does not confirm" in rates.second_rates()
 
 
-def test_the_second_rate_on_the_other_text(monkeypatch):
-    def runs(effect, seeds=6):
+def test_the_second_rate_on_the_other_text():
+    def put_pairs(effect, seeds=6):
         rows = [
             (arm, seed, 2.0 + 0.01 * seed + add * (1 + 0.1 * seed))
             for seed in range(seeds)
             for arm, add in (("gpt2", 0), ("lr-0.004-gpt2", effect))
         ]
-        return lambda name: pd.DataFrame(rows, columns=["arm", "seed", "test_bits_per_byte"])
+        put_runs(WIKITEXT2.experiment, pd.DataFrame(rows, columns=["arm", "seed", "test_bits_per_byte"]))
 
-    nothing = rates.second_table(pd.DataFrame(columns=["arm", "seed", "test_bits_per_byte"]))
     for effect, says in ((-0.02, "better"), (0.02, "worse"), (0.0, "not to be told apart")):
-        monkeypatch.setattr(rates, "load_runs", runs(effect))
-        (row,) = (line for line in rates.second_rates(nothing).splitlines() if "on WikiText-2 |" in line)
+        put_pairs(effect)
+        (row,) = (line for line in rates.second_rates().splitlines() if "on WikiText-2 |" in line)
         assert row.startswith("| default (GPT-2's), on WikiText-2 | 0.004 for 0.008 | ") and f" | {says} | " in row
-    monkeypatch.setattr(rates, "load_runs", runs(0.02, seeds=3))
-    assert "on WikiText-2 (`python" in rates.second_rates(nothing)
+    put_pairs(0.02, seeds=3)
+    assert "on WikiText-2 (`python" in rates.second_rates()
 
 
 def test_the_signs_at_one_rate_and_whether_they_add_up():
@@ -232,7 +248,8 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
             for s in range(6)
         ]
     )
-    text = rates.signs_at_one_rate(finals)
+    put_runs(CENTRAL.experiment, finals)
+    text = rates.signs_at_one_rate()
     assert re.search(
         r"V·proj \+ instead of −: \+0\.17\d .*6 pairs, p 0\.031\), plus is worse\n\* QK \+ instead of − where V·proj is"
         r" \+: \+0\.09\d",
@@ -244,19 +261,19 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
     )
     assert text.count("the exact test does not confirm") == 0
     # five seeds: p cannot be below 0.062
-    assert "the two differ by the interval, which the exact test does not confirm" in rates.signs_at_one_rate(
-        finals[finals["seed"] < 5]
-    )
+    put_runs(CENTRAL.experiment, finals[finals["seed"] < 5])
+    assert "the two differ by the interval, which the exact test does not confirm" in rates.signs_at_one_rate()
     controls = [
         {"arm": arm, "seed": s, "test_bits_per_byte": 2.6 + 0.001 * s}
         for arm in ("rescaled", "random-directions")
         for s in range(6)
     ]
-    assert "Language signs at 0.002 instead, their second rate: +0.3" in rates.beyond_size(
-        pd.concat([finals, pd.DataFrame(controls)])
-    )
-    assert rates.beyond_size(finals) == ""
-    assert "not all in yet" in rates.signs_at_one_rate(finals[finals["arm"] != "vision"])
+    put_runs(CENTRAL.experiment, pd.concat([finals, pd.DataFrame(controls)]))
+    assert "Language signs at 0.002 instead, their second rate: +0.3" in rates.beyond_size()
+    put_runs(CENTRAL.experiment, finals)
+    assert rates.beyond_size() == ""
+    put_runs(CENTRAL.experiment, finals[finals["arm"] != "vision"])
+    assert "not all in yet" in rates.signs_at_one_rate()
     assert all(
         named("tinyshakespeare" if arm in EVERY else "tinyshakespeare-rate", arm=arm).lr == GENTLE
         for arm in rates.AT_ONE_RATE.values()
@@ -278,15 +295,15 @@ def test_which_text_models_have_a_sign():
 
 
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
-    finals = search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6])
-    assert rates.best_rates(finals) == {"gpt2": 8e-3, "language": 1e-3}
-    assert rates.rate_table(finals).shape == (3, 5)
-    text = rates.rates_sentence(finals)
+    put_runs(SEARCH, search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6]))
+    assert rates.best_rates() == {"gpt2": 8e-3, "language": 1e-3}
+    assert rates.rate_table().shape == (3, 5)
+    text = rates.rates_sentence()
     assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text
     assert "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
-    (ax,) = figures.rates(rates.rate_table(finals), plateau=3.6).axes
-    assert [t.get_text() for t in figures.rates(rates.rate_table(finals), plateau=3.6).legends[0].get_texts()] == [
+    (ax,) = figures.rates(rates.rate_table(), plateau=3.6).axes
+    assert [t.get_text() for t in figures.rates(rates.rate_table(), plateau=3.6).legends[0].get_texts()] == [
         LABELS[a] for a in ("gpt2", "language", "qk")
     ]
     assert len(ax.lines) == 2 * 3 + 1
@@ -307,7 +324,8 @@ def test_what_slows_a_model_down(rescaled, random, words):
         "rescaled": [3, 3, 3, rescaled],
         "random-directions": [3, 3, 3, random],
     }
-    text = rates.slow_sentence(3.6, 8e-3, search(**rows))
+    put_runs(SEARCH, search(**rows))
+    text = rates.slow_sentence(3.6)
     assert words in text
     assert "language signs 3.300" in text.split("Nearer to the default")[0]
     assert "One seed an arm" in text
@@ -423,8 +441,8 @@ def test_samples_products_and_runs():
 
 def test_the_committed_gpts_have_visions_sign_but_in_the_first_layer(monkeypatch):
     monkeypatch.delenv("MIMETIC_RUNS")
-    said = answers.signs_by_layer(("tinyshakespeare",))
-    assert said.splitlines()[0] == "| V·proj of our GPTs, runs + / − | layer 0 | layer 1 | layer 2 | layer 3 | of |"
-    assert said.splitlines()[2] == "| tinyshakespeare | 6 / 0 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"
-    said = answers.signs_by_layer(("tinyshakespeare-sincos",))  # with fixed positions in the first, too
-    assert said.splitlines()[2] == "| tinyshakespeare-sincos | 0 / 5 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"
+    head, _, learned, fixed, _ = answers.signs_by_layer().splitlines()
+    assert head == "| V·proj of our GPTs, runs + / − | layer 0 | layer 1 | layer 2 | layer 3 | of |"
+    assert learned == "| tinyshakespeare | 6 / 0 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"
+    # with fixed positions in the first, too
+    assert fixed == "| tinyshakespeare-sincos | 0 / 5 | 0 / 6 | 0 / 6 | 0 / 6 | 6 |"

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, replace
 
-import pandas as pd
 import pytest
 
 from mimetic import figures
@@ -212,14 +211,12 @@ def test_rotary_positions():
 
 def test_the_search_names_ends_and_ties():
     rows = {"gpt2": [2.9, 2.6, 2.5, 2.6], "language": [2.5, 2.6, 2.7, 2.8], "vision": [2.9, 2.6, 2.51, 2.5]}
-    finals = pd.DataFrame(
-        [
-            {"arm": searched(arm, lr), "config.lr": lr, "test_bits_per_byte": v}
-            for arm, values in rows.items()
-            for lr, v in zip(RATES, values)
-        ]
-    )
-    text = positions.searched_sentence("x", finals)
+    for arm, values in rows.items():
+        for lr, value in zip(RATES, values):
+            final = TEMPLATE["curve"][-1] | {"test_bits_per_byte": value}
+            run = {"experiment": "x", "arm": searched(arm, lr), "config": TEMPLATE["config"] | {"lr": lr}}
+            write_record(TEMPLATE | run | {"curve": [*TEMPLATE["curve"][:-1], final], "final": final})
+    text = positions.searched_sentence("x")
     assert "default (GPT-2's) 0.004 (2.500)" in text and "language signs 0.001 (2.500, the lowest tried)" in text
     assert "vision signs 0.008 (2.500, the highest tried; 0.004 only 0.010 behind)" in text
 

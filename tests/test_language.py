@@ -205,13 +205,10 @@ def test_fitted_constants_are_those_of_the_committed_record():
 
 
 def test_every_arm_has_the_rate_that_the_committed_search_chose():
-    two = {
-        arm: row.dropna().sort_values().iloc[:2]
-        for arm, row in rate_table(load_runs("tinyshakespeare-recipe")).iterrows()
-    }
+    two = {arm: row.dropna().sort_values().iloc[:2] for arm, row in rate_table("tinyshakespeare-recipe").iterrows()}
     assert {arm: rates.index[1] for arm, rates in two.items() if rates.iloc[1] - rates.iloc[0] <= TIE} == RUNNER_UP
     # an arm that is not searched through has no rate and no runs yet
-    assert best_rates(load_runs("tinyshakespeare-recipe")) == CHOSEN
+    assert best_rates("tinyshakespeare-recipe") == CHOSEN
     for experiment in ("tinyshakespeare", "wikitext2", "tinyshakespeare-long"):
         for name in set(ARMS[experiment]) - {rated("gpt2", RUNNER_UP["gpt2"])}:
             assert named(experiment, arm=name).lr == CHOSEN[name]
@@ -235,12 +232,12 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
 @pytest.mark.parametrize("kind", OTHER_POSITIONS)
 def test_every_arm_with_other_positions_has_the_rate_of_its_own_search(kind):
     arms, chosen = OTHER_POSITIONS[kind]
-    finals = load_runs(f"tinyshakespeare-{kind}-recipe")
-    assert (best_rates(finals) if len(finals) else {}) == chosen
+    search = f"tinyshakespeare-{kind}-recipe"
+    assert best_rates(search) == chosen
     assert set(chosen) <= set(arms)
     for name, lr in SECOND_RATE.get(kind, {}).items():
-        assert best_rates(finals)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr
-        assert rate_table(finals).loc[name].drop(chosen[name]).idxmin() == lr
+        assert best_rates(search)[name] != lr == named(f"tinyshakespeare-{kind}", arm=rated(name, lr)).lr
+        assert rate_table(search).loc[name].drop(chosen[name]).idxmin() == lr
     for name in arms:
         if name not in chosen:
             continue

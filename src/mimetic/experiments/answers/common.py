@@ -192,7 +192,7 @@ def outcome(row: Mapping[str, float], expected: float | None) -> str:
         return "as expected, by what these pairs can show" if expected == 0 else "these pairs cannot say"
     if pd.notna(expected):
         return "as expected" if expected * row["difference"] > 0 else AGAINST
-    return f"a difference{' by the interval, which the exact test does not confirm' * bool(exact_p(row))}"
+    return f"a difference{UNCONFIRMED if exact_p(row) else ''}"
 
 
 def contrast_words(row: pd.Series, metric: Metric = ACCURACY) -> str:

@@ -26,8 +26,6 @@ def _rows(fixed: str) -> dict[str, tuple[str, str, str]]:
     """The cells of by_positions of one experiment with fixed positions, by comparison; empty without runs."""
     rows, mean = {}, partial(common.measured, metric=METRIC)
     there, here = load_runs(fixed), load_runs(fixed.replace("-sincos", ""))
-    if there.empty or here.empty:
-        return rows
     change = difference(there, DEFAULT, DEFAULT, METRIC.column, here)
     if len(change):
         default = there[(there["arm"] == DEFAULT) & there["seed"].isin(change.index)]

@@ -180,13 +180,13 @@ def signs_sentence() -> str:
     )
 
 
-def signs_by_layer(experiments: tuple[str, ...] = ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2")) -> str:
+def signs_by_layer() -> str:
     """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
     default (beyond two standard deviations of the null), as a Markdown table: a model whose layers differ may still be
     the same from seed to seed.
     """
     rows = []
-    for experiment in experiments:
+    for experiment in ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
         products = recorded_products(experiment, ("gpt2",))
         after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
         if len(after):

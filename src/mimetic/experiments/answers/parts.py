@@ -14,7 +14,7 @@ from mimetic.experiments.answers.vision import COMMAND, found, numbers
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import NOISE_ONLY, STUDIES, TRACE, gain, pair
-from mimetic.statistics import ENOUGH, contrast, difference, mean_interval, side
+from mimetic.statistics import ENOUGH, contrast, difference, side, summary
 
 # What is asked on another machine, too: sentence -> name of an arm -> (reference arm, arm); against the default
 # unless the sentence says otherwise. Positions have their own tables (patch_positions)
@@ -257,8 +257,6 @@ def learned_position(finals: pd.DataFrame) -> str:
         values = [contrast(finals, gain(prefix)) for prefix in prefixes]
         if min(map(len, values)) < ENOUGH:
             return ""
-        average, token = (
-            f"{ACCURACY.signed(v.mean())} points ({ACCURACY.span(*mean_interval(v))}, {len(v)} pairs)" for v in values
-        )
+        average, token = (common.estimate(summary(v), unit="points") for v in values)
         said.append(f"with {name} {average} under average pooling and {token} with a class token")
     return f"on CIFAR-10 mimetic initialization changes the accuracy {said[0]}, {said[1]}"

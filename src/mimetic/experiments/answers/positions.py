@@ -138,12 +138,11 @@ def over_own_start(arm: str, study: Study) -> pd.Series:
     return effect_of(study, arm, rate, learned(rate, study))
 
 
-def searched_sentence(search: str, finals: pd.DataFrame | None = None) -> str:
+def searched_sentence(search: str) -> str:
     """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly
     better than another rate.
     """
-    finals = load_runs(search) if finals is None else finals
-    table, best = rates.rate_table(finals), rates.best_rates(finals)
+    table, best = rates.rate_table(search), rates.best_rates(search)
     if not best:
         return f"The search of `{search}` has no records yet: `python -m mimetic queue language-recipe`."
     said = []

@@ -30,11 +30,11 @@ from mimetic.training.records import load_runs
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The search: validation bits per byte of every arm (rows, in words) at
+def rate_table(search: str = SEARCH) -> pd.DataFrame:
+    """A search: validation bits per byte of every arm (rows, in words) at
     every learning rate (columns); nan: not run.
     """
-    finals = load_runs(SEARCH) if finals is None else finals
+    finals = load_runs(search)
     if finals.empty:
         return pd.DataFrame()
     values = finals.groupby("arm")["test_bits_per_byte"].mean()
@@ -43,16 +43,16 @@ def rate_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     return table.dropna(how="all").rename_axis(columns="learning rate")
 
 
-def best_rates(finals: pd.DataFrame | None = None) -> dict[str, float]:
+def best_rates(search: str = SEARCH) -> dict[str, float]:
     """arm -> the rate with the fewest validation bits per byte, of the arms that were run at all of RATES."""
-    table = rate_table(finals)
+    table = rate_table(search)
     whole = table[table[list(RATES)].notna().all(axis=1)] if len(table) else table
     return {arm: float(row.idxmin()) for arm, row in whole.iterrows()}
 
 
-def rates_sentence(finals: pd.DataFrame | None = None) -> str:
+def rates_sentence() -> str:
     """What the search chose for every arm, and which arms it has still to try."""
-    table, best = rate_table(finals), best_rates(finals)
+    table, best = rate_table(), best_rates()
     if not best:
         return "The search has no records yet: `python -m mimetic queue language-recipe`."
     parts = [f"{LABELS[arm]} {lr:g} ({table.loc[arm, lr]:.3f})" for arm, lr in best.items()]
@@ -66,10 +66,10 @@ def rates_sentence(finals: pd.DataFrame | None = None) -> str:
     )
 
 
-def ends(finals: pd.DataFrame | None = None) -> str:
+def ends() -> str:
     """Whether the rates of the search are those that the ends of the sweep would choose, by a part of the training text
     (one seed): a Markdown table and what follows from it."""
-    found = _at_the_ends(finals)
+    found = _at_the_ends()
     rows = [
         (f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–")
         for (point, arm), (best, cost) in found.items()
@@ -88,11 +88,11 @@ def ends(finals: pd.DataFrame | None = None) -> str:
     )
 
 
-def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float]]:
+def _at_the_ends() -> dict[tuple[str, str], tuple[float, float]]:
     """(end of the sweep, arm) -> its best rate there, and how many bits per byte
     more it needs at the rate that it was given.
     """
-    finals = load_runs("share-recipe") if finals is None else finals
+    finals = load_runs("share-recipe")
     values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
     found = {}
     for point in ENDS:
@@ -103,14 +103,14 @@ def _at_the_ends(finals: pd.DataFrame | None) -> dict[tuple[str, str], tuple[flo
     return found
 
 
-def slow_sentence(plateau: float, rate: float = CHOSEN["gpt2"], finals: pd.DataFrame | None = None) -> str:
+def slow_sentence(plateau: float) -> str:
     """Which arms are nearer to the plateau than to the default at the default's best rate,
     and what that says about size and identity.
 
     Args:
         plateau: bits per byte of predicting from the last character alone.
     """
-    table = rate_table(finals)
+    table, rate = rate_table(), CHOSEN["gpt2"]
     values = table[rate].dropna() if rate in table else pd.Series(dtype=float)
     if "gpt2" not in values.index or len(values) < 2:
         return "The runs that test it are not in yet."
@@ -151,12 +151,12 @@ def _by_arm() -> pd.DataFrame:
     return pd.concat([load_runs(CENTRAL.experiment), load_runs(SECOND.experiment)], ignore_index=True)
 
 
-def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
+def second_table() -> pd.DataFrame:
     """One row an arm with two rates that the search cannot tell apart: the chosen and the other rate, the mean bits per
     byte at each, the difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the
     arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the default).
     """
-    finals = _by_arm() if finals is None else finals
+    finals = _by_arm()
     values = finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
     rows, better = {}, {}
     for arm, lr in ASKED_AGAIN.items():
@@ -179,9 +179,9 @@ def second_table(finals: pd.DataFrame | None = None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def second_rates(table: pd.DataFrame | None = None) -> str:
+def second_rates() -> str:
     """What the second rates change, the default's on the other text last, as a Markdown table; which are not in yet."""
-    table = second_table() if table is None else table
+    table = second_table()
     enough = table[table["pairs"] >= ENOUGH] if len(table) else table
     rows = []
     for arm, row in enough.iterrows():
@@ -227,9 +227,9 @@ AT_ONE_RATE = {
 }
 
 
-def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
+def signs_at_one_rate() -> str:
     """What the sign of each product does at one rate for all four pairs of signs, as a list."""
-    finals = _by_arm() if finals is None else finals
+    finals = _by_arm()
     if finals.empty or not set(AT_ONE_RATE.values()) <= set(finals["arm"]):
         return "The four pairs of signs at one rate are not all in yet: `python -m mimetic queue language`."
     one, lines = AT_ONE_RATE, []
@@ -259,17 +259,14 @@ def signs_at_one_rate(finals: pd.DataFrame | None = None) -> str:
     )
 
 
-def beyond_size(finals: pd.DataFrame | None = None) -> str:
+def beyond_size() -> str:
     """Language signs at their second rate against the two controls of their
     size, in a sentence; "" without the runs.
     """
-    finals = _by_arm() if finals is None else finals
-    better = rated("language", GENTLE)
-    if finals.empty or not {better, "rescaled", "random-directions"} <= set(finals["arm"]):
-        return ""
+    finals = _by_arm()
     said = []
     for control in ("rescaled", "random-directions"):
-        values = difference(finals, better, control, METRIC.column)
+        values = difference(finals, rated("language", GENTLE), control, METRIC.column)
         if not len(values):
             return ""
         said.append(f"{measured(values, METRIC)} against {LABELS[control]}")

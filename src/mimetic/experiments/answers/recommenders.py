@@ -134,7 +134,7 @@ def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
         fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
         references = dict(zip(("default", *CONTROLS), (DEFAULT, RESCALED, RANDOM)))
         pairs = {name: (arm, fitted) for name, arm in references.items()}
-        table = compare(runs, pairs, METRIC.column) if fitted and len(runs) else pd.DataFrame()
+        table = compare(runs, pairs, METRIC.column) if fitted else pd.DataFrame()
         if len(table) and table["pairs"].min() >= ENOUGH:
             parts = (f"{METRIC.shown(*row[common.VALUES])} against {name}" for name, row in table.iterrows())
             said.append(f"{SHOWN[data]}: {', '.join(parts)}.")

@@ -260,29 +260,30 @@ def _by_signs(columns: dict[str, dict[str, str]]) -> str:
     return markdown(cells, ["mean (95 % interval)", *columns])
 
 
-def retrained(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
-    """The points with the pairs that another machine trained again (data/replicas) in place of the first ones."""
+def retrained(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with the pairs of the sweep that another machine trained again (data/replicas) in place of the first
+    ones."""
     again = gain_points(replicas_dir())
-    again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == sweep].itertuples()}
+    again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == SHARE.experiment].itertuples()}
     return points.assign(
         by_seed=[
-            row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == sweep else {})
+            row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == SHARE.experiment else {})
             for row in points.itertuples()
         ]
     )
 
 
-def with_pairs_made_again(points: pd.DataFrame, sweep: str = "share") -> str:
+def with_pairs_made_again(points: pd.DataFrame) -> str:
     """What the pairs that another machine made, in place of the first ones, do to the slopes and to the points that are
     behind by their interval, as a Markdown table and a sentence; "" without any."""
-    other = retrained(points, sweep)
-    first, again = slopes(points, sweep), slopes(other, sweep)
+    other = retrained(points)
+    first, again = slopes(points), slopes(other)
     columns: dict[str, dict[str, str]] = {}
     for (signs, name), row in again.iterrows():
         if not np.isclose(row["slope"], first.loc[(signs, name), "slope"]):
             cells = columns.setdefault(SIGN_NAMES.get(signs, signs), {})
             cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
-    here = (points["experiment"] == sweep) & (points["pairs"] >= FEW)
+    here = (points["experiment"] == SHARE.experiment) & (points["pairs"] >= FEW)
     behind = other[here & (points["high"] < 0)]
     no_more = [
         f"`{row.point}` with {SIGN_NAMES.get(row.signs, row.signs)}"
@@ -343,10 +344,10 @@ def found(finals: pd.DataFrame) -> str:
     against each other, as a Markdown table; "" without pairs."""
     table = study_table(SHARE, finals, METRIC)
     rows: dict[str, dict[str, str]] = {}
-    for label, row in table.iterrows():
-        point, signs = label.rsplit(", ", 1)
+    for _, row in table.iterrows():
+        point, _, signs = row["compared"][2].rpartition("-")  # of the arm's name
         value = METRIC.shown(*row[VALUES])
-        rows.setdefault(point, {})[signs] = f"{value}, {word(row, METRIC, more=False)}"
+        rows.setdefault(point, {})[f"{signs} signs"] = f"{value}, {word(row, METRIC, more=False)}"
     if not rows:
         return ""
     for point, cells in rows.items():
@@ -360,9 +361,9 @@ def found(finals: pd.DataFrame) -> str:
     )
 
 
-def ahead_by_seed(points: pd.DataFrame, sweep: str = "share") -> str:
-    """The gains of every seed at the points of a sweep that are ahead on average, in a sentence; "" without any."""
-    part = points[(points["experiment"] == sweep) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
+def ahead_by_seed(points: pd.DataFrame) -> str:
+    """The gains of every seed at the points of the sweep that are ahead on average, in a sentence; "" without any."""
+    part = points[(points["experiment"] == SHARE.experiment) & (points["gain"] > 0) & (points["pairs"] >= FEW)]
     said = [
         f"{row.point} with {SIGN_NAMES.get(row.signs, row.signs)}"
         f" ({', '.join(IN_PERCENT.signed(gain) for gain in row.by_seed.values())} %)"

@@ -35,6 +35,7 @@ from mimetic.statistics import (
     mean_interval,
     paired_differences,
     smallest_p,
+    summary,
 )
 from mimetic.training.records import load_runs
 
@@ -137,12 +138,11 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
     fresh = difference(finals, "mimetic", "timm").drop(index=list(PILOT), errors="ignore")
     if len(fresh) < 2:
         return ""
-    low, high = mean_interval(fresh)
     least = smallest_p(len(fresh))
     few = f", too few for a claim: the smallest possible p is {least:.3f}" if len(fresh) < ENOUGH else ""
     return (
         f"Without seeds {' and '.join(map(str, PILOT))}, which had been tried in shorter runs:"
-        f" {ACCURACY.signed(fresh.mean())} points ({ACCURACY.span(low, high)}, {len(fresh)} pairs{few})."
+        f" {common.estimate(summary(fresh), more=few, unit='points')}."
     )
 
 
