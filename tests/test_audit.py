@@ -5,13 +5,14 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import mimetic
 from mimetic import AttentionLayer, StateNames, UnsupportedAttention, attention_layers, audit
-from mimetic.audit import CHANCE, count_parameters
+from mimetic.audit import CHANCE, count_parameters, report
 from mimetic.audit.parameters import _block
 from mimetic.measure import fit
 from mimetic.models import BERT4Rec, BERT4RecConfig, ViT, ViTConfig, parameter_counts
@@ -506,3 +507,17 @@ def test_command_line(capsys):
 def test_tokens_of_width_one_have_no_diagonal_to_compare():
     with pytest.raises(UnsupportedAttention, match="MultiheadAttention: tokens of width 1"):
         audit(torch.nn.MultiheadAttention(1, 1))
+
+
+def test_a_sign_is_what_more_than_three_quarters_have():
+    for sigmas, counts, sign in (
+        ([3.0] * 4, (4, 0), "+"),
+        ([3.0] * 3 + [1.0], (3, 0), "none"),  # exactly three quarters
+        ([-3.0] * 4 + [3.0], (1, 4), "−"),
+        ([2.0, -2.0], (0, 0), "none"),
+        ([], (0, 0), "none"),
+    ):
+        values = pd.Series(sigmas, dtype=float)
+        assert report.beyond_chance(values) == counts and report.sign(values) == sign
+    assert report.sign_words("+", "none") == "QK +, V·proj no common sign"
+    assert report.sign_words("none", "−", "mixed") == "QK mixed, V·proj −"

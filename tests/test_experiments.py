@@ -107,7 +107,7 @@ def test_what_chapter_2_says_of_the_share_along_the_identity():
 
 def test_what_chapter_2_says_of_the_signs():
     table = pattern.verdicts(pattern.effective())
-    positive, negative = (table[column].map(pattern.share) for column in ("QK +", "QK −"))
+    positive, negative = (table[column] / table["heads"] for column in ("QK +", "QK −"))
     assert round(positive.min(), 2) == 0.59 and round(positive.max(), 2) == 0.92
     assert round(negative.min(), 2) == 0.07 and round(negative.max(), 2) == 0.28
     smollm2 = load_measurements(["smollm2-135m"]).query("fold and product == 'vp' and head == -1").set_index("layer")
@@ -142,7 +142,9 @@ def test_verdicts():
         "turned": "opposite signs",
         "neither": "QK mixed, V·proj −",
     }
-    assert table.loc["paper", "QK +"] == "5/5" and table.loc["neither", "V·proj −"] == "2/2"
+    assert table.loc["paper", "QK +"] == table.loc["paper", "heads"] == 5 and table.loc["neither", "V·proj −"] == 2
+    shown = pattern.verdict_table(frame)
+    assert shown.loc["paper", "QK +"] == "5/5" and shown.loc["neither", "V·proj −"] == "2/2"
 
 
 def test_pictures_without_weights_and_with():

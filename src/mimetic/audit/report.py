@@ -51,10 +51,21 @@ class Audit:
         return "\n".join(report(self))
 
 
+def beyond_chance(sigmas: pd.Series) -> tuple[int, int]:
+    """How many of the diagonals are above CHANCE, and how many below."""
+    return int((sigmas > CHANCE).sum()), int((sigmas < -CHANCE).sum())
+
+
 def sign(sigmas: pd.Series) -> str:
     """What more than CLEAR of the diagonals are, beyond CHANCE: "+", "−" or "none"."""
-    above, below = (sigmas > CHANCE).mean(), (sigmas < -CHANCE).mean()
-    return "+" if above > CLEAR else "−" if below > CLEAR else "none"
+    above, below = beyond_chance(sigmas)
+    enough = CLEAR * len(sigmas)
+    return "+" if above > enough else "−" if below > enough else "none"
+
+
+def sign_words(qk: str, vp: str, none: str = "no common sign") -> str:
+    """The signs of both products (see sign) in words; none: of one that has none."""
+    return ", ".join(f"{name} {none if found == 'none' else found}" for name, found in (("QK", qk), ("V·proj", vp)))
 
 
 def answers(found: Audit) -> tuple[str, str, str, str]:
@@ -64,7 +75,7 @@ def answers(found: Audit) -> tuple[str, str, str, str]:
     parts = []
     for product, unit in (("qk", "heads"), ("vp", "layers")):
         rows = found.products[found.products["product"] == product]
-        above, below = int((rows["sigmas"] > CHANCE).sum()), int((rows["sigmas"] < -CHANCE).sum())
+        above, below = beyond_chance(rows["sigmas"])
         parts.append(
             f"{TABLES[product]} is above chance in {above} and below in {below} of {len(rows)} {unit} (median z"
             f" {rows['z'].median():+.2f})"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimetic.attention import AttentionLayer
 from mimetic.audit.products import explained
-from mimetic.audit.report import CHANCE, sign
+from mimetic.audit.report import beyond_chance, sign, sign_words
 from mimetic.initializers import initialize_
 from mimetic.measure import LAYER_HEAD, measure
 from mimetic.models.blocks import Block
@@ -29,9 +29,12 @@ def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
     return measurements[measurements["fold"] | ~measurements["source"].isin(with_gains)]
 
 
+QK_SIDES, VP_SIDES = ("QK +", "QK −"), ("V·proj −", "V·proj +")  # the published sign first
+
+
 def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: how many heads have a W_Q W_K^T above and below chance, how many layers a W_V W_proj, the median
-    z of each ("QK z", "V·proj z"), and the verdict in words.
+    """One row a model: how many of its heads have a W_Q W_K^T above and below chance, how many of its layers a
+    W_V W_proj, the median z of each ("QK z", "V·proj z"), and the verdict in words.
 
     Verdict: "the paper's signs" if the median QK z is positive and the median V.proj z is negative and more than three
     quarters of heads and layers are on those sides of chance; "opposite signs" likewise with both signs turned; else
@@ -40,34 +43,26 @@ def verdicts(measurements: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for title, part in measurements.groupby("title", sort=False):
         qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == LAYER_HEAD)]
-        sides = {
-            name: (int((p.sigmas > CHANCE).sum()), int((p.sigmas < -CHANCE).sum()), len(p))
-            for name, p in (("qk", qk), ("vp", vp))
-        }
-        rows.append(
-            {
-                "model": title,
-                "QK +": f"{sides['qk'][0]}/{sides['qk'][2]}",
-                "QK −": f"{sides['qk'][1]}/{sides['qk'][2]}",
-                "QK z": qk.z.median(),
-                "V·proj −": f"{sides['vp'][1]}/{sides['vp'][2]}",
-                "V·proj +": f"{sides['vp'][0]}/{sides['vp'][2]}",
-                "V·proj z": vp.z.median(),
-                "verdict": _verdict(*(sign(p["sigmas"]).replace("none", "mixed") for p in (qk, vp))),
-            }
-        )
+        row: dict[str, object] = {"model": title, "heads": len(qk), "layers": len(vp)}
+        row["QK +"], row["QK −"] = beyond_chance(qk["sigmas"])
+        row["V·proj +"], row["V·proj −"] = beyond_chance(vp["sigmas"])
+        row |= {"QK z": qk["z"].median(), "V·proj z": vp["z"].median()}
+        rows.append(row | {"verdict": _verdict(sign(qk["sigmas"]), sign(vp["sigmas"]))})
     return pd.DataFrame(rows).set_index("model").round(2)
 
 
-def share(count: str) -> float:
-    """The fraction that verdicts writes as "61/104"."""
-    found, of = count.split("/")
-    return int(found) / int(of)
+def verdict_table(measurements: pd.DataFrame) -> pd.DataFrame:
+    """verdicts for the page: a count as "61/104"."""
+    table = verdicts(measurements)
+    for column in (*QK_SIDES, *VP_SIDES):
+        of = table["heads" if column in QK_SIDES else "layers"]
+        table[column] = [f"{n}/{every}" for n, every in zip(table[column], of)]
+    return table[[*QK_SIDES, "QK z", *VP_SIDES, "V·proj z", "verdict"]]
 
 
 def raw_verdicts(measurements: pd.DataFrame) -> str:
     """What verdicts counts without any gains, in words: of the models that have the paper's signs with or without."""
-    tables = [verdicts(rows) for rows in (measurements[~measurements["fold"]], effective(measurements))]
+    tables = [verdict_table(rows) for rows in (measurements[~measurements["fold"]], effective(measurements))]
     raw, acting = (table["verdict"] == "the paper's signs" for table in tables)
     said = [
         f"{name} has QK + in {row['QK +']} heads and V·proj − in {row['V·proj −']} layers"
@@ -126,7 +121,7 @@ def _verdict(qk: str, vp: str) -> str:
         return "the paper's signs"
     if (qk, vp) == ("−", "+"):
         return "opposite signs"
-    return f"QK {qk}, V·proj {vp}"
+    return sign_words(qk, vp, "mixed")
 
 
 def untrained_layers(

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mimetic.audit import CHANCE
-from mimetic.audit.report import sign
+from mimetic.audit.report import beyond_chance, sign
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, TITLES
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
@@ -44,13 +43,14 @@ def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for (product, layer), part in products.groupby(["product", "layer"]):
         sigmas = part["sigmas"]
+        above, below = beyond_chance(sigmas)
         low, high = mean_interval(part.groupby("seed")["z"].mean())
         rows[product, layer] = {
             "z": part["z"].mean(),
             "low": low,
             "high": high,
-            "above": int((sigmas > CHANCE).sum()),
-            "below": int((sigmas < -CHANCE).sum()),
+            "above": above,
+            "below": below,
             "count": len(part),
             "sign": sign(sigmas),
         }

@@ -12,6 +12,7 @@ from math import sqrt
 import pandas as pd
 
 from mimetic.audit import CHANCE
+from mimetic.audit.report import beyond_chance
 from mimetic.experiments import pattern
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.common import study_table
@@ -190,11 +191,9 @@ def signs_by_layer() -> str:
         products = recorded_products(experiment, ("gpt2",))
         after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
         if len(after):
-            layers = after.groupby("layer")["sigmas"].agg(
-                plus=lambda s: (s > CHANCE).sum(), minus=lambda s: (s < -CHANCE).sum(), runs="size"
-            )
-            signs = {f"layer {i}": f"{row.plus} / {row.minus}" for i, row in layers.iterrows()}
-            rows.append({"V·proj of our GPTs, runs + / −": experiment, **signs, "of": f"{layers['runs'].max()}"})
+            layers = after.groupby("layer")["sigmas"]
+            signs = {f"layer {i}": "{} / {}".format(*beyond_chance(sigmas)) for i, sigmas in layers}
+            rows.append({"V·proj of our GPTs, runs + / −": experiment, **signs, "of": f"{layers.size().max()}"})
     return common.markdown(pd.DataFrame(rows).fillna("–"))
 
 

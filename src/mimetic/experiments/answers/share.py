@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mimetic.audit.report import sign_words
 from mimetic.experiments.answers.common import (
     IN_PERCENT,
     VALUES,
@@ -49,8 +50,8 @@ from mimetic.training.records import runs
 
 # the constants of mimetic initialization, whatever their signs
 SIZES = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": 0.4}
-PUBLISHED = "QK +, V·proj −"  # the paper's signs
-SIGN_NAMES = {PUBLISHED: "vision signs", "QK +, V·proj +": "language signs"}
+PUBLISHED = sign_words("+", "−")  # the paper's signs
+SIGN_NAMES = {PUBLISHED: "vision signs", sign_words("+", "+"): "language signs"}
 # No points: the search for a recipe, the model of another experiment once more with a learning rate that is not the
 # arm's own, and a control that nobody would train otherwise.
 LEFT_OUT = (
@@ -122,8 +123,7 @@ def _role(experiment: str, config: dict[str, Any]) -> str | None:
     plain = all(isinstance(config[name], (int, float)) and abs(config[name]) == size for name, size in SIZES.items())
     if config["init"] != "mimetic" or not plain or config["qk_rank"] is not None:
         return None
-    qk, vp = ("+" if config[name] > 0 else "−" for name in ("qk_beta", "vp_beta"))
-    return f"QK {qk}, V·proj {vp}"
+    return sign_words(*("+" if config[name] > 0 else "−" for name in ("qk_beta", "vp_beta")))
 
 
 def _point(experiment: str, default: dict[int, dict], mimetic: dict[int, dict], signs: str) -> dict[str, Any] | None:

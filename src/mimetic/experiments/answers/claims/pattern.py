@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.audit import CHANCE, CLEAR, EXPLAINED
-from mimetic.audit.report import sign
+from mimetic.audit.report import beyond_chance, sign, sign_words
 from mimetic.experiments import pattern
-from mimetic.experiments.answers.claims.verdicts import OURS, PAPER, REVIEW, Judgement, counted, sign_words
+from mimetic.experiments.answers.claims.verdicts import OURS, PAPER, REVIEW, Judgement, counted
 from mimetic.experiments.answers.common import percent
 from mimetic.experiments.construction import constants_table
 from mimetic.measure import LAYER_HEAD
@@ -24,7 +24,7 @@ def _sides(products: pd.DataFrame) -> pd.DataFrame:
         vp = part[(part["product"] == "vp") & (part["head"] == LAYER_HEAD)]
         heads = {"qk": part[part["product"] == "qk"], "vp": vp}
         rows[title] = {k: sign(v["sigmas"]) for k, v in heads.items()} | {
-            f"{k}_any": (v["sigmas"].abs() > CHANCE).mean() for k, v in heads.items()
+            f"{k}_any": sum(beyond_chance(v["sigmas"])) / len(v) for k, v in heads.items()
         }
         rows[title] |= {f"{k}_size": v["z"].abs().median() for k, v in heads.items()} | {"layers": len(heads["vp"])}
     return pd.DataFrame.from_dict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mimetic.audit import EXPLAINED, MEANINGFUL
-from mimetic.audit.report import sign
+from mimetic.audit.report import sign, sign_words
 from mimetic.experiments.answers import first_question, questions, recommenders
 from mimetic.experiments.answers.claims.verdicts import (
     ASKED,
@@ -14,7 +14,6 @@ from mimetic.experiments.answers.claims.verdicts import (
     counted,
     joined,
     judged,
-    sign_words,
 )
 from mimetic.experiments.answers.common import SHORT, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS

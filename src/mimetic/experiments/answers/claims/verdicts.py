@@ -128,9 +128,3 @@ def against(
         expected=expected,
         least=least,
     )
-
-
-def sign_words(qk: str, vp: str) -> str:
-    return ", ".join(
-        f"{name} {found if found != 'none' else 'no common sign'}" for name, found in (("QK", qk), ("V·proj", vp))
-    )
