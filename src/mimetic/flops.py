@@ -9,9 +9,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from torch import nn
 
-from mimetic.models.blocks import shapes_only
+from mimetic.models.blocks import parameter_counts, shapes_only
 from mimetic.models.vit import ViT, ViTConfig
 
 # Dense bfloat16 peaks in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the card's name; the longer
@@ -74,5 +73,4 @@ def peak(name: str) -> float:
 def parameters(config: ViTConfig) -> int:
     """Number of parameters."""
     with shapes_only():
-        model: nn.Module = ViT(config)
-    return sum(p.numel() for p in model.parameters())
+        return parameter_counts(ViT(config))["total"]

@@ -11,9 +11,11 @@ import pandas as pd
 from mimetic import flops
 from mimetic.bench import load_bench
 from mimetic.bench.profile import kind_of
+from mimetic.data.images import TRAIN_SIZES
 from mimetic.experiments.answers.common import blank, markdown, percent
 from mimetic.experiments.answers.vision import PAPER_COMMAND, central
 from mimetic.experiments.configs import named
+from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.vision import PAIR, PAPER_SEEDS
 from mimetic.experiments.runs import existing
@@ -94,6 +96,11 @@ def _cost(row: pd.Series) -> str:
     )
 
 
+def _images(config: VisionConfig) -> int:
+    """How many images a run of this chapter trains on, each as often as there are epochs."""
+    return TRAIN_SIZES[config.dataset] * config.epochs
+
+
 def steps_measured() -> pd.DataFrame:
     """One row an experiment of this chapter and card, the newest `bench profile`: experiment, device, step (seconds),
     images_per_second, peak (share), finished, minutes of training in a run."""
@@ -101,7 +108,7 @@ def steps_measured() -> pd.DataFrame:
     rows = []
     for _, row in table.iterrows():
         if row["arguments.experiment"] in PAPER and flops.peak(row["device"]) > 0:
-            minutes = 50_000 * named(row["arguments.experiment"]).epochs / row["images_per_second"] / 60
+            minutes = _images(named(row["arguments.experiment"])) / row["images_per_second"] / 60
             rows.append(
                 {"experiment": row["arguments.experiment"], "minutes": minutes}
                 | {name: row[name] for name in ("device", "step", "images_per_second", "peak", "finished")}
@@ -192,7 +199,7 @@ def budget() -> pd.DataFrame:
     for name in PAPER:
         config = named(name)
         image = flops.total(vit_config(config))
-        run = image * 50_000 * config.epochs
+        run = image * _images(config)
         times = {f"min at {percent(share)}": round(run / (share * flops.peak(CARD)) / 60, 1) for share in SHARES}
         rows[TITLES[name]] = {"GFLOP an image": round(image / 1e9, 2), "PFLOP a run": round(run / 1e15, 1)} | times
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -203,7 +210,7 @@ def minutes() -> tuple[pd.DataFrame, pd.DataFrame]:
     where there are none, of a measured step.
     """
     names = {"cifar10-paper": "ViT-Tiny, 100 epochs", "cifar10-small": "ViT-Small, 100 epochs"}
-    runs = {name: flops.total(vit_config(named(name))) * 50_000 * named(name).epochs for name in names}
+    runs = {name: flops.total(vit_config(named(name))) * _images(named(name)) for name in names}
     lines = [
         {"label": names[n], "share": s, "minutes": run / (s * flops.peak(CARD)) / 60}
         for n, run in runs.items()

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from mimetic.audit import EXPLAINED, MEANINGFUL, Parameters, audit
+from mimetic.data.sequences import num_items
 from mimetic.experiments.answers import common, recommenders
 from mimetic.experiments.answers.first_question import layer_signs, signs_in_words, trained
 from mimetic.experiments.answers.recommenders import COMMAND, SHOWN, SIBLING_RUNS
@@ -146,17 +147,12 @@ def share_table() -> pd.DataFrame:
 
 def share_marks() -> dict[str, tuple[int, float]]:
     """Our data sets with our shape, each with its number of positions: label -> (items, share)."""
-    shape = SHAPES["d 64, 2 layers (ours, 50 positions)"]
-    sizes = {
-        "Beauty, ours": (1_000, "beauty"),
-        "ML-100K": (1_682, "ml100k"),
-        "ML-1M": (3_706, "ml1m"),
-        "Beauty, all": (12_101, "beauty-full"),
-    }
-    return {
-        name: (n, shape_parameters(*shape, items=n, max_len=EXPERIMENTS[experiment].max_len).share(n))
-        for name, (n, experiment) in sizes.items()
-    }
+    shape, marks = SHAPES["d 64, 2 layers (ours, 50 positions)"], {}
+    experiments = {"Beauty, ours": "beauty", "ML-100K": "ml100k", "ML-1M": "ml1m", "Beauty, all": "beauty-full"}
+    for name, config in ((name, EXPERIMENTS[experiment]) for name, experiment in experiments.items()):
+        n = num_items(config.dataset, config.items)
+        marks[name] = n, shape_parameters(*shape, items=n, max_len=config.max_len).share(n)
+    return marks
 
 
 def share_levels() -> dict[str, float]:

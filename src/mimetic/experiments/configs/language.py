@@ -86,11 +86,8 @@ class LanguageConfig(RunConfig):
 
     init: str = "gpt2"  # initializer by name, one of mimetic.INITIALIZERS
 
-    # the mimetic initializers' constants, one number or one a layer; the defaults are mimetic.LANGUAGE
+    # with this sign the constants are mimetic.LANGUAGE
 
-    qk_alpha: float | tuple[float, ...] = 0.7  # noise of W_Q W_K^T
-    qk_beta: float | tuple[float, ...] = 0.7  # identity of W_Q W_K^T
-    vp_alpha: float | tuple[float, ...] = 0.4  # noise of W_V W_proj
     vp_beta: float | tuple[float, ...] = 0.4  # identity of W_V W_proj
 
     # data
