@@ -95,6 +95,13 @@ SUMMARY = (
     ("12b_qualified", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
     (
         "12b_qualified",
+        "with fixed sin-cos positions and both signs reversed",
+        "ml100k-sincos",
+        programme.DEFAULT,
+        programme.OPPOSITE,
+    ),
+    (
+        "12b_qualified",
         "with fixed sin-cos positions, both arms at three times the rate",
         "ml100k-sincos-rate",
         programme.DEFAULT,
@@ -106,6 +113,13 @@ SUMMARY = (
     ("12b_qualified", "both arms at three times the rate", "beauty-rate", programme.DEFAULT, programme.VISION),
     ("12_recommenders", "with both signs reversed", "beauty", programme.DEFAULT, programme.OPPOSITE),
     ("12b_qualified", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
+    (
+        "12b_qualified",
+        "with fixed sin-cos positions and both signs reversed",
+        "beauty-sincos",
+        programme.DEFAULT,
+        programme.OPPOSITE,
+    ),
 )
 
 
