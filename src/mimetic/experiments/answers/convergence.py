@@ -3,13 +3,19 @@ does an arm get there, and what another learning rate and other items change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import COMPARED, TITLES, VALIDATION_COLUMN, arm_label
-from mimetic.experiments.answers.scores import baseline_levels
+from mimetic.experiments.answers.recommenders import (
+    AGAINST_DEFAULT,
+    COMMAND,
+    COMPARED,
+    TITLES,
+    VALIDATION_COLUMN,
+    arm_label,
+)
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, RANDOM, RESCALED, SIBLING_PREFIX
@@ -20,7 +26,6 @@ from mimetic.training.records import load_runs
 # What a difference of NDCG@10 must be to count, by the rule of the recipe search: about the spread of the difference of
 # two runs on MovieLens, twice that on Beauty
 WORTH = 0.005
-ABOVE = 1.25  # times popularity's NDCG@10: what counts as having learned more than what is popular
 
 
 def converged(curves: pd.DataFrame, data: str) -> str:
@@ -268,16 +273,6 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
     return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
 
-def rate_sentence(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> str:
-    """What the other learning rate does to the default, on every data set and kind of item: rate_table's first row."""
-    start = f"{arm_label(DEFAULT)}, "
-    for name, cells in _rate_changes(finals, others).items():
-        if name.startswith(start):
-            said = [f"{common.with_interval(change, METRIC)} on {place}" for place, change in cells.items()]
-            return f"The default, {name.removeprefix(start)}: {'; '.join(said)}."
-    return "No run of the default at the other learning rate is in yet."
-
-
 def at_best_epoch(curves: pd.DataFrame) -> str:
     """The causal sibling's sign patterns against its default where every run is judged at the epoch
     that is best by its own validation items; "" without runs.
@@ -303,80 +298,45 @@ def at_best_epoch(curves: pd.DataFrame) -> str:
     )
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of first_reached for the page."""
-    said = "earlier than the default by (share of the run)"
-    table = table.rename(columns={"earlier than the default by": said, "from": "95 % interval from"})
-    return common.blank(table.round({"epochs": 1} | {name: 3 for name in table if name != "epochs"}))
-
-
-def first_reached(
-    finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...], target: float | None = None
-) -> pd.DataFrame:
-    """When an arm's own curve first reaches a validation NDCG@10, by default the one that the default of the
-    same seed ends with (as the default's, too, may before its end, since curves are noisy): mean epoch
-    (between two epochs on the line from one to the other) and share of the run (a run that never does counts
-    as 1), in how many pairs it does, and the paired difference of that share to the default's with its 95 %
-    interval; nan in the default's own row, the first.
+def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """When an arm's own curve first reaches the validation NDCG@10 that the default of the same seed ends with (as the
+    default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the line from one to
+    the other; a run that never does counts as all of its epochs), number of pairs, and the 95 % interval, from and to,
+    of how much earlier that is than the default's as a share of the run; nan in the default's own row, the first.
     """
     column = VALIDATION_COLUMN
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()
     targets = finals[finals["arm"] == DEFAULT].set_index("seed")[column]
-    if target is not None:
-        targets[:] = target
-    own = common.first_passage(curves, DEFAULT, targets, column)
+    own = common.first_passage(curves, DEFAULT, targets, column).fillna(1.0)
     epochs = curves.groupby("arm")["epoch"].max()
-    rows = {arm_label(DEFAULT): _reached(own, epochs[DEFAULT])}
+    rows = {arm_label(DEFAULT): {"epochs": epochs[DEFAULT] * own.mean(), "pairs": len(own)}}
     for arm in arms:
-        if arm == DEFAULT or arm not in set(finals["arm"]):
-            continue
-        found = common.first_passage(curves, arm, targets, column)
-        if found.empty:
-            continue
-        difference = (found.fillna(1.0) - own.reindex(found.index).fillna(1.0)).to_numpy()
-        low, high = mean_interval(difference)
-        rows[arm_label(arm)] = _reached(found, epochs[arm]) | {
-            "earlier than the default by": -difference.mean(),
-            "from": -high,
-            "to": -low,
-        }
+        found = common.first_passage(curves, arm, targets, column).fillna(1.0)
+        if len(found):
+            low, high = mean_interval((own.reindex(found.index).fillna(1.0) - found).to_numpy())
+            rows[arm_label(arm)] = {
+                "epochs": epochs[arm] * found.mean(), "pairs": len(found), "from": low, "to": high,
+            }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _reached(shares: pd.Series, epochs: int) -> dict[str, float]:
-    """The columns of first_reached that every arm has, from common.first_passage and the epochs of a run."""
-    mean = shares.fillna(1.0).mean()
-    return {
-        "epochs": epochs * mean,
-        "share of the run": mean,
-        "reached": int(shares.notna().sum()),
-        "pairs": len(shares),
-    }
-
-
-def start_table(data: str, finals: pd.DataFrame, curves: pd.DataFrame, arms: tuple[str, ...]) -> pd.DataFrame:
-    """first_reached of ABOVE times popularity's NDCG@10 on the validation items."""
-    return first_reached(finals, curves, arms, ABOVE * baseline_levels(data, "validation")["popularity"])
-
-
-def sooner_sentence(table: pd.DataFrame) -> str:
-    """Which arms of a table of first_reached get there sooner or later than the default, by
-    their intervals, of those with enough pairs.
-    """
-    if len(table) < 2:
-        return "No pairs of runs are in yet."
-    rows = table.iloc[1:]
-    rows = rows[rows["pairs"] >= common.ENOUGH]
-    groups = {
-        "Sooner than the default": rows[rows["from"] > 0],
-        "Later": rows[rows["to"] < 0],
-        common.NO_DIFFERENCE.capitalize(): rows[(rows["from"] <= 0) & (rows["to"] >= 0)],
-    }
-    parts = [
-        f"{name}: {', '.join(f'{arm} ({epochs:.1f})' for arm, epochs in part['epochs'].items())}."
-        for name, part in groups.items()
-        if len(part)
-    ]
-    said = " ".join(parts) or "There are too few pairs for a word."
-    return f"Epochs in brackets; the default needs {table['epochs'].iloc[0]:.1f}. {said}"
+def sooner_sentence(finals: Mapping[str, pd.DataFrame], curves: Mapping[str, pd.DataFrame]) -> str:
+    """Which signs and controls of their size reach the default's end sooner than the default, by their intervals, of
+    those with enough pairs."""
+    parts = []
+    for data, runs in finals.items():
+        table = first_reached(runs, curves[data], [arm for _, arm in AGAINST_DEFAULT.values()])
+        rows = table.iloc[1:]
+        rows = rows[rows["pairs"] >= common.ENOUGH] if len(rows) else rows
+        if len(rows):
+            sooner = rows.loc[rows["from"] > 0, "epochs"]
+            said = ", ".join(f"{arm.removesuffix(' (no diagonal)')} ({epochs:.1f})" for arm, epochs in sooner.items())
+            parts.append(f"on {TITLES[data]} (default: {table['epochs'].iloc[0]:.1f}) by {said or 'none'}")
+    if not parts:
+        return f"How soon an arm reaches the default's end is not known yet: too few pairs (`{COMMAND}`)."
+    return (
+        "The validation NDCG@10 that the default of a seed ends with is first reached after fewer epochs (in brackets)"
+        f" than by the default itself: {'; '.join(parts)}. Both signs and both size controls were asked; of the others"
+        " these pairs do not show it."
+    )

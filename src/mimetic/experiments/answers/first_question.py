@@ -5,16 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from mimetic.audit.report import beyond_chance, sign
 from mimetic.experiments.answers import common
 from mimetic.experiments.answers.recommenders import COMMAND, TITLES
-from mimetic.experiments.programmes.recommenders import DEFAULT, FIRST_SEEDS, MODELS, SIGNS, VISION
+from mimetic.experiments.programmes.recommenders import DEFAULT, MODELS, VISION
 from mimetic.experiments.recorded import recorded_products
-from mimetic.statistics import mean_interval
-from mimetic.training.records import load_runs
 
 
 def trained(experiment: str, arm: str = DEFAULT) -> pd.DataFrame:
@@ -36,19 +33,15 @@ def trained_panels() -> pd.DataFrame:
 
 
 def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
-    """One row a product and layer of a model's trained products: the mean z of its heads over runs, its
-    95 % interval over the runs' means, how many heads (of all runs) lie above and below chance, and the
-    sign that mimetic.audit's rule gives them.
+    """One row a product and layer of a model's trained products: the mean z of its heads over runs, how many heads (of
+    all runs) lie above and below chance, and the sign that mimetic.audit's rule gives them.
     """
     rows = {}
     for (product, layer), part in products.groupby(["product", "layer"]):
         sigmas = part["sigmas"]
         above, below = beyond_chance(sigmas)
-        low, high = mean_interval(part.groupby("seed")["z"].mean())
         rows[product, layer] = {
             "z": part["z"].mean(),
-            "low": low,
-            "high": high,
             "above": above,
             "below": below,
             "count": len(part),
@@ -112,101 +105,3 @@ def first_answer() -> str:
         seeds = part["seed"].nunique()
         lines.append(f"* {title} ({common.plural(seeds, 'seed')}): **{signs_in_words(part)}**. {'; '.join(words)}.")
     return "\n".join(lines)
-
-
-FACTORS = {  # what differs between two of MODELS
-    "the norm (pre-LN in place of post-LN)": [
-        (f"{task}, post-LN", f"{task}, pre-LN") for task in ("BERT4Rec", "masked items, causal", "next item, causal")
-    ],
-    "causality (a causal mask)": [
-        (f"BERT4Rec, {norm}", f"masked items, causal, {norm}") for norm in ("post-LN", "pre-LN")
-    ],
-    "the task (next item in place of masked items, 20 epochs in place of 40)": [
-        (f"masked items, causal, {norm}", f"next item, causal, {norm}") for norm in ("post-LN", "pre-LN")
-    ],
-    "the task, where both were trained for 40 epochs": [
-        (f"masked items, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")
-    ],
-    "longer training (40 epochs in place of 20)": [
-        (f"next item, causal, {norm}", f"next item, causal, {norm}, 40 epochs") for norm in ("post-LN", "pre-LN")
-    ],
-}
-
-
-def sign_changes() -> pd.DataFrame:
-    """What changes of the signs that training finds between models that differ in one of FACTORS: a row a
-    factor and product; in how many layers of all such pairs of models the sign turns, appears or vanishes,
-    their number (layers) and that of the pairs.
-    """
-    layers = {name: layer_signs(part) for name, arm in MODELS.items() if len(part := trained("ml100k", arm))}
-    signs = {name: table["sign"] for name, table in layers.items()}
-    # of the layer's mean, where its interval leaves out 0
-    sides = {
-        name: np.sign(table["low"]).where(np.sign(table["low"]) == np.sign(table["high"]), 0)
-        for name, table in layers.items()
-    }
-    rows = []
-    for factor, pairs in FACTORS.items():
-        there = [(signs[a], signs[b]) for a, b in pairs if a in signs and b in signs]
-        means = [(sides[a], sides[b]) for a, b in pairs if a in signs and b in signs]
-        for product, name in common.SHORT.items() if there else ():
-            before, after = (np.concatenate([pair[i][product].to_numpy() for pair in there]) for i in (0, 1))
-            counts = {
-                "turns": (before != after) & (before != "none") & (after != "none"),
-                "appears": (before == "none") & (after != "none"), "vanishes": (before != "none") & (after == "none"),
-            }  # fmt: skip
-            rows.append(
-                {
-                    "factor": factor,
-                    "product": name,
-                    **{word: int(found.sum()) for word, found in counts.items()},
-                    "layers": len(before),
-                    "pairs": len(there),
-                    "means turn": sum(int((a[product] * b[product] < 0).sum()) for a, b in means),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def sign_question() -> str:
-    """Does the sign that training finds depend on the norm, on masking, on causality? In short."""
-    table = sign_changes()
-    if table.empty:
-        return f"No two models that differ in one of these are in. `{COMMAND}` adds the others, and this page follows."
-    runs = load_runs("ml100k")
-    gap = common.missing(SIGNS, runs, FIRST_SEEDS, COMMAND)
-    return f"Change by change: {_sign_changes_in_short(table)}\n\n{gap}".rstrip()
-
-
-def _sign_changes_in_short(table: pd.DataFrame) -> str:
-    """Which factors change a product's sign in at least half of the layers
-    (sign_changes), and whether any turns it round.
-    """
-    changed = table.assign(changed=table[["turns", "appears", "vanishes"]].sum(axis=1))
-    parts = []
-    for product, part in changed.groupby("product", sort=False):
-        often = part[2 * part["changed"] >= part["layers"]]
-        factors = [f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers} layers)" for row in often.itertuples()]
-        how = "changes" if part["turns"].any() else "appears or vanishes"
-        with_these = " and with ".join(factors) or "none of these"
-        few = [
-            f"{row.factor.split(' (')[0]} ({row.changed} of {row.layers})"
-            for row in part.drop(often.index).itertuples()
-        ]
-        parts.append(
-            f"the sign of {product} {how} in half of the layers or more with {with_these}"
-            + f", in fewer with {', '.join(few)}" * bool(few)
-        )
-    turned, means = changed["turns"].sum(), changed["means turn"].sum()
-    by_mean = (
-        f" (Without the mark: in {means} of {changed['layers'].sum()} comparisons of a layer's mean its sign changes,"
-        " and both intervals leave out 0.)"
-        if means > turned
-        else ""
-    )
-    by_mark = (
-        "No single change turns a + into a − or back."
-        if turned == 0
-        else f"A + turns into a −, or back, in {turned} of these."
-    )
-    return f"{'; '.join(parts)}. {by_mark}{by_mean}"

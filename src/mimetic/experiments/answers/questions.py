@@ -164,18 +164,19 @@ def share_levels() -> dict[str, float]:
 
 def third_answer() -> str:
     """Question 3 in words: where the share falls below the threshold, and what a large catalogue leaves."""
-    marks, levels = share_marks(), share_levels()
-    parts = []
+    crossings, large = [], []
     for name, shape in SHAPES.items():
         p = shape_parameters(*shape)
         crossing = p.items + (p.attention / MEANINGFUL - p.total) / p.per_item
-        parts.append(
-            f"{name}: below {common.percent(MEANINGFUL)} from {crossing:,.0f} items on,"
-            f" {common.percent(p.share(10**6), 2)} at a million"
-        )
-    ours = ", ".join(f"{common.percent(share, 1)} with {name} ({n:,} items)" for name, (n, share) in marks.items())
-    vit = "; ".join(f"{name} {common.percent(share)}" for name, share in levels.items())
-    return f"Of a BERT4Rec of width 64 and two layers attention is {ours} ({vit}). {'; '.join(parts)}."
+        crossings.append(f"{crossing:,.0f} with {name}")
+        large.append(common.percent(p.share(10**6), 2))
+    ours = ", ".join(
+        f"{common.percent(share, 1)} with {n:,} items ({name})" for name, (n, share) in share_marks().items()
+    )
+    return (
+        f"In **small catalogues**, then: at our width and depth {ours}. It is less than {common.percent(MEANINGFUL)}"
+        f" from so many items on: {'; '.join(crossings)} (at a million {', '.join(large)})."
+    )
 
 
 def audited() -> str:

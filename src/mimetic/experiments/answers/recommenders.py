@@ -1,4 +1,4 @@
-"""What the recommender chapters (12, 12b) say of the experiment: the verdict, what qualifies it, what is kept."""
+"""What the recommender chapters (12, 12b) say of the experiment: the verdict and what qualifies it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from mimetic.experiments.programmes.recommenders import (
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recommenders import METRIC
-from mimetic.experiments.recorded import cases_of, recorded_products, records_of
+from mimetic.experiments.recorded import cases_of, records_of
 from mimetic.figures.style import LABELS
-from mimetic.statistics import ENOUGH, compare, crossed_interval, difference
+from mimetic.statistics import ENOUGH, compare, contrast, crossed_interval, difference
 from mimetic.training.records import load_runs
 
 COMMAND = "python -m mimetic queue recommenders"
@@ -101,7 +101,8 @@ def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
 def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
     """What the causal sibling's comparisons come to on both kinds of items, with other users taken into account, and
     after twice as many epochs, as a Markdown table; "" without runs."""
-    asked = {name: COMPARED[name] for name in OVER_USERS} | {
+    controls = ("vision signs minus default at vision's norms", "vision signs minus random directions")
+    asked = {name: COMPARED[name] for name in (*OVER_USERS, *controls)} | {
         "fitted to a trained sibling of Beauty": (DEFAULT, "fit-beauty")
     }
     short, long = (_sibling(finals, prefix) for prefix in (SIBLING_PREFIX, LONG_SIBLING_PREFIX))
@@ -262,7 +263,7 @@ def _size_or_sign(words: Mapping[str, str], doubted: bool, data: str) -> str:
     elif better and not any(
         words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS
     ):
-        rest += ", but neither does better than weights as large without a diagonal"
+        rest += ", but neither is shown to do better than both controls of its size"
         rest += "".join(
             f", and {name} do worse than {control}"
             for name in SIGN_PAIRS
@@ -324,12 +325,19 @@ def user_differences(experiment: str, arm: str, reference: str = DEFAULT) -> np.
     return np.array([gains[arm, seed] - gains[reference, seed] for seed in seeds])
 
 
-def against(name: str, finals: pd.DataFrame) -> str:
-    """The arms of a study against each other, seed by seed, as Markdown list items; its
-    comparisons with a reference are rows of a figure.
-    """
-    table = common.contrast_table(STUDIES[name], finals, METRIC)
-    return "\n".join(common.contrast_line(label, row, METRIC) for label, row in table.iterrows())
+def norm_table(finals: Mapping[str, pd.DataFrame]) -> str:
+    """What both signs gain with pre-LN, and how that differs from post-LN, on every data set, as a Markdown table; ""
+    without runs."""
+    rows = []
+    for data, runs in finals.items():
+        for name, (reference, arm) in SIGN_PAIRS.items():
+            gain = {f"pre-ln-{arm}": 1, f"pre-ln-{reference}": -1}
+            both = [contrast(runs, asked, METRIC.column) for asked in (gain, gain | {arm: -1, reference: 1})]
+            cells = [common.measured(values, METRIC) if len(values) else "–" for values in both]
+            if cells[0] != "–":
+                rows.append((f"{TITLES[data].split(' (')[0]}: {name}", *cells))
+    columns = ["NDCG@10, last items: difference (95 % interval)", "pre-LN", "the same minus that with post-LN"]
+    return common.markdown(rows, columns)
 
 
 def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -351,6 +359,18 @@ def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Da
                 AGAINST_DEFAULT,
             )
             panels.append(common.stacked([(study, runs)], replace(METRIC, column=column)))
+    return _one_below_the_other(panels)
+
+
+def beside_the_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of what the central comparison and its controls ask and at_a_glance does not have, on each data
+    set (figures.comparisons)."""
+    shown = AGAINST_DEFAULT.values()
+    panels = []
+    for data, runs in finals.items():
+        pairs = CENTRAL[data].comparisons | STRUCTURE[data].comparisons
+        pairs = {label: arms for label, arms in pairs.items() if arms not in shown}
+        panels.append(common.stacked([(Study("beside", TITLES[data], data, (DEFAULT,), pairs), runs)], METRIC))
     return _one_below_the_other(panels)
 
 
@@ -441,23 +461,3 @@ def labelled(data: str, curves: pd.DataFrame) -> pd.DataFrame:
     """The curves of the central comparison's arms, in its order, arms in words (for figures.ranking_curves)."""
     parts = [curves[curves["arm"] == arm].assign(arm=arm_label(arm)) for arm in CENTRAL[data].arms]
     return pd.concat(parts, ignore_index=True)
-
-
-def kept_table() -> str:
-    """What training keeps of the written diagonals and how much the other entries grow, for both sign patterns on every
-    data set, as a Markdown table."""
-    rows = []
-    for experiment, title in TITLES.items():
-        for arm in (VISION, OPPOSITE):
-            part = recorded_products(experiment, [arm])
-            if part.empty:
-                rows.append((f"{title}, {arm_label(arm)}", *["no run yet"] * len(common.SHORT)))
-                continue
-            mean = part.groupby(["when", "product"])[["diag_mean", "offdiag_sd"]].mean()
-            cells = []
-            for product in common.SHORT:
-                (start, spread), (end, grown) = mean.loc[("before", product)], mean.loc[("after", product)]
-                word = "turned" if start * end < 0 else f"{common.percent(end / start)} kept"
-                cells.append(common.minus(f"{start:+.3f} ({spread:.3f}) to {end:+.3f} ({grown:.3f}): {word}"))
-            rows.append((f"{title}, {arm_label(arm)}", *cells))
-    return common.markdown(rows, ["", *common.SHORT.values()])

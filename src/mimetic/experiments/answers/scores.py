@@ -10,21 +10,13 @@ import pandas as pd
 
 from mimetic.data.sequences import load_sequences, oracle
 from mimetic.experiments.answers import common
-from mimetic.experiments.answers.recommenders import COMMAND, TITLES, VALIDATION_COLUMN, arm_label
+from mimetic.experiments.answers.recommenders import TITLES, arm_label
 from mimetic.experiments.baselines import baselines_path, bursts_path, rank_metrics
-from mimetic.experiments.programmes.recommenders import (
-    CENTRAL,
-    DEFAULT,
-    SIBLING_PREFIX,
-)
-from mimetic.experiments.recommenders import METRIC
-from mimetic.statistics import difference, sign_flip_test
+from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
 
 
-def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> pd.DataFrame:
-    """Baselines, every recorded arm of the central comparison (or its default alone) and the causal sibling's
-    default: test NDCG@10, mean and sd over seeds.
-    """
+def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Baselines, BERT4Rec's default and the causal sibling's: test NDCG@10, mean and sd over seeds."""
     rows = [
         {
             "data": TITLES[row["dataset"]],
@@ -36,7 +28,7 @@ def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> p
         if row["split"] == "test" and row["dataset"] in finals
     ]
     for data, table in finals.items():
-        for arm in (*(CENTRAL[data].arms if every_arm else (DEFAULT,)), SIBLING_PREFIX + DEFAULT):
+        for arm in (DEFAULT, SIBLING_PREFIX + DEFAULT):
             part = table[table["arm"] == arm]
             if len(part):
                 model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
@@ -54,16 +46,6 @@ def score_table(finals: Mapping[str, pd.DataFrame], every_arm: bool = True) -> p
     return common.blank(
         out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
     )
-
-
-def sibling_sentence(runs: pd.DataFrame) -> str:
-    """The causal sibling's default minus BERT4Rec's on both kinds of held-out items, as a sentence."""
-    said = [
-        f"{common.measured(values, METRIC, f', exact p {sign_flip_test(values):.3f}')} on the {items}"
-        for items, column in (("last", METRIC.column), ("last but one", VALIDATION_COLUMN))
-        if len(values := difference(runs, SIBLING_PREFIX + DEFAULT, DEFAULT, column))
-    ]
-    return f"{', '.join(said) or f'no pair yet (`{COMMAND}`)'}."
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
