@@ -75,16 +75,17 @@ def test_every_arm_has_a_label():
 
 def test_nothing_yet():
     table, points = answers.comparisons()
-    assert table.empty and points.empty and answers.numbers(table).empty and answers.run_table("tinyshakespeare").empty
+    assert table.empty and points.empty
     assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
-    assert "No samples yet" in answers.samples()
     assert "no records yet" in rates.rates_sentence()
     assert rates.best_rates() == {}
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     assert products.empty and answers.kept(products).empty
-    assert answers.head_starts({"learned": load_runs("x", curves=True)}) == ""
-    assert answers.planned().count(" of ") >= 5 and answers.planned().startswith("*Not all runs are in")
+    assert answers.on_the_way({"learned": load_runs("x", curves=True)}) == ""
+    assert answers.planned().count("(0 of ") == len(answers.FIRST_PAGE) and answers.planned().startswith(
+        "*Not all runs are in"
+    )
     # the pretrained ones are there without any run
     assert set(answers.causal_products()["title"]) >= {"SmolLM2-135M-Instruct", "Whisper tiny.en decoder"}
 
@@ -102,9 +103,7 @@ def test_fewer_bits_are_a_gain(effect, words):
     assert answers.found(CENTRAL).count(words) == OTHERS
     assert f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
-    ahead = answers.numbers(table)["ahead"]
     assert len(points) == 3 * OTHERS
-    assert ahead.tolist() == [3 if effect < 0 else 0 if effect > 0 else ahead.iloc[0]] * OTHERS
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
     assert [text.get_text() for text in ax.texts].count("n = 3") == OTHERS
 
@@ -288,12 +287,6 @@ def test_runs_made_twice():
     assert "2.000 at 0.002, 2.000 at 0.008" in rates.one_rate_sentence()
 
 
-def test_which_text_models_have_a_sign():
-    said = answers.signs_sentence()
-    assert said.startswith("A common sign in a product: SmolLM2-135M-Instruct: QK mixed, V·proj +")
-    assert "In neither product: Whisper tiny.en decoder" in said
-
-
 def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     put_runs(SEARCH, search(gpt2=[2.7, 2.6, 2.5, 2.4, 2.45], language=[2.6, 2.8, 3.0, 3.3], qk=[2.5, 2.6]))
     assert rates.best_rates() == {"gpt2": 8e-3, "language": 1e-3}
@@ -355,10 +348,10 @@ def test_fitted_constants_are_hardly_a_diagonal():
     assert "where mimetic initialization has 11" in text and len(re.findall(r"[+−][\d.]+ to [+−][\d.]+ ", text)) == 2
 
 
-def curves(gap):
-    """Two seeds whose gap to the default runs through these values."""
+def curves(gap, seeds):
+    """Seeds whose gap to the default runs through these values."""
     rows = []
-    for seed in (0, 1):
+    for seed in seeds:
         for i, g in enumerate(gap):
             base = 3 - 0.1 * i
             rows += [
@@ -369,72 +362,46 @@ def curves(gap):
 
 
 @pytest.mark.parametrize(
-    ("gap", "early", "end", "way"),
+    ("gap", "early", "ahead", "behind"),
     [
-        (
-            [-0.3, -0.2, -0.1, 0.0],
-            "−0.300 (−0.300 to −0.300, 2 pairs)",
-            "+0.000 (+0.000 to +0.000, 2 pairs)",
-            "from step 100 to 300, most at 100 (−0.300)",
-        ),
-        (
-            [-0.3, -0.3, -0.3, -0.3],
-            "−0.300 (−0.300 to −0.300, 2 pairs)",
-            "−0.300 (−0.300 to −0.300, 2 pairs)",
-            "from step 100 to the end",
-        ),
-        ([0.1, 0.2, 0.1, 0.1], "+0.100 (+0.100 to +0.100, 2 pairs)", "+0.100 (+0.100 to +0.100, 2 pairs)", "–"),
-        (
-            [0.1, 0.0, -0.1, -0.2],
-            "+0.100 (+0.100 to +0.100, 2 pairs)",
-            "−0.200 (−0.200 to −0.200, 2 pairs)",
-            "from step 300 to the end",
-        ),
+        ([-0.3, -0.2, -0.1, 0.0], "−0.300", "100 to 300", "–"),
+        ([-0.3, -0.3, -0.3, -0.3], "−0.300", "100 to the end", "–"),
+        ([0.1, 0.2, -0.1, 0.1], "+0.100", "300", "100 to 200, the end"),
     ],
 )
-def test_head_start(gap, early, end, way):
-    frame = curves(gap)
-    (line,) = answers.head_starts({"learned": frame}).splitlines()[2:]
-    assert (
-        line.replace("| 0.000 (0.000 to 0.000", "| +0.000 (+0.000 to +0.000")
-        == f"| learned, language signs | {early} (step 100) | {end} (step 400) | {way} |"
+def test_on_the_way(gap, early, ahead, behind):
+    frame = curves(gap, seeds=range(5))
+    (line,) = answers.on_the_way({"learned": frame}).splitlines()[2:]
+    value = f"{early} ({early} to {early}, 5 pairs)"
+    assert line.replace(", exact p 0.062", "") == (
+        f"| learned, language signs | {value} (step 100) | {ahead} | {behind} |"
     )
-    left, right = figures.curves_and_gaps(frame, reference="gpt2").axes
+    few = curves(gap, seeds=(0, 1))
+    assert answers.on_the_way({"learned": few}).endswith("| too few pairs | too few pairs |")
+    left, right = figures.curves_and_gaps(few, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
-    panels = figures.gaps_on_the_way({"learned": frame, "fixed": frame}, reference="gpt2").axes
+    panels = figures.gaps_on_the_way({"learned": few, "fixed": few}, reference="gpt2").axes
     assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"]
     assert all(
         np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4
     )
 
 
-def test_a_lead_on_the_way_is_said():
-    steps = pd.Index(range(100, 1100, 100), name="step")
-    gap = (
-        pd.DataFrame({0: [1, -1, 1, -1, -2, -4, -1, -1, 1, 1], 1: [1, -1, 1, -1, -2, -2, -1, 1, 1, 1]}, index=steps)
-        / 100.0
-    )
-    lead = answers.lead_of_all(gap)
-    assert list(lead.index) == [400, 500, 600, 700] and lead.idxmin() == 600 and lead.min() == pytest.approx(-0.03)
-    # ahead to the end is said elsewhere
-    assert answers.lead_of_all(gap, least=5).empty and answers.lead_of_all(-gap.abs()).empty
-    assert answers.lead_of_all(gap.assign(**{"2": 0.01})).empty
+def test_seeds_that_do_not_agree_are_neither_ahead_nor_behind():
+    frame = curves([0.1, -0.1, -0.1], seeds=range(5))
+    other = (frame["seed"] == 3) & (frame["step"] == 200) & (frame["arm"] == "language")
+    frame.loc[other, "test_bits_per_byte"] += 0.3
+    assert answers.on_the_way({"learned": frame}).endswith("| the end | 100 |")
 
 
-def test_samples_products_and_runs():
+def test_products():
     put(CENTRAL, -0.05, seeds=(0,))
-    html = answers.samples()
-    assert html.count("<pre") == 2
-    assert "1.950 bits per byte" in html
-    assert "&lt;" not in LABELS["gpt2"]
-    assert "default (GPT-2&#x27;s)" in html
     products = recorded_products("tinyshakespeare", ("gpt2", "language"))
     config = named("tinyshakespeare")
     assert len(products) == 2 * 2 * config.depth * (config.num_heads + 1) and products["fold"].all()
     assert answers.kept(products).shape == (6, 4)
     assert len(figures.products_before_and_after(products).axes) == 4
-    assert len(answers.run_table("tinyshakespeare")) == len(CENTRAL.arms)
     signs = pattern.verdicts(answers.causal_products())
     assert "our GPT, tinyshakespeare, d 128" in signs.index and signs.loc["SmolLM2-135M-Instruct", "V·proj z"] > 1
 

@@ -7,6 +7,7 @@ import pytest
 
 from mimetic import figures
 from mimetic.experiments import yardsticks
+from mimetic.experiments.answers import language as language_answers
 from mimetic.experiments.answers import positions, share
 from mimetic.experiments.answers.claims import language, verdicts
 from mimetic.experiments.configs import EXPERIMENTS
@@ -16,6 +17,9 @@ from mimetic.experiments.programmes.language import (
     CENTRED,
     FROM_NOISE,
     FROM_SINCOS,
+    FROM_SINCOS_LONG,
+    FROM_SINCOS_WIKITEXT2,
+    LONG,
     OF_VISION,
     POSITIONS,
     POSITIONS_LONG,
@@ -69,12 +73,12 @@ def test_nothing_yet():
     for table, points in (positions.comparisons(), positions.by_kind()):
         assert table.empty and points.empty
     assert positions.in_short() == ""
-    assert "no pair of runs is in yet" in positions.answer()
-    assert positions.controls().count("no pair yet (`python -m mimetic queue language`)") == 5
+    assert positions.controls().count("no pair yet (`python -m mimetic queue language`)") == 6
     assert "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
-    # on tiny Shakespeare, the same two on WikiText-2, and fixed ones once more in longer runs
-    assert positions.missing().count("runs are in") == len(OTHER_POSITIONS) + 2 + 1
+    # on tiny Shakespeare, two on WikiText-2, and three kinds in longer runs
+    assert positions.missing().count("runs are in") == len(OTHER_POSITIONS) + 2 + 3
+    assert positions.longer() == {} and positions.at_the_end() == ""
     assert positions.changes("vision").empty and positions.effect_of(POSITIONS, "vision", "gpt2", CENTRAL).empty
 
 
@@ -82,32 +86,52 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     put(CENTRAL, {"language": 0.4, "vision": 0.2})
     put(POSITIONS, {"language": 0.03, "vision": -0.2, "rescaled": -0.05, "random-directions": 0.0}, level=2.1)
     short = positions.in_short()
-    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | not run | not run |" in short
+    assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | planned | planned |" in short
     assert "WikiText" not in short
     assert (
         "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
-        " pairs): *gains* | not run | not run |" in short
+        " pairs): *gains* | planned | planned |" in short
     )
     assert ": *loses* | +0.030 (" in short
     assert (
         "GPT-2's own start, the default with learned positions: with fixed positions −0.100 (" in short
     )  # 2.1 - 0.2 against 2.0
-    text = positions.answer()
-    assert "* vision signs: gains: −0.200 bits per byte (" in text
-    assert "; this difference is lower than that with learned positions: −0.400 (" in text
-    assert "* default at mimetic's norms: gains: −0.050" in text
-    assert "vision signs minus default at mimetic's norms: −0.150" in text
-    assert "vision signs minus random directions: −0.200" in text
-    assert "the default +0.100 (" in text and "vision signs −0.100 (" in text
+    text = positions.controls()
+    assert "* with fixed positions, default at mimetic's norms: gains: −0.050" in text
+    assert "* with fixed positions, vision signs minus default at mimetic's norms: −0.150" in text
+    assert "* with fixed positions, vision signs minus random directions: −0.200" in text
+    assert "language signs" not in text and "in a random order, " not in text
     table, points = positions.comparisons()
     assert len(table) == 4  # of GPT-2's own positions nothing
     assert len(points) == 4 * 6
     assert len(figures.comparisons(table, points, xlabel="", scale=1).axes) == 1
     put(POSITIONS_WIKITEXT2, {"vision": -0.02, "language": -0.01})
-    assert "| WikiText-2, language signs | not run | −0.010 (" in positions.in_short()
+    assert "| WikiText-2, language signs | planned | −0.010 (" in positions.in_short()
     put(POSITIONS_LONG, {"vision": -0.05}, seeds=(0, 1, 2))
-    assert "| tiny Shakespeare, 6,000 steps, vision signs | not run | −0.04" in positions.in_short()
-    assert "3 pairs): *ahead* | not run | not run |" in positions.in_short()
+    assert "| tiny Shakespeare, 6,000 steps, vision signs | planned | −0.04" in positions.in_short()
+    assert "3 pairs): *too few pairs* | planned | not run |" in positions.in_short()
+
+
+def test_the_longer_runs_as_they_arrive():
+    for pairs in (1, 2):
+        put(FROM_SINCOS_LONG, {"vision": -0.05}, seeds=range(pairs))
+        assert list(positions.longer()) == [TEXT_POSITIONS["from-sincos"]]
+        assert f"pair{'s' * (pairs > 1)}): *too few pairs* | not run |" in positions.in_short()
+        assert language_answers.on_the_way(positions.longer()).endswith("| too few pairs | too few pairs |")
+        assert len(figures.gaps_on_the_way(positions.longer()).axes) == 1
+    assert "| tiny Shakespeare, 6,000 steps, default (GPT-2's) | planned | planned | 2." in positions.in_short()
+    put(FROM_SINCOS_LONG, {"lr-0.004-gpt2": -0.02, "vision": -0.05})
+    put(LONG, {"vision": 0.02}, level=1.9)
+    assert positions.at_the_end() == (
+        "At the end, minus GPT-2's own start after as many steps: vision signs with learned ones that start from"
+        " sin-cos +0.050 (+0.048 to +0.052, 6 pairs); the default at 0.004 with learned ones that start from sin-cos"
+        " +0.080 (+0.079 to +0.081, 6 pairs)."
+    )
+    _, started = positions.longer().items()
+    assert started[0] == f"{TEXT_POSITIONS['from-sincos']}, over the default at 0.004"
+    gap = language_answers.gap_to(started[1], "vision")
+    assert gap.iloc[-1].mean() == pytest.approx(-0.03) and set(started[1]["arm"]) == {"gpt2", "vision"}
+    assert ": *gains* | not run |" in positions.in_short() and " at 0.004 | not run |" in positions.in_short()
 
 
 def test_the_second_page_opens_with_vision_signs_and_every_kind_of_positions():
@@ -173,6 +197,14 @@ def test_the_default_is_taken_at_its_better_rate(monkeypatch):
     assert positions.over_own_start("vision", POSITIONS_WIKITEXT2).mean() == pytest.approx(-0.08)
     put(FROM_SINCOS, {"vision": -0.1})
     assert positions.over_own_start("vision", FROM_SINCOS).empty  # of the other text
+    put(FROM_SINCOS_WIKITEXT2, {"lr-0.004-gpt2": -0.05, "vision": -0.15}, level=2.1)
+    text = positions.controls()
+    assert "| WikiText-2: learned positions that start from sin-cos | 2.125 | −0.150 (" in text
+    assert "*gains* | −0.050 (" in text  # -0.15, with fixed ones -0.1
+    assert (
+        "| WikiText-2: learned positions that start from sin-cos, over the default at 0.004 | 2.075 | −0.100 (" in text
+    )
+    assert "minus GPT-2's own start: +0.120 (" in text and " at 0.008, +0.070 (" in text and text.endswith(" at 0.004")
 
 
 def test_the_controls_are_held_against_fixed_positions():
@@ -200,12 +232,10 @@ def test_rotary_positions():
     assert text.endswith(
         "* vision signs with fixed positions minus the default with rotary ones: −0.200 (−0.208 to −0.192, 6 pairs)"
     )
-    assert "* language signs: loses: +0.100" in text
-    assert "; this difference is lower than that with learned positions: −0.300 (" in text
-    assert "* language signs minus vision signs, each at its own rate: +0.200" in text
+    assert text.startswith("* language signs minus vision signs, both at 0.004: +0.200")
     assert (
         "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
-        " pairs): *gains* | not run | −0.100 (" in positions.in_short()
+        " pairs): *gains* | planned | −0.100 (" in positions.in_short()
     )
 
 

@@ -5,6 +5,7 @@ and after, gain against attention's share.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ def gaps_on_the_way(sets: Mapping[str, pd.DataFrame], *, reference: str = "gpt2"
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
         _gaps(ax, _by_arm(curves), reference)
-        ax.set(xlabel="step", title=title)
+        ax.set(xlabel="step", title=fill(title, 72 // len(sets)))
         ax.legend(fontsize=7.5)
     axes[0, 0].set(ylabel="bits per byte, minus the default's")
     return figure

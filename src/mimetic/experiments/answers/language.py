@@ -1,12 +1,11 @@
-"""What the language chapters say (10 and 11): the comparison, the products, convergence, samples; what they say of
-learning rates is in rates.
+"""What the language chapters say (10 and 11): the comparison, the products, runs on the way; what they say of learning
+rates is in rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from html import escape
 from math import sqrt
 
 import pandas as pd
@@ -19,12 +18,23 @@ from mimetic.experiments.answers.common import study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
-from mimetic.experiments.programmes import command_for
-from mimetic.experiments.programmes.language import CENTRAL, FIRST_SEEDS, SEEDS, STRUCTURE, STUDIES, WIKITEXT2
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    EACH_HALF,
+    FIRST_SEEDS,
+    OF_VISION,
+    OF_VISION_WIKITEXT2,
+    RATE,
+    SECOND,
+    SECOND_WIKITEXT2,
+    SEEDS,
+    STRUCTURE,
+    WIKITEXT2,
+)
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
-from mimetic.statistics import difference
+from mimetic.statistics import ENOUGH, difference
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -69,9 +79,9 @@ def found(study: Study) -> str:
     return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
 
 
-def side_by_side(studies: Mapping[str, Study]) -> str:
+def side_by_side(studies: Mapping[str, Study], shown: Callable[[str], bool] = lambda name: True) -> str:
     """The findings of several studies of the same arms, a column each (its title -> the study), as a Markdown table;
-    below it how many runs are missing."""
+    below it how many runs are missing. shown: which rows, by name."""
     columns, gaps = {}, []
     for title, study in studies.items():
         finals = load_runs(study.experiment)
@@ -83,7 +93,7 @@ def side_by_side(studies: Mapping[str, Study]) -> str:
         for name, row in common.contrast_table(study, finals, METRIC).iterrows():
             lines[name] = common.contrast_words(row, METRIC)
         columns[title] = pd.Series(lines, dtype=object)
-    order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index))
+    order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index if shown(name)))
     table = pd.DataFrame(columns, index=order).fillna("–").rename_axis(METRIC.difference).reset_index()
     if table.empty:
         return f"**We found** nothing yet. {' '.join(gaps)}"
@@ -91,36 +101,9 @@ def side_by_side(studies: Mapping[str, Study]) -> str:
     return "\n\n".join((common.markdown(short), *filter(None, gaps)))
 
 
-def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of comparisons for the page; p corrected over all its rows. ahead: pairs with
-    fewer bits (wins counts larger metrics).
-    """
-    return (
-        common.rounded(table.assign(ahead=table["pairs"] - table["wins"]), 4, ("pairs", "ahead"))
-        if len(table)
-        else table
-    )
-
-
-def run_table(experiment: str) -> pd.DataFrame:
-    """Every run of an experiment: the last epoch's metrics, and what it took."""
-    finals = load_runs(experiment)
-    columns = [
-        "arm",
-        "seed",
-        "step",
-        "train_loss",
-        "test_loss",
-        "test_perplexity",
-        "test_bits_per_byte",
-        "seconds.total",
-    ]
-    if finals.empty:
-        return pd.DataFrame(columns=columns)
-    table = finals[columns].sort_values(["seed", "test_bits_per_byte"], ignore_index=True)
-    return table.round(
-        {"train_loss": 3, "test_loss": 3, "test_perplexity": 2, "test_bits_per_byte": 4, "seconds.total": 1}
-    )
+def of_halves(name: str) -> bool:
+    """Whether a row of the halves' table is shown at once: each half at its own rates, and the sum of both."""
+    return name.removesuffix(", minus the default") in EACH_HALF or "the sum of both" in name
 
 
 def fitted_sentence() -> str:
@@ -171,16 +154,6 @@ def causal_products() -> pd.DataFrame:
     return pd.concat([text, trained_products()], ignore_index=True)
 
 
-def signs_sentence() -> str:
-    """Which of the causal text models measured have a common sign in either product."""
-    table = pattern.verdicts(causal_products())
-    has = table["verdict"].str.contains(r"\+|−|signs")
-    clear, others = [f"{name}: {said}" for name, said in table.loc[has, "verdict"].items()], table.index[~has]
-    return f"A common sign in a product: {'; '.join(clear) or 'none of these models'}." + (
-        f" In neither product: {'; '.join(others)}." if len(others) else ""
-    )
-
-
 def signs_by_layer() -> str:
     """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
     default (beyond two standard deviations of the null), as a Markdown table: a model whose layers differ may still be
@@ -218,7 +191,7 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-# --- convergence -----------------------------------------------------------------------------------------------------
+# --- on the way ------------------------------------------------------------------------------------------------------
 
 
 def gap_to(curves: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -227,77 +200,50 @@ def gap_to(curves: pd.DataFrame, arm: str) -> pd.DataFrame:
     return (wide[arm] - wide["gpt2"]).dropna().unstack("seed")
 
 
-def lead_of_all(gap: pd.DataFrame, least: int = 3) -> pd.Series:
-    """The mean gap over the longest stretch of the run in which every seed of the arm is ahead, if it is ``least``
-    points long and does not reach the end; else empty. gap: see gap_to; the last step is the end."""
-    ahead, best, now = (gap.iloc[:-1] < 0).all(axis=1), [], []
-    for step, yes in ahead.items():
-        now = [*now, step] if yes else []
-        best = max(best, now, key=len)
-    if len(best) < least or (best[-1] == ahead.index[-1] and (gap.iloc[-1] < 0).all()):
-        return pd.Series(dtype=float)
-    return gap.loc[best].mean(axis=1)
+def stretches(holds: pd.Series) -> str:
+    """Where something holds, in words: "1,800 to 3,400, 5,000 to the end"; holds: step -> whether it does."""
+    parts = [part.index[[0, -1]] for _, part in holds[holds].groupby((holds != holds.shift()).cumsum()[holds])]
+    said = []
+    for first, last in parts:
+        end = "the end" if last == holds.index[-1] else f"{last:,}"
+        said.append(f"{first:,} to {end}" if first < last else end)
+    return ", ".join(said) or "–"
 
 
-def head_starts(sets: Mapping[str, pd.DataFrame]) -> str:
-    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), at the
-    end, and where an arm leads with every seed on the way, as a Markdown table; "" without a pair.
-    sets: kind of positions in words -> curves.
+def on_the_way(sets: Mapping[str, pd.DataFrame]) -> str:
+    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), and at which steps an arm
+    leads or is behind with every seed, as a Markdown table; "" without a pair. sets: kind of positions in words ->
+    curves.
     """
     rows = []
     for kind, curves in sets.items():
         for arm in ("language", "vision"):
             gap = gap_to(curves, arm) if {"gpt2", arm} <= set(curves["arm"]) else pd.DataFrame()
             if len(gap):
-                steps = gap.index[max(0, len(gap) // 5 - 1)], gap.index[-1]
-                lead, way = lead_of_all(gap), "–"
-                if len(lead):
-                    way = f"from step {lead.index[0]:,} to {lead.index[-1]:,}, most at {lead.idxmin():,}"
-                    way += f" ({METRIC.signed(lead.min())})"
-                elif (gap.iloc[-1] < 0).all():
-                    behind = gap.index[(gap >= 0).any(axis=1)]
-                    way = f"from step {gap.index[gap.index > max(behind, default=0)][0]:,} to the end"
-                ends = (f"{common.measured(gap.loc[step], METRIC)} (step {step:,})" for step in steps)
-                rows.append((f"{kind}, {LABELS[arm]}", *ends, way))
+                early = gap.index[max(0, len(gap) // 5 - 1)]
+                where = [stretches((gap < 0).all(axis=1)), stretches((gap > 0).all(axis=1))]
+                if gap.shape[1] < ENOUGH:
+                    where = ["too few pairs"] * 2
+                value = f"{common.measured(gap.loc[early], METRIC)} (step {early:,})"
+                rows.append((f"{kind}, {LABELS[arm]}", value, *where))
     columns = [
         "bits per byte minus the default's",
         "early",
-        "at the end",
-        "longest stretch on the way with every seed ahead",
+        "every seed ahead, at steps",
+        "every seed behind, at steps",
     ]
     return common.markdown(rows, columns)
 
 
-# --- samples ---------------------------------------------------------------------------------------------------------
+# --- what is missing -------------------------------------------------------------------------------------------------
 
-
-def samples(experiment: str = CENTRAL.experiment) -> str:
-    """The text that the default and language signs (seed 0) write after the same prompt at the same number
-    of steps, side by side, as an HTML table.
-    """
-    cells = []
-    for arm in ("gpt2", "language"):
-        path = record_path(experiment, arm, 0)
-        if not path.is_file():
-            return (
-                f"<p><em>No samples yet: the record of {experiment}/{arm}, seed 0, is not in."
-                f" <code>{command_for(experiment)}</code> makes it.</em></p>"
-            )
-        record = read_record(path)
-        sample, final = record["anatomy"]["after"]["sample"], record["final"]
-        head = f"{escape(LABELS[arm])}<br>{final['step']:,} steps, {final['test_bits_per_byte']:.3f} bits per byte"
-        text = f"<strong>{escape(sample['prompt'])}</strong>{escape(sample['text'][:320])}"
-        cells.append((head, f'<pre style="white-space: pre-wrap">{text}</pre>'))
-    heads = "".join(f'<th style="text-align: left; width: 50%">{head}</th>' for head, _ in cells)
-    bodies = "".join(f'<td style="vertical-align: top; text-align: left">{body}</td>' for _, body in cells)
-    return f"<table><tr>{heads}</tr><tr>{bodies}</tr></table>"
+# what chapter 10's first page shows
+FIRST_PAGE = (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SECOND, SECOND_WIKITEXT2, OF_VISION, OF_VISION_WIKITEXT2)
 
 
 def planned() -> str:
-    """Which studies lack runs; "" when all are in."""
-    counts = {
-        s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in STUDIES.values()
-    }
+    """Which studies of the first page lack runs; "" when all are in."""
+    counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in FIRST_PAGE}
     missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
     return (
         f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*"

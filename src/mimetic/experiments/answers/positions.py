@@ -1,5 +1,5 @@
-"""What chapter 10 says of a GPT with other positions, in the figure that opens it and on its second page: does mimetic
-initialization fail with language, or with what enters a GPT's first block?
+"""What chapter 10 says of a GPT with other positions, on its second page: does mimetic initialization fail with
+language, or with what enters a GPT's first block?
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mimetic.experiments.programmes.language import (
     CENTRED,
     FROM_NOISE,
     FROM_SINCOS,
+    FROM_SINCOS_LONG,
     FROM_SINCOS_WIKITEXT2,
     GENTLER,
     LONG,
@@ -30,13 +31,17 @@ from mimetic.experiments.programmes.language import (
     SCALED,
     SEEDS,
     SHUFFLED,
+    SIZES,
     WIKITEXT2,
+    beyond_size,
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.statistics import ENOUGH, difference, side
 from mimetic.training.records import load_runs
 
+GENTLER_RATE = RUNNER_UP["gpt2"]  # of the arm GENTLER
+SEARCHED_RATE = OTHER_POSITIONS["from-sincos"][1]["gpt2"]
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
 # GPTConfig.pos_embed -> its study, in the order of by_kind
@@ -71,29 +76,10 @@ def by_kind() -> tuple[pd.DataFrame, pd.DataFrame]:
     for question, study in STUDIES.items():
         text, _, kind = question.partition(", ")
         rate = better_rate(study)
-        name = kind if rate == "gpt2" else f"{kind}, over the default at {RUNNER_UP['gpt2']:g}"
+        name = kind if rate == "gpt2" else f"{kind}, over the default at {GENTLER_RATE:g}"
         studies.append(
             (replace(study, question=text, comparisons={name: (rate, "vision")}), load_runs(study.experiment))
         )
-    return common.stacked(studies, METRIC)
-
-
-AT_A_GLANCE = ("learned", "sincos", "from-sincos", "rotary")  # what the chapter opens with: no controls
-
-
-def at_a_glance() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both sets of signs against the default of the same positions, a group a kind of positions and a text: table and
-    points for figures.comparisons."""
-    studies = []
-    for text in ("tiny Shakespeare", "WikiText-2"):
-        for kind in AT_A_GLANCE:
-            question = f"{text}, {TEXT_POSITIONS[kind]}"
-            if question in STUDIES:
-                study = STUDIES[question]
-                every = common.comparisons_of(study)
-                of_signs = {name: pair for name, pair in every.items() if name.split(" signs")[0] in SIGNED}
-                study = replace(study, question=question, comparisons=of_signs)
-                studies.append((study, load_runs(study.experiment)))
     return common.stacked(studies, METRIC)
 
 
@@ -164,10 +150,11 @@ def searches() -> str:
 
 
 KINDS = ("learned", "sincos", "from-sincos", "rotary")
+LONGER = "tiny Shakespeare, 6,000 steps"
 # What the table on top of the page compares: text -> the study of each of KINDS, None where it was not run
 TEXTS: dict[str, tuple[Study | None, ...]] = {
     "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY),
-    "tiny Shakespeare, 6,000 steps": (LONG, POSITIONS_LONG, None, None),
+    LONGER: (LONG, POSITIONS_LONG, FROM_SINCOS_LONG, None),
     "WikiText-2": (LEARNED_WIKITEXT2, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, None),
 }
 
@@ -180,20 +167,27 @@ def in_short() -> str:
         for kind, study in zip(KINDS, studies):
             if study is None:
                 continue
-            pairs = {LABELS[arm]: (better_rate(study), arm) for arm in SIGNED}
+            rate = better_rate(study)
+            pairs = {LABELS[arm]: (rate, arm) for arm in SIGNED}
             table = common.study_table(replace(study, comparisons=pairs), load_runs(study.experiment), METRIC)
             for arm in SIGNED:
                 if LABELS[arm] in table.index:
                     row = table.loc[LABELS[arm]]
-                    rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = f"{row['reference']:.3f}"
+                    level = f"{row['reference']:.3f}{'' if rate == 'gpt2' else f' at {GENTLER_RATE:g}'}"
+                    rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = level
+                    said = common.word(row, METRIC, more=False) if row["pairs"] >= ENOUGH else "too few pairs"
                     rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
-                        f"{common.estimate(row, METRIC, common.exact_p(row))}: *{common.word(row, METRIC, more=False)}*"
+                        f"{common.estimate(row, METRIC, common.exact_p(row))}: *{said}*"
                     )
     if not rows:
         return ""
-    order = [f"{text}, {LABELS[arm]}" for text in TEXTS for arm in ("gpt2", *SIGNED)]
     table = common.markdown(
-        [(name, *(rows[name].get(kind, "not run") for kind in KINDS)) for name in order if name in rows],
+        [
+            (name, *(rows[name].get(kind, _lacking(study, arm)) for kind, study in zip(KINDS, studies)))
+            for text, studies in TEXTS.items()
+            for arm in ("gpt2", *SIGNED)
+            if (name := f"{text}, {LABELS[arm]}") in rows
+        ],
         ["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
     )
     said = []
@@ -210,71 +204,54 @@ def in_short() -> str:
     return f"{table}\n\n{beyond} {'; '.join(said)}."
 
 
+def _lacking(study: Study | None, arm: str) -> str:
+    """What a cell says that has no pair yet."""
+    return "planned" if study and arm in study.arms else "not run"
+
+
 def longer() -> dict[str, pd.DataFrame]:
-    """The curves of the longer runs by kind of positions, of the kinds that have a pair."""
-    sets = {
-        kind: load_runs(study.experiment, curves=True)
-        for kind, study in (("learned", LONG), ("sincos", POSITIONS_LONG))
-    }
-    return {
-        TEXT_POSITIONS[kind]: curves
-        for kind, curves in sets.items()
-        if "gpt2" in set(curves["arm"]) and curves["arm"].nunique() > 1
-    }
+    """The curves of the longer runs by kind of positions in words, of the kinds that have a pair; the default at the
+    better of its rates."""
+    sets = {}
+    for kind, study in zip(KINDS, TEXTS[LONGER]):
+        if study is None:
+            continue
+        curves, rate = load_runs(study.experiment, curves=True), better_rate(study)
+        curves = curves[curves["arm"].isin([rate, *SIGNED])].replace({"arm": {rate: "gpt2"}})
+        if {"gpt2", "vision"} <= set(curves["arm"]):
+            name = TEXT_POSITIONS[kind]
+            sets[name if rate == "gpt2" else f"{name}, over the default at {GENTLER_RATE:g}"] = curves
+    return sets
 
 
-def _arms(study: Study, kind: str) -> tuple[str, list[str], list[str]]:
-    """What each arm does with one kind of positions: how the answer begins, a list item an arm, with whether that is
-    something else than with learned positions, and one a contrast of arms; all empty without a pair."""
-    finals = load_runs(study.experiment)
-    table = common.study_table(study, finals, METRIC)
-    if table.empty:
-        return "", [], []
-    lines = []
-    for name, row in table.iterrows():
-        apart = _against_learned(changes(row["compared"][2], study))
-        lines.append(f"* {name}: {common.finding(row, METRIC)}{apart}")
-    against = [
-        common.contrast_line(name, row, METRIC) for name, row in common.contrast_table(study, finals, METRIC).iterrows()
-    ]
-    text = (
-        f"**We found**, on tiny Shakespeare, against the default with {kind} positions,"
-        f" {table['reference'].iloc[0]:.3f} bits per byte:\n\n"
-    )
-    return text, lines, against
-
-
-def answer() -> str:
-    """What each arm does with fixed positions, as Markdown, and how they stand to GPT-2's own start."""
-    text, lines, against = _arms(POSITIONS, "fixed")
-    if not lines:
-        return f"With fixed positions no pair of runs is in yet: `{COMMAND}`."
-    text += "\n".join(lines)
-    text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against) if against else ""
-    own = {
-        "the default": over_own_start("gpt2", POSITIONS),
-        "vision signs": over_own_start("vision", POSITIONS),
-    }
-    said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
-    return text + (
-        f"\n\nWith fixed positions minus GPT-2's own start with learned ones: {'; '.join(said)}." if said else ""
-    )
+def at_the_end() -> str:
+    """How the longer runs end against GPT-2's own start after as many steps, in a sentence; "" with too few pairs."""
+    said = []
+    for kind, study in zip(KINDS[1:], TEXTS[LONGER][1:]):
+        for arm in ("vision", better_rate(study)) if study else ():
+            values = effect_of(study, arm, better_rate(LONG), LONG)
+            if len(values) >= ENOUGH:
+                at = f" at {GENTLER_RATE:g}" if arm == GENTLER else ""
+                name = "vision signs" if arm == "vision" else f"the default{at}"
+                said.append(f"{name} with {TEXT_POSITIONS[kind]} {measured(values, METRIC)}")
+    return f"At the end, minus GPT-2's own start after as many steps: {'; '.join(said)}." if said else ""
 
 
 def controls() -> str:
-    """What vision's signs do in every control of the reason, against its own default, against what they do with fixed
-    positions in their order, and against GPT-2's own start, as a Markdown table; then what else was asked of a random
-    order, as list items."""
+    """What vision's signs do in every control of the reason, and on the other text with learned positions that start
+    from sines and cosines, against its own default, against what they do with fixed positions in their order, and
+    against GPT-2's own start, as a Markdown table; then what else was asked, as list items."""
     rows = []
-    for study in CONTROLS:
-        name, finals = study.question.partition(", ")[2], load_runs(study.experiment)
-        table = common.study_table(study, finals, METRIC)
+    for study in (*CONTROLS, FROM_SINCOS_WIKITEXT2):
+        text, _, kind = study.question.partition(", ")
+        name, fixed = (kind, POSITIONS) if study in CONTROLS else (f"{text}: {kind}", POSITIONS_WIKITEXT2)
+        table = common.study_table(study, load_runs(study.experiment), METRIC)
         of_vision = [label for label in table.index if label.startswith(LABELS["vision"])]
         for label in of_vision:
             row, rate = table.loc[label], label.removeprefix(LABELS["vision"]).lstrip(",")
             arm = row["compared"][2]
             gain = effect_of(study, arm, row["compared"][1])
-            against = (gain - effect_of(POSITIONS, arm)).dropna(), over_own_start(arm, study)
+            against = (gain - effect_of(fixed, arm)).dropna(), over_own_start(arm, study)
             cells = (measured(values, METRIC) if len(values) else "–" for values in against)
             says = f"{measured(gain, METRIC)}: *{common.word(row, METRIC, more=False)}*"
             rows.append((f"{name}{',' * bool(rate)}{rate}", f"{row['reference']:.3f}", says, *cells))
@@ -287,85 +264,56 @@ def controls() -> str:
         "the same, minus that with fixed positions in order",
         "vision signs minus GPT-2's own start",
     ]
-    return f"{common.markdown(rows, columns)}\n\n{_in_a_random_order()}".rstrip()
+    return f"{common.markdown(rows, columns)}\n\n{_what_else()}".rstrip()
 
 
-def _in_a_random_order() -> str:
-    """What the controls of size do where the fixed positions stand in a random order, and what noise as large does
-    compared with these, as Markdown list items; "" without the runs."""
-    finals = load_runs(SHUFFLED.experiment)
-    table = common.study_table(SHUFFLED, finals, METRIC)
-    sizes = [label for label in table.index if label != LABELS["vision"]]
-    lines = [f"* in a random order, {label}: {common.finding(table.loc[label], METRIC)}" for label in sizes]
-    lines += [
-        common.contrast_line(f"in a random order, {arms}", row, METRIC)
-        for arms, row in common.contrast_table(SHUFFLED, finals, METRIC).iterrows()
-    ]
+def _what_else() -> str:
+    """What the controls of size do with fixed positions in order and in a random one, what noise as large does compared
+    with the latter, and how the default stands to GPT-2's own start on the other text, as Markdown list items; ""
+    without the runs."""
+    lines = []
+    for order, study in {"with fixed positions": POSITIONS, "in a random order": SHUFFLED}.items():
+        finals = load_runs(study.experiment)
+        table = common.study_table(study, finals, METRIC)
+        sizes = [name for name in map(LABELS.get, SIZES.values()) if name in table.index]
+        lines += [f"* {order}, {name}: {common.finding(table.loc[name], METRIC)}" for name in sizes]
+        against = common.contrast_table(replace(study, contrasts=beyond_size("vision")), finals, METRIC)
+        lines += [common.contrast_line(f"{order}, {arms}", row, METRIC) for arms, row in against.iterrows()]
     noise = changes("vision", FROM_NOISE, SHUFFLED)
     if len(noise):
         lines.append(
             f"* what vision signs do from noise as large, minus that in a random order: {measured(noise, METRIC)}"
         )
+    study = FROM_SINCOS_WIKITEXT2
+    own = {SEARCHED_RATE: over_own_start("gpt2", study), GENTLER_RATE: over_own_start(GENTLER, study)}
+    said = [f"{measured(values, METRIC)} at {rate:g}" for rate, values in own.items() if len(values)]
+    if said:
+        lines.append(
+            "* WikiText-2, the default with learned positions that start from sin-cos minus GPT-2's own start:"
+            f" {', '.join(said)}"
+        )
     return "\n".join(lines)
 
 
-def started_on_wikitext2() -> str:
-    """What vision's signs do on the other text with learned positions that start from sines and cosines, over the
-    default at two rates, and how they stand to GPT-2's own start there, as a paragraph; "" without a pair."""
-    study = FROM_SINCOS_WIKITEXT2
-    table = common.study_table(study, load_runs(study.experiment), METRIC)
-    if table.empty:
-        return ""
-    found = [f"{name}: {common.finding(row, METRIC)}" for name, row in table.iterrows()]
-    own = {
-        "vision signs": over_own_start("vision", study),
-        "default": over_own_start("gpt2", study),
-    }
-    said = [f"{name} {measured(values, METRIC)}" for name, values in own.items() if len(values)]
-    fixed = effect_of(POSITIONS_WIKITEXT2, "vision")
-    beyond = [
-        f"{measured(values, METRIC)}{name.removeprefix(LABELS['vision'])}"
-        for name, row in table.iterrows()
-        if len(values := (effect_of(study, "vision", row["compared"][1]) - fixed).dropna())
-    ]
-    return (
-        f"On WikiText-2 with learned positions that start from sin-cos, where we expected a gain as with fixed ones:"
-        f" {'; '.join(found)}. The same minus that with fixed positions: {'; '.join(beyond)}. Minus GPT-2's own start"
-        f" with learned positions: {'; '.join(said)}."
-    )
-
-
 def rotary_answer() -> str:
-    """What both sets of signs do with rotary positions, as Markdown list items, and how the
-    better start with fixed ones stands to them.
-    """
-    text, lines, against = _arms(ROTARY, "rotary")
-    if not lines:
+    """How both sets of signs stand to each other with rotary positions, and how the better start with fixed ones stands
+    to these, as Markdown list items."""
+    against = [
+        common.contrast_line(name, row, METRIC)
+        for name, row in common.contrast_table(ROTARY, load_runs(ROTARY.experiment), METRIC).iterrows()
+    ]
+    if not against:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     beyond = effect_of(POSITIONS, "vision", other=ROTARY)
     if len(beyond):
         against.append(
             f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"
         )
-    return text + "\n".join(lines + against)
-
-
-def _against_learned(apart: pd.Series) -> str:
-    """Whether an arm's effect is another than with learned positions (changes), as a clause; "" without pairs."""
-    if not len(apart):
-        return ""
-    if len(apart) < ENOUGH:
-        return f"; compared with learned positions: {measured(apart, METRIC)}, too few pairs"
-    says = {
-        -1: "lower than that with learned positions",
-        1: "higher than that with learned positions",
-        0: "not to be told from that with learned positions",
-    }
-    return f"; this difference is {says[side(apart)]}: {measured(apart, METRIC)}"
+    return "\n".join(against)
 
 
 def missing() -> str:
     """How many runs of these studies are in; "" when all are."""
-    studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, POSITIONS_LONG)
+    studies = (POSITIONS, *CONTROLS, ROTARY, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, *filter(None, TEXTS[LONGER]))
     said = (common.missing(s, load_runs(s.experiment), SEEDS[s.name], COMMAND, f"{s.question}: ") for s in studies)
     return " ".join(filter(None, said))

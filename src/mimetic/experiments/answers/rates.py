@@ -129,7 +129,7 @@ def slow_sentence(plateau: float) -> str:
         if "rescaled" in slow:
             text += (
                 "Weights of that size are enough to slow a model down at this rate;"
-                " whether the identity adds to it is asked under Result."
+                " whether the identity adds to the loss, each at its own rate, is asked under Result."
             )
         elif "random-directions" in slow:
             text += "The singular values are enough, without the identity; size alone is not."

@@ -10,6 +10,8 @@ The arms themselves, what each changes and nothing else, are mimetic.experiments
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mimetic.experiments.configs import ARMS, RunConfig, named
 from mimetic.experiments.configs.language import (
     ASKED_AGAIN,
@@ -43,9 +45,15 @@ def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more)
     return Study(name, question, experiment, tuple(ARMS[experiment]), *more, **named_more)
 
 
-# Every arm at its own rate, so a difference between two of them is not of the signs alone;
-# answers.rates.signs_at_one_rate has that
-SIGN = {"language signs minus vision signs, each at its own rate": Contrast({"language": 1, "vision": -1})}
+def _signs(chosen: Mapping[str, float]) -> dict[str, Contrast]:
+    """Both sets of signs against each other: where each has a rate of its own, the difference is not of the signs
+    alone; answers.rates.signs_at_one_rate has that."""
+    own = {chosen["language"], chosen["vision"]}
+    at = "each at its own rate" if len(own) > 1 else f"both at {own.pop():g}"
+    return {f"language signs minus vision signs, {at}": Contrast({"language": 1, "vision": -1})}
+
+
+SIGN = _signs(CHOSEN)
 
 
 # The halves of vision's signs. Asked with fixed positions first, when language signs had gained nothing there, which
@@ -77,12 +85,12 @@ WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _re
 SIZES = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
 
 
-def _beyond_size(sign: str) -> dict[str, Contrast]:
+def beyond_size(sign: str) -> dict[str, Contrast]:
     """Signs against both controls of their size, each at its own rate."""
     return {f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1}) for name, arm in SIZES.items()}
 
 
-BEYOND_SIZE = _beyond_size("vision") | _beyond_size("language")
+BEYOND_SIZE = beyond_size("vision") | beyond_size("language")
 STRUCTURE = Study(
     "structure",
     "tiny Shakespeare, controls: structure or scale?",
@@ -157,21 +165,21 @@ OF_VISION_WIKITEXT2 = Study(
     _halves(over_qk=-1, over_sum=-1, **OF_ALL_GENTLE)
     | {f"V·proj alone{at}, minus QK alone": Contrast({arm: 1, "qk": -1}, -1) for at, arm in VP_MINUS.items()},
 )
-LONG = Study("long", "A head start, or a better end?", "tinyshakespeare-long", _ready(SIGNS))
+LONG = Study("long", "learned positions, 6,000 steps", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
 # GPT?
 POSITIONS = _of_all_arms(
     "positions",
     "tiny Shakespeare, fixed sin-cos positions",
     "tinyshakespeare-sincos",
-    contrasts=BEYOND_SIZE | SIGN | _halves(over_vp=0, over_qk=-1),
+    contrasts=BEYOND_SIZE | _signs(SINCOS_CHOSEN) | _halves(over_vp=0, over_qk=-1),
 )
 # The controls of size were added when vision's signs had gained half as much there: we expected that these gain as much
 SHUFFLED = _of_all_arms(
     "shuffled",
     "tiny Shakespeare, fixed positions in a random order",
     "tinyshakespeare-shuffled",
-    contrasts=_beyond_size("vision"),
+    contrasts=beyond_size("vision"),
 )
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
 # the first block?
@@ -200,7 +208,7 @@ ROTARY = _of_all_arms(
     "rotary",
     "tiny Shakespeare, rotary positions",
     "tinyshakespeare-rotary",
-    contrasts=SIGN,
+    contrasts=_signs(OTHER_POSITIONS["rotary"][1]),
 )
 # Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's
 # signs to gain with both of these, as much as with fixed ones where they start from sines and cosines, and as much as

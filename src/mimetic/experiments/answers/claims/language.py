@@ -146,9 +146,11 @@ def _share_guess() -> Judgement:
 
 
 CLAIMS = {
-    (TEXT, PAPER, "10_gpt"): {
+    (TEXT, PAPER, "10b_positions"): {
         "Language models gain less than vision models"
         " (here: GPTs with learned positions, a ViT with sin-cos ones)": _language_gains_less,
+    },
+    (TEXT, PAPER, "10_gpt"): {
         "A GPT gains too, though less"
         " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)": lambda: (
             _texts("vision", CORPORA, programme.LONG)
