@@ -97,10 +97,9 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
         "GPT-2's own start, the default with learned positions: with fixed positions −0.100 (" in short
     )  # 2.1 - 0.2 against 2.0
     text = positions.controls()
-    assert "* with fixed positions, default at mimetic's norms: gains: −0.050" in text
-    assert "* with fixed positions, vision signs minus default at mimetic's norms: −0.150" in text
-    assert "* with fixed positions, vision signs minus random directions: −0.200" in text
-    assert "language signs" not in text and "in a random order, " not in text
+    assert "* Controls of size, fixed positions in order: default at mimetic's norms −0.050 (" in text
+    assert " from the default, vision signs −0.150 (" in text and "; random directions +0.000 (" in text
+    assert "vision signs −0.200 (" in text and "a random order:" not in text
     table, points = positions.comparisons()
     assert len(table) == 4  # of GPT-2's own positions nothing
     assert len(points) == 4 * 6
@@ -125,7 +124,9 @@ def test_the_longer_runs_as_they_arrive():
     assert positions.at_the_end() == (
         "At the end, minus GPT-2's own start after as many steps: vision signs with learned ones that start from"
         " sin-cos +0.050 (+0.048 to +0.052, 6 pairs); the default at 0.004 with learned ones that start from sin-cos"
-        " +0.080 (+0.079 to +0.081, 6 pairs)."
+        " +0.080 (+0.079 to +0.081, 6 pairs). With learned positions that start from sin-cos, 6,000 steps:"
+        " vision signs: gains: −0.050 bits per byte (−0.052 to −0.048, 6 pairs);"
+        " vision signs, over the default at 0.004: gains: −0.030 bits per byte (−0.031 to −0.029, 6 pairs)."
     )
     _, started = positions.longer().items()
     assert started[0] == f"{TEXT_POSITIONS['from-sincos']}, over the default at 0.004"
@@ -156,7 +157,7 @@ def test_a_random_order():
         "| fixed positions in a random order | 2.025 | +0.100 (+0.096 to +0.104, 6 pairs): *loses* | +0.300 ("
     )
     assert row.endswith(" | – |")  # GPT-2's own start is not in
-    assert "in a random order, " not in positions.controls()
+    assert "Controls of size" not in positions.controls()
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
@@ -166,9 +167,9 @@ def test_a_random_order():
     put(FROM_NOISE, {"vision": 0.0})
     put(CENTRAL, {"vision": 0.2}, level=2.0)
     text = positions.controls()
-    assert "* in a random order, default at mimetic's norms: loses: +0.050" in text
-    assert "* in a random order, vision signs minus random directions: +0.100" in text
-    assert "* what vision signs do from noise as large, minus that in a random order: +0.100 (" in text
+    assert "* Controls of size, these in a random order: default at mimetic's norms +0.050 (" in text
+    assert "; random directions −0.200 (" in text and " from the default, vision signs +0.100 (" in text
+    assert "* What vision signs do from noise as large, minus that in a random order: +0.100 (" in text
     assert (
         "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096, 6 pairs): *gains* | +0.100 (" in text
     )
@@ -204,7 +205,7 @@ def test_the_default_is_taken_at_its_better_rate(monkeypatch):
     assert (
         "| WikiText-2: learned positions that start from sin-cos, over the default at 0.004 | 2.075 | −0.100 (" in text
     )
-    assert "minus GPT-2's own start: +0.120 (" in text and " at 0.008, +0.070 (" in text and text.endswith(" at 0.004")
+    assert "minus GPT-2's own start: +0.120 (" in text and " at 0.008, +0.070 (" in text and text.endswith(" at 0.004.")
 
 
 def test_the_controls_are_held_against_fixed_positions():

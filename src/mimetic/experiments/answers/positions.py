@@ -33,7 +33,6 @@ from mimetic.experiments.programmes.language import (
     SHUFFLED,
     SIZES,
     WIKITEXT2,
-    beyond_size,
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.figures.style import LABELS, TEXT_POSITIONS
@@ -225,7 +224,8 @@ def longer() -> dict[str, pd.DataFrame]:
 
 
 def at_the_end() -> str:
-    """How the longer runs end against GPT-2's own start after as many steps, in a sentence; "" with too few pairs."""
+    """How the longer runs end against GPT-2's own start after as many steps, and with started positions against either
+    default, in two sentences; "" with too few pairs."""
     said = []
     for kind, study in zip(KINDS[1:], TEXTS[LONGER][1:]):
         for arm in ("vision", better_rate(study)) if study else ():
@@ -234,7 +234,11 @@ def at_the_end() -> str:
                 at = f" at {GENTLER_RATE:g}" if arm == GENTLER else ""
                 name = "vision signs" if arm == "vision" else f"the default{at}"
                 said.append(f"{name} with {TEXT_POSITIONS[kind]} {measured(values, METRIC)}")
-    return f"At the end, minus GPT-2's own start after as many steps: {'; '.join(said)}." if said else ""
+    text = f"At the end, minus GPT-2's own start after as many steps: {'; '.join(said)}." if said else ""
+    study = FROM_SINCOS_LONG
+    table = common.study_table(study, load_runs(study.experiment), METRIC)
+    either = [f"{name}: {common.finding(row, METRIC)}" for name, row in table.iterrows() if row["pairs"] >= ENOUGH]
+    return f"{text} With {study.question}: {'; '.join(either)}." if either else text
 
 
 def controls() -> str:
@@ -272,17 +276,17 @@ def _what_else() -> str:
     with the latter, and how the default stands to GPT-2's own start on the other text, as Markdown list items; ""
     without the runs."""
     lines = []
-    for order, study in {"with fixed positions": POSITIONS, "in a random order": SHUFFLED}.items():
-        finals = load_runs(study.experiment)
-        table = common.study_table(study, finals, METRIC)
-        sizes = [name for name in map(LABELS.get, SIZES.values()) if name in table.index]
-        lines += [f"* {order}, {name}: {common.finding(table.loc[name], METRIC)}" for name in sizes]
-        against = common.contrast_table(replace(study, contrasts=beyond_size("vision")), finals, METRIC)
-        lines += [common.contrast_line(f"{order}, {arms}", row, METRIC) for arms, row in against.iterrows()]
+    for order, study in {"fixed positions in order": POSITIONS, "these in a random order": SHUFFLED}.items():
+        said = [
+            f"{name} {measured(effect_of(study, arm), METRIC)} from the default, vision signs"
+            f" {measured(beyond, METRIC)} from it"
+            for name, arm in SIZES.items() if len(beyond := effect_of(study, "vision", arm))
+        ]  # fmt: skip
+        lines += [f"* Controls of size, {order}: {'; '.join(said)}."] if said else []
     noise = changes("vision", FROM_NOISE, SHUFFLED)
     if len(noise):
         lines.append(
-            f"* what vision signs do from noise as large, minus that in a random order: {measured(noise, METRIC)}"
+            f"* What vision signs do from noise as large, minus that in a random order: {measured(noise, METRIC)}."
         )
     study = FROM_SINCOS_WIKITEXT2
     own = {SEARCHED_RATE: over_own_start("gpt2", study), GENTLER_RATE: over_own_start(GENTLER, study)}
@@ -290,7 +294,7 @@ def _what_else() -> str:
     if said:
         lines.append(
             "* WikiText-2, the default with learned positions that start from sin-cos minus GPT-2's own start:"
-            f" {', '.join(said)}"
+            f" {', '.join(said)}."
         )
     return "\n".join(lines)
 

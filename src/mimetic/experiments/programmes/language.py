@@ -85,12 +85,12 @@ WIKITEXT2 = Study("wikitext2", "WikiText-2, byte-pair encoded", "wikitext2", _re
 SIZES = {"default at mimetic's norms": "rescaled", "random directions": "random-directions"}
 
 
-def beyond_size(sign: str) -> dict[str, Contrast]:
+def _beyond_size(sign: str) -> dict[str, Contrast]:
     """Signs against both controls of their size, each at its own rate."""
     return {f"{sign} signs minus {name}": Contrast({sign: 1, arm: -1}) for name, arm in SIZES.items()}
 
 
-BEYOND_SIZE = beyond_size("vision") | beyond_size("language")
+BEYOND_SIZE = _beyond_size("vision") | _beyond_size("language")
 STRUCTURE = Study(
     "structure",
     "tiny Shakespeare, controls: structure or scale?",
@@ -179,7 +179,7 @@ SHUFFLED = _of_all_arms(
     "shuffled",
     "tiny Shakespeare, fixed positions in a random order",
     "tinyshakespeare-shuffled",
-    contrasts=beyond_size("vision"),
+    contrasts=_beyond_size("vision"),
 )
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
 # the first block?
