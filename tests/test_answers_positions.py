@@ -97,9 +97,9 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
         "GPT-2's own start, the default with learned positions: with fixed positions −0.100 (" in short
     )  # 2.1 - 0.2 against 2.0
     text = positions.controls()
-    assert "* Controls of size, fixed positions in order: default at mimetic's norms −0.050 (" in text
-    assert " from the default, vision signs −0.150 (" in text and "; random directions +0.000 (" in text
-    assert "vision signs −0.200 (" in text and "a random order:" not in text
+    assert "* Controls of size, fixed positions in order: default at mimetic's norms minus the default −0.050 (" in text
+    assert ", vision signs minus that −0.150 (" in text and "; random directions minus the default +0.000 (" in text
+    assert "vision signs minus that −0.200 (" in text and "a random order:" not in text
     table, points = positions.comparisons()
     assert len(table) == 4  # of GPT-2's own positions nothing
     assert len(points) == 4 * 6
@@ -167,8 +167,8 @@ def test_a_random_order():
     put(FROM_NOISE, {"vision": 0.0})
     put(CENTRAL, {"vision": 0.2}, level=2.0)
     text = positions.controls()
-    assert "* Controls of size, these in a random order: default at mimetic's norms +0.050 (" in text
-    assert "; random directions −0.200 (" in text and " from the default, vision signs +0.100 (" in text
+    assert "* Controls of size, these in a random order: default at mimetic's norms minus the default +0.050 (" in text
+    assert "; random directions minus the default −0.200 (" in text and ", vision signs minus that +0.100 (" in text
     assert "* What vision signs do from noise as large, minus that in a random order: +0.100 (" in text
     assert (
         "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096, 6 pairs): *gains* | +0.100 (" in text

@@ -278,8 +278,8 @@ def _what_else() -> str:
     lines = []
     for order, study in {"fixed positions in order": POSITIONS, "these in a random order": SHUFFLED}.items():
         said = [
-            f"{name} {measured(effect_of(study, arm), METRIC)} from the default, vision signs"
-            f" {measured(beyond, METRIC)} from it"
+            f"{name} minus the default {measured(effect_of(study, arm), METRIC)}, vision signs minus that"
+            f" {measured(beyond, METRIC)}"
             for name, arm in SIZES.items() if len(beyond := effect_of(study, "vision", arm))
         ]  # fmt: skip
         lines += [f"* Controls of size, {order}: {'; '.join(said)}."] if said else []
