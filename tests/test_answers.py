@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mimetic import factor_top_k, figures, semi_diagonal
-from mimetic.experiments.answers import common, growth, head_start, kept, parts, published, recipes
-from mimetic.experiments.answers import vision as answers
+from mimetic.book import common, growth, head_start, kept, parts, published, recipes
+from mimetic.book import vision as answers
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.vision import CHECK_RATES, CHECKED, FITTED
 from mimetic.experiments.metrics import ACCURACY

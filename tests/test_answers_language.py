@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments import pattern, yardsticks
-from mimetic.experiments.answers import common, rates
-from mimetic.experiments.answers import language as answers
+from mimetic.book import common, pattern, rates
+from mimetic.book import language as answers
+from mimetic.experiments import yardsticks
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import (
     CHOSEN,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mimetic.experiments.answers import common, machines
+from mimetic.book import common, machines
 from mimetic.experiments.programmes.vision import QUESTIONS, STUDIES
 
 CPU, GPU = "a processor", "a card"

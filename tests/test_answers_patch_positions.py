@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mimetic.experiments.answers import common, patch_positions
+from mimetic.book import common, patch_positions
 from mimetic.experiments.programmes.study import Contrast
 from mimetic.experiments.programmes.vision import ASKED_OF_POSITIONS, PAIR
 from mimetic.statistics import contrast, side

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from mimetic import figures
+from mimetic.book import language as language_answers
+from mimetic.book import positions, share
+from mimetic.book.claims import language, verdicts
 from mimetic.experiments import yardsticks
-from mimetic.experiments.answers import language as language_answers
-from mimetic.experiments.answers import positions, share
-from mimetic.experiments.answers.claims import language, verdicts
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import OTHER_POSITIONS, RATES, searched
 from mimetic.experiments.programmes.language import (

@@ -15,9 +15,8 @@ import torch
 
 import mimetic
 from mimetic import attention_layers, initialize_
-from mimetic.experiments import live
-from mimetic.experiments.answers import common, convergence, first_question, item_positions, questions, scores
-from mimetic.experiments.answers import recommenders as rec
+from mimetic.book import common, convergence, first_question, item_positions, live, questions, scores
+from mimetic.book import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
 from mimetic.experiments.fitted import from_record

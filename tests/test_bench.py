@@ -16,7 +16,7 @@ from mimetic import commands, figures
 from mimetic.bench import bench_init, bench_profile, bench_train, load_bench, store_bench
 from mimetic.bench.profile import LARGEST, kind_of, largest
 from mimetic.bench.train import Bench, _loader
-from mimetic.experiments.answers import speed
+from mimetic.book import speed
 from mimetic.experiments.configs import named
 from mimetic.training.records import RecordError
 

@@ -13,8 +13,8 @@ import torch
 
 from mimetic import attention_layers
 from mimetic.attention_maps import attention_map
+from mimetic.book import construction, live, pattern, report
 from mimetic.data.fetch import Unavailable
-from mimetic.experiments import construction, live, pattern, report
 from mimetic.experiments.configs import named
 from mimetic.models.blocks import SelfAttention
 from mimetic.pretrained import load_measurements
@@ -169,7 +169,7 @@ def test_overview_profiles_show_the_spike_where_it_is():
 @pytest.mark.parametrize(("name", "said"), report.WRITTEN.items())
 def test_pages_hold_the_numbers_of_the_records(name, said):
     text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
-    assert text == report.with_findings(text, said()), f"{name} is out of date: python -m mimetic.experiments.report"
+    assert text == report.with_findings(text, said()), f"{name} is out of date: python -m mimetic.book.report"
     with pytest.raises(ValueError, match="lacks the marks"):
         report.with_findings("# nothing", "")
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mimetic import figures, mimetic_init_
-from mimetic.experiments import construction
+from mimetic.book import construction
 from mimetic.figures.style import interval_bars, styled
 from mimetic.measure import measure
 from mimetic.models.blocks import Block

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments.answers import gpu
+from mimetic.book import gpu
 from mimetic.experiments.configs import named
 from mimetic.experiments.vision import vit_config
 from mimetic.flops import flops, parameters, peak, total

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import mimetic
+from mimetic.book import language as language_answers
+from mimetic.book import live, parts, positions
+from mimetic.book.common import with_interval
+from mimetic.book.rates import best_rates, rate_table, second_table
 from mimetic.data.text import encode_characters, on_device
-from mimetic.experiments import language, live, yardsticks
-from mimetic.experiments.answers import language as language_answers
-from mimetic.experiments.answers import parts, positions
-from mimetic.experiments.answers.common import with_interval
-from mimetic.experiments.answers.rates import best_rates, rate_table, second_table
+from mimetic.experiments import language, yardsticks
 from mimetic.experiments.configs import ARMS, EXPERIMENTS, named
 from mimetic.experiments.configs.language import (
     AT_EDGE,

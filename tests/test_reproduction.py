@@ -9,23 +9,24 @@ import pytest
 import yaml
 
 from mimetic import figures, pretrained
-from mimetic.experiments import report as written
-from mimetic.experiments.answers import claims as judge
-from mimetic.experiments.answers import common, published, share
-from mimetic.experiments.answers import reproduction as report
-from mimetic.experiments.answers.claims import language, pattern, verdicts, vision
-from mimetic.experiments.answers.claims.verdicts import HOLDS, NOT, OPEN, PART, UNDECIDED
-from mimetic.experiments.answers.common import comparisons_of
-from mimetic.experiments.answers.growth import better_rates
+from mimetic.book import claims as judge
+from mimetic.book import common, published, share
+from mimetic.book import report as written
+from mimetic.book import reproduction as report
+from mimetic.book.claims import language, pattern, verdicts, vision
+from mimetic.book.claims.verdicts import HOLDS, NOT, OPEN, PART, UNDECIDED
+from mimetic.book.common import comparisons_of
+from mimetic.book.growth import better_rates
+from mimetic.book.pattern import raw_verdicts
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.vision import DEEP
 from mimetic.experiments.language import METRIC as BITS
 from mimetic.experiments.metrics import ACCURACY
-from mimetic.experiments.pattern import effective, raw_verdicts
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import CENTRAL, RATE, SHARES, WIKITEXT2
 from mimetic.experiments.programmes.vision import PRECISION, QUESTIONS
 from mimetic.experiments.runs import family
+from mimetic.pretrained import effective
 from mimetic.statistics import compare, contrast, side
 from mimetic.training.records import load_runs
 

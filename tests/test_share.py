@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.experiments.answers import share
+from mimetic.book import share
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.language import EVERY, SHARES
 from mimetic.statistics import correlation

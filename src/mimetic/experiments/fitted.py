@@ -10,10 +10,9 @@ import pandas as pd
 
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.recommenders import FITTED_FROM
-from mimetic.experiments.pattern import effective
 from mimetic.experiments.recorded import product_table
 from mimetic.measure import fit_layer
-from mimetic.pretrained import SOURCES, load_measurements
+from mimetic.pretrained import SOURCES, effective, load_measurements
 from mimetic.training.records import read_record, record_path
 
 Constants = dict[str, tuple[float, ...]]  # {qk_alpha, qk_beta, vp_alpha, vp_beta: one value a layer}, three digits

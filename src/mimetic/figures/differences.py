@@ -91,7 +91,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
     right. A hollow dot has too few pairs for a claim.
 
     Args:
-        shown: metric, table and points of a panel (experiments.answers.reproduction.shown).
+        shown: metric, table and points of a panel (book.reproduction.shown).
     """
     heights = [_height(table) + 1.8 for _, table, _ in shown]  # and the axis below
     figure, axes = panels(_WIDTH, _ROW * sum(heights), nrows=len(shown), height_ratios=heights)
@@ -109,7 +109,7 @@ def families(shown: Sequence[tuple[Metric, pd.DataFrame, pd.DataFrame]]) -> Figu
 def gap(table: pd.DataFrame) -> Figure:
     """The paired difference of two arms by epoch: mean, and 95 % interval over seeds as a band.
 
-    table: index epoch; columns difference, low, high (experiments.answers.head_start.gap_by_epoch)."""
+    table: index epoch; columns difference, low, high (book.head_start.gap_by_epoch)."""
     figure, axes = panels(7.4, 2.4)
     _gap(axes[0, 0], table)
     axes[0, 0].set(ylabel="mimetic − default (points)")

@@ -174,10 +174,10 @@ def share_and_gain(
     sweep alone, a colour a set of signs, its points named; right: every family with the paper's signs, every point at
     its share. Hollow: too few pairs for a claim.
 
-    points: as experiments.answers.share.gain_points gives them. named: of (experiment, point), what stands beside it on
+    points: as book.share.gain_points gives them. named: of (experiment, point), what stands beside it on
     the right.
     """
-    signs = "QK +, V·proj −"  # the paper's, as experiments.answers.share names them
+    signs = "QK +, V·proj −"  # the paper's, as book.share names them
     figure, axes = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"] == sweep]
     right = points[points["signs"] == signs]

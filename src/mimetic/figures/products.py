@@ -113,7 +113,7 @@ def profiles(
 @styled
 def truncation(table: pd.DataFrame) -> Figure:
     """Left: mean diagonal left after truncation to rank k, all draws; right: share of the squared norm that is kept.
-    table: as experiments.construction.truncation gives it."""
+    table: as book.construction.truncation gives it."""
     beta = 0.7  # of the table's targets
     figure, axes = panels(7.4, 2.6, ncols=2)
     left, right = axes[0]
@@ -174,7 +174,7 @@ def attention_maps(maps: Mapping[tuple[str, str], np.ndarray], pixels: np.ndarra
     pixel: rows attend to columns; black is 0, one scale for all panels but the image's.
 
     maps: (initializer, position) -> (images, heads, patches, patches), the image first; as
-    experiments.construction.maps_at_init gives them."""
+    book.construction.maps_at_init gives them."""
     figure, axes = panels(7.4, 2.2, ncols=1 + len(maps))
     picture, axes = axes[0, 0], axes[:, 1:]
     picture.imshow(np.asarray(pixels), cmap="gray")

@@ -18,7 +18,7 @@ def init_seconds(table: pd.DataFrame) -> Figure:
     way with those (full) and with fewer (hollow), a dot a measurement; the number is the ratio of the medians, with the
     plain way at its faster number of threads.
 
-    table: columns model, threads, device, ours, plain, floor (experiments.answers.speed.init_measurements)."""
+    table: columns model, threads, device, ours, plain, floor (book.speed.init_measurements)."""
     models, most = list(dict.fromkeys(table["model"])), table["threads"].max()
     figure, axes = panels(7.4, 0.95 + 0.42 * len(models))
     ax = axes[0, 0]
@@ -59,7 +59,7 @@ LEAST_SHOWN = 0.02  # of the time: what takes less on every machine cannot be se
 def step_shares(profiles: pd.DataFrame) -> Figure:
     """Where the time of a training step goes: a bar a machine, left by phase, right by kind of operation.
 
-    profiles: columns label, measure (phase or kind), name, share (experiments.answers.speed.profiles)."""
+    profiles: columns label, measure (phase or kind), name, share (book.speed.profiles)."""
     labels = list(dict.fromkeys(profiles["label"]))
     figure, axes = panels(7.4, 2.0 + 0.4 * len(labels), ncols=2, sharey=True)
     palettes = {

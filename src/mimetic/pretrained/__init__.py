@@ -19,6 +19,7 @@ from mimetic.pretrained.cache import available, cached_path, fetch, load
 from mimetic.pretrained.measurements import (
     DamagedRecord,
     diagonal_profile,
+    effective,
     load_measurements,
     load_profiles,
     measure_all,
@@ -38,6 +39,7 @@ __all__ = [
     "available",
     "cached_path",
     "diagonal_profile",
+    "effective",
     "fetch",
     "load",
     "load_measurements",

@@ -267,3 +267,10 @@ def _frame(parts: list[tuple[dict, list[str], list[list]]]) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=["source", *_ABOUT])
     return pd.concat(frames, ignore_index=True)
+
+
+def effective(measurements: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The recorded products as the layer computes them: gains folded in where the model has any, raw otherwise."""
+    measurements = load_measurements() if measurements is None else measurements
+    with_gains = measurements.loc[measurements["fold"], "source"]
+    return measurements[measurements["fold"] | ~measurements["source"].isin(with_gains)]

@@ -1,0 +1,86 @@
+"""What other positions do to a recommender (chapter 12b): signs and sizes with fixed sines and cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from functools import partial
+
+from mimetic.book import common
+from mimetic.book.recommenders import COMMAND, COMPARED, SIGN_PAIRS, TITLES, VALIDATION_COLUMN
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS
+from mimetic.experiments.recommenders import METRIC
+from mimetic.statistics import difference
+from mimetic.training.records import load_runs
+
+IN_SHORT = (*SIGN_PAIRS, "opposite minus vision signs")  # of these, what the positions change
+COLUMNS = (
+    "NDCG@10: difference (95 % interval)",
+    "fixed positions, last items",
+    "the same, last but one",
+    "fixed minus learned, last items",
+)
+
+
+def _rows(fixed: str) -> dict[str, tuple[str, str, str]]:
+    """The cells of by_positions of one experiment with fixed positions, by comparison; empty without runs."""
+    rows, mean = {}, partial(common.measured, metric=METRIC)
+    there, here = load_runs(fixed), load_runs(fixed.replace("-sincos", ""))
+    change = difference(there, DEFAULT, DEFAULT, METRIC.column, here)
+    if len(change):
+        default = there[(there["arm"] == DEFAULT) & there["seed"].isin(change.index)]
+        ends = [f"{default[column].mean():.4f}" for column in (METRIC.column, VALIDATION_COLUMN)]
+        rows["default"] = (*ends, mean(change))
+    for name, (reference, arm) in COMPARED.items():
+        values = [difference(runs, arm, reference, METRIC.column) for runs in (here, there)]
+        seeds = values[0].index.intersection(values[1].index)
+        if len(seeds):
+            of_learned, of_fixed = (v.loc[seeds] for v in values)
+            before_last = difference(there, arm, reference, VALIDATION_COLUMN).loc[seeds]
+            rows[name] = tuple(map(mean, (of_fixed, before_last, of_fixed - of_learned)))
+    return rows
+
+
+def _table(start: str, names: Container[str], title: Callable[[str], str]) -> str:
+    """The rows of these names, of the experiments whose names begin so, as a Markdown table; title: of an experiment,
+    what its rows begin with; "" without runs."""
+    rows = [
+        (f"{title(fixed)}: {name}", *cells)
+        for fixed in FIXED
+        if fixed.startswith(start)
+        for name, cells in _rows(fixed).items()
+        if name in names
+    ]
+    return common.markdown(rows, COLUMNS)
+
+
+def _rate(fixed: str) -> str:
+    return f"at {EXPERIMENTS[fixed].lr:g}"
+
+
+def by_positions(data: str) -> str:
+    """What signs and sizes gain on a data set with fixed positions, on both kinds of items, and how that differs from
+    learned positions, at every learning rate, as a Markdown table of the seeds that both have; "" without runs."""
+    return _table(data, ("default", *COMPARED), _rate)
+
+
+def answer() -> str:
+    """What fixed positions do to the signs, on every data set and at every rate, and how many of these runs are in."""
+    table = _table("", IN_SHORT, lambda fixed: f"{TITLES[fixed.split('-')[0]].split(' (')[0]} {_rate(fixed)}")
+    table = table.replace(f", {len(FIXED_SEEDS)} pairs", "")  # the page says so once; fewer are named
+    return "\n\n".join(filter(None, [table, fixed_missing()]))
+
+
+def whole() -> str:
+    """by_positions of every data set, with the default and what the answer leaves out: the controls of the size."""
+    tables = [f"{title}:\n\n{table}" for data, title in TITLES.items() if (table := by_positions(data))]
+    return "\n\n".join(tables) or "No table yet."
+
+
+def fixed_missing() -> str:
+    """How many runs with fixed positions are in, in words; "" when all are."""
+    counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
+    there, wanted = (sum(numbers) for numbers in zip(*counts))
+    if there == wanted:
+        return ""
+    return f"*{there} of {wanted} of these runs are in; `{COMMAND}` adds the others, and this page follows.*"

@@ -1,0 +1,251 @@
+"""What the language chapters say (10 and 11): the comparison, the products, runs on the way; what they say of learning
+rates is in rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import sqrt
+
+import pandas as pd
+
+from mimetic.audit import CHANCE
+from mimetic.audit.report import beyond_chance
+from mimetic.book import common, pattern
+from mimetic.book.common import study_table
+from mimetic.experiments.configs import named
+from mimetic.experiments.configs.language import FITTED
+from mimetic.experiments.language import METRIC
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    EACH_HALF,
+    FIRST_SEEDS,
+    OF_VISION,
+    OF_VISION_WIKITEXT2,
+    RATE,
+    SECOND,
+    SECOND_WIKITEXT2,
+    SEEDS,
+    STRUCTURE,
+    WIKITEXT2,
+)
+from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.recorded import product_table, recorded_products
+from mimetic.figures.style import LABELS
+from mimetic.statistics import ENOUGH, difference
+from mimetic.training.records import load_runs, read_record, record_path
+
+COMMAND = "python -m mimetic queue language"
+XLABEL = "bits per byte after the last step minus the default's (left of 0 is better)"
+draw = partial(common.draw, command=COMMAND)
+
+
+def progress(study: Study, finals: pd.DataFrame) -> str:
+    """How many of a study's runs are in; "" when all are."""
+    about = f"{study.question}{'' if study.question.endswith('?') else ':'} "
+    return common.missing(study, finals, SEEDS[study.name], COMMAND, about)
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every arm against the default, a group a corpus: table and points for figures.comparisons."""
+    return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
+
+
+def fresh(compared: tuple[str, str, str]) -> pd.Series:
+    """Arm minus reference of the seeds that were added to the plan after the first ones had been seen. compared:
+    experiment, reference, arm.
+    """
+    experiment, reference, arm = compared
+    values = difference(load_runs(experiment), arm, reference, METRIC.column)
+    return values[[seed for seed in values.index if seed not in FIRST_SEEDS]]
+
+
+def found(study: Study) -> str:
+    """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
+    finals = load_runs(study.experiment)
+    said = {}
+    for name, row in study_table(study, finals, METRIC).iterrows() if study is STRUCTURE else ():
+        added = fresh(row["compared"])  # an arm that got further seeds because it led cannot be judged by its interval
+        if common.word(row, METRIC) == "gains" and len(added):
+            said[name] = (
+                f"without a verdict (the best of the arms, given {len(added)} more seeds because it led;"
+                f" exact p = {row['p']:.3f})"
+            )
+    return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
+
+
+def side_by_side(studies: Mapping[str, Study], shown: Callable[[str], bool] = lambda name: True) -> str:
+    """The findings of several studies of the same arms, a column each (its title -> the study), as a Markdown table;
+    below it how many runs are missing. shown: which rows, by name."""
+    columns, gaps = {}, []
+    for title, study in studies.items():
+        finals = load_runs(study.experiment)
+        gaps.append(progress(study, finals))
+        lines = {
+            f"{name}, minus the default": common.finding(row, METRIC, bool(gaps[-1]))
+            for name, row in study_table(study, finals, METRIC).iterrows()
+        }
+        for name, row in common.contrast_table(study, finals, METRIC).iterrows():
+            lines[name] = common.contrast_words(row, METRIC)
+        columns[title] = pd.Series(lines, dtype=object)
+    order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index if shown(name)))
+    table = pd.DataFrame(columns, index=order).fillna("–").rename_axis(METRIC.difference).reset_index()
+    if table.empty:
+        return f"**We found** nothing yet. {' '.join(gaps)}"
+    short = table.map(lambda cell: cell.replace(f" {METRIC.difference} (", " ("))  # the title says it
+    return "\n\n".join((common.markdown(short), *filter(None, gaps)))
+
+
+def of_halves(name: str) -> bool:
+    """Whether a row of the halves' table is shown at once: each half at its own rates, and the sum of both."""
+    return name.removesuffix(", minus the default") in EACH_HALF or "the sum of both" in name
+
+
+def fitted_sentence() -> str:
+    """How much of a diagonal the fitted constants have, in off-diagonal spreads of the target."""
+    d = named("tinyshakespeare").d_model
+    ratios = {
+        part: [b * sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
+        for part in ("qk", "vp")
+    }
+    spans = {part: common.minus(f"{min(r):+.1f} to {max(r):+.1f}") for part, r in ratios.items()}
+    return (
+        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} off-diagonal sd for QK"
+        f" (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has"
+        f" {sqrt(d):.0f}."
+        " What it tests is mostly that size; it says little about diagonals."
+    )
+
+
+# --- the products ----------------------------------------------------------------------------------------------------
+
+
+def trained_products() -> pd.DataFrame:
+    """The products of our own GPTs after training from the default (seed 0), gains
+    folded in, as measure gives them, and title.
+    """
+    frames = []
+    for experiment in ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
+        path = record_path(experiment, "gpt2", 0)
+        if path.is_file():
+            record = read_record(path)
+            learned = record["config"].get("pos_embed", "learned") == "learned"
+            shape = f"d {record['config']['d_model']}" if learned else "sin-cos"
+            title = f"our GPT, {record['config']['dataset']}, {shape}"
+            frames.append(product_table(record, fold=True).assign(title=title))
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
+    )
+
+
+def causal_products() -> pd.DataFrame:
+    """The products of every causal language model that was measured, pretrained
+    ones first, then our own; gains folded in.
+    """
+    products = pattern.effective()
+    text = products[products["causal"] & (products["modality"] == "text")]
+    return pd.concat([text, trained_products()], ignore_index=True)
+
+
+def signs_by_layer() -> str:
+    """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
+    default (beyond two standard deviations of the null), as a Markdown table: a model whose layers differ may still be
+    the same from seed to seed.
+    """
+    rows = []
+    for experiment in ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
+        products = recorded_products(experiment, ("gpt2",))
+        after = products[(products["when"] == "after") & (products["product"] == "vp")] if len(products) else products
+        if len(after):
+            layers = after.groupby("layer")["sigmas"]
+            signs = {f"layer {i}": "{} / {}".format(*beyond_chance(sigmas)) for i, sigmas in layers}
+            rows.append({"V·proj of our GPTs, runs + / −": experiment, **signs, "of": f"{layers.size().max()}"})
+    return common.markdown(pd.DataFrame(rows).fillna("–"))
+
+
+def kept(products: pd.DataFrame) -> pd.DataFrame:
+    """Means over layers, heads and seeds, before and after training: both diagonals in units of
+    the off-diagonal spread, and the share of heads or layers that are beyond chance on either
+    side (two standard deviations of the null).
+    """
+    rows = {}
+    for arm in dict.fromkeys(products["arm"]):
+        for when in ("before", "after"):
+            part = products[(products["arm"] == arm) & (products["when"] == when)]
+            row = {}
+            for product, name in common.SHORT.items():
+                these = part[part["product"] == product]
+                row |= {
+                    f"{name} diagonal / off-diagonal sd": these["z"].mean(),
+                    f"{name} above chance (%)": 100 * (these["sigmas"] > CHANCE).mean(),
+                    f"{name} below chance (%)": 100 * (these["sigmas"] < -CHANCE).mean(),
+                }
+            rows[LABELS.get(arm, arm), when] = row
+    return pd.DataFrame(rows).round(2)
+
+
+# --- on the way ------------------------------------------------------------------------------------------------------
+
+
+def gap_to(curves: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Bits per byte of arm minus the default, step x seed."""
+    wide = curves.pivot_table(index=["seed", "step"], columns="arm", values="test_bits_per_byte")
+    return (wide[arm] - wide["gpt2"]).dropna().unstack("seed")
+
+
+def stretches(holds: pd.Series) -> str:
+    """Where something holds, in words: "1,800 to 3,400, 5,000 to the end"; holds: step -> whether it does."""
+    parts = [part.index[[0, -1]] for _, part in holds[holds].groupby((holds != holds.shift()).cumsum()[holds])]
+    said = []
+    for first, last in parts:
+        end = "the end" if last == holds.index[-1] else f"{last:,}"
+        said.append(f"{first:,} to {end}" if first < last else end)
+    return ", ".join(said) or "–"
+
+
+def on_the_way(sets: Mapping[str, pd.DataFrame]) -> str:
+    """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), and at which steps an arm
+    leads or is behind with every seed, as a Markdown table; "" without a pair. sets: kind of positions in words ->
+    curves.
+    """
+    rows = []
+    for kind, curves in sets.items():
+        for arm in ("language", "vision"):
+            gap = gap_to(curves, arm) if {"gpt2", arm} <= set(curves["arm"]) else pd.DataFrame()
+            if len(gap):
+                early = gap.index[max(0, len(gap) // 5 - 1)]
+                where = [stretches((gap < 0).all(axis=1)), stretches((gap > 0).all(axis=1))]
+                if gap.shape[1] < ENOUGH:
+                    where = ["too few pairs"] * 2
+                value = f"{common.measured(gap.loc[early], METRIC)} (step {early:,})"
+                rows.append((f"{kind}, {LABELS[arm]}", value, *where))
+    columns = [
+        "bits per byte minus the default's",
+        "early",
+        "every seed ahead, at steps",
+        "every seed behind, at steps",
+    ]
+    return common.markdown(rows, columns)
+
+
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+# what chapter 10's first page shows
+FIRST_PAGE = (CENTRAL, STRUCTURE, RATE, WIKITEXT2, SECOND, SECOND_WIKITEXT2, OF_VISION, OF_VISION_WIKITEXT2)
+
+
+def planned() -> str:
+    """Which studies of the first page lack runs; "" when all are in."""
+    counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in FIRST_PAGE}
+    missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
+    return (
+        f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*"
+        if missing
+        else ""
+    )

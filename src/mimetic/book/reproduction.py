@@ -1,0 +1,283 @@
+"""What the reproduction report says (chapter 13): the claims as tables and as one figure, and what was run."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from mimetic.book import common, recommenders
+from mimetic.book.claims import ASKED, MEANING, OURS
+from mimetic.book.growth import better_rates
+from mimetic.experiments.configs import EXPERIMENTS
+from mimetic.experiments.configs.language import SINCOS_CHOSEN, rated
+from mimetic.experiments.metrics import Metric
+from mimetic.experiments.programmes import QUEUES
+from mimetic.experiments.programmes import recommenders as programme
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    FROM_SINCOS,
+    FROM_SINCOS_WIKITEXT2,
+    LONG,
+    POSITIONS,
+    POSITIONS_LONG,
+    POSITIONS_WIKITEXT2,
+    ROTARY,
+    WIKITEXT2,
+)
+from mimetic.experiments.programmes.study import Study
+from mimetic.experiments.programmes.vision import PAIR, pair
+from mimetic.experiments.runs import existing, family
+from mimetic.statistics import ENOUGH, difference, side
+from mimetic.statistics import summary as summary_of
+from mimetic.training.records import load_runs
+
+
+def claims_table(table: pd.DataFrame) -> str:
+    """claims() as a Markdown table under the names of the parts, each verdict a link to its chapter."""
+    table = table.assign(verdict=_linked(table)).rename(columns={"found": "found (95 % interval)"})
+    table = table[["part", "claim", "verdict", "found (95 % interval)", "whose"]]  # on a telephone the first two show
+    rows = []
+    for part, claims_of_it in table.groupby("part", sort=False):
+        claims_of_it = claims_of_it.drop(columns="part")
+        rows += [pd.DataFrame([[f"**{part}**", "", "", ""]], columns=claims_of_it.columns), claims_of_it]
+    return common.markdown(pd.concat(rows))
+
+
+def short_table(table: pd.DataFrame) -> str:
+    """claims() as Markdown with the verdicts and without what was found, for the introduction."""
+    return common.markdown(table.assign(verdict=_linked(table))[["claim", "whose", "verdict"]])
+
+
+def _linked(table: pd.DataFrame) -> list[str]:
+    return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
+
+
+# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without
+# arms: growth.better_rates
+SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
+SUMMARY = (
+    ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", *PAIR),
+    ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", *PAIR),
+    ("07_why", "over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
+    ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
+    ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", *pair("learned-avg")),
+    ("07_why", "with learned positions that start from sin-cos", "cifar10-lab10", *pair("from-sincos-avg")),
+    (
+        "07_why",
+        "with learned positions that start from sin-cos, and a class token",
+        "cifar10-lab10",
+        *pair("from-sincos-token"),
+    ),
+    ("08_size_and_data", "with twelve layers", "cifar10-lab10", *pair("depth12")),
+    ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", *pair("depth12-half")),
+    ("08_size_and_data", "with twelve layers, each arm at the better of these rates", "cifar10-lab10", "", ""),
+    ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", *PAIR),
+    ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
+    ("10b_positions", "after 6,000 steps in place of 1,200", LONG.experiment, "gpt2", "vision"),
+    ("10b_positions", "with fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
+    ("10b_positions", "with learned positions that start from sin-cos", FROM_SINCOS.experiment, "gpt2", "vision"),
+    ("10b_positions", "with fixed sin-cos positions, after 6,000 steps", POSITIONS_LONG.experiment, "gpt2", "vision"),
+    ("10b_positions", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
+    ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
+    ("10b_positions", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
+    (
+        "10b_positions",
+        "with learned positions that start from sin-cos, over the better of two rates of the default",
+        FROM_SINCOS_WIKITEXT2.experiment,
+        rated("gpt2", SINCOS_CHOSEN["gpt2"]),
+        "vision",
+    ),
+    ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
+    ("12b_qualified", "both arms at three times the rate", "ml100k-rate", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "with both signs reversed", "ml100k", programme.DEFAULT, programme.OPPOSITE),
+    ("12b_qualified", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
+    (
+        "12b_qualified",
+        "with fixed sin-cos positions and both signs reversed",
+        "ml100k-sincos",
+        programme.DEFAULT,
+        programme.OPPOSITE,
+    ),
+    (
+        "12b_qualified",
+        "with fixed sin-cos positions, both arms at three times the rate",
+        "ml100k-sincos-rate",
+        programme.DEFAULT,
+        programme.VISION,
+    ),
+    ("12b_qualified", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
+    ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
+    ("12b_qualified", "both arms at three times the rate", "beauty-rate", programme.DEFAULT, programme.VISION),
+    ("12_recommenders", "with both signs reversed", "beauty", programme.DEFAULT, programme.OPPOSITE),
+    ("12b_qualified", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
+    (
+        "12b_qualified",
+        "with fixed sin-cos positions and both signs reversed",
+        "beauty-sincos",
+        programme.DEFAULT,
+        programme.OPPOSITE,
+    ),
+)
+
+
+HOW_TO_READ = (
+    "Rows that begin with “…” are variants of the last full row above them, and name what differs (GPTs have their"
+    " learning rates searched anew for other positions). *Default*: the mean result of the default, which is timm's"
+    " truncated normal for ViTs, GPT-2's for GPTs and BERT's for BERT4Rec, unless a row names another. The signs"
+    " are vision's (`mimetic.VISION`: + in query times key, − in value times projection), unless a row has them"
+    " reversed. Recommenders are judged on the users' last items. *Gains*, *loses*: five pairs or more and a 95 %"
+    " interval without 0; *ahead*, *behind*: fewer pairs."
+    " Of bits per byte fewer are better."
+)
+
+
+def summary() -> str:
+    """What mimetic initialization with vision's signs does in every kind of model of this book, as a Markdown table; a
+    row that begins with a small letter changes one thing of the nearest row above that does not. Where the same pairs,
+    made by another machine, come out another way, that is said."""
+    rows = []
+    for page, what, experiment, reference, arm in SUMMARY:
+        metric = family(EXPERIMENTS[experiment]).METRIC
+        runs, asked = load_runs(experiment), (arm, reference, metric.column)
+        values = difference(runs, *asked) if arm else better_rates(runs)[0]
+        said, n = "no pair yet", len(values)
+        if n:
+            row = pd.Series(summary_of(values))
+            value = metric.shown(*row[common.VALUES], common.exact_p(row))
+            said = f"{value} {metric.difference}: *{common.word(row, metric, more=False)}*"
+            again = difference(common.replicas(experiment), *asked) if arm else values
+            if len(again) >= ENOUGH and side(again) != side(values):
+                said += f"; the same on another machine {common.with_interval(again, metric)}"
+        level = runs.loc[(runs["arm"] == reference) & runs["seed"].isin(values.index), metric.column] if n else []
+        name = what if what[0].isupper() else f"… {what}"
+        rows.append((f"[{name}]({page}.ipynb)", metric.level(level.mean()) if len(level) else "", said, f"{n}"))
+    columns = ["trained", "default", "mimetic initialization minus the default (95 % interval)", "pairs"]
+    return common.markdown(rows, columns)
+
+
+def counts(table: pd.DataFrame) -> str:
+    """How many of the claims have which verdict, others' and our own."""
+    ours, asked = table["whose"] == OURS, table["whose"] == ASKED
+    groups = (
+        ("claims by others", table[~ours & ~asked]),
+        ("questions of a review of the paper, put as statements,", table[asked]),
+        ("questions of our own, put as statements,", table[ours]),
+    )
+    text = "; ".join(f"of {len(rows)} {name} {_counts(rows)}" for name, rows in groups if len(rows))
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _counts(table: pd.DataFrame) -> str:
+    counts = table["verdict"].value_counts()
+    return ", ".join(
+        f"{counts[verdict]} {one if counts[verdict] == 1 else many}"
+        for verdict, (_, one, many) in MEANING.items()
+        if verdict in counts
+    )
+
+
+def meaning() -> str:
+    """What the verdicts mean, as a Markdown table."""
+    return common.markdown([(verdict, means) for verdict, (means, _, _) in MEANING.items()], ["verdict", "means"])
+
+
+# --- the figure ------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    experiment: str, title: str, reference: str, arms: dict[str, str], others: dict[str, tuple[str, str]] | None = None
+) -> Study:
+    """others: rows with a reference of their own, the default of that model."""
+    pairs = {name: (reference, arm) for name, arm in arms.items()} | (others or {})
+    return Study(
+        "report", title, experiment, tuple(dict.fromkeys(arm for pair in pairs.values() for arm in pair)), pairs
+    )
+
+
+SIGNS_AND_SIZES = {
+    "vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE,
+    "the default at mimetic's norms": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
+}  # fmt: skip
+TEXT_SIGNS = {"vision's signs": "vision", "a language model's signs": "language"}
+SHOWN = (  # every one against the default of its model
+    (
+        _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
+        _rows(
+            "cifar10-lab10",
+            "CIFAR-10, 10 epochs",
+            "timm",
+            {
+                "mimetic": "mimetic",
+                "QK only": "mimetic-qk",
+                "V·proj only": "mimetic-vp",
+                "the default at mimetic's norms": "timm-rescaled",
+                "same singular values, random directions": "random-directions",
+                "both signs flipped": "both-flipped",
+            },
+            {
+                "mimetic, learned positions": pair("learned-avg"),
+                "mimetic, learned positions from sin-cos": pair("from-sincos-avg"),
+                "mimetic, no positions": pair("none-avg"),
+                "mimetic, twelve layers": pair("depth12"),
+                "mimetic, twelve layers, half the rate": pair("depth12-half"),
+            },
+        ),
+    ),
+    (
+        _rows("tinyshakespeare", "tiny Shakespeare, learned positions", "gpt2", TEXT_SIGNS),
+        _rows("tinyshakespeare-sincos", "tiny Shakespeare, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
+    ),
+    (
+        _rows("wikitext2", "WikiText-2, learned positions", "gpt2", TEXT_SIGNS),
+        _rows("wikitext2-sincos", "WikiText-2, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
+    ),
+    (
+        *(_rows(data, title, programme.DEFAULT, SIGNS_AND_SIZES) for data, title in recommenders.TITLES.items()),
+        _rows(
+            "ml100k",
+            "the causal sibling on MovieLens-100K",
+            f"{programme.SIBLING_PREFIX}{programme.DEFAULT}",
+            {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()},
+        ),
+    ),
+)
+
+
+draw = partial(common.draw, command="python -m mimetic queue lab")
+
+
+def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
+    """For figures.families: a metric, and the table and points of the comparisons that
+    are judged by it, of those that have runs.
+    """
+    found = []
+    for studies in SHOWN:
+        metric = family(EXPERIMENTS[studies[0].experiment]).METRIC
+        table, points = common.stacked(((study, load_runs(study.experiment)) for study in studies), metric)
+        if len(table):
+            found.append((metric, table, points))
+    return found
+
+
+# --- what was run ----------------------------------------------------------------------------------------------------
+
+
+def queues() -> pd.DataFrame:
+    """One row a queue: how many of its runs are recorded and planned, the
+    hours that the recorded ones took, on what.
+    """
+    rows = {}
+    for name, runs in QUEUES.items():
+        planned = runs()
+        records = [record for config in planned if (record := existing(config)) is not None]
+        rows[name] = {
+            "recorded": len(records),
+            "planned": len(planned),
+            "hours": round(sum(r["seconds"]["total"] for r in records) / 3600, 1),
+            "device": ", ".join(sorted({r["device"]["name"] for r in records})),
+            "torch": ", ".join(sorted({r["versions"]["torch"] for r in records})),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("queue")
