@@ -278,10 +278,10 @@ def _what_else() -> str:
     lines = []
     for order, study in {"fixed positions in order": POSITIONS, "these in a random order": SHUFFLED}.items():
         said = [
-            f"{name} minus the default {measured(effect_of(study, arm), METRIC)}, vision signs minus that"
-            f" {measured(beyond, METRIC)}"
-            for name, arm in SIZES.items() if len(beyond := effect_of(study, "vision", arm))
-        ]  # fmt: skip
+            f"{name} minus the default {measured(gain, METRIC)}, vision signs minus that {measured(beyond, METRIC)}"
+            for name, arm in SIZES.items()
+            if len(gain := effect_of(study, arm)) and len(beyond := effect_of(study, "vision", arm))
+        ]
         lines += [f"* Controls of size, {order}: {'; '.join(said)}."] if said else []
     noise = changes("vision", FROM_NOISE, SHUFFLED)
     if len(noise):
