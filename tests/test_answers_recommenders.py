@@ -19,7 +19,7 @@ from mimetic.book import common, convergence, first_question, item_positions, li
 from mimetic.book import recommenders as rec
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.recommenders import FITTED, FITTED_FROM
-from mimetic.experiments.fitted import from_record
+from mimetic.experiments.fitted import fit_recorded
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.recommenders import CENTRAL, MODELS, NORM, RATE, SEEDS, STUDIES
 from mimetic.experiments.recommenders import METRIC, build_model
@@ -789,7 +789,7 @@ def test_scores_have_baselines_and_runs(records):
 
 
 def test_fitted_constants_of_a_record(records):
-    constants = from_record("ml100k", "bert")
+    constants = fit_recorded("ml100k", "bert")
     table = product_table(read_record(record_path("ml100k", "bert", 0)))
     expected = [fit_layer(part, 32, 16)["vp_beta"] for _, part in table.groupby("layer")]
     assert constants["vp_beta"] == pytest.approx(expected, rel=0.01) and {len(v) for v in constants.values()} == {2}
@@ -798,7 +798,7 @@ def test_fitted_constants_of_a_record(records):
 def test_committed_constants_are_those_of_the_committed_records():
     assert set(FITTED) == set(FITTED_FROM)
     for source, constants in FITTED.items():
-        assert from_record(*FITTED_FROM[source]) == constants
+        assert fit_recorded(*FITTED_FROM[source]) == constants
 
 
 # --- the third question, the programme, the live run -----------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from mimetic.data.fetch import Unavailable
 from mimetic.experiments import cluster
-from mimetic.experiments.cluster import Job, Resources, parameters, report, submit
+from mimetic.experiments.cluster import Resources, RunJob, parameters, report, submit
 from mimetic.experiments.configs import named
 from mimetic.experiments.runs import checkpoint_path, existing, run
 from mimetic.training.checkpoint import exclusive, save_checkpoint
@@ -124,8 +124,8 @@ def test_jobs_of_this_machine_end_with_the_process_that_waits_for_them(monkeypat
 
 
 def test_a_stopped_job_is_queued_again_as_it_was():
-    again = cluster.Job().checkpoint(toy())
-    assert isinstance(again.function, cluster.Job) and again.args == (toy(),)
+    again = cluster.RunJob().checkpoint(toy())
+    assert isinstance(again.function, cluster.RunJob) and again.args == (toy(),)
 
 
 def test_a_job_restarts_a_run_of_other_code_and_leaves_one_that_is_held(monkeypatch):
@@ -137,8 +137,8 @@ def test_a_job_restarts_a_run_of_other_code_and_leaves_one_that_is_held(monkeypa
     state["identity"]["source"] = "of yesterday"
     save_checkpoint(checkpoint, state)
     with exclusive(checkpoint):
-        assert Job()(toy()) == toy().name and existing(toy()) is None
-    assert Job()(toy()) == toy().name and existing(toy())["resumed"] == 0
+        assert RunJob()(toy()) == toy().name and existing(toy()) is None
+    assert RunJob()(toy()) == toy().name and existing(toy())["resumed"] == 0
 
 
 def test_what_slurm_is_told(tmp_path, monkeypatch):

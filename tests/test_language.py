@@ -39,7 +39,7 @@ from mimetic.experiments.configs.language import (
     LanguageConfig,
     rated,
 )
-from mimetic.experiments.fitted import from_record
+from mimetic.experiments.fitted import fit_recorded
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIES
@@ -209,7 +209,7 @@ def test_constants_are_those_of_the_library():
 
 
 def test_fitted_constants_are_those_of_the_committed_record():
-    for name, values in from_record("tinyshakespeare-narrow", "gpt2", fold=True).items():
+    for name, values in fit_recorded("tinyshakespeare-narrow", "gpt2", fold=True).items():
         # the truncation's curve is drawn with torch's random numbers
         assert FITTED[name] == pytest.approx(values, rel=2e-2), name
 

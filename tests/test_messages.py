@@ -8,7 +8,7 @@ import pytest
 
 from mimetic import MimeticSpec, StateNames
 from mimetic.data.sequences import check_sequences
-from mimetic.experiments.configs import from_record, named
+from mimetic.experiments.configs import config_from_record, named
 from mimetic.experiments.runs import check
 from mimetic.messages import check_whole, one_line
 from mimetic.models import BERT4RecConfig, GPTConfig, ViTConfig
@@ -72,9 +72,9 @@ def test_a_name_is_text():
 
 def test_a_record_of_a_newer_version_names_the_field():
     values = asdict(named("ml100k")) | {"qk_alpha": [0.7, 0.7]}
-    assert from_record(values) == replace(named("ml100k"), qk_alpha=(0.7, 0.7))
+    assert config_from_record(values) == replace(named("ml100k"), qk_alpha=(0.7, 0.7))
     with pytest.raises(ValueError, match="^RecommenderConfig has no field warmth: of a newer version\\?$"):
-        from_record(values | {"warmth": 1})
+        config_from_record(values | {"warmth": 1})
 
 
 def test_an_error_on_one_line():

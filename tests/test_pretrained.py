@@ -406,7 +406,7 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(key, change, mess
     if change is not None:
         state[name] = change
     with pytest.raises(WeightFileError, match=message):
-        cache.layers_from_state(state, src)
+        cache.layers_of_source(state, src)
 
 
 # --- readers --------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     if given in SOURCES:
         return _pretrained(given, fold, name)
     match = re.fullmatch(r"([^/]+)/(.+?)(?:-seed(\d+))?", given)
-    from mimetic.experiments.configs import EXPERIMENTS, from_record, named
+    from mimetic.experiments.configs import EXPERIMENTS, config_from_record, named
     from mimetic.training.records import NAME, read_record, record_files, record_path, runs_dir
 
     experiment, arm, seed = match.groups() if match else (given, "", None)
@@ -111,7 +111,7 @@ def _named(given: str, fold: bool | None, name: str | None) -> Audit:
     elif (
         all(map(NAME.fullmatch, (experiment, arm or ""))) and (own := record_path(experiment, arm, seed or 0)).is_file()
     ):
-        config = from_record(read_record(own)["config"])
+        config = config_from_record(read_record(own)["config"])
     else:
         recorded = [f"{path.parent.name}/{path.stem}" for path in record_files(runs_dir())]
         if near := get_close_matches(given, [*SOURCES, *EXPERIMENTS, *recorded], 3):

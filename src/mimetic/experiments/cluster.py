@@ -47,7 +47,7 @@ class Resources:
     account: str | None = None
 
 
-class Job:
+class RunJob:
     """One run, as submitit pickles it; called in each of the job's processes."""
 
     def __call__(self, config: RunConfig) -> str:
@@ -130,7 +130,7 @@ def submit(
     queue = submitit.AutoExecutor(folder=folder, cluster=executor, **options)
     queue.update_parameters(**parameters(executor, resources, at_once))
     if executor == "slurm":
-        jobs = queue.map_array(Job(), waiting)
+        jobs = queue.map_array(RunJob(), waiting)
         for job, config in zip(jobs, waiting, strict=True):
             job.run_name = config.name
         return jobs
@@ -158,7 +158,7 @@ def _in_batches(queue: submitit.AutoExecutor, waiting: Sequence[RunConfig], at_o
         for config in waiting:
             while sum(not job.done() for job in jobs) >= at_once:
                 next(submitit.helpers.as_completed([job for job in jobs if not job.done()], poll_frequency=1.0))
-            jobs.append(queue.submit(Job(), config))
+            jobs.append(queue.submit(RunJob(), config))
             jobs[-1].run_name = config.name
     return jobs
 

@@ -36,7 +36,7 @@ def imitating(products: pd.DataFrame, d_model: int, num_heads: int, depth: int |
     }
 
 
-def from_record(experiment: str, arm: str, seed: int = 0, *, fold: bool = False) -> Constants:
+def fit_recorded(experiment: str, arm: str, seed: int = 0, *, fold: bool = False) -> Constants:
     """The constants that imitate a recorded run after its training.
 
     Raises:
@@ -71,8 +71,8 @@ def main() -> None:
             "dinov2": from_pretrained("dinov2-vit-s", 6),
             "dinov2-raw": from_pretrained("dinov2-vit-s", 6, fold=False),
         },
-        "language": {"FITTED": from_record("tinyshakespeare-narrow", "gpt2", fold=True)},
-        "recommenders": {name: from_record(*source) for name, source in FITTED_FROM.items()},
+        "language": {"FITTED": fit_recorded("tinyshakespeare-narrow", "gpt2", fold=True)},
+        "recommenders": {name: fit_recorded(*source) for name, source in FITTED_FROM.items()},
     }
     for family, models in found.items():
         print(f"configs/{family}.py")

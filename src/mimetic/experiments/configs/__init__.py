@@ -43,7 +43,7 @@ def named(experiment: str, /, **changes: Any) -> RunConfig:
     return config
 
 
-def from_record(values: Mapping[str, Any]) -> RunConfig:
+def config_from_record(values: Mapping[str, Any]) -> RunConfig:
     """The config that a record holds, of a named experiment or of one's own; fields that are newer than the record have
     their defaults.
 
