@@ -123,7 +123,7 @@ def test_make_generic_leaves_nothing_at_one_or_zero():
 
 
 def test_unknown_library_is_named():
-    with pytest.raises(ValueError, match="library must be one of timm, transformers; got 'keras'"):
+    with pytest.raises(ValueError, match="library must be one of timm, transformers, not 'keras'"):
         coverage.main("keras")
 
 

@@ -17,7 +17,7 @@ from mimetic.book import construction, live, pattern, report
 from mimetic.data.fetch import Unavailable
 from mimetic.experiments.configs import named
 from mimetic.models.blocks import SelfAttention
-from mimetic.pretrained import load_measurements
+from mimetic.pretrained import effective, load_measurements
 from mimetic.training.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +87,7 @@ def products(title, qk, vp):
 
 
 def test_what_chapter_2_says_of_the_share_along_the_identity():
-    shares = pattern.identity_shares(pattern.effective())
+    shares = pattern.identity_shares(effective())
     *_, written = shares.index
     made, shares = shares.loc[written], shares.drop(index=written)
     assert made["V·proj: mean"] == pytest.approx(50, abs=2) and made["QK: mean"] == pytest.approx(12, abs=0.5)
@@ -106,7 +106,7 @@ def test_what_chapter_2_says_of_the_share_along_the_identity():
 
 
 def test_what_chapter_2_says_of_the_signs():
-    table = pattern.verdicts(pattern.effective())
+    table = pattern.verdicts(effective())
     positive, negative = (table[column] / table["heads"] for column in ("QK +", "QK −"))
     assert round(positive.min(), 2) == 0.59 and round(positive.max(), 2) == 0.92
     assert round(negative.min(), 2) == 0.07 and round(negative.max(), 2) == 0.28

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Container, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mimetic.messages import STOPPED
@@ -96,7 +97,9 @@ class DataFetch:
         lacking = ""
         try:
             from mimetic.pretrained import SOURCES, fetch
-        except ImportError as error:  # on a bare machine
+        except ModuleNotFoundError as error:  # on a bare machine
+            if (error.name or "").partition(".")[0] == "mimetic":
+                raise
             SOURCES, lacking = {}, f" (pretrained models need {error.name})"
 
         known = (*DATASETS, *CORPORA, *sequences.DATASETS, *SOURCES)
@@ -318,9 +321,11 @@ def _carry_out(read: Callable[[], Any]) -> int:
         return 2
 
 
-def _warn(otherwise: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
-    """What is said to a user, without the line of code that says it."""
-    if category is UserWarning:
+def _warn(
+    otherwise: Callable[..., None], message: Warning, category: type[Warning], filename: str, *where: Any
+) -> None:
+    """What this package says to a user, without the line of code that says it; what others say, as it is."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
         print(f"warning: {message}", file=sys.stderr)
     else:
-        otherwise(message, category, *where)
+        otherwise(message, category, filename, *where)

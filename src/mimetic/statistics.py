@@ -45,7 +45,12 @@ def difference(
 def paired_differences(
     finals: pd.DataFrame, metric: str = "test_accuracy", arms: Sequence[str] = ("timm", "mimetic")
 ) -> pd.DataFrame:
-    """One row a seed that has a run in both arms: the metric of each, and difference = second arm minus first."""
+    """One row a seed that has a run in both arms: the metric of each, and difference = second arm minus first; empty
+    where an arm has no runs.
+
+    Raises:
+        ValueError: two runs of one seed.
+    """
     wide = pd.DataFrame({arm: by_seed(finals, arm, metric) for arm in arms}).dropna()
     return wide.assign(difference=wide[arms[1]] - wide[arms[0]])
 

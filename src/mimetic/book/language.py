@@ -12,7 +12,7 @@ import pandas as pd
 
 from mimetic.audit import CHANCE
 from mimetic.audit.report import beyond_chance
-from mimetic.book import common, pattern
+from mimetic.book import common
 from mimetic.book.common import study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
@@ -33,6 +33,7 @@ from mimetic.experiments.programmes.language import (
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.figures.style import LABELS
+from mimetic.pretrained import effective
 from mimetic.statistics import ENOUGH, difference
 from mimetic.training.records import load_runs, read_record, record_path
 
@@ -148,7 +149,7 @@ def causal_products() -> pd.DataFrame:
     """The products of every causal language model that was measured, pretrained
     ones first, then our own; gains folded in.
     """
-    products = pattern.effective()
+    products = effective()
     text = products[products["causal"] & (products["modality"] == "text")]
     return pd.concat([text, trained_products()], ignore_index=True)
 

@@ -34,6 +34,7 @@ from mimetic.coverage.architecture import examine, names, not_built
 from mimetic.coverage.build import TimeUp, short_error
 from mimetic.coverage.page import VERDICTS, page
 from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.messages import check_choice
 
 LIBRARIES = ("timm", "transformers")
 MEMORY = 12 * 2**30  # bytes of address space of one worker
@@ -162,8 +163,7 @@ def main(library: str) -> None:
         ValueError: unknown library.
         SystemExit: with code 1, after the table is written, where a product is wrong.
     """
-    if library not in LIBRARIES:
-        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
+    check_choice("library", library, LIBRARIES)
     table = survey(library)
     _write(table_path(library), json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     tables = [

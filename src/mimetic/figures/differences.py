@@ -32,7 +32,7 @@ def comparisons(
     number at the right; rows in groups. Narrow enough for a telephone. A hollow dot has too few pairs for a claim.
 
     Args:
-        table: index label; columns group, pairs, difference, low, high, as answers.study_table gives them; they are
+        table: index label; columns group, pairs, difference, low, high, as book.common.study_table gives them; they are
             shown times scale.
         points: columns label, difference: one row a pair.
         band: an interval that is shaded behind all rows, to compare them with.

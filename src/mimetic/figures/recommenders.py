@@ -20,7 +20,8 @@ def diagonals(products: pd.DataFrame) -> Figure:
     """
     figure, axes = by_layer(4.0, diagonal_rows(products), "panel")
     for row, (product, _, _) in zip(axes, PRODUCTS):
-        for ax, (_, part) in zip(row, products[products["product"] == product].groupby("panel", sort=False)):
+        for ax, name in zip(row, products["panel"].unique()):
+            part = products[(products["product"] == product) & (products["panel"] == name)]
             band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
             for layer, mean, sd in band.itertuples():
                 ax.fill_between(

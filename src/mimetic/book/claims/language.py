@@ -21,7 +21,7 @@ from mimetic.book.claims.verdicts import (
     joined,
     judged,
 )
-from mimetic.book.common import IN_PERCENT, comparisons_of
+from mimetic.book.common import IN_PERCENT, comparisons_of, plural
 from mimetic.book.vision import ALL_SEEDS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
@@ -39,7 +39,7 @@ STARTED = (programme.FROM_SINCOS, programme.FROM_SINCOS_WIKITEXT2)
 
 def _relative(row: pd.Series) -> str:
     """A point's relative gain in words (a row of share.gain_points)."""
-    pairs = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
+    pairs = plural(row["pairs"], "pair")
     return f"{IN_PERCENT.signed(row['gain'])} % ({IN_PERCENT.span(row['low'], row['high'])}, {pairs})"
 
 

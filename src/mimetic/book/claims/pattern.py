@@ -11,6 +11,7 @@ from mimetic.book.claims.verdicts import OURS, PAPER, REVIEW, Judgement, counted
 from mimetic.book.common import percent
 from mimetic.book.construction import constants_table
 from mimetic.measure import LAYER_HEAD
+from mimetic.pretrained import effective
 
 PATTERN = "The pattern and the formula"
 
@@ -33,14 +34,14 @@ def _sides(products: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trained_vision() -> Judgement:
-    products = pattern.effective()
+    products = effective()
     sides = _sides(products[products["modality"] == "vision"])
     found = "; ".join(f"{row.Index}: {sign_words(row.qk, row.vp)}" for row in sides.itertuples())
     return counted([*(sides["qk"] == "+"), *(sides["vp"] == "−")]), found
 
 
 def _trained_text() -> Judgement:
-    products = pattern.effective()
+    products = effective()
     sides = _sides(products[products["causal"] & (products["modality"] == "text")])
     along = pattern.identity_shares(products).loc[sides.index]
     found = "; ".join(

@@ -19,7 +19,7 @@ from mimetic.book.common import SHORT, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.runs import family
-from mimetic.statistics import contrast, crossed_interval, difference
+from mimetic.statistics import crossed_interval, difference
 from mimetic.training.records import load_runs
 
 ITEMS = "Recommenders"
@@ -64,7 +64,7 @@ def _fixed_vision() -> Judgement:
     verdict, found = _fixed_items(programme.VISION)
     own, there = load_runs("ml100k-sincos"), load_runs("ml100k-sincos-rate")
     metric = family(EXPERIMENTS["ml100k"]).METRIC
-    both = contrast(there, {programme.VISION: 1, programme.DEFAULT: -1}, metric.column)
+    both = difference(there, programme.VISION, programme.DEFAULT, metric.column)
     crossed = difference(own, programme.VISION, programme.DEFAULT, metric.column, there)
     if verdict != OPEN and len(both) > 1:
         found += (

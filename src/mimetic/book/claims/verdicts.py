@@ -12,7 +12,7 @@ import pandas as pd
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.runs import family
-from mimetic.statistics import contrast, summary
+from mimetic.statistics import difference, summary
 from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
@@ -122,7 +122,7 @@ def against(
 ) -> Judgement:
     metric = family(EXPERIMENTS[experiment]).METRIC
     return judged(
-        contrast(load_runs(experiment), {arm: 1, reference: -1}, metric.column),
+        difference(load_runs(experiment), arm, reference, metric.column),
         metric,
         planned,
         expected=expected,

@@ -31,7 +31,7 @@ from mimetic.book.head_start import on_the_way, on_the_way_sentence, steps_saved
 from mimetic.book.vision import ALL_SEEDS
 from mimetic.experiments.metrics import ACCURACY, Metric
 from mimetic.experiments.programmes.vision import CENTRAL_SEEDS, DEEPER_SEEDS, NOISE_ONLY, PAPER_SEEDS, gain, pair
-from mimetic.statistics import ENOUGH, contrast, rests_on, side, slopes_per_doubling
+from mimetic.statistics import ENOUGH, contrast, difference, rests_on, side, slopes_per_doubling
 from mimetic.training.records import load_runs
 
 VISION, WHY = "Training, vision", "What makes the difference (vision, 10 epochs)"
@@ -87,7 +87,7 @@ def _trend(titles: tuple[str, ...], expected: int) -> Judgement:
 def _pattern() -> Judgement:
     if load_runs("cifar10-lab10").empty:  # that arm stands beside the others of its machine, in data/replicas
         return OPEN, "no pair yet"
-    values = contrast(common.replicas("cifar10-lab10"), {"mimetic": 1, NOISE_ONLY: -1})
+    values = difference(common.replicas("cifar10-lab10"), "mimetic", NOISE_ONLY)
     return judged(values, ACCURACY, len(ALL_SEEDS))
 
 

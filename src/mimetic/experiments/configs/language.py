@@ -61,7 +61,7 @@ beside it.
 
 About 2.5 minutes a run of tinyshakespeare on one otherwise idle core of an AMD EPYC of 2023, 4 to 5 beside three other
 processes on two cores; by that measure wikitext2 takes 6 minutes, share from 2 to 14, tinyshakespeare-long 13, and the
-programme about a day (22 hours) of one core.
+programme over a day (26 hours) of one core.
 
 Arms of one seed are paired: they see the same windows in the same order, and share every initial weight that their
 initializers do not set differently. The runs train in bfloat16 on a CPU too (AdamW and the weights in float32), which

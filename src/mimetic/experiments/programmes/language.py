@@ -47,7 +47,7 @@ def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more)
 
 def _signs(chosen: Mapping[str, float]) -> dict[str, Contrast]:
     """Both sets of signs against each other: where each has a rate of its own, the difference is not of the signs
-    alone; answers.rates.signs_at_one_rate has that."""
+    alone; book.rates.signs_at_one_rate has that."""
     own = {chosen["language"], chosen["vision"]}
     at = "each at its own rate" if len(own) > 1 else f"both at {own.pop():g}"
     return {f"language signs minus vision signs, {at}": Contrast({"language": 1, "vision": -1})}
