@@ -66,10 +66,10 @@ def gains(finals: pd.DataFrame) -> str:
     if not rows:
         return missing
     columns = ["pooling", "position embedding", "default (%)", "mimetic (%)", *(f"gain, {name}" for name in machines)]
-    many = f"{min(pairs)} to {max(pairs)}" if len(pairs) > 1 else f"{max(pairs)}"
+    many = f"{min(pairs)} to " * (len(pairs) > 1) + common.plural(max(pairs), "pair")
     text = (
         f"{common.markdown(pd.DataFrame(rows, columns=columns))}\n\n*After ten epochs; gains in points with 95 %"
-        f" intervals, {many} pair{'s' * (max(pairs) > 1)} each, made on the machine that heads the"
+        f" intervals, {many} each, made on the machine that heads the"
         f" column ({NOT_MADE}: not made there). The accuracies are of the first machine that made the row.*"
     )
     return f"{text}\n\n{missing}".rstrip()
@@ -80,7 +80,7 @@ def expectations(finals: pd.DataFrame) -> str:
     expected nothing, as two Markdown tables.
     """
     expected, others = _differences(finals, True), _differences(finals, False)
-    text = common.markdown(expected) if len(expected) else ""
+    text = common.markdown(expected)
     if len(others):
         text += f"\n\nDifferences of which we expected nothing:\n\n{common.markdown(others)}"
     return text.strip() or "*No two gains to compare yet.*"

@@ -55,10 +55,11 @@ OF_KIND = {
     "from-sincos": FROM_SINCOS,
 }
 CONTROLS = (SHUFFLED, CENTRED, SCALED, FROM_SINCOS, FROM_NOISE)
-STUDIES = {f"tiny Shakespeare, {TEXT_POSITIONS[kind]}": study for kind, study in OF_KIND.items()} | {
-    f"WikiText-2, {TEXT_POSITIONS['learned']}": LEARNED_WIKITEXT2,
-    f"WikiText-2, {TEXT_POSITIONS['sincos']}": POSITIONS_WIKITEXT2,
-    f"WikiText-2, {TEXT_POSITIONS['from-sincos']}": FROM_SINCOS_WIKITEXT2,
+# (text, kind) -> its study
+STUDIES = {("tiny Shakespeare", kind): study for kind, study in OF_KIND.items()} | {
+    ("WikiText-2", "learned"): LEARNED_WIKITEXT2,
+    ("WikiText-2", "sincos"): POSITIONS_WIKITEXT2,
+    ("WikiText-2", "from-sincos"): FROM_SINCOS_WIKITEXT2,
 }
 
 
@@ -72,14 +73,18 @@ def by_kind() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Vision's signs against the default of the same positions, at the better of its rates, a group a text and a row a
     kind of positions: table and points for figures.comparisons."""
     studies = []
-    for question, study in STUDIES.items():
-        text, _, kind = question.partition(", ")
+    for (text, kind), study in STUDIES.items():
         rate = better_rate(study)
-        name = kind if rate == "gpt2" else f"{kind}, over the default at {GENTLER_RATE:g}"
+        name = _named(kind, rate)
         studies.append(
             (replace(study, question=text, comparisons={name: (rate, "vision")}), load_runs(study.experiment))
         )
     return common.stacked(studies, METRIC)
+
+
+def _named(kind: str, rate: str) -> str:
+    """A kind of positions in words, with the default's rate where that is its second one (better_rate)."""
+    return f"{TEXT_POSITIONS[kind]}{'' if rate == 'gpt2' else f', over the default at {GENTLER_RATE:g}'}"
 
 
 def effect_of(study: Study, arm: str, reference: str = "gpt2", other: Study | None = None) -> pd.Series:
@@ -218,8 +223,7 @@ def longer() -> dict[str, pd.DataFrame]:
         curves, rate = load_runs(study.experiment, curves=True), better_rate(study)
         curves = curves[curves["arm"].isin([rate, *SIGNED])].replace({"arm": {rate: "gpt2"}})
         if {"gpt2", "vision"} <= set(curves["arm"]):
-            name = TEXT_POSITIONS[kind]
-            sets[name if rate == "gpt2" else f"{name}, over the default at {GENTLER_RATE:g}"] = curves
+            sets[_named(kind, rate)] = curves
     return sets
 
 

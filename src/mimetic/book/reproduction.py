@@ -53,6 +53,20 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
+def _of_items(data: str, title: str) -> tuple[tuple[str, ...], ...]:
+    """The rows of SUMMARY that both data sets of items have."""
+    usual = programme.DEFAULT, programme.VISION
+    turned = programme.DEFAULT, programme.OPPOSITE
+    return (
+        ("12_recommenders", title, data, *usual),
+        ("12_recommenders", "over a default with weights as large", data, programme.RESCALED, programme.VISION),
+        ("12b_qualified", "both arms at three times the rate", f"{data}-rate", *usual),
+        ("12_recommenders", "with both signs reversed", data, *turned),
+        ("12b_qualified", "with fixed sin-cos positions", f"{data}-sincos", *usual),
+        ("12b_qualified", "with fixed sin-cos positions and both signs reversed", f"{data}-sincos", *turned),
+    )
+
+
 # The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without
 # arms: growth.better_rates
 SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
@@ -88,18 +102,7 @@ SUMMARY = (
         rated("gpt2", SINCOS_CHOSEN["gpt2"]),
         "vision",
     ),
-    ("12_recommenders", "BERT4Rec on MovieLens-100K", "ml100k", programme.DEFAULT, programme.VISION),
-    ("12_recommenders", "over a default with weights as large", "ml100k", programme.RESCALED, programme.VISION),
-    ("12b_qualified", "both arms at three times the rate", "ml100k-rate", programme.DEFAULT, programme.VISION),
-    ("12_recommenders", "with both signs reversed", "ml100k", programme.DEFAULT, programme.OPPOSITE),
-    ("12b_qualified", "with fixed sin-cos positions", "ml100k-sincos", programme.DEFAULT, programme.VISION),
-    (
-        "12b_qualified",
-        "with fixed sin-cos positions and both signs reversed",
-        "ml100k-sincos",
-        programme.DEFAULT,
-        programme.OPPOSITE,
-    ),
+    *_of_items("ml100k", "BERT4Rec on MovieLens-100K"),
     (
         "12b_qualified",
         "with fixed sin-cos positions, both arms at three times the rate",
@@ -108,18 +111,7 @@ SUMMARY = (
         programme.VISION,
     ),
     ("12b_qualified", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
-    ("12_recommenders", "BERT4Rec on Amazon Beauty (1,000 items)", "beauty", programme.DEFAULT, programme.VISION),
-    ("12_recommenders", "over a default with weights as large", "beauty", programme.RESCALED, programme.VISION),
-    ("12b_qualified", "both arms at three times the rate", "beauty-rate", programme.DEFAULT, programme.VISION),
-    ("12_recommenders", "with both signs reversed", "beauty", programme.DEFAULT, programme.OPPOSITE),
-    ("12b_qualified", "with fixed sin-cos positions", "beauty-sincos", programme.DEFAULT, programme.VISION),
-    (
-        "12b_qualified",
-        "with fixed sin-cos positions and both signs reversed",
-        "beauty-sincos",
-        programme.DEFAULT,
-        programme.OPPOSITE,
-    ),
+    *_of_items("beauty", "BERT4Rec on Amazon Beauty (1,000 items)"),
 )
 
 
