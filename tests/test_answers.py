@@ -48,8 +48,15 @@ EMPTY = load_runs("nothing-of-this-name")
 
 def test_both_noises_beside_the_controls_of_size(monkeypatch):
     assert "minus random directions +0.3 (" in parts.noise_only()
+    # compared with its own machine's runs
+    runs = [("timm", 0.5), ("mimetic", 0.54), (TRACE, 0.52)]
+    there = pd.DataFrame([{"arm": arm, "seed": s, "test_accuracy": v} for arm, v in runs for s in range(3)])
+    monkeypatch.setattr(common, "replicas", lambda experiment: there)
+    assert parts.trace().endswith(
+        "over the default +2.0 (+2.0 to +2.0, 3 pairs); minus mimetic initialization −2.0 (−2.0 to −2.0, 3 pairs)"
+    )
     monkeypatch.setattr(common, "replicas", lambda experiment: EMPTY)
-    assert parts.noise_only() == ""
+    assert parts.noise_only() == parts.trace() == ""
 
 
 def test_whether_one_rate_suits_every_arm():
@@ -769,33 +776,17 @@ def test_published_numbers_have_a_source():
     assert CENTRAL.experiment == "cifar10-lab30"
 
 
-def test_the_parts_in_a_table(monkeypatch):
+def test_the_parts_in_a_figure():
     finals = invented(0.03, seeds=(0, 1, 2, 3, 4), noise=0.0)
-    there = pd.DataFrame(
-        [
-            {"arm": arm, "seed": s, "test_accuracy": v}
-            for arm, v in (("timm", 0.5), ("mimetic", 0.54), (NOISE_ONLY, 0.52))
-            for s in range(3)
-        ]
-    )
-    monkeypatch.setattr(common, "replicas", lambda experiment: there)
-    lines = parts.taken_apart(finals).splitlines()
-    assert len(lines) == 2 + len(parts.TAKEN_APART) + 1
-    assert lines[2] == "| **mimetic initialization** | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | – | 5 |"
-    assert (
-        lines[3]
-        == "| V·proj left at its default | +3.0 (+3.0 to +3.0) | +0.0 (+0.0 to +0.0) | +0.0 (+0.0 to +0.0) | 5 |"
-    )
-    # compared with its own machine's runs, not with those of the table's other rows
-    assert (
-        lines[-1] == "| both noises, neither diagonal (on a CPU) | +2.0 (+2.0 to +2.0) | – | −2.0 (−2.0 to −2.0) | 3 |"
-    )
-    there = EMPTY
-    assert "not in yet" in parts.taken_apart(EMPTY)
-    assert (
-        parts.taken_apart(finals[finals["seed"] == 0]).splitlines()[2]
-        == "| **mimetic initialization** | +3.0 | +0.0 | – | 1 |"
-    )
+    table, points = parts.answer(finals)
+    assert len(table) == sum(len(study.comparisons) for study in parts.ANSWER) and table.index.is_unique
+    assert table.loc["all of it", "difference"] == pytest.approx(0.03)
+    assert set(table.index) == set(points["label"]) and len(points) == 5 * len(table)
+    assert parts.answer(EMPTY)[0].empty
+    said = parts.over_torch(finals)
+    nothing = "+0.0 (+0.0 to +0.0, 5 pairs)"
+    assert said == f"* one product alone, minus PyTorch's default: QK {nothing}; V·proj {nothing}"
+    assert parts.over_torch(EMPTY) == ""
 
 
 def test_chapter_7_says_what_the_records_say():
@@ -815,6 +806,7 @@ def test_chapter_7_says_what_the_records_say():
         return values
 
     whole = gain("mimetic").mean()
+    assert side(gain("mimetic-qk")) == side(gain("mimetic-vp")) == 1
     assert side(gain("mimetic-vp", "mimetic-qk")) == 1 and side(gain("mimetic")) == side(gain("mimetic", "torch")) == 1
     # nearly half, and all
     assert 0.4 < -gain("vp-beta-0", "mimetic").mean() / whole < 0.5 and side(gain("vp-alpha-0")) == 0

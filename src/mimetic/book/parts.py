@@ -1,6 +1,4 @@
-"""What chapter 7 says of all its arms together: the parts in a table, and
-what the constants' sensitivity amounts to.
-"""
+"""What chapter 7 says of its arms: the answer's figure and that of every arm, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from mimetic.book import common, machines
 from mimetic.book.vision import COMMAND, found, numbers
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes.study import Study
-from mimetic.experiments.programmes.vision import NOISE_ONLY, STUDIES, TRACE, gain, pair
+from mimetic.experiments.programmes.vision import NOISE_ONLY, PAIR, STUDIES, TRACE, gain, pair
 from mimetic.statistics import ENOUGH, contrast, difference, side, summary
 
 # What is asked on another machine, too: sentence -> name of an arm -> (reference arm, arm); against the default
@@ -58,55 +56,49 @@ ASKED: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
-# The rows of the table that opens the chapter: arm -> what it is
-TAKEN_APART = {
-    "mimetic": "**mimetic initialization**",
-    "mimetic-qk": "V·proj left at its default",
-    "mimetic-vp": "QK left at its default",
-    "vp-beta-0": "V·proj without its diagonal",
-    "qk-beta-0": "QK without its diagonal",
-    "vp-alpha-0": "V·proj without its noise (and with coordinate axes for directions)",
-    "qk-alpha-0": "QK without its noise",
-    "vp-plus": "V·proj's diagonal with the wrong sign",
-    "qk-minus": "QK's diagonal with the wrong sign",
-    "both-flipped": "both with the wrong sign",
-    "timm-rescaled": "timm's default, as large as mimetic initialization",
-    "random-directions": "mimetic initialization's singular values, random directions",
-}
-ON_A_CPU = {TRACE: "V·proj with a trace of noise, |α| 0.001", NOISE_ONLY: "both noises, neither diagonal"}
+def _study(question: str, comparisons: dict[str, tuple[str, str]]) -> Study:
+    return Study(question, question, "cifar10-lab10", tuple(dict.fromkeys(chain(*comparisons.values()))), comparisons)
+
+
+# The rows of the figure that opens the chapter, all against the default with the same positions
+ANSWER = (
+    _study(
+        "Parts of mimetic initialization",
+        {
+            "all of it": PAIR,
+            "V·proj only": ("timm", "mimetic-vp"),
+            "QK only": ("timm", "mimetic-qk"),
+            "V·proj without its diagonal": ("timm", "vp-beta-0"),
+            "V·proj without its noise": ("timm", "vp-alpha-0"),
+            "QK without its diagonal": ("timm", "qk-beta-0"),
+        },
+    ),
+    _study(
+        "A diagonal of the wrong sign",
+        {"in V·proj": ("timm", "vp-plus"), "in QK": ("timm", "qk-minus"), "in both": ("timm", "both-flipped")},
+    ),
+    _study(
+        "Only as large",
+        {"timm's default, scaled up": ("timm", "timm-rescaled"), "random directions": ("timm", "random-directions")},
+    ),
+    _study(
+        "Learned positions in place of fixed sin-cos ones",
+        {"starting small": pair("learned-avg"), "starting from sin-cos (CPU)": pair("from-sincos-avg")},
+    ),
+)
 NOT_MADE = "–"
-AGAINST = {
-    "against timm's default": "timm",
-    "against PyTorch's default": "torch",
-    "against mimetic initialization": "mimetic",
-}
 
 
-def taken_apart(finals: pd.DataFrame) -> str:
-    """What is left of mimetic initialization when a part of it is taken away, in points with 95 % intervals, as a
-    Markdown table; those that were made on a CPU only are compared with the runs of their own machine (data/replicas).
-    """
-    replicas = common.replicas("cifar10-lab10")
-    asked = [(name, arm, finals) for arm, name in TAKEN_APART.items()]
-    asked += [(f"{name} (on a CPU)", arm, replicas) for arm, name in ON_A_CPU.items()]
-    rows = []
-    for name, arm, runs in asked:
-        values = [difference(runs, arm, other) if arm != other else () for other in AGAINST.values()]
-        if any(map(len, values)):
-            rows.append((name, *map(cell, values), f"{max(map(len, values))}"))
-    if not rows:
-        return f"*The runs of this chapter are not in yet. `{COMMAND}` makes them, and this page follows.*"
-    return common.markdown(rows, ["points after ten epochs (95 % interval)", *AGAINST, "pairs"])
+def answer(finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table and the points of the chapter's first figure (figures.comparisons)."""
+    return common.stacked((study, finals) for study in ANSWER)
 
 
-# The figure's rows that no question has: one part taken away, against the default; and positions that were run on a CPU
-# only, beside the question's others
+# The last figure's rows that no question has: one part taken away, against the default; and positions that were run on
+# a CPU only, beside the question's others
 FIGURE = ("which-half", "structure", "signs", "default", "fit", "position")
-WITHOUT = Study(
-    "without",
+WITHOUT = _study(
     "Without one of the parts",
-    "cifar10-lab10",
-    ("timm", "qk-alpha-0", "qk-beta-0", "vp-alpha-0", "vp-beta-0"),
     {
         "QK without its noise": ("timm", "qk-alpha-0"),
         "QK without its diagonal": ("timm", "qk-beta-0"),
@@ -130,29 +122,50 @@ def _of_the_figure() -> list[Study]:
 
 
 def every_arm(finals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table and the points of the chapter's first figure (figures.comparisons)."""
+    """The table and the points of the figure with every arm but those of the constants (figures.comparisons)."""
     return common.stacked((study, finals) for study in _of_the_figure())
 
 
 def every_number(finals: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of both figures, as a table for the page."""
+    """The numbers of that figure and of the constants', as a table for the page."""
     table, _ = common.stacked((study, finals) for study in (*_of_the_figure(), STUDIES["constants"]))
     return numbers(table)
 
 
-def noise_only() -> str:
-    """Both noises without either diagonal against the two controls of size, all of
-    one machine (data/replicas), in a sentence; "" without runs.
-    """
+def _on_a_cpu(arm: str, against: dict[str, str]) -> str:
+    """An arm against others of its own machine (data/replicas), {what the other is: its name}; "" without runs."""
     runs = common.replicas("cifar10-lab10")
-    against = {
-        "the default at mimetic's norms": difference(runs, NOISE_ONLY, "timm-rescaled"),
-        "random directions": difference(runs, NOISE_ONLY, "random-directions"),
-    }
-    if not all(map(len, against.values())):
+    found = {words: difference(runs, arm, other) for words, other in against.items()}
+    if not all(map(len, found.values())):
         return ""
-    said = "; ".join(f"minus {name} {common.measured(values)}" for name, values in against.items())
-    return f"Both noises, neither diagonal (on a CPU): {said}."
+    return "; ".join(f"{words} {common.measured(values)}" for words, values in found.items())
+
+
+def noise_only() -> str:
+    """Both noises without either diagonal, on a CPU, in a sentence; "" without runs."""
+    against = {
+        "over the default": "timm",
+        "minus mimetic initialization": "mimetic",
+        "minus the default at mimetic's norms": "timm-rescaled",
+        "minus random directions": "random-directions",
+    }
+    said = _on_a_cpu(NOISE_ONLY, against)
+    return f"* both noises, neither diagonal (on a CPU): {said}" if said else ""
+
+
+def trace() -> str:
+    """V·proj with hardly any noise, on a CPU, in a sentence; "" without runs."""
+    said = _on_a_cpu(TRACE, {"over the default": "timm", "minus mimetic initialization": "mimetic"})
+    return f"* V·proj with a trace of noise, |α| 0.001 (on a CPU): {said}" if said else ""
+
+
+def over_torch(finals: pd.DataFrame) -> str:
+    """One product alone against PyTorch's default, in a list item; "" without runs."""
+    found = {name: difference(finals, arm, "torch") for name, arm in (("QK", "mimetic-qk"), ("V·proj", "mimetic-vp"))}
+    if not all(map(len, found.values())):
+        return ""
+    said = "; ".join(f"{name} {common.measured(values)}" for name, values in found.items())
+    return f"* one product alone, minus PyTorch's default: {said}"
 
 
 def cell(values: pd.Series | tuple) -> str:

@@ -32,6 +32,7 @@ POSITIONS = {
         "none": "none-token",
     },
 }
+NO_GAINS = "*No two gains to compare yet.*"
 ARMS = tuple(arm for embeddings in POSITIONS.values() for prefix in embeddings.values() for arm in pair(prefix))
 
 
@@ -76,14 +77,13 @@ def gains(finals: pd.DataFrame) -> str:
 
 
 def expectations(finals: pd.DataFrame) -> str:
-    """What we expected of differences between gains beside what was found, and below it the differences of which we
-    expected nothing, as two Markdown tables.
-    """
-    expected, others = _differences(finals, True), _differences(finals, False)
-    text = common.markdown(expected)
-    if len(others):
-        text += f"\n\nDifferences of which we expected nothing:\n\n{common.markdown(others)}"
-    return text.strip() or "*No two gains to compare yet.*"
+    """What we expected of differences between gains beside what was found, as a Markdown table."""
+    return common.markdown(_differences(finals, True)) or NO_GAINS
+
+
+def others(finals: pd.DataFrame) -> str:
+    """The differences of which we expected nothing, as a Markdown table."""
+    return common.markdown(_differences(finals, False)) or NO_GAINS
 
 
 def _differences(finals: pd.DataFrame, expected: bool) -> pd.DataFrame:

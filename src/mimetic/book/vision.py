@@ -64,12 +64,13 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
     return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND))
 
 
-def between(study_name: str, finals: pd.DataFrame) -> str:
-    """A study's differences between arms alone, as Markdown, for a page that shows its comparisons in a figure; and how
-    many runs are missing.
+def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
+    """A study's differences between arms alone, as Markdown, for a page that shows its comparisons in a figure; more
+    list items, and how many runs are missing.
     """
     study = STUDIES[study_name]
     lines = [common.contrast_line(name, row) for name, row in common.contrast_table(study, finals).iterrows()]
+    lines += filter(None, more)
     return "\n\n".join(filter(None, ("\n".join(lines), common.missing(study, finals, ALL_SEEDS, COMMAND))))
 
 
