@@ -81,26 +81,20 @@ def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
     if (table := compare(finals, {"central": PAIR})).empty:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
     row = table.iloc[0]
-    n, p = int(row.pairs), row.p
-    mean = f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization"
-    least = f"; {n} pairs cannot give less" if p <= smallest_p(n) * 1.001 else ""
-    tested = (
-        "exact sign-flip test: chance alone would give a mean difference at least this far from 0, on either side,"
-        f" with p = {p:.3f}{least}"
-    )
+    n = int(row.pairs)
+    interval = f"95 % interval {ACCURACY.span(row.low, row.high)}, " if n > 1 else ""
     if n < ENOUGH:
-        verdict = f"{common.plural(n, 'pair')} cannot carry a claim (the smallest possible p is {smallest_p(n):.3f})"
-    elif row.low > 0:
-        verdict = f"so at this scale, with this recipe, mimetic initialization is better than this default ({tested})"
-    elif row.high < 0:
-        verdict = f"so at this scale, with this recipe, mimetic initialization is worse than this default ({tested})"
+        verdict, tested = "Too few pairs for a claim", f"With so few the smallest possible p is {smallest_p(n):.3f}."
     else:
-        verdict = f"which chance can explain ({tested})"
-    interval = f", 95 % interval {ACCURACY.signed(row.low)} to {ACCURACY.signed(row.high)}" if n > 1 else ""
-    seeds = common.plural(n, "paired seed")
+        least = f", the least that {n} pairs can give" if row.p <= smallest_p(n) * 1.001 else ""
+        tested = f"Exact sign-flip test: p = {row.p:.3f}{least}."
+        verdict = "No difference seen"
+        if row.low > 0 or row.high < 0:
+            verdict = f"At this scale mimetic initialization is {'better' if row.low > 0 else 'worse'}"
     return (
-        f"{mean}: **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{interval},"
-        f" ahead in {row.wins:.0f} of {n}; {verdict}."
+        f"**{verdict}: {replace(ACCURACY, digits=2).signed(row.difference)} points**"
+        f" ({interval}{common.plural(n, 'paired seed')}, ahead in {row.wins:.0f} of {n}). That is {100 * row.arm:.2f} %"
+        f" against {100 * row.reference:.2f} % with timm's default. {tested}"
     )
 
 
