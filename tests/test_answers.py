@@ -196,7 +196,9 @@ def test_steps_saved_worked_example():
     assert way[0.5].tolist() == pytest.approx([1 / 24, 1 / 8])
     assert way[0.6].tolist() == pytest.approx([0, 1 / 8])
     assert (
-        "50 % by 8.3 % (" in text and "The lead in time is largest" not in text and head_start.on_the_way(EMPTY) == {}
+        "50 by 8.3 % of the run (" in text
+        and "The lead in time is largest" not in text
+        and head_start.on_the_way(EMPTY) == {}
     )
 
 
@@ -333,7 +335,13 @@ def test_twelve_layers_at_both_rates(monkeypatch):
     held = {"timm": (0.51, 0.55), "mimetic": (0.55, 0.42)}  # at half the rate, at the recipe's
     rates = pd.DataFrame(
         [
-            {"arm": f"depth12-{arm}-lr-{lr:g}", "seed": 0, "test_accuracy": v, "train_loss": 1.0}
+            {
+                "arm": f"depth12-{arm}-lr-{lr:g}",
+                "seed": 0,
+                "device.name": "a CPU",
+                "test_accuracy": v,
+                "train_loss": 1.0,
+            }
             for arm, values in held.items()
             for lr, v in zip((0.0005, 0.001), values)
         ]
@@ -356,7 +364,7 @@ def test_twelve_layers_at_both_rates(monkeypatch):
         == "| the default alone: at half the rate minus at that for six | −2.0 (−2.0 to −2.0, 5 pairs) | 0 of 5 |"
     )
     table = growth.repeated(finals)
-    assert table["here"].tolist() == [-2.0] * 5
+    assert table.iloc[:, 0].tolist() == [-2.0] * 5
     assert table.iloc[:, 1].tolist() == [-1.0, -1.0, "", "", ""]
     assert table.iloc[0, 2] == -13.0
     assert growth.held_back().splitlines()[2:] == ["| default | 51.0 % | 55.0 % |", "| mimetic | 55.0 % | 42.0 % |"]
@@ -575,7 +583,7 @@ def test_a_longer_schedule_against_a_shorter_one(monkeypatch):
     assert (
         row["high"] < 0
         and "In a longer schedule the lead is smaller: at the end of runs planned for 10 or for 30 epochs, of the same"
-        f" seeds, it is {one_machine}. ([Chapter 7]"
+        f" seeds, it is {one_machine}. The figure cannot"
         in head_start.shorter(here)
     )
     short = again = EMPTY

@@ -68,13 +68,13 @@ def test_differences_that_two_machines_made(monkeypatch):
         }
     )
     assert list(table.index) == [("The gain", "mimetic initialization"), ("A question", "the other way")]
-    assert table["here"].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"]
+    assert table[GPU].tolist() == ["+4.0 (+4.0 to +4.0)", "−4.0 (−4.0 to −4.0)"]
     assert table["pairs"].tolist() == [2, 2]
-    assert table[""].tolist() == ["undecided there"] * 2
-    assert [machines._agree(*sides) for sides in ((1, 1), (-1, 1), (0, -1), (0, 0))] == [
+    assert table[""].tolist() == [f"undecided on {CPU}"] * 2
+    assert [machines._agree(*sides, (GPU, CPU)) for sides in ((1, 1), (-1, 1), (0, -1), (0, 0))] == [
         "the same",
         "opposite",
-        "undecided here",
+        f"undecided on {GPU}",
         "undecided on both",
     ]
     there = runs(GPU)  # the same machine is no other machine

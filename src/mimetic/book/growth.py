@@ -110,7 +110,7 @@ def trends(dots: dict[str, pd.DataFrame]) -> str:
     columns = [
         "points of gain when this doubles",
         "all sizes (95 % interval)",
-        "where one size decides it",
+        "without the size at the end",
         "sizes whose gains differ, not corrected",
     ]
     return common.markdown(rows, columns)
@@ -166,9 +166,9 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
     default in points, a row a seed, a column a machine."""
     own, names = EXPERIMENTS["cifar10-rates"].lr, {arm: f"{DEEP}-{arm}" for arm in PAIR}
     sets = {
-        "here": (finals, names),
-        "again, on a CPU": (common.replicas("cifar10-lab10"), names),
-        "a third run, on a CPU, judged on held-back training images": (
+        "first": (finals, names),
+        "again": (common.replicas("cifar10-lab10"), names),
+        "a third time, judged on held-back training images": (
             load_runs("cifar10-rates"),
             {arm: f"{name}-lr-{own:g}" for arm, name in names.items()},
         ),
@@ -176,7 +176,8 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
     columns = {}
     for where, (runs, arms) in sets.items():
         if len(gain := difference(runs, arms["mimetic"], arms["timm"])):
-            columns[where] = (100 * gain).round(1)
+            on = ", ".join(sorted(set(runs.loc[runs["arm"].isin(arms.values()), "device.name"])))
+            columns[f"{where}, on {on}"] = (100 * gain).round(1)
     return common.blank(pd.DataFrame(columns)) if columns else pd.DataFrame()
 
 

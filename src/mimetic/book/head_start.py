@@ -82,8 +82,8 @@ def on_the_way_sentence(marks: dict[float, pd.Series]) -> str:
         low, high = mean_interval(earlier)
         unseen = ": not visibly" if low < 0 < high else ""
         span = f" ({common.IN_PERCENT.span(low, high)}{unseen})" if len(earlier) > 1 else ""
-        said.append(f"{common.percent(mark)} by {100 * earlier.mean():.1f} %{span}")
-    return common.minus(f"earlier by less of the run: {', '.join(said)}") if said else ""
+        said.append(f"{100 * mark:.0f} by {100 * earlier.mean():.1f} % of the run{span}")
+    return common.minus(f"earlier by less: {', '.join(said)}") if said else ""
 
 
 def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mimetic") -> pd.DataFrame:
@@ -167,10 +167,8 @@ def shorter(finals: pd.DataFrame) -> str:
     text, row = said[-1]
     word = "smaller" if row["high"] < 0 else "larger" if row["low"] > 0 else "not visibly another"
     long, short = EXPERIMENTS[CENTRAL.experiment].epochs, EXPERIMENTS[SHORT].epochs
-    other = " ([Chapter 7](07_why.ipynb)'s lead is that of another machine's runs.)" if said[0][0] != text else ""
     return (
         f"In a longer schedule the lead is {word}: at the end of runs planned for {short} or for {long} epochs, of the"
-        f" same seeds, it is {text}.{other} (This cannot be read off the figure: at its epoch {short} the learning rate"
-        f" is still high, in a run of {short} epochs it has fallen to 0 there.) What a hundred epochs would leave is"
-        " open."
+        f" same seeds, it is {text}. The figure cannot show this: at its epoch {short} the learning rate is still high."
+        " What a hundred epochs would leave is open."
     )

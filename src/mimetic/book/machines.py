@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
@@ -108,6 +108,7 @@ def asked_again(asked: Mapping[str, Mapping[str, tuple[str, str]]]) -> pd.DataFr
     if here.empty or there.empty:
         return pd.DataFrame()
     there = there[~there["device.name"].isin(here.loc[here["arm"] == "timm", "device.name"])]
+    on = [", ".join(sorted(set(runs["device.name"][runs["arm"].isin(PAIR)]))) for runs in (here, there)]
     rows = {}
     for question, answers in {"The gain": {"mimetic initialization": PAIR}, **asked}.items():
         for name, (reference, arm) in answers.items():
@@ -115,18 +116,18 @@ def asked_again(asked: Mapping[str, Mapping[str, tuple[str, str]]]) -> pd.DataFr
             seeds = values[0].index.intersection(values[1].index)
             if len(seeds) >= 2:
                 first, again = (v.loc[seeds] for v in values)
-                rows[question, name] = {
-                    "here": with_interval(first), "on the other machine": with_interval(again), "pairs": len(seeds),
-                    "": _agree(side(first), side(again)),
-                }  # fmt: skip
+                found = dict(zip(on, map(with_interval, (first, again))))
+                rows[question, name] = found | {"pairs": len(seeds), "": _agree(side(first), side(again), on)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _agree(here: int, there: int) -> str:
-    """Whether two intervals leave out 0 on the same side (statistics.side of each)."""
+def _agree(here: int, there: int, on: Sequence[str]) -> str:
+    """Whether two intervals leave out 0 on the same side (statistics.side of each); on: the two machines."""
     if here and there:
         return "the same" if here == there else "opposite"
-    return "undecided there" if here else "undecided here" if there else "undecided on both"
+    if here or there:
+        return f"undecided on {on[1] if here else on[0]}"
+    return "undecided on both"
 
 
 def text_replicas_sentence(experiment: str) -> str:
