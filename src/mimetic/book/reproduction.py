@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
 
 from mimetic.book import common, recommenders
-from mimetic.book.claims import ASKED, MEANING, OURS
+from mimetic.book.claims import ASKED, MEANING, OURS, PAPER
+from mimetic.book.claims.verdicts import DETAILS, MARKS
 from mimetic.book.growth import better_rates
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.language import SINCOS_CHOSEN, rated
@@ -33,14 +35,48 @@ from mimetic.statistics import summary as summary_of
 from mimetic.training.records import load_runs
 
 
+def answer(table: pd.DataFrame) -> str:
+    """How many of the paper's claims have which verdict, as a sentence."""
+    papers = table[table["whose"] == PAPER]
+    if papers.empty:
+        return "**Answer.** The paper claims nothing about this part; our own questions are below."
+    return (
+        f"**Answer.** **At laboratory scale, of the paper's {common.plural(len(papers), 'claim')} {_counts(papers)}.**"
+    )
+
+
+def scorecard(table: pd.DataFrame) -> str:
+    """The paper's claims, what holds first, with what that rests on, as a Markdown table; "" without any."""
+    papers = table[table["whose"] == PAPER].sort_values(
+        "verdict", key=lambda of: of.map(list(MEANING).index), kind="stable"
+    )
+    papers = papers.assign(verdict=_linked(papers), found=[text.partition(DETAILS)[0] for text in papers["found"]])
+    names = {"claim": "the paper says", "verdict": "here", "found": "found (95 % interval)"}
+    return common.markdown(papers[list(names)].rename(columns=names))
+
+
+def details(table: pd.DataFrame) -> str:
+    """What scorecard leaves out: what qualifies the paper's claims, a list."""
+    papers = table[(table["whose"] == PAPER) & table["found"].str.contains(DETAILS, regex=False)]
+    return "\n".join(
+        f"* *{claim}.* {found.partition(DETAILS)[2].replace(DETAILS, ' ')}"
+        for claim, found in zip(papers["claim"], papers["found"])
+    )
+
+
 def claims_table(table: pd.DataFrame) -> str:
-    """claims() as a Markdown table under the names of the parts, each verdict a link to its chapter."""
+    """claims() as a Markdown table, each verdict a link to its chapter: with whose each is or, if they are all of one,
+    under the names of the parts."""
+    if table.empty:
+        return "*There is none in this part.*"
+    several = table["whose"].nunique() > 1
     table = table.assign(verdict=_linked(table)).rename(columns={"found": "found (95 % interval)"})
-    table = table[["part", "claim", "verdict", "found (95 % interval)", "whose"]]  # on a telephone the first two show
+    names = ["claim", "verdict", "found (95 % interval)", *(["whose"] if several else [])]
+    if several:
+        return common.markdown(table[names])
     rows = []
     for part, claims_of_it in table.groupby("part", sort=False):
-        claims_of_it = claims_of_it.drop(columns="part")
-        rows += [pd.DataFrame([[f"**{part}**", "", "", ""]], columns=claims_of_it.columns), claims_of_it]
+        rows += [pd.DataFrame([[f"**{part}**", "", ""]], columns=names), claims_of_it[names]]
     return common.markdown(pd.concat(rows))
 
 
@@ -50,7 +86,7 @@ def short_table(table: pd.DataFrame) -> str:
 
 
 def _linked(table: pd.DataFrame) -> list[str]:
-    return [f"[{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
+    return [f"{MARKS[verdict]} [{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
 def _of_items(data: str, title: str) -> tuple[tuple[str, ...], ...]:
@@ -173,7 +209,9 @@ def _counts(table: pd.DataFrame) -> str:
 
 def meaning() -> str:
     """What the verdicts mean, as a Markdown table."""
-    return common.markdown([(verdict, means) for verdict, (means, _, _) in MEANING.items()], ["verdict", "means"])
+    return common.markdown(
+        [(f"{MARKS[verdict]} {verdict}", means) for verdict, (means, _, _) in MEANING.items()], ["verdict", "means"]
+    )
 
 
 # --- the figure ------------------------------------------------------------------------------------------------------
@@ -189,64 +227,91 @@ def _rows(
     )
 
 
-SIGNS_AND_SIZES = {
-    "vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE,
-    "the default at mimetic's norms": programme.RESCALED, "same singular values, random directions": programme.RANDOM,
-}  # fmt: skip
-TEXT_SIGNS = {"vision's signs": "vision", "a language model's signs": "language"}
-SHOWN = (  # every one against the default of its model
-    (
-        _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"mimetic": "mimetic"}),
+def _text(experiment: str, title: str, arms: Mapping[str, str]) -> Study:
+    return _rows(experiment, title, "gpt2", arms)
+
+
+def _items(data: str, title: str) -> tuple[Study, ...]:
+    """The rows of a data set of items; title: of the group."""
+    usual = (programme.DEFAULT, programme.VISION)
+    return (
         _rows(
-            "cifar10-lab10",
-            "CIFAR-10, 10 epochs",
-            "timm",
+            data,
+            title,
+            programme.DEFAULT,
+            {"vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE},
+            {"vision's signs, over a default with weights as large": (programme.RESCALED, programme.VISION)},
+        ),
+        _rows(f"{data}-rate", title, "", {}, {"vision's signs, both arms at three times the rate": usual}),
+        _rows(
+            f"{data}-sincos",
+            title,
+            programme.DEFAULT,
             {
-                "mimetic": "mimetic",
-                "QK only": "mimetic-qk",
-                "V·proj only": "mimetic-vp",
-                "the default at mimetic's norms": "timm-rescaled",
-                "same singular values, random directions": "random-directions",
-                "both signs flipped": "both-flipped",
-            },
-            {
-                "mimetic, learned positions": pair("learned-avg"),
-                "mimetic, learned positions from sin-cos": pair("from-sincos-avg"),
-                "mimetic, no positions": pair("none-avg"),
-                "mimetic, twelve layers": pair("depth12"),
-                "mimetic, twelve layers, half the rate": pair("depth12-half"),
+                "fixed positions, vision's signs": programme.VISION,
+                "fixed positions, opposite signs": programme.OPPOSITE,
             },
         ),
-    ),
-    (
-        _rows("tinyshakespeare", "tiny Shakespeare, learned positions", "gpt2", TEXT_SIGNS),
-        _rows("tinyshakespeare-sincos", "tiny Shakespeare, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
-    ),
-    (
-        _rows("wikitext2", "WikiText-2, learned positions", "gpt2", TEXT_SIGNS),
-        _rows("wikitext2-sincos", "WikiText-2, fixed sin-cos positions", "gpt2", TEXT_SIGNS),
-    ),
-    (
-        *(_rows(data, title, programme.DEFAULT, SIGNS_AND_SIZES) for data, title in recommenders.TITLES.items()),
-        _rows(
-            "ml100k",
-            "the causal sibling on MovieLens-100K",
-            f"{programme.SIBLING_PREFIX}{programme.DEFAULT}",
-            {words: f"{programme.SIBLING_PREFIX}{arm}" for words, arm in SIGNS_AND_SIZES.items()},
+    )
+
+
+TINY, WIKI = "tiny Shakespeare, vision's signs", "WikiText-2, vision's signs"
+# Three figures, of panels, of rows: every one against the default of its model, unless it names another
+SHOWN = {
+    "vision": (
+        (
+            _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"sin-cos positions": "mimetic"}),
+            _rows(
+                "cifar10-lab10",
+                "CIFAR-10, 10 epochs",
+                "timm",
+                {"sin-cos positions": "mimetic"},
+                {
+                    "over a default with weights as large": ("timm-rescaled", "mimetic"),
+                    "over PyTorch's default": ("torch", "mimetic"),
+                    "both signs flipped": ("timm", "both-flipped"),
+                    "learned positions that start from sin-cos": pair("from-sincos-avg"),
+                    "learned positions that start small": pair("learned-avg"),
+                    "twelve layers": pair("depth12"),
+                    "twelve layers, half the learning rate": pair("depth12-half"),
+                },
+            ),
         ),
     ),
-)
+    "language": (
+        (
+            _text("tinyshakespeare-sincos", TINY, {"fixed sin-cos positions": "vision"}),
+            _text("tinyshakespeare-from-sincos", TINY, {"learned positions that start from sin-cos": "vision"}),
+            _text("tinyshakespeare-rotary", TINY, {"rotary positions": "vision"}),
+            _text("tinyshakespeare", TINY, {"learned positions that start small": "vision"}),
+            _text("tinyshakespeare-long", TINY, {"the same after 6,000 steps": "vision"}),
+            _text(
+                "tinyshakespeare", "tiny Shakespeare, both signs +", {"learned positions that start small": "language"}
+            ),
+        ),
+        (
+            _text("wikitext2-sincos", WIKI, {"fixed sin-cos positions": "vision"}),
+            _text("wikitext2", WIKI, {"learned positions that start small": "vision"}),
+            _text("wikitext2", "WikiText-2, both signs +", {"learned positions that start small": "language"}),
+        ),
+    ),
+    "recommenders": (
+        (
+            *_items("ml100k", recommenders.TITLES["ml100k"]),
+            _rows("ml100k", recommenders.TITLES["ml100k"], "", {}, {"next item, causal, vision's signs": SIBLING}),
+            *_items("beauty", recommenders.TITLES["beauty"]),
+        ),
+    ),
+}
 
 
 draw = partial(common.draw, command="python -m mimetic queue lab")
 
 
-def shown() -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
-    """For figures.families: a metric, and the table and points of the comparisons that
-    are judged by it, of those that have runs.
-    """
+def shown(kind: str) -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
+    """For figures.families: of a kind of model (SHOWN) the panels that have runs, each a metric, a table and points."""
     found = []
-    for studies in SHOWN:
+    for studies in SHOWN[kind]:
         metric = family(EXPERIMENTS[studies[0].experiment]).METRIC
         table, points = common.stacked(((study, load_runs(study.experiment)) for study in studies), metric)
         if len(table):

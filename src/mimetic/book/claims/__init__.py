@@ -7,9 +7,9 @@ from __future__ import annotations
 import pandas as pd
 
 from mimetic.book.claims import language, pattern, recommenders, vision
-from mimetic.book.claims.verdicts import ASKED, MEANING, OURS, Claim
+from mimetic.book.claims.verdicts import ASKED, MEANING, OURS, PAPER, Claim
 
-__all__ = ["ASKED", "CLAIMS", "MEANING", "OURS", "PARTS", "claims"]
+__all__ = ["ASKED", "CLAIMS", "MEANING", "OURS", "PAPER", "PARTS", "claims"]
 
 CLAIMS = tuple(
     Claim(part, says, whose, page, judge)

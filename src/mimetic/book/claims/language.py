@@ -8,6 +8,7 @@ import pandas as pd
 
 from mimetic.book import positions, share
 from mimetic.book.claims.verdicts import (
+    DETAILS,
     GUESS,
     HOLDS,
     NOT,
@@ -33,6 +34,7 @@ from mimetic.training.records import load_runs
 
 TEXT = "Language"
 CORPORA = (programme.CENTRAL, programme.WIKITEXT2)
+COMPARED = "The ViT has sin-cos positions, the GPTs learned ones."
 FIXED = (programme.POSITIONS, programme.POSITIONS_WIKITEXT2)
 STARTED = (programme.FROM_SINCOS, programme.FROM_SINCOS_WIKITEXT2)
 
@@ -51,8 +53,8 @@ def _language_gains_less() -> Judgement:
     if not set(planned) <= set(rows):
         return OPEN, "no pair yet"
     vision, *texts = (rows[name] for name in planned)
-    _, *names = planned
-    said = [f"{name} {_relative(row)}" for name, row in zip(names, texts)]
+    names = {study.experiment: _text(study) for study in (*CORPORA, *FIXED)}
+    said = [f"{names[row['experiment']]} {_relative(row)}" for row in texts]
     found = "; ".join((f"relative gain on CIFAR-10 {_relative(vision)}", *said))
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
         return OPEN, found
@@ -60,25 +62,26 @@ def _language_gains_less() -> Judgement:
     losses = sum(row["high"] <= 0 for row in texts)
     if vision["low"] <= 0 or not losses:
         return UNDECIDED, found
-    verdict, found = HOLDS if losses == len(texts) else PART, found + " (below 0 is not a smaller gain, but a loss)"
+    verdict, found = HOLDS if losses == len(texts) else PART, f"{found} (below 0: a loss){DETAILS}{COMPARED}"
     fixed = ours[ours["experiment"].isin([study.experiment for study in FIXED])]
-    said = [
-        f"{EXPERIMENTS[row['experiment']].dataset} {_relative(row)}"
-        for _, row in fixed.iterrows()
-        if row["pairs"] >= ENOUGH
-    ]
-    found += f"; GPTs with fixed sin-cos positions, as the ViT has them: {'; '.join(said)}" if said else ""
+    said = [f"{names[row['experiment']]} {_relative(row)}" for _, row in fixed.iterrows() if row["pairs"] >= ENOUGH]
+    found += f"{DETAILS}GPTs with fixed sin-cos ones: {'; '.join(said)}." if said else ""
     finals = load_runs("cifar10-lab10")
     same = contrast(finals, gain("learned-avg"))
     if len(same) >= len(ALL_SEEDS):  # the GPTs' positions are learned, the ViT's that gains are not
         same = same / finals[finals["arm"] == pair("learned-avg")[0]].set_index("seed")["test_accuracy"]
         changed = judged(same, IN_PERCENT, len(ALL_SEEDS), unit="%")[1]
-        found += f"; CIFAR-10 with learned positions, which the GPTs have (10 epochs): {changed}"
+        found += f"{DETAILS}CIFAR-10 with learned ones (10 epochs): {changed}"
         if side(same) <= 0:
-            return PART, f"{found}: with those no gain is seen in vision, either"
+            return PART, f"{found}: with those no gain is seen in vision, either."
     if (fixed["low"] > 0).any():
         return PART, found
     return verdict, found
+
+
+def _text(study: Study) -> str:
+    """The text of a study, which its question begins with."""
+    return study.question.partition(",")[0]
 
 
 def _seeds(study: Study) -> int:
@@ -93,9 +96,9 @@ def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgemen
 
 def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     """Whether an arm gains on both texts, and what it does in longer runs."""
-    verdict, found = joined({study.question: _gpt(study, arm) for study in studies})
+    verdict, found = joined({_text(study): _gpt(study, arm) for study in studies})
     steps = EXPERIMENTS[longer.experiment].epochs * EXPERIMENTS[longer.experiment].steps_per_epoch
-    return verdict, f"{found}. After {steps:,} steps, {studies[0].question}: {_gpt(longer, arm)[1]}"
+    return verdict, f"{found}{DETAILS}After {steps:,} steps, {_text(studies[0])}: {_gpt(longer, arm)[1]}."
 
 
 HALVES = {"V·proj alone": "vp-minus", "QK alone": "qk"}
@@ -109,8 +112,7 @@ def _over(study: Study, references: Mapping[str, str]) -> Judgement:
 def _gains_less(study: Study, changed: str) -> Judgement:
     """Whether vision's signs gain less with positions that were changed in this way."""
     verdict, found = judged(positions.changes("vision", study, FIXED[0]), BITS, _seeds(study), expected=-1)
-    against_default = f"{changed[:1].upper()}{changed[1:]} against the default: {_gpt(study)[1]}"
-    return verdict, f"{changed} minus their own: {found}. {against_default}"
+    return verdict, f"{found} ({changed} minus their own){DETAILS}Against the default: {_gpt(study)[1]}."
 
 
 def _started() -> Judgement:
@@ -119,14 +121,14 @@ def _started() -> Judgement:
     parts = {}
     for study in STARTED:
         for label, (reference, arm) in comparisons_of(study).items():
-            parts[f"{study.question}{label.removeprefix('vision signs')}"] = _gpt(study, arm, reference)
+            parts[f"{_text(study)}{label.removeprefix('vision signs')}"] = _gpt(study, arm, reference)
     return joined(parts)
 
 
 def _beyond_learned() -> Judgement:
     return joined(
         {
-            own.question: judged(positions.over_own_start("vision", fixed), BITS, _seeds(fixed))
+            _text(own): judged(positions.over_own_start("vision", fixed), BITS, _seeds(fixed))
             for fixed, own in zip(FIXED, CORPORA)
         }
     )
@@ -147,59 +149,49 @@ def _share_guess() -> Judgement:
 
 CLAIMS = {
     (TEXT, PAPER, "10b_positions"): {
-        "Language models gain less than vision models"
-        " (here: GPTs with learned positions, a ViT with sin-cos ones)": _language_gains_less,
+        "Language models gain less than vision models": _language_gains_less,
     },
     (TEXT, PAPER, "10_gpt"): {
-        "A GPT gains too, though less"
-        " (here: vision's constants, learned positions, two texts, 1,200 steps; the paper: WikiText-103)": lambda: (
-            _texts("vision", CORPORA, programme.LONG)
-        ),
+        "A GPT gains, too (here: learned positions, 1,200 steps)": lambda: _texts("vision", CORPORA, programme.LONG),
     },
     (TEXT, OURS, "10_gpt"): {
-        "With QK + and V·proj + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)": lambda: _texts(
+        "With both signs + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)": lambda: _texts(
             "language", CORPORA, programme.LONG
         ),
     },
     (TEXT, OURS, "10b_positions"): {
-        "With fixed sin-cos positions in place of learned ones a GPT gains by vision's signs (1,200 steps)": lambda: (
-            _texts("vision", FIXED, programme.POSITIONS_LONG)
+        "With fixed sin-cos positions a GPT gains with vision's signs (1,200 steps)": lambda: _texts(
+            "vision", FIXED, programme.POSITIONS_LONG
         ),
-        "With learned positions that start from sines and cosines it gains by them, too (1,200 steps)": _started,
+        "With learned positions that start from sin-cos it gains, too (1,200 steps)": _started,
         "With fixed positions it gains more than from the size of the weights or their singular values"
         " (tiny Shakespeare)": lambda: _over(FIXED[0], programme.SIZES),
-        "With fixed positions each half of vision's signs gains by itself (tiny Shakespeare)": lambda: joined(
+        "With fixed positions either half gains by itself (this row and those below: tiny Shakespeare)": lambda: joined(
             {name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}
         ),
-        "With fixed positions both halves together gain more than either alone (tiny Shakespeare)": lambda: _over(
-            FIXED[0], HALVES
+        "With fixed positions both halves together gain more than either alone": lambda: _over(FIXED[0], HALVES),
+        "A GPT gains less with fixed positions in a random order (so it matters that neighbours are alike)": lambda: (
+            _gains_less(programme.SHUFFLED, "in a random order")
         ),
-        "It is partly because neighbours have positions that are alike:"
-        " with the same positions in a random order it gains less, or loses": lambda: _gains_less(
-            programme.SHUFFLED, "in a random order"
+        "In a random order it gains more than from the size of the weights or their singular values": lambda: _over(
+            programme.SHUFFLED, programme.SIZES
         ),
-        "With the same positions in a random order it gains more than from the size of the weights or their singular"
-        " values": lambda: _over(programme.SHUFFLED, programme.SIZES),
-        "It is what all fixed positions have in common: without their mean it gains less, or loses": lambda: (
-            _gains_less(programme.CENTRED, "without their mean")
+        "A GPT gains less with fixed positions without their mean (so what they share matters)": lambda: _gains_less(
+            programme.CENTRED, "without their mean"
         ),
-        "It is the size of what enters the first block:"
-        " with learned positions it gains, too, if tokens and positions are multiplied by √d": lambda: _gpt(
+        "With learned positions it gains if tokens and positions are multiplied by √d (so size matters)": lambda: _gpt(
             programme.SCALED
         ),
-        "It is that fixed positions are not learned:"
-        " with learned ones that start from sines and cosines it gains less, or loses": lambda: _gains_less(
+        "A GPT gains less with learned positions that start from sin-cos (so fixedness matters)": lambda: _gains_less(
             programme.FROM_SINCOS, "learned from there"
         ),
-        "It takes more than large positions:"
-        " with learned ones that start from noise as large it gains less, or loses": lambda: _gains_less(
-            programme.FROM_NOISE, "starting from noise"
+        "A GPT gains less with learned positions that start from noise as large (so size is not all)": lambda: (
+            _gains_less(programme.FROM_NOISE, "starting from noise")
         ),
-        "With rotary positions a GPT gains by vision's signs (1,200 steps, tiny Shakespeare)": lambda: _gpt(
-            programme.ROTARY
+        "With rotary positions a GPT gains with vision's signs (1,200 steps)": lambda: _gpt(programme.ROTARY),
+        "With fixed positions and vision's signs it beats GPT-2's own start with learned ones (both texts)": (
+            _beyond_learned
         ),
-        "With fixed positions and vision's signs it predicts better"
-        " than from GPT-2's own start with learned positions": _beyond_learned,
     },
     (TEXT, GUESS, "11_share"): {"The gain follows attention's share of the parameters": _share_guess},
 }

@@ -7,7 +7,7 @@ import pandas as pd
 from mimetic.audit import CHANCE, CLEAR, EXPLAINED
 from mimetic.audit.report import beyond_chance, sign, sign_words
 from mimetic.book import pattern
-from mimetic.book.claims.verdicts import OURS, PAPER, REVIEW, Judgement, counted
+from mimetic.book.claims.verdicts import DETAILS, OURS, PAPER, REVIEW, Judgement, counted
 from mimetic.book.common import percent
 from mimetic.book.construction import constants_table
 from mimetic.measure import LAYER_HEAD
@@ -47,14 +47,14 @@ def _trained_text() -> Judgement:
     found = "; ".join(
         f"{row.Index}: beyond chance, on whichever side, QK in {percent(row.qk_any)} of heads"
         f" (median size {row.qk_size:.1f} sd), V·proj in {round(row.vp_any * row.layers)} of {row.layers} layers"
-        f" ({row.vp_size:.1f});"
-        f" along I {along.loc[row.Index, 'QK: mean']:g} and {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
+        f" ({row.vp_size:.1f}), along I {along.loc[row.Index, 'QK: mean']:g} and"
+        f" {along.loc[row.Index, 'V·proj: mean']:g} % of the energy"
         for row in sides.itertuples()
     )
     multiples = along[["QK: mean", "V·proj: mean"]].to_numpy().ravel() >= 100 * EXPLAINED
-    found += f": {multiples.sum()} of {len(multiples)} are multiples of I by our mark of {percent(EXPLAINED)}"
+    found += f"{DETAILS}{multiples.sum()} of {len(multiples)} are multiples of I by our mark of {percent(EXPLAINED)}."
     if not any("GPT-2" in name for name in sides.index):
-        found += " (GPT-2 itself could not be fetched)"
+        found += " GPT-2 itself could not be fetched."
     return counted([*(sides["qk_any"] > CLEAR), *(sides["vp_any"] > CLEAR), *multiples]), found
 
 
@@ -62,7 +62,7 @@ def _construction() -> Judgement:
     table = constants_table()
     full, kept = (table.loc[name] for name in ("QK target 0.7 Z + 0.7 I", "QK after truncation to rank 64"))
     found = (
-        f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (d 192, heads of 64),"
+        f"the mean diagonal of QK falls from {full['diag_mean']:.2f} to {kept['diag_mean']:.2f} (width 192, heads 64),"
         f" {kept['z']:.1f} off-diagonal sd"
     )
     return counted([kept["sigmas"] > CHANCE]), found
@@ -73,7 +73,7 @@ CLAIMS = {
         r"In trained vision transformers $W_QW_K^\top$ leans to +I and $W_VW_{proj}$ to −I": _trained_vision,
     },
     (PATTERN, REVIEW, "02_looking_inside"): {
-        "Products of GPT-type models are semi-diagonal (noise and a multiple of I), too": _trained_text,
+        "Products of GPT-type models are noise and a multiple of I, too": _trained_text,
     },
     (PATTERN, OURS, "03_construction"): {
         "αZ + βI, cut to the rank that a head has, is still semi-diagonal": _construction,

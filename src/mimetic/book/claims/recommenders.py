@@ -7,6 +7,7 @@ from mimetic.audit.report import sign, sign_words
 from mimetic.book import first_question, questions, recommenders
 from mimetic.book.claims.verdicts import (
     ASKED,
+    DETAILS,
     OPEN,
     OURS,
     Judgement,
@@ -23,19 +24,20 @@ from mimetic.statistics import crossed_interval, difference
 from mimetic.training.records import load_runs
 
 ITEMS = "Recommenders"
+NAMES = {"ml100k": "MovieLens", "beauty": "Beauty"}
 
 
 def _worth_imitating() -> Judgement:
     parts = {}
-    for data, title in recommenders.TITLES.items():
+    for data, title in NAMES.items():
         products = first_question.trained(data)
         seeds, planned = products["seed"].nunique(), len(programme.SEEDS[data])
         found = "no run yet"
         if seeds:
             whole = (sign(products.loc[products["product"] == product, "sigmas"]) for product in ("qk", "vp"))
             of = f" of {planned}" if seeds < planned else ""
-            found = f"{first_question.signs_in_words(products)} ({seeds}{of} seeds); over all layers, as `audit` asks,"
-            found += f" {sign_words(*whole)}"
+            found = f"{first_question.signs_in_words(products)} ({seeds}{of} seeds; over all layers, as `audit` asks,"
+            found += f" {sign_words(*whole)})"
         verdict = counted(first_question.layer_signs(products)["sign"] != "none") if seeds >= planned else OPEN
         parts[title] = verdict, found
     return joined(parts)
@@ -44,13 +46,16 @@ def _worth_imitating() -> Judgement:
 def _imitable() -> Judgement:
     ours = questions.explained_table()
     parts = {}
-    for data, title in recommenders.TITLES.items():
+    for data, title in NAMES.items():
         part = ours[ours["model"] == questions.MODEL_NAMES[data]]
         carried = [f"{percent(row['explained'], 2)} of {SHORT[row['product']]}" for _, row in part.iterrows()]
         found = f"the identity carries {' and '.join(carried)}" if carried else "no run yet"
         parts[title] = counted(part["explained"] >= EXPLAINED), found
     verdict, found = joined(parts)
-    return verdict, f"{found} (of the energy; our mark is {percent(EXPLAINED)}).{questions.beside(ours)}"
+    return (
+        verdict,
+        f"{found} (of the energy; our mark is {percent(EXPLAINED)}){DETAILS}{questions.beside(ours).strip()}",
+    )
 
 
 def _meaningful_share() -> Judgement:
@@ -68,8 +73,8 @@ def _fixed_vision() -> Judgement:
     crossed = difference(own, programme.VISION, programme.DEFAULT, metric.column, there)
     if verdict != OPEN and len(both) > 1:
         found += (
-            f". MovieLens, both arms at three times the rate: {measured(both, metric)};"
-            f" vision's signs as they are against the default at that rate: {measured(crossed, metric)}"
+            f"{DETAILS}MovieLens, both arms at three times the rate: {measured(both, metric)}."
+            f"{DETAILS}Against the default at that rate: {measured(crossed, metric)}."
         )
     return verdict, found
 
@@ -78,20 +83,14 @@ def _fixed_items(arm: str, reference: str = programme.DEFAULT, expected: int = 1
     """Whether an arm is ahead (or, expected=-1, behind) on both data sets with fixed positions."""
     pairs = len(programme.FIXED_SEEDS)
     return joined(
-        {
-            title: against(f"{data}-sincos", arm, reference, pairs, expected=expected)
-            for data, title in recommenders.TITLES.items()
-        }
+        {title: against(f"{data}-sincos", arm, reference, pairs, expected=expected) for data, title in NAMES.items()}
     )
 
 
 def _recommenders(arm: str, reference: str = programme.DEFAULT, suffix: str = "") -> Judgement:
     """Whether an arm is ahead on both data sets; suffix: of the experiments, after the data set's name."""
     return joined(
-        {
-            title: against(f"{data}{suffix}", arm, reference, len(programme.SEEDS[data]))
-            for data, title in recommenders.TITLES.items()
-        }
+        {title: against(f"{data}{suffix}", arm, reference, len(programme.SEEDS[data])) for data, title in NAMES.items()}
     )
 
 
@@ -99,7 +98,7 @@ def _vision_signs() -> Judgement:
     verdict, found = _recommenders(programme.VISION)
     _, there = _recommenders(programme.VISION, suffix="-rate")
     crossed, own = {}, []
-    for data, title in recommenders.TITLES.items():
+    for data, title in NAMES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
         values = difference(runs, programme.VISION, programme.DEFAULT, metric.column, other)
         crossed[title] = judged(values, metric, len(programme.SEEDS[data]))
@@ -107,8 +106,8 @@ def _vision_signs() -> Judgement:
         own += [metric.signed(changed.mean())] if len(changed) else []
     itself = f" (which changes the default itself by {' and '.join(own)})" if own else ""
     found = (
-        f"{found}. Both arms at three times the rate: {there}."
-        f" Vision's signs as they are against the default at three times the rate{itself}: {joined(crossed)[1]}"
+        f"{found}{DETAILS}Both arms at three times the rate: {there}."
+        f"{DETAILS}Against the default at that rate{itself}: {joined(crossed)[1]}."
     )
     return verdict, found
 
@@ -121,7 +120,7 @@ def _sibling(reference: str, arm: str = programme.OPPOSITE, expected: int = 1) -
     found += f", over seeds and users {recommenders.interval(*crossed_interval(users))}" if len(users) > 1 else ""
     prefix = programme.LONG_SIBLING_PREFIX
     later = against("ml100k", prefix + arm, prefix + reference, len(programme.FIRST_SEEDS))[1]
-    return verdict, f"{found}. After {EXPERIMENTS['ml100k'].epochs} epochs: {later}"
+    return verdict, f"{found}{DETAILS}After {EXPERIMENTS['ml100k'].epochs} epochs: {later}."
 
 
 CONTROLS = {
@@ -145,7 +144,7 @@ def _item_structure() -> Judgement:
     return joined(
         {
             f"{title}, {name}": against(data, programme.VISION, control, len(programme.SEEDS[data]))
-            for data, title in recommenders.TITLES.items()
+            for data, title in NAMES.items()
             for name, control in CONTROLS.items()
         }
     )
@@ -155,7 +154,7 @@ CLAIMS = {
     (ITEMS, ASKED, "12_recommenders"): {
         "A trained BERT4Rec has layers worth imitating": _worth_imitating,
         "An initialization can imitate these layers": _imitable,
-        "These layers are a meaningful share of its parameters, a tenth or more": _meaningful_share,
+        "These layers are a meaningful share of its parameters": _meaningful_share,
     },
     (ITEMS, OURS, "12_recommenders"): {
         "BERT4Rec gains with vision's signs"
@@ -167,14 +166,13 @@ CLAIMS = {
         ),
     },
     (ITEMS, OURS, "12b_qualified"): {
-        "With fixed sin-cos positions it gains with vision's signs": _fixed_vision,
-        "With fixed positions it gains more with them"
-        " than from the size of the weights or their singular values": lambda: joined(
+        "With fixed sin-cos positions BERT4Rec gains with vision's signs": _fixed_vision,
+        "With fixed positions it gains more than from the size of the weights or their singular values": lambda: joined(
             {name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}
         ),
         "With fixed positions and the opposite signs it loses": lambda: _fixed_items(programme.OPPOSITE, expected=-1),
-        "A causal next-item BERT4Rec (MovieLens-100K, 20 epochs) gains with the signs that its training finds,"
-        " QK − (in layer 1) and V·proj +": lambda: _sibling(programme.DEFAULT),
+        "A causal next-item BERT4Rec (MovieLens, 20 epochs) gains with the opposite signs, which its training finds"
+        " (QK − in layer 1, V·proj +)": lambda: _sibling(programme.DEFAULT),
         "With vision's signs that sibling loses": lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
         "The sibling gains more than from the size of the weights or their singular values": _sibling_structure,
         "The sibling gains more with the opposite signs than with vision's": lambda: _sibling(programme.VISION),

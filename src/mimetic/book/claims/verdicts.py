@@ -18,36 +18,38 @@ from mimetic.training.records import load_runs
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
 MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
     HOLDS: (
-        "all planned pairs are in, and the 95 % interval of their mean lies on the side that the claim says",
+        "all planned pairs are in, and the 95 % interval of their mean lies on the claimed side",
         "holds here",
         "hold here",
     ),
     PART: (
         (
-            "of a claim with several parts some hold, and the row says what the others do; or there is a gain that may"
-            " be smaller than claimed"
+            "of several parts some hold, and the row says what the others do; or there is a gain that may be smaller"
+            " than claimed"
         ),
         "holds in part",
         "hold in part",
     ),
     NOT: (
         (
-            "all planned pairs are in, and the interval lies wholly on the other side; of a claim with several parts,"
-            " that of at least one does, and no part holds"
+            "all planned pairs are in, and the interval lies wholly on the other side; of several parts at least one"
+            " does not hold, and none holds"
         ),
         "does not hold here",
         "do not hold here",
     ),
     UNDECIDED: (
         (
-            "all planned pairs are in, and the interval has both sides in it (of a trend over several sizes: with all"
-            " of them, or without one)"
+            "all planned pairs are in, and the interval has both sides in it (of a trend: with all sizes, or without"
+            " one)"
         ),
         "is undecided",
         "are undecided",
     ),
     OPEN: ("not run, or fewer pairs than planned so far", "is open", "are open"),
 }
+MARKS = {HOLDS: "✓", PART: "◐", NOT: "✗", UNDECIDED: "?", OPEN: "○"}  # in tables, before the verdict
+DETAILS = "<br>"  # a new line in a cell: between what a verdict rests on and what qualifies it
 PAPER, REVIEW, ASKED, GUESS, COURSE, OURS = (
     "the paper",
     "a review of it",
@@ -56,7 +58,7 @@ PAPER, REVIEW, ASKED, GUESS, COURSE, OURS = (
     "a course project",
     "our question",
 )
-Judgement = tuple[str, str]  # verdict, and what was found
+Judgement = tuple[str, str]  # verdict, and what was found, perhaps with DETAILS
 
 
 @dataclass(frozen=True)
