@@ -202,6 +202,17 @@ def test_steps_saved_worked_example():
     )
 
 
+@pytest.mark.parametrize(("gain", "word"), [(0.03, "Yes"), (-0.03, "No,"), (0.0, "Not visibly")])
+def test_the_fewest_words(gain, word):
+    rows = [
+        {"arm": arm, "seed": s, "test_accuracy": 0.5 + (gain + 0.01 * (-1) ** s) * (arm == "mimetic")}
+        for arm in PAIR
+        for s in range(6)
+    ]
+    assert answers.yes_or_no(pd.DataFrame(rows)).startswith(word)
+    assert answers.yes_or_no(EMPTY) == answers.yes_or_no(pd.DataFrame(rows[:2])) == "Not known yet"
+
+
 def test_conditions_have_the_accuracies_themselves(monkeypatch):
     again = EMPTY
     monkeypatch.setattr(common, "replicas", lambda experiment: again)

@@ -34,6 +34,7 @@ from mimetic.statistics import (
     difference,
     mean_interval,
     paired_differences,
+    side,
     smallest_p,
     summary,
 )
@@ -110,6 +111,14 @@ def number(finals: pd.DataFrame) -> str:
         f"{100 * row.reference:.2f} % with timm's default, {100 * row.arm:.2f} % with mimetic initialization,"
         f" **{replace(ACCURACY, digits=2).signed(row.difference)} points** over {seeds}{span}"
     )
+
+
+def yes_or_no(finals: pd.DataFrame) -> str:
+    """Whether mimetic initialization helps, in the fewest words."""
+    values = difference(finals, *reversed(PAIR))
+    if len(values) < ENOUGH:
+        return "Not known yet"
+    return {1: "Yes, at laboratory scale", 0: "Not visibly", -1: "No, it does worse"}[side(values)]
 
 
 def pilot(finals: pd.DataFrame) -> str:
