@@ -80,11 +80,6 @@ def claims_table(table: pd.DataFrame) -> str:
     return common.markdown(pd.concat(rows))
 
 
-def short_table(table: pd.DataFrame) -> str:
-    """claims() as Markdown with the verdicts and without what was found, for the introduction."""
-    return common.markdown(table.assign(verdict=_linked(table))[["claim", "whose", "verdict"]])
-
-
 def _linked(table: pd.DataFrame) -> list[str]:
     return [f"{MARKS[verdict]} [{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
