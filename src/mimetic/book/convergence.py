@@ -111,10 +111,7 @@ def recipe_sentence() -> str:
             word = f"{'better' if b > a else 'worse'} by more than {WORTH:g}"
             if abs(b - a) < WORTH:
                 word = f"less than {WORTH:g}"
-            parts.append(
-                f"on {TITLES[data]}{who} 80 epochs in place of 40 change validation NDCG@10"
-                f" by {METRIC.signed(b - a)} (seed 0), {word}"
-            )
+            parts.append(f"{METRIC.signed(b - a)} on {TITLES[data]}{who}, {word}")
     config = EXPERIMENTS["ml100k"]
     batches = " and ".join(f"{EXPERIMENTS[data].batch_size} ({title})" for data, title in TITLES.items())
     epochs = ", ".join(f"{EXPERIMENTS[data].epochs} on {title}" for data, title in TITLES.items())
@@ -123,8 +120,8 @@ def recipe_sentence() -> str:
         f" weight decay {config.weight_decay:g}, warm-up over the first {common.percent(config.warmup)} of the run;"
         f" batches of {batches} sequences; epochs of {config.passes} passes: {epochs}."
     )
-    for part in parts:
-        text += f" O{part[1:]}."
+    if parts:
+        text += f" With seed 0, 80 epochs in place of 40 change validation NDCG@10 by {'; '.join(parts)}."
     lacking = len(checks) - len(parts)
     return text + (f" Of {lacking} of {len(checks)} such checks the longer run is not in yet." if lacking else "")
 
@@ -336,7 +333,6 @@ def sooner_sentence(finals: Mapping[str, pd.DataFrame], curves: Mapping[str, pd.
     if not parts:
         return f"How soon an arm reaches the default's end is not known yet: too few pairs (`{COMMAND}`)."
     return (
-        "The validation NDCG@10 that the default of a seed ends with is first reached after fewer epochs (in brackets)"
-        f" than by the default itself: {'; '.join(parts)}. Both signs and both size controls were asked; of the others"
-        " these pairs do not show it."
+        "The validation NDCG@10 that the default of a seed ends with is reached after fewer epochs (in brackets) than by"
+        f" the default itself {'; '.join(parts)}. Both signs and both size controls were asked."
     )

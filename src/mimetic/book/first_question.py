@@ -9,7 +9,7 @@ import pandas as pd
 
 from mimetic.audit.report import beyond_chance, sign
 from mimetic.book import common
-from mimetic.book.recommenders import COMMAND, TITLES
+from mimetic.book.recommenders import TITLES
 from mimetic.experiments.programmes.recommenders import DEFAULT, MODELS, VISION
 from mimetic.experiments.recorded import recorded_products
 
@@ -87,21 +87,17 @@ def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -
 
 
 def first_answer() -> str:
-    """Does a trained BERT4Rec have layers worth imitating? From every recorded run of the default arm."""
-    lines = []
+    """How many heads (of V·proj: layers) of all recorded runs of the default lie above and below chance, as a Markdown
+    table; "" without a run."""
+    rows = []
     for experiment, title in TITLES.items():
         part = trained(experiment)
         if part.empty:
-            lines.append(f"* {title}: no run of the default is in yet. `{COMMAND}` makes them.")
             continue
-        words = []
-        for (product, layer), row in layer_signs(part).iterrows():
-            at_mark = 4 * max(row["above"], row["below"]) == 3 * row["count"]
-            said = (
-                f"{common.PRODUCTS[product]} in layer {layer} above chance in {row['above']}"
-                f" and below in {row['below']} of {row['count']}"
-            )
-            words.append(said + ", exactly at the mark, so not counted" * at_mark)
-        seeds = part["seed"].nunique()
-        lines.append(f"* {title} ({common.plural(seeds, 'seed')}): **{signs_in_words(part)}**. {'; '.join(words)}.")
-    return "\n".join(lines)
+        cells = {
+            f"{common.SHORT[product]}, layer {layer}": f"{row['above']} + and {row['below']} − of {row['count']}"
+            + f" ({row['sign']})" * (row["sign"] != "none")
+            for (product, layer), row in layer_signs(part).iterrows()
+        }
+        rows.append({"BERT4Rec": f"{title}, {common.plural(part['seed'].nunique(), 'seed')}"} | cells)
+    return common.markdown(pd.DataFrame(rows).fillna("")) if rows else ""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
 from functools import partial
 
+import pandas as pd
+
 from mimetic.book import common
-from mimetic.book.recommenders import COMMAND, COMPARED, SIGN_PAIRS, TITLES, VALIDATION_COLUMN
+from mimetic.book.recommenders import COMMAND, COMPARED, OVER_USERS, TITLES, VALIDATION_COLUMN
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import difference
 from mimetic.training.records import load_runs
 
-IN_SHORT = (*SIGN_PAIRS, "opposite minus vision signs")  # of these, what the positions change
 COLUMNS = (
     "NDCG@10: difference (95 % interval)",
     "fixed positions, last items",
@@ -41,19 +42,6 @@ def _rows(fixed: str) -> dict[str, tuple[str, str, str]]:
     return rows
 
 
-def _table(start: str, names: Container[str], title: Callable[[str], str]) -> str:
-    """The rows of these names, of the experiments whose names begin so, as a Markdown table; title: of an experiment,
-    what its rows begin with; "" without runs."""
-    rows = [
-        (f"{title(fixed)}: {name}", *cells)
-        for fixed in FIXED
-        if fixed.startswith(start)
-        for name, cells in _rows(fixed).items()
-        if name in names
-    ]
-    return common.markdown(rows, COLUMNS)
-
-
 def _rate(fixed: str) -> str:
     return f"at {EXPERIMENTS[fixed].lr:g}"
 
@@ -61,18 +49,29 @@ def _rate(fixed: str) -> str:
 def by_positions(data: str) -> str:
     """What signs and sizes gain on a data set with fixed positions, on both kinds of items, and how that differs from
     learned positions, at every learning rate, as a Markdown table of the seeds that both have; "" without runs."""
-    return _table(data, ("default", *COMPARED), _rate)
+    rows = [
+        (f"{_rate(fixed)}: {name}", *cells)
+        for fixed in FIXED
+        if fixed.startswith(data)
+        for name, cells in _rows(fixed).items()
+    ]
+    # the page says how many pairs once; fewer are named
+    return common.markdown(rows, COLUMNS).replace(f", {len(FIXED_SEEDS)} pairs", "")
 
 
-def answer() -> str:
-    """What fixed positions do to the signs, on every data set and at every rate, and how many of these runs are in."""
-    table = _table("", IN_SHORT, lambda fixed: f"{TITLES[fixed.split('-')[0]].split(' (')[0]} {_rate(fixed)}")
-    table = table.replace(f", {len(FIXED_SEEDS)} pairs", "")  # the page says so once; fewer are named
-    return "\n\n".join(filter(None, [table, fixed_missing()]))
+def glance() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of what fixed positions do to the signs, on every data set and at every rate, on the last items
+    (figures.comparisons)."""
+    pairs = {name: COMPARED[name] for name in OVER_USERS}
+    studies = [
+        (Study("fixed", f"{TITLES[name.split('-')[0]]}, {_rate(name)}", name, (DEFAULT,), pairs), load_runs(name))
+        for name in FIXED
+    ]
+    return common.stacked(studies, METRIC)
 
 
 def whole() -> str:
-    """by_positions of every data set, with the default and what the answer leaves out: the controls of the size."""
+    """by_positions of every data set."""
     tables = [f"{title}:\n\n{table}" for data, title in TITLES.items() if (table := by_positions(data))]
     return "\n\n".join(tables) or "No table yet."
 

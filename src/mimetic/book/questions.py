@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 import torch
 
 from mimetic.audit import EXPLAINED, MEANINGFUL, Parameters, audit
-from mimetic.book import common, recommenders
+from mimetic.book import common
 from mimetic.book.first_question import layer_signs, signs_in_words, trained
-from mimetic.book.recommenders import COMMAND, SHOWN, SIBLING_RUNS
+from mimetic.book.recommenders import COMMAND, SIBLING_RUNS
 from mimetic.data.sequences import num_items
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
@@ -77,23 +75,15 @@ def _ours(explained: pd.DataFrame) -> pd.Series:
 
 
 def second_answer(table: pd.DataFrame) -> str:
-    """Question 2 for our models in words, beside trained encoders of other kinds of data and beside chance."""
+    """Question 2 for our models as a Markdown table, beside trained encoders of other kinds of data and chance."""
     ours, others = table[_ours(table)], table[~_ours(table)]
     if ours.empty:
         return f"**Not known yet:** no run of the default is in. `{COMMAND}` makes them."
-    lines = []
-    for model, part in ours.groupby("model", sort=False):
-        words = [
-            f"{common.percent(row['explained'], 2)} of {common.PRODUCTS[row['product']]}"
-            f" ({row['times chance']:.0f} times chance;"
-            f" the imitation {common.percent(row['imitated'], 2)}"
-            + f", {common.percent(row['target'], 2)} before truncation" * (row["product"] == "qk")
-            + ")"
-            for _, row in part.iterrows()
-        ]
-        lines.append(
-            f"* {model}: **{_explained_word(part)}**. Of the energy the identity carries {' and '.join(words)}."
-        )
+    rows = [
+        (model, *(cell for _, row in part.iterrows() for cell in _carried(row)))
+        for model, part in ours.groupby("model", sort=False)
+    ]
+    head = [f"{name}: {what}" for name in common.SHORT.values() for what in ("energy along the identity", "imitation")]
     others = others[others["model"] != WRITTEN]
     spans = []
     for product, name in common.PRODUCTS.items():
@@ -103,9 +93,16 @@ def second_answer(table: pd.DataFrame) -> str:
             f" ({part['times chance'].min():,.0f} to {part['times chance'].max():,.0f} times chance)"
         )
     return (
-        "In the trained encoders of the figure, of images, speech and text, the identity carries"
-        f" {' and '.join(spans)}; chance falls with the width.\n\n" + "\n".join(lines)
+        f"{common.markdown(rows, ['model', *head])}\n\nIn the trained encoders of the figure the identity carries"
+        f" {' and '.join(spans)}. Chance falls with the width."
     )
+
+
+def _carried(row: pd.Series) -> tuple[str, str]:
+    """What the identity carries of a product of a model, and of its imitation."""
+    own = f"{common.percent(row['explained'], 2)} ({row['times chance']:.0f} times chance)"
+    before = f" ({common.percent(row['target'], 2)} before truncation)" * (row["product"] == "qk")
+    return own, common.percent(row["imitated"], 2) + before
 
 
 def _explained_word(part: pd.DataFrame) -> str:
@@ -163,19 +160,18 @@ def share_levels() -> dict[str, float]:
 
 
 def third_answer() -> str:
-    """Question 3 in words: where the share falls below the threshold, and what a large catalogue leaves."""
-    crossings, large = [], []
+    """Question 3 in words: our share, and where a share falls below the threshold."""
+    crossings = []
     for name, shape in SHAPES.items():
         p = shape_parameters(*shape)
         crossing = p.items + (p.attention / MEANINGFUL - p.total) / p.per_item
-        crossings.append(f"{crossing:,.0f} with {name}")
-        large.append(common.percent(p.share(10**6), 2))
+        crossings.append(f"{crossing:,.0f} items with {name}")
     ours = ", ".join(
         f"{common.percent(share, 1)} with {n:,} items ({name})" for name, (n, share) in share_marks().items()
     )
     return (
-        f"In **small catalogues**, then: at our width and depth {ours}. It is less than {common.percent(MEANINGFUL)}"
-        f" from so many items on: {'; '.join(crossings)} (at a million {', '.join(large)})."
+        f"**In small catalogues only.** At our width and depth it is {ours}. It falls below"
+        f" {common.percent(MEANINGFUL)} at {'; '.join(crossings)}."
     )
 
 
@@ -213,39 +209,22 @@ def _worth(products: pd.DataFrame) -> str:
     return f"{'yes' if there.all() else 'in part' if there.any() else 'no'}: {signs_in_words(products)}"
 
 
-def overview(explained: pd.DataFrame, finals: Mapping[str, pd.DataFrame]) -> str:
-    """The three questions and what every arm of the experiment gains, as one Markdown table with a column a model and
-    data set, from the same tables as their sections (explained: explained_table); then what else the third depends on.
-    """
-    tables, marks = recommenders.compared(finals, recommenders.COMPARED), share_marks()
-    gains = recommenders.against_default(tables)
-    columns = {}
+def overview(explained: pd.DataFrame) -> str:
+    """The three questions as a Markdown table with a column a model and data set, from the same tables as their
+    sections (explained: explained_table)."""
+    marks, columns = share_marks(), {}
     for data, (experiment, arm) in OURS.items():
         part, energy = trained(experiment, arm), explained[explained["model"] == MODEL_NAMES[data]]
         carried = ", ".join(common.percent(value, 2) for value in energy["explained"])
         share = marks[MARKS[experiment]][1]
-        pairs = f", {common.pairs_of(tables[data])}" if data in gains else ""
-        columns[f"{SHOWN[data]}{pairs}"] = [
+        columns[MODEL_NAMES[data]] = [
             _worth(part) if len(part) else "no run yet",
             f"{_explained_word(energy)}: {carried}" if len(energy) else "no run yet",
             f"{'yes' if share >= MEANINGFUL else 'no'}: {common.percent(share, 1)}",
-            *(gains[data] if data in gains else [""] * len(gains)),
         ]
     rows = [
         "Layers worth imitating?",
-        f"Can matrix operations imitate them? (energy along the identity in {', '.join(common.PRODUCTS.values())})",
+        f"Can matrix operations imitate them? (energy along the identity: {', '.join(common.SHORT.values())})",
         f"A meaningful share, {common.percent(MEANINGFUL)} or more of the parameters?",
-        *(
-            "NDCG@10 of the default (last epoch, last items)" if name == "default" else f"{name}, minus that"
-            for name in gains.index
-        ),
     ]
-    elsewhere = ", ".join(
-        f"{common.percent(share, 1)} with {n:,} items ({name})"
-        for name, (n, share) in marks.items()
-        if name not in MARKS.values()
-    )
-    return (
-        common.markdown(pd.DataFrame({"asked": rows, **columns})).replace(" %", "\u00a0%")
-        + f"\n\nIn a larger catalogue attention's share is smaller: {elsewhere}."
-    )
+    return common.markdown(pd.DataFrame({"asked": rows, **columns})).replace(" %", "\u00a0%")

@@ -69,10 +69,20 @@ AGAINST_EACH_OTHER = {
     "opposite signs minus random directions": (RANDOM, OPPOSITE),
 }
 CONTROLS = ("default at vision's norms", "random directions")  # as large, without a diagonal
-HALVES = {
-    "QK alone": (DEFAULT, "mimetic-qk"),
-    "V·proj alone": (DEFAULT, "mimetic-vp"),
-    "both minus V·proj alone": ("mimetic-vp", VISION),
+FITTED = "fit-"  # what the arm begins with whose constants are fitted to the model of the other data set
+GLANCE = {  # AGAINST_DEFAULT in words that a figure can do with
+    "mimetic, vision's signs": (DEFAULT, VISION),
+    "mimetic, both signs reversed": (DEFAULT, OPPOSITE),
+    "as large, no diagonal: default at vision's norms": (DEFAULT, RESCALED),
+    "as large, no diagonal: random directions": (DEFAULT, RANDOM),
+}
+PARTS = {  # which product does it, and what an imitation of a trained model does
+    "QK only, vision's sign": (DEFAULT, "mimetic-qk"),
+    "V·proj only, vision's sign": (DEFAULT, "mimetic-vp"),
+    "vision signs minus V·proj only": ("mimetic-vp", VISION),
+    "fitted constants": (DEFAULT, FITTED),
+    "fitted constants minus default at vision's norms": (RESCALED, FITTED),
+    "fitted constants minus random directions": (RANDOM, FITTED),
 }
 OVER_USERS = (*SIGN_PAIRS, "opposite minus vision signs")  # of these also the interval over seeds and users
 COMPARED = AGAINST_DEFAULT | AGAINST_EACH_OTHER  # what the answer rests on: label -> (reference arm, arm)
@@ -90,11 +100,11 @@ def arm_label(arm: str) -> str:
 
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
-    """The experiment's answer: what the comparisons of each data set, and of the causal sibling, come to, in a sentence
-    each, and how many runs are missing.
+    """The experiment's answer: what the comparisons of each data set come to, in a sentence each, and how many runs are
+    missing.
     """
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
-    lines = [f"* {conclusion(data, table)}" for data, table in compared(finals, COMPARED).items()]
+    lines = [f"* {conclusion(data, compare(runs, COMPARED, METRIC.column))}" for data, runs in finals.items()]
     return "\n\n".join(filter(None, ["\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
 
 
@@ -116,61 +126,16 @@ def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
         last, before, later = (common.measured(v, METRIC) if len(v) else "–" for v in values)
         if last != "–":
             rows.append((name, last, interval(*crossed_interval(users)) if len(users) > 1 else "–", before, later))
+    short, long = (f"{len(seeds)} pairs" for seeds in (FIRST_SEEDS + MORE_SEEDS, FIRST_SEEDS))  # fewer are named
     columns = [
         "next item: difference (95 % interval)",
-        "last items, 20 epochs",
+        f"last items, 20 epochs, {short}",
         "over seeds and users",
         "last but one items",
-        "last items, 40 epochs",
+        f"last items, 40 epochs, {long}",
     ]
-    return common.markdown(rows, columns)
-
-
-def imitations(finals: Mapping[str, pd.DataFrame]) -> str:
-    """What the arm fitted to the trained model of the other data set gains over the default and over the controls of
-    vision's size, in words; "" without.
-    """
-    said = []
-    for data, runs in finals.items():
-        fitted = next((arm for arm in CENTRAL[data].arms if arm.startswith("fit-")), None)
-        references = dict(zip(("default", *CONTROLS), (DEFAULT, RESCALED, RANDOM)))
-        pairs = {name: (arm, fitted) for name, arm in references.items()}
-        table = compare(runs, pairs, METRIC.column) if fitted else pd.DataFrame()
-        if len(table) and table["pairs"].min() >= ENOUGH:
-            parts = (f"{METRIC.shown(*row[common.VALUES])} against {name}" for name, row in table.iterrows())
-            said.append(f"{SHOWN[data]}: {', '.join(parts)}.")
-    return " ".join(said)
-
-
-def against_default(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What every arm of AGAINST_DEFAULT does, with its interval and in a word: index the arms, a column a data set of
-    tables (compared) that has a pair.
-    """
-    columns = {}
-    for data, table in tables.items():
-        if table.empty:
-            continue
-        cells = {"default": f"{table['reference'].iloc[0]:.4f}"}
-        for name in AGAINST_DEFAULT:
-            if name in table.index:
-                row = table.loc[name]
-                cells[name] = f"{METRIC.shown(*row[common.VALUES])}: *{common.word(row, METRIC)}*"
-        columns[data] = cells
-    rows = [name for name in ("default", *AGAINST_DEFAULT) if any(name in cells for cells in columns.values())]
-    return pd.DataFrame(columns, index=rows, dtype=object).fillna("")
-
-
-def halves_in_words(finals: Mapping[str, pd.DataFrame]) -> str:
-    """Which product of vision's signs does it, where one of them gains by itself, a
-    sentence a data set; "" where none does.
-    """
-    said = []
-    for data, table in compared(finals, HALVES).items():
-        words = words_of(table)
-        if "gains" in (words.get("QK alone"), words.get("V·proj alone")):
-            values = ", ".join(f"{name} {METRIC.shown(*table.loc[name, common.VALUES])}" for name in words)
-            said.append(f"Of vision's two products on {SHOWN[data]}: {values}.")
-    return " ".join(said)
+    cells = [(*(cell.replace(f", {short}", "") for cell in row[:-1]), row[-1].replace(f", {long}", "")) for row in rows]
+    return common.markdown(cells, columns)
 
 
 def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]) -> dict[str, pd.DataFrame]:
@@ -227,12 +192,12 @@ def _missing(data: str, finals: pd.DataFrame) -> str:
 def conclusion(data: str, table: pd.DataFrame) -> str:
     """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size?"""
     if table.empty:
-        return f"**{SHOWN[data]}**: no pair yet."
+        return f"**{TITLES[data]}**: no pair yet."
     so = (
-        _size_or_sign(words_of(table), doubted(table), data)
+        _size_or_sign(words_of(table), doubted(table))
         or "these pairs do not say whether it is the size of the weights or the signs"
     )
-    return f"**{SHOWN[data]}**: {so}."
+    return f"**{TITLES[data]}**: {so}."
 
 
 def doubted(table: pd.DataFrame) -> bool:
@@ -250,7 +215,7 @@ def beyond_size(gains: Container[str]) -> list[str]:
     ]
 
 
-def _size_or_sign(words: Mapping[str, str], doubted: bool, data: str) -> str:
+def _size_or_sign(words: Mapping[str, str], doubted: bool) -> str:
     """The conclusion from the words of conclusion(), a clause; "" while they do not say; doubted: see there."""
     better = {
         "gains": "opposite signs do better than vision's",
@@ -259,7 +224,7 @@ def _size_or_sign(words: Mapping[str, str], doubted: bool, data: str) -> str:
     better += common.UNCONFIRMED if better and doubted else ""
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
-        rest = "; neither the diagonal nor its sign adds anything that these pairs can show"
+        rest = "; we see no further gain from a diagonal or its sign"
     elif better and not any(
         words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS
     ):
@@ -276,13 +241,7 @@ def _size_or_sign(words: Mapping[str, str], doubted: bool, data: str) -> str:
         words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS
     ):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
-    if not better:
-        return ""
-    asked = any(f"{name} minus {control}" in words for name in SIGN_PAIRS for control in CONTROLS)
-    matters = "the sign matters"
-    if data == SIBLING_RUNS:  # what its comparison is worth stands in 12b, by hand
-        matters = "a sign may matter (after 20 epochs; [next page](12b_qualified.ipynb) for 40, the plan)"
-    return f"{matters}: {better}" + "; that one of them gains beyond the size of its weights is not shown" * asked
+    return f"the sign matters: {better}" if better else ""
 
 
 def other_metrics(finals: Mapping[str, pd.DataFrame]) -> str:
@@ -345,33 +304,21 @@ def comparison(names: list[str], finals: pd.DataFrame) -> tuple[pd.DataFrame, pd
     return common.stacked(((STUDIES[name], finals) for name in names), METRIC)
 
 
-def at_a_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table and points of AGAINST_DEFAULT, on each data set and kind of items (figures.comparisons): what the chapter
-    opens with."""
-    panels = []
-    for data, runs in finals.items():
-        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
-            study = Study(
-                "at-a-glance",
-                f"{TITLES[data]}, {items}",
-                data,
-                (DEFAULT, *(arm for _, arm in AGAINST_DEFAULT.values())),
-                AGAINST_DEFAULT,
-            )
-            panels.append(common.stacked([(study, runs)], replace(METRIC, column=column)))
-    return _one_below_the_other(panels)
+def panels(
+    finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of the same comparisons on each data set, on the last items (figures.comparisons); pairs: label
+    -> (reference arm, arm), see GLANCE, AGAINST_EACH_OTHER and PARTS."""
+    studies = [
+        (Study("panel", TITLES[data], data, (DEFAULT,), of_data(pairs, data)), runs) for data, runs in finals.items()
+    ]
+    return common.stacked(studies, METRIC)
 
 
-def beside_the_glance(finals: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table and points of what the central comparison and its controls ask and at_a_glance does not have, on each data
-    set (figures.comparisons)."""
-    shown = AGAINST_DEFAULT.values()
-    panels = []
-    for data, runs in finals.items():
-        pairs = CENTRAL[data].comparisons | STRUCTURE[data].comparisons
-        pairs = {label: arms for label, arms in pairs.items() if arms not in shown}
-        panels.append(common.stacked([(Study("beside", TITLES[data], data, (DEFAULT,), pairs), runs)], METRIC))
-    return _one_below_the_other(panels)
+def of_data(pairs: Mapping[str, tuple[str, str]], data: str) -> dict[str, tuple[str, str]]:
+    """Comparisons with the arm that is fitted to the model of the other data set by its name on this one."""
+    fitted = next(arm for arm in CENTRAL[data].arms if arm.startswith(FITTED))
+    return {label: tuple(fitted if arm == FITTED else arm for arm in arms) for label, arms in pairs.items()}
 
 
 def _one_below_the_other(panels: list[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -397,22 +344,21 @@ CIRCUMSTANCES = {
 }
 
 
-def under_circumstances() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table and points of CHANGEABLE on each data set under every one of CIRCUMSTANCES (figures.comparisons)."""
+def under_circumstances(data: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of CHANGEABLE on a data set under every one of CIRCUMSTANCES (figures.comparisons)."""
     panels = []
     for question, arms in CHANGEABLE.items():
-        for data, title in TITLES.items():
-            for label, (end, prefix, column) in CIRCUMSTANCES.items():
-                pair = tuple(prefix + arm for arm in arms)
-                name = f"{title.split(' (')[0]}, {label}"
-                study = Study("under-circumstances", question, data + end, pair, {name: pair})
-                panels.append(common.stacked([(study, load_runs(data + end))], replace(METRIC, column=column)))
+        for label, (end, prefix, column) in CIRCUMSTANCES.items():
+            pair = tuple(prefix + arm for arm in arms)
+            study = Study("under-circumstances", question, data + end, pair, {label: pair})
+            panels.append(common.stacked([(study, load_runs(data + end))], replace(METRIC, column=column)))
     return _one_below_the_other(panels)
 
 
 def numbers(names: list[str], finals: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of comparison() in numbers, p corrected over all of them; below them, uncorrected, what of COMPARED they
-    lack, so that no comparison of the answer is without its p. Of OVER_USERS also the interval over seeds and users.
+    """The rows of comparison() in numbers, p corrected over all of them; below them, uncorrected, what of COMPARED and
+    PARTS they lack, so that no comparison of the page is without its p. Of OVER_USERS also the interval over seeds and
+    users.
 
     Args:
         beside: studies of the same runs that are shown elsewhere, so that p is corrected over their rows, too.
@@ -433,15 +379,15 @@ def numbers(names: list[str], finals: pd.DataFrame, beside: Sequence[str] = ()) 
 
 
 def _uncorrected(names: list[str], there: Container[tuple[str, str, str]]) -> Study:
-    """The comparisons of COMPARED, of BERT4Rec and of the sibling as far as their studies are named, that are not
-    there."""
+    """The comparisons of COMPARED, of BERT4Rec (and of its PARTS) and of the sibling as far as their studies are named,
+    that are not there."""
     experiment = STUDIES[names[0]].experiment
     prefixes = {"": ""} if CENTRAL[experiment].name in names else {}
     prefixes |= {SIBLING_PREFIX: ", next item"} if STUDIES["next"].name in names else {}
     pairs = {
         f"{label}{end}": (prefix + reference, prefix + arm)
         for prefix, end in prefixes.items()
-        for label, (reference, arm) in COMPARED.items()
+        for label, (reference, arm) in (COMPARED if prefix else COMPARED | of_data(PARTS, experiment)).items()
     }
     lacking = {label: arms for label, arms in pairs.items() if (experiment, *arms) not in there}
     return Study("more", "Against each other, not corrected", experiment, (DEFAULT,), lacking)
