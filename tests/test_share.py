@@ -228,6 +228,7 @@ def test_chapter_11_says_what_the_records_say():
         assert len(part) == 7
         assert part["pairs"].tolist() == [3] * 7
         assert part.loc[part["gain"] > 0, "point"].tolist() == ["mlp1"]
+        assert (part["gain"] < 0).sum() == 6
         assert not (part["low"] > 0).any()
         _, low, high, _ = share.correlated(part)
         # Fisher: the least |r| whose interval leaves out 0

@@ -333,6 +333,6 @@ def sooner_sentence(finals: Mapping[str, pd.DataFrame], curves: Mapping[str, pd.
     if not parts:
         return f"How soon an arm reaches the default's end is not known yet: too few pairs (`{COMMAND}`)."
     return (
-        "The validation NDCG@10 that the default of a seed ends with is reached after fewer epochs (in brackets) than by"
-        f" the default itself {'; '.join(parts)}. Both signs and both size controls were asked."
+        "The validation NDCG@10 that the default of a seed ends with is reached after fewer epochs (in brackets) than"
+        f" by the default itself {'; '.join(parts)}. Both signs and both size controls were asked."
     )

@@ -213,9 +213,6 @@ def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     return points[(points["experiment"] == sweep) & (points["point"] != HALVED)]
 
 
-SAME_MODEL = "wikitext2"  # of chapter 10: the base of the sweep with 2,000 tokens
-
-
 def summary(points: pd.DataFrame, sweep: str = "share") -> str:
     """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the
     correlation of gain and share, and the slopes, each also with one point left out; in words what is missing, where
@@ -241,9 +238,6 @@ def summary(points: pd.DataFrame, sweep: str = "share") -> str:
         others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
         if others:
             cells["with one point left out"] = R.span(min(others), max(others))
-        more = points[(points["experiment"] == SAME_MODEL) & (points["signs"] == signs)]
-        if len(more) and (eight := correlated(pd.concat([part, more]))):
-            cells[f"with `{SAME_MODEL}` of chapter 10 as a point"] = R.signed(eight[0])
         for name in every.loc[signs].index if signs in every.index else ():
             row = every.loc[(signs, name)]
             cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
