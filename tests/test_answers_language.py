@@ -27,9 +27,20 @@ from mimetic.experiments.configs.language import (
     end_rates,
     searched,
 )
-from mimetic.experiments.programmes.language import CENTRAL, LONG, RATE, SEARCH, SEEDS, SHARE, STRUCTURE, WIKITEXT2
+from mimetic.experiments.programmes.language import (
+    CENTRAL,
+    LONG,
+    OF_VISION,
+    POSITIONS,
+    RATE,
+    SEARCH,
+    SEEDS,
+    SHARE,
+    STRUCTURE,
+    WIKITEXT2,
+)
 from mimetic.experiments.recorded import recorded_products
-from mimetic.figures.style import LABELS
+from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.training.records import load_runs, read_record, runs_dir, write_record
 
 OTHERS = len(CENTRAL.arms) - 1
@@ -76,7 +87,10 @@ def test_every_arm_has_a_label():
 def test_nothing_yet():
     table, points = answers.comparisons()
     assert table.empty and points.empty
-    assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in answers.found(CENTRAL)
+    for table, points in (answers.overview(), answers.structure()):
+        assert table.empty and points.empty
+    nothing = answers.side_by_side({"tiny Shakespeare": (CENTRAL,)})
+    assert f"nothing yet. *tiny Shakespeare, by character: 0 of {RUNS} runs" in nothing
     assert "no records yet" in rates.rates_sentence()
     assert rates.best_rates() == {}
     assert rates.rate_table().empty and "not in yet" in rates.slow_sentence(3.6)
@@ -90,22 +104,53 @@ def test_nothing_yet():
     assert set(answers.causal_products()["title"]) >= {"SmolLM2-135M-Instruct", "Whisper tiny.en decoder"}
 
 
-@pytest.mark.parametrize(
-    ("effect", "words"),
-    [
-        (-0.05, "ahead so far: −0.050 bits per byte"),
-        (0.05, "behind so far: +0.050 bits per byte"),
-        (0.0, "no difference that these pairs can show"),
-    ],
-)
-def test_fewer_bits_are_a_gain(effect, words):
+@pytest.mark.parametrize(("effect", "said"), [(-0.05, "−0.050"), (0.05, "+0.050")])
+def test_what_two_texts_say_stands_side_by_side(effect, said):
     put(CENTRAL, effect)
-    assert answers.found(CENTRAL).count(words) == OTHERS
-    assert f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in answers.found(CENTRAL)
+    put(WIKITEXT2, effect, seeds=SEEDS["wikitext2"])
+    text = answers.side_by_side({"tiny Shakespeare": (CENTRAL,), "WikiText-2": (WIKITEXT2,)})
+    assert text.splitlines()[0] == (
+        "| bits per byte; of an arm alone, minus the default's | tiny Shakespeare | WikiText-2 |"
+    )
+    (row,) = (line for line in text.splitlines() if line.startswith("| vision signs |"))
+    assert re.fullmatch(rf"\| vision signs \| {re.escape(said)} \(.*, 3 pairs\) \| {re.escape(said)} \([^,]*\) \|", row)
+    assert f"*tiny Shakespeare, by character: {3 * len(CENTRAL.arms)} of {RUNS} runs are in" in text
+    only = {"tiny Shakespeare": (CENTRAL,)}
+    assert "| language signs minus vision signs" not in answers.side_by_side(only, contrasts=False)
+    assert len(answers.side_by_side(only, comparisons=False).splitlines()) == 3 + 2
     table, points = common.stacked([(CENTRAL, load_runs("tinyshakespeare"))], answers.METRIC)
     assert len(points) == 3 * OTHERS
     (ax,) = figures.comparisons(table, points, xlabel=answers.XLABEL, scale=1).axes
     assert [text.get_text() for text in ax.texts].count("n = 3") == OTHERS
+
+
+def test_what_was_expected_is_said_where_something_was():
+    put(OF_VISION, 0.05, seeds=SEEDS["halves"])
+    text = answers.side_by_side({"tiny Shakespeare": (OF_VISION,)}, comparisons=False)
+    assert re.search(
+        r"\| V·proj alone, minus half of QK's \| \+0\.025 \([^;]*\); \*\*against our expectation\*\* \|", text
+    )
+    assert re.search(r"\| vision signs minus QK alone \| \+0\.000 \([^;]*\) \|", text)
+
+
+def test_the_first_page_opens_with_both_sets_of_signs_and_two_kinds_of_positions():
+    put(CENTRAL, 0.05)
+    put(POSITIONS, -0.05)
+    table, points = answers.overview()
+    assert list(zip(table["group"], table.index, table["difference"].round(3))) == [
+        (TEXT_POSITIONS["learned"], "vision signs, tiny Shakespeare", 0.05),
+        (TEXT_POSITIONS["learned"], "language signs, tiny Shakespeare", 0.05),
+        (TEXT_POSITIONS["sincos"], "vision signs, tiny Shakespeare", -0.05),
+        (TEXT_POSITIONS["sincos"], "language signs, tiny Shakespeare", -0.05),
+    ]
+    assert len(points) == 4 * 3
+
+
+def test_signs_are_held_against_the_controls():
+    put(STRUCTURE, 0.1, arms=("gpt2", "rescaled", "vision", "tenth"))
+    table, _ = answers.structure()
+    assert table["group"].value_counts().to_dict() == {"controls, minus the default": 2, "signs, minus a control": 1}
+    assert table.loc["vision signs minus default at mimetic's norms", "compared"][1:] == ("rescaled", "vision")
 
 
 def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
@@ -115,14 +160,14 @@ def test_enough_pairs_need_no_caveat_and_leave_nothing_to_do():
 
 def test_the_sweep_compares_within_a_point():
     put(SHARE, -0.02, seeds=(0,))
-    text = answers.found(SHARE)
-    assert text.count("−0.020 bits per byte in the only pair so far") == len(SHARE.arms) - len(SHARES)
+    text = answers.side_by_side({"WikiText-2": (SHARE,)})
+    assert text.count("−0.020 (no interval, 1 pair)") == len(SHARE.arms) - len(SHARES)
     assert f"{len(SHARE.arms)} of {3 * len(SHARE.arms)} runs" in text
 
 
 def test_one_rate_for_all():
     put(RATE, 0.1, seeds=(0,))
-    assert answers.found(RATE).count("+0.100 bits per byte in the only pair so far") == 4
+    assert answers.side_by_side({"tiny Shakespeare": (RATE,)}).count("+0.100 (no interval, 1 pair)") == 4
     assert {name.rpartition("-")[2] for name in RATE.arms} == set(SIGNS)
 
 
@@ -268,7 +313,7 @@ def test_the_signs_at_one_rate_and_whether_they_add_up():
         for s in range(6)
     ]
     put_runs(CENTRAL.experiment, pd.concat([finals, pd.DataFrame(controls)]))
-    assert "Language signs at 0.002 instead, their second rate: +0.3" in rates.beyond_size()
+    assert "Language signs at 0.002, their second rate: +0.3" in rates.beyond_size()
     put_runs(CENTRAL.experiment, finals)
     assert rates.beyond_size() == ""
     put_runs(CENTRAL.experiment, finals[finals["arm"] != "vision"])
@@ -320,7 +365,8 @@ def test_what_slows_a_model_down(rescaled, random, words):
     put_runs(SEARCH, search(**rows))
     text = rates.slow_sentence(3.6)
     assert words in text
-    assert "language signs 3.300" in text.split("Nearer to the default")[0]
+    slow = 1 + (rescaled == 3.4) + (random == 3.4)
+    assert f" {slow} arm{'s' * (slow > 1)} of 3 " in text and "language signs" not in text
     assert "One seed an arm" in text
 
 

@@ -70,9 +70,9 @@ def put(study, effects, seeds=range(6), level=2.0):
 
 
 def test_nothing_yet():
-    for table, points in (positions.comparisons(), positions.by_kind()):
+    for table, points in (positions.comparisons(), positions.by_kind(), positions.what_it_takes()):
         assert table.empty and points.empty
-    assert positions.in_short() == ""
+    assert positions.in_short() == "" == positions.own_start()
     assert positions.controls().count("no pair yet (`python -m mimetic queue language`)") == 6
     assert "no pair is in yet" in positions.rotary_answer()
     assert positions.searches().count("has no records yet") == len(OTHER_POSITIONS)
@@ -89,12 +89,12 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     assert "| tiny Shakespeare, default (GPT-2's) | 2.025 | 2.125 | planned | planned |" in short
     assert "WikiText" not in short
     assert (
-        "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
-        " pairs): *gains* | planned | planned |" in short
+        "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208) | −0.200 (−0.208 to −0.192) | planned | planned |"
+        in short
     )
-    assert ": *loses* | +0.030 (" in short
+    assert ") | +0.030 (" in short
     assert (
-        "GPT-2's own start, the default with learned positions: with fixed positions −0.100 (" in short
+        "Vision signs minus GPT-2's own start: with fixed positions −0.100 (" in positions.own_start()
     )  # 2.1 - 0.2 against 2.0
     text = positions.controls()
     assert "* Controls of size, fixed positions in order: default at mimetic's norms minus the default −0.050 (" in text
@@ -108,14 +108,14 @@ def test_it_hangs_on_the_positions_if_a_loss_becomes_a_gain():
     assert "| WikiText-2, language signs | planned | −0.010 (" in positions.in_short()
     put(POSITIONS_LONG, {"vision": -0.05}, seeds=(0, 1, 2))
     assert "| tiny Shakespeare, 6,000 steps, vision signs | planned | −0.04" in positions.in_short()
-    assert "3 pairs): *too few pairs* | planned | not run |" in positions.in_short()
+    assert "3 pairs) | planned | not run |" in positions.in_short()
 
 
 def test_the_longer_runs_as_they_arrive():
     for pairs in (1, 2):
         put(FROM_SINCOS_LONG, {"vision": -0.05}, seeds=range(pairs))
         assert list(positions.longer()) == [TEXT_POSITIONS["from-sincos"]]
-        assert f"pair{'s' * (pairs > 1)}): *too few pairs* | not run |" in positions.in_short()
+        assert f"pair{'s' * (pairs > 1)}) | not run |" in positions.in_short()
         assert language_answers.on_the_way(positions.longer()).endswith("| too few pairs | too few pairs |")
         assert len(figures.gaps_on_the_way(positions.longer()).axes) == 1
     assert "| tiny Shakespeare, 6,000 steps, default (GPT-2's) | planned | planned | 2." in positions.in_short()
@@ -132,7 +132,7 @@ def test_the_longer_runs_as_they_arrive():
     assert started[0] == f"{TEXT_POSITIONS['from-sincos']}, over the default at 0.004"
     gap = language_answers.gap_to(started[1], "vision")
     assert gap.iloc[-1].mean() == pytest.approx(-0.03) and set(started[1]["arm"]) == {"gpt2", "vision"}
-    assert ": *gains* | not run |" in positions.in_short() and " at 0.004 | not run |" in positions.in_short()
+    assert ") | not run |" in positions.in_short() and " at 0.004 | not run |" in positions.in_short()
 
 
 def test_the_second_page_opens_with_vision_signs_and_every_kind_of_positions():
@@ -147,22 +147,24 @@ def test_the_second_page_opens_with_vision_signs_and_every_kind_of_positions():
     }
     assert len(points) == 3 * 6
     assert set(positions.OF_KIND) == set(TEXT_POSITIONS)
+    put(SHUFFLED, {"vision": -0.1})
+    table, _ = positions.what_it_takes()
+    assert list(table.index) == [TEXT_POSITIONS["sincos"], TEXT_POSITIONS["shuffled"]]
+    assert TEXT_POSITIONS["shuffled"] not in positions.by_kind()[0].index
 
 
 def test_a_random_order():
     put(POSITIONS, {"vision": -0.2})
     put(SHUFFLED, {"vision": 0.1})
     row = positions.controls().splitlines()[2]
-    assert row.startswith(
-        "| fixed positions in a random order | 2.025 | +0.100 (+0.096 to +0.104, 6 pairs): *loses* | +0.300 ("
-    )
+    assert row.startswith("| fixed positions in a random order | 2.025 | +0.100 (+0.096 to +0.104) | +0.300 (")
     assert row.endswith(" | – |")  # GPT-2's own start is not in
     assert "Controls of size" not in positions.controls()
     put(SHUFFLED, {"vision": 0.1}, seeds=(0, 1))
     for seed in range(2, 6):
         for path in (runs_dir() / SHUFFLED.experiment).glob(f"*-seed{seed}.json"):
             path.unlink()
-    assert "2 pairs): *behind* | " in positions.controls()
+    assert "2 pairs) | " in positions.controls()
     put(SHUFFLED, {"vision": -0.1, "rescaled": 0.05, "random-directions": -0.2})
     put(FROM_NOISE, {"vision": 0.0})
     put(CENTRAL, {"vision": 0.2}, level=2.0)
@@ -170,10 +172,8 @@ def test_a_random_order():
     assert "* Controls of size, these in a random order: default at mimetic's norms minus the default +0.050 (" in text
     assert "; random directions minus the default −0.200 (" in text and ", vision signs minus that +0.100 (" in text
     assert "* What vision signs do from noise as large, minus that in a random order: +0.100 (" in text
-    assert (
-        "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096, 6 pairs): *gains* | +0.100 (" in text
-    )
-    assert text.splitlines()[2].endswith(" | −0.100 (−0.104 to −0.096, 6 pairs) |")  # 1.925 against 2.025
+    assert "| fixed positions in a random order | 2.025 | −0.100 (−0.104 to −0.096) | +0.100 (" in text
+    assert text.splitlines()[2].endswith(" | −0.100 (−0.104 to −0.096) |")  # 1.925 against 2.025
 
 
 def test_learned_positions_are_those_of_the_same_machine_where_they_were_run_there():
@@ -194,14 +194,14 @@ def test_the_default_is_taken_at_its_better_rate(monkeypatch):
     assert positions.better_rate(WIKITEXT2) == positions.GENTLER and positions.better_rate(CENTRAL) == "gpt2"
     # with the learned ones 0.02 more than over the searched rate, and so much less ahead of GPT-2's own start
     assert "| WikiText-2, vision signs | +0.050 (" in positions.in_short()
-    assert "with fixed positions −0.080 (" in positions.in_short()
+    assert "with fixed positions −0.080 (" in positions.own_start()
     assert positions.over_own_start("vision", POSITIONS_WIKITEXT2).mean() == pytest.approx(-0.08)
     put(FROM_SINCOS, {"vision": -0.1})
     assert positions.over_own_start("vision", FROM_SINCOS).empty  # of the other text
     put(FROM_SINCOS_WIKITEXT2, {"lr-0.004-gpt2": -0.05, "vision": -0.15}, level=2.1)
     text = positions.controls()
     assert "| WikiText-2: learned positions that start from sin-cos | 2.125 | −0.150 (" in text
-    assert "*gains* | −0.050 (" in text  # -0.15, with fixed ones -0.1
+    assert ") | −0.050 (" in text  # -0.15, with fixed ones -0.1
     assert (
         "| WikiText-2: learned positions that start from sin-cos, over the default at 0.004 | 2.075 | −0.100 (" in text
     )
@@ -214,15 +214,9 @@ def test_the_controls_are_held_against_fixed_positions():
     put(SCALED, {"vision": 0.15, "lr-0.002-vision": 0.05})
     lines = positions.controls().splitlines()[2:]
     assert lines[0].startswith("| fixed positions in a random order | no pair yet (`python -m mimetic queue language`)")
-    assert (
-        lines[1].startswith("| fixed positions without their mean | 2.025 | −0.200 (")
-        and "*gains* | +0.000 (" in lines[1]
-    )
-    assert "*loses* | +0.350 (" in lines[2]
-    assert (
-        lines[3].startswith("| learned positions, times √d, at 0.002 | 2.025 | +0.050 (")
-        and "*loses* | – |" in lines[3]
-    )
+    assert lines[1].startswith("| fixed positions without their mean | 2.025 | −0.200 (") and ") | +0.000 (" in lines[1]
+    assert ") | +0.350 (" in lines[2]
+    assert lines[3].startswith("| learned positions, times √d, at 0.002 | 2.025 | +0.050 (") and ") | – |" in lines[3]
 
 
 def test_rotary_positions():
@@ -235,8 +229,8 @@ def test_rotary_positions():
     )
     assert text.startswith("* language signs minus vision signs, both at 0.004: +0.200")
     assert (
-        "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208, 6 pairs): *loses* | −0.200 (−0.208 to −0.192, 6"
-        " pairs): *gains* | planned | −0.100 (" in positions.in_short()
+        "| tiny Shakespeare, vision signs | +0.200 (+0.192 to +0.208) | −0.200 (−0.208 to −0.192) |"
+        " planned | −0.100 (" in positions.in_short()
     )
 
 
@@ -249,7 +243,7 @@ def test_the_search_names_ends_and_ties():
             write_record(TEMPLATE | run | {"curve": [*TEMPLATE["curve"][:-1], final], "final": final})
     text = positions.searched_sentence("x")
     assert "default (GPT-2's) 0.004 (2.500)" in text and "language signs 0.001 (2.500, the lowest tried)" in text
-    assert "vision signs 0.008 (2.500, the highest tried; 0.004 only 0.010 behind)" in text
+    assert "vision signs 0.008 (2.500, the highest tried; 0.004: +0.010)" in text
 
 
 def test_claims_and_the_share_follow():

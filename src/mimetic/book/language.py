@@ -4,7 +4,8 @@ rates is in rates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 
@@ -13,16 +14,16 @@ import pandas as pd
 from mimetic.audit import CHANCE
 from mimetic.audit.report import beyond_chance
 from mimetic.book import common
-from mimetic.book.common import study_table
 from mimetic.experiments.configs import named
 from mimetic.experiments.configs.language import FITTED
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
     CENTRAL,
-    EACH_HALF,
-    FIRST_SEEDS,
+    CENTRAL_SEEDS,
     OF_VISION,
     OF_VISION_WIKITEXT2,
+    POSITIONS,
+    POSITIONS_WIKITEXT2,
     RATE,
     SECOND,
     SECOND_WIKITEXT2,
@@ -32,9 +33,9 @@ from mimetic.experiments.programmes.language import (
 )
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recorded import product_table, recorded_products
-from mimetic.figures.style import LABELS
+from mimetic.figures.style import LABELS, TEXT_POSITIONS
 from mimetic.pretrained import effective
-from mimetic.statistics import ENOUGH, difference
+from mimetic.statistics import ENOUGH
 from mimetic.training.records import load_runs, read_record, record_path
 
 COMMAND = "python -m mimetic queue language"
@@ -56,54 +57,75 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
     return common.stacked(((study, load_runs(study.experiment)) for study in studies), METRIC)
 
 
-def fresh(compared: tuple[str, str, str]) -> pd.Series:
-    """Arm minus reference of the seeds that were added to the plan after the first ones had been seen. compared:
-    experiment, reference, arm.
-    """
-    experiment, reference, arm = compared
-    values = difference(load_runs(experiment), arm, reference, METRIC.column)
-    return values[[seed for seed in values.index if seed not in FIRST_SEEDS]]
+def overview() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both sets of signs against the default, with GPT-2's own positions and with fixed ones, on both texts: table and
+    points for figures.comparisons."""
+    rows = [
+        (
+            replace(
+                study, question=TEXT_POSITIONS[kind], comparisons={f"{LABELS[arm]}, {text_of(study)}": ("gpt2", arm)}
+            ),
+            load_runs(study.experiment),
+        )
+        for kind, studies in {"learned": (CENTRAL, WIKITEXT2), "sincos": (POSITIONS, POSITIONS_WIKITEXT2)}.items()
+        for arm in ("vision", "language")
+        for study in studies
+    ]
+    return common.stacked(rows, METRIC)
 
 
-def found(study: Study) -> str:
-    """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
-    finals = load_runs(study.experiment)
-    said = {}
-    for name, row in study_table(study, finals, METRIC).iterrows() if study is STRUCTURE else ():
-        added = fresh(row["compared"])  # an arm that got further seeds because it led cannot be judged by its interval
-        if common.word(row, METRIC) == "gains" and len(added):
-            said[name] = (
-                f"without a verdict (the best of the arms, given {len(added)} more seeds because it led;"
-                f" exact p = {row['p']:.3f})"
-            )
-    return common.findings(study, finals, progress(study, finals), METRIC, "mean difference to the default", said)
+def text_of(study: Study) -> str:
+    """The text that a study reads, in words."""
+    return study.question.partition(",")[0]
 
 
-def side_by_side(studies: Mapping[str, Study], shown: Callable[[str], bool] = lambda name: True) -> str:
-    """The findings of several studies of the same arms, a column each (its title -> the study), as a Markdown table;
-    below it how many runs are missing. shown: which rows, by name."""
-    columns, gaps = {}, []
-    for title, study in studies.items():
-        finals = load_runs(study.experiment)
-        gaps.append(progress(study, finals))
-        lines = {
-            f"{name}, minus the default": common.finding(row, METRIC, bool(gaps[-1]))
-            for name, row in study_table(study, finals, METRIC).iterrows()
-        }
-        for name, row in common.contrast_table(study, finals, METRIC).iterrows():
-            lines[name] = common.contrast_words(row, METRIC)
-        columns[title] = pd.Series(lines, dtype=object)
-    order = list(dict.fromkeys(name for lines in columns.values() for name in lines.index if shown(name)))
-    table = pd.DataFrame(columns, index=order).fillna("–").rename_axis(METRIC.difference).reset_index()
+def structure() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every control against the default, and both sets of signs against the controls: table and points for
+    figures.comparisons."""
+    against = {
+        name: (min(asked.arms, key=asked.arms.get), max(asked.arms, key=asked.arms.get))
+        for name, asked in STRUCTURE.contrasts.items()
+    }
+    finals = load_runs(STRUCTURE.experiment)
+    groups = (
+        replace(STRUCTURE, question="controls, minus the default"),
+        replace(STRUCTURE, question="signs, minus a control", comparisons=against),
+    )
+    return common.stacked([(group, finals) for group in groups], METRIC)
+
+
+def side_by_side(columns: Mapping[str, tuple[Study, ...]], comparisons: bool = True, contrasts: bool = True) -> str:
+    """What studies of the same arms found, a column a text (its title -> its studies), as a Markdown table: their
+    comparisons, their contrasts or both; below it how many runs are missing."""
+    found, gaps = {}, []
+    for title, studies in columns.items():
+        lines = {}
+        for study in studies:
+            finals = load_runs(study.experiment)
+            gaps.append(progress(study, finals))
+            table = common.study_table(study, finals, METRIC)
+            for name, row in table.iterrows() if comparisons else ():
+                lines[name] = _numbers(row)
+            for name, row in common.contrast_table(study, finals, METRIC).iterrows() if contrasts else ():
+                expected = pd.notna(row["expected"])
+                lines[name] = common.contrast_words(row, METRIC) if expected else _numbers(row)
+        found[title] = pd.Series(lines, dtype=object)
+    order = list(dict.fromkeys(name for lines in found.values() for name in lines.index))
+    title = f"{METRIC.difference}; of an arm alone, minus the default's"
+    table = pd.DataFrame(found, index=order).fillna("–").rename_axis(title).reset_index()
     if table.empty:
         return f"**We found** nothing yet. {' '.join(gaps)}"
     short = table.map(lambda cell: cell.replace(f" {METRIC.difference} (", " ("))  # the title says it
-    return "\n\n".join((common.markdown(short), *filter(None, gaps)))
+    return "\n\n".join((without_six(common.markdown(short)), *filter(None, gaps)))
 
 
-def of_halves(name: str) -> bool:
-    """Whether a row of the halves' table is shown at once: each half at its own rates, and the sum of both."""
-    return name.removesuffix(", minus the default") in EACH_HALF or "the sum of both" in name
+def without_six(table: str) -> str:
+    """A table without the number of pairs of its cells, where it is that of all seeds: the page says so once."""
+    return table.replace(f", {common.plural(len(CENTRAL_SEEDS), 'pair')}", "")
+
+
+def _numbers(row: pd.Series) -> str:
+    return common.estimate(row, METRIC, common.exact_p(row))
 
 
 def fitted_sentence() -> str:
@@ -115,10 +137,8 @@ def fitted_sentence() -> str:
     }
     spans = {part: common.minus(f"{min(r):+.1f} to {max(r):+.1f}") for part, r in ratios.items()}
     return (
-        f"The fitted arm has the size of trained products and hardly a diagonal: {spans['qk']} off-diagonal sd for QK"
-        f" (before it is cut to a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has"
-        f" {sqrt(d):.0f}."
-        " What it tests is mostly that size; it says little about diagonals."
+        f"The fitted arm tests mostly size: its diagonals are {spans['qk']} off-diagonal sd for QK (before it is cut to"
+        f" a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has {sqrt(d):.0f}."
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mimetic.book import common, rates
 from mimetic.book.common import measured
-from mimetic.book.language import COMMAND
+from mimetic.book.language import COMMAND, text_of, without_six
 from mimetic.experiments.configs.language import OTHER_POSITIONS, RUNNER_UP, SIGNS, TIE, with_positions
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes.language import (
@@ -43,7 +43,7 @@ GENTLER_RATE = RUNNER_UP["gpt2"]  # of the arm GENTLER
 SEARCHED_RATE = OTHER_POSITIONS["from-sincos"][1]["gpt2"]
 SIGNED = [arm for arm in SIGNS if arm != "gpt2"]
 LEARNED, LEARNED_WIKITEXT2 = (replace(study, arms=tuple(SIGNS), contrasts={}) for study in (CENTRAL, WIKITEXT2))
-# GPTConfig.pos_embed -> its study, in the order of by_kind
+# GPTConfig.pos_embed -> its study on tiny Shakespeare
 OF_KIND = {
     "learned": LEARNED,
     "scaled": SCALED,
@@ -70,16 +70,24 @@ def comparisons() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def by_kind() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Vision's signs against the default of the same positions, at the better of its rates, a group a text and a row a
-    kind of positions: table and points for figures.comparisons."""
-    studies = []
-    for (text, kind), study in STUDIES.items():
+    """Vision's signs against the default of the same positions, at the better of its rates, a group a text and a row
+    each of KINDS: table and points for figures.comparisons."""
+    return _of_vision({key: study for key, study in STUDIES.items() if key[1] in KINDS})
+
+
+def what_it_takes() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same with fixed positions and with every control of the reason."""
+    kinds = ("sincos", "centred", "shuffled", "from-sincos", "from-noise", "scaled")
+    return _of_vision({("tiny Shakespeare", kind): OF_KIND[kind] for kind in kinds})
+
+
+def _of_vision(studies: dict[tuple[str, str], Study]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows = []
+    for (text, kind), study in studies.items():
         rate = better_rate(study)
         name = _named(kind, rate)
-        studies.append(
-            (replace(study, question=text, comparisons={name: (rate, "vision")}), load_runs(study.experiment))
-        )
-    return common.stacked(studies, METRIC)
+        rows.append((replace(study, question=text, comparisons={name: (rate, "vision")}), load_runs(study.experiment)))
+    return common.stacked(rows, METRIC)
 
 
 def _named(kind: str, rate: str) -> str:
@@ -140,7 +148,7 @@ def searched_sentence(search: str) -> str:
         row = table.loc[arm].dropna().sort_values()
         end = ", the highest tried" if lr == row.index.max() else ", the lowest tried" if lr == row.index.min() else ""
         behind = row.iloc[1] - row.iloc[0]
-        close = f"; {row.index[1]:g} only {behind:.3f} behind" if behind <= TIE else ""
+        close = f"; {row.index[1]:g}: +{behind:.3f}" if behind <= TIE else ""
         said.append(f"{LABELS[arm]} {lr:g} ({row.iloc[0]:.3f}{end}{close})")
     return f"{', '.join(said)}."
 
@@ -155,7 +163,7 @@ def searches() -> str:
 
 KINDS = ("learned", "sincos", "from-sincos", "rotary")
 LONGER = "tiny Shakespeare, 6,000 steps"
-# What the table on top of the page compares: text -> the study of each of KINDS, None where it was not run
+# What the table of every number compares: text -> the study of each of KINDS, None where it was not run
 TEXTS: dict[str, tuple[Study | None, ...]] = {
     "tiny Shakespeare": (LEARNED, POSITIONS, FROM_SINCOS, ROTARY),
     LONGER: (LONG, POSITIONS_LONG, FROM_SINCOS_LONG, None),
@@ -164,8 +172,7 @@ TEXTS: dict[str, tuple[Study | None, ...]] = {
 
 
 def in_short() -> str:
-    """What the two sets of signs do with every one of KINDS, for the top of the page: a Markdown table, and how the
-    better of them stands to GPT-2's own start; "" without a pair."""
+    """What the two sets of signs do with every one of KINDS, as a Markdown table; "" without a pair."""
     rows: dict[str, dict[str, str]] = {}
     for text, studies in TEXTS.items():
         for kind, study in zip(KINDS, studies):
@@ -179,33 +186,30 @@ def in_short() -> str:
                     row = table.loc[LABELS[arm]]
                     level = f"{row['reference']:.3f}{'' if rate == 'gpt2' else f' at {GENTLER_RATE:g}'}"
                     rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = level
-                    said = common.word(row, METRIC, more=False) if row["pairs"] >= ENOUGH else "too few pairs"
-                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = (
-                        f"{common.estimate(row, METRIC, common.exact_p(row))}: *{said}*"
-                    )
-    if not rows:
-        return ""
-    table = common.markdown(
-        [
-            (name, *(rows[name].get(kind, _lacking(study, arm)) for kind, study in zip(KINDS, studies)))
-            for text, studies in TEXTS.items()
-            for arm in ("gpt2", *SIGNED)
-            if (name := f"{text}, {LABELS[arm]}") in rows
-        ],
-        ["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)],
-    )
+                    said = common.estimate(row, METRIC, common.exact_p(row))
+                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = said
+    cells = [
+        (name, *(rows[name].get(kind, _lacking(study, arm)) for kind, study in zip(KINDS, studies)))
+        for text, studies in TEXTS.items()
+        for arm in ("gpt2", *SIGNED)
+        if (name := f"{text}, {LABELS[arm]}") in rows
+    ]
+    columns = ["bits per byte; for the signs, minus the default's", *(TEXT_POSITIONS[kind] for kind in KINDS)]
+    return without_six(common.markdown(cells, columns))
+
+
+def own_start() -> str:
+    """How vision's signs stand to GPT-2's own start, in a sentence; "" with too few pairs."""
     said = []
     for kind, studies in {
         "fixed positions": (POSITIONS, POSITIONS_WIKITEXT2),
-        "learned ones that start from these": (FROM_SINCOS, FROM_SINCOS_WIKITEXT2),
+        "started ones": (FROM_SINCOS, FROM_SINCOS_WIKITEXT2),
     }.items():
-        own = {study.question.partition(",")[0]: over_own_start("vision", study) for study in studies}
+        own = {text_of(study): over_own_start("vision", study) for study in studies}
         found = [f"{measured(values, METRIC)} on {text}" for text, values in own.items() if len(values) >= ENOUGH]
         said += [f"with {kind} {', '.join(found)}"] if found else []
-    if not said:
-        return table
-    beyond = "Vision signs minus GPT-2's own start, the default with learned positions:"
-    return f"{table}\n\n{beyond} {'; '.join(said)}."
+    beyond = "Vision signs minus GPT-2's own start:"
+    return f"{beyond} {'; '.join(said)}." if said else ""
 
 
 def _lacking(study: Study | None, arm: str) -> str:
@@ -261,8 +265,8 @@ def controls() -> str:
             gain = effect_of(study, arm, row["compared"][1])
             against = (gain - effect_of(fixed, arm)).dropna(), over_own_start(arm, study)
             cells = (measured(values, METRIC) if len(values) else "–" for values in against)
-            says = f"{measured(gain, METRIC)}: *{common.word(row, METRIC, more=False)}*"
-            rows.append((f"{name}{',' * bool(rate)}{rate}", f"{row['reference']:.3f}", says, *cells))
+            default = f"{row['reference']:.3f}"
+            rows.append((f"{name}{',' * bool(rate)}{rate}", default, measured(gain, METRIC), *cells))
         if not of_vision:
             rows.append((name, f"no pair yet (`{COMMAND}`)", "–", "–", "–"))
     columns = [
@@ -272,7 +276,7 @@ def controls() -> str:
         "the same, minus that with fixed positions in order",
         "vision signs minus GPT-2's own start",
     ]
-    return f"{common.markdown(rows, columns)}\n\n{_what_else()}".rstrip()
+    return without_six(f"{common.markdown(rows, columns)}\n\n{_what_else()}".rstrip())
 
 
 def _what_else() -> str:

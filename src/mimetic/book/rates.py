@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mimetic.book.common import UNCONFIRMED, VALUES, markdown, measured, with_interval
+from mimetic.book.common import UNCONFIRMED, VALUES, markdown, measured, plural, with_interval
 from mimetic.experiments.configs.language import (
     ASKED_AGAIN,
     CHOSEN,
@@ -116,29 +116,23 @@ def slow_sentence(plateau: float) -> str:
         return "The runs that test it are not in yet."
     limit = (values["gpt2"] + plateau) / 2
     slow = [arm for arm in values.index if values[arm] > limit]
+    near = [arm for arm in values.index if arm not in slow and arm != "gpt2"]
     text = (
-        f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte,"
-        f" and the last character alone gives {plateau:.3f}. "
+        f"In the search, at {rate:g}, the default needs {values['gpt2']:.3f} bits per byte, and the last character"
+        f" alone gives {plateau:.3f}. {plural(len(slow), 'arm')} of {len(values) - 1} are nearer to that plateau than"
+        f" to the default; the others: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in near) or 'none'}. "
     )
-    for arms, word in (
-        (slow, "Nearer to that plateau"),
-        ([a for a in values.index if a not in slow and a != "gpt2"], "Nearer to the default"),
-    ):
-        text += f"{word}: {', '.join(f'{LABELS[a]} {values[a]:.3f}' for a in arms) or 'none'}. "
     if {"rescaled", "random-directions"} <= set(values.index):
         if "rescaled" in slow:
-            text += (
-                "Weights of that size are enough to slow a model down at this rate;"
-                " whether the identity adds to the loss, each at its own rate, is asked under Result."
-            )
+            text += "Weights of that size are enough to slow a model down at this rate."
         elif "random-directions" in slow:
             text += "The singular values are enough, without the identity; size alone is not."
         elif {"language", "vision"} & set(slow):
             text += "Neither the size nor the singular values do it: it takes the identity."
     if {"gpt2-signs", "both-minus"} <= set(slow):
         text += (
-            " The arms with −I in QK, whose tokens look at themselves less than the default's, are as slow:"
-            " looking at oneself is not the reason, or not the only one."
+            " Looking at oneself is not the reason, or not the only one: the two arms with −I in QK, whose tokens look"
+            " at themselves less than the default's, are as slow."
         )
     return text.strip() + " (One seed an arm.)"
 
@@ -252,11 +246,7 @@ def signs_at_one_rate() -> str:
             says = "plus is worse" if low > 0 else "plus is better"
         hint = UNCONFIRMED if p > 0.05 and not low <= 0 <= high else ""
         lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
-    return (
-        f"All four pairs of signs at {GENTLE:g}"
-        ". The effect of V·proj's sign is the mean over both signs of QK; that of QK's sign is given for each sign of"
-        " V·proj, since the two may differ:\n\n" + "\n".join(lines)
-    )
+    return "\n".join(lines)
 
 
 def beyond_size() -> str:
@@ -270,7 +260,7 @@ def beyond_size() -> str:
         if not len(values):
             return ""
         said.append(f"{measured(values, METRIC)} against {LABELS[control]}")
-    return f"Language signs at {GENTLE:g} instead, their second rate: {' and '.join(said)}."
+    return f"Language signs at {GENTLE:g}, their second rate: {' and '.join(said)}."
 
 
 def twins_sentence() -> str:
