@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from mimetic.data.json_files import digest
 from mimetic.training import records
 from mimetic.training.records import RecordError, load_runs, read_record, record_path, source_hash, write_record
 
@@ -70,7 +71,7 @@ def edit(**changes):
 
 def signed(record):
     """With the digest of what it holds now: written so, by another program."""
-    return record | {"digest": records._digest(record)}
+    return record | {"digest": digest(record)}
 
 
 DAMAGE = {

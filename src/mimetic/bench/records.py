@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.fetch import data_dir
+from mimetic.data.json_files import misfit, read_json, write_json
 from mimetic.measure import for_json
-from mimetic.training.records import RecordError, now, versions
+from mimetic.messages import check_choice
+from mimetic.training.records import now, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
 DIGITS = 4  # more than a clock is good for
 KINDS = ("init", "train", "profile")
 _FIELDS = {
-    "kind": str,
-    "arguments": dict,
-    "result": dict,
-    "device": str,
-    "threads": int,
-    "versions": dict,
-    "finished": str,
-}
+    "kind": str, "arguments": dict, "result": dict, "device": str, "threads": int, "versions": dict, "finished": str,
+}  # fmt: skip
 
 
 def store_bench(
@@ -39,8 +34,7 @@ def store_bench(
     Raises:
         ValueError: unknown kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    check_choice("kind", kind, KINDS)
     folder = Path(folder or data_dir() / "speed")
     number = 1 + max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{kind}-*.json")), default=0)
     record = {
@@ -52,10 +46,7 @@ def store_bench(
         "versions": versions(),
         "finished": now(),
     }
-    path = folder / f"{kind}-{number}.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
+    return write_json(folder / f"{kind}-{number}.json", record)
 
 
 def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
@@ -69,21 +60,11 @@ def load_bench(kind: str, folder: str | Path | None = None) -> pd.DataFrame:
 
     rows = []
     for path in Path(folder or data_dir() / "speed").glob(f"{kind}-*.json"):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RecordError(f"{path.name} is damaged: not JSON ({error})") from None
-        for key, expected in _FIELDS.items():
-            if not isinstance(record, dict) or not isinstance(record.get(key), expected):
-                raise RecordError(f"{path.name} is damaged: no {key!r}")
+        record = read_json(path, path.name, lambda record: misfit(record, _FIELDS))
         rows.append(
             {f"arguments.{k}": v for k, v in record["arguments"].items()}
             | record["result"]
-            | {
-                "device": record["device"],
-                "threads": record["threads"],
-                "torch": record["versions"].get("torch"),
-                "finished": record["finished"],
-            }
+            | {"device": record["device"], "threads": record["threads"]}
+            | {"torch": record["versions"].get("torch"), "finished": record["finished"]}
         )
     return pd.DataFrame(sorted(rows, key=lambda row: row["finished"])) if rows else pd.DataFrame(columns=["device"])

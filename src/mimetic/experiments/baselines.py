@@ -8,7 +8,6 @@ user's own history is known up to the target, and the whole catalogue without th
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.fetch import data_dir
+from mimetic.data.json_files import write_json
 from mimetic.data.sequences import SequenceData, fetch_sequences, load_sequences
 from mimetic.experiments.ranking import pad_left, ranking_metrics, target_ranks
 
@@ -123,9 +123,8 @@ def main() -> None:
         for row in baselines(EXPERIMENTS[name].dataset, EXPERIMENTS[name].items)
     ]
     found = {"ml100k": {name: round(share, 4) for name, share in bursts(fetch_sequences("ml100k")).items()}}
-    for path, content in ((baselines_path(), rows), (bursts_path(), found)):
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(baselines_path(), rows)
+    write_json(bursts_path(), found)
     for row in rows:
         print({k: v for k, v in row.items() if k not in ("users", "interactions")})
     print(found)

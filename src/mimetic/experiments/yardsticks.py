@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mimetic.attention import MimeticWarning
-from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.fetch import data_dir
+from mimetic.data.json_files import write_json
 from mimetic.data.text import load_text
 from mimetic.experiments import vision
 from mimetic.experiments.configs import named
@@ -178,8 +179,7 @@ def main() -> None:
         "pair_model_bits": {name: bits},
         "entering": {images.experiment: {what: round(value, 3) for what, value in seen.items()}},
     }
-    with atomic_path(yardsticks_path()) as part:
-        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(yardsticks_path(), found)
     print(found)
 
 

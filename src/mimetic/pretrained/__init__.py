@@ -17,7 +17,6 @@ Command line::
 
 from mimetic.pretrained.cache import available, cached_path, fetch, load
 from mimetic.pretrained.measurements import (
-    DamagedRecord,
     diagonal_profile,
     effective,
     load_measurements,
@@ -31,7 +30,6 @@ from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 
 __all__ = [
     "SOURCES",
-    "DamagedRecord",
     "Hub",
     "Source",
     "WeightFileError",

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +20,21 @@ from torch import Tensor
 
 from mimetic.attention import AttentionLayer
 from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.json_files import RecordError, digest, installed, misfit, read_json
 from mimetic.measure import LAYER_HEAD, for_json, measure
 from mimetic.messages import one_line
 from mimetic.pretrained.cache import PROBLEMS, load
 from mimetic.pretrained.sources import SOURCES, Wheel, source
 
 SCHEMA = 1
+_ABOUT = ("title", "modality", "block", "causal")  # of a source, in a record and in every table
 PROFILE_WIDTH = 32  # offsets -32 to 32 around the diagonal
 _KEYS = {  # of a record, with the type of each
-    "schema": int,
-    "name": str,
-    "title": str,
-    "modality": str,
-    "block": str,
-    "causal": bool,
-    "licence": str,
-    "kind": str,
-    "origin": dict,
-    "dims": list,
-    "gains": dict,
-    "versions": dict,
-    "date": str,
-    "measurements": dict,
-    "profiles": dict,
-    "digest": str,
-}
-
-
-class DamagedRecord(ValueError):
-    """A record that is cut short, edited, or of another schema; the message names the file."""
+    "schema": int, "name": str, "title": str, "modality": str, "block": str, "causal": bool, "licence": str,
+    "kind": str, "origin": dict, "dims": list, "gains": dict, "versions": dict, "date": str, "measurements": dict,
+    "profiles": dict, "digest": str,
+}  # fmt: skip
+_SPACED = (", ", ": ")  # separators of the JSON that the digests are of
 
 
 def diagonal_profile(product_DD: Tensor, width: int = PROFILE_WIDTH) -> list[float]:
@@ -82,17 +65,11 @@ def measure_source(name: str) -> dict[str, Any]:
     packages = ("mimetic", "torch", "numpy", "timm", "transformers", "onnx", "safetensors", "gguf")
     record = {
         "schema": SCHEMA,
-        "name": src.name,
-        "title": src.title,
-        "modality": src.modality,
-        "block": src.block,
-        "causal": src.causal,
-        "licence": src.licence,
-        "kind": src.kind,
+        **{key: getattr(src, key) for key in ("name", *_ABOUT, "licence", "kind")},
         "origin": origin,
         "dims": [list(run) for run in src.dims],
         "gains": gains,
-        "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
+        "versions": installed(packages),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "measurements": {
             "columns": ["fold", *columns],
@@ -108,7 +85,7 @@ def measure_source(name: str) -> dict[str, Any]:
             "rows": [row for fold in folds for i, layer in enumerate(layers) for row in _profiles(i, layer, fold)],
         },
     }
-    return record | {"digest": _digest(record)}
+    return record | {"digest": digest(record, _SPACED)}
 
 
 def _profiles(index: int, layer: AttentionLayer, fold: bool) -> list[list]:
@@ -120,18 +97,6 @@ def _profiles(index: int, layer: AttentionLayer, fold: bool) -> list[list]:
         [fold, index, layer.name, number, product, [for_json(x, 4) for x in diagonal_profile(matrix)]]
         for product, number, matrix in products
     ]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _digest(record: dict[str, Any]) -> str:
-    content = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -158,22 +123,19 @@ def write_record(record: dict[str, Any], folder: str | Path | None = None) -> Pa
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """A record, checked. Raises DamagedRecord, which names the file and what is wrong with it."""
+    """A record, checked. Raises RecordError, which names the file and what is wrong with it."""
     path = Path(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedRecord(f"{path}: not complete JSON ({error})") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise DamagedRecord(f"{path}: not a record of schema {SCHEMA}")
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(record.get(key), kind)]
-    if wrong:
-        raise DamagedRecord(f"{path}: missing or of the wrong type: {', '.join(wrong)}")
-    if record["digest"] != _digest(record):
-        raise DamagedRecord(f"{path}: its content does not match its digest; measure it again")
-    if record["name"] != path.stem:
-        raise DamagedRecord(f"{path}: holds the record of {record['name']}")
-    return record
+
+    def wrong(record: dict[str, Any]) -> str:
+        if record.get("schema") != SCHEMA:
+            return f"not of schema {SCHEMA}"
+        if why := misfit(record, _KEYS):
+            return why
+        if record["digest"] != digest(record, _SPACED):
+            return "its content does not match its digest"
+        return "" if record["name"] == path.stem else f"it is the record of {record['name']}"
+
+    return read_json(path, str(path), wrong, "; measure it again")
 
 
 def recorded(folder: str | Path | None = None) -> list[str]:
@@ -201,7 +163,7 @@ def measure_all(
         path = _folder(folder) / f"{src.name}.json"
         try:
             old = read_record(path)
-        except (OSError, DamagedRecord):
+        except (OSError, RecordError):
             old = {}
         volatile = ("date", "versions", "digest")
         same = all(old.get(key) == record[key] for key in record if key not in volatile)
@@ -220,9 +182,6 @@ def _records(names: Sequence[str] | None, folder: str | Path | None) -> list[dic
     return [read_record(_folder(folder) / f"{name}.json") for name in (have if names is None else names)]
 
 
-_ABOUT = ("title", "modality", "block", "causal")
-
-
 def load_measurements(names: Sequence[str] | None = None, folder: str | Path | None = None) -> pd.DataFrame:
     """The recorded measurements of the named sources (default: all that are recorded), one row a product.
 
@@ -231,7 +190,7 @@ def load_measurements(names: Sequence[str] | None = None, folder: str | Path | N
 
     Raises:
         ValueError: a name without a record (the message says which there are).
-        DamagedRecord: a file that is not as it was written.
+        RecordError: a file that is not as it was written.
     """
     return _frame([(r, r["measurements"]["columns"], r["measurements"]["rows"]) for r in _records(names, folder)])
 

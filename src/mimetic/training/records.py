@@ -9,11 +9,8 @@ or edited record is refused instead of believed.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import json
 import math
 import os
-import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -21,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimetic.data.fetch import atomic_path, data_dir
+from mimetic.data.fetch import data_dir
+from mimetic.data.json_files import RecordError, digest, installed, misfit, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +29,7 @@ SCHEMA = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._+=-]*")  # of experiments and arms: they become file names
 
 # key -> type; what every record of this schema has
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_FIELDS = {
     "schema": int,
     "experiment": str,
     "arm": str,
@@ -53,10 +51,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "digest": str,  # SHA-256 of all the rest
 }
 # newer ones have "data": SHA-256 of what they were trained and tested on (data_hash)
-
-
-class RecordError(ValueError):
-    """A record is damaged, or does not belong to what was asked for. The message names the file."""
 
 
 def runs_dir() -> Path:
@@ -91,12 +85,11 @@ def write_record(record: dict[str, Any], folder: str | Path | None = None) -> Pa
         RecordError: something is missing, of the wrong type or not finite.
     """
     record = {**record, "schema": SCHEMA}
-    record["digest"] = _digest(record)
+    record["digest"] = digest(record)
     path = record_path(record["experiment"], record["arm"], record["seed"], folder)
-    _validate(record, path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
+    if why := _wrong(record, path):
+        raise RecordError(f"{path.parent.name}/{path.name}: {why}")
+    return write_json(path, record)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -107,15 +100,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         RecordError: it is damaged; the message names the file and what is wrong.
     """
     path = Path(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _validate(record, path)
-    except RecordError:
-        raise
-    # no JSON or UTF-8; numbers and nesting beyond what Python reads
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise RecordError(f"{_short(path)} is damaged: not JSON ({error}){_remedy(path)}") from None
-    return record
+    remedy = f" (in {path.parent.parent}; restore the file, or train the run again with --force)"
+    return read_json(path, f"{path.parent.name}/{path.name}", lambda record: _wrong(record, path), remedy)
 
 
 def record_files(folder: str | Path, pattern: str = "*/*.json") -> list[Path]:
@@ -208,13 +194,7 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("mimetic", "torch", "torchvision", "numpy", "scikit-learn", "tokenizers"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed(("mimetic", "torch", "torchvision", "numpy", "scikit-learn", "tokenizers"))
 
 
 def now() -> str:
@@ -222,48 +202,29 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _digest(record: dict[str, Any]) -> str:
-    rest = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def _remedy(path: Path) -> str:
-    return f" (in {path.parent.parent}; restore the file, or train the run again with --force)"
-
-
-def _validate(record: Any, path: Path) -> None:
-    def damaged(why: str) -> RecordError:
-        return RecordError(f"{_short(path)} is damaged: {why}{_remedy(path)}")
-
-    if not isinstance(record, dict):
-        raise damaged("not a JSON object")
+def _wrong(record: dict[str, Any], path: Path) -> str:
+    """What is wrong with a record in this file, in words; "" if nothing."""
     if record.get("schema") != SCHEMA:
-        raise damaged(f"schema {record.get('schema')!r}, this version reads {SCHEMA}")
-    for key, kind in _FIELDS.items():
-        if key not in record:
-            raise damaged(f"no {key!r}")
-        if not isinstance(record[key], kind) or (kind is int and isinstance(record[key], bool)):
-            raise damaged(f"{key!r} is {type(record[key]).__name__}")
+        return f"schema {record.get('schema')!r}, this version reads {SCHEMA}"
+    if why := misfit(record, _FIELDS):
+        return why
     if path.name != f"{record['arm']}-seed{record['seed']}.json" or path.parent.name != record["experiment"]:
-        raise damaged(f"it is the record of {record['experiment']}/{record['arm']}-seed{record['seed']}.json")
+        return f"it is the record of {record['experiment']}/{record['arm']}-seed{record['seed']}.json"
     curve = record["curve"]
     if not curve or not all(isinstance(entry, dict) for entry in curve):
-        raise damaged("the curve is empty or not a list of epochs")
+        return "the curve is empty or not a list of epochs"
     if [entry.get("epoch") for entry in curve] != list(range(1, len(curve) + 1)):
-        raise damaged("the curve's epochs are not 1, 2, 3, ...")
+        return "the curve's epochs are not 1, 2, 3, ..."
     if any(entry.keys() != curve[0].keys() for entry in curve):
-        raise damaged("the curve's epochs do not hold the same metrics")
+        return "the curve's epochs do not hold the same metrics"
     for entry in curve:
         for key, value in entry.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise damaged(f"{key} of epoch {entry['epoch']} is {value!r}")
+                return f"{key} of epoch {entry['epoch']} is {value!r}"
     if record["final"] != curve[-1]:
-        raise damaged("the final metrics are not those of the last epoch")
-    if record["digest"] != _digest(record):
-        raise damaged("its content does not match its digest")
+        return "the final metrics are not those of the last epoch"
+    if record["digest"] != digest(record):
+        return "its content does not match its digest"
     if not record["throughput"].keys() >= {"unit", "per_second"} or "sha256" not in record["source"]:
-        raise damaged("no unit or number of its throughput, or no hash of its source")
+        return "no unit or number of its throughput, or no hash of its source"
+    return ""
