@@ -152,19 +152,18 @@ def rope(reader):
     return read
 
 
-def class_attention(module, name, ancestors):
-    raise NotSelfAttention("only the class token asks: attention of one token over all others")
+def passed_over(reason):
+    """The reader of a class that is no self-attention."""
 
+    def read(module, name, ancestors):
+        raise NotSelfAttention(reason)
 
-def not_attention(module, name, ancestors):
-    raise NotSelfAttention("it weighs channels or branches, not tokens")
-
-
-def states(module, name, ancestors):
-    raise NotSelfAttention("it mixes states that all tokens share: there is no q k^T")
+    return read
 
 
 def refuse(reason):
+    """The reader of a class that is known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj."""
+
     def read(module, name, ancestors):
         raise UnsupportedAttention(f"{name}: {reason}")
 
@@ -231,82 +230,59 @@ def _block_gains(ancestors, name, width):
     return (in_gain, out_gain, True, False) if norm_known and scale_known else (None, None, False, False)
 
 
-READERS = {
-    "timm.layers.attention.Attention": fused,
-    "timm.layers.attention.AttentionRope": rope(fused_or_separate),
-    "timm.layers.attention2d.Attention2d": maxxvit,
-    "timm.layers.attention_pool.AttentionPoolLatent": pooling,
-    "timm.layers.attention_pool.AttentionPoolPrr": pooling,
-    "timm.layers.attention_pool2d.AttentionPool2d": pooling,
-    "timm.layers.attention_pool2d.RotAttentionPool2d": pooling,
-    "timm.models.beit.Attention": fused,
-    "timm.models.convit.MHSA": fused,
-    "timm.models.davit.WindowAttention": fused,
-    "timm.models.efficientformer.Attention": per_head,
-    "timm.models.eva.EvaAttention": rope(fused_or_separate),
-    "timm.models.fastvit.Attention": fused,
-    "timm.models.gcvit.WindowAttentionGlobal": gcvit,
-    "timm.models.hiera.MaskUnitAttention": not_pooled,
-    "timm.models.hieradet_sam2.MultiScaleAttention": not_pooled,
-    "timm.models.maxxvit.Attention2d": maxxvit,
-    "timm.models.maxxvit.AttentionCl": maxxvit,
-    "timm.models.metaformer.Attention": fused,
-    "timm.models.nest.Attention": heads_innermost,
-    "timm.models.pvt_v2.Attention": keys_values_together,
-    "timm.models.swin_transformer.WindowAttention": fused,
-    "timm.models.swin_transformer_v2.WindowAttention": caveat(fused, QK_NORM),
-    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": caveat(fused, QK_NORM),
-    "timm.models.tiny_vit.Attention": per_head,
-    "timm.models.tnt.Attention": queries_keys_together,
-    "timm.models.twins.GlobalSubSampleAttn": keys_values_together,
-    "timm.models.twins.LocallyGroupedAttn": fused,
-    "timm.models.vision_transformer_relpos.RelPosAttention": fused,
-    "timm.models.vision_transformer_sam.Attention": rope(fused),
-    "timm.models.visformer.Attention": fused,
-    "timm.models.volo.Attention": fused,
-    # only the class token asks
-    "timm.models.cait.ClassAttn": class_attention,
-    "timm.models.crossvit.CrossAttention": class_attention,
-    "timm.models.volo.ClassAttention": class_attention,
-    # attention by name only
-    "timm.layers.selective_kernel.SelectiveKernelAttn": not_attention,
-    "timm.layers.split_attn.SplitAttn": not_attention,
-    "timm.models.efficientvim.HSMSSD": states,
-    # known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj
-    "timm.layers.diff_attention.DiffAttention": refuse(
-        "differential attention: each head subtracts two attention maps"
-    ),
-    "timm.models.cait.TalkingHeadAttn": refuse(
-        "talking heads: the heads' logits and weights are mixed by learned matrices"
-    ),
-    "timm.models.coat.FactorAttnConvRelPosEnc": refuse(
-        "factorised attention: softmax over keys, then (k^T v), not over q k^T"
-    ),
-    "timm.models.convit.GPSA": refuse(
-        "gated positional attention: a learned gate mixes the map of q k^T with one made of positions alone"
-    ),
-    "timm.models.davit.ChannelAttention": refuse("channel attention: it mixes channels, not tokens"),
-    "timm.models.davit.ChannelAttentionV2": refuse("channel attention: it mixes channels, not tokens"),
-    "timm.models.edgenext.CrossCovarianceAttn": refuse("cross-covariance attention: it mixes channels, not tokens"),
-    "timm.models.iformer.SHMA": refuse(
-        "a sigmoid follows v and batch norm q, k, v and proj: the matrices are not the layer's own"
-    ),
-    "timm.models.shvit.SHSA": refuse(
-        "batch norm follows q, k, v and proj, and only some of the channels are attended to"
-    ),
-    "timm.models.xcit.XCA": refuse("cross-covariance attention: it mixes channels, not tokens"),
-    "timm.models.mobilevit.LinearSelfAttention": refuse("linear attention: one context vector, no q k^T"),
-    "timm.models.levit.Attention": refuse(
-        "batch norm follows q, k, v and proj (LinearNorm): the matrices are not the layer's own"
-    ),
-    "timm.models.levit.AttentionDownsample": refuse("queries are subsampled and batch norm follows q, k, v and proj"),
-    "timm.models.mvitv2.MultiScaleAttention": refuse("q, k and v are pooled by convolutions after their matrices"),
-    "timm.models.mvitv2.MultiScaleAttentionPoolFirst": refuse("q, k and v are made from pooled tokens"),
-    "timm.models.volo.OutlookAttention": refuse("outlook attention: weights come from one matrix, there is no q k^T"),
-    "timm.models.vision_transformer.ParallelScalingBlock": refuse(
-        "one matrix holds q, k, v and the MLP's input together"
-    ),
-    "timm.models.vision_transformer.DiffParallelScalingBlock": refuse(
-        "differential attention: each head subtracts two maps"
-    ),
-}
+_READERS = (
+    (fused, """
+    layers.attention.Attention models.beit.Attention models.convit.MHSA models.davit.WindowAttention
+    models.fastvit.Attention models.metaformer.Attention models.swin_transformer.WindowAttention
+    models.twins.LocallyGroupedAttn models.vision_transformer_relpos.RelPosAttention models.visformer.Attention
+    models.volo.Attention
+    """),
+    (rope(fused), "models.vision_transformer_sam.Attention"),
+    (caveat(fused, QK_NORM), """
+    models.swin_transformer_v2.WindowAttention models.swin_transformer_v2_cr.WindowMultiHeadAttention
+    """),
+    (rope(fused_or_separate), "layers.attention.AttentionRope models.eva.EvaAttention"),
+    (per_head, "models.efficientformer.Attention models.tiny_vit.Attention"),
+    (maxxvit, "layers.attention2d.Attention2d models.maxxvit.Attention2d models.maxxvit.AttentionCl"),
+    (queries_keys_together, "models.tnt.Attention"),
+    (keys_values_together, "models.pvt_v2.Attention models.twins.GlobalSubSampleAttn"),
+    (not_pooled, "models.hiera.MaskUnitAttention models.hieradet_sam2.MultiScaleAttention"),
+    (gcvit, "models.gcvit.WindowAttentionGlobal"),
+    (heads_innermost, "models.nest.Attention"),
+    (pooling, """
+    layers.attention_pool.AttentionPoolLatent layers.attention_pool.AttentionPoolPrr
+    layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d
+    """),
+    (passed_over("only the class token asks: attention of one token over all others"), """
+    models.cait.ClassAttn models.crossvit.CrossAttention models.volo.ClassAttention
+    """),
+    (passed_over("it weighs channels or branches, not tokens"), """
+    layers.selective_kernel.SelectiveKernelAttn layers.split_attn.SplitAttn
+    """),
+    (passed_over("it mixes states that all tokens share: there is no q k^T"), "models.efficientvim.HSMSSD"),
+    (refuse("differential attention: each head subtracts two attention maps"), "layers.diff_attention.DiffAttention"),
+    (refuse("differential attention: each head subtracts two maps"),
+     "models.vision_transformer.DiffParallelScalingBlock"),
+    (refuse("one matrix holds q, k, v and the MLP's input together"), "models.vision_transformer.ParallelScalingBlock"),
+    (refuse("talking heads: the heads' logits and weights are mixed by learned matrices"),
+     "models.cait.TalkingHeadAttn"),
+    (refuse("factorised attention: softmax over keys, then (k^T v), not over q k^T"),
+     "models.coat.FactorAttnConvRelPosEnc"),
+    (refuse("gated positional attention: a learned gate mixes the map of q k^T with one made of positions alone"),
+     "models.convit.GPSA"),
+    (refuse("channel attention: it mixes channels, not tokens"),
+     "models.davit.ChannelAttention models.davit.ChannelAttentionV2"),
+    (refuse("cross-covariance attention: it mixes channels, not tokens"),
+     "models.edgenext.CrossCovarianceAttn models.xcit.XCA"),
+    (refuse("a sigmoid follows v and batch norm q, k, v and proj: the matrices are not the layer's own"),
+     "models.iformer.SHMA"),
+    (refuse("batch norm follows q, k, v and proj, and only some of the channels are attended to"), "models.shvit.SHSA"),
+    (refuse("batch norm follows q, k, v and proj (LinearNorm): the matrices are not the layer's own"),
+     "models.levit.Attention"),
+    (refuse("queries are subsampled and batch norm follows q, k, v and proj"), "models.levit.AttentionDownsample"),
+    (refuse("linear attention: one context vector, no q k^T"), "models.mobilevit.LinearSelfAttention"),
+    (refuse("q, k and v are pooled by convolutions after their matrices"), "models.mvitv2.MultiScaleAttention"),
+    (refuse("q, k and v are made from pooled tokens"), "models.mvitv2.MultiScaleAttentionPoolFirst"),
+    (refuse("outlook attention: weights come from one matrix, there is no q k^T"), "models.volo.OutlookAttention"),
+)  # fmt: skip
+READERS = {f"timm.{name}": reader for reader, names in _READERS for name in names.split()}

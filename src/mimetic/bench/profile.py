@@ -20,29 +20,13 @@ KINDS = {
     "attention kernels": ("flash", "fmha", "scaled_dot_product", "sdpa"),
     "optimiser": ("adam", "multi_tensor", "_foreach"),
     "matrix products": (
-        "gemm",
-        "nvjet",
-        "cutlass",
-        "aten::mm",
-        "aten::addmm",
-        "aten::bmm",
-        "aten::baddbmm",
-        "linear",
-        "conv",
+        "gemm", "nvjet", "cutlass", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "linear", "conv",
     ),
     "copies and casts": (
-        "copy",
-        "memcpy",
-        "memset",
-        "aten::to",
-        "aten::cat",
-        "index",
-        "gather",
-        "aten::fill_",
-        "aten::zero_",
+        "copy", "memcpy", "memset", "aten::to", "aten::cat", "index", "gather", "aten::fill_", "aten::zero_",
     ),
     "norms, softmax, GELU, sums": ("",),
-}
+}  # fmt: skip
 LARGEST = 12  # how many operators or kernels a record names
 
 

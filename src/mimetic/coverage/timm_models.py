@@ -10,51 +10,11 @@ from torch import nn
 
 from mimetic.coverage.build import MAX_PARAMETERS, NotBuilt, Plan, TimeUp, may_have_attention, short_error
 
-_SIZES = (
-    "test",
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "zepto",
-    "xxxs",
-    "xxs",
-    "xs",
-    "xtiny",
-    "wee",
-    "tiny",
-    "pwee",
-    "little",
-    "mini",
-    "s",
-    "small",
-    "mediumd",
-    "medium",
-    "betwixt",
-    "m",
-    "b",
-    "base",
-    "l",
-    "large",
-    "xl",
-    "xlarge",
-    "xxlarge",
-    "h",
-    "huge",
-    "g",
-    "giant",
-    "gigantic",
-    "gg",
-    "e",
-    "enormous",
-    "so150m",
-    "so150m2",
-    "so400m",
-    "7b",
-    "1b",
-    "3b",
-    "pe",
-)
+# the words for a size in models' names, small first
+_SIZES = """
+    test atto femto pico nano zepto xxxs xxs xs xtiny wee tiny pwee little mini s small mediumd medium betwixt m b
+    base l large xl xlarge xxlarge h huge g giant gigantic gg e enormous so150m so150m2 so400m 7b 1b 3b pe
+""".split()
 
 
 def timm_families() -> dict[str, list[str]]:

@@ -15,25 +15,13 @@ from mimetic.coverage.build import MAX_PARAMETERS, NotBuilt, Plan, TimeUp, short
 
 # (names of an int in a config, small value)
 _INTS = (
-    (
-        r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|d_embed"
-        r"|encoder_hidden_size|decoder_hidden_size|embedding_size)",
-        64,
-    ),
-    (
-        r"(num_attention_heads|num_heads|n_heads?"
-        r"|(encoder|decoder)_attention_heads|num_(encoder|decoder)_attention_heads)",
-        4,
-    ),
+    (r"hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|d_embed|(en|de)coder_hidden_size|embedding_size", 64),
+    (r"num_attention_heads|num_heads|n_heads?|(num_)?(encoder|decoder)_attention_heads", 4),
     (r"(decoder_)?num_key_value_heads|num_kv_heads", 2),
     (r"(encoder_|decoder_|num_|n_|num_hidden_|num_encoder_|num_decoder_|vision_|text_)*layers?", 2),
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth|num_decoder_layers)", 2),
-    (
-        r"(intermediate_size|ffn_dim|(encoder|decoder)_ffn_dim|d_ff|n_inner|moe_intermediate_size"
-        r"|feed_forward_\w+|mlp_dim)",
-        96,
-    ),
-    (r"(shared_expert_intermediate_size|dense_intermediate_size|ffn_hidden_size)", 96),
+    (r"(moe_|shared_expert_|dense_)?intermediate_size|((encoder|decoder)_)?ffn_dim|d_ff|n_inner", 96),
+    (r"feed_forward_\w+|mlp_dim|ffn_hidden_size", 96),
     (r"head_dim|attention_head_dim|d_kv|d_head", 16),
     (r"vocab_size", 128),
     (r"(num_local_experts|num_experts|n_routed_experts|moe_num_experts)", 4),

@@ -65,29 +65,11 @@ from mimetic.training.records import (
 
 # The files that have a part in the numbers of every run; a family adds its own.
 COMMON_SOURCE = (
-    "adapters/__init__.py",
-    "adapters/own.py",
-    "adapters/views.py",
-    "attention.py",
-    "attention_maps.py",
-    "construct.py",
-    "defaults.py",
-    "experiments/runs.py",
-    "initialize.py",
-    "initializers.py",
-    "lapack.py",
-    "measure.py",
-    "models/blocks.py",
-    "models/positions.py",
-    "plan.py",
-    "scan.py",
-    "spec.py",
-    "training/backend.py",
-    "training/config.py",
-    "training/loop.py",
-    "training/precision.py",
-    "training/step.py",
-)
+    "adapters/__init__.py", "adapters/own.py", "adapters/views.py", "attention.py", "attention_maps.py", "construct.py",
+    "defaults.py", "experiments/runs.py", "initialize.py", "initializers.py", "lapack.py", "measure.py",
+    "models/blocks.py", "models/positions.py", "plan.py", "scan.py", "spec.py", "training/backend.py",
+    "training/config.py", "training/loop.py", "training/precision.py", "training/step.py",
+)  # fmt: skip
 
 Model = TypeVar("Model", bound="nn.Module")
 

@@ -46,18 +46,8 @@ from mimetic.training.records import data_hash, now, source_hash, write_record
 # What the runs of one group may differ in: initial weights, seed, learning rate, and which training images there are
 # (not how many an epoch has)
 MAY_DIFFER = (
-    "experiment",
-    "arm",
-    "init",
-    "seed",
-    "qk_alpha",
-    "qk_beta",
-    "vp_alpha",
-    "vp_beta",
-    "qk_rank",
-    "lr",
-    "train_size",
-)
+    "experiment", "arm", "init", "seed", "qk_alpha", "qk_beta", "vp_alpha", "vp_beta", "qk_rank", "lr", "train_size",
+)  # fmt: skip
 _DATA = ("dataset", "train_size", "validation", "tokenizer", "vocab_size")  # what a run's data follow from
 _SOURCE = ("experiments/together.py", "models/stacked.py", "training/group.py")  # besides the family's
 DIVERGED = "Diverged: its loss is no longer a finite number"

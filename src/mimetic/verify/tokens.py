@@ -11,30 +11,13 @@ import torch
 from torch import Tensor, nn
 
 QUERY_NAMES = (
-    "hidden_states",
-    "query",
-    "x",
-    "input",
-    "inputs",
-    "hidden_state",
-    "queries",
-    "query_states",
-    "src",
-    "input_tensor",
+    "hidden_states", "query", "x", "input", "inputs", "hidden_state", "queries", "query_states", "src", "input_tensor",
     "embeddings",
-)
+)  # fmt: skip
 KEY_NAMES = (
-    "key_value_states",
-    "encoder_hidden_states",
-    "cross_attention_states",
-    "key",
-    "value",
-    "keys",
-    "values",
-    "kv",
-    "memory",
-    "context",
-)
+    "key_value_states", "encoder_hidden_states", "cross_attention_states", "key", "value", "keys", "values", "kv",
+    "memory", "context",
+)  # fmt: skip
 
 
 def generator_for(*seed: int) -> torch.Generator:
