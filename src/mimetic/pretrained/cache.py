@@ -71,28 +71,18 @@ def layers_of_source(state: dict[str, Tensor], src: Source) -> list[AttentionLay
 
         weights = split([get(f"{prefix}{part}.weight", (out, D)) for part, out in zip(wheel.qkv, outputs, strict=True)])
         q, k, v = (w.movedim(2, 0) for w in weights)  # (heads, K, in) -> (in, heads, K)
-        q_bias, k_bias, v_bias = (
-            split([get(f"{prefix}{part}.bias", (out,)) for part, out in zip(wheel.qkv, outputs)])
-            if wheel.bias
-            else (None,) * 3
-        )
+        biases = [None] * 3
+        if wheel.bias:
+            biases = split([get(f"{prefix}{part}.bias", (out,)) for part, out in zip(wheel.qkv, outputs)])
         layers.append(
             AttentionLayer(
-                name=name,
-                q=q,
-                k=k,
-                v=v,
-                proj=get(f"{prefix}{wheel.proj}.weight", (D, D)).mT.unflatten(0, (H, K)),
-                q_bias=q_bias,
-                k_bias=k_bias,
-                v_bias=v_bias,
-                proj_bias=get(f"{prefix}{wheel.proj}.bias", (D,)) if wheel.bias else None,
+                name, q, k, v, get(f"{prefix}{wheel.proj}.weight", (D, D)).mT.unflatten(0, (H, K)),
+                *biases, get(f"{prefix}{wheel.proj}.bias", (D,)) if wheel.bias else None,
                 in_gain=get(prefix + wheel.in_gain, (D,)) if wheel.in_gain else None,
                 out_gain=get(prefix + wheel.out_gain, (D,)) if wheel.out_gain else None,
-                gains_known=True,
-                caveats=wheel.caveats,
+                gains_known=True, caveats=wheel.caveats,
             )
-        )
+        )  # fmt: skip
     return layers
 
 
@@ -182,11 +172,8 @@ def read_layers(path: Path, src: Source) -> list[AttentionLayer] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if [metadata.get(key) for key in ("format", "source", "sha256")] != [
-                CACHE_FORMAT,
-                src.name,
-                src.origin.sha256,
-            ]:
+            wanted = {"format": CACHE_FORMAT, "source": src.name, "sha256": src.origin.sha256}
+            if not wanted.items() <= metadata.items():
                 return None
             stored = set(file.keys())
             layers = []

