@@ -28,6 +28,7 @@ from mimetic.adapters.views import (
     linear_in,
     linear_out,
     overridden,
+    refuse,
 )
 from mimetic.attention import UnsupportedAttention
 
@@ -101,11 +102,9 @@ def _left_alone(module, name, ancestors):
     raise NotSelfAttention(f"{name}: {type(module).__name__} was registered as no self-attention")
 
 
-def _patched(module, name, ancestors):
-    raise UnsupportedAttention(
-        f"{name}: the forward of its class was replaced, so the same weights may mean something else: initialise before"
-        " that"
-    )
+_patched = refuse(
+    "the forward of its class was replaced, so the same weights may mean something else: initialise before that"
+)
 
 
 def _changed(base: type) -> Reader:
@@ -135,16 +134,8 @@ _QKV = re.compile(
     r"(?!.*(lora|adapter|scale|bias|emb|norm|table|prompt|gate|mask|drop|_pos|_rel))(?!pos|rel)(.*_)?qkv(_.*|[0-9].*)?",
     re.IGNORECASE,
 )
-_SHORT = {
-    "query": "q",
-    "querie": "q",
-    "key": "k",
-    "value": "v",
-    "query_key_value": "qkv",
-    "kqv": "qkv",
-    "qkvo": "qkv",
-    "w_pack": "qkv",
-}
+_SHORT = {"query": "q", "querie": "q", "key": "k", "value": "v"}
+_SHORT |= dict.fromkeys(("query_key_value", "kqv", "qkvo", "w_pack"), "qkv")
 _PARTS = ({"qkv"}, {"q", "k"}, {"q", "kv"}, {"qk", "v"}, {"theta", "phi", "g"})
 
 

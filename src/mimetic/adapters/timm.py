@@ -18,7 +18,7 @@ from mimetic.adapters.views import (
     UNSCALED,
     NotSelfAttention,
     as_written,
-    bias,
+    both,
     dropout_caveats,
     full_name,
     fused_out,
@@ -26,7 +26,9 @@ from mimetic.adapters.views import (
     lineage,
     linear_in,
     linear_out,
+    passed_over,
     pooling,
+    refuse,
     usable,
     weight,
 )
@@ -83,12 +85,10 @@ def fused_or_separate(module, name, ancestors) -> AttentionLayer:
 def per_head(module, name, ancestors) -> AttentionLayer:
     """qkv laid out [head, (q, k, v)], where values may be wider than keys (TinyViT, EfficientFormer, CoAtNet)."""
     heads = module.num_heads
-    w, b = weight(module.qkv, name, "qkv"), bias(module.qkv, name, "qkv")
     K = getattr(module, "key_dim", None) or module.dim_head
     V = getattr(module, "val_dim", K)
-    ws = w.unflatten(1, (heads, 2 * K + V)).split([K, K, V], dim=2)
-    bs = (None,) * 3 if b is None else b.view(heads, 2 * K + V).split([K, K, V], dim=1)
-    return _layer(module, name, ancestors, *zip(ws, bs))
+    parts = both(module.qkv, name, "qkv", lambda t: t.unflatten(-1, (heads, 2 * K + V)).split([K, K, V], dim=-1), 3)
+    return _layer(module, name, ancestors, *parts)
 
 
 def maxxvit(module, name, ancestors) -> AttentionLayer:
@@ -148,24 +148,6 @@ def rope(reader):
         if ancestors and owners and all(a.rope is None for a in owners):
             return layer
         return replace(layer, caveats=(ROPE, *layer.caveats))
-
-    return read
-
-
-def passed_over(reason):
-    """The reader of a class that is no self-attention."""
-
-    def read(module, name, ancestors):
-        raise NotSelfAttention(reason)
-
-    return read
-
-
-def refuse(reason):
-    """The reader of a class that is known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj."""
-
-    def read(module, name, ancestors):
-        raise UnsupportedAttention(f"{name}: {reason}")
 
     return read
 

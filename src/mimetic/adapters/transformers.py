@@ -25,7 +25,7 @@ from mimetic.adapters.views import (
     REDUCED,
     NotSelfAttention,
     as_written,
-    bias,
+    both,
     dropout_caveats,
     forward_of,
     gain,
@@ -33,9 +33,10 @@ from mimetic.adapters.views import (
     library,
     lineage,
     linear_in,
+    linear_out,
+    passed_over,
     pooling,
     replaced_forward,
-    split_out,
     unwrapped,
     weight,
 )
@@ -92,18 +93,15 @@ def parts(module, name, ancestors) -> AttentionLayer:
         return _queries_apart(module, name, ancestors)
     if getattr(module, "multi_query", None) is False:  # GPT-BigCode with as many key heads as query heads
         return interleaved(module, name, ancestors)
-    K = _fused_head_dim(module, fused, name)
-    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
+    K, outputs = _fused_head_dim(module, fused, name), weight(fused, name, "qkv").shape[1]
     proj = _output(module)
     H = weight(proj, name, "proj").shape[0] // K
-    G, rest = divmod(w.shape[1] // K - H, 2)
-    if w.shape[1] % K or rest or G < 1:
+    G, rest = divmod(outputs // K - H, 2)
+    if outputs % K or rest or G < 1:
         raise UnsupportedAttention(
-            f"{name}: {w.shape[1]} outputs are not {H} query heads of {K} and as many keys as values"
+            f"{name}: {outputs} outputs are not {H} query heads of {K} and as many keys as values"
         )
-    ws = w.split([H * K, G * K, G * K], dim=1)
-    bs = (None,) * 3 if b is None else b.split([H * K, G * K, G * K])
-    q, k, v = (_split(wi, bi, K, name) for wi, bi in zip(ws, bs))
+    q, k, v = both(fused, name, "qkv", lambda t: t.unflatten(-1, (-1, K)).split([H, G, G], dim=-2), 3)
     return _layer(module, name, ancestors, q, k, v, proj, K)
 
 
@@ -115,9 +113,8 @@ def _queries_apart(module, name, ancestors) -> AttentionLayer:
             f"{name}: the cross-attention of {type(module).__name__} does not fit its own weights"
         )
     K = _head_dim(module, name)
-    q = _split(weight(module.q_attn, name, "q_attn"), bias(module.q_attn, name, "q_attn"), K, name)
-    w, b = weight(module.c_attn, name, "c_attn"), bias(module.c_attn, name, "c_attn")
-    k, v = (_split(wi, bi, K, name) for wi, bi in zip(w.chunk(2, dim=1), (None, None) if b is None else b.chunk(2)))
+    (q,) = _three(module, ("q_attn",), K, name)
+    k, v = both(module.c_attn, name, "c_attn", lambda t: t.unflatten(-1, (2, -1, K)).unbind(-3), 2)
     return _layer(module, name, ancestors, q, k, v, _output(module), K)
 
 
@@ -126,40 +123,30 @@ def interleaved(module, name, ancestors) -> AttentionLayer:
     fused = _fused(module)
     if getattr(module, "new_decoder_architecture", False) or getattr(module, "multi_query", False):
         return _falcon(module, name, ancestors)
-    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
-    K = _fused_head_dim(module, fused, name)
-    if w.shape[1] % (3 * K):
-        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into 3 x heads of {K}")
-    ws = w.unflatten(1, (-1, 3, K))
-    bs = None if b is None else b.view(-1, 3, K)
-    q, k, v = ((ws[:, :, i], None if bs is None else bs[:, i]) for i in range(3))
+    K, outputs = _fused_head_dim(module, fused, name), weight(fused, name, "qkv").shape[1]
+    if outputs % (3 * K):
+        raise UnsupportedAttention(f"{name}: {outputs} outputs do not divide into 3 x heads of {K}")
+    q, k, v = both(fused, name, "qkv", lambda t: t.unflatten(-1, (-1, 3, K)).unbind(-2), 3)
     return _layer(module, name, ancestors, q, k, v, _output(module), K)
 
 
 def _falcon(module, name, ancestors) -> AttentionLayer:
     """Falcon's grouped forms: [group, (its query heads, k, v), K], with one group in the multi-query form."""
-    fused, K = _fused(module), _head_dim(module, name)
-    w, b = weight(fused, name, "qkv"), bias(fused, name, "qkv")
-    H, G = module.num_heads, module.num_kv_heads
+    K, H, G = _head_dim(module, name), module.num_heads, module.num_kv_heads
     if G > 1 and G != H:
         # a group's query heads lie next to its key: their stride over heads is not constant, so no view can show them
         raise UnsupportedAttention(
             f"{name}: query heads are stored group by group between keys and values; no view shows them"
         )
-    ws = w.unflatten(1, (G, H // G + 2, K))
-    bs = None if b is None else b.view(G, H // G + 2, K)
-    if G == 1:
-        q = (ws[:, 0, :H], None if bs is None else bs[0, :H])
-    else:
-        q = (ws[:, :, 0], None if bs is None else bs[:, 0])
-    k, v = ((ws[:, :, i], None if bs is None else bs[:, i]) for i in (-2, -1))
-    return _layer(module, name, ancestors, q, k, v, _output(module), K)
+
+    def view(t: Tensor) -> list[Tensor]:
+        t = t.unflatten(-1, (G, H // G + 2, K))
+        return [t[..., 0, :H, :] if G == 1 else t[..., 0, :], t[..., -2, :], t[..., -1, :]]
+
+    return _layer(module, name, ancestors, *both(_fused(module), name, "qkv", view, 3), _output(module), K)
 
 
-def pooled(module, name, ancestors):
-    raise NotSelfAttention(
-        "its queries and keys are pooled in different ways: a query and its key are not the same token"
-    )
+pooled = passed_over("its queries and keys are pooled in different ways: a query and its key are not the same token")
 
 
 READERS_BY_LAYOUT = {"separate": separate, "sibling": sibling, "parts": parts, "interleaved": interleaved}
@@ -182,14 +169,11 @@ def _three(module, names, K, name):
     out = []
     for attribute in names:
         lin = getattr(module, attribute)
-        out.append(_split(weight(lin, name, attribute), bias(lin, name, attribute), K, name))
+        outputs = weight(lin, name, attribute).shape[1]
+        if outputs % K:
+            raise UnsupportedAttention(f"{name}: {outputs} outputs do not divide into heads of {K}")
+        out.append(linear_out(lin, outputs // K, name, attribute))
     return out
-
-
-def _split(w: Tensor, b: Tensor | None, K: int, name: str) -> tuple[Tensor, Tensor | None]:
-    if w.shape[1] % K:
-        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs do not divide into heads of {K}")
-    return split_out(w, w.shape[1] // K, name), None if b is None else b.view(-1, K)
 
 
 def _fused(module) -> nn.Module:

@@ -401,10 +401,7 @@ ONE_PLUS_GAIN = set("""
 # fmt: on
 
 # Attention pooling: a learned query, so no self-attention
-POOLING = (
-    "aimv2.Aimv2AttentionPoolingHead",
-    "videoprism.VideoPrismMultiheadAttentionPoolingHead",
-)
+POOLING = ("aimv2.Aimv2AttentionPoolingHead", "videoprism.VideoPrismMultiheadAttentionPoolingHead")
 
 # Queries and keys are made from tokens that were pooled, each in its own way
 POOLED = ("efficientloftr.EfficientLoFTRAttention",)

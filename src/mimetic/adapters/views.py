@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import torch
@@ -146,6 +146,24 @@ def pooling(module: nn.Module, *_: object) -> NoReturn:
     )
 
 
+def passed_over(reason: str) -> Reader:
+    """The reader of a class that is no self-attention."""
+
+    def read(module, name, ancestors):
+        raise NotSelfAttention(reason)
+
+    return read
+
+
+def refuse(reason: str) -> Reader:
+    """The reader of a class that is known, and not of the form softmax(x W_Q W_K^T x^T) x W_V W_proj."""
+
+    def read(module, name, ancestors):
+        raise UnsupportedAttention(f"{name}: {reason}")
+
+    return read
+
+
 def usable(p: Tensor | None, name: str, what: str) -> Tensor:
     """The parameter itself, detached, or a refusal that says what is wrong with it."""
     if p is None:
@@ -250,6 +268,14 @@ def bias(layer: nn.Module, name: str, what: str) -> Tensor | None:
     return None if b is None else usable(b, name, f"{what}.bias")
 
 
+def both(
+    layer: nn.Module, name: str, what: str, view: Callable[[Tensor], Sequence[Tensor]], parts: int
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The (weight, bias) of each part of a fused layer; view: the parts of a tensor whose last dimension is outputs."""
+    b = bias(layer, name, what)
+    return list(zip(view(weight(layer, name, what)), [None] * parts if b is None else view(b), strict=True))
+
+
 def split_out(w: Tensor, heads: int, name: str) -> Tensor:
     """(D, heads * K) -> (D, heads, K), a view."""
     if w.shape[1] % heads:
@@ -275,12 +301,10 @@ def fused_out(
     lin: nn.Module, heads: int, name: str, what: str = "qkv", parts: int = 3
 ) -> list[tuple[Tensor, Tensor | None]]:
     """The parts (q, k, v) of one fused layer laid out [part, head, K], each as linear_out gives it."""
-    w, b = weight(lin, name, what), bias(lin, name, what)
-    if w.shape[1] % (parts * heads):
-        raise UnsupportedAttention(f"{name}: {w.shape[1]} outputs of {what} do not divide into {parts} x {heads} heads")
-    ws = w.unflatten(1, (parts, heads, -1))
-    bs = None if b is None else b.view(parts, heads, -1)
-    return [(ws[:, i], None if bs is None else bs[i]) for i in range(parts)]
+    outputs = weight(lin, name, what).shape[1]
+    if outputs % (parts * heads):
+        raise UnsupportedAttention(f"{name}: {outputs} outputs of {what} do not divide into {parts} x {heads} heads")
+    return both(lin, name, what, lambda t: t.unflatten(-1, (parts, heads, -1)).unbind(-3), parts)
 
 
 # modules whose one vector, if any, multiplies their output
