@@ -44,7 +44,7 @@ def check(config: LanguageConfig) -> None:
     check_whole("steps_per_epoch", config.steps_per_epoch)
     if config.curve_tokens is not None:
         check_whole("curve_tokens", config.curve_tokens, otherwise=", or None")
-    _gpt_config(config, max(config.vocab_size, 1))
+    config.part(GPTConfig, vocab_size=max(config.vocab_size, 1))
     # a token is at least a byte, so no text has more tokens than bytes; the exact number is known once the text is read
     corpus = CORPORA[config.dataset]
     known = (corpus.train_characters or 0) * HELD_OUT if config.validation else corpus.test_bytes
@@ -55,17 +55,14 @@ def check(config: LanguageConfig) -> None:
 def load(config: LanguageConfig, device: torch.device) -> TextData:
     """The config's text on the device."""
     return load_text(
-        config.dataset,
-        tokenizer=config.tokenizer,
-        vocab_size=config.vocab_size,
-        validation=config.validation,
+        config.dataset, tokenizer=config.tokenizer, vocab_size=config.vocab_size, validation=config.validation,
         device=device,
-    )
+    )  # fmt: skip
 
 
 def bare_model(config: LanguageConfig, data: TextData) -> GPT:
     """The model, its weights not initialised."""
-    return GPT(_gpt_config(config, data.vocab_size))
+    return GPT(config.part(GPTConfig, vocab_size=data.vocab_size))
 
 
 def prepare(
@@ -167,7 +164,7 @@ class LanguageTask:
 
 def build_model(config: LanguageConfig, vocab_size: int) -> GPT:
     """The model with its initial weights, on the CPU: a function of the config and the number of tokens only."""
-    return initialized(lambda: GPT(_gpt_config(config, vocab_size)), config)
+    return initialized(lambda: GPT(config.part(GPTConfig, vocab_size=vocab_size)), config)
 
 
 def anatomy(model: GPT, data: TextData) -> dict[str, Any]:
@@ -185,8 +182,3 @@ def _check_context(config: LanguageConfig, tokens: float) -> None:
             f"context={config.context} is longer than the text: {config.dataset} has {tokens:,.0f} tokens at most in"
             " one part"
         )
-
-
-def _gpt_config(config: LanguageConfig, vocab_size: int):
-    names = ("context", "d_model", "depth", "num_heads", "mlp_ratio", "pos_embed")
-    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})

@@ -16,16 +16,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import wait
 
 from mimetic.experiments.configs import RunConfig
 from mimetic.experiments.processes import until_terminated
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.runs import check, checkpoint_path, existing, family, train_config
+from mimetic.experiments.runs import checkpoint_path, existing, family, to_be_run, train_config
 from mimetic.experiments.together import groups, work_together
 from mimetic.experiments.workers import Worker, cards
+from mimetic.messages import check_choice
 from mimetic.training.backend import resolve_backend, resolve_device
-from mimetic.training.parallel import launched
 from mimetic.training.records import RecordError, runs_dir
 
 # With less time than this no run is begun or resumed; compiling, which nothing can interrupt, may take a minute
@@ -48,16 +49,8 @@ def queue_runs(name: str) -> list[RunConfig]:
     Raises:
         ValueError: unknown name; the message lists the choices.
     """
-    if name not in QUEUES:
-        raise ValueError(f"queue must be one of {', '.join(QUEUES)}, not {name!r}")
+    check_choice("queue", name, QUEUES)
     return QUEUES[name]()
-
-
-def is_done(config: RunConfig) -> bool:
-    """Whether there is a record of the run. A damaged one, or one of another
-    config, raises RecordError with its name.
-    """
-    return existing(config) is not None
 
 
 @until_terminated()
@@ -83,15 +76,11 @@ def work(
         ValueError: a bad config, or a bad limit; nothing has been computed.
         RecordError: a record of the queue is damaged.
     """
-    if launched():
-        raise ValueError("a queue starts its own processes: run it plainly, and single runs (train) under torchrun")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     _check_minutes(minutes)
-    for config in runs:
-        check(config)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    waiting = [config for config in runs if not is_done(config)]
+    waiting = to_be_run(runs)
     compiled = any(resolve_backend(train_config(config))["compiled"] for config in waiting)
     least = LEAST_SECONDS_COMPILED if compiled else LEAST_SECONDS
     if waiting and minutes is not None and 60 * minutes <= least:
@@ -140,7 +129,7 @@ def count_left(runs: Sequence[RunConfig], failed: dict[str, str]) -> int:
     count = 0
     for config in runs:
         try:
-            count += not is_done(config)
+            count += existing(config) is None
         except RecordError as error:
             failed[config.name] = str(error)
             count += 1
@@ -153,14 +142,9 @@ def _check_minutes(minutes: float | None) -> None:
 
 
 def _receive(
-    worker: Worker,
-    workers: list[Worker],
-    waiting: list[RunConfig],
-    again: set[str],
-    outcome: Outcome,
-    progress: _Progress,
-    say,
-) -> None:
+    worker: Worker, workers: list[Worker], waiting: list[RunConfig], again: set[str], outcome: Outcome,
+    progress: _Progress, say,
+) -> None:  # fmt: skip
     """Take one message of a worker: an epoch, or the end of its run."""
     config, name = worker.config, worker.config.name
     try:
@@ -242,7 +226,7 @@ def listing(runs: Sequence[RunConfig]) -> str:
     lines, counts = [], Counter()
     for config in runs:
         try:
-            state = "done" if is_done(config) else "half done" if checkpoint_path(config).is_file() else "waiting"
+            state = "done" if existing(config) else "half done" if checkpoint_path(config).is_file() else "waiting"
         except RecordError as error:
             state = f"DAMAGED: {error}"
         lines.append(f"{config.name:48s} {state}")
@@ -252,13 +236,9 @@ def listing(runs: Sequence[RunConfig]) -> str:
 
 
 def run_queue(
-    name: str,
-    minutes: float | None,
-    processes: int | None,
-    show: bool,
-    together: int | None = None,
+    name: str, minutes: float | None, processes: int | None, show: bool, together: int | None = None,
     compile: str = "auto",
-) -> Outcome | None:
+) -> Outcome | None:  # fmt: skip
     """What `queue NAME` does on the command line: list the runs, or work them off and say what is left. compile: of
     every run that leaves it open.
 
@@ -271,9 +251,7 @@ def run_queue(
         print(listing(runs))
         return None
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
+    say = partial(print, flush=True)
     if together is None:
         outcome = work(runs, minutes=minutes, processes=side_by_side(runs) if processes is None else processes, say=say)
     else:

@@ -200,5 +200,4 @@ def build_model(config: RecommenderConfig) -> BERT4Rec:
 
 
 def _model_config(config: RecommenderConfig):
-    names = ("max_len", "d_model", "depth", "num_heads", "mlp_ratio", "norm_first", "causal", "dropout", "pos_embed")
-    return BERT4RecConfig(num_items(config.dataset, config.items), **{name: getattr(config, name) for name in names})
+    return config.part(BERT4RecConfig, num_items=num_items(config.dataset, config.items))

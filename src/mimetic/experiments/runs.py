@@ -18,7 +18,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -48,7 +48,7 @@ from mimetic.training.checkpoint import (
 )
 from mimetic.training.config import TrainConfig
 from mimetic.training.loop import Result, Task, train
-from mimetic.training.parallel import Group, connect, own_card
+from mimetic.training.parallel import Group, connect, launched, own_card
 from mimetic.training.precision import cast, products
 from mimetic.training.records import (
     RecordError,
@@ -307,41 +307,21 @@ def _train(config: RunConfig, source, checkpoint, identity, options, group: Grou
         identity=identity, group=group, **options,
     )  # fmt: skip
     seconds = result.seconds | {"total": sum((setup | result.seconds).values())}
+    device = resolve_backend(settings) | {"processes": group.size}
+    if result.graph is not None:
+        device["graph"] = result.graph
+    if len(result.machines) > 1:
+        device["machines"] = result.machines
     return make_record(
-        config,
-        result,
-        model,
-        source=source,
-        data=data,
-        unit=task.unit,
-        seconds=seconds,
-        anatomy={"before": before, "after": prepared.anatomy(model)},
-        cases=cases(prepared, model, settings),
-        device=resolve_backend(settings) | {"processes": group.size} | _moved(result),
-    )
-
-
-def _moved(result: Result) -> dict[str, Any]:
-    """The machines of a run that was not made on one alone; of one on a GPU, whether its step was a CUDA graph."""
-    return ({} if result.graph is None else {"graph": result.graph}) | (
-        {"machines": result.machines} if len(result.machines) > 1 else {}
-    )
+        config, result, model, unit=task.unit, seconds=seconds, device=device, source=source, data=data,
+        anatomy={"before": before, "after": prepared.anatomy(model)}, cases=cases(prepared, model, settings),
+    )  # fmt: skip
 
 
 def make_record(
-    config: RunConfig,
-    result: Result,
-    model: nn.Module,
-    *,
-    source: dict[str, Any],
-    data: str,
-    unit: str,
-    seconds: dict[str, float],
-    anatomy: dict[str, Any],
-    cases: dict[str, str],
-    device: dict[str, Any],
+    config: RunConfig, result: Result, model: nn.Module, *, unit: str, seconds: dict[str, float], **parts: Any
 ) -> dict[str, Any]:
-    """What is written of a finished run (see training.records)."""
+    """What is written of a finished run (see training.records); parts: anatomy, cases, device, source, data."""
     return {
         "experiment": config.experiment,
         "arm": config.arm_name,
@@ -349,15 +329,11 @@ def make_record(
         "config": asdict(config),
         "curve": result.curve,
         "final": result.curve[-1],
-        "anatomy": anatomy,
-        "cases": cases,
+        **parts,
         "parameters": parameter_counts(model),
         "throughput": {"unit": unit, "per_second": round(result.units_per_second, 1)},
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "device": device,
         "versions": versions(),
-        "source": source,
-        "data": data,
         "started": result.started,
         "finished": now(),
         "resumed": result.resumed,
@@ -373,6 +349,23 @@ def cases(prepared: Prepared, model: nn.Module, settings: TrainConfig) -> dict[s
     backend = resolve_backend(settings)
     with torch.no_grad(), cast(backend), products(backend):
         return {name: " ".join(f"{v:.6g}" for v in values) for name, values in prepared.cases(model.eval()).items()}
+
+
+def to_be_run(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    """Those of a queue's runs that have no record.
+
+    Raises:
+        ValueError: a bad config, or a launcher started this process.
+        RecordError: a record is damaged, or a run of another config has this name.
+    """
+    if launched():
+        raise ValueError(
+            "a queue starts its own processes: run it plainly, not under torchrun, which is for single runs (train)"
+        )
+    runs = list(runs)
+    for config in runs:
+        check(config)
+    return [config for config in runs if existing(config) is None]
 
 
 def existing(config: RunConfig) -> dict[str, Any] | None:
@@ -418,23 +411,19 @@ def initialized(build: Callable[[], Model], config: RunConfig) -> Model:
         model = build()
     generator = torch.Generator().manual_seed(seed)
     initialize_(
-        model,
-        config.init,
-        default=config.default_init,
-        spec=mimetic_spec(config),
-        qk_rank=config.qk_rank,
+        model, config.init, default=config.default_init, spec=mimetic_spec(config), qk_rank=config.qk_rank,
         generator=generator,
-    )
+    )  # fmt: skip
     return model
 
 
 def mimetic_spec(config: RunConfig) -> MimeticSpec:
     """The config's constants; ValueError if there is not one value a layer."""
-    spec = MimeticSpec(**{name: getattr(config, name) for name in MimeticSpec.constants()})
+    spec = config.part(MimeticSpec)
     spec.layer(0, config.depth)
     return spec
 
 
 def train_config(config: RunConfig) -> TrainConfig:
     """The part of the config that the training loop reads."""
-    return TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)})
+    return config.part(TrainConfig)

@@ -31,7 +31,7 @@ from mimetic.experiments.configs.base import RunConfig
 from mimetic.experiments.configs.language import LanguageConfig
 from mimetic.experiments.configs.vision import VisionConfig
 from mimetic.experiments.processes import Helpers, Job, cores, gpu_is_lost, in_a_line, until_terminated
-from mimetic.experiments.runs import cases, check, checkpoint_path, existing, family, make_record, train_config
+from mimetic.experiments.runs import cases, checkpoint_path, existing, family, make_record, to_be_run, train_config
 from mimetic.models.blocks import shapes_only
 from mimetic.models.stacked import stack
 from mimetic.training.backend import resolve_backend, resolve_device
@@ -39,7 +39,6 @@ from mimetic.training.backend import settings as loop_settings
 from mimetic.training.checkpoint import BusyCheckpoint, exclusive, remove_checkpoint
 from mimetic.training.group import GroupStep
 from mimetic.training.loop import Result, learning_rate
-from mimetic.training.parallel import launched
 from mimetic.training.precision import cast, products
 from mimetic.training.records import data_hash, now, source_hash, write_record
 
@@ -96,16 +95,8 @@ def end(config: RunConfig, arrays: dict[str, np.ndarray], before: dict[str, Any]
         return DIVERGED
     data = _data(config, "cpu")
     prepared = family(config).prepare(config, torch.device("cpu"), data, _model(config, data, arrays, "cpu"))
-    write_record(
-        make_record(
-            config,
-            result,
-            prepared.model,
-            anatomy={"before": before, "after": prepared.anatomy(prepared.model)},
-            data=data_hash(prepared.data),
-            **rest,
-        )
-    )
+    anatomy = {"before": before, "after": prepared.anatomy(prepared.model)}
+    write_record(make_record(config, result, prepared.model, anatomy=anatomy, data=data_hash(prepared.data), **rest))
     remove_checkpoint(checkpoint_path(config))
     return ""
 
@@ -180,13 +171,8 @@ def train_group(
     curves: list[list[dict[str, float]]] = [[] for _ in configs]
     done, steps = 0, task.steps_per_epoch
     with loop_settings(first, backend, seed=0), products(backend):
-        step = GroupStep(
-            stack([each.model for each in prepared]),
-            partial(_losses, configs[0]),
-            _metrics(configs[0]),
-            settings,
-            backend,
-        )
+        stacked = stack([each.model for each in prepared])
+        step = GroupStep(stacked, partial(_losses, configs[0]), _metrics(configs[0]), settings, backend)
         for epoch in range(first.epochs):
             timer = time.perf_counter()
             while done < (epoch + 1) * steps:
@@ -215,20 +201,10 @@ def train_group(
         result = Result(
             curves[run], units_per_second=size * done * task.units_per_step / seconds["train"], started=started
         )
-        ends.append(
-            partial(
-                end,
-                config,
-                _arrays(prepared[run].model),
-                before[run],
-                result,
-                source=source,
-                unit=task.unit,
-                seconds=share,
-                cases=seen[run],
-                device=backend | {"processes": 1, "together": size},
-            )
-        )
+        ends.append(partial(
+            end, config, _arrays(prepared[run].model), before[run], result, source=source, unit=task.unit,
+            seconds=share, cases=seen[run], device=backend | {"processes": 1, "together": size},
+        ))  # fmt: skip
     return ends
 
 
@@ -282,14 +258,10 @@ def work_together(
         Unavailable: a data set cannot be had.
         RecordError: a record is damaged.
     """
-    if launched():
-        raise ValueError("runs are trained together by one process: run the queue plainly, not under torchrun")
     if (processes is not None and processes < 0) or (minutes is not None and not minutes > 0):
         raise ValueError(f"processes must be at least 0 and minutes more than 0, not {processes} and {minutes}")
     runs = list({config.name: config for config in map(with_arm, runs)}.values())
-    for config in runs:
-        check(config)
-    waiting = groups([config for config in runs if existing(config) is None], at_most)
+    waiting = groups(to_be_run(runs), at_most)
     for config in {_key(config, "cpu"): config for group in waiting for config in group}.values():
         _data(config, "cpu")  # fetched once, and not by every helper
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes

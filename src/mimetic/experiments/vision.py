@@ -10,8 +10,6 @@ differently; the order of the images and their augmentation follow from the seed
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,7 +66,7 @@ def check(config: VisionConfig) -> None:
         raise ValueError(
             f"curve_images must be the same number of each of {classes} classes, at most {most}, not {part}"
         )
-    _augmentation(config)
+    config.part(Augmentation)
     vit_config(config)
 
 
@@ -114,7 +112,7 @@ class VisionTask:
 
     def __init__(self, data: ImageData, config: VisionConfig, *, compiled: bool = False) -> None:
         self.data, self.config = data, config
-        self.augment = _augmentation(config, compiled)
+        self.augment = config.part(Augmentation, compiled=compiled)
         self.units_per_step = config.batch_size
         self.steps_per_pass = len(data.x_train) // config.batch_size  # the rest of a pass's images is left out
         self.steps_per_epoch = (config.epoch_images or len(data.x_train)) // config.batch_size
@@ -164,16 +162,7 @@ def build_model(config: VisionConfig) -> ViT:
     return initialized(lambda: ViT(vit_config(config)), config)
 
 
-def _augmentation(config: VisionConfig, compiled: bool = False) -> Augmentation:
-    named = {f.name: getattr(config, f.name) for f in fields(Augmentation) if hasattr(config, f.name)}
-    return Augmentation(**named, compiled=compiled)
-
-
 def vit_config(config: VisionConfig) -> ViTConfig:
     """The shape of the config's model."""
     channels, size, _ = IMAGE_SHAPES[config.dataset]
-    names = ("d_model", "depth", "num_heads", "mlp_ratio", "patch_size", "global_pool", "pos_embed")
-    return ViTConfig(
-        img_size=size, in_chans=channels, num_classes=NUM_CLASSES[config.dataset],
-        **{name: getattr(config, name) for name in names},
-    )  # fmt: skip
+    return config.part(ViTConfig, img_size=size, in_chans=channels, num_classes=NUM_CLASSES[config.dataset])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 # What may differ between two runs of one named experiment, and between two machines that make the same run.
 MACHINE = ("device", "threads", "compile")
 FREE = ("arm", "seed", *MACHINE)
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class RunConfig:
     def known(cls) -> list[str]:
         """Names of the fields."""
         return [f.name for f in fields(cls)]
+
+    def part(self, kind: type[Part], **more: Any) -> Part:
+        """The fields that another dataclass has, too, as one of its kind; more: of its fields."""
+        return kind(**{f.name: getattr(self, f.name) for f in fields(kind) if hasattr(self, f.name)} | more)
 
     def check_types(self) -> None:
         """Raise ValueError, naming the field and what it may be, where a value is of another type than its field; the
