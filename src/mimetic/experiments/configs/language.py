@@ -117,32 +117,17 @@ EDGE_RATE, AT_EDGE = 16e-3, ("gpt2", "speedrun", "tenth")
 # arm -> learning rate: the best of the search. A test compares it with the committed records; an arm that is not here
 # is still searched for.
 CHOSEN: dict[str, float] = {
-    "gpt2": 8e-3,
-    "language": 4e-3,
-    "vision": 2e-3,
-    "qk": 2e-3,
-    "vp": 2e-3,
-    "vp-minus": 4e-3,
-    "fit": 4e-3,
-    "speedrun": 8e-3,
-    "rescaled": 4e-3,
-    "random-directions": 2e-3,
-    "gpt2-signs": 2e-3,
-    "both-minus": 4e-3,
+    "gpt2": 8e-3, "language": 4e-3, "vision": 2e-3, "qk": 2e-3, "vp": 2e-3, "vp-minus": 4e-3, "fit": 4e-3,
+    "speedrun": 8e-3, "rescaled": 4e-3, "random-directions": 2e-3, "gpt2-signs": 2e-3, "both-minus": 4e-3,
     "tenth": 8e-3,
-}
+}  # fmt: skip
 GENTLE = 2e-3
 TIE = 0.025  # bits per byte: two runs of one configuration and seed on two machines differ by up to 0.044
 # arm -> the rate that was second in the search and not worse by more than a run's own noise (TIE): there the search, of
 # one seed, cannot tell. Which those are follows from the search's records; a test compares.
 RUNNER_UP: dict[str, float] = {
-    "gpt2": 4e-3,
-    "language": 2e-3,
-    "vp-minus": 2e-3,
-    "random-directions": 4e-3,
-    "both-minus": 2e-3,
-    "tenth": 4e-3,
-}
+    "gpt2": 4e-3, "language": 2e-3, "vp-minus": 2e-3, "random-directions": 4e-3, "both-minus": 2e-3, "tenth": 4e-3,
+}  # fmt: skip
 
 # The same for the model with other positions (GPTConfig.pos_embed), each kind with a search of its own: kind -> the
 # arms there, and the rates chosen.
@@ -150,12 +135,7 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "sincos": (
         ("gpt2", "language", "vision", "rescaled", "random-directions", "qk", "vp-minus"),
         {
-            "gpt2": 4e-3,
-            "language": 4e-3,
-            "vision": 4e-3,
-            "rescaled": 8e-3,
-            "random-directions": 4e-3,
-            "qk": 4e-3,
+            "gpt2": 4e-3, "language": 4e-3, "vision": 4e-3, "rescaled": 8e-3, "random-directions": 4e-3, "qk": 4e-3,
             "vp-minus": 4e-3,
         },
     ),
@@ -168,7 +148,7 @@ OTHER_POSITIONS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
     "rotary": (("gpt2", "language", "vision"), {"gpt2": 8e-3, "language": 4e-3, "vision": 4e-3}),
     "from-sincos": (("gpt2", "vision"), {"gpt2": 8e-3, "vision": 4e-3}),
     "from-noise": (("gpt2", "vision"), {"gpt2": 4e-3, "vision": 4e-3}),
-}
+}  # fmt: skip
 # kind -> the arms whose best is the highest of RATES: EDGE_RATE, too
 AT_EDGE_OF = {"sincos": ("gpt2", "rescaled"), "rotary": ("gpt2",), "from-sincos": ("gpt2",)}
 # kind -> where the rate that came second in the search is run, too: a loss, or a gain over the default, may be the
@@ -183,31 +163,15 @@ def with_positions(kind: str, search: bool = False) -> str:
 
 
 LAB = LanguageConfig(
-    "tinyshakespeare",
-    epochs=12,
-    batch_size=16,
-    lr=CHOSEN["gpt2"],
-    weight_decay=0.1,
-    curve_tokens=20_000,
-    threads=1,
+    "tinyshakespeare", epochs=12, batch_size=16, lr=CHOSEN["gpt2"], weight_decay=0.1, curve_tokens=20_000, threads=1,
     precision="bfloat16",
-)
+)  # fmt: skip
 WIKITEXT2 = replace(LAB, experiment="wikitext2", dataset="wikitext2", tokenizer="bpe", vocab_size=2_000)
 LONG = replace(LAB, experiment="tinyshakespeare-long", epochs=30, steps_per_epoch=200)
 GPU = replace(
-    WIKITEXT2,
-    experiment="wikitext2-gpu",
-    vocab_size=8_000,
-    context=512,
-    d_model=512,
-    depth=8,
-    num_heads=8,
-    batch_size=32,
-    epochs=8,
-    lr=5e-4,
-    curve_tokens=100_000,
-    precision="auto",
-)
+    WIKITEXT2, experiment="wikitext2-gpu", vocab_size=8_000, context=512, d_model=512, depth=8, num_heads=8,
+    batch_size=32, epochs=8, lr=5e-4, curve_tokens=100_000, precision="auto",
+)  # fmt: skip
 EXPERIMENTS: dict[str, LanguageConfig] = {
     config.experiment: config
     for config in (
@@ -235,21 +199,11 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
         GPU,
         replace(GPU, experiment="share-gpu"),
         LanguageConfig(
-            "pydoc",
-            dataset="pydoc",
-            context=64,
-            d_model=64,
-            depth=3,
-            num_heads=2,
-            batch_size=16,
-            lr=2e-3,
-            weight_decay=0.1,
-            epochs=5,
-            steps_per_epoch=40,
-            threads=1,
+            "pydoc", dataset="pydoc", context=64, d_model=64, depth=3, num_heads=2, batch_size=16, lr=2e-3,
+            weight_decay=0.1, epochs=5, steps_per_epoch=40, threads=1,
         ),
     )
-}
+}  # fmt: skip
 
 # Constants that imitate our own trained GPT of another width, python -m mimetic.experiments.fitted: the products of
 # tinyshakespeare-narrow after training, LayerNorm gains folded in. A test compares them with the committed record.

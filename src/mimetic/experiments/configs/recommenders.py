@@ -73,17 +73,9 @@ class RecommenderConfig(RunConfig):
 
 
 ML100K = RecommenderConfig(
-    "ml100k",
-    dataset="ml100k",
-    epochs=40,
-    passes=4,
-    batch_size=64,
-    lr=1e-3,
-    mask_prob=0.4,
-    threads=1,
-    precision="bfloat16",
-    device="cpu",
-)
+    "ml100k", dataset="ml100k", epochs=40, passes=4, batch_size=64, lr=1e-3, mask_prob=0.4, threads=1,
+    precision="bfloat16", device="cpu",
+)  # fmt: skip
 BEAUTY = replace(ML100K, experiment="beauty", dataset="beauty", items=1_000, max_len=20, batch_size=128)
 GPU = replace(ML100K, epochs=100, passes=10, batch_size=256, lr=1e-3, max_len=200, device="auto", precision="auto")
 EXPERIMENTS: dict[str, RecommenderConfig] = {
@@ -102,21 +94,11 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
         replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
         replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
         RecommenderConfig(
-            "clusters",
-            dataset="clusters",
-            objective="next",
-            causal=True,
-            d_model=32,
-            max_len=8,
-            epochs=10,
-            batch_size=50,
-            lr=3e-3,
-            dropout=0.0,
-            threads=1,
-            device="cpu",
+            "clusters", dataset="clusters", objective="next", causal=True, d_model=32, max_len=8, epochs=10,
+            batch_size=50, lr=3e-3, dropout=0.0, threads=1, device="cpu",
         ),
     )
-}
+}  # fmt: skip
 
 OPPOSITE = {"init": "mimetic", "qk_beta": -0.7, "vp_beta": 0.4}  # both of vision's signs turned
 RANDOM = {"init": "mimetic-random-directions"}  # a control: the singular values without the diagonal
@@ -231,13 +213,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     **{
         name: {"opposite": OPPOSITE, "random-directions": RANDOM}
         for name in (
-            "ml100k-rate",
-            "beauty-rate",
-            "ml100k-sincos",
-            "ml100k-sincos-rate",
-            "beauty-sincos",
-            "ml1m",
-            "beauty-full",
+            *("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "beauty-sincos"),
+            *("ml1m", "beauty-full"),
         )
     },
     **RECIPE,

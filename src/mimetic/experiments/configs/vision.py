@@ -88,17 +88,9 @@ class VisionConfig(RunConfig):
 
 
 LAB = VisionConfig(
-    "cifar10-lab30",
-    dataset="cifar10",
-    train_size=10_000,
-    d_model=96,
-    depth=6,
-    num_heads=3,
-    epochs=30,
-    curve_images=5_000,
-    threads=1,
-    precision="bfloat16",
-)
+    "cifar10-lab30", dataset="cifar10", train_size=10_000, d_model=96, depth=6, num_heads=3, epochs=30,
+    curve_images=5_000, threads=1, precision="bfloat16",
+)  # fmt: skip
 # What is unknown about the paper's own recipe: nearly all of it. The data sets are in its abstract; later papers that
 # compare with it use ViT-Tiny, sin-cos positions and average pooling (arXiv 2404.01139, 2505.19985). Patch 2, 100
 # epochs, batch, learning rate and its schedule, weight decay, augmentation, clipping and smoothing are ordinary choices

@@ -45,6 +45,14 @@ def _of_all_arms(name: str, question: str, experiment: str, *more, **named_more)
     return Study(name, question, experiment, tuple(ARMS[experiment]), *more, **named_more)
 
 
+def _over_both(lr: float) -> dict[str, tuple[str, str]]:
+    """Vision's signs over the default at its own rate, and at another."""
+    return {
+        "vision signs": ("gpt2", "vision"),
+        f"vision signs, over the default at {lr:g}": (rated("gpt2", lr), "vision"),
+    }
+
+
 def _signs(chosen: Mapping[str, float]) -> dict[str, Contrast]:
     """Both sets of signs against each other: where each has a rate of its own, the difference is not of the signs
     alone; book.rates.signs_at_one_rate has that."""
@@ -92,9 +100,7 @@ def _beyond_size(sign: str) -> dict[str, Contrast]:
 
 BEYOND_SIZE = _beyond_size("vision") | _beyond_size("language")
 STRUCTURE = Study(
-    "structure",
-    "tiny Shakespeare, controls: structure or scale?",
-    "tinyshakespeare",
+    "structure", "tiny Shakespeare, controls: structure or scale?", "tinyshakespeare",
     _ready(("gpt2", *CONTROLS, "language", "vision")),
     {
         "default at mimetic's norms": ("gpt2", "rescaled"),
@@ -105,26 +111,22 @@ STRUCTURE = Study(
     },
     BEYOND_SIZE
     | {"language signs minus GPT-2's signs, each at its own rate": Contrast({"language": 1, "gpt2-signs": -1})},
-)
+)  # fmt: skip
 RATE = Study(
-    "rate",
-    "tiny Shakespeare, one learning rate for all",
-    "tinyshakespeare-rate",
+    "rate", "tiny Shakespeare, one learning rate for all", "tinyshakespeare-rate",
     (*at_rate(GENTLE), *at_rate(CHOSEN["gpt2"])),
     {
         f"{sign} signs, all at {lr:g}": (f"lr-{lr:g}-gpt2", f"lr-{lr:g}-{sign}")
         for lr in (GENTLE, CHOSEN["gpt2"])
         for sign in ("language", "vision")
     },
-)
+)  # fmt: skip
 # Asked after a reader had seen that the search chose between rates that its one seed cannot tell apart
 SECOND = Study(
-    "second",
-    "The second rate of the search, where one seed cannot tell",
-    "tinyshakespeare-rate",
+    "second", "The second rate of the search, where one seed cannot tell", "tinyshakespeare-rate",
     tuple(rated(name, lr) for name, lr in ASKED_AGAIN.items()),
     {},
-)
+)  # fmt: skip
 # V.proj alone, with vision's sign, at the rate of its own and at the one that the search could not tell from it
 VP_MINUS = {"": "vp-minus", f" at {GENTLE:g}": rated("vp-minus", GENTLE)}
 EACH_HALF = {"vision signs": ("gpt2", "vision"), "QK only": ("gpt2", "qk")} | {
@@ -143,9 +145,7 @@ ALL_GENTLE = {
 OF_ALL_GENTLE = {"vp": rated("vp-minus", GENTLE), "default": GENTLE_DEFAULT, "at": f", all at {GENTLE:g}"}
 # On one machine, so the default, vision's signs and QK alone once more: those of CENTRAL are a GPU's
 OF_VISION = Study(
-    "halves",
-    "tiny Shakespeare, learned positions, each half of vision's signs",
-    "tinyshakespeare-halves",
+    "halves", "tiny Shakespeare, learned positions, each half of vision's signs", "tinyshakespeare-halves",
     tuple(ARMS["tinyshakespeare-halves"]),
     EACH_HALF | ALL_GENTLE,
     _halves(over_vp=1, over_sum=0, **OF_ALL_GENTLE)
@@ -153,119 +153,72 @@ OF_VISION = Study(
         f"V·proj alone{at}, minus half of QK's": Contrast({arm: 1, "qk": -0.5, "gpt2": -0.5}, -1)
         for at, arm in VP_MINUS.items()
     },
-)
+)  # fmt: skip
 # Here the whole loses a third of what QK alone does. We expected what the other text has shown: V.proj alone loses,
 # too, but less than QK alone, and the whole less than the sum of both
 OF_VISION_WIKITEXT2 = Study(
-    "halves-wikitext2",
-    "WikiText-2, learned positions, each half of vision's signs",
-    "wikitext2-halves",
+    "halves-wikitext2", "WikiText-2, learned positions, each half of vision's signs", "wikitext2-halves",
     tuple(ARMS["wikitext2-halves"]),
     EACH_HALF | ALL_GENTLE,
     _halves(over_qk=-1, over_sum=-1, **OF_ALL_GENTLE)
     | {f"V·proj alone{at}, minus QK alone": Contrast({arm: 1, "qk": -1}, -1) for at, arm in VP_MINUS.items()},
-)
+)  # fmt: skip
 LONG = Study("long", "learned positions, 6,000 steps", "tinyshakespeare-long", _ready(SIGNS))
 # Asked because learned positions take vision's gain away (cifar10-lab10): is it language, or is it the positions of a
 # GPT?
 POSITIONS = _of_all_arms(
-    "positions",
-    "tiny Shakespeare, fixed sin-cos positions",
-    "tinyshakespeare-sincos",
+    "positions", "tiny Shakespeare, fixed sin-cos positions", "tinyshakespeare-sincos",
     contrasts=BEYOND_SIZE | _signs(SINCOS_CHOSEN) | _halves(over_vp=0, over_qk=-1),
-)
+)  # fmt: skip
 # The controls of size were added when vision's signs had gained half as much there: we expected that these gain as much
 SHUFFLED = _of_all_arms(
-    "shuffled",
-    "tiny Shakespeare, fixed positions in a random order",
-    "tinyshakespeare-shuffled",
+    "shuffled", "tiny Shakespeare, fixed positions in a random order", "tinyshakespeare-shuffled",
     contrasts=_beyond_size("vision"),
-)
+)  # fmt: skip
 # Asked when the search in a random order had put vision's signs ahead there, too: is it, then, the size of what enters
 # the first block?
+AT_SECOND = SECOND_RATE["scaled"]["vision"]
 SCALED = _of_all_arms(
-    "scaled",
-    "tiny Shakespeare, learned positions, times √d",
-    "tinyshakespeare-scaled",
-    {
-        "vision signs": ("gpt2", "vision"),
-        f"vision signs at {SECOND_RATE['scaled']['vision']:g}": (
-            "gpt2",
-            rated("vision", SECOND_RATE["scaled"]["vision"]),
-        ),
-    },
-)
+    "scaled", "tiny Shakespeare, learned positions, times √d", "tinyshakespeare-scaled",
+    {"vision signs": ("gpt2", "vision"), f"vision signs at {AT_SECOND:g}": ("gpt2", rated("vision", AT_SECOND))},
+)  # fmt: skip
 # Asked when the search with the last one had not put vision's signs ahead: is it that most of what fixed positions add
 # is the same everywhere?
-CENTRED = _of_all_arms(
-    "centred",
-    "tiny Shakespeare, fixed positions without their mean",
-    "tinyshakespeare-centred",
-)
+CENTRED = _of_all_arms("centred", "tiny Shakespeare, fixed positions without their mean", "tinyshakespeare-centred")
 # Asked because most language models have neither: their positions turn queries and keys, so W_Q W_K^T = I makes a token
 # look at itself, and at its equals nearby
 ROTARY = _of_all_arms(
-    "rotary",
-    "tiny Shakespeare, rotary positions",
-    "tinyshakespeare-rotary",
+    "rotary", "tiny Shakespeare, rotary positions", "tinyshakespeare-rotary",
     contrasts=_signs(OTHER_POSITIONS["rotary"][1]),
-)
+)  # fmt: skip
 # Asked when a ViT had gained as much in a random order: must positions be fixed, or only large? We expected vision's
 # signs to gain with both of these, as much as with fixed ones where they start from sines and cosines, and as much as
 # in a random order where they start from noise. The default's second rate, hardly worse in the search, was added when a
 # reader had seen that on the other text it took nearly half of the gain: we expected half of it to stay, or more
 FROM_SINCOS = _of_all_arms(
-    "from-sincos",
-    "tiny Shakespeare, learned positions that start from sin-cos",
-    "tinyshakespeare-from-sincos",
-    {
-        "vision signs": ("gpt2", "vision"),
-        f"vision signs, over the default at {SECOND_RATE['from-sincos']['gpt2']:g}": (
-            rated("gpt2", SECOND_RATE["from-sincos"]["gpt2"]),
-            "vision",
-        ),
-    },
-)
+    "from-sincos", "tiny Shakespeare, learned positions that start from sin-cos", "tinyshakespeare-from-sincos",
+    _over_both(SECOND_RATE["from-sincos"]["gpt2"]),
+)  # fmt: skip
 FROM_NOISE = _of_all_arms(
-    "from-noise",
-    "tiny Shakespeare, learned positions that start from noise as large",
-    "tinyshakespeare-from-noise",
+    "from-noise", "tiny Shakespeare, learned positions that start from noise as large", "tinyshakespeare-from-noise"
 )
-POSITIONS_WIKITEXT2 = _of_all_arms(
-    "positions-wikitext2",
-    "WikiText-2, fixed sin-cos positions",
-    "wikitext2-sincos",
-)
+POSITIONS_WIKITEXT2 = _of_all_arms("positions-wikitext2", "WikiText-2, fixed sin-cos positions", "wikitext2-sincos")
 # We expected a gain as with fixed ones. The default at the rate that it has there was added when two pairs had shown a
 # larger one: its own rate, from a search on the other text, is twice that
 FROM_SINCOS_WIKITEXT2 = _of_all_arms(
-    "from-sincos-wikitext2",
-    "WikiText-2, learned positions that start from sin-cos",
-    "wikitext2-from-sincos",
-    {
-        "vision signs": ("gpt2", "vision"),
-        f"vision signs, over the default at {SINCOS_CHOSEN['gpt2']:g}": (
-            rated("gpt2", SINCOS_CHOSEN["gpt2"]),
-            "vision",
-        ),
-    },
-)
+    "from-sincos-wikitext2", "WikiText-2, learned positions that start from sin-cos", "wikitext2-from-sincos",
+    _over_both(SINCOS_CHOSEN["gpt2"]),
+)  # fmt: skip
 # Asked when a reader had seen that the default's rate, from the other text, was never questioned here, and that with
 # started positions half of it is better by as much as vision's signs are ahead of it: is it GPT-2's own start, or its
 # rate?
 GENTLER = rated("gpt2", RUNNER_UP["gpt2"])
 SECOND_WIKITEXT2 = Study(
-    "second-wikitext2",
-    "WikiText-2, the default at its second rate",
-    "wikitext2",
+    "second-wikitext2", "WikiText-2, the default at its second rate", "wikitext2",
     ("gpt2", GENTLER),
     {f"default at {RUNNER_UP['gpt2']:g}": ("gpt2", GENTLER)},
-)
-POSITIONS_LONG = _of_all_arms(
-    "positions-long",
-    "fixed sin-cos positions, 6,000 steps",
-    "tinyshakespeare-sincos-long",
-)
+)  # fmt: skip
+POSITIONS_LONG = _of_all_arms("positions-long", "fixed sin-cos positions, 6,000 steps", "tinyshakespeare-sincos-long")
 # Asked because with GPT-2's own positions the lead is lost again. We expected vision's signs to stay ahead of the
 # default at either rate, by as much as with fixed ones (.01 to .04)
 FROM_SINCOS_LONG = _of_all_arms(
@@ -289,29 +242,11 @@ SHARE = _sweep("share")
 STUDIES = {
     study.name: study
     for study in (
-        CENTRAL,
-        STRUCTURE,
-        RATE,
-        WIKITEXT2,
-        SHARE,
-        LONG,
-        SECOND,
-        POSITIONS,
-        SHUFFLED,
-        SCALED,
-        CENTRED,
-        ROTARY,
-        FROM_SINCOS,
-        FROM_NOISE,
-        POSITIONS_WIKITEXT2,
-        FROM_SINCOS_WIKITEXT2,
-        SECOND_WIKITEXT2,
-        POSITIONS_LONG,
-        FROM_SINCOS_LONG,
-        OF_VISION,
-        OF_VISION_WIKITEXT2,
+        CENTRAL, STRUCTURE, RATE, WIKITEXT2, SHARE, LONG, SECOND, POSITIONS, SHUFFLED, SCALED, CENTRED, ROTARY,
+        FROM_SINCOS, FROM_NOISE, POSITIONS_WIKITEXT2, FROM_SINCOS_WIKITEXT2, SECOND_WIKITEXT2, POSITIONS_LONG,
+        FROM_SINCOS_LONG, OF_VISION, OF_VISION_WIKITEXT2,
     )
-}
+}  # fmt: skip
 # In the whole programme. The controls' seeds beyond the first three were added after those had been seen: one of them
 # was ahead. So were those of the two long comparisons, because three pairs are too few for what is said of them; there
 # we expected that vision's signs stay ahead with fixed positions (by .02 to .04), and that with learned ones six pairs

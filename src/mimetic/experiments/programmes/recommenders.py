@@ -29,15 +29,9 @@ def _central(data: str, other: str) -> Study:
         "QK only, vision's sign": "mimetic-qk",
         "V·proj only, vision's sign": "mimetic-vp",
     }
+    comparisons = {label: (DEFAULT, arm) for label, arm in arms.items()}
     signs = {"opposite minus vision signs": Contrast({OPPOSITE: 1, VISION: -1})}
-    return Study(
-        f"central-{data}",
-        "Does it help?",
-        data,
-        (DEFAULT, *arms.values()),
-        {label: (DEFAULT, arm) for label, arm in arms.items()},
-        signs,
-    )
+    return Study(f"central-{data}", "Does it help?", data, (DEFAULT, *arms.values()), comparisons, signs)
 
 
 def _structure(data: str) -> Study:
@@ -47,13 +41,8 @@ def _structure(data: str) -> Study:
         "vision signs minus default at vision's norms": (RESCALED, VISION),
         "opposite signs minus default at vision's norms": (RESCALED, OPPOSITE),
     }
-    return Study(
-        f"structure-{data}",
-        "Is it structure or scale?",
-        data,
-        (DEFAULT, RESCALED, RANDOM, VISION, OPPOSITE),
-        comparisons,
-    )
+    arms = (DEFAULT, RESCALED, RANDOM, VISION, OPPOSITE)
+    return Study(f"structure-{data}", "Is it structure or scale?", data, arms, comparisons)
 
 
 def _elsewhere(data: str, where: str) -> dict[str, tuple[str, str]]:
@@ -74,12 +63,10 @@ def _norm(data: str) -> Study:
         "opposite signs minus default, both pre-LN": ("pre-ln-bert", "pre-ln-opposite"),
     }
     of_the_gains = {
-        "gain of vision signs, pre-LN minus post-LN": Contrast(
-            {"pre-ln-mimetic": 1, "pre-ln-bert": -1, VISION: -1, DEFAULT: 1}
-        ),
-        "gain of opposite signs, pre-LN minus post-LN": Contrast(
-            {"pre-ln-opposite": 1, "pre-ln-bert": -1, OPPOSITE: -1, DEFAULT: 1}
-        ),
+        f"gain of {signs} signs, pre-LN minus post-LN": Contrast(
+            {f"pre-ln-{arm}": 1, "pre-ln-bert": -1, arm: -1, DEFAULT: 1}
+        )
+        for signs, arm in (("vision", VISION), ("opposite", OPPOSITE))
     }
     arms = (DEFAULT, "pre-ln-bert", VISION, "pre-ln-mimetic", OPPOSITE, "pre-ln-opposite")
     return Study(f"norm-{data}", "Post-LN against pre-LN", data, arms, comparisons, of_the_gains)
@@ -97,32 +84,22 @@ NORM = {data: _norm(data) for data in SEEDS}
 # too, and no lead of vision's signs over weights as large
 FIXED = {
     experiment: replace(
-        RATE["ml100k"],
-        name=name,
-        question=question,
-        experiment=experiment,
+        RATE["ml100k"], name=name, question=question, experiment=experiment,
         comparisons=_elsewhere("ml100k", f"fixed positions{label}"),
     )
     for experiment, name, question, label in (
         ("ml100k-sincos", "fixed", "With fixed positions", ""),
-        (
-            "ml100k-sincos-rate",
-            "fixed-rate",
-            "With fixed positions, at three times the learning rate",
-            ", at 3e-3",
-        ),
+        ("ml100k-sincos-rate", "fixed-rate", "With fixed positions, at three times the learning rate", ", at 3e-3"),
         ("beauty-sincos", "fixed-beauty", "With fixed positions", ""),
     )
-}
+}  # fmt: skip
 FIXED_SEEDS = tuple(range(6))
 SIBLING_PREFIX = "short-next-"  # of the names of its arms
 LONG_SIBLING_PREFIX = "next-"  # of those with the epochs of BERT4Rec
 # With the epochs that suit it (configs.recommenders.NEXT_EPOCHS). Expected from its own trained products: QK -, V.proj
 # +
 SIBLING = Study(
-    "next",
-    "The causal sibling, next item, 20 epochs",
-    "ml100k",
+    "next", "The causal sibling, next item, 20 epochs", "ml100k",
     tuple(f"{SIBLING_PREFIX}{arm}" for arm in (DEFAULT, VISION, OPPOSITE, "fit-beauty", RESCALED, RANDOM)),
     {
         "vision signs minus default, both next item": ("short-next-bert", "short-next-mimetic"),
@@ -132,23 +109,20 @@ SIBLING = Study(
         "random directions (no diagonal), next item": ("short-next-bert", "short-next-random-directions"),
         "vision signs minus default at vision's norms, next item": ("short-next-timm-rescaled", "short-next-mimetic"),
         "opposite signs minus default at vision's norms, next item": (
-            "short-next-timm-rescaled",
-            "short-next-opposite",
+            "short-next-timm-rescaled", "short-next-opposite",
         ),
     },
     {"opposite minus vision signs, next item": Contrast({"short-next-opposite": 1, "short-next-mimetic": -1}, 1)},
-)
+)  # fmt: skip
 # What was run first, with BERT4Rec's 40 epochs: past the best one, kept to show what that changes
 OVERTRAINED = Study(
-    "next-40",
-    "The causal sibling, next item, 40 epochs",
-    "ml100k",
+    "next-40", "The causal sibling, next item, 40 epochs", "ml100k",
     ("next-bert", "next-mimetic", "next-opposite"),
     {
         "vision signs, next item, 40 epochs": ("next-bert", "next-mimetic"),
         "opposite signs, next item, 40 epochs": ("next-bert", "next-opposite"),
     },
-)
+)  # fmt: skip
 # Default arms only: what signs does training find? name in the table -> arm
 MODELS = {
     "BERT4Rec, post-LN": "bert", "BERT4Rec, pre-LN": "pre-ln-bert",
@@ -161,29 +135,18 @@ SIGNS = Study("signs", "Which signs does training find?", "ml100k", tuple(MODELS
 STUDIES = {
     study.name: study
     for study in (
-        CENTRAL["ml100k"],
-        RATE["ml100k"],
-        STRUCTURE["ml100k"],
-        CENTRAL["beauty"],
-        RATE["beauty"],
-        STRUCTURE["beauty"],
-        *NORM.values(),
-        SIBLING,
-        SIGNS,
-        OVERTRAINED,
-        *FIXED.values(),
+        *(studies[data] for data in SEEDS for studies in (CENTRAL, RATE, STRUCTURE)),
+        *(*NORM.values(), SIBLING, SIGNS, OVERTRAINED, *FIXED.values()),
     )
 }
 
 RECIPES = tuple(
     Study(
-        f"recipe-{data}",
-        "Which recipe? (default arm, validation items)",
-        f"{data}-recipe",
+        f"recipe-{data}", "Which recipe? (default arm, validation items)", f"{data}-recipe",
         tuple(ARMS[f"{data}-recipe"]),
     )
     for data in ("ml100k", "beauty")
-)
+)  # fmt: skip
 
 
 def recommender_runs() -> list[RunConfig]:

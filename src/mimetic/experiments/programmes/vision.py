@@ -55,9 +55,7 @@ def _minus(one: str, other: str, expected: int | None = None) -> Contrast:
 CENTRAL = Study("central", "Does mimetic initialization help?", "cifar10-lab30", PAIR)
 QUESTIONS = (  # in the order of the queue
     Study(
-        "which-half",
-        "Which half: QK, V·proj, or both?",
-        "cifar10-lab10",
+        "which-half", "Which half: QK, V·proj, or both?", "cifar10-lab10",
         ("timm", "mimetic-qk", "mimetic-vp", "mimetic"),
         None,
         {
@@ -68,9 +66,7 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     Study(
-        "structure",
-        "Is it structure or scale?",
-        "cifar10-lab10",
+        "structure", "Is it structure or scale?", "cifar10-lab10",
         ("timm", "timm-rescaled", "random-directions", "untransposed", "swapped", "mimetic"),
         {
             "default at mimetic's norms": ("timm", "timm-rescaled"),
@@ -86,17 +82,11 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     Study(
-        "signs",
-        "Do the signs matter?",
-        "cifar10-lab10",
+        "signs", "Do the signs matter?", "cifar10-lab10",
         ("timm", "qk-minus", "vp-plus", "both-flipped", "mimetic", "mimetic-qk", "mimetic-vp"),
         {
-            name: ("timm", arm)
-            for name, arm in (
-                ("QK sign flipped", "qk-minus"),
-                ("V·proj sign flipped", "vp-plus"),
-                ("both signs flipped", "both-flipped"),
-            )
+            "QK sign flipped": ("timm", "qk-minus"), "V·proj sign flipped": ("timm", "vp-plus"),
+            "both signs flipped": ("timm", "both-flipped"),
         },
         {
             "mimetic minus QK flipped": _minus("mimetic", "qk-minus", 1),
@@ -110,37 +100,21 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     _paired(
-        "size",
-        "Does the gain grow with the model?",
-        d64="d 64",
-        base="d 96, depth 6",
-        d128="d 128",
-        d192="d 192",
-        depth3="depth 3",
-        depth12="depth 12",
+        "size", "Does the gain grow with the model?",
+        d64="d 64", base="d 96, depth 6", d128="d 128", d192="d 192", depth3="depth 3", depth12="depth 12",
     ),
     _paired(
-        "data",
-        "Does it grow when data are scarce?",
-        n2000="2,000 images",
-        n5000="5,000 images",
-        base="10,000 images",
-        n50000="50,000 images",
+        "data", "Does it grow when data are scarce?",
+        n2000="2,000 images", n5000="5,000 images", base="10,000 images", n50000="50,000 images",
     ),
     _paired(
-        "position",
-        "What do position embedding and pooling do?",
-        base="sin-cos, average",
-        learned_avg="learned, average",
-        none_avg="no position, average",
-        sincos2d_token="sin-cos, class token",
-        learned_token="learned, class token",
+        "position", "What do position embedding and pooling do?",
+        base="sin-cos, average", learned_avg="learned, average", none_avg="no position, average",
+        sincos2d_token="sin-cos, class token", learned_token="learned, class token",
         none_token="no position, class token",
     ),
     Study(
-        "default",
-        "Which default?",
-        "cifar10-lab10",
+        "default", "Which default?", "cifar10-lab10",
         ("timm", "torch", "xavier", "mimetic"),
         {
             "mimetic against default (trunc-normal .02)": PAIR,
@@ -153,9 +127,7 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     Study(
-        "fit",
-        "Measure, then mimic: constants fitted to a pretrained ViT",
-        "cifar10-lab10",
+        "fit", "Measure, then mimic: constants fitted to a pretrained ViT", "cifar10-lab10",
         ("timm", "fit-dinov2", "fit-dinov2-raw", "mimetic"),
         {
             "fitted to DINOv2, gains folded in": ("timm", "fit-dinov2"),
@@ -167,32 +139,24 @@ QUESTIONS = (  # in the order of the queue
         },
     ),
     Study(
-        "constants",
-        "How sensitive are α, β and the rank?",
-        "cifar10-lab10",
-        (
-            "mimetic",
-            *(
-                arm
-                for arm in ARMS["cifar10-lab10"]
-                if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")) and arm != TRACE
-            ),
-        ),
+        "constants", "How sensitive are α, β and the rank?", "cifar10-lab10",
+        ("mimetic", *(
+            arm for arm in ARMS["cifar10-lab10"]
+            if arm.startswith(("qk-alpha", "qk-beta", "qk-rank", "vp-alpha", "vp-beta")) and arm != TRACE
+        )),
         None,
         {"QK's noise alone, beside V·proj, minus V·proj only": _minus("qk-beta-0", "mimetic-vp")},
     ),
-)
+)  # fmt: skip
 PRECISION = replace(
     _paired("precision", "Does bfloat16 change the answer?", base="bfloat16", float32="float32"),
     contrasts={"gain in bfloat16 minus gain in float32": _gains("base", "float32")},
 )
 # Added when cifar10-rates had shown, by one seed, no loss at half the rate
 DEEPER = _paired(
-    "deeper",
-    "Is the loss at twelve layers the learning rate's?",
-    depth12="the recipe's rate",
-    depth12_half="half of it",
-)
+    "deeper", "Is the loss at twelve layers the learning rate's?",
+    depth12="the recipe's rate", depth12_half="half of it",
+)  # fmt: skip
 # Added when DEEPER's five pairs at half the rate had been ahead in all five and not decided it: five new seeds, judged
 # with the first five and shown alone
 DEEPER_SEEDS = tuple(range(5, 10))
@@ -208,101 +172,71 @@ DEEPER_AGAIN = replace(
 # Added when a GPT with fixed positions had gained, and with the same ones in a random order was to be asked: is it in
 # vision that neighbours are alike?
 NEIGHBOURS = _paired(
-    "neighbours",
-    "Is it that neighbours have positions that are alike?",
-    base="sin-cos",
-    shuffled_avg="the same in a random order",
-)
+    "neighbours", "Is it that neighbours have positions that are alike?",
+    base="sin-cos", shuffled_avg="the same in a random order",
+)  # fmt: skip
 # Added when in a random order the gain had been much the same, and only "fixed" and "large" were left of what sin-cos
 # positions are
 START = _paired(
-    "start",
-    "Must positions be fixed, or only large?",
-    base="fixed sin-cos",
-    from_sincos_avg="learned, starting from sin-cos",
-    from_noise_avg="learned, starting from noise as large",
-    learned_avg="learned, starting small",
-)
+    "start", "Must positions be fixed, or only large?",
+    base="fixed sin-cos", from_sincos_avg="learned, starting from sin-cos",
+    from_noise_avg="learned, starting from noise as large", learned_avg="learned, starting small",
+)  # fmt: skip
 # Added when learned ones from noise had gained little: is it that they are learned, or that noise has no few
 # directions? We expected fixed noise to gain about as much as sines and cosines in a random order
 FIXED_NOISE = _paired(
-    "fixed-noise",
-    "Is noise enough if it stays fixed?",
-    shuffled_avg="sin-cos in a random order",
-    noise_avg="fixed noise, as large",
+    "fixed-noise", "Is noise enough if it stays fixed?",
+    shuffled_avg="sin-cos in a random order", noise_avg="fixed noise, as large",
     from_noise_avg="learned, starting from that noise",
-)
+)  # fmt: skip
 # Added because timm's ViTs have a class token and learned positions. We expected about the gain with fixed ones and a
 # class token
 START_TOKEN = _paired(
-    "start-token",
-    "Do learned positions that start from sin-cos gain with a class token, too?",
-    sincos2d_token="fixed sin-cos, class token",
-    from_sincos_token="learned, starting from sin-cos, class token",
+    "start-token", "Do learned positions that start from sin-cos gain with a class token, too?",
+    sincos2d_token="fixed sin-cos, class token", from_sincos_token="learned, starting from sin-cos, class token",
     learned_token="learned, starting small, class token",
-)
+)  # fmt: skip
 # What is asked of the studies of positions and pooling together: pooling -> what is compared, in the order of the page
 ASKED_OF_POSITIONS = {
     "average": (
         ("sin-cos minus none", _gains("base", "none-avg", 1, "the gain needs positions from the start")),
         ("sin-cos minus learned, starting small", _gains("base", "learned-avg", 1, "the same")),
-        (
-            "the gain in a random order itself",
-            Contrast(gain("shuffled-avg"), 0, "it needs alike neighbours: none in a random order"),
-        ),
+        ("the gain in a random order itself",
+         Contrast(gain("shuffled-avg"), 0, "it needs alike neighbours: none in a random order")),
         ("sin-cos minus random order", _gains("base", "shuffled-avg", 1, "the same")),
-        (
-            "sin-cos, fixed minus learned from there",
-            _gains("base", "from-sincos-avg", 0, "positions need not stay fixed: no difference"),
-        ),
-        (
-            "learned from sin-cos minus starting small",
-            _gains("from-sincos-avg", "learned-avg", 1, "a start from sin-cos gains more than a small one"),
-        ),
-        (
-            "learned from noise minus starting small",
-            _gains("from-noise-avg", "learned-avg", 1, "so does one from noise"),
-        ),
-        (
-            "random order minus fixed noise",
-            _gains("shuffled-avg", "noise-avg", 0, "fixed noise gains as much as a random order"),
-        ),
+        ("sin-cos, fixed minus learned from there",
+         _gains("base", "from-sincos-avg", 0, "positions need not stay fixed: no difference")),
+        ("learned from sin-cos minus starting small",
+         _gains("from-sincos-avg", "learned-avg", 1, "a start from sin-cos gains more than a small one")),
+        ("learned from noise minus starting small",
+         _gains("from-noise-avg", "learned-avg", 1, "so does one from noise")),
+        ("random order minus fixed noise",
+         _gains("shuffled-avg", "noise-avg", 0, "fixed noise gains as much as a random order")),
         ("noise, fixed minus learned from there", _gains("noise-avg", "from-noise-avg")),
         ("the default's accuracy: random order minus fixed noise", _minus("shuffled-avg-timm", "noise-avg-timm")),
         ("mimetic initialization's: the same", _minus("shuffled-avg-mimetic", "noise-avg-mimetic")),
         ("the default's accuracy: sin-cos minus random order", _minus("timm", "shuffled-avg-timm")),
         ("mimetic initialization's: the same", _minus("mimetic", "shuffled-avg-mimetic")),
         ("the default's accuracy: random order minus none", _minus("shuffled-avg-timm", "none-avg-timm")),
-        (
-            "mimetic initialization in a random order minus the default without positions",
-            _minus("shuffled-avg-mimetic", "none-avg-timm"),
-        ),
+        ("mimetic initialization in a random order minus the default without positions",
+         _minus("shuffled-avg-mimetic", "none-avg-timm")),
     ),
     "class token": (
-        (
-            "the gain without positions itself",
-            Contrast(gain("none-token"), 0, "it needs positions here, too: none without"),
-        ),
+        ("the gain without positions itself",
+         Contrast(gain("none-token"), 0, "it needs positions here, too: none without")),
         # these two, and what is asked of both: added when their runs were in
         ("sin-cos minus none", _gains("sincos2d-token", "none-token")),
         ("sin-cos minus learned, starting small", _gains("sincos2d-token", "learned-token")),
-        (
-            "sin-cos, fixed minus learned from there",
-            _gains("sincos2d-token", "from-sincos-token", 0, "as with average pooling: no difference"),
-        ),
-        (
-            "learned from sin-cos minus starting small",
-            _gains("from-sincos-token", "learned-token", 1, "a start from sin-cos gains more"),
-        ),
+        ("sin-cos, fixed minus learned from there",
+         _gains("sincos2d-token", "from-sincos-token", 0, "as with average pooling: no difference")),
+        ("learned from sin-cos minus starting small",
+         _gains("from-sincos-token", "learned-token", 1, "a start from sin-cos gains more")),
     ),
     "both": (
         ("sin-cos: average minus class token", _gains("base", "sincos2d-token")),
-        (
-            "the default's accuracy: sin-cos, average minus learned, class token",
-            _minus("timm", "learned-token-timm"),
-        ),
+        ("the default's accuracy: sin-cos, average minus learned, class token", _minus("timm", "learned-token-timm")),
     ),
-}
+}  # fmt: skip
 # One seed, validation images: whether the recipe, chosen for the default, is unfair to an arm
 RATES = Study("rates", "Does one learning rate suit every arm?", "cifar10-rates", tuple(ARMS["cifar10-rates"]), {})
 STUDIES = {
