@@ -108,18 +108,10 @@ def _no_silent_eager() -> AbstractContextManager:
     compiling: other bits, another speed, and nothing said. So there may be many, which runs of one shape then share,
     and too many are an error."""
     dynamo = torch._dynamo.config
-    if hasattr(dynamo, "recompile_limit"):
-        wanted = {
-            "recompile_limit": MOST_GRAPHS,
-            "accumulated_recompile_limit": 8 * MOST_GRAPHS,
-            "fail_on_recompile_limit_hit": True,
-        }
-    else:  # before PyTorch 2.7
-        wanted = {
-            "cache_size_limit": MOST_GRAPHS,
-            "accumulated_cache_size_limit": 8 * MOST_GRAPHS,
-            "fail_on_cache_limit_hit": True,
-        }
+    limits = "recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"
+    if not hasattr(dynamo, limits[0]):  # before PyTorch 2.7
+        limits = "cache_size_limit", "accumulated_cache_size_limit", "fail_on_cache_limit_hit"
+    wanted = dict(zip(limits, (MOST_GRAPHS, 8 * MOST_GRAPHS, True)))
     return dynamo.patch(**{name: value for name, value in wanted.items() if hasattr(dynamo, name)})
 
 

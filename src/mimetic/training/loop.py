@@ -147,8 +147,8 @@ def train(
             f"{type(task).__name__}: its loss is not a mean over rows, so several processes cannot share a batch"
         )
     backend, steps = resolve_backend(config), task.steps_per_epoch
-    saver = _Saver(checkpoint, checkpoint_seconds, label or "the run", group)
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    shown, total, gpu = label or "the run", config.epochs * steps, backend["type"] == "cuda"
+    saver = _Saver(checkpoint, checkpoint_seconds, time_limit, shown, group)
     with settings(config, backend, seed), products(backend):
         optimizer = make_optimizer(model, config)
         state = group.agree(lambda: load_checkpoint(checkpoint, identity or {})) if checkpoint else None
@@ -161,68 +161,78 @@ def train(
             torch.manual_seed(derive_seed(seed, "global", group.rank, step))
         forward, evaluated = _compiled(model, backend, group)
         # a graph holds one shape of batch, and no other process
-        captures = backend["type"] == "cuda" and backend["compiled"] and group.size == 1 and task.mean_over_rows
+        captures = gpu and backend["compiled"] and group.size == 1 and task.mean_over_rows
         trained = Step(model, forward, task.loss, optimizer, config.grad_clip, backend, captures, group)
         if state:
             device = next(model.parameters()).device
             trained.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        lap, compiling = _Laps(result.seconds), backend["compiled"]
 
         def save(must: bool = False) -> None:
-            result.seconds["save"] += saver.save(must, lambda: {
+            saver.save(must, lambda: {
                 "identity": identity or {}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "rng": rng_state(), "step": step, "sums": trained.sums, "result": vars(result),
             })  # fmt: skip
+            lap("save")
 
-        compiling = backend["compiled"]
-        with closing(Progress(label, step, config.epochs * steps, progress and group.first)) as bar:
+        with closing(Progress(label, step, total, progress and group.first)) as bar:
             for epoch in range(len(result.curve), config.epochs):
                 model.train()
-                clock = time.perf_counter()
+                lap()
                 while step < (epoch + 1) * steps:
                     batch = group.rows(task.batch(epoch, step - epoch * steps))
                     with compiler_needed() if compiling else nullcontext():
                         trained(batch, learning_rate(step, config, steps))
                     step += 1
-                    result.graph = trained.graph if backend["type"] == "cuda" else None
+                    result.graph = trained.graph if gpu else None
                     if compiling:  # no part of the speed
-                        result.seconds["compile"] += time.perf_counter() - clock
-                        clock, compiling = time.perf_counter(), False
+                        lap("compile")
+                        compiling = False
                     bar.advance(trained.sums, step - epoch * steps)
-                    out_of_time = deadline is not None and time.monotonic() > deadline
-                    if deadline is not None and group.size > 1:  # clocks differ, and all must stop at the same step
-                        out_of_time = step % LIMIT_STEPS == 0 and group.agree(lambda out=out_of_time: out)
-                    if out_of_time or saver.due():
-                        # what the card has still to do is training, and no part of saving
-                        if backend["type"] == "cuda":
+                    if (out_of_time := saver.out_of_time(step)) or saver.due():
+                        if gpu:  # what the card has still to do is training, and no part of saving
                             torch.cuda.synchronize()
-                        result.seconds["train"] += time.perf_counter() - clock
+                        lap("train")
                         save(must=out_of_time)
-                        clock = time.perf_counter()
                         if out_of_time:
-                            total = config.epochs * steps
-                            raise TimeLimit(f"{label or 'the run'} stopped after {step} of {total} steps")
-                entry = {f"train_{name}": float(value) / steps for name, value in trained.sums.items()}
-                result.seconds["train"] += time.perf_counter() - clock
-                if not math.isfinite(entry["train_loss"]):
-                    raise Diverged(f"{label or 'training'}: the loss is {entry['train_loss']} in epoch {epoch + 1}")
-                clock = time.perf_counter()
+                            raise TimeLimit(f"{shown} stopped after {step} of {total} steps")
+                entry = {"epoch": epoch + 1, "step": step, "lr": learning_rate(step - 1, config, steps)}
+                entry |= {f"train_{name}": float(value) / steps for name, value in trained.sums.items()}
+                lap("train")
+                _check_finite(entry, shown)
                 model.eval()
                 with torch.no_grad(), cast(backend):
                     tested = task.evaluate(evaluated, epoch + 1 == config.epochs)
                     entry |= {f"test_{name}": float(value) for name, value in tested.items()}
-                if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
-                    raise Diverged(f"{label or 'training'}: {bad[0]} is {entry[bad[0]]} in epoch {epoch + 1}")
-                result.seconds["evaluate"] += time.perf_counter() - clock
-                rate = learning_rate(step - 1, config, steps)
-                result.curve.append({"epoch": epoch + 1, "step": step, "lr": rate, **entry})
+                _check_finite(entry, shown)
+                lap("evaluate")
+                result.curve.append(entry)
                 result.units_per_second = step * task.units_per_step / result.seconds["train"]
                 trained.reset()
                 if saver.cheap():
                     save()
                 bar.epoch(result, config.epochs, task.unit)
                 if on_epoch is not None:
-                    on_epoch(result.curve[-1])
+                    on_epoch(entry)
     return result
+
+
+def _check_finite(entry: dict[str, float], label: str) -> None:
+    if bad := [name for name, value in entry.items() if not math.isfinite(value)]:
+        raise Diverged(f"{label}: {bad[0]} is {entry[bad[0]]} in epoch {entry['epoch']}")
+
+
+class _Laps:
+    """A stopwatch: each call counts the seconds since the last one to a part (of Result.seconds), or to none."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def __call__(self, part: str | None = None) -> None:
+        now = time.perf_counter()
+        if part:
+            self.seconds[part] += now - self.last
+        self.last = now
 
 
 def _restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.AdamW) -> Result:
@@ -247,11 +257,23 @@ def _compiled(model: nn.Module, backend: dict[str, Any], group: Group) -> tuple[
 
 
 class _Saver:
-    """Writes the checkpoints of a run, in the first of its processes, and knows when the next one is due."""
+    """Writes the checkpoints of a run, in the first of its processes, and knows when the next one is due, and when the
+    run has to stop."""
 
-    def __init__(self, path: str | Path | None, every: float, label: str, group: Group) -> None:
-        self.path, self.every, self.label = path if group.first else None, every, label
+    def __init__(
+        self, path: str | Path | None, every: float, time_limit: float | None, label: str, group: Group
+    ) -> None:
+        self.path, self.every, self.label, self.group = path if group.first else None, every, label, group
         self.last, self.cost = time.monotonic(), 0.0  # when a checkpoint was written, and how many seconds that took
+        self.deadline = None if time_limit is None else self.last + time_limit
+
+    def out_of_time(self, step: int) -> bool:
+        """Whether the time limit is reached, of which several processes agree: their clocks differ, and all must stop
+        at the same step."""
+        out = self.deadline is not None and time.monotonic() > self.deadline
+        if self.deadline is None or self.group.size == 1:
+            return out
+        return step % LIMIT_STEPS == 0 and self.group.agree(lambda: out)
 
     def due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -261,8 +283,8 @@ class _Saver:
         """Whether that, or so much of it that another one costs little (CHECKPOINT_SHARE)."""
         return time.monotonic() - self.last > min(self.every, self.cost / CHECKPOINT_SHARE)
 
-    def save(self, must: bool, state: Callable[[], dict[str, Any]]) -> float:
-        """Write ``state()``; seconds that it took. What cannot be written is raised if it must, else said."""
+    def save(self, must: bool, state: Callable[[], dict[str, Any]]) -> None:
+        """Write ``state()``. What cannot be written is raised if it must, else said."""
         before = time.monotonic()
         if self.path:
             try:
@@ -273,4 +295,3 @@ class _Saver:
                 warnings.warn(f"{self.label} is not saved ({error}); it goes on, and may be lost", stacklevel=4)
         self.last = time.monotonic()
         self.cost = self.last - before
-        return self.cost
