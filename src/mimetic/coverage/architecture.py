@@ -16,7 +16,7 @@ from mimetic.coverage.page import CAVEAT_NAMES
 from mimetic.coverage.timm_models import plan_timm, timm_families, timm_runs
 from mimetic.coverage.transformers_models import plan_transformers, transformers_runs, whole_outline
 from mimetic.initialize import mimetic_init_
-from mimetic.scan import Scan, scan
+from mimetic.scan import scan
 from mimetic.verify import verify
 
 
@@ -65,7 +65,7 @@ def _without_known_attention(library: str, name: str, outline: nn.Module) -> dic
         if may_have_attention(whole):
             return {"verdict": "not built", "finding": "its small model lacks the layers that attend"}
         found = scan(whole)
-    return _nothing_known(found)
+    return {"verdict": "refused" if found.refused else "none", "finding": _remarks(found.refused, found.passed_over)}
 
 
 def _unseen(library: str, name: str, small: nn.Module) -> str:
@@ -73,28 +73,22 @@ def _unseen(library: str, name: str, small: nn.Module) -> str:
     whole = whole_outline(library, name)
     if whole is None:
         return ""
-    seen, modules = {type(module) for module in small.modules()}, dict(whole.named_modules())
-    refused = scan(whole).refused.items()  # without weights also what is known, for want of them
-    return _remarks(
-        Scan(
-            [],
-            {
-                n: reason
-                for n, reason in refused
-                if type(modules[n]) not in seen and find_reader(type(modules[n])) is None
-            },
-            {},
-        )
-    )
+    seen, kinds = {type(module) for module in small.modules()}, {n: type(m) for n, m in whole.named_modules()}
+    refused = scan(whole).refused  # without weights also what is known, for want of them
+    return _remarks({n: why for n, why in refused.items() if kinds[n] not in seen and find_reader(kinds[n]) is None})
 
 
-def _nothing_known(found: Scan) -> dict:
-    return {"verdict": "refused" if found.refused else "none", "finding": _remarks(found)}
+def _remarks(*reasons: dict[str, str]) -> str:
+    """Names of layers and what is said of each, in words: once for all layers of a kind, whatever their numbers."""
+    found = []
+    for name, reason in (item for part in reasons for item in part.items()):
+        first, _, after = reason.partition(": ")  # it may begin with the name, too
+        found.append(f"{_pattern(name)}: {after if after and _pattern(first) == _pattern(name) else reason}")
+    return "; ".join(dict.fromkeys(found))
 
 
-def _remarks(found: Scan) -> str:
-    reasons = [f"{_pattern(n)}: {reason}" for n, reason in (*found.refused.items(), *found.passed_over.items())]
-    return "; ".join(dict.fromkeys(_tidy(r) for r in reasons))
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 def judge(model: nn.Module, runs) -> dict:
@@ -102,9 +96,9 @@ def judge(model: nn.Module, runs) -> dict:
     ways to call it, functions of the model.
     """
     found = scan(model)
-    remarks = _remarks(found)
+    remarks = _remarks(found.refused, found.passed_over)
     if not found.layers:
-        return _nothing_known(found)
+        return {"verdict": "refused" if found.refused else "none", "finding": remarks}
     run = _first_run(model, runs(model))
     chosen = representatives(model, found.layers)
     modules = dict(model.named_modules())
@@ -143,16 +137,8 @@ def representatives(model: nn.Module, layers: list[AttentionLayer]) -> list[Atte
     modules = dict(model.named_modules())
     groups: dict[tuple, list[AttentionLayer]] = {}
     for layer in layers:
-        place = re.sub(r"\d+", "#", layer.name)
-        kind = (
-            type(modules.get(layer.name)),
-            place,
-            layer.q.shape,
-            layer.k.shape,
-            layer.v.shape,
-            layer.kind,
-            layer.caveats,
-        )
+        shapes = layer.q.shape, layer.k.shape, layer.v.shape
+        kind = type(modules.get(layer.name)), re.sub(r"\d+", "#", layer.name), shapes, layer.kind, layer.caveats
         groups.setdefault(kind, []).append(layer)
     return [layer for group in groups.values() for layer in group[:1] + group[1:][-1:]]
 
@@ -193,18 +179,3 @@ def _written(model: nn.Module, layers: list[AttentionLayer]) -> str:
         ):
             return f"wrong: {report.name} holds other products than mimetic_init_ wrote ({qk:.3f}, {vp:.3f})"
     return ""
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
-
-
-def _tidy(text: str) -> str:
-    """One line for all layers of a kind: numbers of layers out, doubled names out."""
-    head, _, rest = text.partition(": ")
-    return f"{head}: {_pattern_prefix(rest, head)}"
-
-
-def _pattern_prefix(rest: str, head: str) -> str:
-    first, _, after = rest.partition(": ")
-    return after if after and _pattern(first) == head else rest

@@ -61,11 +61,8 @@ def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module |
         n = 16
         pairs = [(shape, True) for shape in ((1, n, rotate), (n, rotate), (n, rotate // 2))]
         # CLVP takes the angles themselves, and places to read them at, in those of its blocks that are given angles
-        bare = (
-            [((1, n, rotate), False)]
-            if "rotary_pos_emb" in names and block is not None and _takes(block, "rotary_pos_emb")
-            else []
-        )
+        asked = block is not None and "rotary_pos_emb" in inspect.signature(block.forward).parameters
+        bare = [((1, n, rotate), False)] * ("rotary_pos_emb" in names and asked)
         for angle_shape, pair in (*pairs, *bare, (None, True)):
             kwargs = {}
             for name, p in names.items():
@@ -92,10 +89,6 @@ def attention_calls(layer: AttentionLayer, module: nn.Module, block: nn.Module |
                     kwargs[name] = torch.arange(n)[None]
             args = () if "query" in kwargs or "queries" in kwargs else (x,)
             yield lambda _, args=args, kwargs=kwargs: module(*args, **kwargs)
-
-
-def _takes(module: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(module.forward).parameters
 
 
 @torch.no_grad()

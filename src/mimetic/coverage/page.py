@@ -67,6 +67,11 @@ transformers architecture has the name of its config or class. Your own model is
 What the caveats mean:
 """
 
+_SUPPORTED_TOO = (
+    "Supported, too; beside the layers that are written these have others that are no self-attention over one set of"
+    " tokens, and are left alone:"
+)
+
 _LAYER_SCALE = """
 Not counted here, because it is a value and not a class: a LayerScale that starts near 0, as in DeiT III, DINOv2, BEiT
 and others, leaves next to nothing of $W_VW_{proj}$ until training raises it. `mimetic_init_` warns of it with the
@@ -86,24 +91,16 @@ def page(tables: list[dict]) -> str:
     lines += [f"* *{name}*: {_math(sentence)}." for sentence, name in CAVEAT_NAMES.items()]
     lines += [_LAYER_SCALE]
     for table in tables:
-        what = (
-            "Families of model names (sizes, patches and resolutions left out)"
-            if table["library"] == "timm"
-            else "Model types"
-        )
-        lines += ["", f"## {table['library']} {table['versions'][table['library']]}", ""]
+        library, families = table["library"], "Families of model names (sizes, patches and resolutions left out)"
+        what = families if library == "timm" else "Model types"
+        lines += ["", f"## {library} {table['versions'][library]}", ""]
         errors = [r["error"] for r in table["architectures"] if r["error"] is not None]
         if errors:
             lines += [f"{what}; largest relative error of a verified product: {max(errors):.0e}.", ""]
         for verdict in VERDICTS:
             rows = [r for r in table["architectures"] if r["verdict"] == verdict]
             if rows:
-                lines += [
-                    f":::{{dropdown}} {table['library']}: {verdict} ({len(rows)})",
-                    *_listed(rows, verdict),
-                    ":::",
-                    "",
-                ]
+                lines += [f":::{{dropdown}} {library}: {verdict} ({len(rows)})", *_listed(rows, verdict), ":::", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -122,13 +119,7 @@ def _listed(rows: list[dict], verdict: str) -> list[str]:
             lines += [", ".join(f"`{n}`" for n in plain) + ".", ""]
         rows = [r for r in rows if r["finding"]]
         if rows and verdict == "supported":
-            lines += [
-                (
-                    "Supported, too; beside the layers that are written these have others that are no self-attention"
-                    " over one set of tokens, and are left alone:"
-                ),
-                "",
-            ]
+            lines += [_SUPPORTED_TOO, ""]
     if rows:
         lines += ["| architecture | finding |", "| :-- | :-- |"]
         lines += [f"| `{r['name']}` | {_cell(r['finding'])} |" for r in rows] + [""]

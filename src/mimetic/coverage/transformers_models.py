@@ -52,20 +52,15 @@ def _shrink(d: dict, only: str = "") -> dict:
     # a width and heads for every stage
     if any(isinstance(d.get(k), list) for k in ("num_heads", "num_attention_heads")):
         only = only or "layer|expert|depth|vocab"
-    depth = next(
-        (d[k] for k in ("num_hidden_layers", "num_layers", "n_layer", "n_layers") if isinstance(d.get(k), int)), None
-    )
+    depths = (d.get(k) for k in ("num_hidden_layers", "num_layers", "n_layer", "n_layers"))
+    depth = next((n for n in depths if isinstance(n, int)), None)
     if "vocab_size" in d and d["vocab_size"] is None:
         d["vocab_size"] = 128
-    layers = 2
+    # one value a layer
     kinds = {
-        k: v
-        for k, v in d.items()
-        if depth and isinstance(v, list) and len(v) == depth and v and not isinstance(v[0], dict)
+        k: v for k, v in d.items() if depth and isinstance(v, list) and len(v) == depth and not isinstance(v[0], dict)
     }
-    for values in kinds.values():
-        if all(isinstance(v, str) for v in values):
-            layers = max(layers, len(set(values)))
+    layers = max([2, *(len(set(v)) for v in kinds.values() if all(isinstance(kind, str) for kind in v))])
     for name, values in kinds.items():
         distinct = list(dict.fromkeys(values))
         d[name] = (distinct + [values[0]] * layers)[:layers] if isinstance(values[0], str) else values[:layers]
@@ -77,19 +72,12 @@ def _shrink(d: dict, only: str = "") -> dict:
                 d[name] = [1] * len(value)
         elif _TOKEN.search(name):
             if value >= 128:
-                d[name] = 100 + hash_small(name) % 20
-        elif not only or re.search(only, name):
-            for pattern, small in _INTS:
-                if re.fullmatch(pattern, name):
-                    small = layers if small == 2 and "layer" in name else small
-                    d[name] = min(value, small) if value > 0 else value
-                    break
+                # the same small number for the same name in every process
+                d[name] = 100 + sum(ord(c) * (i + 1) for i, c in enumerate(name)) % 20
+        elif value > 0 and (not only or re.search(only, name)):
+            small = next((small for pattern, small in _INTS if re.fullmatch(pattern, name)), value)
+            d[name] = min(value, layers if small == 2 and "layer" in name else small)
     return d
-
-
-def hash_small(text: str) -> int:
-    """The same small number for the same text in every process."""
-    return sum(ord(c) * (i + 1) for i, c in enumerate(text))
 
 
 def plan_transformers(model_type: str) -> Plan:
@@ -147,25 +135,18 @@ def _model_classes(config) -> list[type]:
     import transformers
     from transformers import PreTrainedModel
 
-    for auto in (
-        "AutoModel",
-        "AutoModelForSeq2SeqLM",
-        "AutoModelForCausalLM",
-        "AutoModelForImageTextToText",
-        "AutoBackbone",
-    ):
+    for auto in ("Model", "ModelForSeq2SeqLM", "ModelForCausalLM", "ModelForImageTextToText", "Backbone"):
         with contextlib.suppress(KeyError, AttributeError):
-            cls = getattr(transformers, auto)._model_mapping[type(config)]
+            cls = getattr(transformers, f"Auto{auto}")._model_mapping[type(config)]
             return [cls[0] if isinstance(cls, (tuple, list)) else cls]
     # a part of a larger model: the first class of its module that takes this config
     module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
-    found = [
+    return [
         c
         for c in vars(module).values()
         if isinstance(c, type) and issubclass(c, PreTrainedModel) and not c.__name__.endswith("PreTrainedModel")
         and c.config_class is type(config)
     ]  # fmt: skip
-    return found
 
 
 def transformers_runs(model: nn.Module):
@@ -183,15 +164,10 @@ def _inputs(model):
     g = torch.Generator().manual_seed(0)
 
     def find(*keys, default=None):
-        for c in [
-            config,
-            *(
-                getattr(config, s, None)
-                for s in ("vision_config", "text_config", "audio_config", "backbone_config", "encoder")
-            ),
-        ]:
+        parts = ("vision_config", "text_config", "audio_config", "backbone_config", "encoder")
+        for part in (config, *(getattr(config, name, None) for name in parts)):
             for key in keys:
-                value = getattr(c, key, None)
+                value = getattr(part, key, None)
                 if isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
                     value = value[0]
                 if isinstance(value, int) and not isinstance(value, bool):
