@@ -460,6 +460,18 @@ def test_wrong_kinds_of_names():
         audit(state | {"norm.weight": torch.ones(64)}, names=dataclasses.replace(NAMES, table="norm.weight"))
 
 
+def test_a_damaged_checkpoint_is_named(data_folder):
+    from mimetic.experiments.configs import named
+    from mimetic.experiments.runs import checkpoint_path
+    from mimetic.training.checkpoint import CheckpointError
+
+    path = checkpoint_path(named("digits", seed=7))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged"):
+        audit("digits/timm-seed7")
+
+
 def test_a_half_done_run_of_text(data_folder, tmp_path, monkeypatch):
     from dataclasses import replace
 

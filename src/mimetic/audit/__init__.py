@@ -19,7 +19,6 @@ from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
@@ -30,17 +29,9 @@ from mimetic.audit.state import StateNames, layers_from_state, state_file
 from mimetic.scan import attention_layers
 
 __all__ = [
-    "CHANCE",
-    "CLEAR",
-    "EXPLAINED",
-    "MEANINGFUL",
-    "Audit",
-    "Parameters",
-    "StateNames",
-    "audit",
-    "count_parameters",
+    "CHANCE", "CLEAR", "EXPLAINED", "MEANINGFUL", "Audit", "Parameters", "StateNames", "audit", "count_parameters",
     "layers_from_state",
-]
+]  # fmt: skip
 
 
 def audit(
@@ -65,6 +56,7 @@ def audit(
     Raises:
         ValueError: an unknown name (the choices are listed), names without a state dict and the reverse, or names that
             are no StateNames.
+        CheckpointError: the checkpoint of a half-done run is damaged.
         UnsupportedAttention: no layer with a diagonal, a weight that a state dict does not have (it is named) or whose
             shape does not fit, or fold=True where the gains are not known.
     """
@@ -143,37 +135,28 @@ def _pretrained(given: str, fold: bool | None, name: str | None) -> Audit:
 
 def _our_run(config, fold: bool | None, name: str) -> Audit:
     """A half-done run by its checkpoint, a finished one by its record."""
-    import pandas as pd
-
+    from mimetic.experiments.recorded import product_table
     from mimetic.experiments.runs import checkpoint_path, existing, family
     from mimetic.models.blocks import in_attention
+    from mimetic.training.checkpoint import load_checkpoint
 
     checkpoint = checkpoint_path(config)
     record = existing(config)
     if record is None:
         if not checkpoint.is_file():
             raise ValueError(f"{config.name} has not been run: there is no record and no checkpoint of it")
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        build = family(config).build_model
-        # a text model's vocabulary is its corpus's
-        sizes = (
-            {"vocab_size": len(state["model"]["token_embed.weight"])}
-            if "vocab_size" in signature(build).parameters
-            else {}
-        )
+        state, build, sizes = load_checkpoint(checkpoint, None), family(config).build_model, {}
+        if "vocab_size" in signature(build).parameters:  # a text model's vocabulary is its corpus's
+            sizes["vocab_size"] = len(state["model"]["token_embed.weight"])
         model = build(config, **sizes)
         model.load_state_dict(state["model"])
         return _with_notes(audit(model, fold=fold, name=name), (f"from a checkpoint after {state['step']} steps",))
-    products = record["anatomy"]["after"]["products"]
-    table = pd.DataFrame(products["rows"], columns=products["columns"])
     fold = True if fold is None else fold
-    table = table[table["fold"] == fold].reset_index(drop=True)
-    table = table.assign(z=table["diag_mean"] / table["offdiag_sd"])
+    table = product_table(record, fold=fold)
+    notes = ()
     if "diag_sd" not in table:
         table = table.assign(diag_sd=table["offdiag_sd"])
         notes = ("the record does not hold the diagonal's spread: that off the diagonal stands in",)
-    else:
-        notes = ()
     d, heads = config.d_model, config.num_heads
     counts = record["parameters"]
     per_item, items, table_part = 0, None, counts["embedding"]

@@ -51,12 +51,12 @@ def _seal(content: bytes | memoryview) -> bytes:
 _SEAL = len(_seal(b""))
 
 
-def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any] | None:
+def load_checkpoint(path: str | Path, identity: dict[str, str] | None) -> dict[str, Any] | None:
     """The state at ``path``, on the CPU, or None if there is none.
 
     Args:
         identity: what the state must have been saved with under ``identity``, such as the hashes of config and source;
-            a run that goes on with other settings or code would be neither one run nor the other.
+            a run that goes on with other settings or code would be neither one run nor the other. None: anything.
 
     Raises:
         CheckpointError: it is damaged.
@@ -79,6 +79,7 @@ def load_checkpoint(path: str | Path, identity: dict[str, str]) -> dict[str, Any
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise CheckpointError(f"{path} is no checkpoint of a run: delete it")
     found = state["identity"]
+    identity = found if identity is None else identity
     differs = sorted(key for key in identity.keys() | found.keys() if identity.get(key) != found.get(key))
     if differs:
         what = " and ".join(differs) if len(differs) <= 4 else f"{', '.join(differs[:3])} and {len(differs) - 3} more"
