@@ -112,6 +112,9 @@ def test_survey_outlives_a_crash_and_a_hang():
     worker.give("vision_transformer: vit")
     worker.since -= coverage.SECONDS + 60
     assert worker.take()["finding"].startswith("hung")
+    worker.process.kill()  # while it has nothing to do
+    worker.process.join()
+    worker.give("vision_transformer: vit")
     worker.stop()
 
 

@@ -87,6 +87,8 @@ class _Process:
         theirs.close()
 
     def give(self, name: str):
+        if not self.process.is_alive():  # it has died since its last architecture
+            self._start()
         self.name, self.since = name, time.monotonic()
         self.connection.send(name)
 
