@@ -59,10 +59,9 @@ def choose(name: str, value: Any, choices: Iterable[Any]) -> Any:
     Raises ValueError naming the parameter, the value and the choices. True does not pass for 1.
     """
     choices = list(choices)
-    for choice in choices:
-        if type(value) is type(choice) and value == choice:
-            return value
-    raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+    return value
 
 
 def choose_several(name: str, value: Any, choices: Iterable[str]) -> list[str]:
@@ -73,12 +72,8 @@ def choose_several(name: str, value: Any, choices: Iterable[str]) -> list[str]:
     """
     choices = list(choices)
     several = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if (
-        not isinstance(several, (list, tuple))
-        or not several
-        or any(v not in choices for v in several)
-        or len(set(several)) < len(several)
-    ):
+    fit = isinstance(several, (list, tuple)) and all(v in choices for v in several)
+    if not fit or not several or len(set(several)) < len(several):
         raise ValueError(f"{name}={value!r}: choose one or more of {', '.join(map(repr, choices))}")
     return list(several)
 
@@ -102,11 +97,9 @@ def choose_ints(name: str, value: Any, low: int, high: int) -> list[int]:
         except ValueError:
             raise refusal from None
     numbers = list(value) if isinstance(value, (list, tuple, range)) else [value]
-    if not numbers or len(set(map(repr, numbers))) != len(numbers):
+    fit = all(isinstance(n, int) and not isinstance(n, bool) and low <= n <= high for n in numbers)
+    if not numbers or not fit or len(set(numbers)) < len(numbers):
         raise refusal
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-            raise refusal
     return numbers
 
 
@@ -280,14 +273,10 @@ def execute(path: str | Path, *, label: str = "", progress: bool = True, cell_ti
     os.environ.pop("MPLBACKEND", None)  # would replace the notebook's own figures
     try:
         executed = papermill.execute_notebook(
-            given,
-            None,
-            kernel_name=KERNEL["name"],
-            cwd=str(path.parent),
+            given, None, kernel_name=KERNEL["name"], cwd=str(path.parent), execution_timeout=cell_timeout,
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's notes about its own connection are no news here
-            execution_timeout=cell_timeout,
             progress_bar={"desc": label, "leave": True, "dynamic_ncols": True} if progress else False,
-        )
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(_failure(path, notebook, error)) from None
     except papermill.exceptions.PapermillException as error:

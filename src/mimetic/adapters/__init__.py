@@ -33,17 +33,9 @@ from mimetic.adapters.views import (
 from mimetic.attention import UnsupportedAttention
 
 __all__ = [
-    "Reader",
-    "find_reader",
-    "fused_out",
-    "has_projections",
-    "linear_in",
-    "linear_out",
-    "looks_like_attention",
-    "left_alone",
-    "register_adapter",
-    "unknown",
-]
+    "Reader", "find_reader", "fused_out", "has_projections", "linear_in", "linear_out", "looks_like_attention",
+    "left_alone", "register_adapter", "unknown",
+]  # fmt: skip
 
 READERS: dict[str, Reader] = own.READERS | torch_nn.READERS | timm.READERS | transformers.READERS
 _CUSTOM: dict[type, Reader] = {}

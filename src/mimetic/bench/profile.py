@@ -92,18 +92,11 @@ def bench_profile(experiment: str = "cifar10-lab30", steps: int = 20, device: st
         print(f"  {value:6.1%} {name}")
     if bench.gpu:
         print(f"the GPU computes in {busy:.0%} of the step")
-    kinds = {name: value / total for name, value in spent.items()}
     return {
-        **bench.how(),
-        "step": step,
-        "phases": seconds,
-        "kinds": kinds,
-        "top": top,
-        "busy": busy,
-        "images_per_second": per_second,
-        "flops": bench.flops,
-        "peak": peak,
-    }
+        **bench.how(), "step": step, "phases": seconds,
+        "kinds": {name: value / total for name, value in spent.items()}, "top": top, "busy": busy,
+        "images_per_second": per_second, "flops": bench.flops, "peak": peak,
+    }  # fmt: skip
 
 
 def largest(operations: dict[str, float]) -> dict[str, float]:
@@ -131,11 +124,8 @@ def _operations(step: Callable[[], None], steps: int, device: torch.device) -> d
     spent: dict[str, float] = defaultdict(float)
     for event in profiler.events():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
-        if (
-            on_gpu == gpu
-            and not getattr(event, "is_user_annotation", False)
-            and not event.name.startswith("ProfilerStep")
-        ):
+        marked = getattr(event, "is_user_annotation", False) or event.name.startswith("ProfilerStep")
+        if on_gpu == gpu and not marked:
             micro = event.self_device_time_total if gpu else event.self_cpu_time_total
             spent[event.name] += micro / 1e6 / steps
     return dict(spent)

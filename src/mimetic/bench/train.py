@@ -60,14 +60,12 @@ class Bench:
         self.vit = vit_config(self.config)
         self.flops = total(self.vit)
         c, v = self.config, self.vit
-        precision = self.backend["precision"]
         self.title = (
             f"{experiment}: batch {c.batch_size}, d {c.d_model}, depth {c.depth}, patch {c.patch_size};"
-            f" {self.device_name}, {precision}"
+            f" {self.device_name}, {self.backend['precision']}"
         )
-        self.images = torch.randint(
-            0, 256, (max(2_000, 4 * c.batch_size), v.in_chans, v.img_size, v.img_size), dtype=torch.uint8
-        )
+        shape = max(2_000, 4 * c.batch_size), v.in_chans, v.img_size, v.img_size
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.labels = torch.randint(0, v.num_classes, (len(self.images),))
 
     def __enter__(self) -> Bench:
@@ -213,18 +211,9 @@ def _timm_step(bench: Bench, batches: Iterator, bfloat16: bool) -> Callable[[], 
     from timm.models.vision_transformer import VisionTransformer
 
     config, device, v = bench.config, bench.device, bench.vit
-    model = VisionTransformer(
-        img_size=v.img_size,
-        in_chans=v.in_chans,
-        patch_size=v.patch_size,
-        embed_dim=v.d_model,
-        depth=v.depth,
-        num_heads=v.num_heads,
-        mlp_ratio=v.mlp_ratio,
-        num_classes=v.num_classes,
-        class_token=False,
-        global_pool="avg",
-    ).to(device)
+    alike = ("img_size", "in_chans", "patch_size", "depth", "num_heads", "mlp_ratio", "num_classes")
+    shape = {name: getattr(v, name) for name in alike}
+    model = VisionTransformer(**shape, embed_dim=v.d_model, class_token=False, global_pool="avg").to(device)
     forward = torch.compile(model) if bench.gpu else model
     optimizer = make_optimizer(model, bench.settings)
 
@@ -266,13 +255,8 @@ def _loader(config: VisionConfig, images: Tensor, labels: Tensor, workers: int) 
 
     steps: list = []
     if config.crop_padding:
-        steps.append(
-            T.RandomCrop(
-                images.shape[-1],
-                config.crop_padding,
-                padding_mode="reflect" if config.padding_mode == "reflect" else "constant",
-            )
-        )
+        mode = "reflect" if config.padding_mode == "reflect" else "constant"
+        steps.append(T.RandomCrop(images.shape[-1], config.crop_padding, padding_mode=mode))
     if config.flip:
         steps.append(T.RandomHorizontalFlip())
     if config.randaugment_ops:
@@ -283,10 +267,6 @@ def _loader(config: VisionConfig, images: Tensor, labels: Tensor, workers: int) 
     # most workers never get one
     endless = torch.utils.data.RandomSampler(pictures, replacement=True, num_samples=2**40)
     yield from torch.utils.data.DataLoader(
-        pictures,
-        config.batch_size,
-        sampler=endless,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+        pictures, config.batch_size, sampler=endless, num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip

@@ -62,31 +62,22 @@ class _File:
 # ratings are checked by their counts.
 _FILES = {
     "ml100k": _File(
-        "ml-100k.data",
-        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-        "ml-100k/u.data",
-        "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
-        (943, 1_682, 100_000),
+        "ml-100k.data", "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229", "ml-100k/u.data",
+        "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490", (943, 1_682, 100_000),
     ),
     "ml1m": _File(
-        "ml-1m.dat",
-        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-        "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
-        "ml-1m/ratings.dat",
-        None,
+        "ml-1m.dat", "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", "ml-1m/ratings.dat", None,
         (6_040, 3_706, 1_000_209),
     ),
     # as the SASRec and S3-Rec papers use it: the 5-core of the 2014 ratings
     "beauty": _File(
-        "beauty.txt",
-        "https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data/Beauty.txt",
-        "226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8",
-        None,
-        "226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8",
-        (22_363, 12_101, 198_502),
+        "beauty.txt", "https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data/Beauty.txt",
+        "226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8", None,
+        "226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8", (22_363, 12_101, 198_502),
     ),
-}
+}  # fmt: skip
 # Where GroupLens cannot be reached: u.data with a header line, inside a wheel.
 _WHEEL = "recbole==1.2.1"
 _WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, download
+from mimetic.data.fetch import Unavailable, atomic_path, cache_dir, download, sha256_of
 from mimetic.messages import check_choice, one_line
 
 TOKENIZERS = ("char", "bpe")
@@ -44,8 +44,7 @@ _TITLE = re.compile(r"^ = [^=]+ = $")  # a title's line; those of sections have 
 class Corpus:
     """Where a corpus comes from and how large it is."""
 
-    # file name -> URL, SHA-256, of what (None: of the file)
-    files: dict[str, tuple[str, str, Callable[[Path], str] | None]]
+    files: dict[str, tuple[str, str, Callable[[Path], str]]]  # file name -> URL, SHA-256, of what
     read: Callable[[dict[str, Path]], tuple[str, str]]  # training and evaluation text
     train_characters: int | None = None  # None: not known before it is read
     test_bytes: int | None = None
@@ -144,7 +143,7 @@ def fetch_text(name: str) -> list[Path]:
     paths, folder = [], cache_dir() / "text" / name
     for file, (url, sha256, digest) in CORPORA[name].files.items():
         try:
-            paths.append(download(url, folder / file, sha256, **({"digest": digest} if digest else {})))
+            paths.append(download(url, folder / file, sha256, digest))
         except Unavailable as error:
             remedy = f"Put {file} into {folder} (MIMETIC_DATA names another folder), or choose pydoc: no download"
             raise Unavailable(f"{error}. {remedy}") from None
@@ -290,7 +289,7 @@ def _read_pydoc(paths: dict[str, Path]) -> tuple[str, str]:
 
 CORPORA: dict[str, Corpus] = {
     "tinyshakespeare": Corpus(
-        {"input.txt": (_SHAKESPEARE, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", None)},
+        {"input.txt": (_SHAKESPEARE, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", sha256_of)},
         _read_shakespeare,
         train_characters=1_003_854,
         test_bytes=111_540,
@@ -299,14 +298,11 @@ CORPORA: dict[str, Corpus] = {
         {
             # the articles' digest, not the file's: it is the same whatever order a copy has them in
             "train.txt": (
-                _WIKITEXT + "train.txt",
-                "d7148c9e38faf085145fd89bce39c11044b0be0355bfd3aab9af7f0634c7cbd9",
+                f"{_WIKITEXT}train.txt", "d7148c9e38faf085145fd89bce39c11044b0be0355bfd3aab9af7f0634c7cbd9",
                 _articles_digest,
             ),
             "valid.txt": (
-                _WIKITEXT + "valid.txt",
-                "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-                None,
+                f"{_WIKITEXT}valid.txt", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", sha256_of,
             ),
         },
         _read_wikitext,
@@ -314,4 +310,4 @@ CORPORA: dict[str, Corpus] = {
         test_bytes=1_121_681,
     ),
     "pydoc": Corpus({}, _read_pydoc),
-}
+}  # fmt: skip

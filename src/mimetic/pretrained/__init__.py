@@ -29,21 +29,6 @@ from mimetic.pretrained.readers import WeightFileError
 from mimetic.pretrained.sources import SOURCES, Hub, Source, Wheel, source
 
 __all__ = [
-    "SOURCES",
-    "Hub",
-    "Source",
-    "WeightFileError",
-    "Wheel",
-    "available",
-    "cached_path",
-    "diagonal_profile",
-    "effective",
-    "fetch",
-    "load",
-    "load_measurements",
-    "load_profiles",
-    "measure_all",
-    "measure_source",
-    "recorded",
-    "source",
-]
+    "SOURCES", "Hub", "Source", "WeightFileError", "Wheel", "available", "cached_path", "diagonal_profile", "effective",
+    "fetch", "load", "load_measurements", "load_profiles", "measure_all", "measure_source", "recorded", "source",
+]  # fmt: skip

@@ -91,8 +91,13 @@ def verify(
             _compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)
         ]
         if fold:
-            errors = fold_errors(session, run)
-            checks = [_with_fold(check, errors.get(i), tolerance) for i, check in enumerate(checks)]
+            for i, error in fold_errors(session, run).items():
+                problem = checks[i].problem
+                if not problem and not error <= tolerance:
+                    problem = (
+                        f"wrong: the folded W_V W_proj differs from the block's forward (relative error {error:.1e})"
+                    )
+                checks[i] = replace(checks[i], fold_error=error, problem=problem)
     beside = zip(checks, layers, session.attention)
     return [_with_biases(check, layer, module, found.parameters) for check, layer, module in beside]
 
@@ -172,9 +177,8 @@ def _qk_error_arranged(layer: AttentionLayer, recs: list[Record], tolerance: flo
     cross = layer.kind == "cross"
     x = [way(r.x_BND.to(products)) for r in recs]
     kv = [r.kv_BMD.to(products) for r in recs] if cross else x
-    places = way(
-        torch.arange(recs[0].x_BND.shape[1], device=products.device).expand(recs[0].x_BND.shape[:2])[..., None]
-    )
+    B, N = recs[0].x_BND.shape[:2]
+    places = way(torch.arange(N, device=products.device).expand(B, N)[..., None])
 
     def heads(tensors):
         found = [None if t is None else arrange(t, H, r.x_BND.shape if t.shape[-2] == x[0].shape[1] else r.kv_BMD.shape)
@@ -191,11 +195,8 @@ def _qk_error_arranged(layer: AttentionLayer, recs: list[Record], tolerance: flo
             measured = measured[..., : expected.shape[-1]]  # without attention sinks
             # masked pairs: a constant in place of the logit (GPT-1), or a large negative number added (Swin: -100)
             level = [t[..., : expected.shape[-1]] for t in logits[:4]]
-            use = (
-                measured.isfinite()
-                & (level[0] > -50)
-                & ~((level[0] == level[1]) & (level[0] == level[2]) & (level[0] == level[3]))
-            )
+            constant = (level[0] == level[1]) & (level[0] == level[2]) & (level[0] == level[3])
+            use = measured.isfinite() & (level[0] > -50) & ~constant
             if not cross:  # only pairs of an even and an odd position were varied independently
                 use = use & ((places + places.mT) % 2 == 1)[:, None]
             if use.any():
@@ -233,15 +234,6 @@ def _fit(measured: Tensor, expected: Tensor) -> tuple[float, float]:
         return math.inf, math.nan
     s = ((measured * expected).sum() / norm).item()
     return (relative_error(measured, s * expected) if s else math.inf), s
-
-
-def _with_fold(check: Check, error: float | None, tolerance: float) -> Check:
-    if error is None:
-        return check
-    problem = check.problem
-    if not problem and not error <= tolerance:
-        problem = f"wrong: the folded W_V W_proj differs from the block's forward (relative error {error:.1e})"
-    return replace(check, fold_error=error, problem=problem)
 
 
 _BIAS = re.compile(r"(.*\.)?((in_|out_)?proj_|qkv?_|kv?_|v_)?bias")

@@ -28,6 +28,14 @@ from mimetic.verify.tokens import (
 # rounding of the residual stream, in units of what attention adds to it, up to which a folded product can be told from
 # another
 SEEN = 1e-4
+# what may normalise the tokens in front: LayerNorm, RMSNorm, timm's SimpleNorm (the mean is in the variance and stays
+# in the tokens), nothing
+NORMS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda z: F.layer_norm(z, z.shape[-1:]),
+    lambda z: z * z.pow(2).mean(-1, keepdim=True).rsqrt(),
+    lambda z: z * z.var(-1, keepdim=True).rsqrt(),
+    lambda z: z,
+)
 
 
 def fold_errors(session: Session, run: Callable) -> dict[int, float]:
@@ -40,13 +48,9 @@ def fold_errors(session: Session, run: Callable) -> dict[int, float]:
     for depth in range(3):
         blocks = {}
         for i in known:
-            chain = ancestors(session.modules, session.names[i])
-            if (
-                i not in errors
-                and depth < len(chain)
-                and not isinstance(chain[depth][1], (nn.ModuleList, nn.Sequential))
-            ):
-                blocks[i] = chain[depth][1]
+            around = ancestors(session.modules, session.names[i])[depth : depth + 1]
+            if i not in errors and around and not isinstance(around[0][1], (nn.ModuleList, nn.Sequential)):
+                blocks[i] = around[0][1]
         while blocks:  # one layer of a block at a time: its others are silenced
             first = {block: i for i, block in reversed(blocks.items())}
             group = {i: block for block, i in first.items()}
@@ -124,7 +128,7 @@ def _fold_error(layer: AttentionLayer, c_H: Tensor, silent, one, two) -> float |
         folded = [layer.vp(h, fold=True) for h in range(layer.num_heads)]
         expected_map = sum(c.to(p) * p for c, p in zip(c_H, folded))
         measured = ((out1 - z1) - (out2 - z2)).to(expected_map)
-        expected = [(norm(z1) - norm(z2)).to(measured) @ expected_map for norm in (_layer, _rms, _simple, _same)]
+        expected = [(norm(z1) - norm(z2)).to(measured) @ expected_map for norm in NORMS]
         # of z + attention(z): behind a LayerScale of 1e-5 little else is left of the second
         rounding = torch.finfo(out.dtype).eps * out1.abs().max()
         if rounding > SEEN * expected[0].abs().max():
@@ -135,20 +139,3 @@ def _fold_error(layer: AttentionLayer, c_H: Tensor, silent, one, two) -> float |
         if (out - out[:, :1]).abs().max() > 1e-3:
             return 0.0  # norm(z + attention(z)): the layer reads the residual stream itself, nothing to fold
     return None
-
-
-def _layer(z: Tensor) -> Tensor:
-    return F.layer_norm(z, z.shape[-1:])
-
-
-def _rms(z: Tensor) -> Tensor:
-    return z * z.pow(2).mean(-1, keepdim=True).rsqrt()
-
-
-def _simple(z: Tensor) -> Tensor:
-    """timm's SimpleNorm: the mean is in the variance and stays in the tokens."""
-    return z * z.var(-1, keepdim=True).rsqrt()
-
-
-def _same(z: Tensor) -> Tensor:
-    return z
