@@ -29,7 +29,7 @@ from mimetic.attention import VIEWS, AttentionLayer
 from mimetic.construct import double
 from mimetic.scan import Parameters, evaluating, held, scan, views
 from mimetic.verify.fold import fold_errors
-from mimetic.verify.record import Record, Session
+from mimetic.verify.session import Record, Session
 from mimetic.verify.tokens import arrange, relative_error
 
 RUNS = 5  # tokens (U, V), (U', V), (U, V'), (U', V') at (even, odd) positions, and (W, W)

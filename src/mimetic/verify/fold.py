@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mimetic.attention import AttentionLayer
 from mimetic.scan import ancestors
-from mimetic.verify.record import Session
+from mimetic.verify.session import Session
 from mimetic.verify.tokens import (
     QUERY_NAMES,
     find_tokens,
