@@ -221,6 +221,11 @@ def truncation_curve(d: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return ratios, np.array(means), np.array(spreads)
 
 
+def of_one_width(layer: AttentionLayer) -> bool:
+    """Whether a layer's inputs and output have one width, so that its products have a diagonal."""
+    return {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}
+
+
 def _layers(
     model: nn.Module | list[AttentionLayer], cross: bool, hint: str = " (cross=True takes them too)"
 ) -> list[AttentionLayer]:
@@ -234,7 +239,7 @@ def _layers(
     layers = [layer for layer in every if (cross or layer.kind == "self")]
     if not layers:
         raise UnsupportedAttention(f"no self-attention layer among {len(every)} attention layers{hint}")
-    square = [layer for layer in layers if {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}]
+    square = list(filter(of_one_width, layers))
     if wrong := next((layer for layer in layers if layer not in square and (layer.kind == "self" or not square)), None):
         raise UnsupportedAttention(
             f"{wrong.name}: its inputs and output have different widths, so there is no diagonal"

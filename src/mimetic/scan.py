@@ -356,13 +356,8 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
             raise UnsupportedAttention(
                 f"{layer.name}: {name} must have shape ({width},), its reader gave {tuple(gain.shape)}"
             )
-    of = {
-        "q_bias": layer.q.shape[1:],
-        "k_bias": layer.k.shape[1:],
-        "v_bias": layer.v.shape[1:],
-        "proj_bias": layer.proj.shape[2:],
-    }
-    for name, shape in of.items():
+    for weight, first in (("q", 1), ("k", 1), ("v", 1), ("proj", 2)):
+        name, shape = f"{weight}_bias", getattr(layer, weight).shape[first:]
         if (b := getattr(layer, name)) is not None and b.shape != shape:
             raise UnsupportedAttention(
                 f"{layer.name}: {name} has shape {tuple(b.shape)}, its weight asks for {tuple(shape)}"

@@ -213,21 +213,18 @@ def _sibling_output(ancestors, name) -> tuple[nn.Module, tuple[str, ...]]:
     )
 
 
+def _sizes(module, names) -> list[int]:
+    """Those of a module's attributes that are sizes, in this order."""
+    return [v for v in (getattr(module, name, None) for name in names) if isinstance(v, int) and v > 0]
+
+
 def _head_dim(module, name) -> int:
-    for attribute in HEAD_DIMS:
-        value = getattr(module, attribute, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    for attribute in HEAD_COUNTS:
-        value = getattr(module, attribute, None)
-        if isinstance(value, int) and value > 0:
-            width = (
-                getattr(module, "embed_dim", None)
-                or getattr(module, "hidden_size", None)
-                or getattr(module, "dim", None)
-            )
-            if isinstance(width, int) and width % value == 0:
-                return width // value
+    if found := _sizes(module, HEAD_DIMS):
+        return found[0]
+    width = next((w for a in ("embed_dim", "hidden_size", "dim") if (w := getattr(module, a, None))), None)
+    for heads in _sizes(module, HEAD_COUNTS):
+        if isinstance(width, int) and width % heads == 0:
+            return width // heads
     raise UnsupportedAttention(f"{name}: {type(module).__name__} does not say its head size")
 
 
@@ -236,11 +233,10 @@ def _fused_head_dim(module, fused, name) -> int:
     try:
         return _head_dim(module, name)
     except UnsupportedAttention:
-        heads = next((h for h in (getattr(module, a, None) for a in HEAD_COUNTS) if isinstance(h, int) and h > 0), None)
-        outputs = weight(fused, name, "qkv").shape[1]
-        if heads is None or outputs % (3 * heads):
+        heads, outputs = _sizes(module, HEAD_COUNTS), weight(fused, name, "qkv").shape[1]
+        if not heads or outputs % (3 * heads[0]):
             raise
-        return outputs // (3 * heads)
+        return outputs // (3 * heads[0])
 
 
 def _layer(module, name, ancestors, q, k, v, out, K) -> AttentionLayer:

@@ -36,7 +36,11 @@ def refuse_unlike(module: nn.Module, short: str, name: str, ancestors) -> None:
         raise UnsupportedAttention(
             f"{name}: RoPE rotates the tokens by position before W_Q and W_K: no product of the two is the layer's"
         )
-    if getattr(module, "rotary_value", False):  # RoFormer
+    turned = getattr(module, "rotary_value", False)  # RoFormer
+    if short == "clvp.ClvpSelfAttention" and ancestors and _is_a(ancestors[0][1], "ClvpEncoderLayer"):
+        encoder = next((a for _, a in ancestors if _is_a(a, "ClvpEncoder")), None)
+        turned = encoder is None or encoder.rotary_pos_emb is not None
+    if turned:
         raise UnsupportedAttention(
             f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's"
         )
@@ -45,12 +49,6 @@ def refuse_unlike(module: nn.Module, short: str, name: str, ancestors) -> None:
             f"{name}: a memory block adds the values to the output past the output matrix: no product W_V W_proj is the"
             " layer's"
         )
-    if short == "clvp.ClvpSelfAttention" and ancestors and _is_a(ancestors[0][1], "ClvpEncoderLayer"):
-        encoder = next((a for _, a in ancestors if _is_a(a, "ClvpEncoder")), None)
-        if encoder is None or encoder.rotary_pos_emb is not None:
-            raise UnsupportedAttention(
-                f"{name}: RoPE rotates the values, too, by position: no product W_V W_proj is the layer's"
-            )
 
 
 def _is_a(module: nn.Module, name: str) -> bool:

@@ -11,15 +11,11 @@ import numpy as np
 from mimetic.attention import AttentionLayer, MimeticWarning, UnsupportedAttention
 from mimetic.audit.parameters import Parameters
 from mimetic.audit.report import Audit, answers
-from mimetic.measure import LAYER_HEAD, NARROW, fit_product, measure, truncation_curve
+from mimetic.measure import LAYER_HEAD, NARROW, fit_product, measure, of_one_width, truncation_curve
 
 
 def from_layers(layers: list[AttentionLayer], fold: bool | None, name: str, parameters: Parameters | None) -> Audit:
-    notes, kept = [], []
-    for layer in layers:
-        square = {layer.k.shape[0], layer.v.shape[0], layer.proj.shape[2]} == {layer.d_model}
-        if layer.kind == "self" and square:
-            kept.append(layer)
+    notes, kept = [], [layer for layer in layers if layer.kind == "self" and of_one_width(layer)]
     if len(kept) < len(layers):
         notes.append(
             f"{len(layers) - len(kept)} of {len(layers)} attention layers are not audited: cross-attention, or widths"
