@@ -213,8 +213,13 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     **{
         name: {"opposite": OPPOSITE, "random-directions": RANDOM}
         for name in (
-            *("ml100k-rate", "beauty-rate", "ml100k-sincos", "ml100k-sincos-rate", "beauty-sincos"),
-            *("ml1m", "beauty-full"),
+            "ml100k-rate",
+            "beauty-rate",
+            "ml100k-sincos",
+            "ml100k-sincos-rate",
+            "beauty-sincos",
+            "ml1m",
+            "beauty-full",
         )
     },
     **RECIPE,

@@ -136,9 +136,9 @@ STUDIES = {
     study.name: study
     for study in (
         *(studies[data] for data in SEEDS for studies in (CENTRAL, RATE, STRUCTURE)),
-        *(*NORM.values(), SIBLING, SIGNS, OVERTRAINED, *FIXED.values()),
+        *NORM.values(), SIBLING, SIGNS, OVERTRAINED, *FIXED.values(),
     )
-}
+}  # fmt: skip
 
 RECIPES = tuple(
     Study(
