@@ -12,14 +12,15 @@ from mimetic.book.claims import ASKED, MEANING, OURS, PAPER
 from mimetic.book.claims.verdicts import DETAILS, MARKS
 from mimetic.book.growth import better_rates
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.configs.language import SINCOS_CHOSEN, rated
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import QUEUES
 from mimetic.experiments.programmes import recommenders as programme
 from mimetic.experiments.programmes.language import (
     CENTRAL,
     FROM_SINCOS,
+    FROM_SINCOS_LONG,
     FROM_SINCOS_WIKITEXT2,
+    GENTLER,
     LONG,
     POSITIONS,
     POSITIONS_LONG,
@@ -123,6 +124,13 @@ SUMMARY = (
     ("10b_positions", "with fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
     ("10b_positions", "with learned positions that start from sin-cos", FROM_SINCOS.experiment, "gpt2", "vision"),
     ("10b_positions", "with fixed sin-cos positions, after 6,000 steps", POSITIONS_LONG.experiment, "gpt2", "vision"),
+    (
+        "10b_positions",
+        "with learned positions that start from sin-cos, after 6,000 steps, over the default's better rate",
+        FROM_SINCOS_LONG.experiment,
+        GENTLER,
+        "vision",
+    ),
     ("10b_positions", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
     ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
     ("10b_positions", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
@@ -130,7 +138,7 @@ SUMMARY = (
         "10b_positions",
         "with learned positions that start from sin-cos, over the better of two rates of the default",
         FROM_SINCOS_WIKITEXT2.experiment,
-        rated("gpt2", SINCOS_CHOSEN["gpt2"]),
+        GENTLER,
         "vision",
     ),
     *_of_items("ml100k", "BERT4Rec on MovieLens-100K"),

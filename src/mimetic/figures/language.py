@@ -183,7 +183,7 @@ def share_and_gain(
     right = points[points["signs"] == signs]
     colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
     for ax, part, column, palette, title in (
-        (axes[0, 0], left, "signs", colors, "one GPT, its attention layers fixed"),
+        (axes[0, 0], left, "signs", colors, "one GPT, attention layers of one size"),
         (axes[0, 1], right, "family", FAMILIES, f"this book's models ({signs})"),
     ):
         for i, (name, rows) in enumerate(part.groupby(column)):

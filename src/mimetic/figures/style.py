@@ -45,7 +45,7 @@ LABELS = {  # of arms
     "vp-minus": "V·proj only, vision's sign",
     "fit": "fitted to our own trained GPT",
     "rescaled": "default at mimetic's norms",
-    "gpt2-signs": "GPT-2's signs (QK −, V·proj +)",
+    "gpt2-signs": "GPT-2's signs as reported (QK −, V·proj +)",
     "both-minus": "QK −, V·proj −",
     "tenth": "a tenth of vision's constants",
     "speedrun": "V·proj −0.05 I, as in a speed-run",

@@ -105,7 +105,7 @@ STRUCTURE = Study(
     {
         "default at mimetic's norms": ("gpt2", "rescaled"),
         "mimetic's singular values, random directions": ("gpt2", "random-directions"),
-        "GPT-2's signs (QK −, V·proj +)": ("gpt2", "gpt2-signs"),
+        "GPT-2's signs as reported (QK −, V·proj +)": ("gpt2", "gpt2-signs"),
         "QK −, V·proj −": ("gpt2", "both-minus"),
         "a tenth of vision's constants": ("gpt2", "tenth"),
     },
