@@ -447,11 +447,11 @@ def test_the_numbers_in_the_text_of_chapter_10_are_those_of_the_records():
     assert all(gap.mean(axis=1).idxmax() < 600 for gap in gaps)
     behind = language_answers.stretches(pd.concat(gaps, axis=1).gt(0).all(axis=1))
     first = [
-        f"both are still behind: {effect('long', 'vision')} bits per byte with vision signs,"
+        f"both sets of signs are still behind: {effect('long', 'vision')} bits per byte with vision signs,"
         f" {effect('long', 'language')} with language signs.",
         f"lead of {effect('structure', 'tenth')[:-1]}, exact p {tenth_p:.3f}) is no finding.",
         f"From step {behind.removesuffix(' to the end')} on, both sets of signs are behind in every pair",
-        f"QK alone still loses {half['qk'][1:]} and V·proj alone {half[vp][1:]}.",
+        f"QK alone loses {half['qk'][1:]} and V·proj alone {half[vp][1:]}.",
         f"{effect('halves-wikitext2', 'vision').split()[0]} at its own rates, {half['vision']} with all at 0.002,"
         f" where the default is {effect('halves-wikitext2', gentle)} worse.",
         f"the default itself is {effect('halves', gentle)} worse at 0.002",

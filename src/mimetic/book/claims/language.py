@@ -170,10 +170,9 @@ CLAIMS = {
             "vision", FIXED, programme.POSITIONS_LONG
         ),
         "With learned positions that start from sin-cos it gains, too (1,200 steps)": _started,
-        "With these it still gains after 6,000 steps (this row and the next: tiny Shakespeare)": _started_long,
-        "With fixed positions it gains more than from the size of the weights or their singular values": lambda: _over(
-            FIXED[0], programme.SIZES
-        ),
+        "With these it still gains after 6,000 steps (tiny Shakespeare)": _started_long,
+        "With fixed positions it gains more than from the size of the weights or their singular values"
+        " (tiny Shakespeare)": lambda: _over(FIXED[0], programme.SIZES),
         "With fixed positions either half gains by itself (this row and those below: tiny Shakespeare)": lambda: joined(
             {name: _gpt(FIXED[0], arm) for name, arm in HALVES.items()}
         ),
