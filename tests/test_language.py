@@ -43,7 +43,7 @@ from mimetic.experiments.configs.language import (
 from mimetic.experiments.fitted import fit_recorded
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.programmes import QUEUES
-from mimetic.experiments.programmes.language import CENTRAL_SEEDS, SHARE, STUDIES
+from mimetic.experiments.programmes.language import CENTRAL_SEEDS, GENTLER, SHARE, STUDIES
 from mimetic.experiments.programmes.vision import gain
 from mimetic.experiments.recorded import cases_of
 from mimetic.experiments.runs import check, existing, run
@@ -472,12 +472,12 @@ def test_the_numbers_in_the_text_of_chapter_10_are_those_of_the_records():
         kind: with_interval(positions.changes("vision", STUDIES[kind], STUDIES["positions"]), METRIC)
         for kind in ("centred", "from-noise")
     }
-    whole = effect("positions", "vision").split()[0]
     own = [load_runs(STUDIES[name].experiment).query("arm == 'gpt2'")[METRIC.column].mean() for name in TWINS]
     sincos = rows_of_sincos(128, 128)
     rotary_p = sign_flip_test(positions.effect_of(STUDIES["rotary"], "vision"))
     second = [
-        f"fixed ones is smaller: {effect('positions-long', 'vision')} in place of {whole}.",
+        f"about an eighth of that: {effect('positions-long', 'vision')} with fixed ones,"
+        f" {effect('from-sincos-long', 'vision', GENTLER)} with started ones.",
         f"by the interval, {effect('rotary', 'vision')[:-1]}, exact p {rotary_p:.3f}), which the exact test",
         f"and the gain is {effect('from-sincos-wikitext2', 'vision').split()[0]}.",
         f"({own[1]:.3f} in place of {own[0]:.3f} on tiny Shakespeare)",
@@ -487,8 +487,15 @@ def test_the_numbers_in_the_text_of_chapter_10_are_those_of_the_records():
         f"({shown('positions', {'vision': 1, 'vp-minus': -1, 'qk': -1, 'gpt2': 1})} beyond it)",
         f"minus V·proj alone is {effect('positions', 'vision', 'vp-minus')}, **against our expectation**",
         f"the gain changes by {change['centred']}.",
-        f"less than with fixed ones, by {change['from-noise']}.",
+        f"no gain and no loss, {change['from-noise']} behind the gain with fixed ones.",
     ]
+    for study in ("positions", "positions-wikitext2"):
+        assert positions.over_own_start("vision", STUDIES[study]).mean() == pytest.approx(-0.1, abs=0.01)
+    sizes = [positions.effect_of(STUDIES["positions"], arm) for arm in ("rescaled", "random-directions")]
+    assert all(
+        side(values) == -1 and 2 * values.mean() > positions.effect_of(STUDIES["positions"], "vision").mean()
+        for values in sizes
+    )
     for page, texts in (("10_gpt", first), ("10b_positions", second)):
         text = _said(page)
         assert [said for said in texts if said not in text] == []
