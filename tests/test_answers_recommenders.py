@@ -27,7 +27,7 @@ from mimetic.experiments.recorded import product_table, recorded_products
 from mimetic.experiments.runs import check, run
 from mimetic.measure import fit_layer
 from mimetic.models.blocks import Block
-from mimetic.statistics import contrast, crossed_interval, difference, side, summary
+from mimetic.statistics import contrast, crossed_interval, difference, side, sign_flip_test, summary
 from mimetic.training.records import load_runs, read_record, record_path
 
 
@@ -256,6 +256,7 @@ def test_chapters_12_and_12b_say_what_the_records_say():
     assert found["ml100k-sincos"]["qk"].tolist() == ["+", "+"] and found["ml100k"]["qk"].tolist() == ["none", "+"]
     assert set(first_question.layer_signs(first_question.trained("beauty-sincos"))["sign"]) == {"none"}
     # an imitation, and what is cheap
+    assert sign_flip_test(gain("beauty", "fit-ml100k", "random-directions")) == pytest.approx(0.0625)
     for data, fitted in (("ml100k", "fit-beauty"), ("beauty", "fit-ml100k")):
         assert side(gain(data, fitted)) == 1 and [side(gain(data, fitted, other)) for other in controls] == [
             0,
