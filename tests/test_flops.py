@@ -169,7 +169,8 @@ def test_the_chapter_follows_records(monkeypatch):
     finals = pd.DataFrame(rows)
     monkeypatch.setattr(gpu, "load_runs", lambda name: finals if name == "cifar10-paper" else finals.iloc[:0])
     said = gpu.answer()
-    assert "**+1.00 points** over 5 paired seeds" in said and "NVIDIA H100" in said and "no GPU" not in said
+    assert "better: +1.00 points** (95 % interval" in said and "5 paired seeds" in said
+    assert "NVIDIA H100" in said and "no GPU" not in said
     (row,) = gpu.throughput().to_dict("records")
     image = total(vit_config(named("cifar10-paper")))
     assert row["share of peak (%)"] == round(100 * 20_000 * image / 989e12, 1) and row["minutes a run"] == 5.0
