@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -137,15 +136,14 @@ def estimate(row: Mapping[str, float], metric: Metric = ACCURACY, more: str = ""
     return f"{value.rstrip()} ({span}, {plural(row['pairs'], 'pair')}{more})"
 
 
-def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True, said: str = "") -> str:
+def finding(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
     """One comparison in words: its verdict follows from its interval and the number of pairs; more: further pairs are
-    planned; said: words in place of the verdict."""
+    planned."""
     if row["pairs"] == 1:
         return _only_pair(row, metric)
-    said = said or word(row, metric, more)
+    said = word(row, metric, more)
     few = ", too few for a claim" if said.startswith(("ahead", "behind")) else ""
-    exact = "" if "exact p" in said else exact_p(row)
-    return f"{said}: {estimate(row, metric, few + exact, metric.difference)}"
+    return f"{said}: {estimate(row, metric, few + exact_p(row), metric.difference)}"
 
 
 def _only_pair(row: Mapping[str, float], metric: Metric) -> str:
@@ -219,30 +217,6 @@ def missing(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...], command:
     if there == wanted:
         return ""
     return f"*{about}{there} of {wanted} runs are in; `{command}` adds the others, and this page follows.*"
-
-
-def findings(
-    study: Study,
-    finals: pd.DataFrame,
-    gap: str,
-    metric: Metric = ACCURACY,
-    what: str = "mean difference",
-    said: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """A study's findings as Markdown: one line a comparison, one a contrast, then the gap (see
-    missing). said: see finding, by comparison.
-    """
-    lines = [
-        f"* {name}: {finding(row, metric, bool(gap), said.get(name, ''))}"
-        for name, row in study_table(study, finals, metric).iterrows()
-    ]
-    if not lines:
-        return f"**We found** nothing yet. {gap}"
-    text = f"**We found** ({what}, 95 % interval):\n\n" + "\n".join(lines)
-    against = [contrast_line(name, row, metric) for name, row in contrast_table(study, finals, metric).iterrows()]
-    if against:
-        text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against)
-    return text + (f"\n\n{gap}" if gap else "")
 
 
 def percent(share: float, digits: int = 0) -> str:

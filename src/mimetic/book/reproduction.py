@@ -99,7 +99,7 @@ def _of_items(data: str, title: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
-# The rows of the table that opens the report: page of the chapter -> what is trained, experiment, default, arm; without
+# The rows of the first page's table: page of the chapter -> what is trained, experiment, default, arm; without
 # arms: growth.better_rates
 SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
 SUMMARY = (

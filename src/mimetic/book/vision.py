@@ -15,6 +15,7 @@ from mimetic.book import common
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes import command_for
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import (
     CENTRAL,
     CENTRAL_SEEDS,
@@ -59,10 +60,21 @@ def ahead(value: float) -> str:
 
 
 def found(study_name: str, finals: pd.DataFrame) -> str:
-    """A study's findings as Markdown: one line a comparison, and how many runs are missing."""
+    """A study's findings as Markdown: one line a comparison, one a contrast, and how many runs are missing."""
     study = STUDIES[study_name]
-    seeds = FIRST_SEEDS if study.name == "precision" else ALL_SEEDS
-    return common.findings(study, finals, common.missing(study, finals, seeds, COMMAND))
+    gap = common.missing(study, finals, FIRST_SEEDS if study.name == "precision" else ALL_SEEDS, COMMAND)
+    table = common.study_table(study, finals)
+    if table.empty:
+        return f"**We found** nothing yet. {gap}"
+    lines = [f"* {name}: {common.finding(row, more=bool(gap))}" for name, row in table.iterrows()]
+    text = "**We found** (mean difference, 95 % interval):\n\n" + "\n".join(lines)
+    if against := _contrasts(study, finals):
+        text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against)
+    return text + (f"\n\n{gap}" if gap else "")
+
+
+def _contrasts(study: Study, finals: pd.DataFrame) -> list[str]:
+    return [common.contrast_line(name, row) for name, row in common.contrast_table(study, finals).iterrows()]
 
 
 def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
@@ -70,8 +82,7 @@ def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
     list items, and how many runs are missing.
     """
     study = STUDIES[study_name]
-    lines = [common.contrast_line(name, row) for name, row in common.contrast_table(study, finals).iterrows()]
-    lines += filter(None, more)
+    lines = [*_contrasts(study, finals), *filter(None, more)]
     return "\n\n".join(filter(None, ("\n".join(lines), common.missing(study, finals, ALL_SEEDS, COMMAND))))
 
 
