@@ -144,6 +144,26 @@ def test_fixed_positions_stand_beside_items_times_the_root_of_the_width(items):
         assert torch.equal(model.pos_embed, fixed.pos_embed), name
 
 
+@pytest.mark.parametrize("kind", ["from-sincos", "from-noise"])
+def test_started_positions_are_learned_as_a_change_of_large_ones(items, kind):
+    started, fixed, learned = build(pos_embed=kind), build(pos_embed="sincos"), build()
+    rows = started.pos_start
+    assert rows.square().mean().sqrt().item() == pytest.approx(0.5**0.5, rel=0.1) and not rows.requires_grad
+    assert torch.equal(rows, fixed.pos_embed) is (kind == "from-sincos")
+    assert started.pos_embed.requires_grad and not torch.equal(started.pos_embed, rows)
+    # what a model with learned positions computes that have the sum, and whose items are as large
+    state = {name: t for name, t in started.state_dict().items() if name != "pos_start"}
+    learned.load_state_dict(state | {"pos_embed": started.pos_embed + rows})
+    with torch.no_grad():
+        learned.item_embed.weight *= 4
+    torch.testing.assert_close(started.features(items), learned.features(items), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(started(items[1:2, 3:]), started(items)[1:2, 3:], atol=1e-5, rtol=1e-4)
+    for name in ("bert", "mimetic"):
+        model = BERT4Rec(BERT4RecConfig(**SMALL, pos_embed=kind))
+        initialize_(model, name, default="bert")
+        assert torch.equal(model.pos_start, rows) and 0.015 < model.pos_embed.std() < 0.025, name
+
+
 def test_mistakes_are_named():
     for wrong in (dict(num_heads=3), dict(depth=0), dict(dropout=1.0), dict(mlp_ratio=0), dict(pos_embed="rope")):
         with pytest.raises(ValueError, match=next(iter(wrong))):

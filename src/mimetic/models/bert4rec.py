@@ -1,12 +1,12 @@
 """BERT4Rec and its causal sibling: the next item from the items so far.
 
-BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also fixed ones,
-sines and cosines), LayerNorm on the embedding, post-LN blocks with GELU, and BERT's masked-item head, a linear layer
-with GELU and LayerNorm before the product with the item embedding (tied) and a bias an item. ``causal=True`` with
-next-item training shares with SASRec (Kang & McAuley 2018) the causal mask and the task; the block, the head and the
-loss are BERT4Rec's. SASRec itself normalises only the queries, whose residual starts from them, has no matrix after the
-values, and samples one negative. So the two models here differ in the direction of attention and in what is predicted,
-nothing else.
+BERT4Rec (Sun et al. 2019; public code: FeiSun/BERT4Rec) is BERT on items: learned positions (here also sines and
+cosines, fixed or as a start), LayerNorm on the embedding, post-LN blocks with GELU, and BERT's masked-item head, a
+linear layer with GELU and LayerNorm before the product with the item embedding (tied) and a bias an item.
+``causal=True`` with next-item training shares with SASRec (Kang & McAuley 2018) the causal mask and the task; the
+block, the head and the loss are BERT4Rec's. SASRec itself normalises only the queries, whose residual starts from them,
+has no matrix after the values, and samples one negative. So the two models here differ in the direction of attention
+and in what is predicted, nothing else.
 
 Items are 1 to num_items; 0 is padding, on the left, so that the last position is always the most recent; num_items + 1
 is the mask. Shape suffixes: B batch, N positions, D d_model, I items, T targets.
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import Block, check_heads, check_mlp_ratio
-from mimetic.models.positions import sincos
+from mimetic.models.positions import KindOfPositions, register_positions, sincos
 
 PADDING = 0
 LAYER_NORM_EPS = 1e-12  # BERT's
-POS_EMBED = ("learned", "sincos")
+POS_EMBED = ("learned", "sincos", "from-sincos", "from-noise")
 
 
 @dataclass(frozen=True)
-class BERT4RecConfig:
+class BERT4RecConfig(KindOfPositions):
     """Shape of the model. The defaults are those of the paper for Amazon Beauty
     (d 64, 2 layers, 2 heads, 50 positions).
     """
@@ -44,7 +44,9 @@ class BERT4RecConfig:
     norm_first: bool = False  # pre-LN blocks and a last LayerNorm instead of post-LN
     causal: bool = False  # a position attends to itself and earlier ones only
     dropout: float = 0.1  # of the embedding, of attention weights, after attention and after the MLP
-    # "learned": BERT's; "sincos": fixed, and the items times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5)
+    # "learned": BERT's; "sincos": fixed, and the items times sqrt(d_model) (Vaswani et al. 2017, 3.4, 3.5);
+    # "from-sincos": learned, as a change of "sincos", that is starting there, the items as large; "from-noise": the
+    # same of noise as large: a control
     pos_embed: str = "learned"
 
     def __post_init__(self) -> None:
@@ -55,8 +57,8 @@ class BERT4RecConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
         check_choice("pos_embed", self.pos_embed, POS_EMBED)
-        if self.pos_embed == "sincos" and self.d_model % 2:
-            raise ValueError(f"pos_embed='sincos' needs an even d_model, not {self.d_model}")
+        if self.pos_embed in ("sincos", "from-sincos") and self.d_model % 2:
+            raise ValueError(f"pos_embed={self.pos_embed!r} needs an even d_model, not {self.d_model}")
 
 
 class ItemHead(nn.Module):
@@ -84,10 +86,7 @@ class BERT4Rec(nn.Module):
         self.config = config
         D = config.d_model
         self.item_embed = nn.Embedding(config.num_items + 2, D)
-        if config.pos_embed == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(1, config.max_len, D).normal_(std=0.02))
-        else:  # a buffer: fixed, but part of the state dict
-            self.register_buffer("pos_embed", sincos(config.max_len, D)[None])
+        register_positions(self, (1, config.max_len, D), lambda: sincos(config.max_len, D))
         self.embed_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS)
         self.drop = nn.Dropout(config.dropout)
         # the causal part is in the mask, beside the padding
@@ -125,8 +124,10 @@ class BERT4Rec(nn.Module):
         if N > self.config.max_len:
             raise ValueError(f"{N} positions, the model has {self.config.max_len}")
         x_BND = self.item_embed(items_BN)
-        if self.config.pos_embed == "sincos":
+        if self.config.fixed_positions or self.config.starting_positions:
             x_BND = x_BND * self.config.d_model**0.5
+        if self.config.starting_positions:
+            x_BND = x_BND + self.pos_start[:, -N:]
         x_BND = self.drop(self.embed_norm(x_BND + self.pos_embed[:, -N:]))
         mask = self.attention_mask(items_BN)
         for block in self.blocks:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import Block, check_heads, check_mlp_ratio
-from mimetic.models.positions import centred, noise, shuffled_order, sincos
+from mimetic.models.positions import KindOfPositions, register_positions, sincos
 from mimetic.scan import evaluating
 
 GPT2_EPS = 1e-5  # of GPT-2's LayerNorms
@@ -24,7 +24,7 @@ POS_EMBED = ("learned", "scaled", "sincos", "shuffled", "centred", "rotary", "fr
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(KindOfPositions):
     """Shape of a GPT. The defaults are GPT-2 small (124 M parameters)."""
 
     vocab_size: int = 50_257
@@ -55,16 +55,6 @@ class GPTConfig:
                 f"pos_embed='rotary' needs an even d_model / num_heads, not {self.d_model} / {self.num_heads}"
             )
 
-    @property
-    def fixed_positions(self) -> bool:
-        """Whether a fixed embedding of positions is added to the tokens."""
-        return self.pos_embed in ("sincos", "shuffled", "centred")
-
-    @property
-    def starting_positions(self) -> bool:
-        """Whether the positions are learned as a change of something that they start from."""
-        return self.pos_embed in ("from-sincos", "from-noise")
-
 
 class GPT(nn.Module):
     """Causal language model (Radford et al. 2019): token ids (B, N), N <=
@@ -79,18 +69,7 @@ class GPT(nn.Module):
         self.config = config
         D = config.d_model
         self.token_embed = nn.Embedding(config.vocab_size, D)
-        if config.pos_embed == "rotary":
-            self.pos_embed = None
-        elif not config.fixed_positions:
-            self.pos_embed = nn.Parameter(torch.empty(config.context, D).normal_(std=0.02))
-        if config.fixed_positions or config.starting_positions:  # a buffer: fixed, but part of the state dict
-            rows = noise(config.context, D) if config.pos_embed == "from-noise" else sincos(config.context, D)
-            if config.pos_embed == "shuffled":
-                rows = rows[shuffled_order(config.context)]
-            self.register_buffer(
-                "pos_embed" if config.fixed_positions else "pos_start",
-                centred(rows) if config.pos_embed == "centred" else rows,
-            )
+        register_positions(self, (config.context, D), lambda: sincos(config.context, D))
         self.blocks = nn.Sequential(
             *(
                 Block(

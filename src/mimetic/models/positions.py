@@ -3,8 +3,53 @@ as they are, and rotations by the place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+FIXED = ("sincos", "sincos2d", "shuffled", "centred", "noise")
+STARTED = ("from-sincos", "from-noise")
+
+
+class KindOfPositions:
+    """What a model's config says of its kind of positions, its field pos_embed."""
+
+    pos_embed: str
+
+    @property
+    def fixed_positions(self) -> bool:
+        """Whether fixed positions are added to the tokens."""
+        return self.pos_embed in FIXED
+
+    @property
+    def starting_positions(self) -> bool:
+        """Whether the positions are learned as a change of something that they start from."""
+        return self.pos_embed in STARTED
+
+
+def register_positions(
+    model: nn.Module, shape: tuple[int, ...], sines: Callable[[], Tensor], *, before: int = 0
+) -> None:
+    """Give a model the positions that its config names, of the shape (..., before + places, d_model): pos_embed, a
+    parameter (normal, .02) where they are learned, a buffer where they are fixed, else None; and pos_start, the buffer
+    that learned ones are a change of, where they start from something. sines: makes (places, d_model); tokens before
+    the first place have zeros.
+    """
+    config = model.config
+    *_, tokens, d_model = shape
+    if config.fixed_positions or config.starting_positions:
+        rows = noise(tokens - before, d_model) if config.pos_embed.endswith("noise") else sines()
+        if config.pos_embed == "shuffled":
+            rows = rows[shuffled_order(len(rows))]
+        elif config.pos_embed == "centred":
+            rows = centred(rows)
+        rows = torch.cat([torch.zeros(before, d_model), rows]).reshape(shape)
+        # a buffer: fixed, but part of the state dict, as in timm
+        model.register_buffer("pos_embed" if config.fixed_positions else "pos_start", rows)
+    if not config.fixed_positions:
+        learned = config.pos_embed not in ("none", "rotary")
+        model.pos_embed = nn.Parameter(torch.empty(shape).normal_(std=0.02)) if learned else None
 
 
 def sincos(length: int, d_model: int, temperature: float = 10_000.0) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from mimetic.messages import check_choice, check_whole
 from mimetic.models.blocks import LAYER_NORM_EPS, Block, check_heads, check_mlp_ratio
-from mimetic.models.positions import noise, shuffled_order, sincos2d
+from mimetic.models.positions import KindOfPositions, register_positions, sincos2d
 
 GLOBAL_POOL = ("token", "avg")
 POS_EMBED = ("sincos2d", "learned", "none", "shuffled", "noise", "from-sincos", "from-noise")
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(KindOfPositions):
     """Shape of a ViT. The defaults are ViT-Tiny/16 (5.7 M parameters)."""
 
     img_size: int = 224  # height and width of the images, in pixels
@@ -54,16 +54,6 @@ class ViTConfig:
         if self.pos_embed in ("sincos2d", "shuffled", "from-sincos") and self.d_model % 4:
             raise ValueError(f"pos_embed={self.pos_embed!r} needs a d_model divisible by 4, not {self.d_model}")
 
-    @property
-    def fixed_positions(self) -> bool:
-        """Whether the positions are fixed."""
-        return self.pos_embed in ("sincos2d", "shuffled", "noise")
-
-    @property
-    def starting_positions(self) -> bool:
-        """Whether the positions are learned as a change of something that they start from."""
-        return self.pos_embed in ("from-sincos", "from-noise")
-
 
 class PatchEmbed(nn.Module):
     """Images (B, C, Y, X) to one token a patch (B, N, D): a convolution whose stride is its kernel size."""
@@ -94,17 +84,7 @@ class ViT(nn.Module):
         prefix = 1 if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, D)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D).normal_(std=0.02)) if prefix else None
-        if config.fixed_positions or config.starting_positions:
-            rows = noise(grid**2, D) if config.pos_embed in ("noise", "from-noise") else sincos2d(grid, grid, D)
-            if config.pos_embed == "shuffled":
-                rows = rows[shuffled_order(grid**2)]
-            rows = torch.cat([torch.zeros(prefix, D), rows])
-            # a buffer: fixed, but part of the state dict, as in timm
-            self.register_buffer("pos_embed" if config.fixed_positions else "pos_start", rows[None])
-        if config.pos_embed == "learned" or config.starting_positions:
-            self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid**2, D).normal_(std=0.02))
-        elif not config.fixed_positions:
-            self.pos_embed = None
+        register_positions(self, (1, prefix + grid**2, D), lambda: sincos2d(grid, grid, D), before=prefix)
         self.blocks = nn.Sequential(
             *(Block(D, config.num_heads, mlp_ratio=config.mlp_ratio) for _ in range(config.depth))
         )

@@ -15,6 +15,9 @@ ml100k-rate, beauty-rate
 ml100k-sincos, ml100k-sincos-rate, beauty-sincos
     The central comparison with its controls and fixed positions, on MovieLens at both of these rates: in GPTs these
     positions turn what the signs do (mimetic.experiments.configs.language).
+ml100k-from-sincos, ml100k-from-noise
+    Both signs with learned positions that start from these, or from noise as large: what do fixed ones do, being fixed,
+    their order or their size?
 ml1m, beauty-full
     The sizes of the literature, for a GPU. Published for ML-1M by a reproduction that ranks the whole catalogue
     (asash/bert4rec_repro): NDCG@10 .1516, Recall@10 .2821, with settings that are partly other than these. Not run
@@ -69,7 +72,7 @@ class RecommenderConfig(RunConfig):
     norm_first: bool = False  # pre-LN; False: post-LN, as published
     causal: bool = False  # attention to earlier items only
     dropout: float = 0.1  # of the embedding, of attention weights, after attention and after the MLP
-    pos_embed: str = "learned"  # learned, sincos: fixed (models.bert4rec)
+    pos_embed: str = "learned"  # learned, as BERT's; sincos: fixed; from-sincos, from-noise (models.bert4rec)
 
 
 ML100K = RecommenderConfig(
@@ -90,6 +93,7 @@ EXPERIMENTS: dict[str, RecommenderConfig] = {
         replace(ML100K, experiment="ml100k-sincos", pos_embed="sincos"),
         replace(ML100K, experiment="ml100k-sincos-rate", pos_embed="sincos", lr=3e-3),
         replace(BEAUTY, experiment="beauty-sincos", pos_embed="sincos"),
+        *(replace(ML100K, experiment=f"ml100k-{kind}", pos_embed=kind) for kind in ("from-sincos", "from-noise")),
         # the share of masks published for this data set
         replace(GPU, experiment="ml1m", dataset="ml1m", mask_prob=0.2),
         replace(GPU, experiment="beauty-full", dataset="beauty", max_len=50),
@@ -218,6 +222,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
             "ml100k-sincos",
             "ml100k-sincos-rate",
             "beauty-sincos",
+            "ml100k-from-sincos",
+            "ml100k-from-noise",
             "ml1m",
             "beauty-full",
         )
