@@ -1,6 +1,8 @@
 """The coverage table: a handful of architectures through the whole path, and the committed table and page."""
 
 import json
+import sys
+import time
 
 import pytest
 from torch import nn
@@ -115,6 +117,22 @@ def test_survey_outlives_a_crash_and_a_hang():
     worker.process.kill()  # while it has nothing to do
     worker.process.join()
     worker.give("vision_transformer: vit")
+    worker.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how large a process is")
+@pytest.mark.parametrize(("growth", "replaced"), [(-1, True), (2**40, False)])
+def test_a_worker_that_has_grown_is_replaced(growth, replaced):
+    """So that a large model finds the same memory, whatever came before it."""
+    worker = coverage._Process("timm", growth)
+    first = worker.process.pid
+    for _ in range(2):
+        worker.give("no such family")
+        while (row := worker.take()) is None:
+            time.sleep(0.02)
+        assert row["verdict"] == "not built" and "no such family" in row["name"]
+    assert (worker.process.pid != first) is replaced
     worker.stop()
 
 

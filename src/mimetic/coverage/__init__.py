@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -38,10 +39,20 @@ from mimetic.messages import check_choice
 
 LIBRARIES = ("timm", "transformers")
 MEMORY = 12 * 2**30  # bytes of address space of one worker
-SECONDS = 180  # for one architecture
+GROWTH = 2**30  # bytes: a worker that has kept so much of it from the models before is replaced, so that no row hangs
+# on which models came before it
+SECONDS = 300  # for one architecture; the slowest takes 100 on a quiet core
 
 
-def _worker(library: str, connection) -> None:
+def _address_space() -> int:
+    """Bytes of this process's address space, 0 where the system does not say (all but Linux)."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _worker(library: str, connection, growth: int) -> None:
+    """Answer each name with its row, and whether this process has grown by more than so many bytes."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with contextlib.suppress(ImportError, ValueError):  # not on Windows; a model that wants more is "not built"
@@ -57,6 +68,8 @@ def _worker(library: str, connection) -> None:
     alarm = getattr(signal, "alarm", lambda seconds: None)  # on Windows there is none: what hangs is ended from outside
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, up)
+    importlib.import_module(library)
+    begin = _address_space()
     while True:
         name = connection.recv()
         alarm(SECONDS)
@@ -69,20 +82,20 @@ def _worker(library: str, connection) -> None:
         finally:
             alarm(0)
         gc.collect()
-        connection.send(row)
+        connection.send((row, _address_space() - begin > growth))
 
 
 class _Process:
-    """A worker that is replaced when it crashes or hangs."""
+    """A worker that is replaced when it crashes, hangs or has grown."""
 
-    def __init__(self, library: str):
-        self.library = library
+    def __init__(self, library: str, growth: int = GROWTH):
+        self.library, self.growth = library, growth
         self._start()
 
     def _start(self):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_worker, args=(self.library, theirs), daemon=True)
+        self.process = context.Process(target=_worker, args=(self.library, theirs, self.growth), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -97,16 +110,22 @@ class _Process:
         problem = ""
         try:
             if self.connection.poll():
-                return self.connection.recv()
+                row, grown = self.connection.recv()
+                if grown:
+                    self._replace()
+                return row
         except (EOFError, OSError):
             problem = "the process died"
         if not problem and time.monotonic() - self.since > SECONDS + 30:
             problem = f"hung for more than {SECONDS} s"
         if not problem:
             return None
+        self._replace()
+        return not_built(self.name, problem)
+
+    def _replace(self):
         self.stop()
         self._start()
-        return not_built(self.name, problem)
 
     def stop(self):
         self.process.kill()
