@@ -37,7 +37,7 @@ class Queue:
                            of two CPU cores (--together 60: 20 minutes of a GPU)
       recipe               the search that chose the laboratory's recipe, 10 runs
       paper                ViT-Tiny, 50,000 images, 100 epochs, for a GPU
-      language             GPTs on text: 544 runs, over a day of one core
+      language             GPTs on text: 640 runs, over a day of one core
       recommenders         BERT4Rec: 434 runs, 32 hours of one core
       language-recipe, recommenders-recipe    the searches for their recipes
       language-gpu, recommenders-gpu          larger ones, for a GPU

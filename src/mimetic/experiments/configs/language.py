@@ -14,6 +14,8 @@ wikitext2
 share
     The authors' guess: attention stays as it is, its share of all parameters changes with the vocabulary, the MLP and
     the depth; WikiText-2, 1,200 steps.
+share-sincos
+    The default and vision's signs at every point of that sweep with fixed sin-cos positions, with which a GPT gains.
 tinyshakespeare-long
     Five times as long, to see where it ends: 6,000 steps, twelve passes.
 tinyshakespeare-halves
@@ -61,7 +63,7 @@ beside it.
 
 About 2.5 minutes a run of tinyshakespeare on one otherwise idle core of an AMD EPYC of 2023, 4 to 5 beside three other
 processes on two cores; by that measure wikitext2 takes 6 minutes, share from 2 to 14, tinyshakespeare-long 13, and the
-programme over a day (26 hours) of one core.
+programme over a day (29 hours) of one core.
 
 Arms of one seed are paired: they see the same windows in the same order, and share every initial weight that their
 initializers do not set differently. The runs train in bfloat16 on a CPU too (AdamW and the weights in float32), which
@@ -179,6 +181,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
         WIKITEXT2,
         replace(WIKITEXT2, experiment="share", vocab_size=1_000),
         replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
+        replace(WIKITEXT2, experiment="share-sincos", vocab_size=1_000, pos_embed="sincos"),
         replace(LAB, experiment="tinyshakespeare-rate"),
         replace(LAB, experiment="tinyshakespeare-halves"),
         replace(WIKITEXT2, experiment="wikitext2-halves"),
@@ -343,6 +346,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         at_own_rate("gpt2", "vision", "qk", "vp-minus") | at_other_rates({"vp-minus": GENTLE, "gpt2": GENTLE}),
     ),
     "share": _sweep(at_own_rate(*SIGNS)),
+    "share-sincos": _sweep(at_own_rate("gpt2", "vision", chosen=SINCOS_CHOSEN)),
     "wikitext2-gpu": {name: arm for name, arm in TRIED.items() if name != "fit"},  # FITTED has four layers
     "share-gpu": _sweep(SIGNS),
     "pydoc": SIGNS,
