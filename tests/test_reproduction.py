@@ -315,6 +315,29 @@ def _gains(rows):
 
 
 @pytest.mark.parametrize(
+    ("vocabulary", "mlp", "seeds", "verdict"),
+    [(1, 1, 6, HOLDS), (1, -1, 6, PART), (-1, -1, 6, NOT), (0, 0, 6, UNDECIDED), (1, 1, 5, OPEN)],
+)
+def test_where_a_gpt_gains_the_gain_may_follow_the_share(monkeypatch, vocabulary, mlp, seeds, verdict):
+    steps = {"the vocabulary": ["v16000", "v4000", "v256"], "the MLP": ["mlp8", "mlp1"]}
+    gains = dict.fromkeys(SHARES, 0.05)
+    for i, point in enumerate(steps["the vocabulary"]):
+        gains[point] += 0.01 * vocabulary * (i - 1)
+    for i, point in enumerate(steps["the MLP"]):
+        gains[point] += 0.01 * mlp * (i - 0.5)
+    shares = dict(
+        zip(["v16000", "mlp8", "v4000", "depth2", "base", "v256", "mlp1", "v256-mlp1"], 0.1 * 1.2 ** np.arange(8))
+    )
+    noise = [0.001 * (-1) ** seed for seed in range(seeds)]
+    rows = [("share-sincos", p, shares[p], gains[p], 0.0, 0.0, seeds) for p in SHARES]
+    points = _gains(rows).assign(
+        by_seed=[{s: gains[p] + n * (1 if p in ("v256", "mlp1") else -1) for s, n in enumerate(noise)} for p in SHARES]
+    )
+    monkeypatch.setattr(share, "gain_points", lambda: points)
+    assert language._share_fixed()[0] == verdict
+
+
+@pytest.mark.parametrize(
     ("text", "pairs", "verdict"),
     [(-0.05, 6, HOLDS), (0.001, 6, UNDECIDED), (0.05, 6, UNDECIDED), (0.09, 6, UNDECIDED), (0.001, 4, OPEN)],
 )

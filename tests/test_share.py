@@ -14,6 +14,7 @@ from mimetic import figures
 from mimetic.book import share
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.language import EVERY, SHARES
+from mimetic.experiments.programmes.language import SHARE, SHARE_FIXED
 from mimetic.statistics import correlation
 from mimetic.training.records import RecordError, load_runs, write_record
 
@@ -83,8 +84,20 @@ def text_run(experiment, arm, seed=0, **changes):
     )
 
 
-def sweep_run(point, arm, seed):
-    return replace(text_run("share", arm, seed, **SHARES[point]), arm=f"{point}-{arm}")
+def sweep_run(point, arm, seed, sweep="share"):
+    return replace(text_run(sweep, arm, seed, **SHARES[point]), arm=f"{point}-{arm}")
+
+
+@pytest.fixture
+def both(folder):
+    """The same sweep with fixed positions, too: five seeds, the gain falls with the share."""
+    for seed in range(5):
+        for i, point in enumerate(SHARES):
+            of_attention = 0.1 + 0.04 * i
+            for arm, gain in (("gpt2", 0.0), ("vision", 0.2 - of_attention / 5 + 0.001 * seed)):
+                run = sweep_run(point, arm, seed, "share-sincos")
+                put(folder, run, "test_bits_per_byte", 2.0 * (1 - gain), of_attention)
+    return folder
 
 
 def test_points(folder):
@@ -146,9 +159,10 @@ def rows_of(table):
 
 def test_the_sweep_in_a_table(folder):
     points = share.gain_points(folder)
-    rows = rows_of(share.summary(points))
+    rows = rows_of(share.summary(points, "share"))
     # the point with half the attention layers is not among them
-    assert rows["points ahead on average, of 7"] == ["0", "7"] == rows["with an interval above 0"]
+    assert rows["points ahead on average"] == ["0 of 7", "7 of 7"]
+    assert rows["with an interval above 0"] == ["0", "7"]
     (minus, plus), least = rows["correlation $r$ of gain and log share"], rows["with one point left out"]
     assert minus.startswith("−0.9") and plus.startswith("+0.9") and all(cell[:4] in ("−0.9", "+0.9") for cell in least)
     table = share.slopes(points)
@@ -160,8 +174,42 @@ def test_the_sweep_in_a_table(folder):
         f"{table.loc[(PLUS_MINUS, 'along the vocabulary'), name]:+.1f}" for name in ("least without one point", "most")
     )
     assert "slope along the MLP, one point left out" in rows
-    assert "too few for a correlation" in share.summary(points[points["point"].isin(["base", "mlp1"])])
+    assert "too few for a correlation" in share.summary(points[points["point"].isin(["base", "mlp1"])], "share")
     assert "0 points" in share.summary(points, "share-gpu")
+
+
+def test_two_sweeps_side_by_side(both):
+    points = share.gain_points(both)
+    table, missing = share.summary(points, "share", "share-sincos", "share-gpu").split("\n\n")
+    assert table.splitlines()[0] == (
+        "| mean (95 % interval) | language signs, learned positions | vision signs, learned positions |"
+        " vision signs, fixed sin-cos positions |"
+    )
+    rows = rows_of(table)
+    assert rows["points ahead on average"] == ["0 of 7", "7 of 7", "7 of 7"]
+    assert [cell[0] for cell in rows["slope along the vocabulary"]] == ["−", "+", "−"]
+    assert missing.startswith("*With learned positions 0 points with 3 pairs")
+    lines = share.found(*((study, load_runs(study.experiment, folder=both)) for study in (SHARE, SHARE_FIXED)))
+    assert "learned positions: 3 pairs, too few for a claim; fixed sin-cos positions: 5 pairs)" in lines
+    base = rows_of(lines.partition("\n\n")[2])["`base`"]
+    assert [cell.rpartition(" ")[2] for cell in base] == ["behind", "ahead", base[2].rpartition(" ")[2], "gains"]
+
+
+def test_sweeps_of_one_size():
+    assert list(share.of_one_size("share")) == ["share", "share-sincos"] == list(share.of_one_size("share-sincos"))
+    assert list(share.of_one_size("share-gpu")) == ["share-gpu"]
+
+
+def test_slopes_of_every_seed_need_all_points(both):
+    slopes = share.slopes_by_seed(share.gain_points(both), "share-sincos")
+    assert {along: len(found) for along, found in slopes.items()} == dict.fromkeys(share.ALONG, 5)
+    x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
+    assert slopes["the MLP"].tolist() == pytest.approx([np.polyfit(x, -100 * 2**x / 5, 1)[0]] * 5)
+    points = share.gain_points(both).query("point != 'v256'")
+    assert {along: len(found) for along, found in share.slopes_by_seed(points, "share-sincos").items()} == {
+        "the vocabulary": 0,
+        "the MLP": 5,
+    }
 
 
 def test_what_pairs_made_again_change(folder, monkeypatch):
@@ -177,7 +225,7 @@ def test_what_pairs_made_again_change(folder, monkeypatch):
     )
     _, table, said = share.with_pairs_made_again(points).split("\n\n")
     rows = rows_of(table)
-    assert rows["slope along the vocabulary"] != rows_of(share.summary(points))["slope along the vocabulary"]
+    assert rows["slope along the vocabulary"] != rows_of(share.summary(points, "share"))["slope along the vocabulary"]
     assert "slope along the MLP" not in rows
     # language signs are behind at all eight; one of them is ahead by 100 % now
     assert said == (
@@ -251,7 +299,7 @@ def test_chapter_11_says_what_the_records_say():
         .loc[list(share.ONE_SHARE.values())]
     )
     assert at["share"].between(0.315, 0.335).all() and (at["pairs"] >= 5).all()
-    assert [1 if low > 0 else -1 if high < 0 else 0 for low, high in zip(at["low"], at["high"])] == [1, -1, -1, 1]
+    assert [1 if low > 0 else -1 if high < 0 else 0 for low, high in zip(at["low"], at["high"])] == [1, -1, 1, -1]
     # with learned positions the ViT loses on one of two machines
     other = share.gain_points(share.replicas_dir()).set_index(["experiment", "point", "signs"])
     other = other.loc[("cifar10-lab10", "learned-avg", share.PUBLISHED)]
@@ -263,7 +311,7 @@ def test_chapter_11_says_what_the_records_say():
 def test_nothing_yet(tmp_path):
     points = share.gain_points(tmp_path)
     assert points.empty
-    assert "0 points with 3 pairs so far" in share.summary(points)
+    assert "0 points with 3 pairs so far" in share.summary(points, "share")
     assert share.points_table(points).empty
     assert share.at_one_share(points) == ""
 
@@ -271,25 +319,30 @@ def test_nothing_yet(tmp_path):
 def test_figure_and_table(folder):
     points = share.gain_points(folder)
     gpt = ("tinyshakespeare", "tinyshakespeare")
-    left, right = figures.share_and_gain(points, named={gpt: "a GPT", ("beauty", "beauty"): "not there"}).axes
-    assert "a GPT" in {t.get_text() for t in right.texts} and "not there" not in {t.get_text() for t in right.texts}
+    named = {gpt: ("a GPT", "left"), ("beauty", "beauty"): ("not there", "right")}
+    left, right = figures.share_and_gain(points, sweeps=share.SWEEPS, named=named).axes
+    assert [t.get_text() for t in right.texts] == ["a GPT"]
     assert {t.get_text() for t in left.texts} == set(SHARES)
-    assert [t.get_text() for t in left.get_legend().get_texts()] == [PLUS_PLUS, PLUS_MINUS]
-    assert [t.get_text() for t in right.get_legend().get_texts()] == ["language", "vision"]
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["learned positions"]
+    (others,) = (line for line in right.lines if line.get_marker() == "o" and len(line.get_xdata()) > 1)
+    assert len(others.get_xdata()) == len(SHARES) + 1  # the sweep and the ViT, the paper's signs only
+    assert not figures.share_and_gain(points.head(0), sweeps=share.SWEEPS, named=named).axes[0].get_legend()
     assert share.points_table(points).loc[("vision", PLUS_MINUS, "cifar10-lab30"), "gain (%)"].startswith("+10.00 (")
     assert share.points_table(points).loc[("language", PLUS_PLUS, "share: mlp8"), "gain (%)"].startswith("−")
 
 
 def test_every_point_in_bits_per_byte(folder):
-    lines = share.found(load_runs("share", folder=folder)).splitlines()
-    assert lines[0].endswith("3 pairs: too few for a claim):")
-    assert lines[2] == "| model | language signs | vision signs | language minus vision signs |"
+    lines = share.found((SHARE, load_runs("share", folder=folder))).splitlines()
+    assert lines[0].endswith("learned positions: 3 pairs, too few for a claim):")
+    assert lines[2] == (
+        "| model | language signs, learned positions | vision signs, learned positions | language minus vision signs |"
+    )
     assert len(lines) == 4 + len(SHARES)
     base = next(line for line in lines if line.startswith("| `base` |"))
     assert re.fullmatch(
         r"\| `base` \| \+0\.\d{3} \(.*\), behind \| −0\.\d{3} \(.*\), ahead \| \+0\.\d{3} \(.*\) \|", base
     )
-    assert share.found(load_runs("nothing", folder=folder)) == ""
+    assert share.found((SHARE, load_runs("nothing", folder=folder))) == ""
 
 
 def test_a_damaged_record_is_named(folder):

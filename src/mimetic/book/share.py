@@ -40,7 +40,8 @@ from mimetic.experiments.configs.language import NOT_ITS_OWN, OTHER_POSITIONS, S
 from mimetic.experiments.language import METRIC
 from mimetic.experiments.metrics import Metric
 from mimetic.experiments.programmes import command_for
-from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE
+from mimetic.experiments.programmes.language import CENTRAL, POSITIONS, SHARE, SHARE_FIXED
+from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.runs import family
 from mimetic.models.blocks import in_attention, parameter_counts, shapes_only
 from mimetic.models.gpt import GPT, GPTConfig
@@ -66,6 +67,12 @@ LEFT_OUT = (
     "ml100k-sincos-rate",
 )
 RATES_OF_THEIR_OWN = ("mimetic.experiments.language",)  # families whose arms have a learning rate each
+# the sweeps: experiment -> the positions of its GPTs
+SWEEPS = {
+    SHARE.experiment: "learned positions",
+    SHARE_FIXED.experiment: "fixed sin-cos positions",
+    "share-gpu": "learned positions",
+}
 R, POINTS = Metric("", "", digits=2), Metric("", "", digits=1)  # a correlation; percentage points
 FEW = 3  # pairs below which a point is shown but no conclusion drawn from it
 COLUMNS = ["family", "experiment", "point", "signs", "share", "gain", "low", "high", "pairs", "parameters", "by_seed"]
@@ -183,8 +190,8 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     rows = {}
     for signs, part in points[points["experiment"] == sweep].groupby("signs", sort=False):
         part, by_seed = part.set_index("point"), {}
-        for along, names in ALONG.items():
-            there = part.loc[[name for name in names if name in part.index]]
+        for along in ALONG:
+            there = _along(part, along)
             if len(found := _slopes(there)):
                 by_seed[along] = found
                 others = [_slopes(there.drop(index=name), least=2).mean() for name in there.index]
@@ -195,6 +202,21 @@ def slopes(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
         if len(by_seed) > 1 and len(difference := by_seed["the vocabulary"].sub(by_seed["the MLP"]).dropna()):
             rows[signs, "vocabulary minus MLP"] = _slope_row(difference, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def _along(part: pd.DataFrame, along: str) -> pd.DataFrame:
+    """The points that differ in one thing (ALONG), of points by their name."""
+    return part.loc[[name for name in ALONG[along] if name in part.index]]
+
+
+def slopes_by_seed(points: pd.DataFrame, sweep: str) -> dict[str, pd.Series]:
+    """thing that changes the share -> the slope of every seed with the published signs, in percentage points a
+    doubling; empty where not all points are in."""
+    part = points[(points["experiment"] == sweep) & (points["signs"] == PUBLISHED)].set_index("point")
+    return {
+        along: _slopes(there) if len(there := _along(part, along)) == len(names) else pd.Series(dtype=float)
+        for along, names in ALONG.items()
+    }
 
 
 def _slopes(points: pd.DataFrame, least: int = 3) -> pd.Series:
@@ -208,47 +230,57 @@ def _slope_row(values: pd.Series, points: float) -> dict[str, Any]:
     return {"points": points, "slope": values.mean(), "low": low, "high": high, "seeds": len(values)}
 
 
+def of_one_size(experiment: str) -> dict[str, str]:
+    """Of SWEEPS those of the GPTs that are as large as an experiment's."""
+    width = EXPERIMENTS[experiment].d_model
+    return {name: positions for name, positions in SWEEPS.items() if EXPERIMENTS[name].d_model == width}
+
+
 def held_fixed(points: pd.DataFrame, sweep: str = "share") -> pd.DataFrame:
     """The points of a sweep whose attention layers are the same."""
     return points[(points["experiment"] == sweep) & (points["point"] != HALVED)]
 
 
-def summary(points: pd.DataFrame, sweep: str = "share") -> str:
-    """What a sweep comes to, as a Markdown table with a column a set of signs: how many points are ahead, the
+def summary(points: pd.DataFrame, *sweeps: str) -> str:
+    """What sweeps come to, as a Markdown table with a column a sweep and set of signs: how many points are ahead, the
     correlation of gain and share, and the slopes, each also with one point left out; in words what is missing, where
     the points are too few."""
-    fixed = held_fixed(points, sweep)
-    enough = fixed[fixed["pairs"] >= FEW]
-    if correlated(enough) is None:
-        return (
-            f"*{enough['point'].nunique()} points with {FEW} pairs so far, too few for a correlation with an interval"
-            f" (it needs four): `{command_for(sweep)}` adds the others.*"
-        )
-    every = slopes(points, sweep)
-    columns = {}
-    for signs, part in enough.groupby("signs", sort=False):
-        cells = {
-            f"points ahead on average, of {len(part)}": f"{gaining(part)}",
-            "with an interval above 0": f"{(part['low'] > 0).sum()}",
-        }
-        if (found := correlated(part)) is None:
+    columns, missing = {}, []
+    for sweep in sweeps:
+        fixed = held_fixed(points, sweep)
+        enough = fixed[fixed["pairs"] >= FEW]
+        if correlated(enough) is None:
+            missing.append(
+                f"*With {SWEEPS[sweep]} {enough['point'].nunique()} points with {FEW} pairs so far, too few for a"
+                f" correlation with an interval (it needs four): `{command_for(sweep)}` adds the others.*"
+            )
             continue
-        r, low, high, _ = found
-        cells["correlation $r$ of gain and log share"] = R.shown(r, low, high)
-        others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
-        if others:
-            cells["with one point left out"] = R.span(min(others), max(others))
-        for name in every.loc[signs].index if signs in every.index else ():
-            row = every.loc[(signs, name)]
-            cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
-            if np.isfinite(row.get("most", np.nan)):
-                cells[f"slope {name}, one point left out"] = POINTS.span(row["least without one point"], row["most"])
-        columns[SIGN_NAMES.get(signs, signs)] = cells
-    return _by_signs(columns)
+        every = slopes(points, sweep)
+        for signs, part in enough.groupby("signs", sort=False):
+            if (found := correlated(part)) is None:
+                continue
+            r, low, high, _ = found
+            cells = {
+                "points ahead on average": f"{gaining(part)} of {len(part)}",
+                "with an interval above 0": f"{(part['low'] > 0).sum()}",
+                "correlation $r$ of gain and log share": R.shown(r, low, high),
+            }
+            others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
+            if others:
+                cells["with one point left out"] = R.span(min(others), max(others))
+            for name in every.loc[signs].index if signs in every.index else ():
+                row = every.loc[(signs, name)]
+                cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
+                if np.isfinite(row.get("most", np.nan)):
+                    cells[f"slope {name}, one point left out"] = POINTS.span(
+                        row["least without one point"], row["most"]
+                    )
+            columns[f"{SIGN_NAMES.get(signs, signs)}, {SWEEPS[sweep]}"] = cells
+    return "\n\n".join([*([_by_signs(columns)] if columns else []), *missing])
 
 
 def _by_signs(columns: dict[str, dict[str, str]]) -> str:
-    """A Markdown table with a column a set of signs, of {signs: {row: cell}}."""
+    """A Markdown table with a column a set of signs, of {their name: {row: cell}}."""
     rows = dict.fromkeys(name for cells in columns.values() for name in cells)
     cells = [(name, *(cells.get(name, "–") for cells in columns.values())) for name in rows]
     return markdown(cells, ["mean (95 % interval)", *columns])
@@ -296,16 +328,16 @@ def with_pairs_made_again(points: pd.DataFrame) -> str:
 ONE_SHARE = {
     "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions": ("cifar10-lab10", "cifar10-lab10"),
     "ViT, CIFAR-10, 10 epochs, learned positions": ("cifar10-lab10", "learned-avg"),
-    "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment),
     "GPT, tiny Shakespeare, fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
+    "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment),
 }
 
 
-# the points of the right panel that are named there: the table's two GPTs
-NAMED_POINTS = {
-    (CENTRAL.experiment, CENTRAL.experiment): "GPT, learned positions",
-    (POSITIONS.experiment, POSITIONS.experiment): "GPT, sin-cos positions",
-}
+# the table's points, which are named in the right panel, and on which side
+NAMED_POINTS = dict(
+    zip(ONE_SHARE.values(), (("ViT, sin-cos", "left"), ("ViT, learned", "left"), ("GPT, sin-cos", "right"),
+                             ("GPT, learned", "right")))
+)  # fmt: skip
 
 
 def at_one_share(points: pd.DataFrame) -> str:
@@ -333,26 +365,28 @@ def _gain_cells(row: pd.Series) -> tuple[str, str, str]:
     return f"{100 * row['share']:.0f} %", f"{IN_PERCENT.signed(row['gain'])} %{span}", f"{row['pairs']}"
 
 
-def found(finals: pd.DataFrame) -> str:
-    """Every point of the sweep against its default in bits per byte, with interval and word, and both sets of signs
-    against each other, as a Markdown table; "" without pairs."""
-    table = study_table(SHARE, finals, METRIC)
+def found(*sweeps: tuple[Study, pd.DataFrame]) -> str:
+    """Every point of sweeps (each with its runs) against its default in bits per byte, with interval and word, and
+    both sets of signs against each other, where a sweep has both, as a Markdown table; "" without pairs."""
     rows: dict[str, dict[str, str]] = {}
-    for _, row in table.iterrows():
-        point, _, signs = row["compared"][2].rpartition("-")  # of the arm's name
-        value = METRIC.shown(*row[VALUES])
-        rows.setdefault(point, {})[f"{signs} signs"] = f"{value}, {word(row, METRIC, more=False)}"
+    pairs = []
+    for study, finals in sweeps:
+        table, positions = study_table(study, finals, METRIC), SWEEPS[study.experiment]
+        for _, row in table.iterrows():
+            point, _, signs = row["compared"][2].rpartition("-")  # of the arm's name
+            value = METRIC.shown(*row[VALUES])
+            rows.setdefault(point, {})[f"{signs} signs, {positions}"] = f"{value}, {word(row, METRIC, more=False)}"
+        for point in rows:
+            arms = (f"{point}-{signs}" for signs in ("language", "vision"))
+            if len(values := difference(finals, *arms, METRIC.column)) > 1:
+                rows[point]["language minus vision signs"] = with_interval(values, METRIC)
+        if len(table):
+            few = ", too few for a claim" if table["pairs"].min() < ENOUGH else ""
+            pairs.append(f"{positions}: {pairs_of(table)}{few}")
     if not rows:
         return ""
-    for point, cells in rows.items():
-        arms = (f"{point}-{signs}" for signs in ("language", "vision"))
-        if len(values := difference(finals, *arms, METRIC.column)) > 1:
-            cells["language minus vision signs"] = with_interval(values, METRIC)
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename("`{}`".format).reset_index(names="model")
-    few = ": too few for a claim" if table["pairs"].min() < ENOUGH else ""
-    return (
-        f"**We found**, in bits per byte (above 0 is behind the default; {pairs_of(table)}{few}):\n\n{markdown(frame)}"
-    )
+    return f"**We found**, in bits per byte (above 0 is behind the default; {'; '.join(pairs)}):\n\n{markdown(frame)}"
 
 
 def ahead_by_seed(points: pd.DataFrame) -> str:

@@ -25,7 +25,7 @@ from mimetic.figures.style import (
 )
 from mimetic.statistics import ENOUGH
 
-FAMILIES = {"vision": "#cc79a7", "language": "#8c6d46", "recommenders": "#009e73"}  # any other family is drawn in black
+SWEEPS = ("#8c6d46", "#0072b2")  # colours of two sweeps in one panel
 
 
 @styled
@@ -168,115 +168,86 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
 
 @styled
 def share_and_gain(
-    points: pd.DataFrame, *, sweep: str = "share", named: Mapping[tuple[str, str], str] | None = None
+    points: pd.DataFrame, *, sweeps: Mapping[str, str], named: Mapping[tuple[str, str], tuple[str, str]]
 ) -> Figure:
-    """The relative gain against attention's share of all parameters, mean and 95 % interval of each point. Left: the
-    sweep alone, a colour a set of signs, its points named; right: every family with the paper's signs, every point at
-    its share. Hollow: too few pairs for a claim.
+    """The relative gain with the paper's signs against attention's share of all parameters, mean and 95 % interval of
+    each point. Left: sweeps, one colour each, their points named; right: every model, and a few that are named.
+    Hollow: too few pairs for a claim.
 
-    points: as book.share.gain_points gives them. named: of (experiment, point), what stands beside it on
-    the right.
+    points: as book.share.gain_points gives them. sweeps: their experiments, and what the legend calls each. named:
+    (experiment, point) -> what stands beside it on the right, and on which side of it ("left", "right").
     """
-    signs = "QK +, V·proj −"  # the paper's, as book.share names them
-    figure, axes = panels(7.4, 3.3, ncols=2)
-    left = points[points["experiment"] == sweep]
-    right = points[points["signs"] == signs]
-    colors = {name: COLORS["vision" if name == signs else "language"] for name in left["signs"].unique()}
-    for ax, part, column, palette, title in (
-        (axes[0, 0], left, "signs", colors, "one GPT, attention layers of one size"),
-        (axes[0, 1], right, "family", FAMILIES, f"this book's models ({signs})"),
-    ):
-        for i, (name, rows) in enumerate(part.groupby(column)):
-            color = palette.get(name, "black")
-            # two sets of signs have the same shares, and so have models of one family: side by side
-            beside = 1 + 0.03 * (i - 0.5) if part is left else _side_by_side(rows["share"].round(2))
-            rows = rows.assign(x=100 * beside * rows["share"])
-            if part is right:
-                _mark_one_share(ax, name, rows)
-                for key, label in (named or {}).items():
-                    for _, row in rows[(rows["experiment"] == key[0]) & (rows["point"] == key[1])].iterrows():
-                        ax.annotate(
-                            label,
-                            (row["x"], 100 * row["gain"]),
-                            (41, 100 * row["gain"]),
-                            va="center",
-                            fontsize=7,
-                            color=color,
-                            bbox={"fc": "white", "ec": "none", "pad": 1},
-                            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": color, "shrinkB": 3},
-                            zorder=4,
-                        )
-            for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
-                ax.errorbar(
-                    some["x"],
-                    100 * some["gain"],
-                    100 * interval_bars(some, "gain"),
-                    fmt="o",
-                    ms=4,
-                    lw=0.9,
-                    color=color,
-                    mfc=color if enough else "white",
-                    label=name,
-                    zorder=3 if name == "language" else 2,  # vision's are many and at one place
-                )
+    points = points[points["signs"] == "QK +, V·proj −"]  # the paper's, as book.share names them
+    figure, (axes,) = panels(7.4, 3.3, ncols=2)
+    left = points[points["experiment"].isin(list(sweeps))]
+    titles = ("one GPT, attention layers of one size", "every model of this book")
+    for ax, part, title in zip(axes, (left, points), titles):
         ax.axhline(0, color="black", lw=0.8)
+        ax.set(title=title, xlabel="attention's share of all parameters (%)", xlim=(0, 70))
+        ax.grid(color="#eeeeee")
         if len(part):
             low, high = 100 * min(part["gain"].min(), 0), 100 * max(part["gain"].max(), 0)
             room = 0.35 * (high - low) + 0.1
-            above = 2 * room if part is left else room  # for the names
-            ax.set_ylim(low - room, high + above)  # intervals that go further are cut
-            ax.legend(
-                *one_each(ax),
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.2),
-                ncols=3,
-                fontsize=8,
-                columnspacing=0.8,
-                handletextpad=0,
-                frameon=False,
-            )
+            ax.set_ylim(low - room, high + (2 * room if ax is axes[0] else room))  # intervals that go further are cut
         else:
             ax.text(0.5, 0.6, "no runs yet", transform=ax.transAxes, ha="center")
             ax.set_yticks([])
-        ax.set(title=title, xlabel="attention's share of all parameters (%)", xlim=(0, 70))
-        ax.grid(color="#eeeeee")
-    ax = axes[0, 0]  # doublings, as the correlation and the slopes have them, and room for the names
+    ax = axes[0]  # doublings, as the correlation and the slopes have them, and room for the names
     ax.set(xscale="log", xlim=(7, 75), xticks=(10, 20, 40, 60), xticklabels=(10, 20, 40, 60))
     ax.minorticks_off()
+    for i, (color, (experiment, name)) in enumerate(zip(SWEEPS, sweeps.items())):
+        rows = left[left["experiment"] == experiment]
+        # the sweeps have nearly the same shares: side by side
+        _gains_at(ax, rows, 100 * (1 + 0.03 * (i - 0.5)) * rows["share"], color, label=name)
     for point, rows in left.groupby("point"):
-        ax.annotate(
-            point,
-            (100 * rows["share"].iloc[0], 0.98),
-            (0, 0),
-            ax.get_xaxis_transform(),
-            "offset points",
-            fontsize=7,
-            rotation=90,
-            ha="center",
-            va="top",
-        )
+        at = (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points"
+        ax.annotate(point, *at, fontsize=7, rotation=90, ha="center", va="top")
     ax.set_ylabel("gain, % of the default's metric")
+    if len(left):
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
+        ax.legend(*one_each(ax), fontsize=8, columnspacing=0.8, handletextpad=0, frameon=False, **below)
+    ax = axes[1]
+    keys = pd.Series(list(zip(points["experiment"], points["point"])), index=points.index, dtype=object)
+    others, some = points[~keys.isin(list(named))], points[keys.isin(list(named))]
+    ax.plot(100 * others["share"], 100 * others["gain"], "o", ms=3, color="#b5b5b5", mew=0)
+    for key, (label, where) in named.items():
+        rows = some[keys[some.index] == key]
+        beside = 100 * _side_by_side(some["share"].round(2)) * some["share"]
+        _gains_at(ax, rows, beside[rows.index], "black")
+        for x, gain in zip(beside[rows.index], 100 * rows["gain"]):
+            ax.annotate(
+                label,
+                (x, gain),
+                (15 if where == "right" else -15, 0),
+                textcoords="offset points",
+                ha="left" if where == "right" else "right",
+                va="center",
+                fontsize=7,
+                bbox={"fc": "white", "ec": "none", "pad": 1},
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "shrinkB": 3},
+                zorder=4,
+            )
     return figure
+
+
+def _gains_at(ax: Axes, rows: pd.DataFrame, x: pd.Series, color: str, *, label: str = "") -> None:
+    """The relative gains of points with their intervals; hollow with too few pairs for a claim."""
+    for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
+        ax.errorbar(
+            x[some.index],
+            100 * some["gain"],
+            100 * interval_bars(some, "gain"),
+            fmt="o",
+            ms=4,
+            lw=0.9,
+            color=color,
+            mfc=color if enough else "white",
+            label=label,
+            zorder=3,
+        )
 
 
 def _side_by_side(shares: pd.Series) -> pd.Series:
     """Factors around 1, different ones for equal shares."""
     same = shares.groupby(shares)
     return 1 + 0.012 * (same.cumcount() - (same.transform("size") - 1) / 2)
-
-
-def _mark_one_share(ax: Axes, name: str, rows: pd.DataFrame) -> None:
-    """A band behind points that stand side by side because they have one share, if they are
-    many. rows: share, and x where each is drawn.
-    """
-    for share, some in rows.groupby(rows["share"].round(2)):
-        if len(some) >= 5:
-            ax.axvspan(some["x"].min() - 1, some["x"].max() + 1, color="#f2f2f2", zorder=0, lw=0)
-            ax.annotate(
-                f"{name}: all at {100 * share:.0f} %",
-                (some["x"].mean(), 0.01),
-                xycoords=ax.get_xaxis_transform(),
-                fontsize=7,
-                ha="center",
-                va="bottom",
-            )

@@ -153,6 +153,18 @@ def _share_guess() -> Judgement:
     return HOLDS if low > 0 else NOT if high < 0 else UNDECIDED, share.correlation_words(*found)
 
 
+def _share_fixed() -> Judgement:
+    """The same where there is a gain: whether it rises along each of the two things that change the share."""
+    study = programme.SHARE_FIXED
+    found = share.slopes_by_seed(share.gain_points(), study.experiment)
+    return joined(
+        {
+            f"along {along}": judged(slopes, share.POINTS, _seeds(study), unit="percentage points a doubling")
+            for along, slopes in found.items()
+        }
+    )
+
+
 CLAIMS = {
     (TEXT, PAPER, "10b_positions"): {
         "Language models gain less than vision models": _language_gains_less,
@@ -201,4 +213,5 @@ CLAIMS = {
         ),
     },
     (TEXT, GUESS, "11_share"): {"The gain follows attention's share of the parameters": _share_guess},
+    (TEXT, OURS, "11_share"): {"With fixed sin-cos positions, where a GPT gains, it follows the share": _share_fixed},
 }
