@@ -14,6 +14,7 @@ from torch import nn
 
 from mimetic import figures, mimetic_init_
 from mimetic.book import construction
+from mimetic.figures import products
 from mimetic.figures.style import interval_bars, styled
 from mimetic.measure import measure
 from mimetic.models.blocks import Block
@@ -55,6 +56,15 @@ def test_z_by_layer_draws_every_head_and_layer(table):
     np.testing.assert_allclose(heads, qk.z)
     np.testing.assert_allclose(mean, qk.groupby("layer").z.mean())
     assert len(layers) == 2 and figure.axes[1].get_title(loc="left") == "two"
+
+
+def test_z_by_layer_draws_a_band_where_heads_are_many(table, monkeypatch):
+    monkeypatch.setattr(products, "MANY_HEADS", 1)
+    ax = figures.z_by_layer(table.assign(title="one")).axes[0]
+    assert len(ax.collections) == 2 and len(ax.lines) == 3  # chance and the heads; 0, their mean, the layers
+    most = table[table["product"] == "qk"].groupby("layer").z.quantile([0.1, 0.9])
+    band = ax.collections[1].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((most.min(), most.max()))
 
 
 def test_profiles_draw_a_line_a_label():

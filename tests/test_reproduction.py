@@ -464,7 +464,7 @@ def test_the_re_implementations_are_a_table():
 def test_how_many_architectures_are_written_whole(monkeypatch):
     counts = pd.DataFrame({"timm 1": range(1, 8)}, index=list(written.RESULTS.values()))
     monkeypatch.setattr(written, "coverage_counts", lambda: counts)
-    assert written.coverage_sentence().endswith("it writes 3 of 10 in timm 1.")
+    assert written.coverage_sentence().endswith("it writes 3 of 10 in timm 1 (5 more have no self-attention).")
 
 
 def test_raw_verdicts_name_the_models_that_have_the_signs_with_gains_or_without():

@@ -91,7 +91,7 @@ def coverage_sentence() -> str:
     for name, counts in coverage_counts().items():
         whole = counts[RESULTS["supported"]] + counts[RESULTS["with caveat"]]
         every = whole + counts[RESULTS["in part"]] + counts[RESULTS["refused"]]
-        said.append(f"{whole} of {every} in {name}")
+        said.append(f"{whole} of {every} in {name} ({counts[RESULTS['none']]} more have no self-attention)")
     return (
         f"Of the architectures with self-attention that could be built small and run, it writes {' and '.join(said)}."
     )

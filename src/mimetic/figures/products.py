@@ -36,10 +36,14 @@ def matrices(products: Mapping[str, np.ndarray], *, rows: int = 1, title: str = 
     return figure
 
 
+MANY_HEADS = 150  # of a model: more dots than a panel can show
+
+
 @styled
 def z_by_layer(measurements: pd.DataFrame) -> Figure:
-    """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, a line for their
-    mean) and W_V W_proj of the layer (squares); the grey band is chance, ±2 sd of the null.
+    """z = mean diagonal / off-diagonal sd of every layer, one panel a model: W_Q W_K^T (a dot a head, or a band from
+    their 10th to their 90th percentile where there are more than MANY_HEADS; a line for their mean) and W_V W_proj of
+    the layer (squares); the grey band is chance, ±2 sd of the null.
 
     measurements: columns of measure.measure and `title`, the panel; `fold` must be constant within a panel.
     """
@@ -61,10 +65,14 @@ def z_by_layer(measurements: pd.DataFrame) -> Figure:
             label="chance (±2 sd)",
         )
         ax.axhline(0, color="black", lw=0.6)
-        ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
+        if many := len(qk) > MANY_HEADS:
+            most = qk.groupby("layer").z.quantile([0.1, 0.9]).unstack()
+            ax.fill_between(most.index, most[0.1], most[0.9], color=QK, alpha=0.2, lw=0)
+        else:
+            ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
         means = qk.groupby("layer").z.mean()
         ax.plot(means.index, means, "-", color=QK, lw=1.3, label=r"$W_QW_K^\top$ (dots: heads, line: mean)")
-        ax.plot(vp.layer, vp.z, "s-", ms=3.5, lw=1.3, color=VP, label="$W_VW_{proj}$")
+        ax.plot(vp.layer, vp.z, "s-", ms=2.5 if many else 3.5, lw=1.3, color=VP, label="$W_VW_{proj}$")
         ax.set_title(title, fontsize=8.5)
         ax.set_yscale("symlog", linthresh=1)
         ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
