@@ -129,7 +129,10 @@ def test_positions_side_by_side(monkeypatch):
         lines[3] == "| at 0.001: vision signs | +0.0000 (+0.0000 to +0.0000) | +0.0000 (+0.0000 to +0.0000) |"
         " −0.0105 (−0.0109 to −0.0101) |"
     )
-    assert "12 of 90 of these runs are in" in item_positions.fixed_missing()
+    assert "12 of 126 of these runs are in" in item_positions.missing()
+    table, points = item_positions.by_kind()
+    assert table["group"].tolist() == ["vision signs"] * 2 and len(points) == 12
+    assert table.index.tolist() == ["learned, starting small", "fixed sin-cos"]
     table, points = item_positions.glance()
     assert table["group"].tolist() == ["MovieLens-100K, at 0.001"] and len(points) == 6
     assert item_positions.by_positions("beauty") == ""
@@ -793,12 +796,12 @@ def test_queues_hold_whole_pairs_in_order_and_valid_runs():
         ]
         assert set(seeds) >= {0, 1, 2}
     first = [config for config in runs if config.seed > 2]
-    fixed = ["-sincos" in config.experiment for config in runs]
-    assert fixed == sorted(fixed) and sum(fixed) == 3 * 5 * 6  # last: every arm, on MovieLens at both rates
-    assert {config.pos_embed for config in runs[-sum(fixed) :]} == {"sincos"}
-    assert not any(c.pos_embed == "sincos" for c in runs[: -sum(fixed)])
+    kinds = [config.pos_embed for config in runs]
+    # last: fixed positions, every arm, on MovieLens at both rates; then started ones
+    learned = kinds.count("learned")
+    assert kinds == ["learned"] * learned + ["sincos"] * 90 + ["from-sincos"] * 18 + ["from-noise"] * 18
     # three seeds of everything before the rest
-    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[: -sum(fixed)])
+    assert names.index(first[0].name) == sum(config.seed <= 2 for config in runs[:learned])
     for studies in (CENTRAL, RATE, NORM):
         for data, study in studies.items():
             for arm in study.arms:

@@ -1,7 +1,9 @@
-"""What other positions do to a recommender (chapter 12b): signs and sizes with fixed sines and cosines."""
+"""What other positions do to a recommender (chapter 12b): signs and sizes with fixed sines and cosines, signs with
+learned positions that start from these or from noise as large."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -9,7 +11,7 @@ import pandas as pd
 from mimetic.book import common
 from mimetic.book.recommenders import COMMAND, COMPARED, OVER_USERS, TITLES, VALIDATION_COLUMN
 from mimetic.experiments.configs import EXPERIMENTS
-from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS
+from mimetic.experiments.programmes.recommenders import DEFAULT, FIXED, FIXED_SEEDS, STARTED
 from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.recommenders import METRIC
 from mimetic.statistics import difference
@@ -70,15 +72,36 @@ def glance() -> tuple[pd.DataFrame, pd.DataFrame]:
     return common.stacked(studies, METRIC)
 
 
+# positions in words -> the experiment on MovieLens that has them
+KINDS = {
+    "learned, starting small": "ml100k",
+    "fixed sin-cos": "ml100k-sincos",
+    "learned, starting from sin-cos": "ml100k-from-sincos",
+    "learned, starting from noise as large": "ml100k-from-noise",
+}
+
+
+def by_kind() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and points of both signs with every kind of positions on MovieLens, on the last items
+    (figures.comparisons)."""
+    study = FIXED["ml100k-sincos"]
+    rows = [
+        (replace(study, question=name, comparisons={kind: COMPARED[name]}), load_runs(experiment))
+        for name in reversed(OVER_USERS)
+        for kind, experiment in KINDS.items()
+    ]
+    return common.stacked(rows, METRIC)
+
+
 def whole() -> str:
     """by_positions of every data set."""
     tables = [f"{title}:\n\n{table}" for data, title in TITLES.items() if (table := by_positions(data))]
     return "\n\n".join(tables) or "No table yet."
 
 
-def fixed_missing() -> str:
-    """How many runs with fixed positions are in, in words; "" when all are."""
-    counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in FIXED.items()]
+def missing() -> str:
+    """How many runs with other positions are in, in words; "" when all are."""
+    counts = [common.counts(study, load_runs(name), FIXED_SEEDS) for name, study in (FIXED | STARTED).items()]
     there, wanted = (sum(numbers) for numbers in zip(*counts))
     if there == wanted:
         return ""
