@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from mimetic import figures
+from mimetic.book import gains, positions
 from mimetic.book import language as language_answers
-from mimetic.book import positions, share
 from mimetic.book.claims import language, verdicts
 from mimetic.experiments import yardsticks
 from mimetic.experiments.configs import EXPERIMENTS
@@ -263,7 +263,7 @@ def test_claims_and_the_share_follow():
     assert language._gains_less(SHUFFLED, "in a random order")[0] == verdicts.NOT
     put(POSITIONS, {"vision": -0.2}, level=3.0)
     assert language._beyond_learned()[0] == verdicts.PART  # on the other text it is
-    points = share.gain_points()
+    points = gains.gain_points()
     # a control is no point
     assert set(points["experiment"]) == {
         CENTRAL.experiment,

@@ -11,7 +11,7 @@ import yaml
 
 from mimetic import figures, pretrained
 from mimetic.book import claims as judge
-from mimetic.book import common, parts, published, share
+from mimetic.book import common, gains, parts, published
 from mimetic.book import report as written
 from mimetic.book import reproduction as report
 from mimetic.book.claims import language, pattern, verdicts, vision
@@ -298,20 +298,20 @@ def test_without_records_what_needs_training_is_open(no_records):
 
 
 def test_the_points_of_both_texts_are_those_of_the_searched_rates():
-    points = share.gain_points()
+    points = gains.gain_points()
     for study in (CENTRAL, WIKITEXT2):
         these = points[points["experiment"] == study.experiment]
         assert set(these["point"]) == {study.experiment} and len(these) >= 2
         finals = load_runs(study.experiment)
         bits = {arm: finals[finals["arm"] == arm].set_index("seed")["test_bits_per_byte"] for arm in ("gpt2", "vision")}
         gain = ((bits["gpt2"] - bits["vision"]) / bits["gpt2"]).mean()
-        assert these.set_index("signs").loc[share.PUBLISHED, "gain"] == pytest.approx(gain)
+        assert these.set_index("signs").loc[gains.PUBLISHED, "gain"] == pytest.approx(gain)
     assert language._language_gains_less()[0] == PART
 
 
 def _gains(rows):
     columns = ["experiment", "point", "share", "gain", "low", "high", "pairs"]
-    return pd.DataFrame(rows, columns=columns).assign(signs=share.PUBLISHED)
+    return pd.DataFrame(rows, columns=columns).assign(signs=gains.PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -320,20 +320,20 @@ def _gains(rows):
 )
 def test_where_a_gpt_gains_the_gain_may_follow_the_share(monkeypatch, vocabulary, mlp, seeds, verdict):
     steps = {"the vocabulary": ["v16000", "v4000", "v256"], "the MLP": ["mlp8", "mlp1"]}
-    gains = dict.fromkeys(SHARES, 0.05)
+    at = dict.fromkeys(SHARES, 0.05)
     for i, point in enumerate(steps["the vocabulary"]):
-        gains[point] += 0.01 * vocabulary * (i - 1)
+        at[point] += 0.01 * vocabulary * (i - 1)
     for i, point in enumerate(steps["the MLP"]):
-        gains[point] += 0.01 * mlp * (i - 0.5)
+        at[point] += 0.01 * mlp * (i - 0.5)
     shares = dict(
         zip(["v16000", "mlp8", "v4000", "depth2", "base", "v256", "mlp1", "v256-mlp1"], 0.1 * 1.2 ** np.arange(8))
     )
     noise = [0.001 * (-1) ** seed for seed in range(seeds)]
-    rows = [("share-sincos", p, shares[p], gains[p], 0.0, 0.0, seeds) for p in SHARES]
+    rows = [("share-sincos", p, shares[p], at[p], 0.0, 0.0, seeds) for p in SHARES]
     points = _gains(rows).assign(
-        by_seed=[{s: gains[p] + n * (1 if p in ("v256", "mlp1") else -1) for s, n in enumerate(noise)} for p in SHARES]
+        by_seed=[{s: at[p] + n * (1 if p in ("v256", "mlp1") else -1) for s, n in enumerate(noise)} for p in SHARES]
     )
-    monkeypatch.setattr(share, "gain_points", lambda: points)
+    monkeypatch.setattr(gains, "gain_points", lambda: points)
     assert language._share_fixed()[0] == verdict
 
 
@@ -347,14 +347,14 @@ def test_language_gains_less_when_it_loses(monkeypatch, text, pairs, verdict):
     monkeypatch.setattr(
         language, "load_runs", lambda experiment: pd.DataFrame(columns=["arm", "seed", "test_accuracy"])
     )
-    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
+    monkeypatch.setattr(gains, "gain_points", lambda: _gains(rows))
     assert language._language_gains_less()[0] == verdict
     if verdict == HOLDS:
         monkeypatch.setattr(
-            share, "gain_points", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
+            gains, "gain_points", lambda: _gains([*rows[:2], ("wikitext2", "wikitext2", 0.3, 0.001, -0.01, 0.012, 6)])
         )
         assert language._language_gains_less()[0] == PART  # one of two texts loses
-    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows[:2]))
+    monkeypatch.setattr(gains, "gain_points", lambda: _gains(rows[:2]))
     assert language._language_gains_less() == (OPEN, "no pair yet")
 
 
@@ -368,7 +368,7 @@ def test_language_gains_less_in_part_when_vision_loses_with_the_same_positions(m
         for s in range(5)
     ]
     monkeypatch.setattr(language, "load_runs", lambda experiment: pd.DataFrame(learned))
-    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
+    monkeypatch.setattr(gains, "gain_points", lambda: _gains(rows))
     found = language._language_gains_less()
     assert (
         found[0] == verdict and "no gain is seen in vision, either" in found[1]
@@ -383,14 +383,14 @@ def test_the_guess_is_judged_when_the_whole_sweep_is_in(monkeypatch, slope, verd
     shares = np.linspace(0.05, 0.4, len(SHARES))
     wiggle = 0.01 * np.resize([1, -1, -1, 1], len(shares))
     rows = [("share", point, s, 0.5 + slope * s + w, 0.0, 0.0, 3) for point, s, w in zip(SHARES, shares, wiggle)]
-    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows))
+    monkeypatch.setattr(gains, "gain_points", lambda: _gains(rows))
     found = language._share_guess()
     assert found[0] == verdict and found[1].startswith("r = ")
     monkeypatch.setattr(
-        share, "gain_points", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2)
+        gains, "gain_points", lambda: _gains(rows).assign(gain=lambda t: t["gain"] - 2)
     )  # losses everywhere
     assert language._share_guess()[0] == UNDECIDED and language._share_guess()[1].startswith("no gain at most points")
-    monkeypatch.setattr(share, "gain_points", lambda: _gains(rows[1:]))
+    monkeypatch.setattr(gains, "gain_points", lambda: _gains(rows[1:]))
     assert language._share_guess() == (OPEN, f"{len(SHARES) - 1} of {len(SHARES)} points of the sweep are in")
 
 

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 
 from mimetic import figures
-from mimetic.book import share
+from mimetic.book import gains, share
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.configs.language import EVERY, SHARES
 from mimetic.experiments.programmes.language import SHARE, SHARE_FIXED
 from mimetic.statistics import correlation
 from mimetic.training.records import RecordError, load_runs, write_record
 
-PLUS_MINUS, PLUS_PLUS = share.PUBLISHED, "QK +, V·proj +"
+PLUS_MINUS, PLUS_PLUS = gains.PUBLISHED, "QK +, V·proj +"
 
 
 def put(folder, config, column, value, share_of_attention=0.25):
@@ -102,7 +102,7 @@ def both(folder):
 
 def test_points(folder):
     points = (
-        share.gain_points(folder)
+        gains.gain_points(folder)
         .set_index(["experiment", "signs", "point"])
         .sort_index(level=[0, 1], sort_remaining=False)
     )
@@ -120,7 +120,7 @@ def test_points(folder):
 
 
 def test_slopes_along_one_thing_at_a_time(folder):
-    table = share.slopes(share.gain_points(folder))
+    table = share.slopes(gains.gain_points(folder))
     assert list(table.index) == [
         (signs, row)
         for signs in (PLUS_PLUS, PLUS_MINUS)
@@ -142,10 +142,10 @@ def test_slopes_along_one_thing_at_a_time(folder):
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
     others = [np.polyfit(np.delete(x, i), np.delete(100 * (2**x) / 5, i), 1)[0] for i in range(3)]
     assert table.loc[(PLUS_MINUS, "along the MLP"), "most"] == pytest.approx(max(others), rel=0.02)
-    text = share.ahead_by_seed(share.gain_points(folder))
+    text = share.ahead_by_seed(gains.gain_points(folder))
     assert text.startswith("Ahead on average, with the relative gain of every seed: ")
-    assert share.ahead_by_seed(share.gain_points(folder).query("experiment != 'share'")) == ""
-    assert share.slopes(share.gain_points(folder), "share-gpu").empty
+    assert share.ahead_by_seed(gains.gain_points(folder).query("experiment != 'share'")) == ""
+    assert share.slopes(gains.gain_points(folder), "share-gpu").empty
 
 
 def rows_of(table):
@@ -158,7 +158,7 @@ def rows_of(table):
 
 
 def test_the_sweep_in_a_table(folder):
-    points = share.gain_points(folder)
+    points = gains.gain_points(folder)
     rows = rows_of(share.summary(points, "share"))
     # the point with half the attention layers is not among them
     assert rows["points ahead on average"] == ["0 of 7", "7 of 7"]
@@ -179,7 +179,7 @@ def test_the_sweep_in_a_table(folder):
 
 
 def test_two_sweeps_side_by_side(both):
-    points = share.gain_points(both)
+    points = gains.gain_points(both)
     table, missing = share.summary(points, "share", "share-sincos", "share-gpu").split("\n\n")
     assert table.splitlines()[0] == (
         "| mean (95 % interval) | language signs, learned positions | vision signs, learned positions |"
@@ -201,11 +201,11 @@ def test_sweeps_of_one_size():
 
 
 def test_slopes_of_every_seed_need_all_points(both):
-    slopes = share.slopes_by_seed(share.gain_points(both), "share-sincos")
+    slopes = share.slopes_by_seed(gains.gain_points(both), "share-sincos")
     assert {along: len(found) for along, found in slopes.items()} == dict.fromkeys(share.ALONG, 5)
     x = np.log2([0.1 + 0.04 * list(SHARES).index(name) for name in share.ALONG["the MLP"]])
     assert slopes["the MLP"].tolist() == pytest.approx([np.polyfit(x, -100 * 2**x / 5, 1)[0]] * 5)
-    points = share.gain_points(both).query("point != 'v256'")
+    points = gains.gain_points(both).query("point != 'v256'")
     assert {along: len(found) for along, found in share.slopes_by_seed(points, "share-sincos").items()} == {
         "the vocabulary": 0,
         "the MLP": 5,
@@ -213,7 +213,7 @@ def test_slopes_of_every_seed_need_all_points(both):
 
 
 def test_what_pairs_made_again_change(folder, monkeypatch):
-    points = share.gain_points(folder)
+    points = gains.gain_points(folder)
     monkeypatch.setattr(share, "retrained", lambda points: points)
     assert share.with_pairs_made_again(points) == ""
     monkeypatch.setattr(
@@ -243,7 +243,7 @@ def test_what_pairs_made_again_change(folder, monkeypatch):
 
 
 def test_pairs_that_another_machine_trained_again(folder, monkeypatch):
-    points = share.gain_points(folder)
+    points = gains.gain_points(folder)
     other = points[points["point"] == "v256"].assign(by_seed=lambda part: [{0: 1.0}] * len(part))
     monkeypatch.setattr(share, "gain_points", lambda folder: other)
     again = share.retrained(points)
@@ -258,10 +258,10 @@ def test_models_of_one_share(folder, tmp_path, monkeypatch):
         put(folder, named("cifar10-lab10", init="mimetic", seed=seed), "test_accuracy", 0.55)
     again, vit = "… made again on another machine", "ViT, CIFAR-10, 10 epochs, fixed sin-cos positions"
     for seed, accuracy in ((0, 0.52), (1, 0.52)):
-        assert again not in share.at_one_share(share.gain_points(folder))  # not before all pairs are
+        assert again not in share.at_one_share(gains.gain_points(folder))  # not before all pairs are
         put(tmp_path / "again", named("cifar10-lab10", init="timm", seed=seed), "test_accuracy", 0.5)
         put(tmp_path / "again", named("cifar10-lab10", init="mimetic", seed=seed), "test_accuracy", accuracy)
-    rows = rows_of(share.at_one_share(share.gain_points(folder)))
+    rows = rows_of(share.at_one_share(gains.gain_points(folder)))
     assert rows[vit] == ["25 %", "+10.0 % (+10.0 to +10.0)", "2"]
     assert rows[again] == ["25 %", "+4.0 % (+4.0 to +4.0)", "2"]
     assert rows["GPT, tiny Shakespeare, learned positions"] == ["25 %", "−5.0 %", "1"] and len(rows) == 3
@@ -269,7 +269,7 @@ def test_models_of_one_share(folder, tmp_path, monkeypatch):
 
 def test_chapter_11_says_what_the_records_say():
     """Its answer, and what it says under the tables, are written by hand: they hold as long as this does."""
-    points = share.gain_points()
+    points = gains.gain_points()
     fixed, slopes, again = share.held_fixed(points), share.slopes(points), share.slopes(share.retrained(points))
     for signs in (PLUS_PLUS, PLUS_MINUS):
         part = fixed[fixed["signs"] == signs]
@@ -294,30 +294,30 @@ def test_chapter_11_says_what_the_records_say():
     assert slopes.loc[(PLUS_MINUS, "along the MLP"), "low"] < 0 < slopes.loc[(PLUS_PLUS, "along the MLP"), "low"]
     assert again.loc[(PLUS_PLUS, "along the vocabulary"), "high"] > 0
     at = (
-        points[points["signs"] == share.PUBLISHED]
+        points[points["signs"] == gains.PUBLISHED]
         .set_index(["experiment", "point"])
         .loc[list(share.ONE_SHARE.values())]
     )
     assert at["share"].between(0.315, 0.335).all() and (at["pairs"] >= 5).all()
     assert [1 if low > 0 else -1 if high < 0 else 0 for low, high in zip(at["low"], at["high"])] == [1, -1, 1, -1]
     # with learned positions the ViT loses on one of two machines
-    other = share.gain_points(share.replicas_dir()).set_index(["experiment", "point", "signs"])
-    other = other.loc[("cifar10-lab10", "learned-avg", share.PUBLISHED)]
+    other = gains.gain_points(share.replicas_dir()).set_index(["experiment", "point", "signs"])
+    other = other.loc[("cifar10-lab10", "learned-avg", gains.PUBLISHED)]
     assert other["pairs"] == 5 and other["low"] < 0 < other["high"]
     of_mlp = slopes.loc[(PLUS_MINUS, "along the MLP")]  # a third of it is left without mlp1
     assert of_mlp["least without one point"] / of_mlp["slope"] == pytest.approx(1 / 3, abs=0.04)
 
 
 def test_nothing_yet(tmp_path):
-    points = share.gain_points(tmp_path)
+    points = gains.gain_points(tmp_path)
     assert points.empty
     assert "0 points with 3 pairs so far" in share.summary(points, "share")
-    assert share.points_table(points).empty
+    assert gains.points_table(points).empty
     assert share.at_one_share(points) == ""
 
 
 def test_figure_and_table(folder):
-    points = share.gain_points(folder)
+    points = gains.gain_points(folder)
     gpt = ("tinyshakespeare", "tinyshakespeare")
     named = {gpt: ("a GPT", "left"), ("beauty", "beauty"): ("not there", "right")}
     left, right = figures.share_and_gain(points, sweeps=share.SWEEPS, named=named).axes
@@ -327,8 +327,8 @@ def test_figure_and_table(folder):
     (others,) = (line for line in right.lines if line.get_marker() == "o" and len(line.get_xdata()) > 1)
     assert len(others.get_xdata()) == len(SHARES) + 1  # the sweep and the ViT, the paper's signs only
     assert not figures.share_and_gain(points.head(0), sweeps=share.SWEEPS, named=named).axes[0].get_legend()
-    assert share.points_table(points).loc[("vision", PLUS_MINUS, "cifar10-lab30"), "gain (%)"].startswith("+10.00 (")
-    assert share.points_table(points).loc[("language", PLUS_PLUS, "share: mlp8"), "gain (%)"].startswith("−")
+    assert gains.points_table(points).loc[("vision", PLUS_MINUS, "cifar10-lab30"), "gain (%)"].startswith("+10.00 (")
+    assert gains.points_table(points).loc[("language", PLUS_PLUS, "share: mlp8"), "gain (%)"].startswith("−")
 
 
 def test_every_point_in_bits_per_byte(folder):
@@ -349,11 +349,11 @@ def test_a_damaged_record_is_named(folder):
     path = next((folder / "share").glob("*.json"))
     path.write_text(path.read_text().replace('"test_bits_per_byte": ', '"test_bits_per_byte": 1'))
     with pytest.raises(RecordError, match=path.name):
-        share.gain_points(folder)
+        gains.gain_points(folder)
 
 
 def test_the_committed_vision_runs_are_points():
-    points = share.gain_points().set_index("experiment")
+    points = gains.gain_points().set_index("experiment")
     assert 0.3 < points.loc["cifar10-lab30", "share"] < 0.35 and points.loc["cifar10-lab30", "pairs"] >= 3
 
 
@@ -374,5 +374,5 @@ def test_correlation_against_known_values():
 
 
 def test_points_are_sorted_by_share_within_an_experiment(folder):
-    shares = share.gain_points(folder).query("experiment == 'share' and signs == @PLUS_PLUS")["share"]
+    shares = gains.gain_points(folder).query("experiment == 'share' and signs == @PLUS_PLUS")["share"]
     assert shares.is_monotonic_increasing and isinstance(shares, pd.Series)

@@ -174,10 +174,10 @@ def share_and_gain(
     each point. Left: sweeps, one colour each, their points named; right: every model, and a few that are named.
     Hollow: too few pairs for a claim.
 
-    points: as book.share.gain_points gives them. sweeps: their experiments, and what the legend calls each. named:
+    points: as book.gains.gain_points gives them. sweeps: their experiments, and what the legend calls each. named:
     (experiment, point) -> what stands beside it on the right, and on which side of it ("left", "right").
     """
-    points = points[points["signs"] == "QK +, V·proj −"]  # the paper's, as book.share names them
+    points = points[points["signs"] == "QK +, V·proj −"]  # the paper's, as book.gains names them
     figure, (axes,) = panels(7.4, 3.3, ncols=2)
     left = points[points["experiment"].isin(list(sweeps))]
     titles = ("one GPT, attention layers of one size", "every model of this book")

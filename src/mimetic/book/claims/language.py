@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from mimetic.book import positions, share
+from mimetic.book import gains, positions, share
 from mimetic.book.claims.verdicts import (
     DETAILS,
     GUESS,
@@ -40,14 +40,14 @@ STARTED = (programme.FROM_SINCOS, programme.FROM_SINCOS_WIKITEXT2)
 
 
 def _relative(row: pd.Series) -> str:
-    """A point's relative gain in words (a row of share.gain_points)."""
+    """A point's relative gain in words (a row of gains.gain_points)."""
     pairs = plural(row["pairs"], "pair")
     return f"{IN_PERCENT.signed(row['gain'])} % ({IN_PERCENT.span(row['low'], row['high'])}, {pairs})"
 
 
 def _language_gains_less() -> Judgement:
-    points = share.gain_points()
-    ours = points[points["signs"] == share.PUBLISHED]
+    points = gains.gain_points()
+    ours = points[points["signs"] == gains.PUBLISHED]
     rows = {name: part.iloc[0] for name, part in ours[ours["point"] == ours["experiment"]].groupby("experiment")}
     planned = {"cifar10-lab30": len(CENTRAL_SEEDS)} | {study.experiment: _seeds(study) for study in CORPORA}
     if not set(planned) <= set(rows):
@@ -141,9 +141,9 @@ def _beyond_learned() -> Judgement:
 
 
 def _share_guess() -> Judgement:
-    points = share.gain_points()
-    points = points[(points["experiment"] == "share") & (points["signs"] == share.PUBLISHED)]
-    there, wanted = int((points["pairs"] >= share.FEW).sum()), len(programme.SHARES)
+    points = gains.gain_points()
+    points = points[(points["experiment"] == "share") & (points["signs"] == gains.PUBLISHED)]
+    there, wanted = int((points["pairs"] >= gains.FEW).sum()), len(programme.SHARES)
     if there < wanted:
         return OPEN, f"{there} of {wanted} points of the sweep are in"
     found = share.correlated(share.held_fixed(points))
@@ -156,7 +156,7 @@ def _share_guess() -> Judgement:
 def _share_fixed() -> Judgement:
     """The same where there is a gain: whether it rises along each of the two things that change the share."""
     study = programme.SHARE_FIXED
-    found = share.slopes_by_seed(share.gain_points(), study.experiment)
+    found = share.slopes_by_seed(gains.gain_points(), study.experiment)
     return joined(
         {
             f"along {along}": judged(slopes, share.POINTS, _seeds(study), unit="percentage points a doubling")
