@@ -14,7 +14,7 @@ from mimetic.book import claims as judge
 from mimetic.book import common, gains, parts, published
 from mimetic.book import report as written
 from mimetic.book import reproduction as report
-from mimetic.book.claims import language, pattern, verdicts, vision
+from mimetic.book.claims import language, pattern, recommenders, verdicts, vision
 from mimetic.book.claims.verdicts import DETAILS, HOLDS, NOT, OPEN, PART, UNDECIDED
 from mimetic.book.common import comparisons_of
 from mimetic.book.growth import better_rates, half_costs
@@ -454,6 +454,25 @@ def test_what_was_run_counts_the_committed_records():
     # a reader's own are beside them
     committed = sum(path.parent.name in EXPERIMENTS for path in (ROOT / "data" / "runs").glob("*/*.json"))
     assert table["recorded"].sum() == committed, "a record that no queue plans, or that two do"
+
+
+@pytest.mark.parametrize(
+    ("opposite", "vision", "verdict"), [(-0.01, 0.01, HOLDS), (0.02, 0.01, NOT), (0.005, 0.01, PART)]
+)
+def test_opposite_signs_with_positions_that_start_large(monkeypatch, opposite, vision, verdict):
+    level = {"bert": 0.0, "opposite": opposite, "mimetic": vision}
+    rows = [
+        (arm, seed, 0.1 + gain + 0.0001 * seed * (arm == "bert")) for arm, gain in level.items() for seed in range(6)
+    ]
+    asked = []
+
+    def runs(name):
+        asked.append(name)
+        return pd.DataFrame(rows, columns=["arm", "seed", "test_ndcg10"])
+
+    monkeypatch.setattr(verdicts, "load_runs", runs)
+    assert recommenders._started_items("from-noise")[0] == verdict
+    assert set(asked) == {"ml100k-from-noise"}
 
 
 def test_the_re_implementations_are_a_table():

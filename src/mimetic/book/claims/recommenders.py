@@ -87,6 +87,17 @@ def _fixed_items(arm: str, reference: str = programme.DEFAULT, expected: int = 1
     )
 
 
+def _started_items(kind: str) -> Judgement:
+    """Whether opposite signs are behind the default and behind vision's with learned positions that start large."""
+    pairs, references = len(programme.FIXED_SEEDS), {"the default": programme.DEFAULT, "vision's": programme.VISION}
+    return joined(
+        {
+            f"minus {name}": against(f"ml100k-{kind}", programme.OPPOSITE, arm, pairs, expected=-1)
+            for name, arm in references.items()
+        }
+    )
+
+
 def _recommenders(arm: str, reference: str = programme.DEFAULT, suffix: str = "") -> Judgement:
     """Whether an arm is ahead on both data sets; suffix: of the experiments, after the data set's name."""
     return joined(
@@ -171,6 +182,10 @@ CLAIMS = {
             {name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}
         ),
         "With fixed positions and the opposite signs it loses": lambda: _fixed_items(programme.OPPOSITE, expected=-1),
+        "With learned positions that start from sin-cos these signs lose on MovieLens, to vision's, too": lambda: (
+            _started_items("from-sincos")
+        ),
+        "With learned positions that start from noise as large they do": lambda: _started_items("from-noise"),
         "A causal next-item BERT4Rec (MovieLens, 20 epochs) gains with the opposite signs, which its training finds"
         " (QK − in layer 1, V·proj +)": lambda: _sibling(programme.DEFAULT),
         "With vision's signs that sibling loses": lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
