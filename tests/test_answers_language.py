@@ -13,9 +13,8 @@ from mimetic import figures
 from mimetic.book import common, pattern, rates
 from mimetic.book import language as answers
 from mimetic.experiments import yardsticks
-from mimetic.experiments.configs import named
+from mimetic.experiments.configs import ARMS, named
 from mimetic.experiments.configs.language import (
-    CHOSEN,
     CONTROLS,
     ENDS,
     EVERY,
@@ -203,24 +202,31 @@ def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
 
 
 def test_the_rates_at_the_ends_of_the_sweep():
-    values = {
-        f"{point}-{searched(arm, lr)}": 2.0 + (lr != CHOSEN[arm])
-        for point in ENDS
-        for arm in SIGNS
-        for lr in end_rates(arm)
-    }
-    finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
-    put_runs("share-recipe", finals)
-    assert rates.ends().count("| – |") == 6
+    for search, (_, chosen) in rates.SEARCHED.items():
+        values = {
+            f"{point}-{searched(arm, lr)}": 2.0 + (lr != own)
+            for point in ENDS
+            for arm, own in chosen.items()
+            for lr in end_rates(own)
+        }
+        finals = pd.DataFrame({"arm": values.keys(), "test_bits_per_byte": values.values()})
+        put_runs(search, finals)
+        assert set(values) == set(ARMS[search])
+        if search == "share-recipe":
+            assert rates.ends().startswith("Not all") and rates.ends().count("| – |") == 6
+            learned = finals
+    assert rates.ends().count("| – |") == 10 and rates.ends().endswith("One seed.")
+    finals = learned
     other = finals.assign(
         test_bits_per_byte=finals["test_bits_per_byte"].where(finals["arm"] != "v16000-language-lr-0.002", 1.9)
     )
     put_runs("share-recipe", other)
-    assert "| `v16000` | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends()
-    assert "In 1 of the 6 rows the best is the lowest or the highest rate tried" in rates.ends()
+    assert "| `v16000` | learned | language signs | 0.004 | 0.002 | 0.100 |" in rates.ends()
+    assert "In 1 of the 10 rows the best is the lowest or the highest rate tried" in rates.ends()
     put_runs("share-recipe", finals[:-1])
     assert rates.ends().startswith("Not all of these runs are in yet")
-    put_runs("share-recipe", finals[:0])
+    for search in rates.SEARCHED:
+        put_runs(search, finals[:0])
     assert rates.ends().endswith("`.")
 
 

@@ -237,7 +237,8 @@ def test_every_arm_has_the_rate_that_the_committed_search_chose():
     assert len(search) == 4 * len(KNOWN)
     assert {config.seed for config in queue} == {0}
     assert all(config.validation for config in queue)
-    assert sum(config.experiment == "share-recipe" for config in queue) == 3 * len(ENDS) * len(SIGNS)
+    for search, arms in (("share-recipe", len(SIGNS)), ("share-sincos-recipe", 2)):
+        assert sum(config.experiment == search for config in queue) == 3 * len(ENDS) * arms
 
 
 @pytest.mark.parametrize("kind", OTHER_POSITIONS)

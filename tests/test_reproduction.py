@@ -441,7 +441,7 @@ def test_the_runs_of_a_pair_were_made_alike(experiment):
             assert (runs.loc[(reference, seed)] == runs.loc[(arm, seed)]).all(), (reference, arm, seed)
         return
     # a search compares the rates of one point of the sweep, or of one depth
-    points = {"share-recipe": SHARES, "cifar10-rates": (DEEP,)}.get(experiment, ())
+    points = {"share-recipe": SHARES, "share-sincos-recipe": SHARES, "cifar10-rates": (DEEP,)}.get(experiment, ())
     point = runs["arm"].map(lambda arm: max((name for name in points if arm.startswith(name)), key=len, default=""))
     for _, pair in runs.groupby(["seed", point.rename("point")]):
         assert (pair[[*alike, "device.precision"]].nunique() == 1).all()

@@ -3,6 +3,8 @@ for all, and what of the signs is left at one rate."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
@@ -17,6 +19,7 @@ from mimetic.experiments.configs.language import (
     RATES,
     RUNNER_UP,
     SIGNS,
+    SINCOS_CHOSEN,
     end_rates,
     rated,
     searched,
@@ -71,14 +74,21 @@ def ends() -> str:
     (one seed): a Markdown table and what follows from it."""
     found = _at_the_ends()
     rows = [
-        (f"`{point}`", LABELS[arm], f"{CHOSEN[arm]:g}", f"{best:g}", f"{cost:.3f}" if cost else "–")
-        for (point, arm), (best, cost) in found.items()
+        (f"`{point}`", positions, LABELS[arm], f"{own:g}", f"{best:g}", f"{cost:.3f}" if cost else "–")
+        for (positions, point, arm), (own, best, cost) in found.items()
     ]
-    columns = ["model", "arm", "its rate", "best of half, its own and twice", "it would save (bits per byte)"]
+    columns = [
+        "model",
+        "positions",
+        "arm",
+        "its rate",
+        "best of half, its own and twice",
+        "it would save (bits per byte)",
+    ]
     table = markdown(rows, columns)
-    if len(found) < len(ENDS) * len(SIGNS):
+    if len(found) < len(ENDS) * sum(len(chosen) for _, chosen in SEARCHED.values()):
         return f"Not all of these runs are in yet: `python -m mimetic queue language-recipe`.\n\n{table}".strip()
-    at_edge = sum(best in (min(end_rates(arm)), max(end_rates(arm))) for (_, arm), (best, _) in found.items())
+    at_edge = sum(best != own for own, best, _ in found.values())  # three were tried
     if not at_edge:
         return f"{table}\n\nOne seed."
     return (
@@ -88,18 +98,24 @@ def ends() -> str:
     )
 
 
-def _at_the_ends() -> dict[tuple[str, str], tuple[float, float]]:
-    """(end of the sweep, arm) -> its best rate there, and how many bits per byte
-    more it needs at the rate that it was given.
-    """
-    finals = load_runs("share-recipe")
-    values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
+# experiment -> the positions of its GPTs, and the rate of each arm that is asked there
+SEARCHED = {
+    "share-recipe": ("learned", {arm: CHOSEN[arm] for arm in SIGNS}),
+    "share-sincos-recipe": ("fixed", {arm: SINCOS_CHOSEN[arm] for arm in ("gpt2", "vision")}),
+}
+
+
+def _at_the_ends() -> dict[tuple[str, str, str], tuple[float, float, float]]:
+    """(positions, end of the sweep, arm) -> the rate that it was given, its best one there, and how many bits per byte
+    more it needs at the first."""
     found = {}
-    for point in ENDS:
-        for arm in SIGNS:
-            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in end_rates(arm)}
+    for search, (positions, chosen) in SEARCHED.items():
+        finals = load_runs(search)
+        values = finals.set_index("arm")["test_bits_per_byte"] if len(finals) else pd.Series(dtype=float)
+        for point, (arm, own) in product(ENDS, chosen.items()):
+            tried = {lr: values.get(f"{point}-{searched(arm, lr)}") for lr in end_rates(own)}
             if None not in tried.values():
-                found[point, arm] = min(tried, key=tried.get), tried[CHOSEN[arm]] - min(tried.values())
+                found[positions, point, arm] = own, min(tried, key=tried.get), tried[own] - min(tried.values())
     return found
 
 

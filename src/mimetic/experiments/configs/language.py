@@ -182,6 +182,7 @@ EXPERIMENTS: dict[str, LanguageConfig] = {
         replace(WIKITEXT2, experiment="share", vocab_size=1_000),
         replace(WIKITEXT2, experiment="share-recipe", vocab_size=1_000, validation=True),
         replace(WIKITEXT2, experiment="share-sincos", vocab_size=1_000, pos_embed="sincos"),
+        replace(WIKITEXT2, experiment="share-sincos-recipe", vocab_size=1_000, pos_embed="sincos", validation=True),
         replace(LAB, experiment="tinyshakespeare-rate"),
         replace(LAB, experiment="tinyshakespeare-halves"),
         replace(WIKITEXT2, experiment="wikitext2-halves"),
@@ -304,9 +305,19 @@ SHARES: dict[str, dict[str, Any]] = {
 ENDS = ("v256-mlp1", "v16000")
 
 
-def end_rates(name: str) -> tuple[float, float, float]:
-    """The rate that the search chose for an arm, half of it and twice it."""
-    return CHOSEN[name] / 2, CHOSEN[name], CHOSEN[name] * 2
+def end_rates(lr: float) -> tuple[float, float, float]:
+    """The rates that are tried there of an arm for which the search chose lr: this one, half of it and twice it."""
+    return lr / 2, lr, lr * 2
+
+
+def _at_ends(*names: str, chosen: dict[str, float] = CHOSEN) -> dict[str, dict[str, Any]]:
+    """The arms of that check."""
+    return {
+        f"{point}-{searched(name, lr)}": {**SHARES[point], **KNOWN[name], "lr": lr}
+        for point in ENDS
+        for name in names
+        for lr in end_rates(chosen[name])
+    }
 
 
 def _sweep(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -321,12 +332,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         with_positions(kind, search=True): search_arms(arms, AT_EDGE_OF.get(kind, ()))
         for kind, (arms, _) in OTHER_POSITIONS.items()
     },
-    "share-recipe": {
-        f"{point}-{searched(name, lr)}": {**SHARES[point], **arm, "lr": lr}
-        for point in ENDS
-        for name, arm in SIGNS.items()
-        for lr in end_rates(name)
-    },
+    "share-recipe": _at_ends(*SIGNS),
+    "share-sincos-recipe": _at_ends("gpt2", "vision", chosen=SINCOS_CHOSEN),
     "tinyshakespeare": at_own_rate(*EVERY),
     "wikitext2": at_own_rate(*TRIED) | at_other_rates({"gpt2": RUNNER_UP["gpt2"]}),
     "tinyshakespeare-long": at_own_rate(*SIGNS),

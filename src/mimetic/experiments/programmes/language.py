@@ -274,11 +274,16 @@ def language_runs() -> list[RunConfig]:
 
 def recipe_runs() -> list[RunConfig]:
     """The search: every arm at every rate, seed 0. The rule, the same for every arm: the rate with the fewest bits per
-    byte is taken. Then the sign arms at the ends of the sweep, to see whether the rates hold there; and a search with
-    every other kind of positions."""
+    byte is taken. Then the sign arms at the ends of the sweep, to see whether the rates hold there; a search with every
+    other kind of positions; and the ends of the sweep with fixed ones."""
     return [
         named(experiment, arm=arm)
-        for experiment in (SEARCH, "share-recipe", *(with_positions(kind, search=True) for kind in OTHER_POSITIONS))
+        for experiment in (
+            SEARCH,
+            "share-recipe",
+            *(with_positions(kind, search=True) for kind in OTHER_POSITIONS),
+            "share-sincos-recipe",
+        )
         for arm in ARMS[experiment]
     ]
 
