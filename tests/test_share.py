@@ -293,6 +293,23 @@ def test_chapter_11_says_what_the_records_say():
     )
     assert slopes.loc[(PLUS_MINUS, "along the MLP"), "low"] < 0 < slopes.loc[(PLUS_PLUS, "along the MLP"), "low"]
     assert again.loc[(PLUS_PLUS, "along the vocabulary"), "high"] > 0
+    # with fixed positions: ahead everywhere, most where it reads bytes; along the vocabulary only does it rise
+    part = points[points["experiment"] == "share-sincos"].set_index("point")
+    assert (part["pairs"] == 3).all() and all(min(gain.values()) > 0 for gain in part["by_seed"])
+    bytes_ = part.index.isin(["v256", "v256-mlp1"])
+    assert (
+        part.loc[bytes_, "gain"].between(0.115, 0.155).all() and part.loc[~bytes_, "gain"].between(0.025, 0.0455).all()
+    )
+    assert part["share"].max() == pytest.approx(0.61, abs=0.005)
+    of_fixed = share.slopes(points, "share-sincos").loc[PLUS_MINUS]
+    assert of_fixed.loc["along the vocabulary", "low"] > 0 and of_fixed.loc["vocabulary minus MLP", "low"] > 0
+    assert of_fixed.loc["along the MLP", "low"] < 0 < of_fixed.loc["along the MLP", "high"]
+    of_bytes = (
+        1
+        - of_fixed.loc["along the vocabulary", "least without one point"]
+        / of_fixed.loc["along the vocabulary", "slope"]
+    )
+    assert of_bytes == pytest.approx(2 / 3, abs=0.02)
     at = (
         points[points["signs"] == gains.PUBLISHED]
         .set_index(["experiment", "point"])
