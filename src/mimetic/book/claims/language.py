@@ -212,6 +212,8 @@ CLAIMS = {
             _beyond_learned
         ),
     },
-    (TEXT, GUESS, "11_share"): {"The gain follows attention's share of the parameters": _share_guess},
+    (TEXT, GUESS, "11_share"): {
+        "The gain follows attention's share of the parameters (here: learned positions)": _share_guess
+    },
     (TEXT, OURS, "11_share"): {"With fixed sin-cos positions, where a GPT gains, it follows the share": _share_fixed},
 }
