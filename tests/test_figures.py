@@ -60,7 +60,7 @@ def test_z_by_layer_draws_every_head_and_layer(table):
 
 def test_z_by_layer_draws_a_band_where_heads_are_many(table, monkeypatch):
     monkeypatch.setattr(products, "MANY_HEADS", 1)
-    ax = figures.z_by_layer(table.assign(title="one")).axes[0]
+    ax = figures.z_by_layer(table.assign(title="one", z=table["z"].astype(object))).axes[0]
     assert len(ax.collections) == 2 and len(ax.lines) == 3  # chance and the heads; 0, their mean, the layers
     most = table[table["product"] == "qk"].groupby("layer").z.quantile([0.1, 0.9])
     band = ax.collections[1].get_paths()[0].vertices[:, 1]

@@ -66,7 +66,8 @@ def z_by_layer(measurements: pd.DataFrame) -> Figure:
         )
         ax.axhline(0, color="black", lw=0.6)
         if many := len(qk) > MANY_HEADS:
-            most = qk.groupby("layer").z.quantile([0.1, 0.9]).unstack()
+            # a column that was joined to an empty one holds objects
+            most = qk.z.astype(float).groupby(qk.layer).quantile([0.1, 0.9]).unstack()
             ax.fill_between(most.index, most[0.1], most[0.9], color=QK, alpha=0.2, lw=0)
         else:
             ax.plot(qk.layer, qk.z, ".", ms=3, color=QK, alpha=0.5)
