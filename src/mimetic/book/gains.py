@@ -24,9 +24,7 @@ import numpy as np
 import pandas as pd
 
 from mimetic.audit.report import sign_words
-from mimetic.book.common import (
-    IN_PERCENT,
-)
+from mimetic.book.common import IN_PERCENT
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.base import FREE
 from mimetic.experiments.configs.language import NOT_ITS_OWN, OTHER_POSITIONS, with_positions

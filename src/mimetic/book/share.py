@@ -157,7 +157,7 @@ def summary(points: pd.DataFrame, *sweeps: str) -> str:
                         row["least without one point"], row["most"]
                     )
             columns[f"{SIGN_NAMES.get(signs, signs)}, {SWEEPS[sweep]}"] = cells
-    return "\n\n".join([*([_by_signs(columns)] if columns else []), *missing])
+    return "\n\n".join(filter(None, [_by_signs(columns), *missing]))
 
 
 def _by_signs(columns: dict[str, dict[str, str]]) -> str:
