@@ -43,7 +43,7 @@ def _curves(ax, curves) -> None:
 @styled
 def curves_and_pairs(curves: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """Left: learning curves; right: the last-epoch accuracy of each seed under the default and under mimetic
-    initialization, a line joins the pair. Frames as in learning_curves; finals: one row a run."""
+    initialization, a line joins the pair, a bar is the mean of the pairs. Frames as in learning_curves; finals: one row a run."""
     figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
     _curves(axes[0, 0], curves)
     _pairs(axes[0, 1], finals)
@@ -61,9 +61,13 @@ def _pairs(ax, finals) -> None:
         ax.annotate(
             f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555"
         )
+    means = wide.dropna().mean()  # of pairs: a run without its partner would tilt the comparison
     for i, arm in enumerate(arms):
         ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS[arm])
-    ax.set_xticks(range(len(arms)), [LABELS[arm].split(" (")[0] for arm in arms])
+        ax.plot([i - 0.28, i - 0.06], [means[arm]] * 2, color=COLORS[arm], lw=2)
+    names = [LABELS[arm].split(" (")[0] for arm in arms]
+    below = [f"\nmean {mean:.2f}" if wide.notna().all(axis=1).sum() > 1 else "" for mean in means[arms]]
+    ax.set_xticks(range(len(arms)), [name + mean for name, mean in zip(names, below)])
     ax.set(xlim=(-0.35, 1.55), ylabel="last-epoch test accuracy (%)")
 
 
