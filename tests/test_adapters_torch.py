@@ -794,7 +794,7 @@ class Memory(Calls):
 @pytest.mark.parametrize("block", [Unfollowed, Kept, Comprehended, Rebound])
 def test_what_is_not_followed_is_left_to_names(block):
     assert [layer.kind for layer in attention_layers(block())] == ["self", "self"]
-    assert calls.tokens_of_call([("two", block())]) is None
+    assert calls.tokens_of_call([("two", block())]) == calls.UNSAID
 
 
 def test_what_a_module_holds_is_a_memory_and_what_it_keeps_may_be_anything():

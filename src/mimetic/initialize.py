@@ -85,7 +85,9 @@ def mimetic_init_(
     code calls an attention function or spells one out: what shows neither is not seen, so count what comes back.
     nn.MultiheadAttention does not know what it is called with: whether it is self- or cross-attention is read from the
     code of the block around it and, where that does not say, from names (self_attn, cross_attn, multihead_attn of a
-    decoder, ...).
+    decoder, ...); what is called with different expressions and neither says which is taken for self-attention, with a
+    warning. Copies in one module (an EMA teacher beside its student) are layers of their own, with noise of their own:
+    copy after this call.
 
     Args:
         model: any module with supported attention layers (see the coverage table).

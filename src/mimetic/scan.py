@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import Reader, find_reader, has_projections, left_alone, looks_like_attention, unknown
-from mimetic.adapters.calls import attends
+from mimetic.adapters.code import attends
 from mimetic.adapters.views import (
     HOOKED,
     WRAPPERS,
@@ -90,7 +90,7 @@ def scan(model: nn.Module) -> Scan:
         reader = find_reader(type(module))
         if reader is None:
             if looks_like_attention(module):
-                suspects.append((name, unknown(module)))
+                suspects.append((name, unknown(module, modules.get(name.rpartition(".")[0]) if name else None)))
             continue
         claimed |= dict.fromkeys((name, *aliases.get(module, ())))
         shown = clean_name(name) or type(module).__name__
@@ -332,6 +332,11 @@ def _checked(layer: AttentionLayer, owned: set[int]) -> AttentionLayer:
     """The layer, if all its views look into the model's own parameters: what is written into a copy would be lost."""
     for name in VIEWS:
         view = getattr(layer, name)
+        if not (view is None or isinstance(view, Tensor)):
+            raise UnsupportedAttention(
+                f"{layer.name}: {name} must be a view of a parameter (see AttentionLayer), its reader gave a"
+                f" {type(view).__name__}"
+            )
         if view is not None and name in ("q", "k", "v", "proj") and view.ndim != 3:
             raise UnsupportedAttention(
                 f"{layer.name}: {name} must have 3 dimensions (see AttentionLayer), its reader gave {tuple(view.shape)}"

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from mimetic.adapters import own, timm, torch_nn, transformers
-from mimetic.adapters.calls import attends
+from mimetic.adapters.code import attends
 from mimetic.adapters.views import (
     NotSelfAttention,
     Reader,
@@ -52,8 +52,10 @@ def register_adapter(attention_class: type, reader: Reader | None) -> None:
             parameters; `linear_out(lin, heads, name)`, `fused_out` and `linear_in(lin, heads, name)` of
             mimetic.adapters make them from nn.Linear. ancestors are pairs (path, module): the modules around it,
             nearest first, and the path from each down to this one; a norm in front of the layer is in one of them
-            (in_gain). There are none where the layer itself is what was passed in. None: the class is no
-            self-attention, for all its name; it is left alone with all that is inside of it, with a note.
+            (in_gain). There are none where the layer itself is what was passed in. What changes the effect of the
+            products belongs into the layer's caveats, in the words of mimetic.adapters.views (ROPE, QK_NORM, GATE,
+            ...), which verify asks for. None: the class is no self-attention, for all its name; it is left alone with
+            all that is inside of it, with a note.
 
     Raises:
         TypeError: attention_class is no module class, or nn.Module itself, or reader no function.
@@ -101,8 +103,11 @@ _patched = refuse(
 
 def _changed(base: type) -> Reader:
     def refuse(module, name, ancestors):
+        mine, theirs = type(module).__qualname__, base.__qualname__
+        if mine == theirs:
+            mine, theirs = full_name(type(module)), full_name(base)
         raise UnsupportedAttention(
-            f"{name}: {type(module).__qualname__} overrides the forward of {base.__qualname__}, or a part of it, so the"
+            f"{name}: {mine} overrides the forward of {theirs}, or a part of it, so the"
             " same weights may mean something else; register_adapter it if they do not"
         )
 
@@ -116,8 +121,8 @@ _LOOKS = re.compile(
 # a projection by its name, without what is put around it: q_proj, Wq, to_q, linear_q, query_projection, ...
 _ROLE = re.compile(
     r"(to|i2|x2|h2|attn_w|mha_w|w|fc|lin|linears?|dense|proj|project|projection|c|in|in_proj|add|fused|attn[12]?|att|self|mha"
-    r"|self_attn|cross_attn)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
-    r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weights?|map|mat|net|transform|matrix)?(_weight)?[0-9]?",
+    r"|conv|mlp|map|mat|trans|weight|layer|self_attn|cross_attn)?_?(?P<role>q|k|v|qk|kv|qkv|kqv|qkvo|w_pack|query|key|value|querie|query_key_value)s?"
+    r"_?(proj|projection|lin|linear|layer|layers|fc|dense|conv|head|embed|w|weights?|map|mat|net|trans|transform|matrix|mlp)?s?(_weight)?[0-9]?",
     re.IGNORECASE,
 )
 # with other words around it, the one that is unmistakable (img_qkv, qkv_text, x_qkv_2), unless it names what goes with
@@ -143,10 +148,13 @@ def looks_like_attention(module: nn.Module) -> bool:
     weights = list(module.parameters(recurse=False))
     for child in children.values():
         weights += child.parameters(recurse=False)
-    # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper
-    return any(is_lazy(p) or p.ndim >= 2 for p in weights) or sum(
-        is_lazy(p) or p.ndim >= 2 for p in module.parameters()
-    ) >= (2 if projections else 3)
+    # in wrapped linear layers (LoRA, quantisation, a norm behind each) the weights lie deeper: a fused one and another
+    # are enough where more than one thing speaks for attention
+    enough = 2 if projections or (named and not scripted and attends(type(module), False)) else 3
+    return (
+        any(is_lazy(p) or p.ndim >= 2 for p in weights)
+        or sum(is_lazy(p) or p.ndim >= 2 for p in module.parameters()) >= enough
+    )
 
 
 def has_projections(module: nn.Module) -> bool:
@@ -203,10 +211,15 @@ _HINTS = (  # an attribute that gives the kind of attention away -> what it is
 )
 
 
-def unknown(module: nn.Module) -> str:
-    """Why a module that looks like attention is refused: it is not in the tables, and what it seems to be."""
+def unknown(module: nn.Module, owner: nn.Module | None = None) -> str:
+    """Why a module that looks like attention is refused: it is not in the tables, and what it seems to be; owner: the
+    module that holds it."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted or traced (torch.jit): initialise before that"
+    if type(module) is nn.Module or isinstance(module, torch.fx.GraphModule):
+        return "it is traced (torch.fx, torch.export): initialise before that"
+    if owner is not None and isinstance(module, (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)):
+        return f"it holds the projections of {full_name(type(owner))}, which is not a known attention class"
     reason = f"{type(module).__module__}.{type(module).__qualname__} is not a known attention class"
     names = [*(n for n, _ in module.named_children()), *(n for n, _ in module.named_parameters(recurse=False))]
     for pattern, hint in _HINTS:

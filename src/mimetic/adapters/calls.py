@@ -1,113 +1,97 @@
-"""What a class's code says of attention, where names leave it open: whether it attends itself, and with which tokens it
-calls nn.MultiheadAttention, which does not know. Only read, never run; where there is no source, or it does something
-that is not followed here, nothing is said.
+"""With which tokens a class calls nn.MultiheadAttention, which does not know, by the class's source. Only read, never
+run; where there is no source, or it does something that is not followed here, nothing is said.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-import dis
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import wraps
-from itertools import count, pairwise
+from itertools import count
 from tokenize import TokenError
-from types import CodeType
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from mimetic.adapters.views import library
+from mimetic.adapters.code import OF_ITS_FORM, kept_by_class, methods
 
-# what libraries call softmax(q k^T) v
-_ATTENDS = re.compile(r"scaled_dot_product_attention|flash_attn_\w*func|memory_efficient_attention|flex_attention")
-_TRANSPOSES = {"transpose", "swapaxes", "swapdims", "permute", "mT", "T", "t"}
-_MULTIPLIES = {"matmul", "bmm", "baddbmm"}
+UNSAID = "unsaid"
 # the parameters of a method that only passes on what it is given: what these are is said where it is called
-_PASSED_ON = re.compile(r"(.*_)?(q|k|v|quer(y|ies)|keys?|values?)(_.*)?", re.IGNORECASE)
-# what is asked of a tensor without using what is in it
-_OF_ITS_FORM = {"shape", "size", "dtype", "device", "ndim", "dim", "numel", "new_zeros", "new_ones", "new_full"}
-
-
-def _kept(function: Callable) -> Callable:
-    """functools.cache by class, which lets go of a class, and what its functions close over, with its last user."""
-    kept = WeakKeyDictionary()
-
-    @wraps(function)
-    def of(cls: type, *args):
-        found = kept.setdefault(cls, {})
-        if args not in found:
-            found[args] = function(cls, *args)
-        return found[args]
-
-    return of
-
-
-@_kept
-def attends(cls: type, spelt_out: bool = True) -> bool:
-    """Whether one of a class's own methods calls a library's attention function or (spelt_out), which is less sure,
-    has a softmax, two matrix products and a transposed factor."""
-    for code in (method.__code__ for method in _methods(cls)):
-        names = set(_names(code))
-        if any(map(_ATTENDS.fullmatch, names)):
-            return True
-        if spelt_out and "softmax" in names and names & _TRANSPOSES and _products(code) > 1:
-            return True
-    return False
-
-
-@_kept
-def reads(cls: type, attribute: str) -> bool:
-    """Whether forward, or a method that it calls, uses what is in an attribute of this name; torch's own are not
-    asked."""
-    methods = {m.__name__: m for m in _methods(cls)}
-    todo, run = ["forward"], set()
-    while todo:
-        if (name := todo.pop()) in methods and name not in run:
-            run.add(name)
-            todo += _names(methods[name].__code__)
-    return any(library(methods[name]) != "torch" and _uses(methods[name].__code__, attribute) for name in run)
-
-
-def _uses(code: CodeType, attribute: str) -> bool:
-    steps = pairwise(dis.get_instructions(code))
-    return any(a.argval == attribute and b.argval not in _OF_ITS_FORM for a, b in steps) or any(
-        _uses(c, attribute) for c in code.co_consts if isinstance(c, CodeType)
-    )
+_QUERY = re.compile(r"(.*_)?(q|quer(y|ies))(_.*)?", re.IGNORECASE)
+_KEY = re.compile(r"(.*_)?(k|v|kv|keys?|values?)(_.*)?", re.IGNORECASE)
+# what goes along with the tokens of a call
+_BESIDE = re.compile(
+    r".*(mask|bias|pos|cache|past|weight|causal|drop|rope|rotary|freq|size|shape|len|train|use_|return).*"
+)
 
 
 class Call(NamedTuple):
-    """With which tokens attention is called."""
+    """With which tokens attention, or what is around it, is called."""
 
-    kind: str | None
-    given: bool = False  # queries and keys are the first two arguments of forward: whoever calls that decides
+    kind: str | None = None
+    #: queries and keys are the first two arguments of forward, or its first one and those behind a star: whoever calls
+    #: that decides
+    given: bool = False
+    #: keys are made of the queries' argument and perhaps of a further one, context=None: whoever calls decides
+    optional: bool = False
+    alone: bool = False  # it is called with one argument and no keys
+    unsaid: bool = False  # queries and keys are different expressions, and what they are is not known
     made_by: tuple[str, ...] = ()  # the attributes that made queries and keys, where they are two different parts
     holds: frozenset[str] = frozenset()  # the attributes that stand for tokens: learned ones, if the module holds them
+    apart: frozenset[str] = frozenset()  # the attributes that queries or keys pass, else the same: "self" if norms
 
 
 def tokens_of_call(chain: Iterable[tuple[str, nn.Module]]) -> str | None:
     """What an attention layer is called with: "self" (queries and keys are the same expression), "cross" (they come
     from different arguments, or keys from what a module holds), "pooling" (queries come from what a module holds:
-    parameters, buffers, embeddings), or None where the code does not say, or says several.
+    parameters, buffers, embeddings), UNSAID where they are different expressions and nothing says more, or None where
+    no call is seen.
 
     Args:
-        chain: (attribute, module that holds under it what comes before), from the layer outwards. The next one is asked
-            where a class passes on the first two arguments that it is called with.
+        chain: (path, module that holds under it what comes before), from the layer outwards. The next one is asked
+            where a class passes on arguments that it is called with.
     """
-    kind = None
-    for attribute, module in chain:
-        calls = _calls(type(module)).get(attribute, set())
-        call = next(iter(calls)) if len(calls) == 1 else Call(None)
+    kind, said, optional = None, True, False
+    for path, module in chain:
+        row = type(module).forward is nn.Sequential.forward
+        call = Call(alone=True) if row else _call_at(type(module), path)
         if not all(_holds(module, name) for name in call.holds):
-            return kind
-        kind = call.kind or kind
-        if not call.given:
+            said = False
             break
-    return kind
+        if call.alone:  # what may be given is not
+            return "self" if optional else kind
+        if call.apart and all(_is_norm(getattr(module, name, None)) for name in call.apart):
+            return "self"
+        kind, said = call.kind or kind, said and not call.unsaid
+        optional |= call.optional
+        if not (call.given or call.optional):
+            break
+    return kind or (None if said else UNSAID)
+
+
+def _call_at(cls: type, path: str) -> Call:
+    """The call of what a class holds under a path (a part, or a place in a list of parts), by its own code."""
+    attribute, *places = path.split(".")
+    found = _calls(cls)
+    keys = (attribute, places[-1] if places else None), (attribute, None), (_ANY, None)
+    calls = next((found[key] for key in keys if key in found), {Call()})
+    if len(calls) == 1:
+        return next(iter(calls))
+    kinds = {call.kind for call in calls}
+    if len(kinds) == 1 and None not in kinds:
+        return Call(kinds.pop())
+    # now one, now the other: the caller decides, if all that is not self-attention is in its hand
+    optional = all(call.kind == "self" or call.given or call.optional for call in calls)
+    return Call(optional=optional, unsaid=any(call.unsaid for call in calls) or kinds != {None})
+
+
+def _is_norm(part: object) -> bool:
+    """Whether a part of a module is a norm, or a list of norms."""
+    parts = list(part) if isinstance(part, nn.ModuleList) else [part]
+    return all("norm" in type(m).__name__.lower() for m in parts)
 
 
 def _holds(module: nn.Module, name: str) -> bool:
@@ -119,50 +103,23 @@ def _holds(module: nn.Module, name: str) -> bool:
 def made_by(cls: type, attribute: str) -> set[str]:
     """The attributes of a class with which it makes different queries and keys before it calls the attention that it
     holds under this name."""
-    return {part for call in _calls(cls).get(attribute, ()) for part in call.made_by}
+    every = [call for (part, _), calls in _calls(cls).items() if part == attribute for call in calls]
+    return {part for call in every for part in call.made_by}
 
 
-def _methods(cls: type) -> Iterator[Callable]:
-    """The functions of a class, those that it inherits from anything but nn.Module, too."""
-    seen = set()
-    for base in cls.__mro__:
-        if base in nn.Module.__mro__:
-            continue
-        for name, value in vars(base).items():
-            if name in seen or not inspect.isroutine(value):  # others may do anything when asked for __wrapped__
-                continue
-            seen.add(name)
-            with suppress(ValueError):  # wrapped around itself
-                value = inspect.unwrap(value.__func__ if isinstance(value, (staticmethod, classmethod)) else value)
-            if inspect.isfunction(value):
-                yield value
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _products(code: CodeType) -> int:
-    """How many matrix products are written in a method."""
-    own = sum(
-        step.argval in _MULTIPLIES or (step.opname == "BINARY_OP" and step.argrepr == "@")
-        for step in dis.get_instructions(code)
-    )
-    return own + sum(_products(c) for c in code.co_consts if isinstance(c, CodeType))
-
+# a part of a module: its attribute, and the place in it where that is a list or a dictionary of parts
+Part = tuple[str, str | None]
+_ANY = "*"  # the attribute that getattr(self, ...) asks for
 
 # what comes of a source that is not there, was changed since, or is too deep
 _UNREADABLE = (OSError, TypeError, ValueError, IndexError, TokenError, SyntaxError, RecursionError)
 
 
-@_kept
-def _calls(cls: type) -> dict[str, set[Call]]:
-    """attribute -> its calls, those with queries and keys."""
-    found: dict[str, set[Call]] = {}
-    for method in _methods(cls):
+@kept_by_class
+def _calls(cls: type) -> dict[Part, set[Call]]:
+    """Part -> its calls."""
+    found: dict[Part, set[Call]] = {}
+    for method in methods(cls):
         try:
             source = inspect.getsource(method)
             # dedent fails where a comment or a string begins in the first column
@@ -172,8 +129,8 @@ def _calls(cls: type) -> dict[str, set[Call]]:
         # another name: the file was changed since
         if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) and tree.name == method.__code__.co_name:
             with suppress(RecursionError):  # an expression of a thousand terms
-                for attribute, call in _Reading(tree).calls:
-                    found.setdefault(attribute, set()).add(call)
+                for part, call in _Reading(tree).calls:
+                    found.setdefault(part, set()).add(call)
     return found
 
 
@@ -223,9 +180,10 @@ class _Reading:
         self.untold = set(_untold(tree))
         self.numbers: dict[str, str] = {}
         self.versions = count()
-        # name -> what was called to make it, and with what
-        self.makers: dict[str, tuple[ast.expr, list[str]] | None] = {}
-        self.calls: list[tuple[str, Call]] = []
+        # name -> what was called to make it, with what, and whether it is a piece of what that gave
+        self.makers: dict[str, tuple[ast.expr, list[str], bool] | None] = {}
+        self.parts: dict[str, Part] = {}  # name -> the part of the module that it stands for
+        self.calls: list[tuple[Part, Call]] = []
         self._block(tree.body, sure=True)
 
     def _block(self, body: list[ast.stmt], sure: bool) -> None:
@@ -243,6 +201,7 @@ class _Reading:
                 self._assign(statement.target, statement.value, sure and isinstance(statement, ast.AnnAssign))
             elif isinstance(statement, (ast.For, ast.AsyncFor)):
                 self._assign(statement.target, statement.iter, False)
+                self._bind(statement.target, statement.iter)
             self._block(inner, sure and isinstance(statement, (ast.With, ast.AsyncWith)))
 
     @staticmethod
@@ -266,7 +225,10 @@ class _Reading:
             if not sure and old is not None:  # perhaps not run: it may be either
                 meaning, depends = f"{target.id}#{next(self.versions)}", depends | old[1]
             self.known[target.id] = meaning, depends
-            self.makers[target.id] = self._maker(value) if sure else None
+            self.makers[target.id] = self._maker(value) if sure or old is None else None
+            self.parts.pop(target.id, None)
+            if not isinstance(value, ast.Call) and (part := self._part(value)):
+                self.parts[target.id] = part
 
     def _meaning(self, value: ast.expr) -> str:
         """A short name for what an expression stands for, the same for the same expression of the same values."""
@@ -278,13 +240,70 @@ class _Reading:
                 node.id = self.known.get(node.id, (node.id,))[0]
         return self.numbers.setdefault(ast.dump(named), f"#{len(self.numbers)}")
 
-    def _maker(self, value: ast.expr) -> tuple[ast.expr, list[str]] | None:
-        """The part of the module, self.part or self.part[...], whose output an expression is, and what that part was
-        called with; None of any other."""
+    def _bind(self, target: ast.expr, source: ast.expr) -> None:
+        """The names of a loop over parts of the module: for layer in self.layers, for norm, layer in self.blocks."""
+        if isinstance(source, ast.Call):
+            name = ast.unparse(source.func).split(".")[-1]
+            inner = source.func.value if isinstance(source.func, ast.Attribute) else None
+            targets = target.elts if isinstance(target, ast.Tuple) else [target]
+            if name == "zip":
+                for part, one in zip(targets, source.args):
+                    self._bind(part, one)
+            elif name in ("enumerate", "reversed") and source.args:
+                self._bind(targets[-1], source.args[0])
+            elif name in ("items", "values", "children") and inner is not None:
+                self._bind(targets[-1], inner)
+        elif (part := self._part(source)) and part[1] is None:
+            for i, one in enumerate(target.elts if isinstance(target, ast.Tuple) else [target]):
+                if isinstance(one, ast.Name):
+                    self.parts[one.id] = part[0], str(i) if isinstance(target, ast.Tuple) else None
+
+    def _part(self, node: ast.expr) -> Part | None:
+        """The part of the module that an expression stands for: self.part, self.part[i], getattr(self, ...), or a name
+        of one of these."""
+        place = None
+        while isinstance(node, ast.Subscript):
+            place = place or (str(node.slice.value) if isinstance(node.slice, ast.Constant) else None)
+            node = node.value
+        if isinstance(node, ast.Name) and node.id in self.parts:
+            attribute, own = self.parts[node.id]
+            return attribute, place or own
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr" and node.args:
+            return (_ANY, None) if ast.unparse(node.args[0]) == self.me else None
+        mine = self._attribute(node)
+        return (mine, place) if mine else None
+
+    def _maker(self, value: ast.expr) -> tuple[ast.expr, list[str], bool] | None:
+        """The part of the module, self.part or self.part[...], whose output an expression is, perhaps with its form
+        changed, what that part was called with, and whether the expression is a piece of the output's width; None of
+        any other."""
         if isinstance(value, ast.Name):
             return self.makers.get(value.id)
-        mine = isinstance(value, ast.Call) and self._attribute(value.func)
-        return (value.func, list(map(self._meaning, value.args))) if mine else None
+        if isinstance(value, ast.Attribute) and value.attr in ("mT", "T"):
+            return self._maker(value.value)
+        if isinstance(value, ast.Subscript):  # q, k, v = ...
+            found = self._maker(value.value) if isinstance(value.slice, ast.Constant) else None
+            return found if found and found[2] else None
+        if not isinstance(value, ast.Call):
+            return None
+        if self._attribute(value.func):
+            return value.func, list(map(self._meaning, value.args)), False
+        inputs = [value.func.value] if isinstance(value.func, ast.Attribute) else []
+        if not inputs or ast.unparse(inputs[0]) not in self.known:  # torch.relu(x), rearrange(x, ...)
+            inputs = [one for one in inputs if isinstance(one, (ast.Call, ast.Attribute, ast.Subscript))] or value.args
+        found = self._maker(inputs[0]) if inputs else None
+        cut = ast.unparse(value.func).split(".")[-1] in ("chunk", "split", "tensor_split")
+        where = [*value.args[-1:], *(k.value for k in value.keywords if k.arg == "dim")][-1:]
+        of_width = cut and any(ast.unparse(d) in ("-1", "2") for d in where)
+        return (*found[:2], found[2] or of_width) if found and (of_width or not cut) else None
+
+    def _without_part(self, value: ast.expr) -> tuple[str, str | None]:
+        """What a part of the module was called with, alone, to make an expression, and that part's attribute; of
+        another expression what it stands for."""
+        made = self._maker(value)
+        if made is None or made[2] or len(made[1]) != 1:
+            return self._meaning(value), None
+        return made[1][0], self._attribute(made[0])
 
     def _attribute(self, node: ast.expr | None) -> str | None:
         """part of self.part and of self.part[...]."""
@@ -298,7 +317,7 @@ class _Reading:
             return frozenset([_UNTOLD])
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ("", frozenset()))[1]
-        if isinstance(node, ast.Attribute) and node.attr in _OF_ITS_FORM:
+        if isinstance(node, ast.Attribute) and node.attr in OF_ITS_FORM:
             return frozenset()
         if isinstance(node, ast.Attribute) and (mine := self._attribute(node)):
             return frozenset([f"self.{mine}"])
@@ -306,33 +325,53 @@ class _Reading:
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id == "len":
                 return frozenset()
-            if self._attribute(node.func):  # a part of the module, or a method: what it gives is made of what it gets
+            if mine := self._attribute(node.func):  # a part of the module, or a method: made of what it gets
                 parts.remove(node.func)
                 if not parts:
                     return frozenset([_UNTOLD])
+                # an embedding of numbers that come from nowhere is what the module holds
+                return frozenset().union(*map(self._depends, parts)) or frozenset([f"self.{mine}"])
         return frozenset().union(*map(self._depends, parts))
 
     def _call(self, node: ast.AST) -> None:
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and self._attribute(node.func)):
+        part = self._part(node.func) if isinstance(node, ast.Call) else None
+        if part is None:
             return
-        given = dict(zip(("query", "key"), node.args)) | {k.arg: k.value for k in node.keywords if k.arg}
-        if "query" in given and "key" in given and not any(isinstance(a, ast.Starred) for a in node.args):
-            self.calls.append((node.func.attr, self._read(given["query"], given["key"])))
+        named = {k.arg: k.value for k in node.keywords if k.arg}
+        if any(isinstance(a, ast.Starred) for a in node.args) or len(named) < len(node.keywords):  # *args, **kwargs
+            first = node.args[:1]
+            given = (
+                bool(first)
+                and not isinstance(first[0], ast.Starred)
+                and [self._depends(first[0])] == self.first_two[:1]
+            )
+            self.calls.append((part, Call(given=given, unsaid=True)))
+            return
+        given = dict(zip(("query", "key"), node.args)) | named
+        if "query" in given and "key" in given:
+            self.calls.append((part, self._read(given["query"], given["key"])))
+        elif node.args:
+            others = [value for name, value in named.items() if not _BESIDE.fullmatch(name)]
+            self.calls.append((part, self._read(node.args[0], others[0]) if others else Call(alone=True)))
 
     def _read(self, query: ast.expr, key: ast.expr) -> Call:
         if self._meaning(query) == self._meaning(key):
             return Call("self")
         asking, asked = self._depends(query), self._depends(key)
         if _UNTOLD in asking | asked:
-            return Call(None)
+            return Call(unsaid=True)
         own = frozenset(name for name in asking | asked if name.startswith("self."))
         holds = frozenset(name.removeprefix("self.") for name in (asking if asking <= own else asked) & own)
         asking, asked = asking - own, asked - own
         if asking & asked or not (asking or asked):
-            (a, of_a), (b, of_b) = (self._maker(query) or (None, None), self._maker(key) or (None, None))
-            apart = a and b and of_a == of_b and ast.dump(a) != ast.dump(b)
-            return Call(None, made_by=(self._attribute(a), self._attribute(b)) if apart else ())
+            a, b = self._maker(query), self._maker(key)
+            apart = a and b and a[1] == b[1] and (ast.dump(a[0]) != ast.dump(b[0]) or (a[2] and b[2]))
+            made = (self._attribute(a[0]), self._attribute(b[0])) if apart else ()
+            (bare, a), (same, b) = self._without_part(query), self._without_part(key)
+            passed = frozenset(filter(None, (a, b))) if bare == same else frozenset()
+            optional = bool(self.first_two) and asking < asked
+            return Call(optional=optional, unsaid=True, made_by=made, apart=passed)
         if not (asking and asked):
-            return Call(("cross" if asking else "pooling") if holds else None, holds=holds)
-        unsaid = any(map(_PASSED_ON.fullmatch, asking | asked))
-        return Call(None if unsaid else "cross", [asking, asked] == self.first_two)
+            return Call(("cross" if asking else "pooling") if holds else None, unsaid=not holds, holds=holds)
+        unsaid = any(map(_QUERY.fullmatch, asking)) or any(map(_KEY.fullmatch, asked))
+        return Call(None if unsaid else "cross", given=[asking, asked] == self.first_two, unsaid=unsaid)

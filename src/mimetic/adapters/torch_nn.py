@@ -1,11 +1,12 @@
 """torch.nn.MultiheadAttention, packed and separate in_proj, and so torchvision's ViT and nn.Transformer."""
 
 import re
-from itertools import takewhile
+from collections.abc import Iterator
 
 from torch import nn
 
-from mimetic.adapters.calls import made_by, reads, tokens_of_call
+from mimetic.adapters.calls import UNSAID, made_by, tokens_of_call
+from mimetic.adapters.code import reads
 from mimetic.adapters.views import (
     CROSS,
     as_written,
@@ -28,6 +29,11 @@ POOLING = re.compile(
     r"(?<!mean)(?<!avg)(?<!average)(?<!max)(?<!mean_)(?<!avg_)(?<!max_)pool|probe|(^| )mab|resampler", re.IGNORECASE
 )
 SELF = re.compile(r"^(self|slf)_?att|^sa(_|$)", re.IGNORECASE)
+OTHER_TOKENS = (
+    "its block calls it with different expressions for queries and for keys, and whether these are the same tokens is"
+    " not seen: it is taken for self-attention (if it is none, call it cross_attn, or register_adapter the class around"
+    " it with None)"
+)
 ZERO = "add_zero_attn adds one token of zeros to keys and values: W_V W_proj acts with the attention that it leaves"
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)  # a layer in one of them is called like the container
 
@@ -56,7 +62,7 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
         bs = own_parameter(module, "in_proj_bias", name, "q_bias").view(3, heads, -1).unbind(0)
     proj, pb = linear_in(module.out_proj, heads, name, "out_proj")
     path, parent = ancestors[0] if ancestors else ("", None)
-    kind = _kind(ancestors)
+    kind, said = _kind(ancestors)
     if k.shape[0] != d or v.shape[0] != d:  # kdim, vdim: keys or values of another width are other tokens
         kind = "cross"
     # behind attention: dropout1 in torch's encoder and decoder, else dropout, as in torchvision
@@ -64,6 +70,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
     dropouts = ("dropout1" if hasattr(parent, "dropout1") else "dropout",) if known_names else ()
     caveats = [*dropout_caveats(parent, dropouts, name)]
     in_gain, known = (None, False) if caveats else _pre_norm(path, parent, name, d)
+    if kind == "self" and not said:
+        caveats.append(OTHER_TOKENS)
     if module.bias_k is not None:
         caveats.append("bias_k and bias_v add one learned token to keys and values, which is left as it is")
     if module.add_zero_attn:
@@ -78,23 +86,54 @@ def _check_not_made_before(block: nn.Module, attribute: str, name: str) -> None:
     made = sorted(made_by(type(block), attribute))
     parts = [getattr(block, part, None) for part in made]
     parts = [m for part in parts for m in (part if isinstance(part, nn.ModuleList) else [part])]
-    if made and all(isinstance(m, nn.Module) and any(map(is_matrix, m.parameters(recurse=False))) for m in parts):
+    if made and all(isinstance(m, nn.Module) and _is_projection(m) for m in parts):
         raise UnsupportedAttention(
             f"{name}: {type(block).__name__}, which holds it, makes queries and keys with {' and '.join(made)} before"
             " it calls the layer: the products of the two together are not the layer's"
         )
 
 
-def _kind(ancestors) -> str:
-    """The kind ("self" or "cross"), which the layer does not know: by the code of its block and, where that does not
-    say, by what it and its block are called; raises NotSelfAttention if it pools.
+def _is_projection(module: nn.Module) -> bool:
+    """Whether a module is a matrix, perhaps with an activation or a norm behind it."""
+    simple = not any(next(child.children(), None) for child in module.children())
+    return simple and 0 < sum(map(is_matrix, module.parameters())) <= 2
+
+
+def _callers(ancestors) -> Iterator[tuple[str, nn.Module]]:
+    """(path from it down to the one before, module): what calls the layer, and what calls that, without lists."""
+    below = 0
+    for path, ancestor in ancestors:
+        module, parts = unwrapped(ancestor), path.split(".")
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and module.forward.__func__ is nn.Module.forward:
+            continue
+        if replaced_forward(module):
+            return
+        yield ".".join(parts[: len(parts) - below]), module
+        below = len(parts)
+
+
+def _kind(ancestors) -> tuple[str, bool]:
+    """The kind ("self" or "cross"), which the layer does not know, and whether anything says so: by the code of its
+    block and, where that does not say, by what it and its block are called; raises NotSelfAttention if it pools.
     """
-    chain = ((path.split(".")[0], unwrapped(a)) for path, a in ancestors)
-    called_with = tokens_of_call(takewhile(lambda place: not replaced_forward(place[1]), chain))
+    called_with = tokens_of_call(_callers(ancestors))
     if called_with == "pooling":
-        pooling(unwrapped(ancestors[0][1]))
-    if called_with is not None:
-        return called_with
+        pooling(next(module for _, module in _callers(ancestors)))
+    if called_with in ("self", "cross"):
+        return called_with, True
+    kind = _kind_by_name(ancestors)
+    if called_with != UNSAID or kind == "cross":
+        return kind, True
+    # what is only wrapped around it is called by the name that tells: cross_attn.fn.mha
+    outer = [path for path, _ in list(_callers(ancestors))[:3]]
+    told = next(
+        (name for path in outer for name in reversed(path.split(".")) if SELF.search(name) or CROSS.search(name)), None
+    )
+    return ("self" if told is None or SELF.search(told) else "cross"), told is not None
+
+
+def _kind_by_name(ancestors) -> str:
+    """The kind by what a layer and its block are called; raises NotSelfAttention if it pools."""
     # its own name, that of the list that holds it; all names down from the block if there are containers in between
     own, holder = next(((path.split(".")[0], a) for path, a in ancestors if not path[0].isdigit()), ("", None))
     names, block = next(((path.split("."), a) for path, a in ancestors if type(a) not in CONTAINERS), ([own], holder))

@@ -43,7 +43,10 @@ def _curves(ax, curves) -> None:
 @styled
 def curves_and_pairs(curves: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """Left: learning curves; right: the last-epoch accuracy of each seed under the default and under mimetic
-    initialization, a line joins the pair, a bar is the mean of the pairs. Frames as in learning_curves; finals: one row a run."""
+    initialization, a line joins the pair, a bar is the mean of the pairs.
+
+    Frames as in learning_curves; finals: one row a run.
+    """
     figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
     _curves(axes[0, 0], curves)
     _pairs(axes[0, 1], finals)

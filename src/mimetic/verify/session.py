@@ -26,6 +26,7 @@ from mimetic.verify.tokens import (
     find_tokens,
     first_tensor,
     generator_for,
+    other_tokens,
     swap_tokens,
     tokens_like,
     tokens_of,
@@ -45,6 +46,7 @@ class Record:
     # added to the output inside the attention class: its input (ALBERT) or an argument (BLOOM)
     residual_BND: Tensor | None = None
     entered: Tensor | None = None  # what the module was called with
+    apart: bool = False  # it was called with other tokens as keys than as queries
     gates: list[Tensor] = field(default_factory=list)  # inputs of its sigmoids
     softmaxes: int = 0
     projected: bool = False  # proj has run
@@ -68,6 +70,7 @@ class Session:
         self.stack: list[int] = []
         self.take_out_pre_norms = True
         self.norms = 0  # modules called like a norm that are running now
+        self.constant: set[tuple[int, int]] = set()  # (layer, number) of its sigmoids that the tokens do not change
         self.records: list[Record] = []
 
     def _proj_owner(self, i: int) -> nn.Module:
@@ -161,6 +164,9 @@ class Session:
             if x is None:
                 return None
             kv = find_tokens(module, args, kwargs, KEY_NAMES, self.layers[i].v.shape[0])
+            if kv is None and self.layers[i].kind == "cross":  # under another name
+                kv = other_tokens(args, kwargs, x, self.layers[i].v.shape[0])
+            rec.apart |= kv is not None and not (kv is x or torch.equal(kv, x))
             new_x = self._draw(i, r, x, "self" if kv is None or self.layers[i].kind == "self" else "query")
             new_kv = new_x if kv is None or self.layers[i].kind == "self" else self._draw(i, r, kv, "key")
             if rec.x_BND is None:
@@ -242,7 +248,8 @@ class _Identity(TorchFunctionMode):
                 return self._softmax(rec, c_H, logits)
         if func in _SIGMOID:  # a gate if it depends on the tokens; Swin v2's position bias goes through one, too
             rec.gates.append(args[0].clone())
-            return torch.ones_like(args[0])
+            constant = (i, len(rec.gates) - 1) in self.session.constant
+            return func(*args, **kwargs) if constant else torch.ones_like(args[0])
         out = func(*args, **kwargs)
         if func in _PRODUCTS and len(args) >= 2:
             left, right = args[-2:] if func in (torch.baddbmm, Tensor.baddbmm) else args[:2]

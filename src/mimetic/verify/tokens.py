@@ -58,6 +58,12 @@ def find_tokens(module: nn.Module, args: tuple, kwargs: dict, names: tuple[str, 
     return None
 
 
+def other_tokens(args: tuple, kwargs: dict, x: Tensor, width: int) -> Tensor | None:
+    """The one argument beside x that may be tokens; None if there are none or several."""
+    found = {id(t): t for t in (*args, *kwargs.values()) if t is not x and _is_tokens(t, width)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
 def argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Tensor | None:
     """The argument of this name, by keyword or by position."""
     code = type(module).forward.__code__
