@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from mimetic import AttentionLayer, MimeticSpec, MimeticWarning, adapters, mimetic_init_
 from mimetic.adapters import calls, fused_out, linear_in, linear_out
-from mimetic.adapters.views import NO_DROPOUT, QK_NORM, ROPE
+from mimetic.adapters.views import GATE, NO_DROPOUT, QK_NORM, ROPE
 from mimetic.attention import UnsupportedAttention
 from mimetic.coverage.build import make_generic
 from mimetic.models.blocks import SelfAttention
@@ -364,6 +364,10 @@ def test_a_sparse_or_complex_weight_is_refused_in_a_line():
         ("i2q", "i2k"),
         ("theta", "phi", "g"),
         ("attn_in", "attn_out"),
+        ("conv_q", "conv_k", "conv_v"),
+        ("q_linears", "k_linears"),
+        ("qTrans", "kTrans", "vTrans"),
+        ("q_mlp", "k_mlp"),
     ],
 )
 def test_more_names_that_show_attention_beside_a_known_layer(names):
@@ -396,6 +400,14 @@ class MixesByHand(Mixes):
         return (self.a(x) @ self.b(x).mT).softmax(-1) @ self.c(x)
 
 
+class MixesByEinsum(Mixes):
+    """One key head for all."""
+
+    def forward(self, x):
+        logits = torch.einsum("b h i d, b j d -> b h i j", self.a(x)[:, None], self.b(x))
+        return torch.einsum("... i j, ... j d -> ... i d", logits.softmax(-1), self.c(x)[:, None])
+
+
 class Scores(Mixes):
     """A softmax, and no attention."""
 
@@ -403,17 +415,58 @@ class Scores(Mixes):
         return (self.a(x) + self.b(x)).softmax(-1) @ self.c(x)
 
 
+class Experts(Mixes):
+    """A softmax and two sums over experts."""
+
+    def forward(self, x):
+        gates = self.a(x).softmax(-1)
+        sent = torch.einsum("gsec,gsm->gecm", gates.unflatten(-1, (2, 4)), x)
+        return torch.einsum("gsec,gecm->gsm", gates.unflatten(-1, (2, 4)), sent)
+
+
 def test_attention_that_only_its_code_gives_away_is_not_passed_over():
     known = nn.MultiheadAttention(8, 2)
-    for mixer in (MixesByLibrary(), MixesByHand()):
+    for mixer in (MixesByLibrary(), MixesByHand(), MixesByEinsum()):
         with pytest.raises(UnsupportedAttention, match="b: .*MixesBy.* is not a known attention class"):
             attention_layers(nn.ModuleDict({"a": known, "b": mixer}))
-    assert [layer.name for layer in attention_layers(nn.ModuleDict({"a": known, "b": Scores()}))] == ["a"]
+    for other in (Scores(), Experts()):
+        assert [layer.name for layer in attention_layers(nn.ModuleDict({"a": known, "b": other}))] == ["a"]
 
     around = MixesByLibrary()
     around.inner = known
     with pytest.raises(UnsupportedAttention, match="MixesByLibrary is not a known"):
         attention_layers(around)
+
+
+class CausalSelfAttention(nn.Module):
+    """Its fused weight and its projection lie deeper than its children."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = (nn.Sequential(nn.Linear(8, n), nn.Dropout(0.0)) for n in (24, 8))
+
+    def forward(self, x):
+        return self.out(F.scaled_dot_product_attention(*self.into(x).chunk(3, -1)))
+
+
+def test_a_name_and_a_call_together_show_attention_in_wrapped_layers():
+    with pytest.raises(UnsupportedAttention, match="b: .*CausalSelfAttention is not a known attention class"):
+        attention_layers(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": CausalSelfAttention()}))
+
+
+def test_refusals_name_who_can_be_taught():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({part: nn.Linear(8, 8) for part in "qkv"})
+
+        def forward(self, x):
+            return sum(part(x) for part in self.parts.values())
+
+    with pytest.raises(UnsupportedAttention, match="parts: it holds the projections of .*Block, which is not a known"):
+        attention_layers(Block())
+    with pytest.raises(UnsupportedAttention, match=r"it is traced \(torch.fx, torch.export\): initialise before"):
+        attention_layers(torch.fx.symbolic_trace(Block()))
 
 
 # --- attention written by hand, of which a reader says what the code computes ---------------------------------------
@@ -481,6 +534,32 @@ class SequenceFirst(Handmade):
         return self.out(F.scaled_dot_product_attention(q, k, v)).transpose(0, 1)
 
 
+class TalkingHeads(Handmade):
+    caveats = (ROPE,)  # it has none; its logits are not q k^T either
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        mixed = torch.einsum("bhij,hg->bgij", q @ k.mT * q.shape[-1] ** -0.5, torch.eye(H) + 0.3)
+        return self.out(mixed.softmax(-1) @ v)
+
+
+class OneTemperatureAHead(Handmade):
+    caveats = (ROPE,)
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        return self.out((q @ k.mT * torch.arange(1, H + 1)[:, None, None]).softmax(-1) @ v)
+
+
+class ConstantGate(Handmade):
+    caveats = (GATE,)  # of which it says nothing: this gate is a number a head
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        gate = torch.sigmoid(torch.arange(H) - 1.0)
+        return self.out(F.scaled_dot_product_attention(q, k, v) * gate[:, None, None])
+
+
 class HeadByHead(Handmade):
     def forward(self, x):
         q, k, v = self.heads(x)
@@ -497,6 +576,9 @@ class HeadByHead(Handmade):
         (EinsumHeadsLast, ""),
         (SoftCapped, ""),
         (SequenceFirst, ""),
+        (TalkingHeads, "wrong: what reaches the softmax is not q k^T times one number"),
+        (OneTemperatureAHead, "wrong: what reaches the softmax is not q k^T times one number"),
+        (ConstantGate, "wrong: W_V W_proj differs"),
         (HeadByHead, "unverified: 4 softmaxes"),
     ],
 )

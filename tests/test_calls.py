@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mimetic import MimeticWarning, UnsupportedAttention, attention_layers, mimetic_init_
+from mimetic import AttentionLayer, MimeticWarning, UnsupportedAttention, adapters, attention_layers, mimetic_init_
+from mimetic.adapters import linear_in, linear_out
 from mimetic.adapters.torch_nn import OTHER_TOKENS
 from mimetic.scan import scan
 from mimetic.verify import verify
@@ -195,7 +196,9 @@ class SelfNamed(nn.Module):
 
 @pytest.mark.parametrize("block", [ClassToken, Reduced, Dictionary])
 def test_what_nothing_says_is_warned_of(block):
-    with pytest.warns(MimeticWarning, match="attn: its block calls it with different expressions .* taken for self-att"):
+    with pytest.warns(
+        MimeticWarning, match="attn: its block calls it with different expressions .* taken for self-att"
+    ):
         mimetic_init_(block())
 
 
@@ -292,3 +295,29 @@ def test_verify_sees_cross_attention_that_was_taken_for_self_attention():
     model = Block()
     (check,) = verify(model, lambda m: m(torch.randn(2, 4, D)))
     assert check.problem.startswith("wrong: it is called with other tokens as keys than as queries")
+
+
+class Source(nn.Module):
+    """Keys under a name that is not known, and values made of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
+
+    def forward(self, x, spoken):
+        q, k, v = (part(t).unflatten(-1, (2, -1)).transpose(1, 2) for part, t in
+                   ((self.q, x), (self.k, spoken), (self.v, spoken)))  # fmt: skip
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_verify_finds_keys_under_any_name(monkeypatch):
+    def read(module, name, ancestors):
+        q, k, v = (linear_out(part, 2, name)[0] for part in (module.q, module.k, module.v))
+        return AttentionLayer(name, q, k, v, linear_in(module.o, 2, name)[0], kind="cross")
+
+    monkeypatch.setattr(adapters, "_CUSTOM", {Source: read})
+    model = Source()
+    x, spoken = torch.randn(2, 4, D), torch.randn(2, 6, D)
+    assert verify(model, lambda m: m(x, spoken))[0].ok
+    assert verify(model, lambda m: m(x, spoken=spoken))[0].ok
