@@ -534,6 +534,15 @@ class SequenceFirst(Handmade):
         return self.out(F.scaled_dot_product_attention(q, k, v)).transpose(0, 1)
 
 
+class HeadsBeforeBatch(Handmade):
+    """Heads and batch in one dimension, heads first, as in SASRec's first code."""
+
+    def forward(self, x):
+        q, k, v = (torch.cat(part(x).split(D // H, -1), 0) for part in (self.q, self.k, self.v))
+        y = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.o(torch.cat(y.split(len(x), 0), -1))
+
+
 class TalkingHeads(Handmade):
     caveats = (ROPE,)  # it has none; its logits are not q k^T either
 
@@ -576,6 +585,7 @@ class HeadByHead(Handmade):
         (EinsumHeadsLast, ""),
         (SoftCapped, ""),
         (SequenceFirst, ""),
+        (HeadsBeforeBatch, ""),
         (TalkingHeads, "wrong: what reaches the softmax is not q k^T times one number"),
         (OneTemperatureAHead, "wrong: what reaches the softmax is not q k^T times one number"),
         (ConstantGate, "wrong: W_V W_proj differs"),

@@ -96,9 +96,13 @@ def verify(
         }
         if session.constant:
             records = [session.run(run, r) for r in range(RUNS)]
-        checks = [
-            _compare(layer, [rec[i] for rec in records], session.c_H[i], tolerance) for i, layer in enumerate(layers)
-        ]
+        checks = _checks(session, records, tolerance)
+        # heads and batch may be one dimension in another order
+        session.heads_first = {i for i, check in enumerate(checks) if "differs" in check.problem}
+        if session.heads_first:
+            again = _checks(session, [session.run(run, r) for r in range(RUNS)], tolerance)
+            session.heads_first &= {i for i, check in enumerate(again) if check.ok}
+            checks = [again[i] if i in session.heads_first else check for i, check in enumerate(checks)]
         if fold:
             for i, error in fold_errors(session, run).items():
                 problem = checks[i].problem
@@ -112,6 +116,13 @@ def verify(
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def _checks(session: Session, records: list[list[Record]], tolerance: float) -> list[Check]:
+    return [
+        _compare(layer, [rec[i] for rec in records], c_H, tolerance)
+        for i, (layer, c_H) in enumerate(zip(session.layers, session.c_H))
+    ]
 
 
 def _compare(layer: AttentionLayer, recs: list[Record], c_H: Tensor, tolerance: float) -> Check:
@@ -182,7 +193,7 @@ def _qk_error(layer: AttentionLayer, recs: list[Record], tolerance: float) -> tu
     """(relative error, scale in units of 1/sqrt(head_dim), whether queries and keys are rotated by position)."""
     first = recs[0]
     seen = first.logits_BHNM if first.logits_BHNM is not None else first.q_BHNK
-    arranged = None if seen is None else arrange(seen, layer.num_heads, first.x_BND.shape)
+    arranged = None if seen is None else arrange(seen, layer.num_heads, first.x_BND.shape, first.heads_first)
     if arranged is None:
         return None, math.nan, False
     tries = [_qk_error_arranged(layer, recs, tolerance, way) for way in arranged[1]]
@@ -198,8 +209,11 @@ def _qk_error_arranged(layer: AttentionLayer, recs: list[Record], tolerance: flo
     places = way(torch.arange(N, device=products.device).expand(B, N)[..., None])
 
     def heads(tensors):
-        found = [None if t is None else arrange(t, H, r.x_BND.shape if t.shape[-2] == x[0].shape[1] else r.kv_BMD.shape)
-                 for t, r in zip(tensors, recs)]  # fmt: skip
+        found = [
+            None if t is None
+            else arrange(t, H, (r.x_BND if t.shape[-2] == x[0].shape[1] else r.kv_BMD).shape, r.heads_first)
+            for t, r in zip(tensors, recs)
+        ]  # fmt: skip
         return None if any(f is None for f in found) else [f[0].to(products) for f in found]
 
     logits, q, k = (heads([getattr(r, a) for r in recs]) for a in ("logits_BHNM", "q_BHNK", "k_BHMK"))

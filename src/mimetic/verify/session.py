@@ -37,6 +37,8 @@ from mimetic.verify.tokens import (
 class Record:
     """One layer in one run."""
 
+    # (H * B, N, *) is meant where heads and batch are one dimension, not (B * H, N, *)
+    heads_first: bool = False
     x_BND: Tensor | None = None
     kv_BMD: Tensor | None = None
     q_BHNK: Tensor | None = None
@@ -70,6 +72,7 @@ class Session:
         self.stack: list[int] = []
         self.take_out_pre_norms = True
         self.norms = 0  # modules called like a norm that are running now
+        self.heads_first: set[int] = set()  # layers whose heads come before the batch (Record)
         self.constant: set[tuple[int, int]] = set()  # (layer, number) of its sigmoids that the tokens do not change
         self.records: list[Record] = []
 
@@ -85,7 +88,7 @@ class Session:
     @contextlib.contextmanager
     def hooked(self, inject: Callable[[int, nn.Module, tuple, dict], tuple[tuple, dict] | None]):
         """Record everything; inject may replace a layer's arguments before it runs."""
-        self.records = [Record() for _ in self.layers]
+        self.records = [Record(i in self.heads_first) for i in range(len(self.layers))]
         handles = []
         for i, module in enumerate(self.attention):
 
@@ -269,7 +272,7 @@ class _Identity(TorchFunctionMode):
         if rec.softmaxes == 1:
             rec.q_BHNK, rec.k_BHMK = query.clone(), key.clone()
             rec.logits_BHNM = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        return _per_head(value[..., torch.arange(N, device=value.device) % M, :], c_H)
+        return _per_head(value[..., torch.arange(N, device=value.device) % M, :], c_H, rec.heads_first)
 
     def _softmax(self, rec, c_H, logits):
         N, M = logits.shape[-2:]
@@ -283,7 +286,7 @@ class _Identity(TorchFunctionMode):
                     rec.q_BHNK, rec.k_BHMK = left.clone(), right.mT.clone()
                     break
         eye = F.one_hot(torch.arange(N, device=logits.device) % M, M).to(logits)
-        return _per_head(eye.expand(logits.shape).clone(), c_H)
+        return _per_head(eye.expand(logits.shape).clone(), c_H, rec.heads_first)
 
 
 def _factors(equation: str, *operands: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -304,8 +307,8 @@ def _factors(equation: str, *operands: Tensor) -> tuple[Tensor, Tensor] | None:
     )
 
 
-def _per_head(t: Tensor, c_H: Tensor) -> Tensor:
-    """Multiply head h of (..., H, N, *), (B, H, ..., N, *) or (B * H, N, *) by c_h."""
+def _per_head(t: Tensor, c_H: Tensor, heads_first: bool) -> Tensor:
+    """Multiply head h of (..., H, N, *), (B, H, ..., N, *) or (B * H, N, *), heads_first: (H * B, N, *), by c_h."""
     H = len(c_H)
     c_H = c_H.to(t)
     if t.ndim > 3 and t.shape[-3] == H:
@@ -313,5 +316,7 @@ def _per_head(t: Tensor, c_H: Tensor) -> Tensor:
     if t.ndim > 3 and t.shape[1] == H:
         return t * c_H.view(H, *[1] * (t.ndim - 2))
     if t.shape[0] % H == 0:
-        return t * c_H.repeat(t.shape[0] // H).view(-1, *[1] * (t.ndim - 1))
+        times = t.shape[0] // H
+        c_H = c_H.repeat_interleave(times) if heads_first else c_H.repeat(times)
+        return t * c_H.view(-1, *[1] * (t.ndim - 1))
     return t

@@ -122,13 +122,13 @@ def first_tensor(output) -> Tensor | None:
     return None
 
 
-def arrange(t: Tensor, H: int, tokens_BN: torch.Size):
+def arrange(t: Tensor, H: int, tokens_BN: torch.Size, heads_first: bool):
     """(t as (b, H, n, *), ways to bring tokens (B, N, D) to (b, n, D)), or
     None: how windows were cut is not known here.
     """
     B, N = tokens_BN[:2]
     if t.ndim == 3 and t.shape[0] % H == 0:
-        t = t.unflatten(0, (-1, H))
+        t = t.unflatten(0, (H, -1)).transpose(0, 1) if heads_first else t.unflatten(0, (-1, H))
     if t.ndim == 4 and t.shape[1] == H and t.shape[0] * t.shape[2] == B * N:
         b, n = t.shape[0], t.shape[2]
         ways = [lambda x: x.reshape(b, n, -1)]
