@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
@@ -85,70 +84,61 @@ def _linked(table: pd.DataFrame) -> list[str]:
     return [f"{MARKS[verdict]} [{verdict}]({page}.ipynb)" for verdict, page in zip(table["verdict"], table["page"])]
 
 
+# (reference arm, arm) of GPTs, of BERT4Rec and of its causal sibling
+GPT, PLUS, BETTER = ("gpt2", "vision"), ("gpt2", "language"), (GENTLER, "vision")
+USUAL, TURNED = (programme.DEFAULT, programme.VISION), (programme.DEFAULT, programme.OPPOSITE)
+SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in USUAL)
+
+
 def _of_items(data: str, title: str) -> tuple[tuple[str, ...], ...]:
     """The rows of SUMMARY that both data sets of items have."""
-    usual = programme.DEFAULT, programme.VISION
-    turned = programme.DEFAULT, programme.OPPOSITE
     return (
-        ("12_recommenders", title, data, *usual),
+        ("12_recommenders", title, data, *USUAL),
         ("12_recommenders", "over a default with weights as large", data, programme.RESCALED, programme.VISION),
-        ("12b_qualified", "both arms at three times the rate", f"{data}-rate", *usual),
-        ("12_recommenders", "with both signs reversed", data, *turned),
-        ("12b_qualified", "with fixed sin-cos positions", f"{data}-sincos", *usual),
-        ("12b_qualified", "with fixed sin-cos positions and both signs reversed", f"{data}-sincos", *turned),
+        ("12b_qualified", "both arms at three times the rate", f"{data}-rate", *USUAL),
+        ("12_recommenders", "with both signs reversed", data, *TURNED),
+        ("12b_qualified", "with fixed sin-cos positions", f"{data}-sincos", *USUAL),
+        ("12b_qualified", "with fixed sin-cos positions and both signs reversed", f"{data}-sincos", *TURNED),
     )
 
 
+STARTED = "with learned positions that start from sin-cos"
 # The rows of the first page's table: page of the chapter -> what is trained, experiment, default, arm; without
 # arms: growth.better_rates
-SIBLING = tuple(f"{programme.SIBLING_PREFIX}{arm}" for arm in (programme.DEFAULT, programme.VISION))
 SUMMARY = (
     ("06_cifar_claim", "ViT on CIFAR-10, 30 epochs", "cifar10-lab30", *PAIR),
     ("07_why", "ViT on CIFAR-10, 10 epochs", "cifar10-lab10", *PAIR),
     ("07_why", "over a default with weights as large", "cifar10-lab10", "timm-rescaled", "mimetic"),
     ("07_why", "over PyTorch's default", "cifar10-lab10", "torch", "mimetic"),
     ("07_why", "with learned positions in place of sin-cos ones", "cifar10-lab10", *pair("learned-avg")),
-    ("07_why", "with learned positions that start from sin-cos", "cifar10-lab10", *pair("from-sincos-avg")),
-    (
-        "07_why",
-        "with learned positions that start from sin-cos, and a class token",
-        "cifar10-lab10",
-        *pair("from-sincos-token"),
-    ),
+    ("07_why", STARTED, "cifar10-lab10", *pair("from-sincos-avg")),
+    ("07_why", f"{STARTED}, and a class token", "cifar10-lab10", *pair("from-sincos-token")),
     ("08_size_and_data", "with twelve layers", "cifar10-lab10", *pair("depth12")),
     ("08_size_and_data", "with twelve layers, at half the learning rate", "cifar10-lab10", *pair("depth12-half")),
     ("08_size_and_data", "with twelve layers, each arm at the better of these rates", "cifar10-lab10", "", ""),
     ("05b_gpu", "ViT-Tiny, all of CIFAR-10, 100 epochs", "cifar10-paper", *PAIR),
-    ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, "gpt2", "vision"),
-    ("10b_positions", "after 6,000 steps in place of 1,200", LONG.experiment, "gpt2", "vision"),
-    ("10b_positions", "with fixed sin-cos positions", POSITIONS.experiment, "gpt2", "vision"),
-    ("10b_positions", "with learned positions that start from sin-cos", FROM_SINCOS.experiment, "gpt2", "vision"),
-    ("10b_positions", "with fixed sin-cos positions, after 6,000 steps", POSITIONS_LONG.experiment, "gpt2", "vision"),
+    ("10_gpt", "GPT on tiny Shakespeare, learned positions", CENTRAL.experiment, *GPT),
+    ("10b_positions", "after 6,000 steps in place of 1,200", LONG.experiment, *GPT),
+    ("10b_positions", "with fixed sin-cos positions", POSITIONS.experiment, *GPT),
+    ("10b_positions", STARTED, FROM_SINCOS.experiment, *GPT),
+    ("10b_positions", "with fixed sin-cos positions, after 6,000 steps", POSITIONS_LONG.experiment, *GPT),
     (
         "10b_positions",
-        "with learned positions that start from sin-cos, after 6,000 steps, over the default's better rate",
+        f"{STARTED}, after 6,000 steps, over the default's better rate",
         FROM_SINCOS_LONG.experiment,
-        GENTLER,
-        "vision",
+        *BETTER,
     ),
-    ("10b_positions", "with rotary positions", ROTARY.experiment, "gpt2", "vision"),
-    ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, "gpt2", "vision"),
-    ("10b_positions", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, "gpt2", "vision"),
+    ("10b_positions", "with rotary positions", ROTARY.experiment, *GPT),
+    ("10_gpt", "GPT on WikiText-2, learned positions", WIKITEXT2.experiment, *GPT),
+    ("10b_positions", "with fixed sin-cos positions", POSITIONS_WIKITEXT2.experiment, *GPT),
     (
         "10b_positions",
-        "with learned positions that start from sin-cos, over the better of two rates of the default",
+        f"{STARTED}, over the better of two rates of the default",
         FROM_SINCOS_WIKITEXT2.experiment,
-        GENTLER,
-        "vision",
+        *BETTER,
     ),
     *_of_items("ml100k", "BERT4Rec on MovieLens-100K"),
-    (
-        "12b_qualified",
-        "with fixed sin-cos positions, both arms at three times the rate",
-        "ml100k-sincos-rate",
-        programme.DEFAULT,
-        programme.VISION,
-    ),
+    ("12b_qualified", "with fixed sin-cos positions, both arms at three times the rate", "ml100k-sincos-rate", *USUAL),
     ("12b_qualified", "with the next item as its task, causal, 20 epochs", "ml100k", *SIBLING),
     *_of_items("beauty", "BERT4Rec on Amazon Beauty (1,000 items)"),
 )
@@ -220,41 +210,20 @@ def meaning() -> str:
 # --- the figure ------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    experiment: str, title: str, reference: str, arms: dict[str, str], others: dict[str, tuple[str, str]] | None = None
-) -> Study:
-    """others: rows with a reference of their own, the default of that model."""
-    pairs = {name: (reference, arm) for name, arm in arms.items()} | (others or {})
-    return Study(
-        "report", title, experiment, tuple(dict.fromkeys(arm for pair in pairs.values() for arm in pair)), pairs
-    )
+def _rows(experiment: str, title: str, pairs: dict[str, tuple[str, str]]) -> Study:
+    """Rows of a group: label -> (reference arm, arm)."""
+    return Study("report", title, experiment, (), pairs)
 
 
-def _text(experiment: str, title: str, arms: Mapping[str, str]) -> Study:
-    return _rows(experiment, title, "gpt2", arms)
-
-
-def _items(data: str, title: str) -> tuple[Study, ...]:
-    """The rows of a data set of items; title: of the group."""
-    usual = (programme.DEFAULT, programme.VISION)
+def _items(data: str) -> tuple[Study, ...]:
+    """The rows of a data set of items."""
+    title = recommenders.TITLES[data]
+    large = {"vision's signs, over a default with weights as large": (programme.RESCALED, programme.VISION)}
+    fixed = {"fixed positions, vision's signs": USUAL, "fixed positions, opposite signs": TURNED}
     return (
-        _rows(
-            data,
-            title,
-            programme.DEFAULT,
-            {"vision's signs": programme.VISION, "opposite signs": programme.OPPOSITE},
-            {"vision's signs, over a default with weights as large": (programme.RESCALED, programme.VISION)},
-        ),
-        _rows(f"{data}-rate", title, "", {}, {"vision's signs, both arms at three times the rate": usual}),
-        _rows(
-            f"{data}-sincos",
-            title,
-            programme.DEFAULT,
-            {
-                "fixed positions, vision's signs": programme.VISION,
-                "fixed positions, opposite signs": programme.OPPOSITE,
-            },
-        ),
+        _rows(data, title, {"vision's signs": USUAL, "opposite signs": TURNED} | large),
+        _rows(f"{data}-rate", title, {"vision's signs, both arms at three times the rate": USUAL}),
+        _rows(f"{data}-sincos", title, fixed),
     )
 
 
@@ -263,13 +232,12 @@ TINY, WIKI = "tiny Shakespeare, vision's signs", "WikiText-2, vision's signs"
 SHOWN = {
     "vision": (
         (
-            _rows("cifar10-lab30", "CIFAR-10, 30 epochs", "timm", {"sin-cos positions": "mimetic"}),
+            _rows("cifar10-lab30", "CIFAR-10, 30 epochs", {"sin-cos positions": PAIR}),
             _rows(
                 "cifar10-lab10",
                 "CIFAR-10, 10 epochs",
-                "timm",
-                {"sin-cos positions": "mimetic"},
                 {
+                    "sin-cos positions": PAIR,
                     "over a default with weights as large": ("timm-rescaled", "mimetic"),
                     "over PyTorch's default": ("torch", "mimetic"),
                     "both signs flipped": ("timm", "both-flipped"),
@@ -283,26 +251,24 @@ SHOWN = {
     ),
     "language": (
         (
-            _text("tinyshakespeare-sincos", TINY, {"fixed sin-cos positions": "vision"}),
-            _text("tinyshakespeare-from-sincos", TINY, {"learned positions that start from sin-cos": "vision"}),
-            _text("tinyshakespeare-rotary", TINY, {"rotary positions": "vision"}),
-            _text("tinyshakespeare", TINY, {"learned positions that start small": "vision"}),
-            _text("tinyshakespeare-long", TINY, {"the same after 6,000 steps": "vision"}),
-            _text(
-                "tinyshakespeare", "tiny Shakespeare, both signs +", {"learned positions that start small": "language"}
-            ),
+            _rows("tinyshakespeare-sincos", TINY, {"fixed sin-cos positions": GPT}),
+            _rows("tinyshakespeare-from-sincos", TINY, {"learned positions that start from sin-cos": GPT}),
+            _rows("tinyshakespeare-rotary", TINY, {"rotary positions": GPT}),
+            _rows("tinyshakespeare", TINY, {"learned positions that start small": GPT}),
+            _rows("tinyshakespeare-long", TINY, {"the same after 6,000 steps": GPT}),
+            _rows("tinyshakespeare", "tiny Shakespeare, both signs +", {"learned positions that start small": PLUS}),
         ),
         (
-            _text("wikitext2-sincos", WIKI, {"fixed sin-cos positions": "vision"}),
-            _text("wikitext2", WIKI, {"learned positions that start small": "vision"}),
-            _text("wikitext2", "WikiText-2, both signs +", {"learned positions that start small": "language"}),
+            _rows("wikitext2-sincos", WIKI, {"fixed sin-cos positions": GPT}),
+            _rows("wikitext2", WIKI, {"learned positions that start small": GPT}),
+            _rows("wikitext2", "WikiText-2, both signs +", {"learned positions that start small": PLUS}),
         ),
     ),
     "recommenders": (
         (
-            *_items("ml100k", recommenders.TITLES["ml100k"]),
-            _rows("ml100k", recommenders.TITLES["ml100k"], "", {}, {"next item, causal, vision's signs": SIBLING}),
-            *_items("beauty", recommenders.TITLES["beauty"]),
+            *_items("ml100k"),
+            _rows("ml100k", recommenders.TITLES["ml100k"], {"next item, causal, vision's signs": SIBLING}),
+            *_items("beauty"),
         ),
     ),
 }
