@@ -23,6 +23,7 @@ from mimetic.book.claims.verdicts import (
     judged,
 )
 from mimetic.book.common import IN_PERCENT, comparisons_of, plural
+from mimetic.book.language import text_of
 from mimetic.book.vision import ALL_SEEDS
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC as BITS
@@ -53,7 +54,7 @@ def _language_gains_less() -> Judgement:
     if not set(planned) <= set(rows):
         return OPEN, "no pair yet"
     vision, *texts = (rows[name] for name in planned)
-    names = {study.experiment: _text(study) for study in (*CORPORA, *FIXED)}
+    names = {study.experiment: text_of(study) for study in (*CORPORA, *FIXED)}
     said = [f"{names[row['experiment']]} {_relative(row)}" for row in texts]
     found = "; ".join((f"relative gain on CIFAR-10 {_relative(vision)}", *said))
     if any(rows[name]["pairs"] < pairs for name, pairs in planned.items()):
@@ -79,11 +80,6 @@ def _language_gains_less() -> Judgement:
     return verdict, found
 
 
-def _text(study: Study) -> str:
-    """The text of a study, which its question begins with."""
-    return study.question.partition(",")[0]
-
-
 def _seeds(study: Study) -> int:
     """How many pairs of a study of GPTs are planned."""
     return len(programme.SEEDS[study.name])
@@ -96,9 +92,9 @@ def _gpt(study: Study, arm: str = "vision", reference: str = "gpt2") -> Judgemen
 
 def _texts(arm: str, studies: tuple[Study, ...], longer: Study) -> Judgement:
     """Whether an arm gains on both texts, and what it does in longer runs."""
-    verdict, found = joined({_text(study): _gpt(study, arm) for study in studies})
+    verdict, found = joined({text_of(study): _gpt(study, arm) for study in studies})
     steps = EXPERIMENTS[longer.experiment].epochs * EXPERIMENTS[longer.experiment].steps_per_epoch
-    return verdict, f"{found}{DETAILS}After {steps:,} steps, {_text(studies[0])}: {_gpt(longer, arm)[1]}."
+    return verdict, f"{found}{DETAILS}After {steps:,} steps, {text_of(studies[0])}: {_gpt(longer, arm)[1]}."
 
 
 HALVES = {"V·proj alone": "vp-minus", "QK alone": "qk"}
@@ -115,26 +111,22 @@ def _gains_less(study: Study, changed: str) -> Judgement:
     return verdict, f"{found} ({changed} minus their own){DETAILS}Against the default: {_gpt(study)[1]}."
 
 
+def _compared(study: Study) -> dict[str, Judgement]:
+    """The comparisons of a study, by label."""
+    return {label: _gpt(study, arm, reference) for label, (reference, arm) in comparisons_of(study).items()}
+
+
 def _started() -> Judgement:
     """Whether vision's signs gain on both texts with learned positions that start from sines and cosines; on the second
     over the default at either of two rates."""
-    parts = {}
-    for study in STARTED:
-        for label, (reference, arm) in comparisons_of(study).items():
-            parts[f"{_text(study)}{label.removeprefix('vision signs')}"] = _gpt(study, arm, reference)
-    return joined(parts)
-
-
-def _started_long() -> Judgement:
-    """Whether they still do after as many steps as the longer runs have, over the default at either rate."""
-    study = programme.FROM_SINCOS_LONG
-    return joined({label: _gpt(study, arm, reference) for label, (reference, arm) in comparisons_of(study).items()})
+    texts = {text_of(study): _compared(study) for study in STARTED}
+    return joined({f"{t}{k.removeprefix('vision signs')}": v for t, found in texts.items() for k, v in found.items()})
 
 
 def _beyond_learned() -> Judgement:
     return joined(
         {
-            _text(own): judged(positions.over_own_start("vision", fixed), BITS, _seeds(fixed))
+            text_of(own): judged(positions.over_own_start("vision", fixed), BITS, _seeds(fixed))
             for fixed, own in zip(FIXED, CORPORA)
         }
     )
@@ -182,7 +174,9 @@ CLAIMS = {
             "vision", FIXED, programme.POSITIONS_LONG
         ),
         "With learned positions that start from sin-cos it gains, too (1,200 steps)": _started,
-        "With these it still gains after 6,000 steps (tiny Shakespeare)": _started_long,
+        "With these it still gains after 6,000 steps (tiny Shakespeare)": lambda: joined(
+            _compared(programme.FROM_SINCOS_LONG)
+        ),
         "With fixed positions it gains more than from the size of the weights or their singular values"
         " (tiny Shakespeare)": lambda: _over(FIXED[0], programme.SIZES),
         "With fixed positions either half gains by itself (this row and those below: tiny Shakespeare)": lambda: joined(

@@ -25,6 +25,8 @@ from mimetic.training.records import load_runs
 
 ITEMS = "Recommenders"
 NAMES = {"ml100k": "MovieLens", "beauty": "Beauty"}
+FIXED = "-sincos"  # what the experiments with fixed positions end with
+SIBLING_PAIRS = len(programme.FIRST_SEEDS) + len(programme.MORE_SEEDS)
 
 
 def _worth_imitating() -> Judgement:
@@ -66,7 +68,7 @@ def _meaningful_share() -> Judgement:
 
 def _fixed_vision() -> Judgement:
     """With what comes of it at three times the rate, where that was run."""
-    verdict, found = _fixed_items(programme.VISION)
+    verdict, found = _both(programme.VISION, suffix=FIXED)
     own, there = load_runs("ml100k-sincos"), load_runs("ml100k-sincos-rate")
     metric = family(EXPERIMENTS["ml100k"]).METRIC
     both = difference(there, programme.VISION, programme.DEFAULT, metric.column)
@@ -77,14 +79,6 @@ def _fixed_vision() -> Judgement:
             f"{DETAILS}Against the default at that rate: {measured(crossed, metric)}."
         )
     return verdict, found
-
-
-def _fixed_items(arm: str, reference: str = programme.DEFAULT, expected: int = 1) -> Judgement:
-    """Whether an arm is ahead (or, expected=-1, behind) on both data sets with fixed positions."""
-    pairs = len(programme.FIXED_SEEDS)
-    return joined(
-        {title: against(f"{data}-sincos", arm, reference, pairs, expected=expected) for data, title in NAMES.items()}
-    )
 
 
 def _started_items(kind: str) -> Judgement:
@@ -98,16 +92,19 @@ def _started_items(kind: str) -> Judgement:
     )
 
 
-def _recommenders(arm: str, reference: str = programme.DEFAULT, suffix: str = "") -> Judgement:
-    """Whether an arm is ahead on both data sets; suffix: of the experiments, after the data set's name."""
-    return joined(
-        {title: against(f"{data}{suffix}", arm, reference, len(programme.SEEDS[data])) for data, title in NAMES.items()}
-    )
+def _both(arm: str, reference: str = programme.DEFAULT, suffix: str = "", expected: int = 1) -> Judgement:
+    """Whether an arm is ahead (or, expected=-1, behind) on both data sets; suffix: of the experiments, after the data
+    set's name."""
+    parts = {}
+    for data, title in NAMES.items():
+        planned = len(programme.FIXED_SEEDS if suffix == FIXED else programme.SEEDS[data])
+        parts[title] = against(data + suffix, arm, reference, planned, expected=expected)
+    return joined(parts)
 
 
 def _vision_signs() -> Judgement:
-    verdict, found = _recommenders(programme.VISION)
-    _, there = _recommenders(programme.VISION, suffix="-rate")
+    verdict, found = _both(programme.VISION)
+    _, there = _both(programme.VISION, suffix="-rate")
     crossed, own = {}, []
     for data, title in NAMES.items():
         metric, runs, other = family(EXPERIMENTS[data]).METRIC, load_runs(data), load_runs(f"{data}-rate")
@@ -124,9 +121,8 @@ def _vision_signs() -> Judgement:
 
 
 def _sibling(reference: str, arm: str = programme.OPPOSITE, expected: int = 1) -> Judgement:
-    planned = len(programme.FIRST_SEEDS) + len(programme.MORE_SEEDS)
     prefix = programme.SIBLING_PREFIX
-    verdict, found = against("ml100k", prefix + arm, prefix + reference, planned, expected=expected)
+    verdict, found = against("ml100k", prefix + arm, prefix + reference, SIBLING_PAIRS, expected=expected)
     users = recommenders.user_differences("ml100k", prefix + arm, prefix + reference)
     found += f", over seeds and users {recommenders.interval(*crossed_interval(users))}" if len(users) > 1 else ""
     prefix = programme.LONG_SIBLING_PREFIX
@@ -134,21 +130,13 @@ def _sibling(reference: str, arm: str = programme.OPPOSITE, expected: int = 1) -
     return verdict, f"{found}{DETAILS}After {EXPERIMENTS['ml100k'].epochs} epochs: {later}."
 
 
-CONTROLS = {
-    "over the default at that size": programme.RESCALED,
-    "over random directions": programme.RANDOM,
-}
+CONTROLS = {"over the default at that size": programme.RESCALED, "over random directions": programme.RANDOM}
 
 
 def _sibling_structure() -> Judgement:
     prefix = programme.SIBLING_PREFIX
-    planned = len(programme.FIRST_SEEDS) + len(programme.MORE_SEEDS)
-    return joined(
-        {
-            name: against("ml100k", prefix + programme.OPPOSITE, prefix + control, planned)
-            for name, control in CONTROLS.items()
-        }
-    )
+    opposite = prefix + programme.OPPOSITE
+    return joined({k: against("ml100k", opposite, prefix + v, SIBLING_PAIRS) for k, v in CONTROLS.items()})
 
 
 def _item_structure() -> Judgement:
@@ -171,17 +159,19 @@ CLAIMS = {
         "BERT4Rec gains with vision's signs"
         " (this row and those below: learning rate 0.001, the users' last items)": _vision_signs,
         "BERT4Rec gains more than from the size of the weights or their singular values": _item_structure,
-        "BERT4Rec gains with the opposite signs": lambda: _recommenders(programme.OPPOSITE),
-        "BERT4Rec gains more with the opposite signs than with vision's": lambda: _recommenders(
+        "BERT4Rec gains with the opposite signs": lambda: _both(programme.OPPOSITE),
+        "BERT4Rec gains more with the opposite signs than with vision's": lambda: _both(
             programme.OPPOSITE, programme.VISION
         ),
     },
     (ITEMS, OURS, "12b_qualified"): {
         "With fixed sin-cos positions BERT4Rec gains with vision's signs": _fixed_vision,
         "With fixed positions it gains more than from the size of the weights or their singular values": lambda: joined(
-            {name: _fixed_items(programme.VISION, control) for name, control in CONTROLS.items()}
+            {name: _both(programme.VISION, control, FIXED) for name, control in CONTROLS.items()}
         ),
-        "With fixed positions and the opposite signs it loses": lambda: _fixed_items(programme.OPPOSITE, expected=-1),
+        "With fixed positions and the opposite signs it loses": lambda: _both(
+            programme.OPPOSITE, suffix=FIXED, expected=-1
+        ),
         "With learned positions that start from sin-cos these signs lose on MovieLens, to vision's, too": lambda: (
             _started_items("from-sincos")
         ),

@@ -17,37 +17,21 @@ from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
 MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
-    HOLDS: (
-        "all planned pairs are in, and the 95 % interval of their mean lies on the claimed side",
-        "holds here",
-        "hold here",
-    ),
+    HOLDS: ("all planned pairs are in, and the 95 % interval of their mean lies on the claimed side", HOLDS, "hold here"),
     PART: (
-        (
-            "of several parts some hold, and the row says what the others do; or there is a gain that may be smaller"
-            " than claimed"
-        ),
-        "holds in part",
-        "hold in part",
+        "of several parts some hold, and the row says what the others do; or there is a gain that may be smaller than"
+        " claimed", PART, "hold in part",
     ),
     NOT: (
-        (
-            "all planned pairs are in, and the interval lies wholly on the other side; of several parts at least one"
-            " does not hold, and none holds"
-        ),
-        "does not hold here",
-        "do not hold here",
+        "all planned pairs are in, and the interval lies wholly on the other side; of several parts at least one does"
+        " not hold, and none holds", NOT, "do not hold here",
     ),
     UNDECIDED: (
-        (
-            "all planned pairs are in, and the interval has both sides in it (of a trend: with all sizes, or without"
-            " one)"
-        ),
-        "is undecided",
-        "are undecided",
+        "all planned pairs are in, and the interval has both sides in it (of a trend: with all sizes, or without one)",
+        "is undecided", "are undecided",
     ),
     OPEN: ("not run, or fewer pairs than planned so far", "is open", "are open"),
-}
+}  # fmt: skip
 MARKS = {HOLDS: "✓", PART: "◐", NOT: "✗", UNDECIDED: "?", OPEN: "○"}  # in tables, before the verdict
 DETAILS = "<br>"  # a new line in a cell: between what a verdict rests on and what qualifies it
 PAPER, REVIEW, ASKED, GUESS, COURSE, OURS = (
@@ -123,10 +107,5 @@ def against(
     experiment: str, arm: str, reference: str, planned: int, *, expected: int = 1, least: float = 0.0
 ) -> Judgement:
     metric = family(EXPERIMENTS[experiment]).METRIC
-    return judged(
-        difference(load_runs(experiment), arm, reference, metric.column),
-        metric,
-        planned,
-        expected=expected,
-        least=least,
-    )
+    values = difference(load_runs(experiment), arm, reference, metric.column)
+    return judged(values, metric, planned, expected=expected, least=least)

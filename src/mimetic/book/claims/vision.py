@@ -57,12 +57,8 @@ def _untransposed() -> Judgement:
 def _sooner() -> Judgement:
     finals, curves = (load_runs("cifar10-lab30", curves=curves) for curves in (False, True))
     sooner = steps_saved(finals, curves)["earlier by"].astype(float)
-    verdict, found = judged(
-        sooner,
-        Metric("", "", scale=100, digits=0),
-        len(CENTRAL_SEEDS),
-        unit="% of the run earlier than the default's own curve",
-    )
+    percent, unit = Metric("", "", scale=100, digits=0), "% of the run earlier than the default's own curve"
+    verdict, found = judged(sooner, percent, len(CENTRAL_SEEDS), unit=unit)
     if not (marks := on_the_way(curves)):
         return verdict, found
     found += f"{DETAILS}Lower accuracies are passed {on_the_way_sentence(marks)}."
@@ -95,8 +91,7 @@ def _pattern() -> Judgement:
 def _less_than_fixed(kind: str) -> Judgement:
     """Whether mimetic initialization gains less with positions of another kind than with fixed sin-cos ones."""
     there = contrast(load_runs("cifar10-lab10"), gain(f"{kind}-avg"))
-    # of the machine that made those
-    fixed = contrast(common.replicas("cifar10-lab10"), gain("base"))
+    fixed = contrast(common.replicas("cifar10-lab10"), gain("base"))  # of the machine that made those
     verdict, found = judged((fixed - there).dropna(), ACCURACY, len(ALL_SEEDS), unit="points less")
     if len(there):
         found = f"{found}{DETAILS}With these positions: {_gains(f'{kind}-avg')[1]}"
