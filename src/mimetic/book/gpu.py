@@ -4,7 +4,7 @@ budgets that are counted, numbers of records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -59,11 +59,9 @@ def answer() -> str:
             " Everything below is the plan, counted and tested on a CPU;"
             f" `{COMMAND}` makes the runs, and this page follows."
         )
-    missing = (
-        f"**no pair of runs at this scale is finished** ({'; '.join(map(_alone, tables.values()))})"
-        if tables
-        else "**no run at this scale is finished**"
-    )
+    missing = "**no run at this scale is finished**"
+    if tables:
+        missing = f"**no pair of runs at this scale is finished** ({'; '.join(map(_alone, tables.values()))})"
     text = f"**Answer.** Not known yet: {missing}. `{COMMAND}` makes the runs, and this page follows."
     return text if measured.empty else f"{text} {_cost(measured.iloc[-1])}"
 
@@ -83,11 +81,9 @@ def _cost(row: pd.Series) -> str:
     whole = throughput((row["experiment"],))
     whole = whole[whole["device"] == row["device"]] if len(whole) else whole
     minutes = whole["minutes a run"].iloc[0] if len(whole) else row["minutes"]
-    took = (
-        f"took {minutes:.1f} minutes on an {row['device']}, evaluation and saving included"
-        if len(whole)
-        else f"will take {minutes:.1f} minutes of training on an {row['device']}"
-    )
+    took = f"will take {minutes:.1f} minutes of training on an {row['device']}"
+    if len(whole):
+        took = f"took {minutes:.1f} minutes on an {row['device']}, evaluation and saving included"
     target = "is met" if minutes <= TARGET_MINUTES else "is missed"
     return (
         f"A run of {TITLES[row['experiment']]} {took}; our target of {TARGET_MINUTES:.0f}, set for an H100, {target}."
@@ -104,23 +100,25 @@ def _images(config: VisionConfig) -> int:
 def steps_measured() -> pd.DataFrame:
     """One row an experiment of this chapter and card, the newest `bench profile`: experiment, device, step (seconds),
     images_per_second, peak (share), finished, minutes of training in a run."""
-    table = load_bench("profile")
-    rows = []
-    for _, row in table.iterrows():
-        if row["arguments.experiment"] in PAPER and flops.peak(row["device"]) > 0:
-            minutes = _images(named(row["arguments.experiment"])) / row["images_per_second"] / 60
-            rows.append(
-                {"experiment": row["arguments.experiment"], "minutes": minutes}
-                | {name: row[name] for name in ("device", "step", "images_per_second", "peak", "finished")}
-            )
     columns = ["experiment", "minutes", "device", "step", "images_per_second", "peak", "finished"]
+    rows = []
+    for _, row in _on_gpus(PAPER).iterrows():
+        minutes = _images(named(row["arguments.experiment"])) / row["images_per_second"] / 60
+        rows.append((row["arguments.experiment"], minutes, *row[columns[2:]]))
     return pd.DataFrame(rows, columns=columns).drop_duplicates(["experiment", "device"], keep="last", ignore_index=True)
+
+
+def _on_gpus(experiments: Collection[str]) -> pd.DataFrame:
+    """Every stored `bench profile` of these experiments on a GPU, oldest first."""
+    table = load_bench("profile")
+    if table.empty:
+        return table
+    return table[table["arguments.experiment"].isin(experiments) & (table["device"].map(flops.peak) > 0)]
 
 
 def steps_so_far() -> pd.DataFrame:
     """One row a stored `bench profile` of PAPER's first experiment on a GPU, oldest first: what a step took, and what
     of it the GPU computed."""
-    table = load_bench("profile")
     rows = [
         {
             "card": row["device"],
@@ -130,8 +128,7 @@ def steps_so_far() -> pd.DataFrame:
             "images/s": round(row["images_per_second"]),
             "share of peak (%)": round(100 * row["peak"], 1),
         }
-        for _, row in table.iterrows()
-        if row["arguments.experiment"] == PAPER[0] and flops.peak(row["device"]) > 0
+        for _, row in _on_gpus(PAPER[:1]).iterrows()
     ]
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="measurement"))
 
@@ -280,15 +277,10 @@ def throughput_table() -> pd.DataFrame:
             f"{row[name]:{form}}" + (f" ({row[low]:.0f} to {row[high]:.0f})" if row["runs"] > 1 else "")
             for _, row in table.iterrows()
         ]
-    out = table.assign(**{"TFLOP/s": [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]}).drop(
-        columns=[end for low, high, _ in spans.values() for end in (low, high)]
-    )
-    out = (
-        out.rename(columns={"images/s": "images/s in training", "minutes a run": "minutes a run, all included"})
-        .set_index("experiment")
-        .rename(TITLES)
-    )
-    return blank(out).replace("", "–")
+        table = table.drop(columns=[low, high])
+    table["TFLOP/s"] = [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in table["TFLOP/s"]]
+    names = {"images/s": "images/s in training", "minutes a run": "minutes a run, all included"}
+    return blank(table.set_index("experiment").rename(TITLES).rename(columns=names)).replace("", "–")
 
 
 def priority() -> str:
@@ -317,16 +309,14 @@ def imagenet_cost(gpus: Sequence[int] = (8, 32)) -> str:
     rows = []
     for name in IMAGENET_MODELS:
         config = imagenet_config(name)
-        image = flops.total(config)
+        model = f"{name} ({flops.parameters(config) / 1e6:.1f} M parameters)"
         shares = [(share, "measured on CIFAR") for share in reached() if name == "ViT-Tiny"]
         for share, where in (*shares, (0.2, "assumed"), (0.4, "assumed")):
             run = imagenet_hours(name, share)
             rows.append(
                 {
-                    "model, share of the peak": (
-                        f"{name} ({flops.parameters(config) / 1e6:.1f} M parameters), {percent(share)} ({where})"
-                    ),
-                    "images/s a GPU": f"{round(share * flops.peak(CARD) / image, -2):,.0f}",
+                    "model, share of the peak": f"{model}, {percent(share)} ({where})",
+                    "images/s a GPU": f"{round(share * flops.peak(CARD) / flops.total(config), -2):,.0f}",
                     "GPU hours a run": f"{run:.1f}",
                     f"GPU hours of {PAIRS} pairs": f"{2 * PAIRS * run:.0f}",
                 }

@@ -16,9 +16,7 @@ def init_measurements() -> pd.DataFrame:
     floor, ratio, floors (ours / floor), difference; smallest model first."""
     table = load_bench("init")
     if table.empty:
-        return pd.DataFrame(
-            columns=["model", "device", "threads", "ours", "plain", "floor", "ratio", "floors", "difference"]
-        )
+        return table.reindex(columns="model device threads ours plain floor ratio floors difference".split())
     sizes = table[[f"arguments.{name}" for name in ("depth", "num_heads", "d_model")]]
     table["model"] = [f"{depth} layers, {heads} heads, d {d}" for depth, heads, d in sizes.itertuples(index=False)]
     table["floors"] = table["ours"] / table["floor"]
@@ -33,19 +31,13 @@ def init_table() -> str:
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
         size = part[[f"arguments.{name}" for name in VIT_B]].iloc[0]
         name = f"{model}{' (ViT-B/16)' * bool((size == list(VIT_B.values())).all())}"
-        row = {
-            "model; machine, threads, runs": (
-                f"{name}; {device}, {plural(threads, 'thread')}, {plural(len(part), 'run')}"
-            )
-        }
-        row |= {
-            "mimetic (s)": _range(part["ours"], ".2f"),
-            "plain way (s)": _range(part["plain"], ".1f"),
-            "times as fast": _range(part["ratio"], ".1f"),
-        }
+        made = f"{name}; {device}, {plural(threads, 'thread')}, {plural(len(part), 'run')}"
         rows.append(
-            row
-            | {
+            {
+                "model; machine, threads, runs": made,
+                "mimetic (s)": _range(part["ours"], ".2f"),
+                "plain way (s)": _range(part["plain"], ".1f"),
+                "times as fast": _range(part["ratio"], ".1f"),
                 "times the floor": _range(part["floors"], ".1f"),
                 "largest difference": f"{part['difference'].max():.1e}",
             }
@@ -80,9 +72,8 @@ def train_table() -> str:
     table, rows = load_bench("train"), []
     if table.empty:
         return "*No measurement is stored yet: `python -m mimetic bench train --store`.*"
-    for (experiment, device), part in table.assign(device=_trained_on(table)).groupby(
-        ["arguments.experiment", "device"], sort=False
-    ):
+    groups = table.assign(device=_trained_on(table)).groupby(["arguments.experiment", "device"], sort=False)
+    for (experiment, device), part in groups:
         best = part["timm"].map(lambda variants: max(variants, key=variants.get))
         rows.append(
             {
@@ -106,12 +97,8 @@ def newer_step() -> str:
         return ""
     says = []
     for (experiment, device), part in compared.groupby(["arguments.experiment", "device"], sort=False):
-        later = steps[
-            (steps["arguments.experiment"] == experiment)
-            & (steps["device"] == device)
-            & (steps["finished"] > part["finished"].max())
-            & steps["peak"].notna()
-        ]
+        later = steps[(steps["arguments.experiment"] == experiment) & (steps["device"] == device)]
+        later = later[(later["finished"] > part["finished"].max()) & later["peak"].notna()]
         if len(later):
             says.append(
                 f"On the {device} the step has become faster since: {later['images_per_second'].iloc[-1]:,.0f} images/s"
@@ -164,10 +151,8 @@ def profile_sentence() -> str:
         part = part.set_index("name")["share"]
         products = part["matrix products"] + part["attention kernels"]
         largest = part.drop(["matrix products", "attention kernels"]).idxmax()
-        parts.append(
-            f"{label}: {percent(products)} in matrix products and attention, then {largest} with"
-            f" {percent(part[largest])}"
-        )
+        beside = f"then {largest} with {percent(part[largest])}"
+        parts.append(f"{label}: {percent(products)} in matrix products and attention, {beside}")
     text = ". ".join(parts) + "."
     return text if any(name in text for name in ("NVIDIA", "AMD Instinct")) else text + " No GPU has been profiled yet."
 
