@@ -26,6 +26,7 @@ from mimetic.training.records import load_runs
 # What a difference of NDCG@10 must be to count, by the rule of the recipe search: about the spread of the difference of
 # two runs on MovieLens, twice that on Beauty
 WORTH = 0.005
+ITEMS = {"last items": METRIC.column, "last but one": VALIDATION_COLUMN}
 
 
 def converged(curves: pd.DataFrame, data: str) -> str:
@@ -74,25 +75,15 @@ def converged_table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def recipe_table() -> pd.DataFrame:
     """The search for the recipe: validation NDCG@10 by data set and setting."""
-    rows = []
-    for data in TITLES:
-        runs = load_runs(f"{data}-recipe")
-        if len(runs):
-            for arm, part in runs.groupby("arm"):
-                settings = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")}
-                values = part.set_index("seed")[VALIDATION_COLUMN]
-                rows.append(
-                    {
-                        "data": TITLES[data],
-                        "setting": arm,
-                        **settings,
-                        "seeds": len(values),
-                        "validation NDCG@10": values.mean(),
-                        "seed 0": values.get(0, float("nan")),
-                    }
-                )
-    table = pd.DataFrame(rows)
-    return common.blank(table.set_index(["data", "setting"]).round(4)) if len(table) else table
+    rows = {}
+    for data, title in TITLES.items():
+        for arm, part in load_runs(f"{data}-recipe").groupby("arm"):
+            values = part.set_index("seed")[VALIDATION_COLUMN]
+            rows[title, arm] = {key: part[f"config.{key}"].iloc[0] for key in ("lr", "mask_prob", "epochs")} | {
+                "seeds": len(values), "validation NDCG@10": values.mean(), "seed 0": values.get(0, float("nan")),
+            }  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, orient="index").round(4)
+    return common.blank(table.rename_axis(["data", "setting"])) if rows else table
 
 
 def recipe_sentence() -> str:
@@ -108,9 +99,8 @@ def recipe_sentence() -> str:
             a, b = (
                 runs.loc[(runs["arm"] == arm) & (runs["seed"] == 0), VALIDATION_COLUMN].mean() for arm in (short, long)
             )
-            word = f"{'better' if b > a else 'worse'} by more than {WORTH:g}"
-            if abs(b - a) < WORTH:
-                word = f"less than {WORTH:g}"
+            more = f"{'better' if b > a else 'worse'} by more than"
+            word = f"{'less than' if abs(b - a) < WORTH else more} {WORTH:g}"
             parts.append(f"{METRIC.signed(b - a)} on {TITLES[data]}{who}, {word}")
     config = EXPERIMENTS["ml100k"]
     batches = " and ".join(f"{EXPERIMENTS[data].batch_size} ({title})" for data, title in TITLES.items())
@@ -131,7 +121,7 @@ def fairness_sentence(data: str = "ml100k") -> str:
     one seed, and where it would by more than WORTH and the rate was run with more, with these."""
     runs, common_lr = load_runs(f"{data}-recipe"), EXPERIMENTS[data].lr
     here, there = load_runs(data), load_runs(f"{data}-rate")
-    first = runs[(runs["seed"] == 0)].set_index("arm")[VALIDATION_COLUMN] if len(runs) else pd.Series(dtype=float)
+    first = runs[runs["seed"] == 0].set_index("arm")[VALIDATION_COLUMN] if len(runs) else pd.Series(dtype=float)
     parts, lacking = [], []
     for arm in SIGN_ARMS:
         names = {lr: check_arm(f"{data}-recipe", arm, lr) for lr in CHECK_RATES}
@@ -147,10 +137,8 @@ def fairness_sentence(data: str = "ml100k") -> str:
             if values.idxmax() == EXPERIMENTS[f"{data}-rate"].lr:
                 change = difference(there, arm, arm, VALIDATION_COLUMN, here)
             if len(change) > 1:
-                chance = (
-                    "that is not confirmed" if side(change) <= 0 else "it is confirmed, so the recipe is unfair to it"
-                )
-                says += f"; with all {len(change)} seeds, on the same items, {chance} ([below](#other-items))"
+                so = "it is confirmed, so the recipe is unfair to it" if side(change) > 0 else "that is not confirmed"
+                says += f"; with all {len(change)} seeds, on the same items, {so} ([below](#other-items))"
             else:
                 says += ": the recipe may be unfair to it"
         parts.append(f"{arm_label(arm)}: best at {values.idxmax():g} ({values.max():.4f}), {says}")
@@ -164,32 +152,22 @@ def rate_table(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataF
     """What the other learning rate changes for the default, both sign patterns and both size controls, and the default
     at the other rate against both sign patterns at the common one: mean over all seeds that have both, 95 % interval,
     number of seeds, as text; a column a data set and kind of held-out item. Empty without runs at both rates."""
-    rows = {
-        name: {place: f"{common.with_interval(change, METRIC)}, {len(change)}" for place, change in cells.items()}
-        for name, cells in _rate_changes(finals, others).items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
-
-
-def _rate_changes(
-    finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]
-) -> dict[str, dict[str, pd.Series]]:
-    """The cells of rate_table: what is compared -> data set and kind of held-out item -> a difference a seed."""
-    rows: dict[str, dict[str, pd.Series]] = {}
+    rows: dict[str, dict[str, str]] = {}
     for data, runs in finals.items():
-        other, (here, there) = others[data], (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
+        here, there = (EXPERIMENTS[name].lr for name in (data, f"{data}-rate"))
         pairs = {f"{arm_label(arm)}, {there:g} minus {here:g}": (arm, arm) for arm in (*SIGN_ARMS, RESCALED, RANDOM)}
         pairs |= {
             f"default at {there:g} minus {arm_label(arm)} at {here:g}": (DEFAULT, arm)
             for arm in SIGN_ARMS
             if arm != DEFAULT
         }
-        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN)):
+        for items, column in ITEMS.items():
             for name, (arm, reference) in pairs.items():
-                change = difference(other, arm, reference, column, runs)
+                change = difference(others[data], arm, reference, column, runs)
                 if len(change) > 1:
-                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = change
-    return rows
+                    cell = f"{common.with_interval(change, METRIC)}, {len(change)}"
+                    rows.setdefault(name, {})[f"{TITLES[data].split(' (')[0]}, {items}"] = cell
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def elsewhere(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -219,7 +197,7 @@ def _places(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> dict[str, t
     """Where the comparisons were made: kind of item and learning rate -> runs and column."""
     return {
         f"{items}, {EXPERIMENTS[name].lr:g}": (runs, column)
-        for items, column in (("last items", METRIC.column), ("last but one", VALIDATION_COLUMN))
+        for items, column in ITEMS.items()
         for name, runs in ((data, finals), (f"{data}-rate", other))
     }
 
@@ -262,11 +240,7 @@ def _side_sign(values: pd.Series) -> str:
 def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str]) -> pd.Series:
     """seed -> the mean of the four differences of two arms: at both rates, on both kinds of items."""
     reference, arm = arms
-    differences = [
-        difference(runs, arm, reference, column)
-        for runs in (finals, other)
-        for column in (METRIC.column, VALIDATION_COLUMN)
-    ]
+    differences = [difference(runs, arm, reference, column) for runs in (finals, other) for column in ITEMS.values()]
     return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
 

@@ -38,15 +38,9 @@ def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for (product, layer), part in products.groupby(["product", "layer"]):
-        sigmas = part["sigmas"]
-        above, below = beyond_chance(sigmas)
-        rows[product, layer] = {
-            "z": part["z"].mean(),
-            "above": above,
-            "below": below,
-            "count": len(part),
-            "sign": sign(sigmas),
-        }
+        above, below = beyond_chance(part["sigmas"])
+        seen = {"z": part["z"].mean(), "above": above, "below": below, "count": len(part)}
+        rows[product, layer] = seen | {"sign": sign(part["sigmas"])}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -56,12 +50,8 @@ def signs_in_words(products: pd.DataFrame) -> str:
     for product, name in common.SHORT.items():
         found = signs[product]
         common_signs.append(found.iloc[0] if found.nunique() == 1 else "none")
-        if common_signs[-1] != "none":
-            parts.append(f"{name} {common_signs[-1]} in every layer")
-        else:
-            parts.append(
-                f"{name} {', '.join(f'{s} in layer {i}' for i, s in found.items() if s != 'none') or 'in no layer'}"
-            )
+        each = ", ".join(f"{s} in layer {i}" for i, s in found.items() if s != "none") or "in no layer"
+        parts.append(f"{name} {each if common_signs[-1] == 'none' else f'{common_signs[-1]} in every layer'}")
     patterns = {("+", "−"): "vision's signs", ("−", "+"): "the opposite of vision's signs"}
     if tuple(common_signs) in patterns:
         parts.append(patterns[tuple(common_signs)])

@@ -37,7 +37,8 @@ MODEL_NAMES = {
     "beauty": "BERT4Rec, Amazon Beauty",
     SIBLING_RUNS: "causal sibling, MovieLens-100K",
 }
-MARKS = {"ml100k": "ML-100K", "beauty": "Beauty, ours"}  # experiment -> its name in share_marks
+# experiment -> its name in share_marks
+MARKS = {"beauty": "Beauty, ours", "ml100k": "ML-100K", "ml1m": "ML-1M", "beauty-full": "Beauty, all"}
 # the encoders of which a measurement is recorded
 REFERENCES = ("dinov2-vit-s", "svtrv2-base", "whisper-tiny-encoder", "minilm-l6")
 
@@ -51,13 +52,8 @@ def explained_table() -> pd.DataFrame:
     mimetic_init_(blocks, generator=torch.Generator().manual_seed(0))
     frames.append(audit(attention_layers(blocks)).layers.assign(model=WRITTEN, d_model=64))
     for name in REFERENCES:
-        found = audit(name)
-        frames.append(
-            found.layers.assign(
-                model=found.name,
-                d_model=found.layers["layer"].map(dict(enumerate(d for d, _ in SOURCES[name].layer_dims()))),
-            )
-        )
+        found, widths = audit(name), dict(enumerate(d for d, _ in SOURCES[name].layer_dims()))
+        frames.append(found.layers.assign(model=found.name, d_model=found.layers["layer"].map(widths)))
     for data, (experiment, arm) in OURS.items():
         for record in records_of(experiment, [arm]):
             found = audit(f"{experiment}/{arm}-seed{record['seed']}")
@@ -128,11 +124,8 @@ def shape_parameters(d_model: int, depth: int, num_heads: int, items: int = 1_00
     with shapes_only():
         model = BERT4Rec(BERT4RecConfig(items, max_len, d_model, depth, num_heads))
     counts = parameter_counts(model)
-    attention = in_attention(counts)
-    embedding = counts["embedding"] + items
-    return Parameters(
-        attention, counts["mlp"], embedding, counts["total"] - attention - counts["mlp"] - embedding, items, d_model + 1
-    )
+    attention, mlp, embedding = in_attention(counts), counts["mlp"], counts["embedding"] + items
+    return Parameters(attention, mlp, embedding, counts["total"] - attention - mlp - embedding, items, d_model + 1)
 
 
 def share_table() -> pd.DataFrame:
@@ -145,8 +138,8 @@ def share_table() -> pd.DataFrame:
 def share_marks() -> dict[str, tuple[int, float]]:
     """Our data sets with our shape, each with its number of positions: label -> (items, share)."""
     shape, marks = SHAPES["d 64, 2 layers (ours, 50 positions)"], {}
-    experiments = {"Beauty, ours": "beauty", "ML-100K": "ml100k", "ML-1M": "ml1m", "Beauty, all": "beauty-full"}
-    for name, config in ((name, EXPERIMENTS[experiment]) for name, experiment in experiments.items()):
+    for experiment, name in MARKS.items():
+        config = EXPERIMENTS[experiment]
         n = num_items(config.dataset, config.items)
         marks[name] = n, shape_parameters(*shape, items=n, max_len=config.max_len).share(n)
     return marks
@@ -196,11 +189,8 @@ def beside(explained: pd.DataFrame) -> str:
     ]
     low = (others[others["product"] == "qk"].groupby("model")["explained"].max() < EXPLAINED).all()
     none = f"; no QK of theirs reaches our mark, {common.percent(EXPLAINED)}, either" if low else ""
-    return (
-        f" In trained encoders of images, speech and text the identity carries {' and '.join(spans)}{none}."
-        if spans
-        else ""
-    )
+    said = f" In trained encoders of images, speech and text the identity carries {' and '.join(spans)}{none}."
+    return said if spans else ""
 
 
 def _worth(products: pd.DataFrame) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -156,90 +155,51 @@ def _sibling(finals: Mapping[str, pd.DataFrame], prefix: str) -> pd.DataFrame:
     return runs.assign(arm=runs["arm"].str.removeprefix(prefix))
 
 
-def words_of(table: pd.DataFrame) -> dict[str, str]:
-    """What every comparison says."""
-    return {name: common.word(row, METRIC) for name, row in table.iterrows()}
-
-
-def gaining(words: Mapping[str, str]) -> set[str]:
-    """The comparisons that gain (words_of)."""
-    return {name for name, word in words.items() if word == "gains"}
-
-
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other
     learning rate; "" if all.
     """
-    studies = [
-        (CENTRAL[data], finals, SEEDS[data]),
-        (STRUCTURE[data], finals, SEEDS[data]),
-        (RATE[data], load_runs(f"{data}-rate"), SEEDS[data]),
-    ]
+    studies = {
+        "of the comparison": (CENTRAL[data], finals, SEEDS[data]),
+        "of its controls": (STRUCTURE[data], finals, SEEDS[data]),
+        "at the other rate": (RATE[data], load_runs(f"{data}-rate"), SEEDS[data]),
+    }
     if data == STUDIES["next"].experiment:
-        studies.append((STUDIES["next"], finals, FIRST_SEEDS + MORE_SEEDS))
-    counts = [common.counts(*study) for study in studies]
-    if all(there == wanted for there, wanted in counts):
+        studies["of the sibling"] = STUDIES["next"], finals, FIRST_SEEDS + MORE_SEEDS
+    counts = {what: common.counts(*study) for what, study in studies.items()}
+    if all(there == wanted for there, wanted in counts.values()):
         return ""
-    parts = [
-        f"{there} of {wanted} runs {what}"
-        for (there, wanted), what in zip(
-            counts, ("of the comparison", "of its controls", "at the other rate", "of the sibling")
-        )
-    ]
+    parts = [f"{there} of {wanted} runs {what}" for what, (there, wanted) in counts.items()]
     return f"{TITLES[data]}: {', '.join(parts)} are in; `{COMMAND}` adds the others, and this page follows."
 
 
 def conclusion(data: str, table: pd.DataFrame) -> str:
     """What one data set's comparisons (compare with COMPARED) come to: does it matter which signs, is it their size?"""
-    if table.empty:
-        return f"**{TITLES[data]}**: no pair yet."
-    so = (
-        _size_or_sign(words_of(table), doubted(table))
-        or "these pairs do not say whether it is the size of the weights or the signs"
-    )
-    return f"**{TITLES[data]}**: {so}."
+    silent = "these pairs do not say whether it is the size of the weights or the signs"
+    return f"**{TITLES[data]}**: {'no pair yet' if table.empty else _size_or_sign(table) or silent}."
 
 
-def doubted(table: pd.DataFrame) -> bool:
-    """Whether the exact test does not confirm what the interval says of the two sets of signs."""
-    name = "opposite minus vision signs"
-    return name in table.index and bool(common.exact_p(table.loc[name]))
-
-
-def beyond_size(gains: Container[str]) -> list[str]:
-    """The sign patterns that gain against the default and against both controls of
-    their size; gains: the comparisons that do.
-    """
-    return [
-        name for name in SIGN_PAIRS if name in gains and all(f"{name} minus {control}" in gains for control in CONTROLS)
-    ]
-
-
-def _size_or_sign(words: Mapping[str, str], doubted: bool) -> str:
-    """The conclusion from the words of conclusion(), a clause; "" while they do not say; doubted: see there."""
-    better = {
-        "gains": "opposite signs do better than vision's",
-        "loses": "vision signs do better than the opposite",
-    }.get(words.get("opposite minus vision signs", ""), "")
-    better += common.UNCONFIRMED if better and doubted else ""
+def _size_or_sign(table: pd.DataFrame) -> str:
+    """The conclusion, a clause; "" while the comparisons do not say."""
+    words = {name: common.word(row, METRIC) for name, row in table.iterrows()}
+    gains = {name for name, word in words.items() if word == "gains"}
+    controlled = {(name, control): f"{name} minus {control}" for name in SIGN_PAIRS for control in CONTROLS}
+    signs = "opposite minus vision signs"
+    said = {"gains": "opposite signs do better than vision's", "loses": "vision signs do better than the opposite"}
+    better = said.get(words.get(signs), "")
+    if better and common.exact_p(table.loc[signs]):
+        better += common.UNCONFIRMED
     rest = f"; {better}" if better else ""
     if all(words.get(name) == common.NO_DIFFERENCE for name in AGAINST_EACH_OTHER):
         rest = "; we see no further gain from a diagonal or its sign"
-    elif better and not any(
-        words.get(f"{name} minus {control}") == "gains" for name in SIGN_PAIRS for control in CONTROLS
-    ):
+    elif better and not gains & set(controlled.values()):
         rest += ", but neither is shown to do better than both controls of its size"
-        rest += "".join(
-            f", and {name} do worse than {control}"
-            for name in SIGN_PAIRS
-            for control in CONTROLS
-            if words.get(f"{name} minus {control}") == "loses"
-        )
-    if beyond := beyond_size(gaining(words)):
+        worse = [names for names, comparison in controlled.items() if words.get(comparison) == "loses"]
+        rest += "".join(f", and {name} do worse than {control}" for name, control in worse)
+    beyond = [name for name in SIGN_PAIRS if {name, *(controlled[name, control] for control in CONTROLS)} <= gains]
+    if beyond:
         return f"{' and '.join(beyond)} gain beyond the size of the weights and their singular values{rest}"
-    if any(words.get(name) == "gains" for name in SIGN_PAIRS) and any(
-        words.get(name) == "gains" for name in AGAINST_DEFAULT if name not in SIGN_PAIRS
-    ):
+    if gains & set(SIGN_PAIRS) and gains & set(AGAINST_DEFAULT) - set(SIGN_PAIRS):
         return f"larger attention weights gain, with a diagonal or without one{rest}"
     return f"the sign matters: {better}" if better else ""
 
@@ -321,13 +281,6 @@ def of_data(pairs: Mapping[str, tuple[str, str]], data: str) -> dict[str, tuple[
     return {label: tuple(fitted if arm == FITTED else arm for arm in arms) for label, arms in pairs.items()}
 
 
-def _one_below_the_other(panels: list[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables and points of several panels as one of each; tables without a row have no columns to join by."""
-    tables, points = zip(*panels, strict=True)
-    there = [table for table in tables if len(table)]
-    return pd.concat(there) if there else tables[0], pd.concat(points, ignore_index=True)
-
-
 # What 12b opens with. Two questions: of a heading, (reference arm, arm)
 CHANGEABLE = {
     "Do larger weights gain? (default at vision's norms)": (DEFAULT, RESCALED),
@@ -346,13 +299,13 @@ CIRCUMSTANCES = {
 
 def under_circumstances(data: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table and points of CHANGEABLE on a data set under every one of CIRCUMSTANCES (figures.comparisons)."""
-    panels = []
+    studies = []
     for question, arms in CHANGEABLE.items():
         for label, (end, prefix, column) in CIRCUMSTANCES.items():
-            pair = tuple(prefix + arm for arm in arms)
+            pair, runs = tuple(prefix + arm for arm in arms), load_runs(data + end)
             study = Study("under-circumstances", question, data + end, pair, {label: pair})
-            panels.append(common.stacked([(study, load_runs(data + end))], replace(METRIC, column=column)))
-    return _one_below_the_other(panels)
+            studies.append((study, runs.assign(**{METRIC.column: runs.get(column)})))
+    return common.stacked(studies, METRIC)
 
 
 def numbers(names: list[str], finals: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:

@@ -28,24 +28,21 @@ def score_table(finals: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if row["split"] == "test" and row["dataset"] in finals
     ]
     for data, table in finals.items():
-        for arm in (DEFAULT, SIBLING_PREFIX + DEFAULT):
-            part = table[table["arm"] == arm]
+        for model, prefix in {"BERT4Rec": "", "causal sibling": SIBLING_PREFIX}.items():
+            part = table[table["arm"] == prefix + DEFAULT]
             if len(part):
-                model = "causal sibling" if arm.startswith(SIBLING_PREFIX) else "BERT4Rec"
                 rows.append(
                     {
                         "data": TITLES[data],
-                        "recommender": f"{model}, {arm_label(arm.removeprefix(SIBLING_PREFIX))}",
+                        "recommender": f"{model}, {arm_label(DEFAULT)}",
                         "seeds": len(part),
                         "ndcg10": part["test_ndcg10"].mean(),
                         "sd": f"{part['test_ndcg10'].std():.4f}" if len(part) > 1 else "",
                     }
                 )
     out = pd.DataFrame(rows).rename(columns={"ndcg10": "NDCG@10", "sd": "sd over seeds"})
-    order = {TITLES[data]: i for i, data in enumerate(finals)}
-    return common.blank(
-        out.sort_values("data", key=lambda c: c.map(order), kind="stable").set_index(["data", "recommender"]).round(4)
-    )
+    out = out.sort_values("data", key=lambda titles: titles.map([*TITLES.values()].index), kind="stable")
+    return common.blank(out.set_index(["data", "recommender"]).round(4))
 
 
 def baseline_levels(data: str, split: str = "test") -> dict[str, float]:
