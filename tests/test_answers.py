@@ -916,4 +916,4 @@ def test_a_bar_in_a_cell_does_not_end_it():
 def test_a_contrast_is_held_against_what_was_expected(low, high, p, expected, says):
     row = {"difference": (low + high) / 2, "low": low, "high": high, "pairs": 6, "p": p, "expected": expected}
     rows = pd.DataFrame.from_dict({"it": row, "other": row | {"expected": 1}}, orient="index")  # None becomes NaN
-    assert common.contrast_line("it", rows.loc["it"]).partition("; ")[2] == says
+    assert common.contrast_words(rows.loc["it"]).partition("; ")[2] == says

@@ -200,9 +200,10 @@ def contrast_words(row: pd.Series, metric: Metric = ACCURACY) -> str:
     return f"{estimate(row, metric, exact_p(row), metric.difference)}; {outcome(row, row['expected'])}"
 
 
-def contrast_line(name: str, row: pd.Series, metric: Metric = ACCURACY) -> str:
-    """One contrast as a list item."""
-    return f"* {name}: {contrast_words(row, metric)}"
+def contrast_lines(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> list[str]:
+    """The contrasts of a study that have runs, as list items."""
+    table = contrast_table(study, finals, metric)
+    return [f"* {name}: {contrast_words(row, metric)}" for name, row in table.iterrows()]
 
 
 def counts(study: Study, finals: pd.DataFrame, seeds: tuple[int, ...]) -> tuple[int, int]:

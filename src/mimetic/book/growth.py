@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pandas as pd
@@ -17,23 +18,18 @@ from mimetic.statistics import ENOUGH, compare, contrast, difference, mean_inter
 from mimetic.training.records import load_runs
 
 LOSS = Metric("test_loss", "test loss")
-# Panels of the gain against a number: study, whether a default arm belongs to it, the number's column, the axis's name
+# Panels of the gain against a number: study, how its default arms begin, the number's column, the axis's name
 GAIN_PANELS = {
-    "width": (
-        "size",
-        lambda arm: arm.startswith("d") and not arm.startswith("depth"),
-        "config.d_model",
-        "width (heads of 32)",
-    ),
-    "depth": ("size", lambda arm: arm.startswith("depth"), "config.depth", "layers"),
-    "data": ("data", lambda arm: arm.startswith("n"), "config.train_size", "training images"),
+    "width": ("size", re.compile(r"d\d"), "config.d_model", "width (heads of 32)"),
+    "depth": ("size", re.compile(r"depth"), "config.depth", "layers"),
+    "data": ("data", re.compile(r"n\d"), "config.train_size", "training images"),
 }
 
 
 def panel_arms(title: str) -> dict[str, tuple[str, str]]:
     """The comparisons of a panel of GAIN_PANELS, with the base."""
-    name, belongs, _, _ = GAIN_PANELS[title]
-    return {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or belongs(v[0])}
+    name, begins, _, _ = GAIN_PANELS[title]
+    return {k: v for k, v in comparisons_of(STUDIES[name]).items() if v == PAIR or begins.match(v[0])}
 
 
 def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame], dict[str, str]]:
@@ -55,8 +51,7 @@ def gain_panels(finals: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str
 
 def at_other_rates(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For figures.gains, by panel: the gain at twelve layers and half the rate; {} without a pair."""
-    arms = {"half the rate": pair(f"{DEEP}-half")}
-    table = compare(finals, arms)
+    table = compare(finals, {"half the rate": pair(f"{DEEP}-half")})
     return {"depth": table.assign(x=12.0)} if len(table) else {}
 
 
@@ -133,14 +128,13 @@ def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
 def twelve(finals: pd.DataFrame) -> str:
     """What mimetic initialization gains at twelve layers, at the rate chosen for six, at half of it, and with each arm
     at the better of the two by held-back images, as a Markdown table; "" without runs."""
-    full, half = gain(DEEP), gain(f"{DEEP}-half")
+    full, half = gain(DEEP), contrast(finals, gain(f"{DEEP}-half"))
     better, words = better_rates(finals)
-    added = before_and_after_the_look(contrast(finals, half))
-    split = before_and_after_the_look(better) if len(better) else (better, better)
+    added, split = before_and_after_the_look(half), before_and_after_the_look(better)
     rows = [
         ("at the rate chosen for six", contrast(finals, full)),
         ("the same pairs again, on a CPU", contrast(common.replicas("cifar10-lab10"), full)),
-        ("at half that rate", contrast(finals, half)),
+        ("at half that rate", half),
         ("of these, the pairs planned first", added[0]),
         ("those added when the first had been seen", added[1]),
         (f"each arm at its better rate ({words})", better),
@@ -178,7 +172,7 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
         if len(gain := difference(runs, arms["mimetic"], arms["timm"])):
             on = ", ".join(sorted(set(runs.loc[runs["arm"].isin(arms.values()), "device.name"])))
             columns[f"{where}, on {on}"] = (100 * gain).round(1)
-    return common.blank(pd.DataFrame(columns)) if columns else pd.DataFrame()
+    return common.blank(pd.DataFrame(columns))
 
 
 def held_back() -> str:
@@ -188,12 +182,8 @@ def held_back() -> str:
     table = _deep_rates()
     if len(table) < 2:
         return "*Not in yet: `python -m mimetic queue lab` asks twelve layers at other rates.*"
-    return common.markdown(
-        pd.DataFrame(
-            {"learning rate": ["default", "mimetic"]}
-            | {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}
-        )
-    )
+    columns = {f"{lr:g}": [f"{100 * row[arm]:.1f} %" for arm in PAIR] for lr, row in table.iterrows()}
+    return common.markdown(pd.DataFrame({"learning rate": ["default", "mimetic"]} | columns))
 
 
 def before_and_after_the_look(values: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -232,9 +222,8 @@ def better_rates(finals: pd.DataFrame) -> tuple[pd.Series, str]:
     if len(held) < 2 or finals.empty:
         return pd.Series(dtype=float), ""
     rates = held.idxmax()
-    values, devices = _few_machines(
-        finals, tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR)
-    )
+    names = tuple(f"{DEEP}-{arm}" if rates[arm] == own else f"{DEEP}-half-{arm}" for arm in PAIR)
+    values, devices = _few_machines(finals, names)
     return values, f"the default's {rates['timm']:g}, mimetic initialization's {rates['mimetic']:g}; on {devices}"
 
 
@@ -279,10 +268,7 @@ def data_table(finals: pd.DataFrame) -> str:
         gain, loss = (difference(finals, arm, reference, metric) for metric in ("test_accuracy", "test_loss"))
         if len(gain):
             errors = gain.mean() / (1 - finals.loc[finals["arm"] == reference, "test_accuracy"].mean())
-            above = []
-            for each in (arm, reference):
-                part = finals[finals["arm"] == each]
-                above.append(100 * (part["train_accuracy"] - part["test_accuracy"]).mean())
+            above = (finals["train_accuracy"] - finals["test_accuracy"]).groupby(finals["arm"]).mean()[[arm, reference]]
             more = [] if reference == base else difference(finals, reference, base)
             rows.append(
                 (
@@ -290,7 +276,7 @@ def data_table(finals: pd.DataFrame) -> str:
                     common.measured(gain),
                     common.minus(common.percent(errors, 1)),
                     LOSS.shown(loss.mean(), *mean_interval(loss)),
-                    common.minus(" / ".join(f"{round(value):d}" for value in above)),
+                    common.minus(" / ".join(f"{round(100 * value):d}" for value in above)),
                     common.measured(more) if len(more) else "",
                 )
             )

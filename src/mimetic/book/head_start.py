@@ -20,10 +20,13 @@ def steps_saved(finals: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     that never does counts as 1)."""
     columns = ["default at the end (%)", "mimetic", "default", "earlier by"]
     targets = paired_differences(finals)[PAIR[0]]
-    default, mimetic = (
-        common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR
-    )
+    default, mimetic = _passages(curves, targets)
     return pd.concat([100 * targets, mimetic, default, default.fillna(1.0) - mimetic.fillna(1.0)], axis=1, keys=columns)
+
+
+def _passages(curves: pd.DataFrame, targets: pd.Series) -> list[pd.Series]:
+    """common.first_passage of the default and of mimetic initialization, for every seed of the targets."""
+    return [common.first_passage(curves, arm, targets, "test_accuracy").reindex(targets.index) for arm in PAIR]
 
 
 def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
@@ -41,19 +44,18 @@ def steps_sentence(finals: pd.DataFrame, curves: pd.DataFrame) -> str:
     )
     if share.isna().any():
         text += f" (in {share.notna().sum()} of {len(share)} pairs; the others count as the whole run)"
-    low, high = mean_interval(table["earlier by"])
-    span = (
-        common.minus(f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)")
-        if len(share) > 1
-        else ""
-    )
-    marks, way = on_the_way(curves), ""
-    if marks:
-        less = max(earlier.mean() for earlier in marks.values()) < table["earlier by"].mean()
-        flat = " The lead in time is largest at the end, where the mimetic runs are higher and the curves are flat."
-        way = f" Lower accuracies are passed {on_the_way_sentence(marks)}.{flat if less else ''}"
-    lead = table["earlier by"].mean()
-    return f"{text}: **{'earlier' if lead > 0 else 'later'} by {common.percent(abs(lead))} of the run**{span}.{way}"
+    lead, (low, high) = table["earlier by"].mean(), mean_interval(table["earlier by"])
+    text += f": **{'earlier' if lead > 0 else 'later'} by {common.percent(abs(lead))} of the run**"
+    if len(share) > 1:
+        text += common.minus(f" (95 % interval {100 * low:+.0f} to {100 * high:+.0f}, {len(share)} pairs)")
+    text += "."
+    if marks := on_the_way(curves):
+        text += f" Lower accuracies are passed {on_the_way_sentence(marks)}."
+        if max(earlier.mean() for earlier in marks.values()) < lead:
+            text += (
+                " The lead in time is largest at the end, where the mimetic runs are higher and the curves are flat."
+            )
+    return text
 
 
 MARKS = (0.5, 0.55, 0.6)  # accuracies on the way, which the curves of a laboratory run pass
@@ -67,8 +69,7 @@ def on_the_way(curves: pd.DataFrame, marks: tuple[float, ...] = MARKS) -> dict[f
     seeds = sorted(set.intersection(*(set(curves.loc[curves["arm"] == arm, "seed"]) for arm in PAIR)))
     found = {}
     for mark in marks:
-        targets = pd.Series(mark, index=seeds)
-        default, mimetic = (common.first_passage(curves, arm, targets, "test_accuracy").reindex(seeds) for arm in PAIR)
+        default, mimetic = _passages(curves, pd.Series(mark, index=seeds))
         earlier = default - mimetic
         if len(seeds) and earlier.notna().all():
             found[mark] = earlier
@@ -104,11 +105,11 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     if gap.empty:
         return "No pair of runs is in yet."
     first, low = gap.iloc[0], gap["difference"].idxmin()
-    tail = gap.iloc[-max(1, len(gap) // 4) :]
+    tail, least = gap.iloc[-max(1, len(gap) // 4) :], gap.loc[low]
+    span = f", {ACCURACY.span(least['low'], least['high'])}" if least["pairs"] > 1 else ""
     text = (
         f"The lead is {ACCURACY.signed(first['difference'])} points after the first epoch,"
-        f" at its smallest at epoch {low} ({ACCURACY.signed(gap.loc[low, 'difference'])}"
-        f"{_span(gap.loc[low])}),"
+        f" at its smallest at epoch {low} ({ACCURACY.signed(least['difference'])}{span}),"
         f" and {ACCURACY.span(tail['difference'].min(), tail['difference'].max())} in the last {len(tail)} epochs."
     )
     if first["pairs"] < ENOUGH:
@@ -123,11 +124,6 @@ def gap_sentence(curves: pd.DataFrame) -> str:
     else:
         says = "no lead that these pairs can show"
     return f"{text} In this schedule it is {says}."
-
-
-def _span(row: pd.Series) -> str:
-    """The 95 % interval of a row of gap_by_epoch, behind its mean; "" of one pair."""
-    return f", {ACCURACY.span(row['low'], row['high'])}" if row["pairs"] > 1 else ""
 
 
 SHORT = "cifar10-lab10"  # the same with a shorter schedule: chapter 7's runs

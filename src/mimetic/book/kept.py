@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
@@ -106,24 +108,25 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
     chance on either side; the distance attended. "" without runs."""
     columns = {}
     for arm in dict.fromkeys(products["arm"] if len(products) else ()):
-        cells: dict[str, list[str]] = {}
+        cells: dict[str, dict[str, str]] = {}
         for when in ("before", "after"):
             part, looks = (f[(f["arm"] == arm) & (f["when"] == when)] for f in (products, maps))
+            found = {}
             for product, unit in (("qk", "heads"), ("vp", "layers")):
                 these, (above, below) = part[part["product"] == product], beyond_chance(products, arm, product, when)
-                for name, value in (
-                    ("mean diagonal", _number(these["diag_mean"].mean())),
-                    ("spread of the other entries", f"{these['offdiag_sd'].mean():.3f}"),
-                    ("diagonal / off-diagonal sd", _number(these["z"].mean(), 2)),
-                    (f"{unit} above chance", percent(above)),
-                    (f"{unit} below chance", percent(below)),
-                ):
-                    cells.setdefault(f"{SHORT[product]} {name}", []).append(value)
-            cells.setdefault("distance attended (patches)", []).append(f"{looks['distance'].mean():.2f}")
-            cells.setdefault("attention to itself", []).append(percent(looks["itself"].mean()))
-        columns[LABELS.get(arm, arm).split(" (")[0]] = {name: " → ".join(pair) for name, pair in cells.items()}
-    found = pd.DataFrame(columns)
-    return common.markdown(found.reset_index(names="before → after training"))
+                found |= {
+                    f"{SHORT[product]} mean diagonal": _number(these["diag_mean"].mean()),
+                    f"{SHORT[product]} spread of the other entries": f"{these['offdiag_sd'].mean():.3f}",
+                    f"{SHORT[product]} diagonal / off-diagonal sd": _number(these["z"].mean(), 2),
+                    f"{SHORT[product]} {unit} above chance": percent(above),
+                    f"{SHORT[product]} {unit} below chance": percent(below),
+                }
+            cells[when] = found | {
+                "distance attended (patches)": f"{looks['distance'].mean():.2f}",
+                "attention to itself": percent(looks["itself"].mean()),
+            }
+        columns[LABELS.get(arm, arm).split(" (")[0]] = pd.DataFrame(cells).agg(" → ".join, axis=1)
+    return common.markdown(pd.DataFrame(columns).reset_index(names="before → after training"))
 
 
 def by_layer(products: pd.DataFrame) -> str:
@@ -133,16 +136,14 @@ def by_layer(products: pd.DataFrame) -> str:
     """
     after = products[products["when"] == "after"] if len(products) else products
     rows = []
-    for layer in sorted(set(after["layer"])) if len(after) else ():
+    for layer, found in after.groupby("layer") if len(after) else ():
         row = {"layer": f"{layer}"}
-        for arm in dict.fromkeys(after["arm"]):
-            for product in PRODUCTS:
-                part = after[(after["layer"] == layer) & (after["arm"] == arm) & (after["product"] == product)]
-                value = _number(part["z"].mean(), 2)
-                if arm == PAIR[0]:
-                    above, below = (part["sigmas"] > CHANCE).mean(), (part["sigmas"] < -CHANCE).mean()
-                    value += f" ({percent(above)} / {percent(below)})"
-                row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = value
+        for (arm, product), part in found.groupby(["arm", "product"], sort=False):
+            value = _number(part["z"].mean(), 2)
+            if arm == PAIR[0]:
+                above, below = beyond_chance(found, arm, product)
+                value += f" ({percent(above)} / {percent(below)})"
+            row[f"{LABELS.get(arm, arm).split(' (')[0]}, {SHORT[product]}"] = value
         rows.append(row)
     return common.markdown(rows)
 
@@ -186,8 +187,9 @@ def by_itself() -> str:
     after = grown()
     if after.empty:
         return ""
+    fine = partial(_number, digits=4)
     rows = [
-        (name, *(f"{_number(after[arm, p].mean(), 4)} ({_interval(after[arm, p])})" for p in PRODUCTS))
+        (name, *(f"{fine(after[arm, p].mean())} ({_interval(after[arm, p], fine)})" for p in PRODUCTS))
         for arm, name in WITHOUT.items()
     ]
     columns = ["mean diagonal after ten epochs (95 % interval)", *PRODUCTS.values()]
@@ -198,13 +200,10 @@ def _number(value: float, digits: int = 3) -> str:
     return common.minus(f"{round(value, digits) + 0.0:+.{digits}f}")
 
 
-def _interval(values: pd.Series) -> str:
-    return "no interval, 1 seed" if len(values) < 2 else " to ".join(_number(end, 4) for end in mean_interval(values))
+def _interval(values: pd.Series, shown: Callable[[float], str]) -> str:
+    return "no interval, 1 seed" if len(values) < 2 else " to ".join(map(shown, mean_interval(values)))
 
 
 def _share(values: pd.Series) -> str:
     """A share with its 95 % interval over seeds."""
-    between = (
-        " to ".join(f"{100 * end:.1f}" for end in mean_interval(values)) if len(values) > 1 else "no interval, 1 seed"
-    )
-    return f"{percent(values.mean(), 1)} ({between})"
+    return f"{percent(values.mean(), 1)} ({_interval(values, lambda end: f'{100 * end:.1f}')})"

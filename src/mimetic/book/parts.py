@@ -57,7 +57,7 @@ ASKED: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def _study(question: str, comparisons: dict[str, tuple[str, str]]) -> Study:
-    return Study(question, question, "cifar10-lab10", tuple(dict.fromkeys(chain(*comparisons.values()))), comparisons)
+    return Study("parts", question, "cifar10-lab10", (), comparisons)
 
 
 # The rows of the figure that opens the chapter, all against the default with the same positions
@@ -132,10 +132,9 @@ def every_number(finals: pd.DataFrame) -> pd.DataFrame:
     return numbers(table)
 
 
-def _on_a_cpu(arm: str, against: dict[str, str]) -> str:
-    """An arm against others of its own machine (data/replicas), {what the other is: its name}; "" without runs."""
-    runs = common.replicas("cifar10-lab10")
-    found = {words: difference(runs, arm, other) for words, other in against.items()}
+def _said(runs: pd.DataFrame, asked: dict[str, tuple[str, str]]) -> str:
+    """Differences in words, {what is compared: (reference arm, arm)}; "" while one of them has no runs."""
+    found = {words: difference(runs, arm, reference) for words, (reference, arm) in asked.items()}
     if not all(map(len, found.values())):
         return ""
     return "; ".join(f"{words} {common.measured(values)}" for words, values in found.items())
@@ -143,29 +142,27 @@ def _on_a_cpu(arm: str, against: dict[str, str]) -> str:
 
 def noise_only() -> str:
     """Both noises without either diagonal, on a CPU, in a sentence; "" without runs."""
-    against = {
-        "over the default": "timm",
-        "minus mimetic initialization": "mimetic",
-        "minus the default at mimetic's norms": "timm-rescaled",
-        "minus random directions": "random-directions",
+    asked = {
+        "over the default": ("timm", NOISE_ONLY),
+        "minus mimetic initialization": ("mimetic", NOISE_ONLY),
+        "minus the default at mimetic's norms": ("timm-rescaled", NOISE_ONLY),
+        "minus random directions": ("random-directions", NOISE_ONLY),
     }
-    said = _on_a_cpu(NOISE_ONLY, against)
+    said = _said(common.replicas("cifar10-lab10"), asked)
     return f"* both noises, neither diagonal (on a CPU): {said}" if said else ""
 
 
 def trace() -> str:
     """V·proj with hardly any noise, on a CPU, in a sentence; "" without runs."""
-    said = _on_a_cpu(TRACE, {"over the default": "timm", "minus mimetic initialization": "mimetic"})
+    asked = {"over the default": ("timm", TRACE), "minus mimetic initialization": ("mimetic", TRACE)}
+    said = _said(common.replicas("cifar10-lab10"), asked)
     return f"* V·proj with a trace of noise, |α| 0.001 (on a CPU): {said}" if said else ""
 
 
 def over_torch(finals: pd.DataFrame) -> str:
     """One product alone against PyTorch's default, in a list item; "" without runs."""
-    found = {name: difference(finals, arm, "torch") for name, arm in (("QK", "mimetic-qk"), ("V·proj", "mimetic-vp"))}
-    if not all(map(len, found.values())):
-        return ""
-    said = "; ".join(f"{name} {common.measured(values)}" for name, values in found.items())
-    return f"* one product alone, minus PyTorch's default: {said}"
+    said = _said(finals, {"QK": ("torch", "mimetic-qk"), "V·proj": ("torch", "mimetic-vp")})
+    return f"* one product alone, minus PyTorch's default: {said}" if said else ""
 
 
 def cell(values: pd.Series | tuple) -> str:
@@ -215,32 +212,22 @@ def mean_of(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
     return finals[finals["arm"] == arm].set_index("seed").loc[seeds, ACCURACY.column].mean()
 
 
-def _gains_by_condition(finals: pd.DataFrame) -> dict[str, pd.Series]:
-    """Condition -> the gain of every pair; {} while a condition has too few of them."""
-    gains = {name: difference(finals, arm, reference) for name, (reference, arm) in CONDITIONS.items()}
-    return gains if min(map(len, gains.values())) >= ENOUGH else {}
-
-
-def _made_with(finals: pd.DataFrame, gains: dict[str, pd.Series]) -> str:
-    arms = set(chain(*CONDITIONS.values()))
-    devices = " and ".join(sorted(finals.loc[finals["arm"].isin(arms), "device.name"].unique()))
-    return f"{min(map(len, gains.values()))} pairs each, on {devices}"
-
-
 def conditions_table(finals: pd.DataFrame) -> str:
     """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies
     themselves; "" without runs.
     """
-    gains, rows = _gains_by_condition(finals), []
+    gains = {name: difference(finals, arm, reference) for name, (reference, arm) in CONDITIONS.items()}
+    if (pairs := min(map(len, gains.values()))) < ENOUGH:
+        return ""
+    rows = []
     for name, values in gains.items():
         reference, arm = (mean_of(finals, arm, values.index) for arm in CONDITIONS[name])
         rows.append((name, f"{100 * reference:.1f}", f"{100 * arm:.1f}", common.with_interval(values)))
-    if not rows:
-        return ""
     table = common.markdown(rows, ["after ten epochs", "default (%)", "mimetic (%)", "gain (points)"])
+    devices = sorted(finals.loc[finals["arm"].isin(chain(*CONDITIONS.values())), "device.name"].unique())
     return (
-        f"The gain depends on what it is combined with, and on the default ({_made_with(finals, gains)}; in brackets"
-        f" the 95 % interval of the gain):\n\n{table}{_otherwise(finals, gains)}"
+        f"The gain depends on what it is combined with, and on the default ({pairs} pairs each, on"
+        f" {' and '.join(devices)}; in brackets the 95 % interval of the gain):\n\n{table}{_otherwise(finals, gains)}"
     )
 
 

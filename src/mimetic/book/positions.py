@@ -310,10 +310,7 @@ def _what_else() -> str:
 def rotary_answer() -> str:
     """How both sets of signs stand to each other with rotary positions, and how the better start with fixed ones stands
     to these, as Markdown list items."""
-    against = [
-        common.contrast_line(name, row, METRIC)
-        for name, row in common.contrast_table(ROTARY, load_runs(ROTARY.experiment), METRIC).iterrows()
-    ]
+    against = common.contrast_lines(ROTARY, load_runs(ROTARY.experiment), METRIC)
     if not against:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     beyond = effect_of(POSITIONS, "vision", other=ROTARY)

@@ -47,16 +47,14 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
     """Whether any setting beat the base by more than a point."""
     if finals.empty:
         return "The search has no records yet: `python -m mimetic queue recipe`."
-    base = finals[finals["arm"] == "base"]["test_accuracy"]
-    paired = finals[(finals["arm"] != "base") & finals["seed"].isin(finals.loc[finals["arm"] == "base", "seed"])]
+    base = finals[finals["arm"] == "base"].set_index("seed")["test_accuracy"]
+    paired = finals[(finals["arm"] != "base") & finals["seed"].isin(base.index)]
     if paired.empty:
         return "No setting of the search has a run beside the base's yet: `python -m mimetic queue recipe`."
     others = paired.groupby("arm")["test_accuracy"].mean()
     best = others.idxmax()
     ends = f", over its {len(base)} seeds from {100 * base.min():.1f} to {100 * base.max():.1f}" * (len(base) > 1)
-    seeds = finals.loc[finals["arm"] == best, "seed"]
-    same = finals[(finals["arm"] == "base") & finals["seed"].isin(seeds)]["test_accuracy"]
-    gain = others[best] - same.mean()
+    gain = others[best] - base[base.index.isin(finals.loc[finals["arm"] == best, "seed"])].mean()
     kept = "so the base was kept" if 100 * gain <= SEED_WORTH else "so by the rule it replaces the base's value"
     return (
         f"The best setting, `{best}`, is {ahead(gain)} the base with the same seed"
@@ -82,21 +80,16 @@ def rates_sentence(finals: pd.DataFrame) -> str:
     if len(table) < len(CHECKED) or table.isna().any(axis=None):
         return f"Not all of these runs are in yet: `{COMMAND}`."
     gains = table.max(axis=1) - table[common_lr]
-    unfair = [
-        f"{arm} (best at {table.loc[arm].idxmax():g}, {gains[arm]:+.1f} points)"
-        for arm in table.index[gains > SEED_WORTH]
-    ]
-    if len(set(table.idxmax(axis=1))) == 1 and table.idxmax(axis=1).iloc[0] == common_lr:
+    best, one_seed = table.idxmax(axis=1), "(One seed; another would change a number by about a point.)"
+    if set(best) == {common_lr}:
         return (
             f"Every arm is best at {common_lr:g}, the common rate; we had expected a lower one for those with large"
-            " weights. (One seed; another would change a number by about a point.)"
+            f" weights. {one_seed}"
         )
-    text = (
-        f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
-        if unfair
-        else f"No arm is better by more than {SEED_WORTH:g} point at another rate."
-    )
-    lower = [LABELS[arm] for arm in LARGE if table.loc[LABELS[arm]].idxmax() < table.loc[LABELS[PAIR[0]]].idxmax()]
+    unfair = [f"{arm} (best at {best[arm]:g}, {gains[arm]:+.1f} points)" for arm in table.index[gains > SEED_WORTH]]
+    text = f"No arm is better by more than {SEED_WORTH:g} point at another rate."
+    if unfair:
+        text = f"Better by more than {SEED_WORTH:g} point at another rate: {', '.join(unfair)}."
+    lower = [LABELS[arm] for arm in LARGE if best[LABELS[arm]] < best[LABELS[PAIR[0]]]]
     suits = ", ".join(lower) or "none of the arms with large weights, **against our expectation**"
-    text += f" A lower rate than the default's suits {suits}."
-    return f"{text} (One seed; another would change a number by about a point.)"
+    return f"{text} A lower rate than the default's suits {suits}. {one_seed}"

@@ -32,15 +32,6 @@ RESULTS = {
     "not built": "could not be built small or run",
     "wrong": "silently wrong",
 }
-POSITIONS = {
-    "sincos2d": "fixed sin-cos positions",
-    "learned": "learned positions",
-    "none": "no position embedding",
-    "shuffled": "sin-cos positions in a random order",
-    "from-sincos": "learned positions that start from sin-cos",
-    "from-noise": "learned positions that start from noise as large",
-}
-POOLS = {"avg": "average pooling", "token": "class token"}
 BEGIN, END = "<!-- number: begin (written from the run records) -->", "<!-- number: end -->"
 
 
@@ -48,12 +39,12 @@ def setting(finals: pd.DataFrame) -> str:
     """Data, model and length of the laboratory runs, from their configs; that there are none."""
     if finals.empty:
         return "no run yet"
-    row = finals.iloc[0]
+    row, words = finals.iloc[0], {"sincos2d": "fixed sin-cos positions", "avg": "average pooling"}
     return (
         f"{row['config.train_size']:,.0f} CIFAR-10 images, {row['config.epochs']:.0f} epochs,"
         f" ViT of width {row['config.d_model']:.0f}, {row['config.depth']:.0f} layers,"
         f" {row['config.num_heads']:.0f} heads, {row['parameters.total'] / 1e6:.2f} M parameters,"
-        f" {POSITIONS[row['config.pos_embed']]}, {POOLS[row['config.global_pool']]}"
+        f" {words[row['config.pos_embed']]}, {words[row['config.global_pool']]}"
     )
 
 

@@ -15,7 +15,6 @@ from mimetic.book import common
 from mimetic.experiments.configs.vision import FITTED
 from mimetic.experiments.metrics import ACCURACY
 from mimetic.experiments.programmes import command_for
-from mimetic.experiments.programmes.study import Study
 from mimetic.experiments.programmes.vision import (
     CENTRAL,
     CENTRAL_SEEDS,
@@ -68,13 +67,9 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
         return f"**We found** nothing yet. {gap}"
     lines = [f"* {name}: {common.finding(row, more=bool(gap))}" for name, row in table.iterrows()]
     text = "**We found** (mean difference, 95 % interval):\n\n" + "\n".join(lines)
-    if against := _contrasts(study, finals):
+    if against := common.contrast_lines(study, finals):
         text += "\n\nThe arms against each other, seed by seed:\n\n" + "\n".join(against)
     return text + (f"\n\n{gap}" if gap else "")
-
-
-def _contrasts(study: Study, finals: pd.DataFrame) -> list[str]:
-    return [common.contrast_line(name, row) for name, row in common.contrast_table(study, finals).iterrows()]
 
 
 def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
@@ -82,7 +77,7 @@ def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
     list items, and how many runs are missing.
     """
     study = STUDIES[study_name]
-    lines = [*_contrasts(study, finals), *filter(None, more)]
+    lines = [*common.contrast_lines(study, finals), *filter(None, more)]
     return "\n\n".join(filter(None, ("\n".join(lines), common.missing(study, finals, ALL_SEEDS, COMMAND))))
 
 
@@ -195,15 +190,12 @@ def band(finals: pd.DataFrame) -> tuple[float, float] | None:
 
 def fitted_table() -> pd.DataFrame:
     """The constants of the fitted arms, layer by layer, as configs/vision.py has them."""
-    rows = {
-        (name, product): dict(enumerate(zip(fit[f"{product}_alpha"], fit[f"{product}_beta"])))
-        for name, fit in FITTED.items()
-        for product in ("qk", "vp")
-    }
-    table = pd.DataFrame(
-        {key: {f"layer {i}": common.minus(f"{a:g}, {b:+g}") for i, (a, b) in row.items()} for key, row in rows.items()}
-    ).T
-    return table.rename(index={"qk": "QK: α, β", "vp": "V·proj: α, β"}, level=1)
+    rows = {}
+    for name, fit in FITTED.items():
+        for product, words in common.SHORT.items():
+            cells = [f"{a:g}, {b:+g}" for a, b in zip(fit[f"{product}_alpha"], fit[f"{product}_beta"])]
+            rows[name, f"{words}: α, β"] = {f"layer {i}": common.minus(cell) for i, cell in enumerate(cells)}
+    return pd.DataFrame(rows).T
 
 
 def norm_table() -> pd.DataFrame:
@@ -215,20 +207,15 @@ def norm_table() -> pd.DataFrame:
         initialize_(blocks, name, generator=torch.Generator().manual_seed(0))
         layers = attention_layers(blocks)
         heads = [(layer, h) for layer in layers for h in range(layer.num_heads)]
-        norms[name] = {
+        values = [torch.cat([layer.w_v(h) for h in range(layer.num_heads)], 1) for layer in layers]
+        norms[LABELS[name]] = {
             "W_Q": np.mean([layer.w_q(h).norm().item() for layer, h in heads]),
-            "W_V": np.mean(
-                [torch.cat([layer.w_v(h) for h in range(layer.num_heads)], 1).norm().item() for layer in layers]
-            ),
+            "W_V": np.mean([value.norm().item() for value in values]),
             "QK product": np.mean([layer.qk(h).norm().item() for layer, h in heads]),
             "V·proj product": np.mean([layer.vp().norm().item() for layer in layers]),
         }
-    mimetic = pd.Series(norms.pop("mimetic"))
-    return (
-        pd.DataFrame({LABELS[name]: mimetic / pd.Series(values) for name, values in norms.items()})
-        .T.rename_axis("mimetic divided by")
-        .round(2)
-    )
+    mimetic = pd.Series(norms.pop(LABELS["mimetic"]))
+    return (mimetic / pd.DataFrame.from_dict(norms, orient="index")).rename_axis("mimetic divided by").round(2)
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -238,10 +225,8 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
     units = {"reference": "%", "arm": "%", "difference": "points", "low": "points", "high": "points"}
-    shown = common.rounded(table.assign(**{name: 100 * table[name] for name in units}), digits=1).drop(
-        columns="p_holm", errors="ignore"
-    )
-    return shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
+    shown = common.rounded(table.assign(**{name: 100 * table[name] for name in units}), digits=1)
+    return shown.drop(columns="p_holm").rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
 
 
 def paper_scale() -> str:
