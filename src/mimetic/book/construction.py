@@ -93,9 +93,8 @@ def constants_table(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int
         for _ in range(draws):
             left, right = factor_top_k(semi_diagonal(d, alpha, beta, generator=generator), rank)
             rows.append({"product": name, **statistics(left @ right)})
-    return (
-        pd.DataFrame(rows).groupby("product", sort=False)[["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]].mean()
-    )
+    columns = ["diag_mean", "diag_sd", "offdiag_sd", "z", "sigmas"]
+    return pd.DataFrame(rows).groupby("product", sort=False)[columns].mean()
 
 
 @torch.no_grad()
@@ -142,16 +141,8 @@ def map_statistics(maps: dict[tuple[str, str], Tensor], side: int) -> pd.DataFra
     Args:
         side: number of patches along an edge.
     """
-    distance = patch_distances(side)
-    rows = []
-    uniform = torch.full((1, 1, side**2, side**2), 1 / side**2)
-    for (init, position), A in {**maps, ("uniform", "–"): uniform}.items():
-        rows.append(
-            {
-                "init": init,
-                "position embedding": position,
-                "attention to itself": A.diagonal(dim1=-2, dim2=-1).mean().item(),
-                "mean distance (patches)": (A * distance).sum(-1).mean().item(),
-            }
-        )
-    return pd.DataFrame(rows)
+    distance, rows = patch_distances(side), []
+    for key, A in {**maps, ("uniform", "–"): torch.full((1, 1, side**2, side**2), 1 / side**2)}.items():
+        rows.append((*key, A.diagonal(dim1=-2, dim2=-1).mean().item(), (A * distance).sum(-1).mean().item()))
+    columns = ["init", "position embedding", "attention to itself", "mean distance (patches)"]
+    return pd.DataFrame(rows, columns=columns)

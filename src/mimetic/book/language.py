@@ -60,17 +60,11 @@ def comparisons(studies: tuple[Study, ...] = (CENTRAL, WIKITEXT2, STRUCTURE)) ->
 def overview() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both sets of signs against the default, with GPT-2's own positions and with fixed ones, on both texts: table and
     points for figures.comparisons."""
-    rows = [
-        (
-            replace(
-                study, question=TEXT_POSITIONS[kind], comparisons={f"{LABELS[arm]}, {text_of(study)}": ("gpt2", arm)}
-            ),
-            load_runs(study.experiment),
-        )
-        for kind, studies in {"learned": (CENTRAL, WIKITEXT2), "sincos": (POSITIONS, POSITIONS_WIKITEXT2)}.items()
-        for arm in ("vision", "language")
-        for study in studies
-    ]
+    rows = []
+    for kind, studies in {"learned": (CENTRAL, WIKITEXT2), "sincos": (POSITIONS, POSITIONS_WIKITEXT2)}.items():
+        for arm, study in [(arm, study) for arm in ("vision", "language") for study in studies]:
+            pairs = {f"{LABELS[arm]}, {text_of(study)}": ("gpt2", arm)}
+            rows.append((replace(study, question=TEXT_POSITIONS[kind], comparisons=pairs), load_runs(study.experiment)))
     return common.stacked(rows, METRIC)
 
 
@@ -131,11 +125,10 @@ def _numbers(row: pd.Series) -> str:
 def fitted_sentence() -> str:
     """How much of a diagonal the fitted constants have, in off-diagonal spreads of the target."""
     d = named("tinyshakespeare").d_model
-    ratios = {
-        part: [b * sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
-        for part in ("qk", "vp")
-    }
-    spans = {part: common.minus(f"{min(r):+.1f} to {max(r):+.1f}") for part, r in ratios.items()}
+    spans = {}
+    for part in ("qk", "vp"):
+        ratios = [b * sqrt(d) / a for a, b in zip(FITTED[f"{part}_alpha"], FITTED[f"{part}_beta"])]
+        spans[part] = common.minus(f"{min(ratios):+.1f} to {max(ratios):+.1f}")
     return (
         f"The fitted arm tests mostly size: its diagonals are {spans['qk']} off-diagonal sd for QK (before it is cut to"
         f" a head's rank) and {spans['vp']} for V·proj, where mimetic initialization has {sqrt(d):.0f}."
@@ -158,11 +151,8 @@ def trained_products() -> pd.DataFrame:
             shape = f"d {record['config']['d_model']}" if learned else "sin-cos"
             title = f"our GPT, {record['config']['dataset']}, {shape}"
             frames.append(product_table(record, fold=True).assign(title=title))
-    return (
-        pd.concat(frames, ignore_index=True)
-        if frames
-        else pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
-    )
+    empty = pd.DataFrame(columns=["title", "layer", "head", "product", "z", "sigmas"])
+    return pd.concat(frames, ignore_index=True) if frames else empty
 
 
 def causal_products() -> pd.DataFrame:
@@ -195,20 +185,17 @@ def kept(products: pd.DataFrame) -> pd.DataFrame:
     the off-diagonal spread, and the share of heads or layers that are beyond chance on either
     side (two standard deviations of the null).
     """
-    rows = {}
-    for arm in dict.fromkeys(products["arm"]):
-        for when in ("before", "after"):
-            part = products[(products["arm"] == arm) & (products["when"] == when)]
-            row = {}
-            for product, name in common.SHORT.items():
-                these = part[part["product"] == product]
-                row |= {
-                    f"{name} diagonal / off-diagonal sd": these["z"].mean(),
-                    f"{name} above chance (%)": 100 * (these["sigmas"] > CHANCE).mean(),
-                    f"{name} below chance (%)": 100 * (these["sigmas"] < -CHANCE).mean(),
-                }
-            rows[LABELS.get(arm, arm), when] = row
-    return pd.DataFrame(rows).round(2)
+    columns: dict[tuple[str, str], dict[str, float]] = {}
+    for (arm, when, product), part in products.groupby(["arm", "when", "product"], sort=False) if len(products) else ():
+        name = common.SHORT[product]
+        columns.setdefault((LABELS.get(arm, arm), when), {}).update(
+            {
+                f"{name} diagonal / off-diagonal sd": part["z"].mean(),
+                f"{name} above chance (%)": 100 * (part["sigmas"] > CHANCE).mean(),
+                f"{name} below chance (%)": 100 * (part["sigmas"] < -CHANCE).mean(),
+            }
+        )
+    return pd.DataFrame(columns).round(2)
 
 
 # --- on the way ------------------------------------------------------------------------------------------------------
@@ -265,8 +252,5 @@ def planned() -> str:
     """Which studies of the first page lack runs; "" when all are in."""
     counts = {s.question.rstrip("?"): common.counts(s, load_runs(s.experiment), SEEDS[s.name]) for s in FIRST_PAGE}
     missing = [f"{question} ({there} of {wanted})" for question, (there, wanted) in counts.items() if there < wanted]
-    return (
-        f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*"
-        if missing
-        else ""
-    )
+    said = f"*Not all runs are in: {'; '.join(missing)}. `{COMMAND}` adds the others, and this page follows.*"
+    return said if missing else ""

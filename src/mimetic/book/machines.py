@@ -30,11 +30,9 @@ def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
     if len(counts) == 1:
         return f"All {len(finals)} runs were made on one kind of machine, {counts.index[0]}."
     mixed = mixed_pairs(finals, studies)
-    pairs = (
-        "the two runs of a pair always on one of them"
-        if not mixed
-        else f"{common.plural(len(mixed), 'pair')} on two of them"
-    )
+    pairs = "the two runs of a pair always on one of them"
+    if mixed:
+        pairs = f"{common.plural(len(mixed), 'pair')} on two of them"
     return f"The runs were made on {machines}; {pairs}."
 
 
@@ -168,9 +166,8 @@ def _turned(both: pd.DataFrame) -> str:
     other machine, in words; "" without any.
     """
     point = both["arm"].str.rpartition("-")
-    wide = both.assign(point=point[0], signs=point[2]).pivot(
-        index=["point", "seed"], columns="signs", values=["here", "there"]
-    )
+    both = both.assign(point=point[0], signs=point[2])
+    wide = both.pivot(index=["point", "seed"], columns="signs", values=["here", "there"])
     if ("here", "gpt2") not in wide:
         return ""
     said = []
@@ -179,12 +176,9 @@ def _turned(both: pd.DataFrame) -> str:
         for (name, seed), row in wide.dropna(subset=columns).iterrows():
             gains = [row[where, signs] - row[where, "gpt2"] for where in ("here", "there")]
             if gains[0] * gains[1] < 0:
-                moved = abs(row["here", "gpt2"] - row["there", "gpt2"])
-                said.append(
-                    f"{name}, seed {seed}: {LABELS.get(signs, signs)} {BITS.signed(gains[0])} here"
-                    f" and {BITS.signed(gains[1])} there;"
-                    f" the default itself moved by {moved:.{BITS.digits}f}"
-                )
+                both_ways = f"{BITS.signed(gains[0])} here and {BITS.signed(gains[1])} there"
+                moved = f"the default itself moved by {abs(row['here', 'gpt2'] - row['there', 'gpt2']):.{BITS.digits}f}"
+                said.append(f"{name}, seed {seed}: {LABELS.get(signs, signs)} {both_ways}; {moved}")
     if not said:
         return ""
     return (

@@ -14,6 +14,7 @@ from torch import Tensor
 from mimetic.attention import AttentionLayer
 from mimetic.audit.products import explained
 from mimetic.audit.report import beyond_chance, sign, sign_words
+from mimetic.book.common import SHORT
 from mimetic.initializers import initialize_
 from mimetic.measure import LAYER_HEAD, measure
 from mimetic.models.blocks import Block
@@ -68,31 +69,28 @@ def identity_shares(measurements: pd.DataFrame) -> pd.DataFrame:
     """How much of the products' energy (squared Frobenius norm) lies along the identity (see audit.products.explained),
     in percent: one row a model of the recorded sources, and last what mimetic_init_ writes; for QK over heads and for
     V·proj over layers the mean, the median, the largest, and what the rank allows (rank / d)."""
-    rows, written = {}, "written by mimetic_init_, width 384, 6 heads"
+    rows = {}
     for title, part in measurements.groupby("title", sort=False):
-        src = SOURCES[part["source"].iloc[0]]
+        src, rows[title] = SOURCES[part["source"].iloc[0]], {}
         groups = (src.origin.kv_heads if isinstance(src.origin, Wheel) else None) or 0
-        for product, name in (("qk", "QK"), ("vp", "V·proj")):
+        for product in SHORT:
             kind = part[(part["product"] == product) & ((product == "qk") | (part["head"] == LAYER_HEAD))]
             dims = [src.layer_dims()[layer] for layer in kind["layer"]]
             shares = [100 * explained(row, d) for row, (d, _) in zip(kind.itertuples(), dims)]
             possible = [100 / heads if product == "qk" else 100 * (groups or heads) / heads for _, heads in dims]
-            rows.setdefault(title, {}).update(_summed_up(name, shares, np.mean(possible)))
+            rows[title] |= _summed_up(product, shares, np.mean(possible))
     made = measure(untrained_layers(384, 1, 6, "mimetic"), heads=False)
-    for product, name, possible in (("qk", "QK", 100 / 6), ("vp", "V·proj", 100.0)):
+    written = rows["written by mimetic_init_, width 384, 6 heads"] = {}
+    for product, possible in {"qk": 100 / 6, "vp": 100.0}.items():
         shares = [100 * explained(row, 384) for row in made[made["product"] == product].itertuples()]
-        rows.setdefault(written, {}).update(_summed_up(name, shares, possible))
+        written |= _summed_up(product, shares, possible)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(1)
 
 
 def _summed_up(product: str, shares: list[float], possible: float) -> dict[str, float]:
     """The columns of identity_shares on one product."""
-    return {
-        f"{product}: mean": np.mean(shares),
-        f"{product}: median": np.median(shares),
-        f"{product}: largest": max(shares),
-        f"{product}: possible": possible,
-    }
+    found = {"mean": np.mean(shares), "median": np.median(shares), "largest": max(shares), "possible": possible}
+    return {f"{SHORT[product]}: {name}": value for name, value in found.items()}
 
 
 def layer_scale_signs(layers: list[AttentionLayer] | None) -> pd.DataFrame:
@@ -152,23 +150,12 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
     """
     keys = ["product", "layer", "head"]
     stored = load_profiles([source])
-    fold = bool(stored["fold"].any())
-    numbers = load_measurements([source])
+    fold, numbers = bool(stored["fold"].any()), load_measurements([source])
     sds = numbers[numbers["fold"] == fold].set_index(keys)["offdiag_sd"]
     rows = []
     for (product, i, head), part in stored[stored["fold"] == fold].groupby(keys):
-        rows.append(
-            pd.DataFrame(
-                {
-                    "panel": "trained",
-                    "label": product,
-                    "layer": i,
-                    "apart": i == layer,
-                    "offset": part["offset"],
-                    "value": part["mean"] / sds[product, i, head],
-                }
-            )
-        )
+        shown = part[["offset"]].assign(value=part["mean"] / sds[product, i, head])
+        rows.append(shown.assign(panel="trained", label=product, layer=i, apart=i == layer))
     d, heads = 384, 6
     for init, labels in {"mimetic": {"vp": "vp", "qk": "qk"}, "timm": {"vp": "untrained"}}.items():
         made = layer_profiles(untrained_layers(d, 1, heads, init, seed), "made", **labels)

@@ -34,7 +34,7 @@ def table() -> str:
 def cifar() -> str:
     """The rows of numbers() on CIFAR as Markdown."""
     found = numbers()
-    return _linked(common.markdown(found[found.apply(lambda row: row.astype(str).str.contains("CIFAR").any(), axis=1)]))
+    return _linked(common.markdown(found[found.apply(lambda column: column.str.contains("CIFAR")).any(axis=1)]))
 
 
 def implementations() -> str:

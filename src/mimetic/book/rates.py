@@ -64,9 +64,9 @@ def rates_sentence() -> str:
     for end, pick in (("lowest", min), ("highest", max)):
         edge = [LABELS[arm] for arm, lr in best.items() if lr == pick(table.columns[table.loc[arm].notna()])]
         text += f" At the {end} rate tried: {', '.join(edge)}." if edge else ""
-    return text + (
-        f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)." if lacking else ""
-    )
+    if lacking:
+        text += f" Still to be searched: {', '.join(lacking)} (`python -m mimetic queue language-recipe`)."
+    return text
 
 
 def ends() -> str:
@@ -166,26 +166,20 @@ def second_table() -> pd.DataFrame:
     byte at each, the difference (other minus chosen) with its 95 % interval over seeds and its exact p, and how far the
     arm is behind the default's better rate at its own better one (behind, with its interval; nothing for the default).
     """
-    finals = _by_arm()
+    finals, rows, better = _by_arm(), {}, {}
     values = finals.groupby("arm")[METRIC.column].mean() if len(finals) else {}
-    rows, better = {}, {}
     for arm, lr in ASKED_AGAIN.items():
-        names = {CHOSEN[arm]: arm, lr: rated(arm, lr)}
-        if all(name in values for name in names.values()):
-            change = difference(finals, names[lr], arm, METRIC.column)
-            if not len(change):
-                continue
-            better[arm] = names[lr] if change.mean() < 0 and len(change) >= ENOUGH else arm
-            rows[arm] = (
-                {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[names[lr]]}
-                | summary(change)
-                | {"fewer": int((change < 0).sum())}
-            )
+        other = rated(arm, lr)
+        change = difference(finals, other, arm, METRIC.column)
+        if len(change):
+            better[arm] = other if change.mean() < 0 and len(change) >= ENOUGH else arm
+            means = {"rate": CHOSEN[arm], "bits per byte": values[arm], "other rate": lr, "there": values[other]}
+            rows[arm] = means | summary(change)
     for arm in rows:
         if arm != "gpt2":
             behind = difference(finals, better[arm], better.get("gpt2", "gpt2"), METRIC.column)
-            low, high = mean_interval(behind) if len(behind) else (np.nan, np.nan)
-            rows[arm] |= {"behind": behind.mean() if len(behind) else np.nan, "behind low": low, "behind high": high}
+            found = (behind.mean(), *mean_interval(behind)) if len(behind) else [np.nan] * 3
+            rows[arm] |= dict(zip(("behind", "behind low", "behind high"), found))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -242,7 +236,7 @@ def signs_at_one_rate() -> str:
     finals = _by_arm()
     if finals.empty or not set(AT_ONE_RATE.values()) <= set(finals["arm"]):
         return "The four pairs of signs at one rate are not all in yet: `python -m mimetic queue language`."
-    one, lines = AT_ONE_RATE, []
+    lines = []
     effects = {
         "V·proj + instead of −": {"language": 0.5, "gpt2-signs": 0.5, "vision": -0.5, "both-minus": -0.5},
         "QK + instead of − where V·proj is +": {"language": 1, "gpt2-signs": -1},
@@ -250,18 +244,15 @@ def signs_at_one_rate() -> str:
         "the difference between these two": {"language": 1, "gpt2-signs": -1, "vision": -1, "both-minus": 1},
     }
     for name, weights in effects.items():
-        values = contrast(finals, {one[arm]: weight for arm, weight in weights.items()}, METRIC.column)
+        values = contrast(finals, {AT_ONE_RATE[arm]: weight for arm, weight in weights.items()}, METRIC.column)
         if not len(values):
             return "The four pairs of signs at one rate have no seed in common yet: `python -m mimetic queue language`."
         (low, high), p = mean_interval(values), sign_flip_test(values)
-        if low <= 0 <= high:
-            says = "these pairs cannot say"
-        elif name.startswith("the difference"):
+        says = "plus is worse" if low > 0 else "plus is better"
+        if name.startswith("the difference"):
             says = "the two differ"
-        else:
-            says = "plus is worse" if low > 0 else "plus is better"
-        hint = UNCONFIRMED if p > 0.05 and not low <= 0 <= high else ""
-        lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}{hint}")
+        says = "these pairs cannot say" if low <= 0 <= high else says + UNCONFIRMED * (p > 0.05)
+        lines.append(f"* {name}: {measured(values, METRIC, f', p {p:.3f}')}, {says}")
     return "\n".join(lines)
 
 
@@ -286,14 +277,11 @@ def twins_sentence() -> str:
     central, again = (load_runs(e) for e in (CENTRAL.experiment, SECOND.experiment))
     if central.empty or again.empty:
         return ""
-    apart = []
-    for arm in EVERY:
-        twin = rated(arm, CHOSEN[arm])
-        both = central[central["arm"] == arm].merge(again[again["arm"] == twin], on=["seed", "device.name"])
-        apart += list((both[f"{METRIC.column}_y"] - both[f"{METRIC.column}_x"]).abs())
-    if not apart:
+    twins = again.assign(arm=again["arm"].map({rated(arm, CHOSEN[arm]): arm for arm in EVERY}))
+    both = central.merge(twins, on=["arm", "seed", "device.name"])
+    apart = (both[f"{METRIC.column}_y"] - both[f"{METRIC.column}_x"]).abs()
+    if apart.empty:
         return ""
-    apart = pd.Series(apart)
     return (
         f"Noise to compare with: {len(apart)} runs were made twice with one configuration, seed and card, in groups of"
         f" different sizes; the two differ by {apart.median():.3f} bits per byte (median) and up to {apart.max():.3f}."

@@ -140,11 +140,10 @@ def summary(points: pd.DataFrame, *sweeps: str) -> str:
         for signs, part in enough.groupby("signs", sort=False):
             if (found := correlated(part)) is None:
                 continue
-            r, low, high, _ = found
             cells = {
                 "points ahead on average": f"{gaining(part)} of {len(part)}",
                 "with an interval above 0": f"{(part['low'] > 0).sum()}",
-                "correlation $r$ of gain and log share": R.shown(r, low, high),
+                "correlation $r$ of gain and log share": R.shown(*found[:3]),
             }
             others = [r[0] for name in part["point"] if (r := correlated(part[part["point"] != name]))]
             if others:
@@ -153,9 +152,8 @@ def summary(points: pd.DataFrame, *sweeps: str) -> str:
                 row = every.loc[(signs, name)]
                 cells[f"slope {name}"] = POINTS.shown(*row[["slope", "low", "high"]])
                 if np.isfinite(row.get("most", np.nan)):
-                    cells[f"slope {name}, one point left out"] = POINTS.span(
-                        row["least without one point"], row["most"]
-                    )
+                    ends = row["least without one point"], row["most"]
+                    cells[f"slope {name}, one point left out"] = POINTS.span(*ends)
             columns[f"{SIGN_NAMES.get(signs, signs)}, {SWEEPS[sweep]}"] = cells
     return "\n\n".join(filter(None, [_by_signs(columns), *missing]))
 
@@ -172,12 +170,11 @@ def retrained(points: pd.DataFrame) -> pd.DataFrame:
     ones."""
     again = gain_points(replicas_dir())
     again = {(row.signs, row.point): row.by_seed for row in again[again["experiment"] == SHARE.experiment].itertuples()}
-    return points.assign(
-        by_seed=[
-            row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == SHARE.experiment else {})
-            for row in points.itertuples()
-        ]
-    )
+    by_seed = [
+        row.by_seed | (again.get((row.signs, row.point), {}) if row.experiment == SHARE.experiment else {})
+        for row in points.itertuples()
+    ]
+    return points.assign(by_seed=by_seed)
 
 
 def with_pairs_made_again(points: pd.DataFrame) -> str:
@@ -212,13 +209,9 @@ ONE_SHARE = {
     "GPT, tiny Shakespeare, fixed sin-cos positions": (POSITIONS.experiment, POSITIONS.experiment),
     "GPT, tiny Shakespeare, learned positions": (CENTRAL.experiment, CENTRAL.experiment),
 }
-
-
-# the table's points, which are named in the right panel, and on which side
-NAMED_POINTS = dict(
-    zip(ONE_SHARE.values(), (("ViT, sin-cos", "left"), ("ViT, learned", "left"), ("GPT, sin-cos", "right"),
-                             ("GPT, learned", "right")))
-)  # fmt: skip
+# what the right panel calls the table's points, and on which side
+SIDES = ("ViT, sin-cos", "left"), ("ViT, learned", "left"), ("GPT, sin-cos", "right"), ("GPT, learned", "right")
+NAMED_POINTS = dict(zip(ONE_SHARE.values(), SIDES))
 
 
 def at_one_share(points: pd.DataFrame) -> str:
