@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from mimetic.figures.style import VP, interval_bars, panels, styled
+from mimetic.figures.style import VP, interval_bars, note, panels, styled
 from mimetic.statistics import ENOUGH
 
 if TYPE_CHECKING:
@@ -160,37 +160,13 @@ def gains(
         beside = ax.transData + ScaledTranslation(6 / 72, 0, figure.dpi_scale_trans)
         ax.plot(points[title]["x"], 100 * points[title]["difference"], ".", ms=4, color="#999999", transform=beside)
         alike = table["pairs"].nunique() == 1  # a line joins only means of equally many pairs
-        ax.errorbar(
-            table["x"],
-            100 * table["difference"],
-            100 * interval_bars(table, "difference"),
-            fmt="o-" if alike else "o",
-            ms=4.5,
-            lw=1.3,
-            color=VP,
-        )
+        _means(ax, table, fmt="o-" if alike else "o", lw=1.3)
         if title in otherwise:
-            other = otherwise[title]
-            ax.errorbar(
-                other["x"],
-                100 * other["difference"],
-                100 * interval_bars(other, "difference"),
-                fmt="o",
-                ms=4.5,
-                lw=1,
-                color=VP,
-                mfc="white",
-                transform=ax.transData + ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans),
-            )
+            other, beside = otherwise[title], ScaledTranslation(-6 / 72, 0, figure.dpi_scale_trans)
+            _means(ax, other, fmt="o", lw=1, mfc="white", transform=ax.transData + beside)
             for name, row in other.iterrows():
-                ax.annotate(
-                    f"{name},\n{row['pairs']:.0f} pairs",
-                    (row["x"], 100 * row["high"]),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    ha="right",
-                    fontsize=7,
-                )
+                at = row["x"], 100 * row["high"]
+                note(ax, f"{name},\n{row['pairs']:.0f} pairs", at, (4, 4), ha="right", fontsize=7)
         ax.axhline(0, color="black", lw=0.8)
         if title in log:
             ax.set_xscale("log")
@@ -209,3 +185,9 @@ def gains(
     for ax in axes[0]:
         ax.margins(x=0.12)
     return figure
+
+
+def _means(ax, table, **look) -> None:
+    """Means with their intervals, of gains by size."""
+    bars = 100 * interval_bars(table, "difference")
+    ax.errorbar(table["x"], 100 * table["difference"], bars, ms=4.5, color=VP, **look)

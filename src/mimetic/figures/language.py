@@ -18,6 +18,7 @@ from mimetic.figures.style import (
     by_layer,
     diagonal_rows,
     interval_bars,
+    note,
     one_each,
     panels,
     runs_and_mean,
@@ -84,8 +85,7 @@ def products_before_and_after(products: pd.DataFrame) -> Figure:
     products: columns arm, seed, when, layer, product, z (mean diagonal / off-diagonal sd).
     """
     figure, axes = by_layer(4.4, diagonal_rows(products), "arm")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -100,15 +100,8 @@ def attention_by_distance(table: pd.DataFrame) -> Figure:
     figure, axes = panels(7.4, 2.9, ncols=len(kinds), sharey=True)
     for ax, kind in zip(axes[0], kinds):
         for arm, line in table[table["positions"] == kind].groupby("arm", sort=False):
-            ax.plot(
-                line["back"],
-                100 * line["share"],
-                "o-",
-                ms=2.5,
-                lw=1.2,
-                color=COLORS.get(arm, "black"),
-                label=LABELS.get(arm, arm),
-            )
+            look = {"color": COLORS.get(arm, "black"), "label": LABELS.get(arm, arm)}
+            ax.plot(line["back"], 100 * line["share"], "o-", ms=2.5, lw=1.2, **look)
         ax.set(title=TEXT_POSITIONS.get(kind, kind), xlabel="tokens back (0: to itself)", yscale="log")
         ax.grid(color="#eeeeee")
     axes[0, 0].set_ylabel("attention (%)")
@@ -132,9 +125,9 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
     palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
     every = dict.fromkeys(arm for arms in groups.values() for arm in arms)
     looks = {arm: (COLORS[arm], "-", 2) for arm in every if arm in COLORS}
-    for i, arm in enumerate(a for a in every if a not in COLORS):
-        # the second time round dashed
-        looks[arm] = (palette[i % len(palette)], "-" if i < len(palette) else "--", 1)
+    # the second time round dashed
+    others = ((color, line, 1) for line in ("-", "--") for color in palette)
+    looks |= dict(zip((arm for arm in every if arm not in COLORS), others))
     for ax, (title, arms) in zip(axes[0], groups.items()):
         for arm in (a for a in arms if a in table.index):
             row = table.loc[arm].dropna()
@@ -142,20 +135,9 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
             ax.plot(row.index, row, "o", ls=line, ms=3, lw=width, color=color, label=LABELS.get(arm, arm))
             ax.plot(row.idxmin(), row.min(), "o", ms=8, color=color)
         ax.axhline(plateau, color="black", lw=0.8, ls="--")
-        ax.annotate(
-            "from the last character alone",
-            (table.columns.min(), plateau),
-            (0, 3),
-            textcoords="offset points",
-            fontsize=7.5,
-        )
-        ax.set(
-            xscale="log",
-            xlabel="learning rate",
-            xticks=list(table.columns),
-            xticklabels=[f"{c:g}" for c in table.columns],
-            title=title,
-        )
+        note(ax, "from the last character alone", (table.columns.min(), plateau), (0, 3))
+        ax.set(xscale="log", xlabel="learning rate", title=title)
+        ax.set_xticks(list(table.columns), [f"{c:g}" for c in table.columns])
         ax.minorticks_off()
         ax.grid(color="#eeeeee")
         if len(groups) > 1:
@@ -200,8 +182,8 @@ def share_and_gain(
         # the sweeps have nearly the same shares: side by side
         _gains_at(ax, rows, 100 * (1 + 0.03 * (i - 0.5)) * rows["share"], color, label=name)
     for point, rows in left.groupby("point"):
-        at = (100 * rows["share"].iloc[0], 0.98), (0, 0), ax.get_xaxis_transform(), "offset points"
-        ax.annotate(point, *at, fontsize=7, rotation=90, ha="center", va="top")
+        at = 100 * rows["share"].iloc[0], 0.98
+        note(ax, point, at, (0, 0), xycoords=ax.get_xaxis_transform(), fontsize=7, rotation=90, ha="center", va="top")
     ax.set_ylabel("gain, % of the default's metric")
     if len(left):
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 3}
@@ -214,37 +196,21 @@ def share_and_gain(
         rows = some[keys[some.index] == key]
         beside = 100 * _side_by_side(some["share"].round(2)) * some["share"]
         _gains_at(ax, rows, beside[rows.index], "black")
-        for x, gain in zip(beside[rows.index], 100 * rows["gain"]):
-            ax.annotate(
-                label,
-                (x, gain),
-                (15 if where == "right" else -15, 0),
-                textcoords="offset points",
-                ha="left" if where == "right" else "right",
-                va="center",
-                fontsize=7,
-                bbox={"fc": "white", "ec": "none", "pad": 1},
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "shrinkB": 3},
-                zorder=4,
-            )
+        offset, ha = ((15, 0), "left") if where == "right" else ((-15, 0), "right")
+        look = {
+            "bbox": {"fc": "white", "ec": "none", "pad": 1},
+            "arrowprops": {"arrowstyle": "-", "lw": 0.6, "shrinkB": 3},
+        }
+        for at in zip(beside[rows.index], 100 * rows["gain"]):
+            note(ax, label, at, offset, ha=ha, va="center", fontsize=7, zorder=4, **look)
     return figure
 
 
 def _gains_at(ax: Axes, rows: pd.DataFrame, x: pd.Series, color: str, *, label: str = "") -> None:
     """The relative gains of points with their intervals; hollow with too few pairs for a claim."""
     for enough, some in rows.groupby(rows["pairs"] >= ENOUGH):
-        ax.errorbar(
-            x[some.index],
-            100 * some["gain"],
-            100 * interval_bars(some, "gain"),
-            fmt="o",
-            ms=4,
-            lw=0.9,
-            color=color,
-            mfc=color if enough else "white",
-            label=label,
-            zorder=3,
-        )
+        bars, look = 100 * interval_bars(some, "gain"), {"color": color, "mfc": color if enough else "white"}
+        ax.errorbar(x[some.index], 100 * some["gain"], bars, fmt="o", ms=4, lw=0.9, label=label, zorder=3, **look)
 
 
 def _side_by_side(shares: pd.Series) -> pd.Series:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, panels, styled
+from mimetic.figures.style import LABELS, NULL, QK, RIGHT, SIGNED, VP, WRONG, note, panels, styled
 from mimetic.measure import LAYER_HEAD
 
 
@@ -57,13 +57,8 @@ def z_by_layer(measurements: pd.DataFrame) -> Figure:
         part = measurements[measurements["title"] == title]
         qk, vp = part[part["product"] == "qk"], part[(part["product"] == "vp") & (part["head"] == LAYER_HEAD)]
         band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
-        ax.fill_between(
-            band.index,
-            band.null_mean - 2 * band.null_sd,
-            band.null_mean + 2 * band.null_sd,
-            color=NULL,
-            label="chance (±2 sd)",
-        )
+        low, high = band.null_mean - 2 * band.null_sd, band.null_mean + 2 * band.null_sd
+        ax.fill_between(band.index, low, high, color=NULL, label="chance (±2 sd)")
         ax.axhline(0, color="black", lw=0.6)
         if many := len(qk) > MANY_HEADS:
             # a column that was joined to an empty one holds objects
@@ -82,8 +77,7 @@ def z_by_layer(measurements: pd.DataFrame) -> Figure:
             ax.set_ylabel("z = diagonal / off-diag. sd")
         if i >= len(titles) - columns:
             ax.set_xlabel("layer")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
 
 
@@ -134,25 +128,14 @@ def truncation(table: pd.DataFrame) -> Figure:
     for rank, name, x in ((1 / 3, "k/d = 1/3", 0.04), (1 / 8, "1/8", 0.015)):
         at = float(np.interp(rank, means.index, means.diag_mean))
         left.annotate(f"{at:.2f} at {name}", (rank, at), (x, at + 0.13), arrowprops={"arrowstyle": "-", "lw": 0.7})
-    left.set(
-        xlabel="rank kept, k/d",
-        ylabel="mean diagonal",
-        title=r"Diagonal of $W_QW_K^\top$",
-        xlim=(0, 1),
-        ylim=(0, beta * 1.15),
-    )
-    left.legend(loc="lower right")
+    left.set(ylabel="mean diagonal", title=r"Diagonal of $W_QW_K^\top$", ylim=(0, beta * 1.15))
     right.plot(table["k/d"], table.kept, ".", ms=4, color=QK)
     right.plot(means.index, means.kept, color=QK, lw=1.2)
     right.plot([0, 1], [0, 1], color="#7a7a7a", ls=":", lw=1, label="k/d: random directions")
-    right.legend(loc="lower right")
-    right.set(
-        xlabel="rank kept, k/d",
-        ylabel="share of squared norm",
-        title="What the best rank-k keeps",
-        xlim=(0, 1),
-        ylim=(0, 1.05),
-    )
+    right.set(ylabel="share of squared norm", title="What the best rank-k keeps", ylim=(0, 1.05))
+    for ax in (left, right):
+        ax.set(xlabel="rank kept, k/d", xlim=(0, 1))
+        ax.legend(loc="lower right")
     return figure
 
 
@@ -162,11 +145,10 @@ def orientations(table: pd.DataFrame) -> Figure:
     diagonal, a draw a dot, and differ in its spread.
     """
     figure, axes = panels(7.4, 2.3, ncols=2)
-    for row, (_, part) in enumerate(table.groupby("stored", sort=False)):
-        color = (RIGHT, WRONG)[row]
+    for row, (color, (_, part)) in enumerate(zip((RIGHT, WRONG), table.groupby("stored", sort=False))):
         jitter = row + np.linspace(-0.2, 0.2, len(part))
-        axes[0, 0].plot(part.diag_mean, jitter, ".", ms=4, color=color)
-        axes[0, 1].plot(part.diag_sd, jitter, ".", ms=4, color=color)
+        for ax, values in zip(axes[0], (part.diag_mean, part.diag_sd)):
+            ax.plot(values, jitter, ".", ms=4, color=color)
     names = list(dict.fromkeys(table["stored"]))
     for ax, title in zip(axes[0], ("Mean of the diagonal: the same", "Spread of the diagonal: not the same")):
         ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [""] * len(names))
@@ -213,7 +195,7 @@ def counts(table: pd.DataFrame, *, xlabel: str) -> Figure:
     for ax, column in zip(axes[0], table.columns):
         ax.barh(table.index, table[column], color=VP)
         for y, count in enumerate(table[column]):
-            ax.annotate(f"{count:g}", (count, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
+            note(ax, f"{count:g}", (count, y), (3, 0), va="center", fontsize=8)
         ax.set(title=column, xlabel=xlabel, xlim=(0, 1.15 * max(table[column].max(), 1)))
     axes[0, 0].invert_yaxis()
     return figure

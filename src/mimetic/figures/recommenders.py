@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import NULL, PRODUCTS, QK, VP, by_layer, diagonal_rows, panels, runs_and_mean, styled
+from mimetic.figures.style import NULL, PRODUCTS, QK, VP, by_layer, diagonal_rows, note, panels, runs_and_mean, styled
 
 
 @styled
@@ -24,10 +24,8 @@ def diagonals(products: pd.DataFrame) -> Figure:
             part = products[(products["product"] == product) & (products["panel"] == name)]
             band = part.groupby("layer")[["null_mean", "null_sd"]].mean()
             for layer, mean, sd in band.itertuples():
-                ax.fill_between(
-                    [layer - 0.35, layer + 0.35], mean - 2 * sd, mean + 2 * sd,
-                    color=NULL, lw=0, label="_" if layer else "chance",
-                )  # fmt: skip
+                x, label = [layer - 0.35, layer + 0.35], "_" if layer else "chance"
+                ax.fill_between(x, mean - 2 * sd, mean + 2 * sd, color=NULL, lw=0, label=label)
             ax.set(xlim=(-0.6, part["layer"].max() + 0.6))
     for ax, name in zip(axes[0], products["panel"].unique()):
         ax.set_title(name, fontsize=8.5)  # they are long
@@ -51,23 +49,11 @@ def explained(table: pd.DataFrame) -> Figure:
         part = table[table["product"] == product].set_index("model").loc[names]
         for column, marker, label in marks:
             size = 11 if marker == "|" else 6  # a bar is seen behind a dot
-            ax.plot(
-                100 * part[column].clip(lower=1e-5),
-                range(len(names)),
-                marker,
-                ms=size,
-                mew=1.4,
-                color=color,
-                label=label,
-            )
+            shares = 100 * part[column].clip(lower=1e-5)
+            ax.plot(shares, range(len(names)), marker, ms=size, mew=1.4, color=color, label=label)
         ax.axvline(5, color="black", lw=0.7, ls=":")
-        ax.set(
-            xscale="log",
-            xlim=(1e-3, 120),
-            title=title,
-            xlabel="energy along the identity (%)",
-            ylim=(len(names) - 0.4, -0.6),
-        )
+        ax.set(xscale="log", xlim=(1e-3, 120), title=title, xlabel="energy along the identity (%)")
+        ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", color="#eeeeee")
     axes[0, 1].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.1))
@@ -91,21 +77,12 @@ def catalogue(shares: pd.DataFrame, marks: Mapping[str, tuple[int, float]], leve
     for i, (label, (items, share)) in enumerate(marks.items()):
         ax.plot(items, 100 * share, "o", ms=5, color=QK)
         place, side = ((-4, -9), "right") if i % 2 == 0 else ((4, 4), "left")
-        ax.annotate(label, (items, 100 * share), place, textcoords="offset points", fontsize=7.5, ha=side)
+        note(ax, label, (items, 100 * share), place, ha=side)
     for label, share in levels.items():
         ax.axhline(100 * share, color="#999999", lw=0.9)
-        ax.annotate(
-            label,
-            (shares.index.max(), 100 * share),
-            (-2, 2),
-            textcoords="offset points",
-            fontsize=7.5,
-            ha="right",
-            color="#555555",
-        )
-    ax.set(
-        xscale="log", yscale="log", xlabel="items in the catalogue", ylabel="attention's share of the parameters (%)"
-    )
+        note(ax, label, (shares.index.max(), 100 * share), (-2, 2), ha="right", color="#555555")
+    ax.set(xlabel="items in the catalogue", ylabel="attention's share of the parameters (%)")
+    ax.set(xscale="log", yscale="log")
     ax.set_ylim(top=130)
     ax.legend(loc="lower left")
     ax.grid(color="#eeeeee")
@@ -134,7 +111,7 @@ def ranking_curves(
         else:
             names.append([label, value])
     for label, value in names:
-        ax.annotate(label, (curves["epoch"].max(), value), (0, 2), textcoords="offset points", fontsize=7.5, ha="right")
+        note(ax, label, (curves["epoch"].max(), value), (0, 2), ha="right")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     ax.grid(axis="y", color="#eeeeee")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mimetic.figures.style import COLORS, LABELS, QK, VP, by_layer, diagonal_rows, panels, runs_and_mean, styled
+from mimetic.figures.style import COLORS, LABELS, QK, VP, by_layer, diagonal_rows, note, panels, runs_and_mean, styled
 
 
 @styled
@@ -43,10 +43,8 @@ def _curves(ax, curves) -> None:
 @styled
 def curves_and_pairs(curves: pd.DataFrame, finals: pd.DataFrame) -> Figure:
     """Left: learning curves; right: the last-epoch accuracy of each seed under the default and under mimetic
-    initialization, a line joins the pair, a bar is the mean of the pairs.
-
-    Frames as in learning_curves; finals: one row a run.
-    """
+    initialization, a line joins the pair, a bar is the mean of the pairs. Frames as in learning_curves; finals: one row
+    a run."""
     figure, axes = panels(7.4, 2.9, ncols=2, width_ratios=[1.7, 1])
     _curves(axes[0, 0], curves)
     _pairs(axes[0, 1], finals)
@@ -61,9 +59,7 @@ def _pairs(ax, finals) -> None:
     for seed, (a, b) in wide.iterrows():
         ax.plot([0, 1], [a, b], color="#999999", lw=0.9, zorder=1)
         at, value = (0, a) if np.isnan(b) else (1, b)  # a run without its partner stands alone
-        ax.annotate(
-            f"seed {seed}", (at, value), (5, 0), textcoords="offset points", fontsize=7.5, va="center", color="#555555"
-        )
+        note(ax, f"seed {seed}", (at, value), (5, 0), va="center", color="#555555")
     means = wide.dropna().mean()  # of pairs: a run without its partner would tilt the comparison
     for i, arm in enumerate(arms):
         ax.plot(np.full(len(wide), i), wide[arm], "o", ms=5, color=COLORS[arm])
@@ -88,22 +84,13 @@ def overview(profile: pd.DataFrame, finals: pd.DataFrame) -> Figure:
         ax.axhline(0, color="black", lw=0.6)
         lines = profile[profile["panel"] == panel].groupby(["label", "apart", "layer"], sort=False)
         for (label, apart, _), part in lines:
-            ax.plot(
-                part.offset,
-                part.value,
-                color=colors[label],
-                lw=1.8 if apart else 0.5,
-                alpha=1 if apart else 0.5,
-                label=names[label] if apart else "_",
-            )
-        ax.set(
-            title=titles[panel],
-            xlabel="places off the diagonal",
-            ylabel="mean entry / off-diagonal sd" if panel == "trained" else "",
-        )
+            lw, alpha, name = (1.8, 1, names[label]) if apart else (0.5, 0.5, "_")
+            ax.plot(part.offset, part.value, color=colors[label], lw=lw, alpha=alpha, label=name)
+        ax.set(title=titles[panel], xlabel="places off the diagonal")
         lines = {line.get_label(): line for line in ax.get_lines()}  # in one order in both panels
         shown = [name for name in names.values() if name in lines]
         ax.legend([lines[name] for name in shown], shown, loc="lower right", fontsize=7, handlelength=1)
+    axes[0, 0].set_ylabel("mean entry / off-diagonal sd")
     limits = [ax.get_ylim() for ax in axes[0, :2]]
     for ax in axes[0, :2]:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
@@ -124,14 +111,8 @@ def before_and_after(products: pd.DataFrame, maps: pd.DataFrame, *, uniform_dist
     """
     distance = ("mean distance attended\n(patches)", maps, "distance", "#009e73", uniform_distance)
     figure, axes = by_layer(6.4, [*diagonal_rows(products), distance], "arm")
-    axes[2, -1].text(  # mimetic heads look nearer: there is room
-        0.02,
-        uniform_distance,
-        "uniform attention",
-        transform=axes[2, -1].get_yaxis_transform(),
-        va="bottom",
-        fontsize=7.5,
-    )
+    ax = axes[2, -1]  # mimetic heads look nearer: there is room
+    ax.text(0.02, uniform_distance, "uniform attention", transform=ax.get_yaxis_transform(), va="bottom", fontsize=7.5)
     handles = [Line2D([], [], ls="", marker="o", ms=5, mec="#555555", mfc=face) for face in ("white", "#555555")]
     figure.legend(handles, ("before training", "after training"), loc="outside lower center", ncols=2)
     return figure

@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mimetic.figures.style import COLORS, NULL, QK, VP, one_each, panels, styled
+from mimetic.figures.style import COLORS, NULL, QK, VP, note, one_each, panels, styled
 
 PLAIN = "#d55e00"
 
@@ -27,14 +27,7 @@ def init_seconds(table: pd.DataFrame) -> Figure:
         whole, fewer = part[part["threads"] == part["threads"].max()], part[part["threads"] < part["threads"].max()]
         ours, plain = whole["ours"].median(), part.groupby("threads")["plain"].median().min()
         ax.plot([ours, plain], [y, y], color=NULL, lw=3, zorder=0)
-        ax.annotate(
-            f"{plain / ours:.1f}×",
-            ((ours * plain) ** 0.5, y),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        note(ax, f"{plain / ours:.1f}×", ((ours * plain) ** 0.5, y), (0, 4), ha="center", fontsize=8)
         for values, label, look in (
             (whole["floor"], "noise and two products (floor)", dict(marker="|", ms=8, mew=1.5, color="#999999")),
             (whole["ours"], "mimetic_init_", dict(marker="o", color=COLORS["mimetic"])),
@@ -44,9 +37,8 @@ def init_seconds(table: pd.DataFrame) -> Figure:
             if len(values):
                 ax.plot(values, [y] * len(values), ls="", **{"ms": 5, "mew": 0.9, **look}, label=label)
     ax.set_title(f"{', '.join(dict.fromkeys(table['device']))}, {most} threads", fontsize=9)
-    ax.set(
-        xscale="log", xlabel="seconds", yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.6)
-    )
+    ax.set(xscale="log", xlabel="seconds", ylim=(len(models) - 0.5, -0.6))
+    ax.set_yticks(range(len(models)), models)
     ax.grid(axis="x", color="#eeeeee")
     figure.legend(*one_each(ax), loc="outside lower center", ncols=4, fontsize=8)
     return figure
@@ -68,11 +60,8 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
     }
     for ax, measure, title in ((axes[0, 0], "phase", "by phase"), (axes[0, 1], "kind", "by kind of operation")):
         part = profiles[profiles["measure"] == measure]
-        part = (
-            part[part.groupby("name")["share"].transform("max") >= LEAST_SHOWN]
-            .pivot_table(index="label", columns="name", values="share", sort=False)
-            .loc[labels]
-        )
+        part = part[part.groupby("name")["share"].transform("max") >= LEAST_SHOWN]
+        part = part.pivot_table(index="label", columns="name", values="share", sort=False).loc[labels]
         left = pd.Series(0.0, index=labels)
         for color, name in zip(palettes[measure], part.columns, strict=False):
             width = 100 * part[name]
@@ -80,23 +69,11 @@ def step_shares(profiles: pd.DataFrame) -> Figure:
             for y, (start, value) in enumerate(zip(left, width)):
                 if value > 9:
                     dark = sum(w * c for w, c in zip((0.3, 0.6, 0.1), to_rgb(color))) < 0.5
-                    ax.text(
-                        start + value / 2,
-                        y,
-                        f"{value:.0f} %",
-                        ha="center",
-                        va="center",
-                        fontsize=7.5,
-                        color="white" if dark else "black",
-                    )
+                    look = {"fontsize": 7.5, "color": "white" if dark else "black"}
+                    ax.text(start + value / 2, y, f"{value:.0f} %", ha="center", va="center", **look)
             left = left + width
-        ax.set(
-            title=title,
-            xlabel="share of the time (%)",
-            xlim=(0, 100),
-            yticks=range(len(labels)),
-            yticklabels=[label.replace("; ", "\n") for label in labels],
-        )
+        ax.set(title=title, xlabel="share of the time (%)", xlim=(0, 100))
+        ax.set_yticks(range(len(labels)), [label.replace("; ", "\n") for label in labels])
     axes[0, 0].invert_yaxis()
     for ax, side in zip(axes[0], ("left", "right")):
         figure.legend(*ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=1, fontsize=7.5)
@@ -118,18 +95,11 @@ def minutes_by_share(lines: pd.DataFrame, points: pd.DataFrame, *, target: float
     for (label, part), color in zip(lines.groupby("label", sort=False), (VP, QK, "#009e73")):
         ax.plot(100 * part["share"], part["minutes"], color=color, lw=1.6, label=label)
         dots = points[points["label"] == label] if len(points) else points
-        ax.plot(
-            100 * dots["share"],
-            dots["minutes"],
-            "o",
-            ms=6,
-            color=color,
-            label=f"{label}, measured, everything included" if len(dots) else None,
-        )
+        measured = f"{label}, measured, everything included" if len(dots) else None
+        ax.plot(100 * dots["share"], dots["minutes"], "o", ms=6, color=color, label=measured)
     ax.axhline(target, color="black", lw=0.8, ls="--")
-    ax.text(
-        100 * lines["share"].max(), target * 1.06, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8
-    )
+    at = 100 * lines["share"].max(), target * 1.06
+    ax.text(*at, f"target: {target:g} minutes", ha="right", va="bottom", fontsize=8)
     ax.set(xscale="log", yscale="log", xlabel="share of the card's bfloat16 peak (%)", ylabel="minutes a run")
     for axis, ticks in ((ax.xaxis, (5, 10, 20, 40)), (ax.yaxis, (2, 5, 10, 20, 50))):
         axis.set_ticks(ticks, [str(t) for t in ticks])

@@ -109,6 +109,11 @@ def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
     return np.where(np.isfinite(lengths), lengths, 0.0)
 
 
+def note(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **kwargs) -> None:
+    """A small text beside a point, so many points from it."""
+    ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 7.5, **kwargs})
+
+
 def one_each(ax: Axes) -> tuple[list, list]:
     """Handles and labels of a legend, each label once."""
     found = dict(zip(*reversed(ax.get_legend_handles_labels())))
