@@ -23,10 +23,7 @@ QK, VP = (VISION.qk_alpha, VISION.qk_beta), (VISION.vp_alpha, VISION.vp_beta)
 
 
 def truncation(
-    d: int = 192,
-    ranks: Sequence[int] = (8, 16, 24, 32, 64, 96, 128, 160, 192),
-    draws: int = 5,
-    seed: int = 0,
+    d: int = 192, ranks: Sequence[int] = (8, 16, 24, 32, 64, 96, 128, 160, 192), draws: int = 5, seed: int = 0
 ) -> pd.DataFrame:
     """What truncation to rank k does to alpha Z + beta I, by VISION's constants of W_Q W_K^T: rows (k, draw) with the
     columns of measure.statistics and kept = ||A_k||_F^2 / ||A||_F^2."""

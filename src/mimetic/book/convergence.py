@@ -8,14 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from mimetic.book import common
-from mimetic.book.recommenders import (
-    AGAINST_DEFAULT,
-    COMMAND,
-    COMPARED,
-    TITLES,
-    VALIDATION_COLUMN,
-    arm_label,
-)
+from mimetic.book.recommenders import AGAINST_DEFAULT, COMMAND, COMPARED, TITLES, VALIDATION_COLUMN, arm_label
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.configs.recommenders import CHECK_RATES, SIGN_ARMS, check_arm
 from mimetic.experiments.programmes.recommenders import DEFAULT, RANDOM, RESCALED, SIBLING_PREFIX

@@ -17,10 +17,7 @@ from mimetic.statistics import ENOUGH, contrast, difference, side, summary
 # What is asked on another machine, too: sentence -> name of an arm -> (reference arm, arm); against the default
 # unless the sentence says otherwise. Positions have their own tables (patch_positions)
 ASKED: dict[str, dict[str, tuple[str, str]]] = {
-    "One half alone": {
-        "queries and keys": ("timm", "mimetic-qk"),
-        "values and projection": ("timm", "mimetic-vp"),
-    },
+    "One half alone": {"queries and keys": ("timm", "mimetic-qk"), "values and projection": ("timm", "mimetic-vp")},
     "Without the diagonal of one product, against mimetic initialization": {
         "of QK": ("mimetic", "qk-beta-0"),
         "of V·proj": ("mimetic", "vp-beta-0"),

@@ -8,16 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimetic.book.common import (
-    IN_PERCENT,
-    VALUES,
-    markdown,
-    pairs_of,
-    replicas_dir,
-    study_table,
-    with_interval,
-    word,
-)
+from mimetic.book.common import IN_PERCENT, VALUES, markdown, pairs_of, replicas_dir, study_table, with_interval, word
 from mimetic.book.gains import FEW, PUBLISHED, SIGN_NAMES, gain_points
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.language import METRIC

@@ -28,16 +28,7 @@ from mimetic.figures.style import LABELS
 from mimetic.initializers import initialize_
 from mimetic.models.blocks import Block
 from mimetic.scan import attention_layers
-from mimetic.statistics import (
-    ENOUGH,
-    compare,
-    difference,
-    mean_interval,
-    paired_differences,
-    side,
-    smallest_p,
-    summary,
-)
+from mimetic.statistics import ENOUGH, compare, difference, mean_interval, paired_differences, side, smallest_p, summary
 from mimetic.training.records import load_runs
 
 ALL_SEEDS = (*FIRST_SEEDS, *MORE_SEEDS)

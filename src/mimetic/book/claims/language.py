@@ -158,16 +158,14 @@ def _share_fixed() -> Judgement:
 
 
 CLAIMS = {
-    (TEXT, PAPER, "10b_positions"): {
-        "Language models gain less than vision models": _language_gains_less,
-    },
+    (TEXT, PAPER, "10b_positions"): {"Language models gain less than vision models": _language_gains_less},
     (TEXT, PAPER, "10_gpt"): {
-        "A GPT gains, too (here: learned positions, 1,200 steps)": lambda: _texts("vision", CORPORA, programme.LONG),
+        "A GPT gains, too (here: learned positions, 1,200 steps)": lambda: _texts("vision", CORPORA, programme.LONG)
     },
     (TEXT, OURS, "10_gpt"): {
         "With both signs + (`mimetic.LANGUAGE`) a GPT gains (learned positions, 1,200 steps)": lambda: _texts(
             "language", CORPORA, programme.LONG
-        ),
+        )
     },
     (TEXT, OURS, "10b_positions"): {
         "With fixed sin-cos positions a GPT gains with vision's signs (1,200 steps)": lambda: _texts(

@@ -5,17 +5,7 @@ from __future__ import annotations
 from mimetic.audit import EXPLAINED, MEANINGFUL
 from mimetic.audit.report import sign, sign_words
 from mimetic.book import first_question, questions, recommenders
-from mimetic.book.claims.verdicts import (
-    ASKED,
-    DETAILS,
-    OPEN,
-    OURS,
-    Judgement,
-    against,
-    counted,
-    joined,
-    judged,
-)
+from mimetic.book.claims.verdicts import ASKED, DETAILS, OPEN, OURS, Judgement, against, counted, joined, judged
 from mimetic.book.common import SHORT, measured, percent
 from mimetic.experiments.configs import EXPERIMENTS
 from mimetic.experiments.programmes import recommenders as programme

@@ -17,7 +17,9 @@ from mimetic.training.records import load_runs
 
 HOLDS, PART, NOT, UNDECIDED, OPEN = "holds here", "holds in part", "does not hold here", "undecided", "open"
 MEANING = {  # verdict: (what it means, how it is counted of one claim, of several)
-    HOLDS: ("all planned pairs are in, and the 95 % interval of their mean lies on the claimed side", HOLDS, "hold here"),
+    HOLDS: (
+        "all planned pairs are in, and the 95 % interval of their mean lies on the claimed side", HOLDS, "hold here",
+    ),
     PART: (
         "of several parts some hold, and the row says what the others do; or there is a gain that may be smaller than"
         " claimed", PART, "hold in part",

@@ -21,13 +21,7 @@ from mimetic.book.claims.verdicts import (
     judged,
 )
 from mimetic.book.common import measured, with_interval
-from mimetic.book.growth import (
-    before_and_after_the_look,
-    better_rates,
-    gain_panels,
-    half_costs,
-    panel_arms,
-)
+from mimetic.book.growth import before_and_after_the_look, better_rates, gain_panels, half_costs, panel_arms
 from mimetic.book.head_start import on_the_way, on_the_way_sentence, steps_saved
 from mimetic.book.vision import ALL_SEEDS
 from mimetic.experiments.metrics import ACCURACY, Metric
@@ -174,9 +168,7 @@ CLAIMS = {
         ),
     },
     (VISION, PAPER, "05c_imagenet"): {"On ImageNet the gain is over 4 %": _imagenet},
-    (VISION, REVIEW, "08_size_and_data"): {
-        "The gain grows with the model": lambda: _trend(("width", "depth"), 1),
-    },
+    (VISION, REVIEW, "08_size_and_data"): {"The gain grows with the model": lambda: _trend(("width", "depth"), 1)},
     (VISION, OURS, "08_size_and_data"): {
         "It is there at twelve layers, too (at the learning rate chosen for six)": _deep,
         "It is there at twelve layers and half that rate": _deep_half,
