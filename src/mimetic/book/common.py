@@ -1,6 +1,5 @@
-"""What the answers to all questions share: a study's comparisons as tables and
-points, findings in words, what is missing.
-"""
+"""What the answers to all questions share: a study's comparisons as tables and points, findings in words, what is
+missing."""
 
 from __future__ import annotations
 
@@ -97,9 +96,8 @@ def study_points(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) 
 def stacked(
     studies: Iterable[tuple[Study, pd.DataFrame]], metric: Metric = ACCURACY
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables and the points of several studies, each with its runs, one
-    below the other (for figures.comparisons).
-    """
+    """The tables and the points of several studies, each with its runs, one below the other (for
+    figures.comparisons)."""
     studies = list(studies)
     tables = [table for study, finals in studies if len(table := study_table(study, finals, metric))]
     points = [study_points(study, finals, metric) for study, finals in studies]
@@ -108,9 +106,8 @@ def stacked(
 
 
 def word(row: pd.Series, metric: Metric = ACCURACY, more: bool = True) -> str:
-    """What a comparison says, without its numbers: it follows from the interval and the number
-    of pairs; more: further pairs are planned.
-    """
+    """What a comparison says, without its numbers: it follows from the interval and the number of pairs; more: further
+    pairs are planned."""
     if row["pairs"] == 1:
         return "only one pair so far"
     if not (row["low"] > 0 or row["high"] < 0):
@@ -168,9 +165,8 @@ def with_interval(values: pd.Series, metric: Metric = ACCURACY) -> str:
 
 
 def contrast_table(study: Study, finals: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """One row a contrast of the study that has runs: difference, low, high,
-    pairs, p; and expected, see study.Contrast.
-    """
+    """One row a contrast of the study that has runs: difference, low, high, pairs, p; and expected, see
+    study.Contrast."""
     rows = {}
     for name, asked in study.contrasts.items():
         values = contrast(finals, asked.arms, metric.column)

@@ -60,8 +60,7 @@ def orientations(d: int = 192, draws: int = 30, seed: int = 0) -> pd.DataFrame:
 
 def head_shares(d: int = 192, num_heads: int = 3, draws: int = 30, seed: int = 0) -> pd.DataFrame:
     """Mean diagonal of each head's share W_V[h] W_proj[h] of V.proj, by VISION's constants: the singular values are
-    sorted, so the first head gets the largest; and what it would be with both factors stored untransposed.
-    """
+    sorted, so the first head gets the largest; and what it would be with both factors stored untransposed."""
     generator = torch.Generator().manual_seed(seed)
     k = d // num_heads
     rows = []

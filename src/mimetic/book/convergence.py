@@ -37,9 +37,8 @@ def converged(curves: pd.DataFrame, data: str) -> str:
 
 
 def _last_fifths(curve: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the
-    fifth before, and the epochs in a fifth.
-    """
+    """Mean validation NDCG@10 of the last fifth of the epochs, its difference to the fifth before, and the epochs in a
+    fifth."""
     mean = curve.groupby("epoch")[VALIDATION_COLUMN].mean()
     fifth = max(1, len(mean) // 5)
     return mean.iloc[-fifth:].mean(), mean.iloc[-fifth:].mean() - mean.iloc[-2 * fifth : -fifth].mean(), fifth
@@ -80,9 +79,8 @@ def recipe_table() -> pd.DataFrame:
 
 
 def recipe_sentence() -> str:
-    """What twice the training adds, for the default and the vision signs, and the
-    recipe that was taken, from the configs.
-    """
+    """What twice the training adds, for the default and the vision signs, and the recipe that was taken, from the
+    configs."""
     checks = (("ml100k", "", "lr-0.001-epochs-40", "lr-0.001-epochs-80"), ("beauty", "", "epochs-40", "epochs-80"),
               ("ml100k", " with vision signs", "mimetic-lr-0.001-epochs-40", "mimetic-lr-0.001-epochs-80"))  # fmt: skip
     parts = []
@@ -238,9 +236,8 @@ def _mean_of_all(finals: pd.DataFrame, other: pd.DataFrame, arms: tuple[str, str
 
 
 def at_best_epoch(curves: pd.DataFrame) -> str:
-    """The causal sibling's sign patterns against its default where every run is judged at the epoch
-    that is best by its own validation items; "" without runs.
-    """
+    """The causal sibling's sign patterns against its default where every run is judged at the epoch that is best by its
+    own validation items; "" without runs."""
     best = {}
     for arm in SIGN_ARMS:
         part = curves[curves["arm"] == SIBLING_PREFIX + arm] if len(curves) else curves
@@ -266,8 +263,7 @@ def first_reached(finals: pd.DataFrame, curves: pd.DataFrame, arms: Sequence[str
     """When an arm's own curve first reaches the validation NDCG@10 that the default of the same seed ends with (as the
     default's, too, may before its end, since curves are noisy): mean epoch (between two epochs on the line from one to
     the other; a run that never does counts as all of its epochs), number of pairs, and the 95 % interval, from and to,
-    of how much earlier that is than the default's as a share of the run; nan in the default's own row, the first.
-    """
+    of how much earlier that is than the default's as a share of the run; nan in the default's own row, the first."""
     column = VALIDATION_COLUMN
     if DEFAULT not in set(finals["arm"]):
         return pd.DataFrame()

@@ -21,9 +21,8 @@ def trained(experiment: str, arm: str = DEFAULT) -> pd.DataFrame:
 
 
 def trained_panels() -> pd.DataFrame:
-    """Question 1's figure: the default arm on each data set, and the vision-sign arm
-    on the first, as far as they are recorded.
-    """
+    """Question 1's figure: the default arm on each data set, and the vision-sign arm on the first, as far as they are
+    recorded."""
     shown = [("ml100k", DEFAULT, "default"), ("beauty", DEFAULT, "default"), ("ml100k", VISION, "vision signs")]
     parts = [
         recorded_products(name, [arm]).assign(panel=f"{TITLES[name].split(' (')[0]}, {words}")
@@ -34,8 +33,7 @@ def trained_panels() -> pd.DataFrame:
 
 def layer_signs(products: pd.DataFrame) -> pd.DataFrame:
     """One row a product and layer of a model's trained products: the mean z of its heads over runs, how many heads (of
-    all runs) lie above and below chance, and the sign that mimetic.audit's rule gives them.
-    """
+    all runs) lie above and below chance, and the sign that mimetic.audit's rule gives them."""
     rows = {}
     for (product, layer), part in products.groupby(["product", "layer"]):
         above, below = beyond_chance(part["sigmas"])
@@ -59,9 +57,8 @@ def signs_in_words(products: pd.DataFrame) -> str:
 
 
 def sign_table(models: Mapping[str, str] = MODELS, experiment: str = "ml100k") -> pd.DataFrame:
-    """Which signs training finds from the default: one row a model; mean z and, where there is
-    one, the sign of each product and layer.
-    """
+    """Which signs training finds from the default: one row a model; mean z and, where there is one, the sign of each
+    product and layer."""
     rows = {}
     for name, arm in models.items():
         part = trained(experiment, arm)

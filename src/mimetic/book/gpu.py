@@ -1,6 +1,5 @@
-"""What the chapter on GPU training and the page on ImageNet's cost say:
-budgets that are counted, numbers of records.
-"""
+"""What the chapter on GPU training and the page on ImageNet's cost say: budgets that are counted, numbers of
+records."""
 
 from __future__ import annotations
 
@@ -41,9 +40,8 @@ PAIRS = len(PAPER_SEEDS)
 
 
 def answer() -> str:
-    """The chapter's answer: what the records say of each of the three comparisons; without a
-    pair, what there is and what a run costs.
-    """
+    """The chapter's answer: what the records say of each of the three comparisons; without a pair, what there is and
+    what a run costs."""
     tables = {experiment: finals for experiment in PAPER if len(finals := load_runs(experiment))}
     said = [
         f"* {TITLES[experiment]} ({', '.join(sorted(set(finals['device.name'])))}): {central(finals)}"
@@ -134,9 +132,8 @@ def steps_so_far() -> pd.DataFrame:
 
 
 def largest_kernels() -> pd.DataFrame:
-    """The kernels that took most of the GPU's time in the newest profile of PAPER's first experiment
-    that names them: kind and share (percent); empty without one.
-    """
+    """The kernels that took most of the GPU's time in the newest profile of PAPER's first experiment that names them:
+    kind and share (percent); empty without one."""
     table = load_bench("profile")
     tops = table.loc[table["arguments.experiment"] == PAPER[0], "top"].dropna() if "top" in table else ()
     top = tops.iloc[-1] if len(tops) else {}
@@ -145,9 +142,8 @@ def largest_kernels() -> pd.DataFrame:
 
 
 def versus_timm(device: str) -> str:
-    """How much faster than timm's own ingredients training is on a card, in
-    a sentence; "" where it was not measured.
-    """
+    """How much faster than timm's own ingredients training is on a card, in a sentence; "" where it was not
+    measured."""
     table = load_bench("train")
     table = table[(table["arguments.experiment"] == PAPER[0]) & (table["device"] == device)] if len(table) else table
     if table.empty:
@@ -203,9 +199,8 @@ def budget() -> pd.DataFrame:
 
 
 def minutes() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lines and points for figures.minutes_by_share: counted for an H100; and of records or,
-    where there are none, of a measured step.
-    """
+    """Lines and points for figures.minutes_by_share: counted for an H100; and of records or, where there are none, of a
+    measured step."""
     names = {"cifar10-paper": "ViT-Tiny, 100 epochs", "cifar10-small": "ViT-Small, 100 epochs"}
     runs = {name: flops.total(vit_config(named(name))) * _images(named(name)) for name in names}
     lines = [
@@ -236,10 +231,9 @@ def anatomy() -> pd.DataFrame:
 
 
 def throughput(experiments: Sequence[str] = ("cifar10-lab30", *PAPER)) -> pd.DataFrame:
-    """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak
-    (percent; nan where the peak is not known), minutes a run (medians; slowest, fastest, least, most: of the
-    runs), evaluation and compiling included.
-    """
+    """One row an experiment and device with records: images/s of its runs, TFLOP/s, share of the card's peak (percent;
+    nan where the peak is not known), minutes a run (medians; slowest, fastest, least, most: of the runs), evaluation
+    and compiling included."""
     rows = []
     for name in experiments:
         finals = load_runs(name)

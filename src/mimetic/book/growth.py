@@ -112,9 +112,8 @@ def trends(dots: dict[str, pd.DataFrame]) -> str:
 
 
 def _apart(dots: pd.DataFrame) -> dict[tuple[float, float], pd.Series]:
-    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes
-    between which its interval leaves out 0.
-    """
+    """(size, larger size) -> by how much the gain differs, seed by seed, for the sizes between which its interval
+    leaves out 0."""
     wide, found = dots.pivot_table(index="seed", columns="x", values="difference"), {}
     for x, y in combinations(wide, 2):
         steps = (wide[y] - wide[x]).dropna()
@@ -176,9 +175,8 @@ def repeated(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_back() -> str:
-    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as
-    a Markdown table; or which command asks.
-    """
+    """Accuracy at twelve layers on held-back images at every rate of cifar10-rates, one seed, as a Markdown table; or
+    which command asks."""
     table = _deep_rates()
     if len(table) < 2:
         return "*Not in yet: `python -m mimetic queue lab` asks twelve layers at other rates.*"
@@ -187,9 +185,8 @@ def held_back() -> str:
 
 
 def before_and_after_the_look(values: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The pairs at twelve layers that were planned first, and those that were added when
-    these had been seen. values: a number a seed.
-    """
+    """The pairs at twelve layers that were planned first, and those that were added when these had been seen. values: a
+    number a seed."""
     added = values.index.isin(DEEPER_SEEDS)
     return values[~added], values[added]
 
@@ -236,9 +233,8 @@ NEAREST = {
 
 
 def nearest(finals: pd.DataFrame) -> str:
-    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all
-    images, as a Markdown table; "" without pairs.
-    """
+    """What laboratory runs, one setting at a time, say of a model as large as ViT-Tiny on all images, as a Markdown
+    table; "" without pairs."""
     gains = {words: contrast(finals, gain(prefix)) for words, prefix in NEAREST.items()}
     gains["twelve layers, each arm at the better of these two rates"] = better_rates(finals)[0]
     rows = [(words, common.measured(values)) for words, values in gains.items() if len(values) >= ENOUGH]
@@ -247,9 +243,8 @@ def nearest(finals: pd.DataFrame) -> str:
 
 
 def _deep_rates() -> pd.DataFrame:
-    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one
-    seed: a row a learning rate, a column an arm.
-    """
+    """Accuracy at twelve layers on the images that cifar10-rates holds back, of its one seed: a row a learning rate, a
+    column an arm."""
     finals = load_runs("cifar10-rates")
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
     return pd.DataFrame(
@@ -292,9 +287,8 @@ def data_table(finals: pd.DataFrame) -> str:
 
 
 def gaps(curves: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in
-    words; those without pairs are left out.
-    """
+    """The gain by epoch (gap_by_epoch) in settings of the size and data panels, by name in words; those without pairs
+    are left out."""
     arms = {name: pair for title in GAIN_PANELS for name, pair in panel_arms(title).items()}
     tables = {name: gap_by_epoch(curves, *arms[name]) for name in names}
     return {name: table for name, table in tables.items() if len(table)}

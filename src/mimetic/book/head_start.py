@@ -1,6 +1,5 @@
 """What chapter 6 says of the way: how much sooner mimetic initialization gets there, whether its lead is a head start,
-and what a shorter schedule leaves of it.
-"""
+and what a shorter schedule leaves of it."""
 
 from __future__ import annotations
 
@@ -98,9 +97,8 @@ def gap_by_epoch(curves: pd.DataFrame, reference: str = "timm", arm: str = "mime
 
 
 def gap_sentence(curves: pd.DataFrame) -> str:
-    """Whether the lead is only a head start: the gap at the first epoch, at its
-    smallest, in the last quarter of the run.
-    """
+    """Whether the lead is only a head start: the gap at the first epoch, at its smallest, in the last quarter of the
+    run."""
     gap = gap_by_epoch(curves)
     if gap.empty:
         return "No pair of runs is in yet."
@@ -155,9 +153,8 @@ def schedules(finals: pd.DataFrame) -> list[tuple[str, pd.Series]]:
 
 
 def shorter(finals: pd.DataFrame) -> str:
-    """The last of schedules, that of one kind of machine if there is one, as a
-    paragraph of chapter 6; "" without runs.
-    """
+    """The last of schedules, that of one kind of machine if there is one, as a paragraph of chapter 6; "" without
+    runs."""
     if not (said := schedules(finals)):
         return ""
     text, row = said[-1]

@@ -46,9 +46,8 @@ def load_anatomy(
 
 
 def left_by_decay(experiment: str) -> float:
-    """The share of a product of two weight matrices that weight decay alone
-    would leave, if no gradient ever moved them.
-    """
+    """The share of a product of two weight matrices that weight decay alone would leave, if no gradient ever moved
+    them."""
     config = EXPERIMENTS[experiment]
     settings = train_config(config)
     steps = (config.epoch_images or config.train_size or TRAIN_SIZES[config.dataset]) // config.batch_size
@@ -57,9 +56,8 @@ def left_by_decay(experiment: str) -> float:
 
 
 def shares_kept(products: pd.DataFrame, arm: str = PAIR[1], what: str = "diag_mean") -> pd.DataFrame:
-    """What is left of the diagonals of an arm (or of another column), mean after / mean before
-    training: a row a seed, a column a product.
-    """
+    """What is left of the diagonals of an arm (or of another column), mean after / mean before training: a row a seed,
+    a column a product."""
     means = products[products["arm"] == arm].groupby(["product", "seed", "when"])[what].mean().unstack()
     return (means["after"] / means["before"]).unstack("product")[list(PRODUCTS)]
 
@@ -130,10 +128,9 @@ def table(products: pd.DataFrame, maps: pd.DataFrame) -> str:
 
 
 def by_layer(products: pd.DataFrame) -> str:
-    """Layer by layer, after training, as a Markdown table: the mean diagonal of both products over the
-    spread of its other entries, mean over heads and seeds, and of the default the share of heads (layers)
-    above and below chance; "" without runs.
-    """
+    """Layer by layer, after training, as a Markdown table: the mean diagonal of both products over the spread of its
+    other entries, mean over heads and seeds, and of the default the share of heads (layers) above and below chance; ""
+    without runs."""
     after = products[products["when"] == "after"] if len(products) else products
     rows = []
     for layer, found in after.groupby("layer") if len(after) else ():
@@ -157,9 +154,8 @@ def kept_by_sign() -> dict[str, pd.DataFrame]:
 
 
 def either_sign() -> str:
-    """Whether a diagonal of the wrong sign is kept as well as that of mimetic
-    initialization, as a Markdown table; "" without runs.
-    """
+    """Whether a diagonal of the wrong sign is kept as well as that of mimetic initialization, as a Markdown table; ""
+    without runs."""
     kept = kept_by_sign()
     if not kept:
         return ""
@@ -171,9 +167,7 @@ def either_sign() -> str:
 
 
 def grown() -> pd.Series:
-    """(arm, product, seed) -> the mean diagonal after training of the arms of WITHOUT;
-    empty without runs of both.
-    """
+    """(arm, product, seed) -> the mean diagonal after training of the arms of WITHOUT; empty without runs of both."""
     products = recorded_products(TEN_EPOCHS, tuple(WITHOUT))
     if products.empty or set(products["arm"]) != set(WITHOUT):
         return pd.Series(dtype=float)
@@ -181,9 +175,8 @@ def grown() -> pd.Series:
 
 
 def by_itself() -> str:
-    """How much of a diagonal large weights grow beside the default's small
-    ones, as a Markdown table; "" without runs.
-    """
+    """How much of a diagonal large weights grow beside the default's small ones, as a Markdown table; "" without
+    runs."""
     after = grown()
     if after.empty:
         return ""

@@ -1,6 +1,5 @@
 """What the language chapters say (10 and 11): the comparison, the products, runs on the way; what they say of learning
-rates is in rates.
-"""
+rates is in rates."""
 
 from __future__ import annotations
 
@@ -139,9 +138,8 @@ def fitted_sentence() -> str:
 
 
 def trained_products() -> pd.DataFrame:
-    """The products of our own GPTs after training from the default (seed 0), gains
-    folded in, as measure gives them, and title.
-    """
+    """The products of our own GPTs after training from the default (seed 0), gains folded in, as measure gives them,
+    and title."""
     frames = []
     for experiment in ("tinyshakespeare-narrow", "tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
         path = record_path(experiment, "gpt2", 0)
@@ -156,9 +154,8 @@ def trained_products() -> pd.DataFrame:
 
 
 def causal_products() -> pd.DataFrame:
-    """The products of every causal language model that was measured, pretrained
-    ones first, then our own; gains folded in.
-    """
+    """The products of every causal language model that was measured, pretrained ones first, then our own; gains folded
+    in."""
     products = effective()
     text = products[products["causal"] & (products["modality"] == "text")]
     return pd.concat([text, trained_products()], ignore_index=True)
@@ -167,8 +164,7 @@ def causal_products() -> pd.DataFrame:
 def signs_by_layer() -> str:
     """In how many runs each layer's V·proj has a positive, and in how many a negative diagonal after training from the
     default (beyond two standard deviations of the null), as a Markdown table: a model whose layers differ may still be
-    the same from seed to seed.
-    """
+    the same from seed to seed."""
     rows = []
     for experiment in ("tinyshakespeare", "tinyshakespeare-sincos", "wikitext2"):
         products = recorded_products(experiment, ("gpt2",))
@@ -181,10 +177,9 @@ def signs_by_layer() -> str:
 
 
 def kept(products: pd.DataFrame) -> pd.DataFrame:
-    """Means over layers, heads and seeds, before and after training: both diagonals in units of
-    the off-diagonal spread, and the share of heads or layers that are beyond chance on either
-    side (two standard deviations of the null).
-    """
+    """Means over layers, heads and seeds, before and after training: both diagonals in units of the off-diagonal
+    spread, and the share of heads or layers that are beyond chance on either side (two standard deviations of the
+    null)."""
     columns: dict[tuple[str, str], dict[str, float]] = {}
     for (arm, when, product), part in products.groupby(["arm", "when", "product"], sort=False) if len(products) else ():
         name = common.SHORT[product]
@@ -220,8 +215,7 @@ def stretches(holds: pd.Series) -> str:
 def on_the_way(sets: Mapping[str, pd.DataFrame]) -> str:
     """Bits per byte minus the default's early (after a fifth of the run, twice the warm-up), and at which steps an arm
     leads or is behind with every seed, as a Markdown table; "" without a pair. sets: kind of positions in words ->
-    curves.
-    """
+    curves."""
     rows = []
     for kind, curves in sets.items():
         for arm in ("language", "vision"):

@@ -128,9 +128,8 @@ def live_sequences(
 
 
 def live_share(*, steps: int = 60, device: str = "cpu", threads: int = 1) -> pd.DataFrame:
-    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the
-    share, both arms' bits per byte and the gain.
-    """
+    """Two points of the sweep of attention's share on pydoc: a row a vocabulary, with the share, both arms' bits per
+    byte and the gain."""
     arms, changes = ("gpt2", "language"), {"epochs": 1, "steps_per_epoch": steps, "device": device, "threads": threads}
     sizes = [(arm, size) for size in (256, 2_000) for arm in arms]
     configs = [

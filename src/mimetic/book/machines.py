@@ -20,9 +20,8 @@ KEY = ["arm", "seed"]
 
 
 def made_on(finals: pd.DataFrame, studies: tuple[Study, ...]) -> str:
-    """Which machines made the runs, in a sentence; and that the two runs of every pair
-    of the studies are of one machine, if so.
-    """
+    """Which machines made the runs, in a sentence; and that the two runs of every pair of the studies are of one
+    machine, if so."""
     if finals.empty:
         return ""
     counts = finals["device.name"].value_counts()
@@ -47,9 +46,8 @@ def mixed_pairs(finals: pd.DataFrame, studies: tuple[Study, ...]) -> list[tuple[
 
 
 def made_on_both(experiment: str, metric: Metric = ACCURACY) -> pd.DataFrame:
-    """Runs of an experiment that another machine made, too (data/replicas): arm, seed,
-    here and there (the metric), the devices.
-    """
+    """Runs of an experiment that another machine made, too (data/replicas): arm, seed, here and there (the metric), the
+    devices."""
     here, there = load_runs(experiment), common.replicas(experiment)
     if here.empty or there.empty:
         return pd.DataFrame(columns=[*KEY, "here", "there", "device", "other device"])
@@ -67,9 +65,8 @@ def _made_there(both: pd.DataFrame) -> str:
 
 
 def replicas_sentence(experiment: str = "cifar10-lab10", among: Collection[str] | None = None) -> str:
-    """Whether two machines agree: single runs (among: of these arms only), and the gain of
-    mimetic initialization; "" without runs of both.
-    """
+    """Whether two machines agree: single runs (among: of these arms only), and the gain of mimetic initialization; ""
+    without runs of both."""
     both = made_on_both(experiment)
     both = both[both["arm"].isin(both["arm"] if among is None else among)].reset_index(drop=True)
     if len(both) < 2:
@@ -162,9 +159,8 @@ def moved_by_arm(experiments: tuple[str, ...]) -> str:
 
 
 def _turned(both: pd.DataFrame) -> str:
-    """The gains over the default's run of the same point and seed that have another sign on the
-    other machine, in words; "" without any.
-    """
+    """The gains over the default's run of the same point and seed that have another sign on the other machine, in
+    words; "" without any."""
     point = both["arm"].str.rpartition("-")
     both = both.assign(point=point[0], signs=point[2])
     wide = both.pivot(index=["point", "seed"], columns="signs", values=["here", "there"])

@@ -211,8 +211,7 @@ def mean_of(finals: pd.DataFrame, arm: str, seeds: pd.Index) -> float:
 
 def conditions_table(finals: pd.DataFrame) -> str:
     """What the gain hangs on, positions, pooling, the default, the constants, as a Markdown table with the accuracies
-    themselves; "" without runs.
-    """
+    themselves; "" without runs."""
     gains = {name: difference(finals, arm, reference) for name, (reference, arm) in CONDITIONS.items()}
     if (pairs := min(map(len, gains.values()))) < ENOUGH:
         return ""

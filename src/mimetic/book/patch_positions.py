@@ -1,7 +1,6 @@
 """What chapter 7 says of a ViT's position embedding and pooling: the gain with each, and what we expected beside what
 was found. Runs that another machine made again (data/replicas) have a column of their own, since a gain is that of two
-runs of one machine.
-"""
+runs of one machine."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ def by_machine(finals: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def gains(finals: pd.DataFrame) -> str:
     """The accuracies of both arms and the gain with every position embedding and pooling, as a Markdown table with its
-    caption; which runs are missing.
-    """
+    caption; which runs are missing."""
     machines, rows, pairs = by_machine(finals), [], set()
     for pooling, embeddings in POSITIONS.items():
         for name, prefix in embeddings.items():

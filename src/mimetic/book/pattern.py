@@ -164,9 +164,8 @@ def overview_profiles(source: str = "dinov2-vit-s", layer: int = 9, seed: int = 
 
 
 def fold_profiles(source: str) -> pd.DataFrame:
-    """Raw and folded diagonal profiles of V.proj of one source, a panel a
-    recorded layer, each over its off-diagonal sd.
-    """
+    """Raw and folded diagonal profiles of V.proj of one source, a panel a recorded layer, each over its off-diagonal
+    sd."""
     numbers = load_measurements([source])
     stored = load_profiles([source]).query("product == 'vp'")
     layers = numbers[(numbers["product"] == "vp") & (numbers["head"] == LAYER_HEAD)]
@@ -179,10 +178,9 @@ def fold_profiles(source: str) -> pd.DataFrame:
 
 
 def gauge_freedom(layer: AttentionLayer) -> pd.Series:
-    """How much W_Q, W_K and W_Q W_K^T of the first head change (relative Frobenius norm) under W_Q -> W_Q M,
-    W_K -> W_K M^-T with a random invertible M: the attention is the same function before and after, the single
-    matrices are not the same.
-    """
+    """How much W_Q, W_K and W_Q W_K^T of the first head change (relative Frobenius norm) under W_Q -> W_Q M, W_K -> W_K
+    M^-T with a random invertible M: the attention is the same function before and after, the single matrices are not
+    the same."""
     generator = torch.Generator().manual_seed(0)
     q, k = layer.w_q(0).double(), layer.w_k(0).double()
     M = torch.randn(q.shape[1], q.shape[1], generator=generator, dtype=torch.float64)

@@ -1,6 +1,5 @@
 """What chapter 10 says of a GPT with other positions, on its second page: does mimetic initialization fail with
-language, or with what enters a GPT's first block?
-"""
+language, or with what enters a GPT's first block?"""
 
 from __future__ import annotations
 
@@ -138,8 +137,7 @@ def over_own_start(arm: str, study: Study) -> pd.Series:
 
 def searched_sentence(search: str) -> str:
     """What a search with fixed positions chose for each arm, and where that is the end of what was tried or hardly
-    better than another rate.
-    """
+    better than another rate."""
     table, best = rates.rate_table(search), rates.best_rates(search)
     if not best:
         return f"The search of `{search}` has no records yet: `python -m mimetic queue language-recipe`."

@@ -12,8 +12,7 @@ from mimetic.data.fetch import data_dir
 
 def numbers() -> pd.DataFrame:
     """Published numbers on vision with their sources, from data/published/vision.csv, and their differences; all text,
-    "" where nothing is said.
-    """
+    "" where nothing is said."""
     found = pd.read_csv(data_dir() / "published" / "vision.csv", dtype=str).fillna("")
     before, after = (pd.to_numeric(found[f"{arm} (%)"]) for arm in ("default", "mimetic"))
     found.insert(2, "difference (points)", [f"{d:+.1f}" if d == d else "" for d in after - before])

@@ -102,9 +102,8 @@ def _carried(row: pd.Series) -> tuple[str, str]:
 
 
 def _explained_word(part: pd.DataFrame) -> str:
-    """In which products of a model (its rows of explained_table) the identity
-    carries EXPLAINED or more, audit's threshold.
-    """
+    """In which products of a model (its rows of explained_table) the identity carries EXPLAINED or more, audit's
+    threshold."""
     enough = [common.PRODUCTS[row["product"]] for _, row in part.iterrows() if row["explained"] >= EXPLAINED]
     return "yes" if len(enough) == len(part) else f"only {enough[0]}" if enough else "hardly"
 
@@ -169,9 +168,8 @@ def third_answer() -> str:
 
 
 def audited() -> str:
-    """What the chapter audits: a run of ours, or before there is one a pretrained
-    model of which a measurement is recorded.
-    """
+    """What the chapter audits: a run of ours, or before there is one a pretrained model of which a measurement is
+    recorded."""
     return "ml100k/bert-seed0" if existing(named("ml100k", arm=DEFAULT, seed=0)) else "minilm-l6"
 
 
@@ -179,9 +177,8 @@ def audited() -> str:
 
 
 def beside(explained: pd.DataFrame) -> str:
-    """What the identity carries of QK and of V·proj in the trained encoders
-    beside ours, a sentence; "" without them.
-    """
+    """What the identity carries of QK and of V·proj in the trained encoders beside ours, a sentence; "" without
+    them."""
     others = explained[~_ours(explained) & (explained["model"] != WRITTEN)]
     spans = [
         f"{100 * part.min():.1f} to {common.percent(part.max(), 1)} of {common.SHORT[product]}"

@@ -34,9 +34,8 @@ from mimetic.training.records import load_runs
 
 
 def rate_table(search: str = SEARCH) -> pd.DataFrame:
-    """A search: validation bits per byte of every arm (rows, in words) at
-    every learning rate (columns); nan: not run.
-    """
+    """A search: validation bits per byte of every arm (rows, in words) at every learning rate (columns); nan: not
+    run."""
     finals = load_runs(search)
     if finals.empty:
         return pd.DataFrame()
@@ -257,9 +256,8 @@ def signs_at_one_rate() -> str:
 
 
 def beyond_size() -> str:
-    """Language signs at their second rate against the two controls of their
-    size, in a sentence; "" without the runs.
-    """
+    """Language signs at their second rate against the two controls of their size, in a sentence; "" without the
+    runs."""
     finals = _by_arm()
     said = []
     for control in ("rescaled", "random-directions"):
@@ -271,9 +269,8 @@ def beyond_size() -> str:
 
 
 def twins_sentence() -> str:
-    """How far runs of one configuration and seed that were made twice on one
-    machine differ, in words; "" without any.
-    """
+    """How far runs of one configuration and seed that were made twice on one machine differ, in words; "" without
+    any."""
     central, again = (load_runs(e) for e in (CENTRAL.experiment, SECOND.experiment))
     if central.empty or again.empty:
         return ""

@@ -64,9 +64,8 @@ def recipe_sentence(finals: pd.DataFrame) -> str:
 
 
 def rates_table(finals: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy in percent of every arm (rows, in words) at every learning rate
-    (columns), nan where there is no run; one seed.
-    """
+    """Validation accuracy in percent of every arm (rows, in words) at every learning rate (columns), nan where there is
+    no run; one seed."""
     values = finals.set_index("arm")["test_accuracy"] if len(finals) else pd.Series(dtype=float)
     table = pd.DataFrame(
         {lr: {LABELS[arm]: 100 * values.get(f"{arm}-lr-{lr:g}", float("nan")) for arm in CHECKED} for lr in CHECK_RATES}

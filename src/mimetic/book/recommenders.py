@@ -100,8 +100,7 @@ def arm_label(arm: str) -> str:
 
 def verdict(finals: Mapping[str, pd.DataFrame]) -> str:
     """The experiment's answer: what the comparisons of each data set come to, in a sentence each, and how many runs are
-    missing.
-    """
+    missing."""
     gaps = [text for data, runs in finals.items() if (text := _missing(data, runs))]
     lines = [f"* {conclusion(data, compare(runs, COMPARED, METRIC.column))}" for data, runs in finals.items()]
     return "\n\n".join(filter(None, ["\n".join(lines), f"*{' '.join(gaps)}*" if gaps else ""]))
@@ -138,9 +137,8 @@ def sibling_table(finals: Mapping[str, pd.DataFrame]) -> str:
 
 
 def compared(finals: Mapping[str, pd.DataFrame], pairs: Mapping[str, tuple[str, str]]) -> dict[str, pd.DataFrame]:
-    """Comparisons of every data set, and of the causal sibling where it has any (its arms
-    are named as BERT4Rec's, behind a prefix).
-    """
+    """Comparisons of every data set, and of the causal sibling where it has any (its arms are named as BERT4Rec's,
+    behind a prefix)."""
     tables = {data: compare(runs, pairs, METRIC.column) for data, runs in finals.items()}
     if "ml100k" in finals:
         if len(table := compare(_sibling(finals, SIBLING_PREFIX), pairs, METRIC.column)):
@@ -157,8 +155,7 @@ def _sibling(finals: Mapping[str, pd.DataFrame], prefix: str) -> pd.DataFrame:
 
 def _missing(data: str, finals: pd.DataFrame) -> str:
     """How many of the runs that the answer rests on are in: of the central comparison, its controls and the other
-    learning rate; "" if all.
-    """
+    learning rate; "" if all."""
     studies = {
         "of the comparison": (CENTRAL[data], finals, SEEDS[data]),
         "of its controls": (STRUCTURE[data], finals, SEEDS[data]),

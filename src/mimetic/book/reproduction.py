@@ -292,9 +292,8 @@ def shown(kind: str) -> list[tuple[Metric, pd.DataFrame, pd.DataFrame]]:
 
 
 def queues() -> pd.DataFrame:
-    """One row a queue: how many of its runs are recorded and planned, the
-    hours that the recorded ones took, on what.
-    """
+    """One row a queue: how many of its runs are recorded and planned, the hours that the recorded ones took, on
+    what."""
     rows = {}
     for name, runs in QUEUES.items():
         planned = runs()

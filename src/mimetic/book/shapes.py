@@ -28,9 +28,8 @@ def sweep_table(experiment: str = "share") -> pd.DataFrame:
 
 
 def known_models() -> pd.DataFrame:
-    """Attention's share in well-known shapes: GPT-2's (OpenAI's
-    hyperparameters), ours, and vision transformers (timm's).
-    """
+    """Attention's share in well-known shapes: GPT-2's (OpenAI's hyperparameters), ours, and vision transformers
+    (timm's)."""
     rows = {}
     for name, d, depth, heads in (
         ("GPT-2 small", 768, 12, 12),

@@ -45,9 +45,8 @@ def gaining(points: pd.DataFrame) -> int:
 
 
 def mostly_gains(points: pd.DataFrame) -> bool:
-    """Whether mimetic initialization is ahead at more than half of the points with enough
-    pairs: else there is no gain to ask about.
-    """
+    """Whether mimetic initialization is ahead at more than half of the points with enough pairs: else there is no gain
+    to ask about."""
     return gaining(points) > (points["pairs"] >= FEW).sum() / 2
 
 
@@ -207,8 +206,7 @@ NAMED_POINTS = dict(zip(ONE_SHARE.values(), SIDES))
 
 def at_one_share(points: pd.DataFrame) -> str:
     """What mimetic initialization with the published signs gains in models of nearly one share, as a Markdown table,
-    with what as many pairs of another machine gave; "" without pairs.
-    """
+    with what as many pairs of another machine gave; "" without pairs."""
     first, again = (
         part[part["signs"] == PUBLISHED].set_index(["experiment", "point"])
         for part in (points, gain_points(replicas_dir()))

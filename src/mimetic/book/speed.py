@@ -24,9 +24,8 @@ def init_measurements() -> pd.DataFrame:
 
 
 def init_table() -> str:
-    """A Markdown table, one row a model and number of threads, with the range over
-    measurements; what to run, if nothing is stored.
-    """
+    """A Markdown table, one row a model and number of threads, with the range over measurements; what to run, if
+    nothing is stored."""
     rows = []
     for (model, device, threads), part in init_measurements().groupby(["model", "device", "threads"], sort=False):
         size = part[[f"arguments.{name}" for name in VIT_B]].iloc[0]

@@ -1,6 +1,5 @@
-"""What the vision chapters say: the central claim (6) and the questions after it (7); head_start has what happens
-on the way, recipes what was searched, growth and kept chapters 8 and 9.
-"""
+"""What the vision chapters say: the central claim (6) and the questions after it (7); head_start has what happens on
+the way, recipes what was searched, growth and kept chapters 8 and 9."""
 
 from __future__ import annotations
 
@@ -65,17 +64,15 @@ def found(study_name: str, finals: pd.DataFrame) -> str:
 
 def between(study_name: str, finals: pd.DataFrame, *more: str) -> str:
     """A study's differences between arms alone, as Markdown, for a page that shows its comparisons in a figure; more
-    list items, and how many runs are missing.
-    """
+    list items, and how many runs are missing."""
     study = STUDIES[study_name]
     lines = [*common.contrast_lines(study, finals), *filter(None, more)]
     return "\n\n".join(filter(None, ("\n".join(lines), common.missing(study, finals, ALL_SEEDS, COMMAND))))
 
 
 def central(finals: pd.DataFrame, command: str = COMMAND) -> str:
-    """The central claim's answer in words; its verdict follows from the
-    interval, beside which the exact test stands.
-    """
+    """The central claim's answer in words; its verdict follows from the interval, beside which the exact test
+    stands."""
     if (table := compare(finals, {"central": PAIR})).empty:
         return f"No pair of runs is in yet. `{command}` makes them, and this page follows."
     row = table.iloc[0]
@@ -119,9 +116,8 @@ def yes_or_no(finals: pd.DataFrame) -> str:
 
 
 def pilot(finals: pd.DataFrame) -> str:
-    """What was seen of the two arms before the recipe was frozen; "" without the
-    runs of other seeds, whose gain is fresh_pairs.
-    """
+    """What was seen of the two arms before the recipe was frozen; "" without the runs of other seeds, whose gain is
+    fresh_pairs."""
     if not fresh_pairs(finals):
         return ""
     seen = " and ".join(ACCURACY.signed(gain) for gain in PILOT.values())
@@ -133,9 +129,8 @@ def pilot(finals: pd.DataFrame) -> str:
 
 
 def fresh_pairs(finals: pd.DataFrame) -> str:
-    """The gain of the pairs whose seeds had not been seen before the recipe
-    was frozen, as a sentence; "" without them.
-    """
+    """The gain of the pairs whose seeds had not been seen before the recipe was frozen, as a sentence; "" without
+    them."""
     fresh = difference(finals, "mimetic", "timm").drop(index=list(PILOT), errors="ignore")
     if len(fresh) < 2:
         return ""
@@ -148,9 +143,8 @@ def fresh_pairs(finals: pd.DataFrame) -> str:
 
 
 def relative(finals: pd.DataFrame) -> str:
-    """The central difference in shares of the default's accuracy and of its errors, since
-    a "%" may mean either; "" without pairs.
-    """
+    """The central difference in shares of the default's accuracy and of its errors, since a "%" may mean either; ""
+    without pairs."""
     if (table := compare(finals, {"central": PAIR})).empty:
         return ""
     row = table.iloc[0]
@@ -172,9 +166,8 @@ def pair_table(finals: pd.DataFrame) -> pd.DataFrame:
 
 
 def band(finals: pd.DataFrame) -> tuple[float, float] | None:
-    """The 95 % interval of mimetic minus default, which the ablation figure shows behind
-    every row; None before there are two pairs.
-    """
+    """The 95 % interval of mimetic minus default, which the ablation figure shows behind every row; None before there
+    are two pairs."""
     values = difference(finals, "mimetic", "timm")
     return mean_interval(values) if len(values) > 1 else None
 
@@ -210,9 +203,8 @@ def norm_table() -> pd.DataFrame:
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of compare for the page: accuracies and differences in percent. Without corrected
-    p: with five pairs none could be below 1.
-    """
+    """A table of compare for the page: accuracies and differences in percent. Without corrected p: with five pairs none
+    could be below 1."""
     if table.empty:
         return table
     units = {"reference": "%", "arm": "%", "difference": "points", "low": "points", "high": "points"}

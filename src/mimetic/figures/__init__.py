@@ -1,6 +1,5 @@
-"""One style, one function a figure. Functions take DataFrames or arrays and
-return a matplotlib Figure; none sees a model.
-"""
+"""One style, one function a figure. Functions take DataFrames or arrays and return a matplotlib Figure; none sees a
+model."""
 
 from mimetic.figures.differences import comparisons, families, gains, gap, gaps
 from mimetic.figures.language import (

@@ -1,6 +1,5 @@
-"""Figures of the language chapters: curves and their paired gaps, products before
-and after, gain against attention's share.
-"""
+"""Figures of the language chapters: curves and their paired gaps, products before and after, gain against attention's
+share."""
 
 from __future__ import annotations
 

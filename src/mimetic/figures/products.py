@@ -141,9 +141,8 @@ def truncation(table: pd.DataFrame) -> Figure:
 
 @styled
 def orientations(table: pd.DataFrame) -> Figure:
-    """The transposition trap: the two orientations agree in the mean
-    diagonal, a draw a dot, and differ in its spread.
-    """
+    """The transposition trap: the two orientations agree in the mean diagonal, a draw a dot, and differ in its
+    spread."""
     figure, axes = panels(7.4, 2.3, ncols=2)
     for row, (color, (_, part)) in enumerate(zip((RIGHT, WRONG), table.groupby("stored", sort=False))):
         jitter = row + np.linspace(-0.2, 0.2, len(part))

@@ -35,10 +35,9 @@ def diagonals(products: pd.DataFrame) -> Figure:
 
 @styled
 def explained(table: pd.DataFrame) -> Figure:
-    """How much of a product lies along the identity: in the trained model, in its imitation after
-    truncation, in the target before; on a logarithmic axis, a row a model. table: columns model,
-    product, explained, imitated, target (shares).
-    """
+    """How much of a product lies along the identity: in the trained model, in its imitation after truncation, in the
+    target before; on a logarithmic axis, a row a model. table: columns model, product, explained, imitated, target
+    (shares)."""
     names = list(dict.fromkeys(table["model"]))
     figure, axes = panels(7.4, 0.9 + 0.32 * len(names), ncols=2, sharey=True, sharex=True)
     marks = (

@@ -14,8 +14,7 @@ from mimetic.figures.style import COLORS, LABELS, QK, VP, by_layer, diagonal_row
 @styled
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """One thin line a run, one thick line an arm's mean, a band from the lowest run to the highest. curves: columns
-    arm, seed, epoch and test_accuracy.
-    """
+    arm, seed, epoch and test_accuracy."""
     figure, axes = panels(7.4, 2.9)
     _curves(axes[0, 0], curves)
     return figure

@@ -102,9 +102,8 @@ def panels(width: float, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
 
 
 def interval_bars(table: pd.DataFrame, value: str) -> np.ndarray:
-    """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where
-    they are infinite: one pair has no interval.
-    """
+    """How far columns low and high lie from ``value``, (2, rows), for errorbar; 0 where they are infinite: one pair has
+    no interval."""
     lengths = np.abs(table[["low", "high"]].to_numpy() - table[[value]].to_numpy()).T
     return np.where(np.isfinite(lengths), lengths, 0.0)
 

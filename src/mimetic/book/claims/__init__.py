@@ -1,6 +1,5 @@
 """Every claim about mimetic initialization that this book tests: whose it is, what was found, and a verdict (chapter
-13). A module a part of the book, with the rows {(part, whose, page): {what it says: the function that judges it}}.
-"""
+13). A module a part of the book, with the rows {(part, whose, page): {what it says: the function that judges it}}."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """A claim and its verdict: a word that follows from an interval (judged) or from what was counted (counted); before all
-planned pairs are in it is "open".
-"""
+planned pairs are in it is "open"."""
 
 from __future__ import annotations
 
