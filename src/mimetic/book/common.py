@@ -237,7 +237,7 @@ def rounded(table: pd.DataFrame, digits: int, columns: tuple[str, ...] = ("pairs
     if table.empty:
         return table
     table = table[~table["compared"].duplicated()]
-    values, ps = ["reference", "arm", "difference", "low", "high"], ["p", "p_holm"]
+    values, ps = ["reference", "arm", *VALUES], ["p", "p_holm"]
     out = table.assign(p_holm=corrected(table)).round(dict.fromkeys(values, digits) | dict.fromkeys(ps, 3))
     out = out.set_index("group", append=True).swaplevel()[[*values, *columns, *ps]].rename_axis([None, None])
     return blank(out)

@@ -179,13 +179,10 @@ def in_short() -> str:
             rate = better_rate(study)
             pairs = {LABELS[arm]: (rate, arm) for arm in SIGNED}
             table = common.study_table(replace(study, comparisons=pairs), load_runs(study.experiment), METRIC)
-            for arm in SIGNED:
-                if LABELS[arm] in table.index:
-                    row = table.loc[LABELS[arm]]
-                    level = f"{row['reference']:.3f}{'' if rate == 'gpt2' else f' at {GENTLER_RATE:g}'}"
-                    rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = level
-                    said = common.estimate(row, METRIC, common.exact_p(row))
-                    rows.setdefault(f"{text}, {LABELS[arm]}", {})[kind] = said
+            for label, row in table.iterrows():
+                level = f"{row['reference']:.3f}{'' if rate == 'gpt2' else f' at {GENTLER_RATE:g}'}"
+                rows.setdefault(f"{text}, {LABELS['gpt2']}", {})[kind] = level
+                rows.setdefault(f"{text}, {label}", {})[kind] = common.estimate(row, METRIC, common.exact_p(row))
     cells = [
         (name, *(rows[name].get(kind, _lacking(study, arm)) for kind, study in zip(KINDS, studies)))
         for text, studies in TEXTS.items()
@@ -313,9 +310,8 @@ def rotary_answer() -> str:
         return f"With rotary positions no pair is in yet: `{COMMAND}`."
     beyond = effect_of(POSITIONS, "vision", other=ROTARY)
     if len(beyond):
-        against.append(
-            f"* vision signs with fixed positions minus the default with rotary ones: {measured(beyond, METRIC)}"
-        )
+        words = "vision signs with fixed positions minus the default with rotary ones"
+        against.append(f"* {words}: {measured(beyond, METRIC)}")
     return "\n".join(against)
 
 

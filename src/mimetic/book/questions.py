@@ -10,7 +10,7 @@ import torch
 from mimetic.audit import EXPLAINED, MEANINGFUL, Parameters, audit
 from mimetic.book import common
 from mimetic.book.first_question import layer_signs, signs_in_words, trained
-from mimetic.book.recommenders import COMMAND, SIBLING_RUNS
+from mimetic.book.recommenders import COMMAND
 from mimetic.data.sequences import num_items
 from mimetic.experiments.configs import EXPERIMENTS, named
 from mimetic.experiments.programmes.recommenders import DEFAULT, SIBLING_PREFIX
@@ -28,14 +28,9 @@ from mimetic.scan import attention_layers
 WRITTEN = "what mimetic_init_ writes"
 # name -> (experiment, arm) of its runs
 OURS = {
-    "ml100k": ("ml100k", DEFAULT),
-    "beauty": ("beauty", DEFAULT),
-    SIBLING_RUNS: ("ml100k", SIBLING_PREFIX + DEFAULT),
-}
-MODEL_NAMES = {
-    "ml100k": "BERT4Rec, MovieLens-100K",
-    "beauty": "BERT4Rec, Amazon Beauty",
-    SIBLING_RUNS: "causal sibling, MovieLens-100K",
+    "BERT4Rec, MovieLens-100K": ("ml100k", DEFAULT),
+    "BERT4Rec, Amazon Beauty": ("beauty", DEFAULT),
+    "causal sibling, MovieLens-100K": ("ml100k", SIBLING_PREFIX + DEFAULT),
 }
 # experiment -> its name in share_marks
 MARKS = {"beauty": "Beauty, ours", "ml100k": "ML-100K", "ml1m": "ML-1M", "beauty-full": "Beauty, all"}
@@ -54,10 +49,10 @@ def explained_table() -> pd.DataFrame:
     for name in REFERENCES:
         found, widths = audit(name), dict(enumerate(d for d, _ in SOURCES[name].layer_dims()))
         frames.append(found.layers.assign(model=found.name, d_model=found.layers["layer"].map(widths)))
-    for data, (experiment, arm) in OURS.items():
+    for model, (experiment, arm) in OURS.items():
         for record in records_of(experiment, [arm]):
             found = audit(f"{experiment}/{arm}-seed{record['seed']}")
-            frames.append(found.layers.assign(model=MODEL_NAMES[data], d_model=record["config"]["d_model"]))
+            frames.append(found.layers.assign(model=model, d_model=record["config"]["d_model"]))
     table = pd.concat(frames, ignore_index=True)
     # E[tr(P)^2] / (d |P|^2) is 1 / d^2 for independent entries
     table["times chance"] = table["explained"] * table["d_model"] ** 2
@@ -67,7 +62,7 @@ def explained_table() -> pd.DataFrame:
 
 def _ours(explained: pd.DataFrame) -> pd.Series:
     """Which rows are of our own trained recommenders."""
-    return explained["model"].isin(MODEL_NAMES.values())
+    return explained["model"].isin(OURS)
 
 
 def second_answer(table: pd.DataFrame) -> str:
@@ -200,11 +195,11 @@ def overview(explained: pd.DataFrame) -> str:
     """The three questions as a Markdown table with a column a model and data set, from the same tables as their
     sections (explained: explained_table)."""
     marks, columns = share_marks(), {}
-    for data, (experiment, arm) in OURS.items():
-        part, energy = trained(experiment, arm), explained[explained["model"] == MODEL_NAMES[data]]
+    for model, (experiment, arm) in OURS.items():
+        part, energy = trained(experiment, arm), explained[explained["model"] == model]
         carried = ", ".join(common.percent(value, 2) for value in energy["explained"])
         share = marks[MARKS[experiment]][1]
-        columns[MODEL_NAMES[data]] = [
+        columns[model] = [
             _worth(part) if len(part) else "no run yet",
             f"{_explained_word(energy)}: {carried}" if len(energy) else "no run yet",
             f"{'yes' if share >= MEANINGFUL else 'no'}: {common.percent(share, 1)}",

@@ -36,10 +36,10 @@ def _worth_imitating() -> Judgement:
 
 
 def _imitable() -> Judgement:
-    ours = questions.explained_table()
-    parts = {}
+    ours, parts = questions.explained_table(), {}
+    names = {run: name for name, run in questions.OURS.items()}
     for data, title in NAMES.items():
-        part = ours[ours["model"] == questions.MODEL_NAMES[data]]
+        part = ours[ours["model"] == names[data, programme.DEFAULT]]
         carried = [f"{percent(row['explained'], 2)} of {SHORT[row['product']]}" for _, row in part.iterrows()]
         found = f"the identity carries {' and '.join(carried)}" if carried else "no run yet"
         parts[title] = counted(part["explained"] >= EXPLAINED), found
