@@ -191,11 +191,12 @@ def search(**values):
 
 
 def test_no_two_arms_look_alike_in_the_figure_of_the_rates():
-    (ax,) = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6).axes
+    table = pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY))
+    (ax,) = figures.rates(table, plateau=3.6, groups={"all": list(EVERY)}).axes
     looks = [(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_label() in LABELS.values()]
     assert len(looks) == len(set(looks)) == len(EVERY)
     groups = {"arms": list(TRIED), "controls": ["gpt2", *CONTROLS]}
-    panels = figures.rates(pd.DataFrame({1e-3: 2.0, 2e-3: 3.0}, index=list(EVERY)), plateau=3.6, groups=groups).axes
+    panels = figures.rates(table, plateau=3.6, groups=groups).axes
     assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in panels] == [
         [LABELS[a] for a in arms] for arms in groups.values()
     ]
@@ -346,10 +347,8 @@ def test_the_search_takes_every_arms_best_rate_and_waits_for_the_rest():
     assert "default (GPT-2's) 0.008 (2.400); language signs 0.001 (2.600)" in text
     assert "At the lowest rate tried: language signs." in text
     assert "Still to be searched: vision signs, QK only" in text
-    (ax,) = figures.rates(rates.rate_table(), plateau=3.6).axes
-    assert [t.get_text() for t in figures.rates(rates.rate_table(), plateau=3.6).legends[0].get_texts()] == [
-        LABELS[a] for a in ("gpt2", "language", "qk")
-    ]
+    (ax,) = figures.rates(rates.rate_table(), plateau=3.6, groups={"all": list(EVERY)}).axes
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [LABELS[a] for a in ("gpt2", "language", "qk")]
     assert len(ax.lines) == 2 * 3 + 1
 
 
@@ -433,7 +432,7 @@ def test_on_the_way(gap, early, ahead, behind):
     left, right = figures.curves_and_gaps(few, reference="gpt2").axes
     drawn = [line.get_ydata() for line in right.get_lines() if len(line.get_ydata()) == 4]
     assert len(drawn) == 3 and all(np.allclose(y, gap) for y in drawn)
-    panels = figures.gaps_on_the_way({"learned": few, "fixed": few}, reference="gpt2").axes
+    panels = figures.gaps_on_the_way({"learned": few, "fixed": few}).axes
     assert [ax.get_title("left") for ax in panels] == ["learned", "fixed"]
     assert all(
         np.allclose(line.get_ydata(), gap) for ax in panels for line in ax.get_lines() if len(line.get_ydata()) == 4

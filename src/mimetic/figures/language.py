@@ -65,12 +65,12 @@ def _gaps(ax: Axes, wide: pd.DataFrame, reference: str) -> None:
 
 
 @styled
-def gaps_on_the_way(sets: Mapping[str, pd.DataFrame], *, reference: str = "gpt2") -> Figure:
-    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the reference arm of the
-    same seed, a thin line a run, a thick line their mean."""
+def gaps_on_the_way(sets: Mapping[str, pd.DataFrame]) -> Figure:
+    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the default of the same seed,
+    a thin line a run, a thick line their mean."""
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
-        _gaps(ax, _by_arm(curves), reference)
+        _gaps(ax, _by_arm(curves), "gpt2")
         ax.set(xlabel="step", title=fill(title, 72 // len(sets)))
         ax.legend(fontsize=7.5)
     axes[0, 0].set(ylabel="bits per byte, minus the default's")
@@ -111,16 +111,15 @@ def attention_by_distance(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[str]] | None = None) -> Figure:
+def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[str]]) -> Figure:
     """Held-out bits per byte against the learning rate, a line an arm, its best rate as a large dot.
 
     Args:
         table: arms in rows, learning rates in columns; nan where nothing was run.
         plateau: bits per byte of predicting from the last character alone, a dashed line.
-        groups: title -> the arms of a panel; one panel of all by default.
+        groups: title -> the arms of a panel.
     """
-    groups = groups or {"": list(table.index)}
-    figure, axes = panels(7.4, 3.2 if len(groups) == 1 else 4.3, ncols=len(groups), sharey=True)
+    figure, axes = panels(7.4, 4.3, ncols=len(groups), sharey=True)
     palette = ("#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#8c6d46", "#000000", "#999933")
     every = dict.fromkeys(arm for arms in groups.values() for arm in arms)
     looks = {arm: (COLORS[arm], "-", 2) for arm in every if arm in COLORS}
@@ -139,11 +138,8 @@ def rates(table: pd.DataFrame, *, plateau: float, groups: Mapping[str, Sequence[
         ax.set_xticks(list(table.columns), [f"{c:g}" for c in table.columns])
         ax.minorticks_off()
         ax.grid(color="#eeeeee")
-        if len(groups) > 1:
-            ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7.5)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7.5)
     axes[0, 0].set(ylabel="validation bits per byte")
-    if len(groups) == 1:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7.5)
     return figure
 
 
