@@ -66,8 +66,8 @@ def _gaps(ax: Axes, wide: pd.DataFrame, reference: str) -> None:
 
 @styled
 def gaps_on_the_way(sets: Mapping[str, pd.DataFrame]) -> Figure:
-    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the default of the same seed,
-    a thin line a run, a thick line their mean."""
+    """A panel a set of runs, title -> curves as curves_and_gaps takes them: each arm minus the default of the same
+    seed, a thin line a run, a thick line their mean."""
     figure, axes = panels(7.4, 3.1, ncols=len(sets), sharey=True)
     for ax, (title, curves) in zip(axes[0], sets.items(), strict=True):
         _gaps(ax, _by_arm(curves), "gpt2")
