@@ -295,10 +295,11 @@ def test_chapter_11_says_what_the_records_say():
     assert again.loc[(PLUS_PLUS, "along the vocabulary"), "high"] > 0
     # with fixed positions: ahead everywhere, most where it reads bytes; along the vocabulary only does it rise
     part = points[points["experiment"] == "share-sincos"].set_index("point")
-    assert (part["pairs"] == 3).all() and all(min(gain.values()) > 0 for gain in part["by_seed"])
+    assert part["pairs"].drop("v256-mlp1").eq(3).all() and part.loc["v256-mlp1", "pairs"] == 4
+    assert all(min(gain.values()) > 0 for gain in part["by_seed"])
     bytes_ = part.index.isin(["v256", "v256-mlp1"])
     assert (
-        part.loc[bytes_, "gain"].between(0.115, 0.155).all() and part.loc[~bytes_, "gain"].between(0.025, 0.0455).all()
+        part.loc[bytes_, "gain"].between(0.115, 0.145).all() and part.loc[~bytes_, "gain"].between(0.025, 0.0455).all()
     )
     assert part["share"].max() == pytest.approx(0.61, abs=0.005)
     of_fixed = share.slopes(points, "share-sincos").loc[PLUS_MINUS]
