@@ -228,6 +228,16 @@ def test_chapters_12_and_12b_say_what_the_records_say():
         assert not any(side(gain("ml100k-sincos", "mimetic", other, column=column)) for other in controls)
     assert len(gain("ml100k-sincos", "opposite")) == 6
     assert all(side(gain("ml100k-sincos", arm)) == 1 for arm in controls)
+    # learned ones that start there; those that start from noise are not in, and the chapter says so
+    sets["ml100k-from-sincos", ""] = load_runs("ml100k-from-sincos")
+    for column in (last, before):
+        assert side(gain("ml100k-from-sincos", "opposite", column=column)) == -1
+        assert side(gain("ml100k-from-sincos", "opposite", "mimetic", column=column)) == -1
+    pairs = gain("ml100k-from-sincos", "opposite")
+    assert len(pairs) == 6 and (pairs < 0).sum() == 5 and summary(pairs)["p"] == pytest.approx(0.062, abs=0.001)
+    assert (gain("ml100k-from-sincos", "opposite", "mimetic") < 0).all()
+    assert side(gain("ml100k-from-sincos", "mimetic")) == 1
+    assert len(load_runs("ml100k-from-noise")) < 18
     sets["beauty-sincos", ""] = load_runs("beauty-sincos")
     assert [side(gain("beauty-sincos", "opposite", column=column)) for column in (last, before)] == [0, 1]
     for column in (last, before):
@@ -478,13 +488,13 @@ def test_both_rates_and_both_items_are_shown():
     assert table.loc["default", "last items, 0.003"] == "0.1105"
     assert table.loc["opposite signs", "last items, 0.003"] == ""
     assert convergence.elsewhere("ml100k", finals(), finals()).empty
-    signs = convergence.sides({"ml100k": common}, {"ml100k": other}).loc["vision signs"]
-    assert dict(signs.droplevel(0)) == dict(zip(table, ("+", "−", "+", "−", "0")))
-    few = convergence.sides({"ml100k": common[common["seed"] < 4]}, {"ml100k": finals()})
+    signs = convergence.sides("ml100k", common, other).loc["vision signs"]
+    assert dict(signs) == dict(zip(table, ("+", "−", "+", "−", "0")))
+    few = convergence.sides("ml100k", common[common["seed"] < 4], finals())
     assert few.loc["vision signs"].tolist() == ["", ""]
-    assert convergence.sides({"ml100k": finals()}, {"ml100k": finals()}).empty
+    assert convergence.sides("ml100k", finals(), finals()).empty
     far = finals(bert=BASE, mimetic=[v + d for v, d in zip(BASE, (0.001, 0.01, 0.01, 0.01, 0.01, -0.0001))])
-    assert convergence.sides({"ml100k": far}, {"ml100k": finals()}).iloc[0, 0] == "(+)"
+    assert convergence.sides("ml100k", far, finals()).iloc[0, 0] == "(+)"
     change = convergence.rate_table({"ml100k": common}, {"ml100k": other})
     assert list(change) == ["MovieLens-100K, last items", "MovieLens-100K, last but one"]
     assert change.iloc[0].eq("+0.0105 (+0.0101 to +0.0109), 6").all()

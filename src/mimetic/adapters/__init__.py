@@ -216,7 +216,7 @@ def unknown(module: nn.Module, owner: nn.Module | None = None) -> str:
     module that holds it."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted or traced (torch.jit): initialise before that"
-    if type(module) is nn.Module or isinstance(module, torch.fx.GraphModule):
+    if isinstance(module if type(module) is not nn.Module else owner, torch.fx.GraphModule):
         return "it is traced (torch.fx, torch.export): initialise before that"
     if owner is not None and isinstance(module, (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)):
         return f"it holds the projections of {full_name(type(owner))}, which is not a known attention class"

@@ -32,10 +32,10 @@ class Call(NamedTuple):
     """With which tokens attention, or what is around it, is called."""
 
     kind: str | None = None
-    #: queries and keys are the first two arguments of forward, or its first one and those behind a star: whoever calls
-    #: that decides
+    # queries and keys are the first two arguments of forward, or its first one and those behind a star: whoever calls
+    # that decides
     given: bool = False
-    #: keys are made of the queries' argument and perhaps of a further one, context=None: whoever calls decides
+    # keys are made of the queries' argument and perhaps of a further one, context=None: whoever calls decides
     optional: bool = False
     alone: bool = False  # it is called with one argument and no keys
     unsaid: bool = False  # queries and keys are different expressions, and what they are is not known

@@ -208,13 +208,12 @@ def _differences(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> dict[s
     return found
 
 
-def sides(finals: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """elsewhere() of all data sets in signs: on which side of 0 a comparison's interval lies, "0" for both, in brackets
-    where the exact test does not say so; "" with too few pairs. Empty without a pair."""
+def sides(data: str, finals: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """elsewhere() in signs: on which side of 0 a comparison's interval lies, "0" for both, in brackets where the exact
+    test does not say so; "" with too few pairs. Empty without a pair."""
     columns = {
-        (TITLES[data], place): {name: _side_sign(values) for name, values in cells.items()}
-        for data, runs in finals.items()
-        for place, cells in _differences(data, runs, others[data]).items()
+        place: {name: _side_sign(values) for name, values in cells.items()}
+        for place, cells in _differences(data, finals, other).items()
         if cells
     }
     table = pd.DataFrame(columns, dtype=object)

@@ -162,10 +162,11 @@ CLAIMS = {
         "With fixed positions and the opposite signs it loses": lambda: _both(
             programme.OPPOSITE, suffix=FIXED, expected=-1
         ),
-        "With learned positions that start from sin-cos these signs lose on MovieLens, to vision's, too": lambda: (
+        "With learned positions that start from sin-cos these signs lose on MovieLens, also to vision's": lambda: (
             _started_items("from-sincos")
         ),
-        "With learned positions that start from noise as large they do": lambda: _started_items("from-noise"),
+        "With learned positions that start from noise as large"
+        " these signs lose on MovieLens, also to vision's": lambda: _started_items("from-noise"),
         "A causal next-item BERT4Rec (MovieLens, 20 epochs) gains with the opposite signs, which its training finds"
         " (QK − in layer 1, V·proj +)": lambda: _sibling(programme.DEFAULT),
         "With vision's signs that sibling loses": lambda: _sibling(programme.DEFAULT, programme.VISION, -1),
