@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from torch import nn
 
@@ -47,8 +48,8 @@ def multihead_attention(module, name, ancestors) -> AttentionLayer:
                 f"{name}: {block.__name__}, which holds it, uses its in_proj_weight itself, so which rows are"
                 " queries, keys and values is not known: register_adapter that class"
             )
-    if ancestors:
-        _check_not_made_before(unwrapped(ancestors[0][1]), ancestors[0][0].split(".")[0], name)
+    for place, block in islice(_callers(ancestors), 1):
+        _check_not_made_before(block, place.split(".")[0], name)
     # looked for among the parameters: to ask a parametrised one would compute it anew
     if "in_proj_weight" not in module._parameters or module.in_proj_weight is not None:
         packed = matrix(own_parameter(module, "in_proj_weight", name, "q"), name, "in_proj_weight")
