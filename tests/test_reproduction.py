@@ -256,8 +256,8 @@ def test_the_readme_the_first_page_and_the_report_say_in_words_what_the_table_sa
         " the pattern is not shown.**",
         "At three times that rate both pairs of signs gain on MovieLens, neither on Beauty.",
         "of the two, only the opposite signs are ahead of both controls of their size.",
-        "With sin-cos positions, fixed or as the start of learned ones, the opposite signs lose on MovieLens; on Beauty,"
-        " with fixed ones, no loss is seen.",
+        "With sin-cos positions, fixed or as the start of learned ones, the opposite signs lose on MovieLens;"
+        " on Beauty, with fixed ones, no loss is seen.",
         "it ends lower with vision's signs after 20 epochs (five pairs, exact p 0.062). On the last but one items, or"
         " after 40 epochs (three pairs), that is not seen.",
     ):
